@@ -1,0 +1,1 @@
+//! Policy gradients for discrete decisions inside burn models.

@@ -1,0 +1,111 @@
+//! What the integration tests and benches of every Arbora crate share: the device under test, the
+//! rule for skipping, tolerances calibrated by measurement, and gradient checks.
+//!
+//! This crate is a path-only dev-dependency. Unit tests never use it: inside a crate's own unit
+//! tests its types would be those of a second copy of that crate.
+//!
+//! - [`device`] and [`assert_backend_asked_for`]: which backend a suite runs on
+//! - [`skip`]: how a test says that it did not run
+//! - [`random`]: seeded inputs, the same on every backend
+//! - [`assert_close`]: element-wise comparison with a stated bound
+//! - [`gradient`]: finite differences
+
+pub mod gradient;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The device under test: burn's default, which `BURN_DEVICE` names.
+pub fn device() -> Device {
+    Device::default()
+}
+
+/// The device under test, recording gradients.
+pub fn autodiff_device() -> Device {
+    Device::default().autodiff()
+}
+
+/// Asserts that the backend named by `BURN_DEVICE` is the one that tensors of [`device`] live on.
+///
+/// burn-train and feature unification can compile in a backend that nobody asked for, and burn's
+/// default order may then prefer it. Without the variable the test passes for any backend: a bare
+/// `cargo test` takes burn's default.
+pub fn assert_backend_asked_for() {
+    let Ok(asked) = std::env::var("BURN_DEVICE") else {
+        return;
+    };
+    let variant = match asked.as_str() {
+        "flex" => "Flex",
+        "ndarray" => "NdArray",
+        "tch" => "LibTorch",
+        "wgpu" | "vulkan" | "webgpu" | "metal" | "cuda" | "rocm" | "cpu" => "Cube",
+        other => panic!("BURN_DEVICE={other} names no backend that the suite knows"),
+    };
+    let tensor = Tensor::<1>::zeros([1], &device());
+    let ran = format!("{:?}", tensor.device().as_dispatch());
+    assert!(
+        ran.starts_with(variant),
+        "BURN_DEVICE={asked} asked for {variant}, but the tensor lives on {ran}"
+    );
+}
+
+/// Says that the running test cannot do its work here, and why. Call it and return.
+///
+/// `cargo xtask test-all-backends` counts these lines and prints the reasons.
+pub fn skip(reason: &str) {
+    println!("[skip] {reason}");
+}
+
+/// A tensor of independent draws from U(-1, 1). The numbers come from the host, so one seed gives
+/// the same tensor on every backend.
+pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    Tensor::from_data(random_data(shape, seed), device)
+}
+
+/// The numbers of [`random`].
+pub fn random_data<const D: usize>(shape: [usize; D], seed: u64) -> TensorData {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let count = shape.iter().product();
+    let values: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0..1.0)).collect();
+    TensorData::new(values, shape)
+}
+
+/// A tensor of independent draws from U(0, 1), the uniform numbers that sampling takes.
+pub fn uniforms<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    (random(shape, seed, device) + 1.0) / 2.0
+}
+
+/// The elements as `f32`, in row-major order.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Asserts that two tensors agree in shape and, element by element, within
+/// `absolute + relative * |expected|`. Non-finite elements never agree.
+///
+/// # Panics
+/// With the first differing position, both values and the largest difference.
+#[track_caller]
+pub fn assert_close<const D: usize>(
+    got: Tensor<D>,
+    expected: Tensor<D>,
+    absolute: f32,
+    relative: f32,
+) {
+    assert_eq!(got.dims(), expected.dims(), "assert_close: shapes differ");
+    let (got, expected) = (values(got), values(expected));
+    let differs = |g: f32, e: f32| {
+        let within = (g - e).abs() <= absolute + relative * e.abs();
+        !within || !g.is_finite() || !e.is_finite()
+    };
+    let first = got.iter().zip(&expected).position(|(g, e)| differs(*g, *e));
+    if let Some(at) = first {
+        let worst = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f32::max);
+        panic!(
+            "assert_close: element {at} is {}, expected {} (largest difference {worst:e}, \
+             allowed {absolute:e} + {relative:e} * |expected|)",
+            got[at], expected[at]
+        );
+    }
+}

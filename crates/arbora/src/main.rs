@@ -1,0 +1,2 @@
+//! The `arbora` command.
+fn main() {}
