@@ -25,7 +25,7 @@ pub fn assert_matches_finite_differences<const D: usize>(
     let analytic = tensor.grad(&gradients).expect("the function must depend on its input");
     let analytic = crate::values(analytic);
 
-    let shape = input.shape.clone();
+    let shape = input.shape().clone();
     let base: Vec<f32> = input.iter::<f32>().collect();
     let evaluate = |at: usize, delta: f32| -> f64 {
         let mut moved = base.clone();
