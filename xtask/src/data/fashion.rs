@@ -1,0 +1,63 @@
+//! Fashion-MNIST from its Debian package.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::idx::gunzip;
+use super::lock::{self, Lock};
+use super::{downloaded, sample};
+use crate::shell;
+
+const PACKAGE: &str = "dataset-fashion-mnist";
+
+/// Fills `folder` with the four gzipped IDX files and the licence.
+///
+/// # Errors
+/// Without Debian's package tools, or when a checksum differs.
+pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+    ensure!(
+        shell::have("apt-get") && shell::have("dpkg-deb"),
+        "it comes from the Debian package {PACKAGE}, which needs apt-get and dpkg-deb \
+         (the bundled sample works without it)"
+    );
+    let mut download = Command::new("apt-get");
+    download.current_dir(scratch).args(["download", PACKAGE]);
+    if shell::is_root() {
+        // apt's own user cannot write to the scratch folder, which apt would warn about.
+        download.args(["-o", "APT::Sandbox::User=root"]);
+    }
+    shell::output(&mut download).context("if the package is unknown, run `apt-get update`")?;
+    let package = downloaded(scratch, ".deb")?;
+    let unpacked = scratch.join("unpacked");
+    shell::output(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(&package)
+            .arg(&unpacked),
+    )?;
+
+    let files = unpacked.join("usr/share/datasets/fashion-mnist");
+    for part in ["train", "t10k"] {
+        for kind in ["images-idx3-ubyte", "labels-idx1-ubyte"] {
+            let name = format!("{part}-{kind}");
+            let packed = files.join(format!("{name}.gz"));
+            // Package versions and compression change with Debian's releases, the data does not:
+            // its publishers' md5 is that of the uncompressed file.
+            lock.check(
+                &format!("fashion-mnist/{name}"),
+                &lock::md5(&gunzip(&packed)?),
+            )?;
+            fs::copy(&packed, folder.join(format!("{name}.gz")))?;
+        }
+    }
+    let readme = format!(
+        "Fashion-MNIST, from the Debian package {PACKAGE}.\n\
+         Source: https://github.com/zalandoresearch/fashion-mnist\n\n{}",
+        sample::FASHION_MNIST_LICENSE
+    );
+    fs::write(folder.join("NOTICE"), readme)?;
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! Checksums of everything that a task downloads.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use md5::Digest;
+
+/// A committed file of checksums. The first fetch of an artefact records its checksum, every later
+/// one must match it.
+pub struct Lock {
+    path: PathBuf,
+    digests: BTreeMap<String, String>,
+}
+
+impl Lock {
+    /// Reads the lock file. A missing file is an empty one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a JSON object of strings.
+    pub fn open(path: &Path) -> Result<Self> {
+        let digests = match fs::read_to_string(path) {
+            Ok(text) => serde_json::from_str(&text)
+                .with_context(|| format!("{} is no lock file", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            digests,
+        })
+    }
+
+    /// Compares the digest of `artefact` with the recorded one, or records it.
+    ///
+    /// # Errors
+    /// When the digests differ, or the file cannot be written.
+    pub fn check(&mut self, artefact: &str, digest: &str) -> Result<()> {
+        match self.digests.get(artefact) {
+            Some(expected) if expected == digest => Ok(()),
+            Some(expected) => bail!(
+                "{artefact} has the checksum {digest}, but {} says {expected}",
+                self.path.display()
+            ),
+            None => {
+                println!("recorded {artefact} {digest}");
+                self.digests
+                    .insert(artefact.to_string(), digest.to_string());
+                let text = serde_json::to_string_pretty(&self.digests)? + "\n";
+                let beside = self.path.with_extension("json.new");
+                fs::write(&beside, text).with_context(|| beside.display().to_string())?;
+                fs::rename(&beside, &self.path).with_context(|| self.path.display().to_string())
+            }
+        }
+    }
+}
+
+/// `sha256:` and the digest in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&sha2::Sha256::digest(bytes)))
+}
+
+/// `md5:` and the digest in hexadecimal: for data whose publishers state md5 sums.
+pub fn md5(bytes: &[u8]) -> String {
+    format!("md5:{}", hex(&md5::Md5::digest(bytes)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_check_records_and_later_ones_compare() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock.json");
+        Lock::open(&path)
+            .unwrap()
+            .check("a", &sha256(b"one"))
+            .unwrap();
+
+        let mut again = Lock::open(&path).unwrap();
+        again.check("a", &sha256(b"one")).unwrap();
+        let refused = again.check("a", &sha256(b"two")).unwrap_err().to_string();
+        assert!(
+            refused.contains(&sha256(b"one")) && refused.contains(&sha256(b"two")),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn digests_are_the_published_ones_of_the_empty_input() {
+        assert_eq!(md5(b""), "md5:d41d8cd98f00b204e9800998ecf8427e");
+        assert_eq!(
+            sha256(b""),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+    }
+}
