@@ -1,7 +1,12 @@
 //! Development tasks of the Arbora workspace: `cargo xtask --help`.
 
+mod backend;
+mod ci;
 mod data;
+mod provision;
 mod shell;
+mod test_all_backends;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -17,11 +22,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    Provision(provision::Args),
+    TestAllBackends(test_all_backends::Args),
+    Ci(ci::Args),
     Data(data::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Provision(args) => provision::run(&args),
+        Task::TestAllBackends(args) => test_all_backends::run(&args),
+        Task::Ci(args) => ci::run(&args),
         Task::Data(args) => data::run(&args),
     };
     match result {

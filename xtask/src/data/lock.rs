@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -23,7 +24,7 @@ impl Lock {
         let digests = match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text)
                 .with_context(|| format!("{} is no lock file", path.display()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
         Ok(Self {
@@ -61,6 +62,16 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&sha2::Sha256::digest(bytes)))
 }
 
+/// [`sha256`] of all that a reader gives, for what is too large for memory.
+///
+/// # Errors
+/// When reading fails.
+pub fn sha256_of(reader: &mut impl io::Read) -> io::Result<String> {
+    let mut hasher = sha2::Sha256::new();
+    io::copy(reader, &mut hasher)?;
+    Ok(format!("sha256:{}", hex(&hasher.finalize())))
+}
+
 /// `md5:` and the digest in hexadecimal: for data whose publishers state md5 sums.
 pub fn md5(bytes: &[u8]) -> String {
     format!("md5:{}", hex(&md5::Md5::digest(bytes)))
@@ -90,6 +101,11 @@ mod tests {
             refused.contains(&sha256(b"one")) && refused.contains(&sha256(b"two")),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_stream_has_the_digest_of_its_bytes() {
+        assert_eq!(sha256_of(&mut b"one".as_slice()).unwrap(), sha256(b"one"));
     }
 
     #[test]

@@ -1,0 +1,45 @@
+//! The backends, named as burn's features and `BURN_DEVICE` name them.
+
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+pub enum Backend {
+    Flex,
+    Ndarray,
+    #[value(alias = "libtorch")]
+    Tch,
+    Wgpu,
+    Vulkan,
+    Webgpu,
+    Metal,
+    Cuda,
+    Rocm,
+    Cpu,
+}
+
+impl Backend {
+    /// Those that the shared test suite must pass on.
+    pub const TESTED: [Self; 4] = [Self::Flex, Self::Ndarray, Self::Tch, Self::Wgpu];
+
+    /// The name of burn's feature, ours, and the value of `BURN_DEVICE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Ndarray => "ndarray",
+            Self::Tch => "tch",
+            Self::Wgpu => "wgpu",
+            Self::Vulkan => "vulkan",
+            Self::Webgpu => "webgpu",
+            Self::Metal => "metal",
+            Self::Cuda => "cuda",
+            Self::Rocm => "rocm",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Whether a build step downloads a toolchain that may be out of reach. With `DOCS_RS=1` the
+    /// step is left out, and the code can be checked but not linked.
+    pub fn needs_toolchain(self) -> bool {
+        matches!(self, Self::Cuda | Self::Rocm | Self::Cpu)
+    }
+}
