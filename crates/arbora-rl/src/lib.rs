@@ -1,1 +1,77 @@
 //! Policy gradients for discrete decisions inside burn models.
+//!
+//! A model that chooses (a child of a tree node, an arm, a token to keep) has no derivative at the
+//! choice. This crate supplies one by the score function: sample the choice, see how good the
+//! outcome was, and move the log-probability of what was chosen. The estimator is a function of
+//! tensors. It knows no model and no tree, and it adds to any loss of an ordinary burn program.
+//!
+//! Use it directly as a library of functions, or take the trainer of feature `train` for a model
+//! that yields rollouts.
+//!
+//! - [`Rollout`]: what the sampled decisions of a batch look like to the estimator
+//! - [`reward`]: how good an outcome was; rewards need no gradient
+//! - [`Baseline`]: what is subtracted from the reward to lower the variance
+//! - [`PolicyGradient`]: the surrogate loss whose gradient is the estimate
+//! - [`sample`]: drawing choices from given uniform numbers, the same on every backend
+//! - [`seed`]: random numbers as a function of (seed, step) alone
+//! - [`clip_global_norm`]: one norm over all parameters, unlike burn's clipping per parameter
+//! - [`schedule`]: the learning rate as a pure function of the step
+#![cfg_attr(
+    feature = "train",
+    doc = "- [`train`]: the trainer: exact resume, checkpoints, metrics log"
+)]
+//!
+//! # Example
+//!
+//! ```
+//! use arbora_rl::{BaselineConfig, PolicyGradientConfig, Rollout};
+//! use burn::tensor::Tensor;
+//! # fn example(log_prob: Tensor<2>, entropy: Tensor<2>, reward: Tensor<2>, task_loss: Tensor<1>) {
+//! let config = PolicyGradientConfig {
+//!     baseline: BaselineConfig::LeaveOneOut,
+//!     ..Default::default()
+//! };
+//! let mut policy_gradient = config.init();
+//! // One decision per sequence, four sequences per row.
+//! let decisions = log_prob.ones_like();
+//! let rollout = Rollout { log_prob, entropy, decisions, mask: None };
+//! let output = policy_gradient.loss(rollout, reward, None);
+//! let gradients = (task_loss + output.loss).backward();
+//! # }
+//! ```
+//!
+//! # Feature flags
+//!
+//! - `train`: the trainer, on burn-train. It links burn's flex backend, because burn-train does.
+//! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`, `fusion`:
+//!   burn's features of the same names. None is on by default.
+
+mod baseline;
+mod check;
+mod clip;
+mod policy_gradient;
+pub mod reward;
+mod rollout;
+pub mod sample;
+pub mod schedule;
+pub mod seed;
+#[cfg(feature = "train")]
+pub mod train;
+
+pub use baseline::{Baseline, BaselineConfig, BaselineState};
+pub use clip::{clip_global_norm, global_norm};
+pub use policy_gradient::{PolicyGradient, PolicyGradientConfig, PolicyGradientOutput};
+pub use reward::Reward;
+pub use rollout::Rollout;
+
+/// A setting that is out of its range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{setting}: expected {expected}, got {got}")]
+pub struct ConfigError {
+    /// The setting, as it is written in a configuration.
+    pub setting: &'static str,
+    /// What it may be.
+    pub expected: &'static str,
+    /// What it is.
+    pub got: String,
+}
