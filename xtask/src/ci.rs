@@ -97,7 +97,7 @@ impl Task {
 }
 
 fn steps() -> Result<Vec<Step>> {
-    let packages = workspace::packages()?;
+    let libraries = libraries()?;
     // One selection for clippy, the tests and the suites: what one compiled, the next one reuses.
     let everything = selection(&Backend::TESTED)?;
     let mut steps = Vec::new();
@@ -130,11 +130,11 @@ fn steps() -> Result<Vec<Step>> {
             cargo.args(&everything).env("RUSTDOCFLAGS", "-D warnings");
         }),
     );
-    step("libraries, no backend", check(&packages, None));
+    step("libraries, no backend", check(&libraries, None));
     for backend in CHECKED {
         step(
             &format!("{} alone", backend.name()),
-            check(&packages, Some(backend)),
+            check(&libraries, Some(backend)),
         );
     }
     step(
@@ -157,23 +157,23 @@ fn command(args: &[&str], more: impl FnOnce(&mut Command)) -> Task {
 }
 
 /// Checks the crates that a user can embed, with one backend or none and without the command line.
-fn check(packages: &[Package], backend: Option<Backend>) -> Task {
+fn check(libraries: &[Package], backend: Option<Backend>) -> Task {
     command(&["check", "--no-default-features"], |cargo| {
-        let is_library = |package: &&Package| {
-            package
-                .folder
-                .parent()
-                .is_some_and(|folder| folder.ends_with("crates"))
-                && package.name != "arbora-testing"
-        };
-        for package in packages.iter().filter(is_library) {
-            cargo.args(["--package", &package.name]);
+        for library in libraries {
+            cargo.args(["--package", &library.name]);
         }
         if let Some(backend) = backend {
-            cargo.args(["--features", &workspace::features(packages, &[backend])]);
+            cargo.args(["--features", &workspace::features(libraries, &[backend])]);
             if backend.needs_toolchain() {
                 cargo.env("DOCS_RS", "1");
             }
         }
     })
+}
+
+/// The members that are published.
+fn libraries() -> Result<Vec<Package>> {
+    let mut packages = workspace::packages()?;
+    packages.retain(|package| package.published);
+    Ok(packages)
 }

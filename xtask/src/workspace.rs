@@ -1,6 +1,6 @@
 //! What `cargo metadata` says about the workspace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -14,6 +14,8 @@ pub struct Package {
     pub name: String,
     pub folder: PathBuf,
     pub features: BTreeSet<String>,
+    /// Whether the manifest lets it be published: such a crate is embedded by users.
+    pub published: bool,
 }
 
 #[derive(Deserialize)]
@@ -25,7 +27,9 @@ struct Metadata {
 struct MetadataPackage {
     name: String,
     manifest_path: PathBuf,
-    features: std::collections::BTreeMap<String, Vec<String>>,
+    features: BTreeMap<String, Vec<String>>,
+    /// The registries it may go to: none given means any.
+    publish: Option<Vec<String>>,
 }
 
 /// The members of the workspace.
@@ -43,6 +47,9 @@ pub fn packages() -> Result<Vec<Package>> {
             .unwrap_or(Path::new(""))
             .to_path_buf(),
         features: package.features.into_keys().collect(),
+        published: package
+            .publish
+            .is_none_or(|registries| !registries.is_empty()),
         name: package.name,
     };
     Ok(metadata.packages.into_iter().map(package).collect())
@@ -71,6 +78,7 @@ mod tests {
             name: name.to_string(),
             folder: PathBuf::new(),
             features: features.iter().map(ToString::to_string).collect(),
+            published: true,
         };
         let packages = [
             package("a", &["flex", "tch"]),

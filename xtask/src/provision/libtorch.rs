@@ -73,7 +73,8 @@ pub fn provide(environment: &mut Environment) -> Result<()> {
         let script = "import os, torch; print(os.path.dirname(torch.__file__))";
         let folder = shell::output(Command::new(python).args(["-c", script]))
             .context("LIBTORCH_USE_PYTORCH is set, but Python cannot import torch")?;
-        return environment.load_from(Path::new(folder.trim()).join("lib"));
+        environment.libraries = Some(Path::new(folder.trim()).join("lib"));
+        return Ok(());
     }
     if let Some(folder) = std::env::var_os("LIBTORCH") {
         let library = std::env::var_os("LIBTORCH_LIB").unwrap_or_else(|| folder.clone());
@@ -83,11 +84,12 @@ pub fn provide(environment: &mut Environment) -> Result<()> {
             "LIBTORCH is set, but there is no {}",
             library.display()
         );
-        return environment.load_from(library);
+        environment.libraries = Some(library);
+        return Ok(());
     }
     let folder = cached()?;
-    environment.load_from(folder.join("lib"))?;
-    environment.set("LIBTORCH", folder);
+    environment.libraries = Some(folder.join("lib"));
+    environment.libtorch = Some(folder);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::backend::Backend;
 
@@ -33,44 +33,50 @@ pub fn run(args: &Args) -> Result<()> {
         provide(backend, &mut environment)?;
         println!("{:<8} ready", backend.name());
     }
-    for (name, value) in &environment.variables {
-        println!("export {name}={}", value.to_string_lossy());
+    // For cargo by hand.
+    if let Some(folder) = &environment.libtorch {
+        println!("export LIBTORCH={}", folder.display());
+    }
+    if let Some(folder) = &environment.libraries {
+        println!(
+            "export {LOADER_PATH}={}${{{LOADER_PATH}:+:${LOADER_PATH}}}",
+            folder.display()
+        );
     }
     Ok(())
 }
 
-/// Environment variables under which cargo builds, and test binaries run.
+/// Where the system's loader looks for shared libraries first.
+const LOADER_PATH: &str = if cfg!(target_os = "macos") {
+    "DYLD_LIBRARY_PATH"
+} else {
+    "LD_LIBRARY_PATH"
+};
+
+/// What cargo and test binaries must know about the machine.
 #[derive(Default)]
 pub struct Environment {
-    variables: Vec<(&'static str, OsString)>,
+    /// The value of LIBTORCH, where it is not set already.
+    libtorch: Option<PathBuf>,
+    /// The folder of libtorch's shared libraries.
+    libraries: Option<PathBuf>,
 }
 
 impl Environment {
     /// Adds the variables to a command.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)))
-    }
-
-    fn set(&mut self, name: &'static str, value: impl Into<OsString>) {
-        self.variables.push((name, value.into()));
-    }
-
-    /// Puts a folder of shared libraries first on the loader's path.
-    fn load_from(&mut self, folder: PathBuf) -> Result<()> {
-        let name = if cfg!(target_os = "macos") {
-            "DYLD_LIBRARY_PATH"
-        } else {
-            "LD_LIBRARY_PATH"
-        };
-        let mut folders = vec![folder];
-        if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty()) {
-            folders.extend(std::env::split_paths(&path));
+        if let Some(folder) = &self.libtorch {
+            command.env("LIBTORCH", folder);
         }
-        self.set(
-            name,
-            std::env::join_paths(folders).context("path of libtorch")?,
-        );
-        Ok(())
+        if let Some(folder) = &self.libraries {
+            let mut path = OsString::from(folder);
+            if let Some(rest) = std::env::var_os(LOADER_PATH).filter(|rest| !rest.is_empty()) {
+                path.push(":");
+                path.push(rest);
+            }
+            command.env(LOADER_PATH, path);
+        }
+        command
     }
 }
 
