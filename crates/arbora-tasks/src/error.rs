@@ -1,0 +1,178 @@
+//! What can be wrong with data.
+
+use std::path::PathBuf;
+
+/// Why data was refused. Each message names the file, key or example, what was expected and what
+/// came.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// A file or folder is missing or cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A gzip stream is truncated or corrupt.
+    #[error("{}: the gzip stream is damaged: {source}", path.display())]
+    Gzip {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: std::io::Error,
+    },
+    /// A file does not begin as an IDX file does.
+    #[error("{}: not an IDX file: expected it to begin with the bytes 00 00, got {got}", path.display())]
+    Magic {
+        /// The file.
+        path: PathBuf,
+        /// The first bytes, in hexadecimal.
+        got: String,
+    },
+    /// An IDX file holds elements other than unsigned bytes.
+    #[error(
+        "{}: expected IDX element type 0x08 (unsigned byte), got 0x{got:02x}", path.display()
+    )]
+    ElementType {
+        /// The file.
+        path: PathBuf,
+        /// The type byte of the header.
+        got: u8,
+    },
+    /// An IDX file has another number of axes: labels given as images, or the reverse.
+    #[error("{}: expected {expected} axes ({axes}), got {got}", path.display())]
+    Rank {
+        /// The file.
+        path: PathBuf,
+        /// How many axes the reader wants.
+        expected: usize,
+        /// Their names.
+        axes: &'static str,
+        /// How many the header announces.
+        got: usize,
+    },
+    /// An axis of a file of images has length 0: there are no images, or no pixels in them.
+    #[error("{}: the axis {axis} has length 0", path.display())]
+    EmptyAxis {
+        /// The file.
+        path: PathBuf,
+        /// `count`, `height` or `width`.
+        axis: &'static str,
+    },
+    /// A file is longer or shorter than its header says, or ends inside the header.
+    #[error("{}: expected {expected} bytes, got {got}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that the header promises, after decompression.
+        expected: u128,
+        /// Bytes found.
+        got: usize,
+    },
+    /// There are not as many labels as images.
+    #[error("{}: expected {expected} labels, one for each image, got {got}", path.display())]
+    LabelCount {
+        /// The file of labels.
+        path: PathBuf,
+        /// The number of images.
+        expected: usize,
+        /// The number of labels.
+        got: usize,
+    },
+    /// An image file is truncated, corrupt or of another type than its name says.
+    #[error("{}: not a readable PNG or JPEG image: {source}", path.display())]
+    ImageFile {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: image::ImageError,
+    },
+    /// A folder holds no PNG or JPEG file.
+    #[error("{}: expected PNG or JPEG files in this folder, found none", path.display())]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An image of a folder has another size than the first one.
+    #[error(
+        "{}: expected {}x{} pixels (height x width) as in the first file, got {}x{}; give a size to resize to",
+        path.display(), expected[0], expected[1], got[0], got[1]
+    )]
+    ImageSize {
+        /// The file.
+        path: PathBuf,
+        /// Height and width of the first file.
+        expected: [usize; 2],
+        /// Height and width of this one.
+        got: [usize; 2],
+    },
+    /// A set of images contradicts itself or the set beside it, or is empty.
+    #[error("image set: {what}: expected {expected}, got {got}")]
+    ImageSet {
+        /// What was looked at.
+        what: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A configuration key has a value out of range.
+    #[error("{key}: expected {expected}, got {got}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// The range it should be in.
+        expected: String,
+        /// Its value.
+        got: usize,
+    },
+    /// An example, or what a configuration asks for, has no context points.
+    #[error("{place}: the context is empty; at least one point is needed")]
+    EmptyContext {
+        /// The example or the configuration key.
+        place: String,
+    },
+    /// An example, or what a configuration asks for, has no target points.
+    #[error("{place}: there are no targets; at least one point is needed")]
+    NoTargets {
+        /// The example or the configuration key.
+        place: String,
+    },
+    /// There is no example in a batch.
+    #[error("a batch needs at least one example, got 0")]
+    EmptyBatch,
+    /// A value is NaN or infinite.
+    #[error("example {example}: {part}[{position}] is {value}; every value must be finite")]
+    NonFinite {
+        /// The example's position in the batch.
+        example: usize,
+        /// `context_x`, `context_y`, `target_x` or `target_y`.
+        part: &'static str,
+        /// The position in that list.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The lengths of an example's lists do not fit together.
+    #[error("example {example}: {part}: expected {expected} values, got {got}")]
+    DimensionMismatch {
+        /// The example's position in the batch.
+        example: usize,
+        /// `context_x`, `context_y`, `target_x` or `target_y`.
+        part: &'static str,
+        /// How many values there should be.
+        expected: String,
+        /// How many there are.
+        got: usize,
+    },
+    /// There is no image at this position.
+    #[error("image {index}: expected an index below {count}")]
+    NoSuchImage {
+        /// The index asked for.
+        index: usize,
+        /// The number of images in the set.
+        count: usize,
+    },
+}

@@ -1,0 +1,247 @@
+//! Folders of PNG and JPEG files.
+
+use std::path::{Path, PathBuf};
+
+use image::{DynamicImage, ImageReader, imageops::FilterType};
+
+use super::ImageSet;
+use crate::TaskError;
+
+/// Reads a folder. `channels` is 1, 3 or, if not given, what the first file has.
+pub(super) fn read(
+    folder: &Path,
+    size: Option<[usize; 2]>,
+    channels: Option<usize>,
+) -> Result<ImageSet, TaskError> {
+    check_options(size, channels)?;
+    let paths = list(folder)?;
+    let (mut size, mut channels, first_size) = (size, channels, size.is_none());
+    let mut pixels = Vec::new();
+    for path in &paths {
+        let image = open(path)?;
+        let got = [image.height() as usize, image.width() as usize];
+        let [height, width] = *size.get_or_insert(got);
+        let channels = *channels.get_or_insert(if image.color().has_color() { 3 } else { 1 });
+        let image = match [height, width] == got {
+            true => image,
+            false if first_size => {
+                let expected = [height, width];
+                return Err(TaskError::ImageSize {
+                    path: path.clone(),
+                    expected,
+                    got,
+                });
+            }
+            // The bicubic filter widens when it shrinks an image, so nothing is skipped over.
+            false => image.resize_exact(width as u32, height as u32, FilterType::CatmullRom),
+        };
+        match channels {
+            1 => pixels.extend_from_slice(image.to_luma8().as_raw()),
+            _ => pixels.extend_from_slice(image.to_rgb8().as_raw()),
+        }
+    }
+    let no_images = || TaskError::NoImages {
+        path: folder.into(),
+    };
+    let ([height, width], channels) = size.zip(channels).ok_or_else(no_images)?;
+    Ok(ImageSet {
+        pixels,
+        count: paths.len(),
+        height,
+        width,
+        channels,
+        labels: None,
+    })
+}
+
+fn check_options(size: Option<[usize; 2]>, channels: Option<usize>) -> Result<(), TaskError> {
+    // Far above any image that attention over pixels can use, and below what overflows.
+    let wrong = |side: &&usize| !(1..=1 << 14).contains(*side);
+    if let Some(&got) = size.iter().flatten().find(wrong) {
+        return Err(TaskError::Config {
+            key: "size",
+            expected: "1 to 16384".into(),
+            got,
+        });
+    }
+    match channels {
+        Some(got) if ![1, 3].contains(&got) => Err(TaskError::Config {
+            key: "channels",
+            expected: "1 or 3".into(),
+            got,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The image files of a folder, sorted by name.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
+    let unreadable = |source| TaskError::Read {
+        path: folder.into(),
+        source,
+    };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if ["png", "jpg", "jpeg"]
+            .iter()
+            .any(|known| extension == *known)
+            && path.is_file()
+        {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(TaskError::NoImages {
+            path: folder.into(),
+        });
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn open(path: &Path) -> Result<DynamicImage, TaskError> {
+    let unreadable = |source| TaskError::Read {
+        path: path.into(),
+        source,
+    };
+    let reader = ImageReader::open(path).map_err(unreadable)?;
+    let reader = reader.with_guessed_format().map_err(unreadable)?;
+    reader.decode().map_err(|source| TaskError::ImageFile {
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    use super::*;
+
+    fn grey(path: PathBuf, width: u32, height: u32, value: u8) {
+        GrayImage::from_fn(width, height, |x, _| Luma([value + x as u8]))
+            .save(path)
+            .unwrap();
+    }
+
+    fn colour(path: PathBuf, width: u32, height: u32, value: [u8; 3]) {
+        RgbImage::from_pixel(width, height, Rgb(value))
+            .save(path)
+            .unwrap();
+    }
+
+    #[test]
+    fn files_are_read_in_the_order_of_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        grey(folder.path().join("b.png"), 3, 2, 20);
+        grey(folder.path().join("a.PNG"), 3, 2, 10);
+        fs::write(folder.path().join("notes.txt"), "not an image").unwrap();
+        fs::create_dir(folder.path().join("c.png")).unwrap();
+        let set = ImageSet::from_folder(folder.path(), None).unwrap();
+        assert_eq!(
+            [set.count, set.height, set.width, set.channels],
+            [2, 2, 3, 1]
+        );
+        assert_eq!(set.pixels, [10, 11, 12, 10, 11, 12, 20, 21, 22, 20, 21, 22]);
+        set.check().unwrap();
+    }
+
+    #[test]
+    fn the_first_file_or_the_caller_decides_on_colour() {
+        let folder = tempfile::tempdir().unwrap();
+        colour(folder.path().join("a.png"), 2, 1, [10, 20, 30]);
+        grey(folder.path().join("b.png"), 2, 1, 7);
+        let set = ImageSet::from_folder(folder.path(), None).unwrap();
+        assert_eq!(set.channels, 3);
+        assert_eq!(set.pixels, [10, 20, 30, 10, 20, 30, 7, 7, 7, 8, 8, 8]);
+        let grey = ImageSet::from_folder_with_channels(folder.path(), None, 1).unwrap();
+        assert_eq!((grey.channels, &grey.pixels[2..]), (1, &[7, 8][..]));
+    }
+
+    #[test]
+    fn jpeg_files_are_read_and_images_resized() {
+        let folder = tempfile::tempdir().unwrap();
+        colour(folder.path().join("a.jpg"), 16, 16, [200, 100, 50]);
+        colour(folder.path().join("b.jpeg"), 8, 24, [10, 10, 10]);
+        let set = ImageSet::from_folder(folder.path(), Some([4, 6])).unwrap();
+        assert_eq!(
+            [set.count, set.height, set.width, set.channels],
+            [2, 4, 6, 3]
+        );
+        for (pixel, expected) in set
+            .image(0)
+            .unwrap()
+            .iter()
+            .zip([200u8, 100, 50].iter().cycle())
+        {
+            assert!(
+                pixel.abs_diff(*expected) <= 3,
+                "{pixel} is far from {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn images_of_different_sizes_need_a_size() {
+        let folder = tempfile::tempdir().unwrap();
+        grey(folder.path().join("a.png"), 3, 2, 0);
+        grey(folder.path().join("b.png"), 2, 3, 0);
+        let error = ImageSet::from_folder(folder.path(), None)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            format!(
+                "{}: expected 2x3 pixels (height x width) as in the first file, got 3x2; give a \
+                 size to resize to",
+                folder.path().join("b.png").display()
+            )
+        );
+    }
+
+    #[test]
+    fn unreadable_images_are_refused_by_name() {
+        let whole = tempfile::tempdir().unwrap();
+        grey(whole.path().join("a.png"), 30, 20, 0);
+        let png = fs::read(whole.path().join("a.png")).unwrap();
+        for content in [&b"plain text"[..], &[], &png[..png.len() / 2]] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("bad.png"), content).unwrap();
+            let error = ImageSet::from_folder(folder.path(), None).unwrap_err();
+            assert!(matches!(error, TaskError::ImageFile { .. }), "{error:?}");
+            assert!(
+                error
+                    .to_string()
+                    .contains("bad.png: not a readable PNG or JPEG"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn folders_without_images_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        assert!(matches!(none, TaskError::NoImages { .. }), "{none:?}");
+        fs::write(folder.path().join("notes.txt"), "").unwrap();
+        let none = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        assert!(matches!(none, TaskError::NoImages { .. }), "{none:?}");
+        let missing = ImageSet::from_folder(folder.path().join("gone"), None).unwrap_err();
+        assert!(matches!(missing, TaskError::Read { .. }), "{missing:?}");
+        let file = ImageSet::from_folder(folder.path().join("notes.txt"), None).unwrap_err();
+        assert!(matches!(file, TaskError::Read { .. }), "{file:?}");
+    }
+
+    #[test]
+    fn sizes_and_channels_out_of_range_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = ImageSet::from_folder(folder.path(), Some([0, 5])).unwrap_err();
+        assert_eq!(size.to_string(), "size: expected 1 to 16384, got 0");
+        let channels = ImageSet::from_folder_with_channels(folder.path(), None, 4).unwrap_err();
+        assert_eq!(channels.to_string(), "channels: expected 1 or 3, got 4");
+    }
+}

@@ -1,0 +1,304 @@
+//! The IDX format: two zero bytes, an element type, the number of axes, each axis as a big-endian
+//! 32-bit number, then the elements in row-major order.
+
+use std::{io::Read, path::Path};
+
+use flate2::read::MultiGzDecoder;
+
+use super::ImageSet;
+use crate::TaskError;
+
+const UNSIGNED_BYTE: u8 = 0x08;
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// The bytes of a file, decompressed if it is gzip.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
+    let bytes = std::fs::read(path).map_err(|source| TaskError::Read {
+        path: path.into(),
+        source,
+    })?;
+    decompress(path, bytes)
+}
+
+/// `bytes`, decompressed if they are gzip. `path` is for messages.
+pub(super) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskError> {
+    if !bytes.starts_with(&GZIP) {
+        return Ok(bytes);
+    }
+    let mut raw = Vec::new();
+    MultiGzDecoder::new(bytes.as_slice())
+        .read_to_end(&mut raw)
+        .map_err(|source| TaskError::Gzip {
+            path: path.into(),
+            source,
+        })?;
+    Ok(raw)
+}
+
+/// Grey images, `[count, height, width]`.
+pub(super) fn images(path: &Path, bytes: &[u8]) -> Result<ImageSet, TaskError> {
+    let ([count, height, width], pixels) = parse(path, bytes, "count, height, width")?;
+    for (axis, size) in [("count", count), ("height", height), ("width", width)] {
+        if size == 0 {
+            return Err(TaskError::EmptyAxis {
+                path: path.into(),
+                axis,
+            });
+        }
+    }
+    Ok(ImageSet {
+        pixels: pixels.to_vec(),
+        count,
+        height,
+        width,
+        channels: 1,
+        labels: None,
+    })
+}
+
+/// One label per image, `[count]`.
+pub(super) fn labels(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, TaskError> {
+    let ([_], labels) = parse(path, bytes, "count")?;
+    Ok(labels.to_vec())
+}
+
+/// The axes and the elements.
+fn parse<'a, const D: usize>(
+    path: &Path,
+    bytes: &'a [u8],
+    axes: &'static str,
+) -> Result<([usize; D], &'a [u8]), TaskError> {
+    let length = |expected| TaskError::Length {
+        path: path.into(),
+        expected,
+        got: bytes.len(),
+    };
+    if !bytes.is_empty() && !bytes.starts_with(&[0, 0][..bytes.len().min(2)]) {
+        let first = bytes[..bytes.len().min(4)]
+            .iter()
+            .map(|byte| format!("{byte:02x}"));
+        let got = first.collect::<Vec<_>>().join(" ");
+        return Err(TaskError::Magic {
+            path: path.into(),
+            got,
+        });
+    }
+    let header = 4 + 4 * D;
+    let [_, _, element, rank, ..] = *bytes else {
+        return Err(length(header as u128));
+    };
+    if element != UNSIGNED_BYTE {
+        return Err(TaskError::ElementType {
+            path: path.into(),
+            got: element,
+        });
+    }
+    if usize::from(rank) != D {
+        return Err(TaskError::Rank {
+            path: path.into(),
+            expected: D,
+            axes,
+            got: rank.into(),
+        });
+    }
+    if bytes.len() < header {
+        return Err(length(header as u128));
+    }
+    let (head, elements) = bytes.split_at(header);
+    let mut shape = [0; D];
+    for (size, word) in shape.iter_mut().zip(head[4..].chunks_exact(4)) {
+        *size = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize;
+    }
+    // Three 32-bit axes overflow 64 bits, and a damaged header is where they would.
+    let expected = shape.iter().map(|&size| size as u128).product::<u128>();
+    if elements.len() as u128 != expected {
+        return Err(length(header as u128 + expected));
+    }
+    Ok((shape, elements))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write, path::PathBuf};
+
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encode(axes: &[u32], elements: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, UNSIGNED_BYTE, axes.len() as u8];
+        axes.iter()
+            .for_each(|axis| bytes.extend_from_slice(&axis.to_be_bytes()));
+        bytes.extend_from_slice(elements);
+        bytes
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn parse_images(bytes: Vec<u8>) -> Result<ImageSet, TaskError> {
+        let path = Path::new("images");
+        images(path, &decompress(path, bytes)?)
+    }
+
+    fn message(bytes: Vec<u8>) -> String {
+        parse_images(bytes).unwrap_err().to_string()
+    }
+
+    prop_compose! {
+        fn files()(count in 1u32..4, height in 1u32..6, width in 1u32..6)(
+            elements in prop::collection::vec(any::<u8>(), (count * height * width) as usize),
+            axes in Just([count, height, width]),
+        ) -> ([u32; 3], Vec<u8>) {
+            (axes, elements)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_back((axes, elements) in files()) {
+            let bytes = encode(&axes, &elements);
+            let set = parse_images(bytes.clone()).unwrap();
+            prop_assert_eq!(&set.pixels, &elements);
+            prop_assert_eq!([set.count, set.height, set.width], axes.map(|axis| axis as usize));
+            prop_assert_eq!(parse_images(gzip(&bytes)).unwrap(), set);
+        }
+
+        #[test]
+        fn a_file_cut_anywhere_is_refused((axes, elements) in files()) {
+            let bytes = encode(&axes, &elements);
+            let packed = gzip(&bytes);
+            for length in 0..bytes.len() {
+                prop_assert!(parse_images(bytes[..length].to_vec()).is_err());
+            }
+            for length in 0..packed.len() {
+                prop_assert!(parse_images(packed[..length].to_vec()).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_give_a_result_and_no_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            plausible: bool,
+        ) {
+            let mut bytes = bytes;
+            if plausible && bytes.len() >= 4 {
+                bytes[..4].copy_from_slice(&[0, 0, UNSIGNED_BYTE, 3]);
+            }
+            let _ = parse_images(bytes.clone());
+            bytes.splice(0..0, GZIP);
+            prop_assert!(parse_images(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn each_kind_of_damage_has_its_message() {
+        let good = encode(&[2, 2, 2], &[7; 8]);
+        let wrong_type = [&[0, 0, 0x0d, 3], &good[4..]].concat();
+        let too_long = [good.as_slice(), &[0]].concat();
+        let mut damaged = gzip(&good);
+        let at = damaged.len() - 6;
+        damaged[at] ^= 0xff;
+        let cases = [
+            (
+                b"\x89PNG....".to_vec(),
+                "images: not an IDX file: expected it to begin with the bytes 00 00, got 89 50 4e 47",
+            ),
+            (
+                wrong_type,
+                "images: expected IDX element type 0x08 (unsigned byte), got 0x0d",
+            ),
+            (
+                encode(&[8], &[7; 8]),
+                "images: expected 3 axes (count, height, width), got 1",
+            ),
+            (good[..20].to_vec(), "images: expected 24 bytes, got 20"),
+            (good[..9].to_vec(), "images: expected 16 bytes, got 9"),
+            (too_long, "images: expected 24 bytes, got 25"),
+            (Vec::new(), "images: expected 16 bytes, got 0"),
+            (
+                encode(&[u32::MAX; 3], &[]),
+                "images: expected 79228162458924105385300197391 bytes, got 16",
+            ),
+            (
+                encode(&[2, 0, 2], &[]),
+                "images: the axis height has length 0",
+            ),
+            (
+                damaged,
+                "images: the gzip stream is damaged: corrupt gzip stream does not have a matching checksum",
+            ),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(message(bytes), expected);
+        }
+    }
+
+    fn files_in(folder: &Path, images: &[u8], labels: &[u8]) -> (PathBuf, PathBuf) {
+        let paths = (folder.join("images"), folder.join("labels"));
+        fs::write(&paths.0, images).unwrap();
+        fs::write(&paths.1, labels).unwrap();
+        paths
+    }
+
+    #[test]
+    fn images_and_labels_come_from_plain_and_packed_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (images, labels) = files_in(
+            folder.path(),
+            &gzip(&encode(&[2, 1, 2], &[1, 2, 3, 4])),
+            &encode(&[2], &[8, 9]),
+        );
+        let set = ImageSet::from_idx(&images, Some(&labels)).unwrap();
+        assert_eq!(set.labels.as_deref(), Some(&[8, 9][..]));
+        assert_eq!(set.image(1).unwrap(), [3, 4]);
+        set.check().unwrap();
+        let unlabelled = ImageSet::from_idx(&images, None::<&Path>).unwrap();
+        assert_eq!(
+            unlabelled,
+            ImageSet {
+                labels: None,
+                ..set
+            }
+        );
+    }
+
+    #[test]
+    fn another_number_of_labels_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = encode(&[2, 1, 2], &[0; 4]);
+        let (images, labels) = files_in(folder.path(), &images, &encode(&[3], &[0; 3]));
+        assert_eq!(
+            ImageSet::from_idx(&images, Some(&labels))
+                .unwrap_err()
+                .to_string(),
+            format!(
+                "{}: expected 2 labels, one for each image, got 3",
+                labels.display()
+            )
+        );
+        // Images where labels belong.
+        assert_eq!(
+            ImageSet::from_idx(&images, Some(&images))
+                .unwrap_err()
+                .to_string(),
+            format!("{}: expected 1 axes (count), got 3", images.display())
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nowhere.gz");
+        let error = ImageSet::from_idx(&path, None::<&Path>).unwrap_err();
+        assert!(matches!(&error, TaskError::Read { path: named, .. } if *named == path));
+        assert!(
+            error.to_string().contains("nowhere.gz: cannot be read"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,320 @@
+use std::path::Path;
+
+use crate::{TaskError, shuffle::Shuffle};
+
+/// Images of one size, 8 bits per channel, in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSet {
+    /// `[count, height, width, channels]`, row-major.
+    pub pixels: Vec<u8>,
+    /// How many images there are.
+    pub count: usize,
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+    /// 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+    /// The class of each image, `[count]`, where known.
+    pub labels: Option<Vec<u8>>,
+}
+
+impl ImageSet {
+    /// Reads images, and labels where given, from IDX files, the format of MNIST and its relatives.
+    /// Files may be gzip-compressed; their first bytes tell, not their names.
+    ///
+    /// Images are `[count, height, width]` unsigned bytes (type `0x08`) and become one grey channel.
+    /// Labels are `[count]` unsigned bytes.
+    ///
+    /// # Errors
+    /// [`TaskError`] for a missing, truncated or overlong file, a damaged gzip stream, another format,
+    /// another element type or number of axes, an axis of length 0, or another number of labels than
+    /// images.
+    pub fn from_idx(
+        images: impl AsRef<Path>,
+        labels: Option<impl AsRef<Path>>,
+    ) -> Result<Self, TaskError> {
+        let set = super::idx::images(images.as_ref(), &super::idx::read(images.as_ref())?)?;
+        match labels {
+            None => Ok(set),
+            Some(labels) => {
+                let bytes = super::idx::read(labels.as_ref())?;
+                set.with_labels(
+                    labels.as_ref(),
+                    super::idx::labels(labels.as_ref(), &bytes)?,
+                )
+            }
+        }
+    }
+
+    /// Reads the PNG and JPEG files of a folder, sorted by name. Other files and sub-folders are left
+    /// out, and there are no labels.
+    ///
+    /// With `size` (`[height, width]`) every image is resized to it with a bicubic filter, ignoring
+    /// its proportions. Without, all images must have the size of the first. If the first file is
+    /// grey all images become grey, else red, green and blue; transparency is dropped.
+    ///
+    /// # Errors
+    /// [`TaskError`] for a missing folder, a folder without such files, an unreadable image (the
+    /// content decides, not the name), images of different sizes without `size`, or a `size` of 0.
+    pub fn from_folder(
+        folder: impl AsRef<Path>,
+        size: Option<[usize; 2]>,
+    ) -> Result<Self, TaskError> {
+        super::folder::read(folder.as_ref(), size, None)
+    }
+
+    /// [`from_folder`](Self::from_folder) with `channels` given: 1 (grey) or 3 (colour).
+    ///
+    /// # Errors
+    /// As there, and [`TaskError::Config`] for another number of channels.
+    pub fn from_folder_with_channels(
+        folder: impl AsRef<Path>,
+        size: Option<[usize; 2]>,
+        channels: usize,
+    ) -> Result<Self, TaskError> {
+        super::folder::read(folder.as_ref(), size, Some(channels))
+    }
+
+    /// The training and the test images of the bundled sample. See [`sample`](super::sample).
+    #[cfg(feature = "sample")]
+    pub fn bundled() -> (Self, Self) {
+        super::sample::load()
+    }
+
+    /// How many pixels an image has: `height * width`.
+    pub fn pixels_per_image(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// The bytes of one image: `[height, width, channels]`.
+    ///
+    /// # Errors
+    /// [`TaskError::NoSuchImage`] if `index` is not below `count`.
+    pub fn image(&self, index: usize) -> Result<&[u8], TaskError> {
+        if index >= self.count {
+            return Err(TaskError::NoSuchImage {
+                index,
+                count: self.count,
+            });
+        }
+        let size = self.pixels_per_image() * self.channels;
+        Ok(&self.pixels[index * size..(index + 1) * size])
+    }
+
+    /// Checks that the lengths of the lists fit the stated sizes and nothing is empty. The loaders
+    /// yield only sets that pass; a set put together by hand may not.
+    ///
+    /// # Errors
+    /// [`TaskError::ImageSet`] with the first contradiction.
+    pub fn check(&self) -> Result<(), TaskError> {
+        let refuse = |what, expected: &str, got: usize| {
+            Err(TaskError::ImageSet {
+                what,
+                expected: expected.into(),
+                got: got.to_string(),
+            })
+        };
+        for (what, size) in [
+            ("count", self.count),
+            ("height", self.height),
+            ("width", self.width),
+        ] {
+            if size == 0 {
+                return refuse(what, "at least 1", 0);
+            }
+        }
+        if ![1, 3].contains(&self.channels) {
+            return refuse("channels", "1 or 3", self.channels);
+        }
+        let expected = [self.height, self.width, self.channels]
+            .into_iter()
+            .try_fold(self.count, usize::checked_mul);
+        if expected != Some(self.pixels.len()) {
+            let expected = "count * height * width * channels bytes";
+            return refuse("pixels", expected, self.pixels.len());
+        }
+        match &self.labels {
+            Some(labels) if labels.len() != self.count => {
+                refuse("labels", &self.count.to_string(), labels.len())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that another set has images of the same height, width and channels, as test images
+    /// must have those of the training images.
+    ///
+    /// # Errors
+    /// [`TaskError::ImageSet`] with both sizes.
+    pub fn check_same_size(&self, other: &Self) -> Result<(), TaskError> {
+        let size = |set: &Self| [set.height, set.width, set.channels];
+        if size(self) == size(other) {
+            return Ok(());
+        }
+        Err(TaskError::ImageSet {
+            what: "height, width and channels",
+            expected: format!("{:?}", size(self)),
+            got: format!("{:?}", size(other)),
+        })
+    }
+
+    /// The images at `indices`, in that order.
+    ///
+    /// # Errors
+    /// [`TaskError::NoSuchImage`] if an index is not below `count`.
+    pub fn select(&self, indices: &[usize]) -> Result<Self, TaskError> {
+        let mut pixels =
+            Vec::with_capacity(indices.len() * self.pixels_per_image() * self.channels);
+        for &index in indices {
+            pixels.extend_from_slice(self.image(index)?);
+        }
+        let labels = self.labels.as_ref();
+        let labels = labels.map(|labels| indices.iter().map(|&index| labels[index]).collect());
+        Ok(Self {
+            pixels,
+            count: indices.len(),
+            labels,
+            ..*self
+        })
+    }
+
+    /// Splits into the images to train on and `held_out` images to test on, which `seed` picks.
+    ///
+    /// # Errors
+    /// [`TaskError::Config`] unless at least one image goes to each side.
+    pub fn split(&self, held_out: usize, seed: u64) -> Result<(Self, Self), TaskError> {
+        if held_out == 0 || held_out >= self.count {
+            return Err(TaskError::Config {
+                key: "held_out",
+                expected: format!("between 1 and one less than the {} images", self.count),
+                got: held_out,
+            });
+        }
+        let shuffle = Shuffle::new(self.count, seed, 0);
+        let mut order: Vec<usize> = (0..self.count).map(|at| shuffle.get(at)).collect();
+        let (test, train) = order.split_at_mut(held_out);
+        test.sort_unstable();
+        train.sort_unstable();
+        Ok((self.select(train)?, self.select(test)?))
+    }
+
+    /// The set with labels read from `path`.
+    pub(super) fn with_labels(self, path: &Path, labels: Vec<u8>) -> Result<Self, TaskError> {
+        if labels.len() != self.count {
+            return Err(TaskError::LabelCount {
+                path: path.into(),
+                expected: self.count,
+                got: labels.len(),
+            });
+        }
+        Ok(Self {
+            labels: Some(labels),
+            ..self
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(count: usize) -> ImageSet {
+        ImageSet {
+            pixels: (0..count as u8).flat_map(|image| [image; 6]).collect(),
+            count,
+            height: 2,
+            width: 3,
+            channels: 1,
+            labels: Some((0..count as u8).collect()),
+        }
+    }
+
+    #[test]
+    fn a_split_puts_every_image_on_one_side() {
+        let (train, test) = set(10).split(3, 5).unwrap();
+        train.check().unwrap();
+        test.check().unwrap();
+        assert_eq!((train.count, test.count), (7, 3));
+        let mut all = [train.labels.clone().unwrap(), test.labels.clone().unwrap()].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<u8>>());
+        assert_eq!(test.pixels[0], test.labels.as_ref().unwrap()[0]);
+        assert_eq!(set(10).split(3, 5).unwrap().1, test);
+        assert_ne!(set(10).split(3, 6).unwrap().1, test);
+    }
+
+    #[test]
+    fn a_split_that_leaves_a_side_empty_is_refused() {
+        for held_out in [0, 10, 11] {
+            let error = set(10).split(held_out, 0).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!(
+                    "held_out: expected between 1 and one less than the 10 images, got {held_out}"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn contradictory_sets_are_refused() {
+        let cases: [(ImageSet, &str); 5] = [
+            (
+                ImageSet { count: 0, ..set(2) },
+                "count: expected at least 1, got 0",
+            ),
+            (
+                ImageSet { width: 0, ..set(2) },
+                "width: expected at least 1, got 0",
+            ),
+            (
+                ImageSet {
+                    channels: 2,
+                    ..set(2)
+                },
+                "channels: expected 1 or 3, got 2",
+            ),
+            (
+                ImageSet {
+                    height: 3,
+                    ..set(2)
+                },
+                "pixels: expected count * height * width * channels bytes, got 12",
+            ),
+            (
+                ImageSet {
+                    labels: Some(vec![1]),
+                    ..set(2)
+                },
+                "labels: expected 2, got 1",
+            ),
+        ];
+        for (set, message) in cases {
+            assert_eq!(
+                set.check().unwrap_err().to_string(),
+                format!("image set: {message}")
+            );
+        }
+    }
+
+    #[test]
+    fn sets_of_different_sizes_do_not_go_together() {
+        let other = ImageSet {
+            height: 3,
+            width: 2,
+            ..set(2)
+        };
+        assert_eq!(
+            set(2).check_same_size(&other).unwrap_err().to_string(),
+            "image set: height, width and channels: expected [2, 3, 1], got [3, 2, 1]"
+        );
+        set(2).check_same_size(&set(5)).unwrap();
+    }
+
+    #[test]
+    fn an_index_past_the_end_is_refused() {
+        let error = set(2).image(2).unwrap_err().to_string();
+        assert_eq!(error, "image 2: expected an index below 2");
+    }
+}

@@ -1,0 +1,23 @@
+//! The part of the shared suite that tests data: the same names on every backend.
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "webgpu",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "cpu"
+))]
+
+#[path = "backend/batch.rs"]
+mod batch;
+#[path = "backend/completion.rs"]
+mod completion;
+
+#[test]
+fn the_backend_asked_for_is_the_one_that_runs() {
+    arbora_testing::assert_backend_asked_for();
+}
