@@ -1,1 +1,36 @@
-//! Attention over trees.
+//! Attention over trees for burn: operators declared on every backend, the tensor functions that call
+//! them, and layers.
+//!
+//! Depend on this crate to put tree cross attention into a model of your own. The trees come from
+//! [`arbora_tree`]; how the discrete route learns is in `arbora-rl`, which this crate does not know.
+//!
+//! - [`ops`]: [`TreeAttentionOps`], the operators as a backend extension. Each has a default body in
+//!   plain backend operations. That body is the reference and the oracle of the tests; a backend
+//!   overrides it with a kernel.
+//! - [`functions`]: the tensor functions that users call.
+//! - [`layers`]: modules, each with a config, `init` and `forward`-like methods.
+//! - [`flops`]: counting of work.
+//!
+//! # Feature flags
+//!
+//! `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu` and `fusion`
+//! are burn's backend features of the same names; none is on by default. Enable a backend on this
+//! crate and not only on burn: a backend that burn has and this crate lacks compiles, and panics when
+//! an operator is called. The GPU features imply `fusion`.
+
+// burn 0.22 marks ndarray and libtorch as deprecated in favour of flex. They are supported here for
+// as long as the pinned burn carries them, and lint levels do not reach dependents.
+#![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
+
+mod backends;
+pub mod flops;
+pub mod functions;
+pub mod layers;
+pub mod ops;
+
+pub use functions::{Route, TreeSearch, tree_search};
+pub use layers::{
+    SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    tree_cross_attention::QueryResidual,
+};
+pub use ops::{GhostNodes, TreeAttentionOps, TreeSearchOptions};

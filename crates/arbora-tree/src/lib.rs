@@ -1,1 +1,35 @@
-//! Trees over tokens.
+//! Trees over tokens: what a tree is, in which order tokens become its leaves, and the tensors of
+//! its nodes.
+//!
+//! Depend on this crate alone to order tokens along a space-filling curve or a k-d tree, or to build
+//! level-order summaries of a sequence. `arbora-attention` searches the trees built here.
+//!
+//! - [`shape`]: index arithmetic on integers, no tensors: [`TokenTreeShape`](shape::TokenTreeShape)
+//!   (a balanced tree over N tokens in two layouts) and [`CompleteTree`](shape::CompleteTree) (a
+//!   branching factor per level).
+//! - `order`: the permutation that makes tokens leaves: given, by axis, k-d, Morton, random.
+//! - `token`: `TokenTree`, one tensor `[batch, nodes, dim]` in level order with its mask, built
+//!   bottom-up by an `Aggregator`.
+//!
+//! # Feature flags
+//!
+//! - `tensor` (default): `order` and `token`, which need burn. Without it the crate is [`shape`]
+//!   alone and `no_std` (it needs `alloc`).
+//! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`, `fusion`:
+//!   burn's backend features of the same names. None is on by default.
+
+#![cfg_attr(not(feature = "tensor"), no_std)]
+
+extern crate alloc;
+
+#[cfg(feature = "tensor")]
+pub mod order;
+pub mod shape;
+#[cfg(feature = "tensor")]
+pub mod token;
+
+#[cfg(feature = "tensor")]
+pub use order::TokenOrder;
+pub use shape::{CompleteTree, Layout, TokenTreeShape};
+#[cfg(feature = "tensor")]
+pub use token::{Aggregator, MeanAggregator, TokenTree};

@@ -1,0 +1,32 @@
+//! Which backends implement the operators, and how.
+//!
+//! Every backend uses the reference body so far. A backend that gets a kernel overrides the method in
+//! its own module here.
+
+use crate::ops::TreeAttentionOps;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::{Autodiff, Backend};
+
+#[cfg(feature = "flex")]
+impl TreeAttentionOps for burn::backend::Flex {}
+
+#[cfg(feature = "ndarray")]
+impl TreeAttentionOps for burn::backend::NdArray {}
+
+#[cfg(feature = "tch")]
+impl TreeAttentionOps for burn::backend::LibTorch {}
+
+#[cfg(any(
+    feature = "wgpu",
+    feature = "webgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "cpu"
+))]
+impl TreeAttentionOps for burn_cubecl::CubeBackend {}
+
+/// Differentiates the reference body. A backend's forward kernel needs a backward pass here before
+/// training can use it.
+impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for Autodiff<B, C> {}

@@ -1,0 +1,319 @@
+//! The reference bodies: compositions of plain backend operations.
+
+use super::primitive::{Float, Integer, Mask};
+use super::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
+use burn::backend::Backend;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+
+/// Below every logit that single precision can tell apart from another, and finite, so that a row
+/// without real entries stays free of NaN.
+const MASKED_LOGIT: f64 = -1e30;
+
+/// Reference of [`TreeAttentionOps::tree_search`](super::TreeAttentionOps::tree_search).
+///
+/// Follows the one-pass form of Tree Cross Attention: the policy scores siblings with the weights and
+/// inputs of the final attention, so the logits of unchosen siblings are already their final logits.
+/// Whole rows of keys are picked per level, so a query reads the nodes on its path and no others.
+pub fn tree_search<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    lengths: IntTensor<B>,
+    route: RoutePrimitive<B>,
+    options: TreeSearchOptions,
+) -> TreeSearchPrimitive<B> {
+    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
+    let lengths = Integer::<B>(lengths);
+    let TreeSearchOptions {
+        shape,
+        temperature,
+        ghosts,
+        ..
+    } = options;
+    let output_dtype = query.dtype();
+    let (query, key, value) = (
+        query.at_least_single(),
+        key.at_least_single(),
+        value.at_least_single(),
+    );
+    let dtype = query.dtype();
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, nodes, _, value_dim] = value.dims();
+    let rows = batch * queries;
+    let scale = options.scale.unwrap_or((head_dim as f64).powf(-0.5));
+
+    let search = Search {
+        query: query.scale(scale).reshape([rows, 1, heads, head_dim]),
+        key: key.reshape([batch * nodes, heads * head_dim]),
+        // [batch] -> [rows]: the queries of an example share its length and its place in the batch.
+        lengths: per_query(lengths.clone(), batch, queries),
+        first_node: per_query(
+            Integer::arange(batch, &lengths).times(nodes),
+            batch,
+            queries,
+        ),
+        rows,
+        heads,
+        head_dim,
+    };
+
+    let mut node = Integer::arange(rows, &search.lengths).times(0); // index at the current height
+    let mut path = vec![node.clone().reshape([batch, queries, 1])];
+    let mut attended: Vec<Siblings<B>> = Vec::new();
+    let mut log_prob = search.query.zeros_like_rows(rows);
+    let mut entropy = log_prob.clone();
+    let mut decisions = node.clone();
+    let mut read = node.clone();
+
+    for height in (1..=shape.decisions()).rev() {
+        let siblings = search.siblings(&options, height, shape.group(height + 1), node.clone());
+        let group = siblings.group;
+        let real = siblings.real.clone();
+        let count = real.clone().count(&node); // real siblings
+        // per head [rows, group, heads]; ghosts get probability exactly 0
+        let scaled = siblings.logits.clone().scale(1.0 / temperature);
+        let (probability, log_probability) = masked_softmax(scaled, real.clone());
+        let policy = probability
+            .clone()
+            .sum(2)
+            .scale(1.0 / heads as f64)
+            .reshape([rows, group]);
+
+        let uniform_numbers = |numbers: FloatTensor<B>| {
+            // Indexed by height, so that padding to a higher tree moves no number.
+            Float::<B>(numbers)
+                .at_least_single()
+                .cast(dtype)
+                .last_of_three(height - 1)
+        };
+        let (child, chosen_from) = match &route {
+            RoutePrimitive::Greedy => (leftmost_best(policy.clone(), real.clone(), &node), policy),
+            RoutePrimitive::Sampled(numbers) => (
+                inverse_cdf(policy.clone(), uniform_numbers(numbers.clone()), &node),
+                policy,
+            ),
+            RoutePrimitive::Uniform(numbers) => {
+                let keep = real.clone().float(dtype);
+                let total = keep.clone().sum(1).clamp_min(1.0);
+                let uniform = keep.div(total);
+                (
+                    inverse_cdf(uniform.clone(), uniform_numbers(numbers.clone()), &node),
+                    uniform,
+                )
+            }
+            RoutePrimitive::Given(path) => {
+                let level = shape.decisions() - height + 1;
+                let next = Integer::<B>(path.clone())
+                    .cast_like(&node)
+                    .last_of_three(level);
+                (next.sub(node.clone().times(group)), policy)
+            }
+        };
+        // Rounding in the cumulative sum may point past the last real sibling; an example without
+        // tokens has none.
+        let child = child.min(count.clone().plus(-1)).clamp(0, group as i64 - 1);
+
+        let columns = Integer::arange(group, &node)
+            .reshape([1, group])
+            .expand([rows, group]);
+        let chosen = columns.equal(child.clone().reshape([rows, 1]).expand([rows, group])); // [rows, group]
+
+        // With fewer than two real siblings the step is forced: no decision, log-probability 0.
+        let decided = count.clone().above(1);
+        let weight = decided.clone().float(dtype);
+        let picked = chosen_from
+            .mul(chosen.clone().float(dtype))
+            .sum(1)
+            .reshape([rows]);
+        let step_log_prob = picked.fill(decided.clone().not(), 1.0).log();
+        log_prob = log_prob.add(step_log_prob);
+        let step_entropy = probability
+            .mul(log_probability)
+            .sum(1)
+            .sum(2)
+            .scale(-1.0 / heads as f64)
+            .reshape([rows])
+            .mul(weight);
+        entropy = entropy.add(step_entropy);
+        decisions = decisions.add(decided.integer(&node));
+        read = read.add(count);
+
+        let keep = match ghosts {
+            GhostNodes::Masked => real.and(chosen.not()),
+            GhostNodes::Published => chosen.not(),
+        };
+        attended.push(Siblings {
+            real: keep,
+            ..siblings
+        });
+        node = node.times(group).add(child);
+        path.push(node.clone().reshape([batch, queries, 1]));
+    }
+
+    let leaves = match shape.height() {
+        // The only token is the root itself.
+        0 => 1,
+        _ => shape.leaf_group(),
+    };
+    let siblings = search.siblings(&options, 0, leaves, node);
+    read = read.clone().add(siblings.real.clone().count(&read));
+    attended.push(siblings);
+
+    let slots: usize = attended.iter().map(|siblings| siblings.group).sum();
+    let mut parts = (Vec::new(), Vec::new(), Vec::new());
+    for siblings in attended {
+        parts.0.push(siblings.logits);
+        parts.1.push(siblings.real);
+        parts.2.push(siblings.positions);
+    }
+    let logits = Float::cat(parts.0, 1); // [rows, slots, heads]
+    let keep = Mask::cat(parts.1, 1); // [rows, slots]
+    let positions = Integer::cat(parts.2, 1).reshape([rows * slots]);
+    let selected = keep.clone().count(&read);
+    let (weights, _) = masked_softmax(logits, keep);
+    let values = value
+        .reshape([batch * nodes, heads * value_dim])
+        .select_rows(positions)
+        .reshape([rows, slots, heads, value_dim]);
+    let context = weights.reshape([rows, slots, heads, 1]).mul(values).sum(1);
+
+    let entropy = entropy.div(decisions.clone().float(dtype).clamp_min(1.0));
+    let counts = [decisions, selected, read].map(|count| count.reshape([batch, queries, 1]));
+    TreeSearchPrimitive {
+        context: context
+            .reshape([batch, queries, heads, value_dim])
+            .cast(output_dtype)
+            .0,
+        path: Integer::cat(path, 2).0,
+        log_prob: log_prob.reshape([batch, queries]).0,
+        entropy: entropy.reshape([batch, queries]).0,
+        counts: Integer::cat(counts.into(), 2).0,
+    }
+}
+
+/// What stays the same on the way down.
+struct Search<B: Backend> {
+    query: Float<B>,        // [rows, 1, heads, head_dim], scaled
+    key: Float<B>,          // [batch * nodes, heads * head_dim]
+    lengths: Integer<B>,    // [rows]
+    first_node: Integer<B>, // [rows]
+    rows: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+/// The children of one node per row.
+struct Siblings<B: Backend> {
+    group: usize,
+    logits: Float<B>,      // [rows, group, heads]
+    real: Mask<B>,         // [rows, group], later: which are attended
+    positions: Integer<B>, // [rows, group], rows of keys and values
+}
+
+impl<B: Backend> Search<B> {
+    /// Scores the children, at `height`, of the given node one height above.
+    fn siblings(
+        &self,
+        options: &TreeSearchOptions,
+        height: usize,
+        group: usize,
+        parent: Integer<B>,
+    ) -> Siblings<B> {
+        let (rows, shape) = (self.rows, &options.shape);
+        let per_child = |row: &Integer<B>| row.clone().reshape([rows, 1]).expand([rows, group]);
+        let slot = Integer::arange(group, &parent)
+            .reshape([1, group])
+            .expand([rows, group]);
+        let index = per_child(&parent.times(group)).add(slot); // [rows, group]
+        let real = index
+            .clone()
+            .times(shape.span(height))
+            .below(per_child(&self.lengths));
+        // Slots past the last stored node are ghosts; any stored node can stand in for them.
+        let stored = index
+            .clamp(0, shape.width(height) as i64 - 1)
+            .plus(shape.offset(height) as i64);
+        let positions = stored.add(per_child(&self.first_node));
+        let keys = self
+            .key
+            .clone()
+            .select_rows(positions.clone().reshape([rows * group]))
+            .reshape([rows, group, self.heads, self.head_dim]);
+        let logits = self
+            .query
+            .clone()
+            .mul(keys)
+            .sum(3)
+            .reshape([rows, group, self.heads]);
+        Siblings {
+            group,
+            logits,
+            real,
+            positions,
+        }
+    }
+}
+
+/// `[batch]` -> `[batch * queries]`.
+fn per_query<B: Backend>(values: Integer<B>, batch: usize, queries: usize) -> Integer<B> {
+    values
+        .reshape([batch, 1])
+        .expand([batch, queries])
+        .reshape([batch * queries])
+}
+
+/// Softmax over axis 1 of `[rows, entries, heads]` among the kept `[rows, entries]`, and its
+/// logarithm. Entries not kept get exactly 0 in both; so does a row that keeps none.
+fn masked_softmax<B: Backend>(logits: Float<B>, keep: Mask<B>) -> (Float<B>, Float<B>) {
+    let [rows, entries, heads] = logits.dims();
+    let dtype = logits.dtype();
+    let keep = keep
+        .reshape([rows, entries, 1])
+        .expand([rows, entries, heads]);
+    let drop = keep.clone().not();
+    let logits = logits.fill(drop.clone(), MASKED_LOGIT);
+    // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
+    let shifted = logits.clone().sub(logits.detach().max(1));
+    let exponential = shifted.clone().exp().mul(keep.float(dtype));
+    // A row that keeps nothing has total 0; any positive divisor leaves it at 0.
+    let total = exponential.clone().sum(1).clamp_min(1e-30);
+    let logarithm = shifted.sub(total.clone().log()).fill(drop, 0.0);
+    (exponential.div(total), logarithm)
+}
+
+/// The number of entries whose cumulative probability is at most `u` times the total: the entry
+/// that a uniform number in [0, 1) falls on.
+fn inverse_cdf<B: Backend>(
+    probability: Float<B>,
+    uniform: Float<B>,
+    like: &Integer<B>,
+) -> Integer<B> {
+    let [rows, group] = probability.dims();
+    let probability = probability.detach();
+    let total = probability.clone().sum(1); // [rows, 1]
+    let threshold = uniform
+        .detach()
+        .reshape([rows, 1])
+        .mul(total)
+        .expand([rows, group]);
+    probability.cumsum(1).at_most(threshold).count(like)
+}
+
+/// The first real entry that no real entry exceeds.
+fn leftmost_best<B: Backend>(
+    probability: Float<B>,
+    real: Mask<B>,
+    like: &Integer<B>,
+) -> Integer<B> {
+    let [rows, group] = probability.dims();
+    let dtype = probability.dtype();
+    let candidates = probability.detach().fill(real.not(), -1.0);
+    let best = candidates.clone().max(1).expand([rows, group]);
+    // The entries before the first best are those whose running count of bests is still 0.
+    candidates
+        .at_least(best)
+        .float(dtype)
+        .cumsum(1)
+        .is_zero()
+        .count(like)
+}

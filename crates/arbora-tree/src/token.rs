@@ -1,0 +1,233 @@
+//! The node tensors of a token tree.
+
+use crate::order::int_tensor;
+use crate::shape::TokenTreeShape;
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+/// Summarises the children of a node: the encoder of inner nodes.
+pub trait Aggregator {
+    /// One summary per group of siblings.
+    ///
+    /// # Shapes
+    /// - children: `[groups, siblings, dim]`
+    /// - mask: `[groups, siblings]`, `true` = masked out; real siblings come first
+    /// - returns `[groups, dim]`; what it returns for a group without real siblings is ignored, but
+    ///   must be finite
+    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2>;
+}
+
+/// The mean of the real siblings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MeanAggregator;
+
+impl Aggregator for MeanAggregator {
+    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+        masked_mean(children, mask)
+    }
+}
+
+/// Mean over axis 1 of the rows that are not masked; zero where all are.
+///
+/// # Shapes
+/// - rows: `[groups, siblings, dim]`
+/// - mask: `[groups, siblings]`, `true` = masked out
+/// - returns `[groups, dim]`
+pub fn masked_mean(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+    let keep = mask.bool_not().float().unsqueeze_dim::<3>(2); // [groups, siblings, 1]
+    let count = keep.clone().sum_dim(1).clamp_min(1.0); // [groups, 1, 1]
+    ((rows * keep).sum_dim(1) / count).squeeze_dim(1)
+}
+
+/// A batch of balanced trees whose leaves are tokens, as tensors in level order.
+///
+/// All trees of a batch share one [`TokenTreeShape`], that of the longest example. A shorter example
+/// fills the left part of it; nodes over none of its tokens are *ghosts*: their vector is zero and
+/// they are masked.
+#[derive(Clone, Debug)]
+pub struct TokenTree {
+    shape: TokenTreeShape,
+    nodes: Tensor<3>,
+    mask: Tensor<2, Bool>,
+    lengths: Tensor<1, Int>,
+    order: Tensor<2, Int>,
+}
+
+impl TokenTree {
+    /// Builds the trees bottom-up, one aggregation per level over all nodes of the level.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, tokens, dim]`
+    /// - mask: `[batch, tokens]`, `true` = masked out; an example may have no token at all
+    /// - order: `[batch, tokens]`, the token of each leaf, real tokens first
+    ///   (see [`TokenOrder::permutation`](crate::TokenOrder::permutation))
+    ///
+    /// # Panics
+    /// If the axes of `tokens`, `mask`, `order` and `shape` disagree.
+    #[track_caller]
+    pub fn build<A: Aggregator + ?Sized>(
+        tokens: Tensor<3>,
+        mask: Option<Tensor<2, Bool>>,
+        order: Tensor<2, Int>,
+        shape: TokenTreeShape,
+        aggregator: &A,
+    ) -> Self {
+        let [batch, count, dim] = tokens.dims();
+        let device = tokens.device();
+        assert_eq!(
+            count,
+            shape.tokens(),
+            "token_tree: axis 1 of tokens: expected {}, got {count}",
+            shape.tokens()
+        );
+        for (name, dims) in [
+            ("order", Some(order.dims())),
+            ("mask", mask.as_ref().map(Tensor::dims)),
+        ] {
+            assert!(
+                dims.is_none_or(|dims| dims == [batch, count]),
+                "token_tree: {name}: expected {:?}, got {:?}",
+                [batch, count],
+                dims.unwrap_or_default()
+            );
+        }
+        let lengths = match &mask {
+            Some(mask) => mask.clone().bool_not().int().sum_dim(1).squeeze_dim(1),
+            None => Tensor::full([batch], count as i64, &device),
+        };
+        let node_mask = node_mask(&shape, lengths.clone());
+
+        let mut level = select_rows(tokens, order.clone()); // [batch, tokens, dim]
+        let slots = shape.width(0);
+        if slots > count {
+            level = pad_rows(level, slots);
+        }
+        let leaf_mask = node_mask
+            .clone()
+            .slice([0..batch, shape.offset(0)..shape.nodes()]);
+        let mut level = zero_masked(level, leaf_mask.clone());
+        let mut level_mask = leaf_mask;
+        let mut levels = vec![level.clone()];
+        for height in 1..=shape.height() {
+            let (width, group) = (shape.width(height), shape.group(height));
+            // [batch, width * group, dim] -> [batch * width, group, dim]: siblings side by side.
+            let children = pad_rows(level, width * group).reshape([batch * width, group, dim]);
+            let missing = width * group - level_mask.dims()[1];
+            if missing > 0 {
+                let ghosts = Tensor::<2>::ones([batch, missing], &device).bool();
+                level_mask = Tensor::cat(vec![level_mask, ghosts], 1);
+            }
+            let children_mask = level_mask.reshape([batch * width, group]);
+            let parents = aggregator.aggregate(children, children_mask);
+            assert_eq!(
+                parents.dims(),
+                [batch * width, dim],
+                "token_tree: aggregator's output: expected {:?}, got {:?}",
+                [batch * width, dim],
+                parents.dims()
+            );
+            let offset = shape.offset(height);
+            level_mask = node_mask.clone().slice([0..batch, offset..offset + width]);
+            level = zero_masked(parents.reshape([batch, width, dim]), level_mask.clone());
+            levels.push(level.clone());
+        }
+        levels.reverse();
+        Self {
+            shape,
+            nodes: Tensor::cat(levels, 1),
+            mask: node_mask,
+            lengths,
+            order,
+        }
+    }
+
+    /// The shape that all trees of the batch share.
+    pub fn shape(&self) -> &TokenTreeShape {
+        &self.shape
+    }
+
+    /// All nodes in level order, `[batch, nodes, dim]`: the root first, the leaves last.
+    pub fn nodes(&self) -> Tensor<3> {
+        self.nodes.clone()
+    }
+
+    /// Which nodes are ghosts, `[batch, nodes]`, `true` = masked out.
+    pub fn mask(&self) -> Tensor<2, Bool> {
+        self.mask.clone()
+    }
+
+    /// Real tokens per example, `[batch]`.
+    pub fn lengths(&self) -> Tensor<1, Int> {
+        self.lengths.clone()
+    }
+
+    /// The token of each leaf, `[batch, tokens]`.
+    pub fn order(&self) -> Tensor<2, Int> {
+        self.order.clone()
+    }
+
+    /// The nodes of one height, `[batch, width, dim]`.
+    ///
+    /// # Panics
+    /// If `height` is above the root.
+    #[track_caller]
+    pub fn level(&self, height: usize) -> Tensor<3> {
+        let first = self.shape.position(height, 0);
+        let [batch, _, dim] = self.nodes.dims();
+        self.nodes
+            .clone()
+            .slice([0..batch, first..first + self.shape.width(height), 0..dim])
+    }
+}
+
+/// Which nodes of `shape` are ghosts for examples of the given lengths, in level order.
+///
+/// # Shapes
+/// - lengths: `[batch]`
+/// - returns `[batch, nodes]`, `true` = masked out
+pub fn node_mask(shape: &TokenTreeShape, lengths: Tensor<1, Int>) -> Tensor<2, Bool> {
+    let [batch] = lengths.dims();
+    let device: Device = lengths.device();
+    let first: Vec<i64> = shape
+        .first_leaves()
+        .iter()
+        .map(|leaf| *leaf as i64)
+        .collect();
+    let nodes = first.len();
+    let first = int_tensor(first, [1, nodes], &device).expand([batch, nodes]);
+    first.greater_equal(lengths.reshape([batch, 1]).expand([batch, nodes]))
+}
+
+/// Picks rows of each example: `output[e, i] = rows[e, indices[e, i]]`.
+///
+/// # Shapes
+/// - rows: `[batch, rows, dim]`
+/// - indices: `[batch, picked]`
+/// - returns `[batch, picked, dim]`
+pub fn select_rows(rows: Tensor<3>, indices: Tensor<2, Int>) -> Tensor<3> {
+    let [batch, count, dim] = rows.dims();
+    let [_, picked] = indices.dims();
+    // One selection over the flattened batch copies whole rows; a gather would need an index per
+    // element.
+    let device = rows.device();
+    let first = Tensor::<1, Int>::arange(0..batch as i64, &device) * count as i64;
+    let indices = (indices + first.reshape([batch, 1])).reshape([batch * picked]);
+    rows.reshape([batch * count, dim])
+        .select(0, indices)
+        .reshape([batch, picked, dim])
+}
+
+/// Appends zero rows up to `count` rows.
+fn pad_rows(rows: Tensor<3>, count: usize) -> Tensor<3> {
+    let [batch, existing, dim] = rows.dims();
+    if existing == count {
+        return rows;
+    }
+    let device = rows.device();
+    let zeros = Tensor::zeros([batch, count - existing, dim], (&device, rows.dtype()));
+    Tensor::cat(vec![rows, zeros], 1)
+}
+
+fn zero_masked(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<3> {
+    let dims = rows.dims();
+    rows.mask_fill(mask.unsqueeze_dim::<3>(2).expand(dims), 0.0)
+}
