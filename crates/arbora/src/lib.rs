@@ -1,1 +1,4 @@
 //! Facade.
+
+#[cfg(feature = "cli")]
+pub mod picture;
