@@ -30,7 +30,7 @@
 //! gets the same numbers.
 //!
 //! # Feature flags
-//! - `sample`: compiles the bundled Fashion-MNIST sample into the binary ([`images::sample`])
+//! - `sample`: compiles the bundled Fashion-MNIST sample into the binary (`images::sample`)
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 

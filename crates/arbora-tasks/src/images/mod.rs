@@ -2,7 +2,7 @@
 //!
 //! - [`ImageSet`]: pixels and labels in memory, from IDX files, from a folder or from the sample
 //! - [`ImageCompletion`]: batches that ask for unseen pixels, given seen ones
-//! - [`sample`] (feature `sample`): the bundled part of Fashion-MNIST and its licence
+//! - `sample` (feature `sample`): the bundled part of Fashion-MNIST and its licence
 
 mod completion;
 mod folder;
