@@ -214,7 +214,7 @@ fn morton_codes(tokens: &[usize], points: &[f32], dim: usize) -> Vec<u64> {
 mod tests {
     use super::*;
     use crate::shape::Layout;
-    use proptest::prelude::*;
+    use proptest::prelude::{prop_assert_eq, proptest};
 
     const ORDERS: [TokenOrder; 5] = [
         TokenOrder::Given,

@@ -1,0 +1,45 @@
+//! The suite that every backend runs: `cargo xtask test-all-backends`.
+
+#[path = "backend/layer.rs"]
+mod layer;
+#[path = "backend/search.rs"]
+mod search;
+#[path = "backend/two_pass.rs"]
+mod two_pass;
+
+use arbora_testing::device;
+use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+#[test]
+fn the_backend_asked_for_is_the_one_that_runs() {
+    arbora_testing::assert_backend_asked_for();
+    println!("[device] {}", device_name(&device()));
+}
+
+/// What the machine calls the device; burn's own name where a backend does not tell.
+fn device_name(device: &Device) -> String {
+    #[cfg(feature = "fusion")]
+    if let Some(identity) = device.identity() {
+        return identity.name;
+    }
+    format!("{:?}", device.as_dispatch())
+}
+
+/// `true` past each length, `[batch, tokens]`.
+fn padding(lengths: &[usize], tokens: usize) -> Tensor<2, Bool> {
+    let flat: Vec<bool> = lengths
+        .iter()
+        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
+        .collect();
+    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), &device())
+}
+
+/// A tree of means over the tokens, in their given order.
+fn mean_tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
+    let [_, count, _] = tokens.dims();
+    let shape = TokenTreeShape::new(count, branching, layout);
+    let mask = padding(lengths, count);
+    let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
+    TokenTree::build(tokens, Some(mask), order, shape, &MeanAggregator)
+}

@@ -1,0 +1,127 @@
+//! The layer.
+
+use crate::mean_tree;
+use crate::two_pass::layer;
+use arbora_attention::{GhostNodes, Route, TreeCrossAttentionConfig, flops};
+use arbora_testing::{assert_close, device, random};
+use arbora_tree::Layout;
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+#[test]
+fn keys_and_values_are_projected_once_per_tree_and_queries_once_per_search() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tree = mean_tree(
+        random([2, 9, 6], 1, &device()),
+        &[9, 5],
+        2,
+        Layout::LeftFilled,
+    );
+    let nodes = 2 * tree.shape().nodes();
+    let (index, indexing) = flops::count(|| layer.index(&tree));
+    let only_nodes = flops::Projections {
+        key: nodes,
+        value: nodes,
+        ..Default::default()
+    };
+    assert_eq!(indexing, only_nodes);
+    for _ in 0..2 {
+        let queries = random([2, 4, 6], 2, &device());
+        let (_, searching) = flops::count(|| layer.search(queries, &index, Route::Greedy));
+        let only_queries = flops::Projections {
+            query: 8,
+            output: 8,
+            ..Default::default()
+        };
+        assert_eq!(searching, only_queries);
+    }
+}
+
+#[test]
+fn a_search_reads_no_key_or_value_weight() {
+    let mut layer = layer(GhostNodes::Masked, &device());
+    let tree = mean_tree(random([1, 9, 6], 1, &device()), &[9], 2, Layout::LeftFilled);
+    let index = layer.index(&tree);
+    let queries = random([1, 4, 6], 2, &device());
+    let expected = layer.search(queries.clone(), &index, Route::Greedy).context;
+    let poison = || Param::from_tensor(Tensor::full([6, 6], f32::NAN, &device()));
+    layer.key.weight = poison();
+    layer.value.weight = poison();
+    assert_close(
+        layer.search(queries, &index, Route::Greedy).context,
+        expected,
+        0.0,
+        0.0,
+    );
+}
+
+#[test]
+fn attending_to_leaves_is_dense_attention_to_the_tokens() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tokens = random([2, 9, 6], 1, &device());
+    let queries = random([2, 4, 6], 2, &device());
+    for layout in [Layout::LeftFilled, Layout::Published] {
+        let tree = mean_tree(tokens.clone(), &[9, 5], 2, layout);
+        let leaves = layer.attend_leaves(queries.clone(), &layer.index(&tree));
+        let mask = crate::padding(&[9, 5], 9);
+        let dense = layer.attend(queries.clone(), tokens.clone(), Some(mask));
+        assert_close(leaves, dense, 1e-5, 1e-5);
+    }
+}
+
+#[test]
+fn a_search_that_covers_all_leaves_equals_dense_attention() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tokens = random([2, 5, 6], 1, &device());
+    let queries = random([2, 4, 6], 2, &device());
+    let tree = mean_tree(tokens.clone(), &[5, 3], 5, Layout::LeftFilled);
+    let index = layer.index(&tree);
+    let searched = layer.search(queries.clone(), &index, Route::Greedy).context;
+    assert_close(searched, layer.attend_leaves(queries, &index), 1e-5, 1e-5);
+}
+
+#[test]
+fn one_index_serves_several_threads() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tree = mean_tree(random([1, 9, 6], 1, &device()), &[9], 2, Layout::LeftFilled);
+    let index = layer.index(&tree);
+    let queries = random([1, 4, 6], 2, &device());
+    let expected = layer
+        .search(queries.clone(), &index, Route::Greedy)
+        .context
+        .into_data();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (layer, queries, index) = (layer.clone(), queries.clone(), &index);
+                scope.spawn(move || {
+                    layer
+                        .search(queries, index, Route::Greedy)
+                        .context
+                        .into_data()
+                })
+            })
+            .collect();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+#[should_panic(expected = "tree_cross_attention: heads: expected a divisor of 6, got 4")]
+fn heads_must_divide_the_width() {
+    TreeCrossAttentionConfig::new(6, 4).init(&device());
+}
+
+#[test]
+#[should_panic(expected = "tree_cross_attention: axis 2 of queries: expected 6, got 5")]
+fn queries_of_another_width_are_refused() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tree = mean_tree(random([1, 4, 6], 1, &device()), &[4], 2, Layout::LeftFilled);
+    layer.search(
+        random([1, 2, 5], 2, &device()),
+        &layer.index(&tree),
+        Route::Greedy,
+    );
+}

@@ -1,0 +1,137 @@
+use arbora_testing::{assert_close, autodiff_device, device, random, values};
+use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
+use burn::tensor::{Bool, Tensor, TensorData};
+
+/// `true` past each length.
+fn padding(lengths: &[usize], tokens: usize) -> Tensor<2, Bool> {
+    let flat: Vec<bool> = lengths
+        .iter()
+        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
+        .collect();
+    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), &device())
+}
+
+fn tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
+    let [_, count, _] = tokens.dims();
+    let shape = TokenTreeShape::new(count, branching, layout);
+    let mask = padding(lengths, count);
+    let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
+    TokenTree::build(tokens, Some(mask), order, shape, &MeanAggregator)
+}
+
+/// Means of means, by hand: the node's children are averaged, each counting once.
+fn expected_node(
+    tokens: &[f32],
+    dim: usize,
+    shape: &TokenTreeShape,
+    length: usize,
+    height: usize,
+    index: usize,
+) -> Vec<f32> {
+    if shape.leaves(height, index).start >= length || shape.leaves(height, index).is_empty() {
+        return vec![0.0; dim];
+    }
+    if height == 0 {
+        return tokens[index * dim..(index + 1) * dim].to_vec();
+    }
+    let real: Vec<usize> = shape
+        .children(height, index)
+        .filter(|child| child * shape.span(height - 1) < length)
+        .collect();
+    let mut mean = vec![0.0; dim];
+    for child in &real {
+        let node = expected_node(tokens, dim, shape, length, height - 1, *child);
+        mean.iter_mut()
+            .zip(node)
+            .for_each(|(sum, x)| *sum += x / real.len() as f32);
+    }
+    mean
+}
+
+#[test]
+fn every_node_aggregates_its_real_children() {
+    for (count, branching) in [(1usize, 2), (2, 5), (5, 5), (7, 2), (9, 3), (13, 5)] {
+        for layout in [Layout::LeftFilled, Layout::Published] {
+            let lengths = [count, count.div_ceil(2), 0];
+            let tokens = random([3, count, 2], 7, &device());
+            let host = values(tokens.clone());
+            let tree = tree(tokens, &lengths, branching, layout);
+            let shape = *tree.shape();
+            let nodes = values(tree.nodes());
+            let masked: Vec<bool> = tree.mask().into_data().iter::<bool>().collect();
+            for (example, length) in lengths.iter().enumerate() {
+                let tokens = &host[example * count * 2..(example + 1) * count * 2];
+                for position in 0..shape.nodes() {
+                    let (height, index) = shape.node_at(position);
+                    let node = &nodes[(example * shape.nodes() + position) * 2..][..2];
+                    let expected = expected_node(tokens, 2, &shape, *length, height, index);
+                    for (got, expected) in node.iter().zip(&expected) {
+                        assert!(
+                            (got - expected).abs() < 1e-6,
+                            "N = {count}, b = {branching}, {layout:?}, example {example}, node \
+                             {height}/{index}: expected {expected}, got {got}"
+                        );
+                    }
+                    let ghost = index * shape.span(height) >= *length;
+                    assert_eq!(masked[example * shape.nodes() + position], ghost);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn leaves_follow_the_order() {
+    let tokens = random([2, 5, 3], 3, &device());
+    let shape = TokenTreeShape::new(5, 2, Layout::LeftFilled);
+    let order = TokenOrder::Axis(1).permutation(&tokens, None, &shape);
+    let tree = TokenTree::build(tokens.clone(), None, order.clone(), shape, &MeanAggregator);
+    let index = order.unsqueeze_dim::<3>(2).expand([2, 5, 3]);
+    assert_close(tree.level(0), tokens.gather(1, index), 0.0, 0.0);
+}
+
+#[test]
+fn padding_changes_no_node_over_real_tokens() {
+    let tokens = random([1, 11, 2], 4, &device());
+    let alone = tree(
+        tokens.clone().slice([0..1, 0..5, 0..2]),
+        &[5],
+        2,
+        Layout::LeftFilled,
+    );
+    let padded = tree(tokens, &[5], 2, Layout::LeftFilled);
+    for height in 0..=alone.shape().height() {
+        let width = alone.shape().width(height);
+        let left = padded.level(height).slice([0..1, 0..width, 0..2]);
+        assert_close(left, alone.level(height), 1e-6, 0.0);
+    }
+}
+
+#[test]
+fn gradients_reach_every_real_token_and_no_masked_one() {
+    let tokens = random([1, 7, 2], 5, &autodiff_device()).require_grad();
+    let mask = padding(&[5], 7);
+    let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
+    let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
+    let tree = TokenTree::build(tokens.clone(), Some(mask), order, shape, &MeanAggregator);
+    let gradients = tree.level(shape.height()).sum().backward();
+    let gradient: Vec<f32> = values(tokens.grad(&gradients).unwrap());
+    // The root averages {0..4} and {4}; {0..4} averages {0, 1} and {2, 3}.
+    let expected = [1.0f32 / 8.0; 8].into_iter().chain([0.5; 2]).chain([0.0; 4]);
+    for (got, expected) in gradient.into_iter().zip(expected) {
+        assert!(
+            (got - expected).abs() < 1e-6,
+            "expected {expected}, got {got}"
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "token_tree: order: expected [1, 4], got [1, 3]")]
+fn an_order_of_another_length_is_refused() {
+    let tokens = random([1, 4, 2], 1, &device());
+    let shape = TokenTreeShape::new(4, 2, Layout::LeftFilled);
+    let short = TokenTreeShape::new(3, 2, Layout::LeftFilled);
+    let order = TokenOrder::Given.permutation(&random([1, 3, 2], 1, &device()), None, &short);
+    TokenTree::build(tokens, None, order, shape, &MeanAggregator);
+}
