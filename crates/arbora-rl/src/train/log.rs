@@ -1,0 +1,152 @@
+//! The run folder's line-by-line logs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::TrainError;
+
+/// Numbers of one line. Training numbers are single precision and print as such.
+pub(crate) enum Numbers<'a> {
+    Single(&'a [(String, f32)]),
+    Double(&'a [(String, f64)]),
+}
+
+/// One line of a log.
+pub(crate) struct Line<'a> {
+    pub(crate) step: u64,
+    pub(crate) split: Option<&'static str>,
+    pub(crate) learning_rate: Option<f64>,
+    pub(crate) numbers: Numbers<'a>,
+}
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("step", &self.step)?;
+        if let Some(split) = self.split {
+            map.serialize_entry("split", split)?;
+        }
+        // JSON has no NaN: serde_json writes null for it.
+        match self.numbers {
+            Numbers::Single(numbers) => {
+                for (name, value) in numbers {
+                    map.serialize_entry(name, value)?;
+                }
+            }
+            Numbers::Double(numbers) => {
+                for (name, value) in numbers {
+                    map.serialize_entry(name, value)?;
+                }
+            }
+        }
+        if let Some(rate) = self.learning_rate {
+            map.serialize_entry("learning_rate", &rate)?;
+        }
+        map.end()
+    }
+}
+
+#[derive(Deserialize)]
+struct StepOnly {
+    step: u64,
+}
+
+/// A file of lines, written through line by line.
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// Opens `path` with its lines up to `step` and nothing after them.
+    ///
+    /// Lines after `step`, and a last line that a kill tore, are dropped by writing the rest beside
+    /// and renaming. Without a file an empty one is made.
+    pub(crate) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
+        let old = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(TrainError::io(path)(error)),
+        };
+        let kept = kept_length(&old, step);
+        if kept < old.len() {
+            let beside = path.with_extension("jsonl.tmp");
+            let mut file = File::create(&beside).map_err(TrainError::io(&beside))?;
+            file.write_all(&old[..kept])
+                .map_err(TrainError::io(&beside))?;
+            file.sync_all().map_err(TrainError::io(&beside))?;
+            fs::rename(&beside, path).map_err(TrainError::io(path))?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Ok(Self {
+            path: path.into(),
+            file: file.map_err(TrainError::io(path))?,
+        })
+    }
+
+    /// Appends a line. It has reached the operating system when this returns, so a killed process
+    /// loses nothing.
+    pub(crate) fn append(&mut self, line: &Line) -> Result<(), TrainError> {
+        let mut text = serde_json::to_vec(line)
+            .map_err(|error| TrainError::io(&self.path)(std::io::Error::other(error)))?;
+        text.push(b'\n');
+        self.file
+            .write_all(&text)
+            .map_err(TrainError::io(&self.path))
+    }
+
+    /// Waits until all lines are on the disk.
+    pub(crate) fn sync(&self) -> Result<(), TrainError> {
+        self.file.sync_data().map_err(TrainError::io(&self.path))
+    }
+}
+
+/// The length of the whole lines whose step is at most `step`, up to the first that is not.
+fn kept_length(bytes: &[u8], step: u64) -> usize {
+    let mut kept = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let whole = line.ends_with(b"\n");
+        match serde_json::from_slice::<StepOnly>(line) {
+            Ok(parsed) if whole && parsed.step <= step => kept += line.len(),
+            _ => break,
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_after_the_step_and_torn_lines_are_dropped() {
+        let text = b"{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.25}\n{\"step\":3,\"lo";
+        let first = b"{\"step\":1,\"loss\":0.5}\n".len();
+        let second = first + b"{\"step\":2,\"loss\":0.25}\n".len();
+        assert_eq!(kept_length(text, 0), 0);
+        assert_eq!(kept_length(text, 1), first);
+        assert_eq!(kept_length(text, 2), second);
+        assert_eq!(kept_length(text, 9), second);
+        // A line without its end is torn even where it parses.
+        assert_eq!(kept_length(b"{\"step\":1}", 9), 0);
+    }
+
+    #[test]
+    fn numbers_print_in_their_own_precision_and_in_order() {
+        let numbers = [("loss".to_string(), 0.1f32), ("a".to_string(), f32::NAN)];
+        let line = Line {
+            step: 7,
+            split: Some("train"),
+            learning_rate: Some(5e-4),
+            numbers: Numbers::Single(&numbers),
+        };
+        assert_eq!(
+            serde_json::to_string(&line).unwrap(),
+            r#"{"step":7,"split":"train","loss":0.1,"a":null,"learning_rate":0.0005}"#
+        );
+    }
+}

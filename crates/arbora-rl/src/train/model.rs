@@ -1,0 +1,259 @@
+use std::fmt::Display;
+use std::marker::PhantomData;
+
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::{Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+
+use crate::Rollout;
+
+/// A model that the trainer can train: it maps a batch to a loss and, if it took decisions, to
+/// what the policy gradient needs.
+pub trait TrainableModel: Module + ModuleDisplay + Display + 'static {
+    /// What one step works on.
+    type Batch: Send + 'static;
+
+    /// The forward pass of one training step.
+    ///
+    /// `rng` is fresh for every step and derived from the run's seed and the step. All randomness
+    /// must come from it, or a resumed run does not continue the same numbers.
+    fn training_step(&self, batch: Self::Batch, rng: &mut ChaCha8Rng) -> StepOutput;
+
+    /// Measures one evaluation batch. The model is in validation mode, off the autodiff device.
+    ///
+    /// `rng` depends on the seed and the batch's index alone, so that evaluations at different
+    /// steps draw the same numbers.
+    fn evaluate(&self, batch: Self::Batch, rng: &mut ChaCha8Rng) -> Vec<Measurement>;
+}
+
+/// What a training step hands to the trainer.
+#[derive(Debug)]
+pub struct StepOutput {
+    /// The differentiable loss without the policy-gradient term, `[1]`.
+    pub task_loss: Tensor<1>,
+    /// The decisions taken, if any.
+    pub decisions: Option<Decisions>,
+    /// More numbers for the log, `[1]` each. Names must be the same at every step.
+    pub metrics: Vec<(String, Tensor<1>)>,
+}
+
+impl StepOutput {
+    /// A step with a loss, no decisions and no more numbers.
+    pub fn new(task_loss: Tensor<1>) -> Self {
+        Self {
+            task_loss,
+            decisions: None,
+            metrics: Vec::new(),
+        }
+    }
+
+    /// Adds the decisions taken.
+    pub fn with_decisions(mut self, decisions: Decisions) -> Self {
+        self.decisions = Some(decisions);
+        self
+    }
+
+    /// Adds a number for the log, `[1]`. Its history, if any, is dropped.
+    pub fn with_metric(mut self, name: impl Into<String>, value: Tensor<1>) -> Self {
+        self.metrics.push((name.into(), value));
+        self
+    }
+}
+
+/// Decisions and how good they were.
+#[derive(Clone, Debug)]
+pub struct Decisions {
+    /// The sampled decisions.
+    pub rollout: Rollout,
+    /// `[rows, samples]`
+    pub reward: Tensor<2>,
+    /// `[rows, 1]`, needed by the self-critical baseline alone.
+    pub greedy_reward: Option<Tensor<2>>,
+}
+
+/// One measured quantity of an evaluation batch, as a weighted sum, so that the mean over batches
+/// of different sizes is exact.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measurement {
+    /// The quantity's name in the log.
+    pub name: String,
+    /// Sum over the batch's items.
+    pub sum: f64,
+    /// Number of items, or their total weight.
+    pub weight: f64,
+}
+
+impl Measurement {
+    /// A quantity's sum over `weight` items.
+    pub fn new(name: impl Into<String>, sum: f64, weight: f64) -> Self {
+        Self {
+            name: name.into(),
+            sum,
+            weight,
+        }
+    }
+}
+
+/// Where training batches come from.
+///
+/// Every closure `Fn(u64, u64, &Device) -> Result<Batch, Error>` is one.
+pub trait BatchSource: Send + Sync + 'static {
+    /// What one step works on.
+    type Batch: Send + 'static;
+    /// Why a batch cannot be made.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// The batch of a step, the first being 0, as a function of `seed` and `step` alone.
+    ///
+    /// `seed` is the run's seed for data: [`crate::seed::step_rng`] turns it and the step into a
+    /// generator.
+    ///
+    /// # Errors
+    /// Whatever keeps the batch from being made. It ends the run.
+    fn batch(&self, seed: u64, step: u64, device: &Device) -> Result<Self::Batch, Self::Error>;
+}
+
+impl<F, B, E> BatchSource for F
+where
+    F: Fn(u64, u64, &Device) -> Result<B, E> + Send + Sync + 'static,
+    B: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Batch = B;
+    type Error = E;
+
+    fn batch(&self, seed: u64, step: u64, device: &Device) -> Result<B, E> {
+        self(seed, step, device)
+    }
+}
+
+/// Where evaluation batches come from: a fixed list.
+///
+/// Every pair of a count and a closure `Fn(u64, &Device) -> Result<Batch, Error>` is one.
+pub trait EvaluationSource: Send + Sync + 'static {
+    /// What one evaluation works on.
+    type Batch: Send + 'static;
+    /// Why a batch cannot be made.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Number of batches. With 0 there is no evaluation.
+    fn batches(&self) -> u64;
+
+    /// The batch at `index`, in `0..batches()`, the same at every call.
+    ///
+    /// # Errors
+    /// Whatever keeps the batch from being made. It ends the run.
+    fn batch(&self, index: u64, device: &Device) -> Result<Self::Batch, Self::Error>;
+}
+
+impl<F, B, E> EvaluationSource for (u64, F)
+where
+    F: Fn(u64, &Device) -> Result<B, E> + Send + Sync + 'static,
+    B: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Batch = B;
+    type Error = E;
+
+    fn batches(&self) -> u64 {
+        self.0
+    }
+
+    fn batch(&self, index: u64, device: &Device) -> Result<B, E> {
+        (self.1)(index, device)
+    }
+}
+
+/// No evaluation at all.
+#[derive(Clone, Copy, Debug)]
+pub struct NoEvaluation<B>(PhantomData<fn() -> B>);
+
+impl<B> NoEvaluation<B> {
+    /// No evaluation of batches `B`.
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<B> Default for NoEvaluation<B> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B: Send + 'static> EvaluationSource for NoEvaluation<B> {
+    type Batch = B;
+    type Error = std::convert::Infallible;
+
+    fn batches(&self) -> u64 {
+        0
+    }
+
+    fn batch(&self, index: u64, _device: &Device) -> Result<B, Self::Error> {
+        panic!("NoEvaluation::batch: index: expected none, got {index}")
+    }
+}
+
+/// What one training step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The step's numbers in the order of the log. The first is `loss`.
+    pub metrics: Vec<(String, f32)>,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Wall-clock time of the step.
+    pub seconds: f64,
+}
+
+impl StepReport {
+    /// The number called `name`.
+    pub fn metric(&self, name: &str) -> Option<f32> {
+        self.metrics
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| *value)
+    }
+}
+
+/// What one evaluation measured.
+#[derive(Clone, Debug)]
+pub struct EvaluationReport {
+    /// Steps done before it.
+    pub step: u64,
+    /// Weighted means over all evaluation batches, in the order of the log.
+    pub metrics: Vec<(String, f64)>,
+    /// Wall-clock time of the evaluation.
+    pub seconds: f64,
+}
+
+impl EvaluationReport {
+    /// The mean called `name`.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| *value)
+    }
+}
+
+/// Watches a run: a progress bar, curves. Every method does nothing unless overridden.
+pub trait Progress {
+    /// After every training step.
+    fn on_step(&mut self, _report: &StepReport) {}
+
+    /// After every evaluation.
+    fn on_evaluation(&mut self, _report: &EvaluationReport) {}
+
+    /// After a checkpoint was written.
+    fn on_checkpoint(&mut self, _step: u64) {}
+
+    /// Something a person should know that is no error, such as a damaged checkpoint that was
+    /// passed over for an older one.
+    fn on_notice(&mut self, _text: &str) {}
+}
+
+impl Progress for () {}

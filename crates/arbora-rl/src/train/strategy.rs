@@ -1,0 +1,710 @@
+//! What burn-train sees: the model as a learner, the sources as data loaders, and the loop as a
+//! learning strategy.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress as Position};
+use burn::data::dataset::DatasetError;
+use burn::module::Module;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Tensor};
+use burn::train::logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger};
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
+use burn::train::metric::{
+    Adaptor, Metric, MetricAttributes, MetricDefinition, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
+    state::{FormatOptions, NumericMetricState},
+};
+use burn::train::renderer::{
+    EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining,
+};
+use burn::train::{
+    EventProcessorTraining, InferenceStep, Interrupter, ItemLazy, Learner, LearnerEvent,
+    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainOutput,
+    TrainStep, TrainingComponents, TrainingItem, ValidLoader,
+};
+
+use super::checkpoint::{self, CheckpointState};
+use super::log::{Line, Log, Numbers};
+use super::{
+    BatchSource, EvaluationReport, EvaluationSource, Measurement, Progress, StepOutput, StepReport,
+    TrainError, TrainableModel, TrainerConfig,
+};
+use crate::seed::{self, Purpose};
+use crate::{PolicyGradient, clip_global_norm, global_norm};
+
+/// What the steps of a run share. burn calls a step with `&self`, hence the lock.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) seed: u64,
+    pub(crate) lambda_rl: f64,
+    pub(crate) policy_gradient: Mutex<PolicyGradient>,
+}
+
+/// A [`TrainableModel`] as a burn learner.
+#[derive(Module, Debug)]
+pub(crate) struct Learned<M: TrainableModel> {
+    pub(crate) model: M,
+    #[module(skip)]
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// A training batch and its step, the first being 0.
+pub(crate) struct TrainItem<B> {
+    step: u64,
+    batch: B,
+}
+
+/// An evaluation batch and its index.
+pub(crate) struct EvaluationItem<B> {
+    index: u64,
+    batch: B,
+}
+
+/// Named numbers, on the device until they are read.
+pub(crate) struct Scalars {
+    names: Vec<String>,
+    pending: Option<Tensor<1>>,
+    read: Vec<f32>,
+}
+
+impl Scalars {
+    fn read(&mut self) -> Result<(), burn::tensor::ExecutionError> {
+        if let Some(pending) = self.pending.take() {
+            self.read = pending.try_into_data()?.iter::<f32>().collect();
+        }
+        Ok(())
+    }
+
+    fn named(&self) -> Vec<(String, f32)> {
+        self.names
+            .iter()
+            .cloned()
+            .zip(self.read.iter().copied())
+            .collect()
+    }
+}
+
+impl ItemLazy for Scalars {
+    fn sync(mut self) -> Result<Self, burn::tensor::ExecutionError> {
+        self.read()?;
+        Ok(self)
+    }
+}
+
+/// The measurements of one evaluation batch.
+pub(crate) struct Measured(Vec<Measurement>);
+
+impl ItemLazy for Measured {
+    fn sync(self) -> Result<Self, burn::tensor::ExecutionError> {
+        Ok(self)
+    }
+}
+
+impl<M: TrainableModel> TrainStep for Learned<M> {
+    type Input = TrainItem<M::Batch>;
+    type Output = Scalars;
+
+    fn step(&self, item: Self::Input) -> TrainOutput<Scalars> {
+        let mut rng = seed::rng(self.shared.seed, Purpose::Policy, item.step);
+        let output = self.model.training_step(item.batch, &mut rng);
+        let StepOutput {
+            task_loss,
+            decisions,
+            metrics,
+        } = output;
+
+        let mut named = vec![("task_loss".to_string(), task_loss.clone())];
+        let mut loss = task_loss;
+        if let Some(decisions) = decisions {
+            // A panic inside the estimator ends the run; its state is not used again.
+            let mut estimator = self
+                .shared
+                .policy_gradient
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let output =
+                estimator.loss(decisions.rollout, decisions.reward, decisions.greedy_reward);
+            named.push(("policy_loss".into(), output.loss.clone()));
+            named.push(("reward".into(), output.reward));
+            named.push(("entropy".into(), output.entropy));
+            loss = loss + output.loss * self.shared.lambda_rl;
+        }
+        named.insert(0, ("loss".into(), loss.clone()));
+        named.extend(metrics);
+
+        let gradients = GradientsParams::from_grads(loss.backward(), self);
+        let mut names = Vec::with_capacity(named.len());
+        let mut values = Vec::with_capacity(named.len());
+        for (name, value) in named {
+            assert_eq!(
+                value.dims(),
+                [1],
+                "TrainableModel::training_step: {name}: axis 0: expected 1, got {}",
+                value.dims()[0]
+            );
+            names.push(name);
+            values.push(if value.is_autodiff() {
+                value.inner()
+            } else {
+                value
+            });
+        }
+        let pending = Some(Tensor::cat(values, 0));
+        TrainOutput {
+            grads: gradients,
+            item: Scalars {
+                names,
+                pending,
+                read: Vec::new(),
+            },
+        }
+    }
+}
+
+impl<M: TrainableModel> InferenceStep for Learned<M> {
+    type Input = EvaluationItem<M::Batch>;
+    type Output = Measured;
+
+    fn step(&self, item: Self::Input) -> Measured {
+        let mut rng = seed::rng(self.shared.seed, Purpose::Evaluation, item.index);
+        Measured(self.model.evaluate(item.batch, &mut rng))
+    }
+}
+
+/// A [`BatchSource`] as a data loader over the steps that are left.
+pub(crate) struct TrainBatches<S> {
+    pub(crate) source: Arc<S>,
+    pub(crate) seed: u64,
+    pub(crate) device: Device,
+    pub(crate) steps: std::ops::Range<u64>,
+}
+
+/// An [`EvaluationSource`] as a data loader over a range of its batches.
+pub(crate) struct EvaluationBatches<S> {
+    pub(crate) source: Arc<S>,
+    pub(crate) device: Device,
+    pub(crate) indices: std::ops::Range<u64>,
+}
+
+/// An iterator over numbered batches.
+struct Batches<'a, O> {
+    next: u64,
+    range: std::ops::Range<u64>,
+    make: Box<dyn Fn(u64) -> Result<O, DatasetError> + 'a>,
+}
+
+impl<O> Iterator for Batches<'_, O> {
+    type Item = Result<O, DatasetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.next;
+        self.range.contains(&at).then(|| {
+            self.next += 1;
+            (self.make)(at)
+        })
+    }
+}
+
+impl<O> DataLoaderIterator<O> for Batches<'_, O> {
+    fn progress(&self) -> Position {
+        let done = (self.next - self.range.start) as usize;
+        Position::new(done, length(&self.range), Some("batches".into()))
+    }
+}
+
+fn length(range: &std::ops::Range<u64>) -> usize {
+    range.end.saturating_sub(range.start) as usize
+}
+
+/// The part of `range` between two positions counted from its start.
+fn part(range: &std::ops::Range<u64>, start: usize, end: usize) -> std::ops::Range<u64> {
+    let bounded = |at: usize| (range.start + at as u64).min(range.end);
+    bounded(start)..bounded(end)
+}
+
+impl<S: BatchSource> DataLoader<TrainItem<S::Batch>> for TrainBatches<S> {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TrainItem<S::Batch>> + 'a> {
+        let data_seed = seed::derive(self.seed, Purpose::Data);
+        Box::new(Batches {
+            next: self.steps.start,
+            range: self.steps.clone(),
+            make: Box::new(move |step| {
+                let batch = self.source.batch(data_seed, step, &self.device);
+                Ok(TrainItem {
+                    step,
+                    batch: batch.map_err(DatasetError::new)?,
+                })
+            }),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        length(&self.steps)
+    }
+
+    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TrainItem<S::Batch>>> {
+        Arc::new(Self {
+            source: self.source.clone(),
+            seed: self.seed,
+            device: device.clone(),
+            steps: self.steps.clone(),
+        })
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TrainItem<S::Batch>>> {
+        Arc::new(Self {
+            source: self.source.clone(),
+            seed: self.seed,
+            device: self.device.clone(),
+            steps: part(&self.steps, start, end),
+        })
+    }
+}
+
+impl<S: EvaluationSource> DataLoader<EvaluationItem<S::Batch>> for EvaluationBatches<S> {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<EvaluationItem<S::Batch>> + 'a> {
+        Box::new(Batches {
+            next: self.indices.start,
+            range: self.indices.clone(),
+            make: Box::new(move |index| {
+                let batch = self.source.batch(index, &self.device);
+                Ok(EvaluationItem {
+                    index,
+                    batch: batch.map_err(DatasetError::new)?,
+                })
+            }),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        length(&self.indices)
+    }
+
+    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<EvaluationItem<S::Batch>>> {
+        Arc::new(Self {
+            source: self.source.clone(),
+            device: device.clone(),
+            indices: self.indices.clone(),
+        })
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<EvaluationItem<S::Batch>>> {
+        Arc::new(Self {
+            source: self.source.clone(),
+            device: self.device.clone(),
+            indices: part(&self.indices, start, end),
+        })
+    }
+}
+
+/// Everything of a run that the loop changes.
+pub(crate) struct Session {
+    pub(crate) config: TrainerConfig,
+    pub(crate) run: PathBuf,
+    pub(crate) fingerprint: String,
+    /// Steps done.
+    pub(crate) step: u64,
+    pub(crate) stop_after: Option<u64>,
+    pub(crate) optimizer: ModuleOptimizer,
+    pub(crate) metrics: Log,
+    pub(crate) timing: Log,
+    pub(crate) progress: Box<dyn Progress>,
+    pub(crate) device: Device,
+    pub(crate) last_evaluation: Option<EvaluationReport>,
+}
+
+/// How the loop ended, handed back beside burn's own result.
+pub(crate) struct Outcome {
+    pub(crate) step: u64,
+    pub(crate) last_evaluation: Option<EvaluationReport>,
+    pub(crate) result: Result<(), TrainError>,
+}
+
+/// The loop over steps in place of burn's loop over epochs.
+pub(crate) struct Steps {
+    pub(crate) session: RefCell<Option<Session>>,
+    pub(crate) outcome: Rc<RefCell<Option<Outcome>>>,
+}
+
+impl<M: TrainableModel> SupervisedLearningStrategy<Learned<M>> for Steps {
+    fn fit(
+        &self,
+        components: TrainingComponents<Learned<M>>,
+        learner: Learner<Learned<M>>,
+        train: TrainLoader<Learned<M>>,
+        valid: ValidLoader<Learned<M>>,
+        _starting_epoch: usize,
+    ) -> (Learned<M>, SupervisedTrainingEventProcessor<Learned<M>>) {
+        let mut model = learner.model();
+        let mut events = components.event_processor;
+        let session = self.session.borrow_mut().take();
+        // burn calls `fit` once per launch, and the trainer makes one strategy per launch.
+        let mut session = session.expect("a strategy serves one run");
+        let train = train.to_device(&session.device);
+        let valid = valid.to_device(&session.device.clone().without_autodiff());
+        let result = session.run(
+            &mut model,
+            train,
+            valid,
+            &mut events,
+            &components.interrupter,
+        );
+        *self.outcome.borrow_mut() = Some(Outcome {
+            step: session.step,
+            last_evaluation: session.last_evaluation.take(),
+            result,
+        });
+        (model, events)
+    }
+}
+
+impl Session {
+    fn run<M: TrainableModel>(
+        &mut self,
+        model: &mut Learned<M>,
+        train: TrainLoader<Learned<M>>,
+        valid: ValidLoader<Learned<M>>,
+        events: &mut SupervisedTrainingEventProcessor<Learned<M>>,
+        interrupter: &Interrupter,
+    ) -> Result<(), TrainError> {
+        let steps = self.config.steps;
+        let schedule = self.config.schedule();
+        interrupter.fail_on_error(events.process_train(LearnerEvent::StartSplit {
+            epoch_number: 1,
+            total_items: train.num_items(),
+        }));
+        let mut batches = train.iter();
+        while self.step < steps && !self.is_stopped(interrupter)? {
+            let Some(item) = batches.next() else { break };
+            let started = Instant::now();
+            let item = item.map_err(|source| TrainError::Source {
+                batch: format!("the training batch of step {}", self.step + 1),
+                source: Box::new(source),
+            })?;
+            let TrainOutput { grads, mut item } = TrainStep::step(&*model, item);
+            item.read()
+                .map_err(|error| TrainError::Device(error.to_string()))?;
+            let step = self.step + 1;
+            let mut metrics = item.named();
+            refuse_non_finite(step, "loss", metrics[0].1)?;
+
+            let (gradients, norm) = match self.config.clip_norm {
+                Some(bound) => clip_global_norm(grads, &model.model, bound),
+                None => {
+                    let norm = global_norm(&grads, &model.model);
+                    (grads, norm)
+                }
+            };
+            refuse_non_finite(step, "the gradient norm", norm)?;
+            metrics.push(("gradient_norm".into(), norm));
+            let rate = schedule.rate(self.step);
+            model.model = self.optimizer.step(rate, model.model.clone(), gradients);
+            self.step = step;
+
+            let seconds = started.elapsed().as_secs_f64();
+            self.metrics.append(&Line {
+                step,
+                split: Some("train"),
+                learning_rate: Some(rate),
+                numbers: Numbers::Single(&metrics),
+            })?;
+            self.log_seconds("train", seconds)?;
+            let lr = Some(ModuleLearningRate::from(rate));
+            let event = TrainingItem::new(item, batches.progress(), Some(step as usize), lr);
+            interrupter.fail_on_error(events.process_train(LearnerEvent::ProcessedItem(event)));
+            self.progress.on_step(&StepReport {
+                step,
+                steps,
+                metrics,
+                learning_rate: rate,
+                seconds,
+            });
+
+            let last = step == steps;
+            if (last || is_due(step, self.config.eval_every)) && valid.num_items() > 0 {
+                self.evaluate(model, &valid, events, interrupter)?;
+            }
+            let stopped = self.is_stopped(interrupter)?;
+            if last || stopped || is_due(step, self.config.checkpoint_every) {
+                self.save(model)?;
+            }
+        }
+        interrupter.fail_on_error(events.process_train(LearnerEvent::EndSplit(1)));
+        interrupter.fail_on_error(events.process_train(LearnerEvent::EndEpoch(1)));
+        self.metrics.sync()
+    }
+
+    /// Whether someone asked to stop, or the step to stop at has come.
+    fn is_stopped(&self, interrupter: &Interrupter) -> Result<bool, TrainError> {
+        if let Some(error) = interrupter.error() {
+            return Err(TrainError::Device(error.to_string()));
+        }
+        Ok(interrupter.should_stop() || self.stop_after.is_some_and(|stop| self.step >= stop))
+    }
+
+    fn evaluate<M: TrainableModel>(
+        &mut self,
+        model: &Learned<M>,
+        valid: &ValidLoader<Learned<M>>,
+        events: &mut SupervisedTrainingEventProcessor<Learned<M>>,
+        interrupter: &Interrupter,
+    ) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let model = model.valid();
+        interrupter.fail_on_error(events.process_valid(LearnerEvent::StartSplit {
+            epoch_number: 1,
+            total_items: valid.num_items(),
+        }));
+        let mut totals: Vec<Measurement> = Vec::new();
+        let mut batches = valid.iter();
+        let mut index = 0;
+        while let Some(item) = batches.next() {
+            let item = item.map_err(|source| TrainError::Source {
+                batch: format!("evaluation batch {index}"),
+                source: Box::new(source),
+            })?;
+            index += 1;
+            let measured = InferenceStep::step(&model, item);
+            for Measurement { name, sum, weight } in &measured.0 {
+                match totals.iter_mut().find(|total| total.name == *name) {
+                    Some(total) => {
+                        total.sum += sum;
+                        total.weight += weight;
+                    }
+                    None => totals.push(Measurement::new(name, *sum, *weight)),
+                }
+            }
+            let event = TrainingItem::new(measured, batches.progress(), Some(index), None);
+            interrupter.fail_on_error(events.process_valid(LearnerEvent::ProcessedItem(event)));
+        }
+        interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(1)));
+
+        let metrics: Vec<(String, f64)> = totals
+            .into_iter()
+            .map(|total| (total.name, total.sum / total.weight))
+            .collect();
+        self.metrics.append(&Line {
+            step: self.step,
+            split: Some("valid"),
+            learning_rate: None,
+            numbers: Numbers::Double(&metrics),
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.log_seconds("valid", seconds)?;
+        let report = EvaluationReport {
+            step: self.step,
+            metrics,
+            seconds,
+        };
+        self.progress.on_evaluation(&report);
+        self.last_evaluation = Some(report);
+        Ok(())
+    }
+
+    fn log_seconds(&mut self, split: &'static str, seconds: f64) -> Result<(), TrainError> {
+        self.timing.append(&Line {
+            step: self.step,
+            split: Some(split),
+            learning_rate: None,
+            numbers: Numbers::Double(&[("seconds".into(), seconds)]),
+        })
+    }
+
+    pub(crate) fn save<M: TrainableModel>(&mut self, model: &Learned<M>) -> Result<(), TrainError> {
+        // A checkpoint promises the lines before it: they must be on the disk first.
+        self.metrics.sync()?;
+        let estimator = model
+            .shared
+            .policy_gradient
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = CheckpointState {
+            format_version: checkpoint::FORMAT_VERSION,
+            step: self.step,
+            seed: self.config.seed,
+            fingerprint: self.fingerprint.clone(),
+            baseline: estimator.baseline().state(),
+            config: self.config.clone(),
+        };
+        checkpoint::save(&self.run, &state, &model.model, &self.optimizer)?;
+        self.progress.on_checkpoint(self.step);
+        Ok(())
+    }
+}
+
+fn is_due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn refuse_non_finite(step: u64, what: &'static str, value: f32) -> Result<(), TrainError> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(TrainError::NonFinite { step, what, value })
+}
+
+/// A number of a step or an evaluation, by name, for burn's renderers.
+#[derive(Clone)]
+pub(crate) struct NamedNumber {
+    name: MetricName,
+    state: NumericMetricState,
+}
+
+impl NamedNumber {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: Arc::new(name.into()),
+            state: NumericMetricState::default(),
+        }
+    }
+}
+
+/// The numbers of a step or a batch with their weights, as burn's metrics take them.
+pub(crate) struct Named(Vec<(String, f64, f64)>);
+
+impl Adaptor<Named> for Scalars {
+    fn adapt(&self) -> Named {
+        Named(
+            self.named()
+                .into_iter()
+                .map(|(name, value)| (name, value.into(), 1.0))
+                .collect(),
+        )
+    }
+}
+
+impl Adaptor<Named> for Measured {
+    fn adapt(&self) -> Named {
+        let weighted = self
+            .0
+            .iter()
+            .map(|m| (m.name.clone(), m.sum / m.weight, m.weight));
+        Named(weighted.collect())
+    }
+}
+
+impl Metric for NamedNumber {
+    type Input = Named;
+
+    fn name(&self) -> MetricName {
+        self.name.clone()
+    }
+
+    fn attributes(&self) -> MetricAttributes {
+        NumericAttributes {
+            unit: None,
+            higher_is_better: !self.name.contains("loss"),
+        }
+        .into()
+    }
+
+    fn update(
+        &mut self,
+        item: &Named,
+        _metadata: &MetricMetadata,
+    ) -> Result<SerializedEntry, burn::tensor::TensorReadError> {
+        if let Some((_, value, weight)) = item.0.iter().find(|(name, ..)| *name == *self.name) {
+            self.state
+                .update(*value, (*weight).round().max(1.0) as usize);
+        }
+        let options = FormatOptions::new(self.name.clone()).precision(4);
+        Ok(self.state.compute_update(options))
+    }
+
+    fn compute(&mut self) -> Result<SerializedEntry, burn::tensor::TensorReadError> {
+        let options = FormatOptions::new(self.name.clone()).precision(4);
+        Ok(self.state.compute_final(options))
+    }
+
+    fn clear(&mut self) {
+        self.state.reset();
+    }
+}
+
+impl Numeric for NamedNumber {
+    fn value(&self) -> Option<NumericEntry> {
+        Some(self.state.current_value())
+    }
+
+    fn running_value(&self) -> Option<NumericEntry> {
+        Some(self.state.running_value())
+    }
+
+    fn final_value(&self) -> NumericEntry {
+        self.state.final_value()
+    }
+}
+
+/// A metric logger and renderer that does nothing. burn-train would otherwise write folders per
+/// epoch into the run and print every step.
+pub(crate) struct Silent;
+
+impl MetricLogger for Silent {
+    fn log(&mut self, _update: MetricsUpdate, _epoch: usize, _split: &Split) {}
+
+    fn read_numeric(
+        &mut self,
+        _name: &str,
+        _epoch: usize,
+        _split: &Split,
+    ) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _definition: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _summary: EpochSummary) {}
+}
+
+impl TrainingProgressLogger for Silent {
+    fn start(&mut self, _: usize, _: usize, _: Option<usize>, _: Option<&str>) {}
+
+    fn update_epoch(&mut self, _epoch: usize) {}
+
+    fn start_split(&mut self, _split: &str, _total_items: usize) {}
+
+    fn update_split(&mut self, _items_processed: usize) {}
+
+    fn end_split(&mut self) {}
+
+    fn end(&mut self) {}
+
+    fn log_event_training(&mut self, _event: String) {}
+}
+
+impl EvaluationProgressLogger for Silent {
+    fn start_global_progress(&mut self, _total_tests: usize) {}
+
+    fn start_test(&mut self, _name: &str, _total_items: usize) {}
+
+    fn update_test_progress(&mut self, _items_processed: usize) {}
+
+    fn end_test(&mut self) {}
+
+    fn end_global_progress(&mut self) {}
+
+    fn log_event_evaluation(&mut self, _event: String) {}
+}
+
+impl MetricsRendererTraining for Silent {
+    fn update_train(&mut self, _state: MetricState) {}
+
+    fn update_valid(&mut self, _state: MetricState) {}
+}
+
+impl MetricsRendererEvaluation for Silent {
+    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+}
+
+impl MetricsRenderer for Silent {
+    fn manual_close(&mut self) {}
+
+    fn register_metric(&mut self, _definition: MetricDefinition) {}
+}

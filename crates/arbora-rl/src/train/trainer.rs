@@ -1,0 +1,311 @@
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use burn::optim::lr_scheduler::constant::ConstantLr;
+use burn::tensor::Device;
+use burn::train::renderer::MetricsRenderer;
+use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+
+use super::checkpoint::{self, Checkpoint};
+use super::log::Log;
+use super::strategy::{
+    EvaluationBatches, Learned, NamedNumber, Session, Shared, Silent, Steps, TrainBatches,
+};
+use super::{
+    BatchSource, EvaluationReport, EvaluationSource, Progress, TrainError, TrainableModel,
+    TrainerConfig,
+};
+
+/// One training run in one folder.
+///
+/// See the [module documentation](super) for what the folder holds and how a run resumes.
+pub struct Trainer {
+    config: TrainerConfig,
+    run: PathBuf,
+    fingerprint: String,
+    resume: bool,
+    stop_after: Option<u64>,
+    interrupter: Interrupter,
+    progress: Box<dyn Progress>,
+    renderer: Option<(Box<dyn MetricsRenderer>, Vec<String>)>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct TrainReport<M> {
+    /// The trained model in validation mode, off the autodiff device.
+    pub model: M,
+    /// Steps done, those before a resume included.
+    pub step: u64,
+    /// Whether the run was stopped before its last step, with a checkpoint to resume from.
+    pub interrupted: bool,
+    /// The step that the run resumed from, if it did.
+    pub resumed_from: Option<u64>,
+    /// The newest evaluation of this process, if there was one.
+    pub evaluation: Option<EvaluationReport>,
+    /// Wall-clock time of this process's part of the run.
+    pub seconds: f64,
+}
+
+impl Trainer {
+    /// A run with these settings in this folder, which is made if it is not there.
+    ///
+    /// `fingerprint` names the model's architecture, for instance as a hash of its configuration.
+    /// A checkpoint with another fingerprint is refused.
+    pub fn new(
+        config: TrainerConfig,
+        run: impl Into<PathBuf>,
+        fingerprint: impl Into<String>,
+    ) -> Self {
+        Self {
+            config,
+            run: run.into(),
+            fingerprint: fingerprint.into(),
+            resume: false,
+            stop_after: None,
+            interrupter: Interrupter::new(),
+            progress: Box::new(()),
+            renderer: None,
+        }
+    }
+
+    /// Continues the run in the folder from its newest whole checkpoint.
+    ///
+    /// A run that ended before its first checkpoint starts again from the beginning. A folder that
+    /// does not exist is an error.
+    pub fn resume(mut self, resume: bool) -> Self {
+        self.resume = resume;
+        self
+    }
+
+    /// Stops after this step, with a checkpoint, as an interruption does. The schedule is that of
+    /// the whole run.
+    pub fn stop_after(mut self, step: Option<u64>) -> Self {
+        self.stop_after = step;
+        self
+    }
+
+    /// Who watches the run.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Shows the run with one of burn's renderers, plotting the named numbers of steps and
+    /// evaluations.
+    pub fn renderer(mut self, renderer: Box<dyn MetricsRenderer>, names: &[&str]) -> Self {
+        self.renderer = Some((
+            renderer,
+            names.iter().map(|name| name.to_string()).collect(),
+        ));
+        self
+    }
+
+    /// The handle that stops the run from another thread: `interrupter().stop(None)`. The step at
+    /// work is finished and a checkpoint saved.
+    pub fn interrupter(&self) -> Interrupter {
+        self.interrupter.clone()
+    }
+
+    /// Stops this run at Ctrl-C, with a checkpoint. A second Ctrl-C ends the process at once, with
+    /// exit code 130.
+    ///
+    /// The handler is the process's only one and stays. When several trainers ask, the last one is
+    /// stopped.
+    ///
+    /// # Errors
+    /// [`TrainError::Signal`] if the process has another handler already.
+    pub fn stop_on_ctrl_c(&self) -> Result<(), TrainError> {
+        static WATCHED: OnceLock<Mutex<Interrupter>> = OnceLock::new();
+        let mut first = false;
+        let watched = WATCHED.get_or_init(|| {
+            first = true;
+            Mutex::new(self.interrupter.clone())
+        });
+        *watched.lock().unwrap_or_else(PoisonError::into_inner) = self.interrupter.clone();
+        if first {
+            ctrlc::set_handler(move || {
+                let interrupter = watched.lock().unwrap_or_else(PoisonError::into_inner);
+                if interrupter.should_stop() {
+                    std::process::exit(130);
+                }
+                interrupter.stop(Some("Ctrl-C"));
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Trains `model` on `device` until the last step, an interruption or an error.
+    ///
+    /// `model` may live on any device, in training or validation mode; it is moved. `device` need
+    /// not record gradients.
+    ///
+    /// # Errors
+    /// Any [`TrainError`]. The run folder keeps its checkpoints and its log up to the last whole
+    /// step.
+    ///
+    /// # Panics
+    /// As the model and the estimator do when shapes disagree.
+    pub fn fit<M, S, V>(
+        self,
+        model: M,
+        train: S,
+        valid: V,
+        device: &Device,
+    ) -> Result<TrainReport<M>, TrainError>
+    where
+        M: TrainableModel,
+        S: BatchSource<Batch = M::Batch>,
+        V: EvaluationSource<Batch = M::Batch>,
+    {
+        let started = Instant::now();
+        let Self {
+            config,
+            run,
+            fingerprint,
+            resume,
+            stop_after,
+            ..
+        } = self;
+        let (interrupter, mut progress) = (self.interrupter, self.progress);
+        config.validate()?;
+
+        let checkpoint = prepare(&run, resume)?;
+        let mut optimizer = config.optimizer.init();
+        let mut estimator = config.policy_gradient.init();
+        let mut model = model;
+        let resumed_from = match checkpoint {
+            None => None,
+            Some((checkpoint, passed_over)) => {
+                checkpoint.expect_fingerprint(&fingerprint)?;
+                checkpoint.expect_settings(&config)?;
+                model = checkpoint.load_model(model)?;
+                optimizer = checkpoint.load_optimizer(optimizer)?;
+                let state = checkpoint.state();
+                estimator.baseline_mut().load_state(state.baseline);
+                for error in passed_over {
+                    progress.on_notice(&format!("{error}; resuming from step {}", state.step));
+                }
+                Some(state.step)
+            }
+        };
+        let step = resumed_from.unwrap_or(0);
+        let train_device = if device.is_autodiff() {
+            device.clone()
+        } else {
+            device.clone().autodiff()
+        };
+        let learned = Learned {
+            model: model.train().fork(&train_device),
+            shared: Arc::new(Shared {
+                seed: config.seed,
+                lambda_rl: config.lambda_rl,
+                policy_gradient: Mutex::new(estimator),
+            }),
+        };
+        let mut session = Session {
+            metrics: Log::open(&run.join("metrics.jsonl"), step)?,
+            timing: Log::open(&run.join("timing.jsonl"), step)?,
+            run,
+            fingerprint,
+            step,
+            stop_after,
+            optimizer,
+            progress,
+            device: train_device.clone(),
+            last_evaluation: None,
+            config,
+        };
+        if resumed_from.is_none() {
+            session.save(&learned)?;
+        }
+
+        let config = session.config.clone();
+        let batches = TrainBatches {
+            source: Arc::new(train),
+            seed: config.seed,
+            device: train_device.clone(),
+            steps: step..config.steps,
+        };
+        let indices = 0..valid.batches();
+        let plain_device = train_device.without_autodiff();
+        let evaluation = EvaluationBatches {
+            source: Arc::new(valid),
+            device: plain_device,
+            indices,
+        };
+        // The strategy has the optimizer that trains; burn's learner wants one of its own.
+        let learner = Learner::new(
+            learned,
+            config.optimizer.init(),
+            ConstantLr::from(config.learning_rate),
+        );
+        let outcome = Rc::new(RefCell::new(None));
+        let strategy = Steps {
+            session: RefCell::new(Some(session)),
+            outcome: outcome.clone(),
+        };
+        let mut training = SupervisedTraining::new("", Arc::new(batches), Arc::new(evaluation))
+            .with_application_logger(None)
+            .with_metric_logger(Silent)
+            .with_interrupter(interrupter)
+            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
+        training = match self.renderer {
+            None => training.renderer(Box::new(Silent)),
+            Some((renderer, names)) => names.iter().fold(training.renderer(renderer), |t, name| {
+                t.metric_train_numeric(NamedNumber::new(name))
+                    .metric_valid_numeric(NamedNumber::new(name))
+            }),
+        };
+        let result = training.launch(learner);
+
+        let outcome = outcome.borrow_mut().take();
+        let Some(outcome) = outcome else {
+            return Err(TrainError::Device(
+                "burn-train did not run the strategy".into(),
+            ));
+        };
+        outcome.result?;
+        if let Some(error) = result.error {
+            return Err(TrainError::Device(error.to_string()));
+        }
+        Ok(TrainReport {
+            model: result.model.model,
+            step: outcome.step,
+            interrupted: outcome.step < config.steps,
+            resumed_from,
+            evaluation: outcome.last_evaluation,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Makes the run folder, or finds the checkpoint to resume from and what was passed over for it.
+fn prepare(run: &Path, resume: bool) -> Result<Option<(Checkpoint, Vec<TrainError>)>, TrainError> {
+    if run.exists() && !run.is_dir() {
+        return Err(TrainError::NotAFolder { path: run.into() });
+    }
+    let has_checkpoints = checkpoint::any(run)?;
+    if resume {
+        if !run.is_dir() {
+            return Err(TrainError::Missing {
+                path: run.into(),
+                what: "run",
+            });
+        }
+        return if has_checkpoints {
+            Checkpoint::newest(run).map(Some)
+        } else {
+            Ok(None)
+        };
+    }
+    if has_checkpoints || run.join("metrics.jsonl").exists() {
+        return Err(TrainError::RunExists { path: run.into() });
+    }
+    fs::create_dir_all(run).map_err(TrainError::io(run))?;
+    Ok(None)
+}
