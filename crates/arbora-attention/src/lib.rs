@@ -30,7 +30,7 @@ pub mod ops;
 
 pub use functions::{Route, TreeSearch, tree_search};
 pub use layers::{
-    SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
-    tree_cross_attention::QueryResidual,
+    PreNormAttention, PreNormAttentionConfig, QueryResidual, SearchOutput, TreeCrossAttention,
+    TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{GhostNodes, TreeAttentionOps, TreeSearchOptions};

@@ -1,7 +1,9 @@
 //! Modules.
 
-pub mod tree_cross_attention;
+mod pre_norm_attention;
+mod tree_cross_attention;
 
+pub use pre_norm_attention::{PreNormAttention, PreNormAttentionConfig, QueryResidual};
 pub use tree_cross_attention::{
     SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };

@@ -1,27 +1,12 @@
 //! Tree cross attention as an index and a search.
 
-use crate::flops;
+use super::pre_norm_attention::{PreNormAttention, PreNormAttentionConfig, QueryResidual};
 use crate::functions::{Route, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
 use arbora_tree::{TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use serde::{Deserialize, Serialize};
-
-/// What is added to the attention's output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum QueryResidual {
-    /// The normalised query: the published dense baseline.
-    Normalized,
-    /// The normalised query and the query itself: published Tree Cross Attention.
-    #[default]
-    NormalizedAndRaw,
-}
 
 /// Configuration of [`TreeCrossAttention`].
 #[derive(Config, Debug)]
@@ -38,31 +23,14 @@ pub struct TreeCrossAttentionConfig {
     pub ghosts: GhostNodes,
 }
 
-/// Cross attention from queries to token trees, and to plain tokens with the same weights.
+/// Cross attention from queries to token trees.
 ///
-/// `z = W_o · attention(W_q · LN(q), W_k · S, W_v · S) + LN(q) [+ q]`
-///
-/// Only the query is normalised; keys and values are projected from raw nodes, without bias. The
-/// policy that picks the route is this attention itself (arXiv 2309.17388, §3.1).
+/// The policy that picks the route and the final attention over what the search selects are one
+/// [`PreNormAttention`], with one set of weights (arXiv 2309.17388, §3.1).
 #[derive(Module, Debug)]
 pub struct TreeCrossAttention {
-    /// Normalises queries.
-    pub norm: LayerNorm,
-    /// `W_q`, `[d_model, d_model]`.
-    pub query: Linear,
-    /// `W_k`, `[d_model, d_model]`.
-    pub key: Linear,
-    /// `W_v`, `[d_model, d_model]`.
-    pub value: Linear,
-    /// `W_o`, `[d_model, d_model]`, with bias.
-    pub output: Linear,
-    /// Number of heads.
-    pub heads: usize,
-    /// Width of queries and nodes.
-    pub d_model: usize,
-    /// What is added to the attention's output.
-    #[module(skip)]
-    pub residual: QueryResidual,
+    /// Policy and final attention.
+    pub attention: PreNormAttention,
     /// What final attention does with nodes over no token.
     #[module(skip)]
     pub ghosts: GhostNodes,
@@ -75,22 +43,11 @@ impl TreeCrossAttentionConfig {
     /// If `heads` does not divide `d_model`.
     #[track_caller]
     pub fn init(&self, device: &Device) -> TreeCrossAttention {
-        assert!(
-            self.heads > 0 && self.d_model.is_multiple_of(self.heads),
-            "tree_cross_attention: heads: expected a divisor of {}, got {}",
-            self.d_model,
-            self.heads
-        );
-        let linear = |bias| LinearConfig::new(self.d_model, self.d_model).with_bias(bias);
+        let attention = PreNormAttentionConfig::new(self.d_model, self.heads)
+            .with_residual(self.residual)
+            .init(device);
         TreeCrossAttention {
-            norm: LayerNormConfig::new(self.d_model).init(device),
-            query: linear(false).init(device),
-            key: linear(false).init(device),
-            value: linear(false).init(device),
-            output: linear(true).init(device),
-            heads: self.heads,
-            d_model: self.d_model,
-            residual: self.residual,
+            attention,
             ghosts: self.ghosts,
         }
     }
@@ -147,7 +104,7 @@ impl TreeCrossAttention {
     /// If the nodes are not `d_model` wide.
     #[track_caller]
     pub fn index(&self, tree: &TokenTree) -> TreeIndex {
-        let (key, value) = self.project_context(tree.nodes());
+        let (key, value) = self.attention.project_context(tree.nodes());
         TreeIndex {
             shape: *tree.shape(),
             key,
@@ -182,9 +139,9 @@ impl TreeCrossAttention {
         route: Route,
         temperature: f64,
     ) -> SearchOutput {
-        let (normalized, query) = self.project_queries(queries.clone());
+        let queries = self.attention.project_queries(queries);
         let found = tree_search(
-            query,
+            queries.query.clone(),
             index.key.clone(),
             index.value.clone(),
             index.lengths.clone(),
@@ -196,7 +153,7 @@ impl TreeCrossAttention {
             },
         );
         SearchOutput {
-            context: self.project_output(found.context, normalized, queries),
+            context: self.attention.project_output(found.context, queries),
             path: found.path,
             log_prob: found.log_prob,
             entropy: found.entropy,
@@ -220,106 +177,7 @@ impl TreeCrossAttention {
                 .slice([0..batch, leaves.clone(), 0..heads, 0..head_dim])
         };
         let mask = index.mask.clone().slice([0..batch, leaves.clone()]);
-        self.attend_projected(queries, slice(&index.key), slice(&index.value), Some(mask))
+        self.attention
+            .attend_projected(queries, slice(&index.key), slice(&index.value), Some(mask))
     }
-
-    /// Dense cross attention to plain tokens, with the same weights.
-    ///
-    /// # Shapes
-    /// - queries: `[batch, queries, d_model]`
-    /// - tokens: `[batch, tokens, d_model]`
-    /// - mask: `[batch, tokens]`, `true` = masked out; a query without any token attends to nothing
-    ///   and gets a zero attention output
-    /// - returns `[batch, queries, d_model]`
-    #[track_caller]
-    pub fn attend(
-        &self,
-        queries: Tensor<3>,
-        tokens: Tensor<3>,
-        mask: Option<Tensor<2, Bool>>,
-    ) -> Tensor<3> {
-        let (key, value) = self.project_context(tokens);
-        self.attend_projected(queries, key, value, mask)
-    }
-
-    fn attend_projected(
-        &self,
-        queries: Tensor<3>,
-        key: Tensor<4>,
-        value: Tensor<4>,
-        mask: Option<Tensor<2, Bool>>,
-    ) -> Tensor<3> {
-        let (normalized, query) = self.project_queries(queries.clone());
-        let [batch, count, heads, _] = query.dims();
-        let tokens = key.dims()[1];
-        let mask = mask.map(|mask| {
-            mask.reshape([batch, 1, 1, tokens])
-                .expand([batch, heads, count, tokens])
-        });
-        // burn's attention takes [batch, heads, rows, head_dim].
-        let context = attention(
-            query.swap_dims(1, 2),
-            key.swap_dims(1, 2),
-            value.swap_dims(1, 2),
-            mask,
-            None,
-            AttentionModuleOptions::default(),
-        );
-        self.project_output(context.swap_dims(1, 2), normalized, queries)
-    }
-
-    /// `LN(q)` and `W_q · LN(q)` by head.
-    fn project_queries(&self, queries: Tensor<3>) -> (Tensor<3>, Tensor<4>) {
-        self.check_width("queries", &queries);
-        let normalized = self.norm.forward(queries);
-        let query = self.by_head(self.query.forward(normalized.clone()));
-        flops::record(|total| total.query += rows(&normalized));
-        (normalized, query)
-    }
-
-    fn project_context(&self, tokens: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        self.check_width("context", &tokens);
-        flops::record(|total| {
-            total.key += rows(&tokens);
-            total.value += rows(&tokens);
-        });
-        let key = self.by_head(self.key.forward(tokens.clone()));
-        (key, self.by_head(self.value.forward(tokens)))
-    }
-
-    fn project_output(
-        &self,
-        context: Tensor<4>,
-        normalized: Tensor<3>,
-        queries: Tensor<3>,
-    ) -> Tensor<3> {
-        let dims = queries.dims();
-        let output = self.output.forward(context.reshape(dims)) + normalized;
-        flops::record(|total| total.output += rows(&output));
-        match self.residual {
-            QueryResidual::Normalized => output,
-            QueryResidual::NormalizedAndRaw => output + queries,
-        }
-    }
-
-    /// `[batch, rows, d_model]` -> `[batch, rows, heads, head_dim]`
-    fn by_head(&self, projected: Tensor<3>) -> Tensor<4> {
-        let [batch, count, _] = projected.dims();
-        projected.reshape([batch, count, self.heads, self.d_model / self.heads])
-    }
-
-    #[track_caller]
-    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
-        let width = tensor.dims()[2];
-        assert_eq!(
-            width, self.d_model,
-            "tree_cross_attention: axis 2 of {name}: expected {}, got {width}",
-            self.d_model
-        );
-    }
-}
-
-fn rows(tensor: &Tensor<3>) -> usize {
-    let [batch, count, _] = tensor.dims();
-    batch * count
 }

@@ -45,8 +45,8 @@ fn a_search_reads_no_key_or_value_weight() {
     let queries = random([1, 4, 6], 2, &device());
     let expected = layer.search(queries.clone(), &index, Route::Greedy).context;
     let poison = || Param::from_tensor(Tensor::full([6, 6], f32::NAN, &device()));
-    layer.key.weight = poison();
-    layer.value.weight = poison();
+    layer.attention.key.weight = poison();
+    layer.attention.value.weight = poison();
     assert_close(
         layer.search(queries, &index, Route::Greedy).context,
         expected,
@@ -64,7 +64,9 @@ fn attending_to_leaves_is_dense_attention_to_the_tokens() {
         let tree = mean_tree(tokens.clone(), &[9, 5], 2, layout);
         let leaves = layer.attend_leaves(queries.clone(), &layer.index(&tree));
         let mask = crate::padding(&[9, 5], 9);
-        let dense = layer.attend(queries.clone(), tokens.clone(), Some(mask));
+        let dense = layer
+            .attention
+            .attend(queries.clone(), tokens.clone(), Some(mask));
         assert_close(leaves, dense, 1e-5, 1e-5);
     }
 }
@@ -109,13 +111,13 @@ fn one_index_serves_several_threads() {
 }
 
 #[test]
-#[should_panic(expected = "tree_cross_attention: heads: expected a divisor of 6, got 4")]
+#[should_panic(expected = "pre_norm_attention: heads: expected a divisor of 6, got 4")]
 fn heads_must_divide_the_width() {
     TreeCrossAttentionConfig::new(6, 4).init(&device());
 }
 
 #[test]
-#[should_panic(expected = "tree_cross_attention: axis 2 of queries: expected 6, got 5")]
+#[should_panic(expected = "pre_norm_attention: axis 2 of queries: expected 6, got 5")]
 fn queries_of_another_width_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = mean_tree(random([1, 4, 6], 1, &device()), &[4], 2, Layout::LeftFilled);

@@ -29,8 +29,8 @@ fn head_weights(layer: &TreeCrossAttention, query: &Tensor<2>, rows: &Tensor<2>)
             .reshape([count, HEADS, WIDTH / HEADS])
             .swap_dims(0, 1) // [heads, rows, head_dim]
     };
-    let query = by_head(layer.query.forward(query.clone()));
-    let key = by_head(layer.key.forward(rows.clone()));
+    let query = by_head(layer.attention.query.forward(query.clone()));
+    let key = by_head(layer.attention.key.forward(rows.clone()));
     softmax(
         query.matmul(key.swap_dims(1, 2)) / ((WIDTH / HEADS) as f64).sqrt(),
         2,
@@ -67,7 +67,7 @@ pub fn two_pass(
                 .clone()
                 .slice([example..example + 1, position..position + 1, 0..WIDTH])
                 .reshape([1, WIDTH]);
-            let query = layer.norm.forward(raw.clone());
+            let query = layer.attention.norm.forward(raw.clone());
             let mut selected: Vec<Tensor<2>> = Vec::new();
             let mut log_prob = Tensor::<1>::zeros([1], &device);
             let mut entropy = Tensor::<1>::zeros([1], &device);
@@ -130,7 +130,7 @@ pub fn two_pass(
                 false => {
                     let rows = Tensor::cat(selected, 0);
                     let [size, _] = rows.dims();
-                    let value = layer.value.forward(rows.clone());
+                    let value = layer.attention.value.forward(rows.clone());
                     let value = value.reshape([size, HEADS, WIDTH / HEADS]).swap_dims(0, 1);
                     head_weights(layer, &query, &rows)
                         .matmul(value)
@@ -138,8 +138,8 @@ pub fn two_pass(
                         .reshape([1, WIDTH])
                 }
             };
-            let mut output = layer.output.forward(attended) + query;
-            if layer.residual == QueryResidual::NormalizedAndRaw {
+            let mut output = layer.attention.output.forward(attended) + query;
+            if layer.attention.residual == QueryResidual::NormalizedAndRaw {
                 output = output + raw;
             }
             contexts.push(output);
@@ -161,13 +161,13 @@ pub fn layer(ghosts: GhostNodes, device: &burn::tensor::Device) -> TreeCrossAtte
         .with_ghosts(ghosts)
         .init(device);
     let weight = |seed| Param::from_tensor(random([WIDTH, WIDTH], seed, device));
-    layer.query.weight = weight(11);
-    layer.key.weight = weight(12);
-    layer.value.weight = weight(13);
-    layer.output.weight = weight(14);
+    layer.attention.query.weight = weight(11);
+    layer.attention.key.weight = weight(12);
+    layer.attention.value.weight = weight(13);
+    layer.attention.output.weight = weight(14);
     let bias = |seed| Param::from_tensor(random([WIDTH], seed, device));
-    layer.output.bias = Some(bias(15));
-    layer.norm.beta = Some(bias(16));
+    layer.attention.output.bias = Some(bias(15));
+    layer.attention.norm.beta = Some(bias(16));
     layer
 }
 
@@ -215,12 +215,17 @@ fn check(case: Case) {
             + (entropy.clone() * entropy_weights.clone()).sum();
         let mut gradients = loss.backward();
         let mut parameter = |tensor: Tensor<2>| tensor.grad_remove(&mut gradients).unwrap();
-        let matrices = [&layer.query, &layer.key, &layer.value, &layer.output]
-            .map(|linear| parameter(linear.weight.val()));
+        let matrices = [
+            &layer.attention.query,
+            &layer.attention.key,
+            &layer.attention.value,
+            &layer.attention.output,
+        ]
+        .map(|linear| parameter(linear.weight.val()));
         let vectors = [
-            layer.norm.gamma.val(),
-            layer.norm.beta.as_ref().unwrap().val(),
-            layer.output.bias.as_ref().unwrap().val(),
+            layer.attention.norm.gamma.val(),
+            layer.attention.norm.beta.as_ref().unwrap().val(),
+            layer.attention.output.bias.as_ref().unwrap().val(),
         ]
         .map(|tensor| tensor.grad_remove(&mut gradients).unwrap());
         let inputs = [tokens, queries].map(|tensor| tensor.grad(&gradients).unwrap());

@@ -1,0 +1,210 @@
+//! The published pre-norm attention, which tree and dense layers share.
+
+use crate::flops;
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What is added to the attention's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueryResidual {
+    /// The normalised query: published dense attention.
+    #[default]
+    Normalized,
+    /// The normalised query and the query itself: published Tree Cross Attention.
+    NormalizedAndRaw,
+}
+
+/// Configuration of [`PreNormAttention`].
+#[derive(Config, Debug)]
+pub struct PreNormAttentionConfig {
+    /// Width of queries and tokens.
+    pub d_model: usize,
+    /// Number of heads; must divide `d_model`.
+    pub heads: usize,
+    /// What is added to the attention's output.
+    #[config(default = "QueryResidual::Normalized")]
+    pub residual: QueryResidual,
+}
+
+/// Multi-head attention that normalises its queries and nothing else.
+///
+/// `z = W_o · attention(W_q · LN(q), W_k · x, W_v · x) + LN(q) [+ q]`
+///
+/// Keys and values come from raw tokens without bias, and the residual is around the *normalised*
+/// query: both differ from the usual pre-norm block, and are how Tree Cross Attention was published
+/// (arXiv 2309.17388).
+#[derive(Module, Debug)]
+pub struct PreNormAttention {
+    /// Normalises queries.
+    pub norm: LayerNorm,
+    /// `W_q`, `[d_model, d_model]`.
+    pub query: Linear,
+    /// `W_k`, `[d_model, d_model]`.
+    pub key: Linear,
+    /// `W_v`, `[d_model, d_model]`.
+    pub value: Linear,
+    /// `W_o`, `[d_model, d_model]`, with bias.
+    pub output: Linear,
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of queries and tokens.
+    pub d_model: usize,
+    /// What is added to the attention's output.
+    #[module(skip)]
+    pub residual: QueryResidual,
+}
+
+impl PreNormAttentionConfig {
+    /// Initialises the layer on a device.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `d_model`.
+    #[track_caller]
+    pub fn init(&self, device: &Device) -> PreNormAttention {
+        assert!(
+            self.heads > 0 && self.d_model.is_multiple_of(self.heads),
+            "pre_norm_attention: heads: expected a divisor of {}, got {}",
+            self.d_model,
+            self.heads
+        );
+        let linear = |bias| LinearConfig::new(self.d_model, self.d_model).with_bias(bias);
+        PreNormAttention {
+            norm: LayerNormConfig::new(self.d_model).init(device),
+            query: linear(false).init(device),
+            key: linear(false).init(device),
+            value: linear(false).init(device),
+            output: linear(true).init(device),
+            heads: self.heads,
+            d_model: self.d_model,
+            residual: self.residual,
+        }
+    }
+}
+
+/// Queries on their way through the layer.
+pub(super) struct ProjectedQueries {
+    raw: Tensor<3>,
+    normalized: Tensor<3>,
+    /// `W_q · LN(q)`, `[batch, queries, heads, head_dim]`
+    pub(super) query: Tensor<4>,
+}
+
+impl PreNormAttention {
+    /// Attends from queries to tokens.
+    ///
+    /// # Shapes
+    /// - queries: `[batch, queries, d_model]`
+    /// - tokens: `[batch, tokens, d_model]`
+    /// - mask: `[batch, tokens]`, `true` = masked out; a query without any token gets a zero
+    ///   attention output
+    /// - returns `[batch, queries, d_model]`
+    ///
+    /// # Panics
+    /// If queries or tokens are not `d_model` wide.
+    #[track_caller]
+    pub fn attend(
+        &self,
+        queries: Tensor<3>,
+        tokens: Tensor<3>,
+        mask: Option<Tensor<2, Bool>>,
+    ) -> Tensor<3> {
+        let (key, value) = self.project_context(tokens);
+        self.attend_projected(queries, key, value, mask)
+    }
+
+    /// [`attend`](Self::attend) to keys and values `[batch, tokens, heads, head_dim]`.
+    #[track_caller]
+    pub(super) fn attend_projected(
+        &self,
+        queries: Tensor<3>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        mask: Option<Tensor<2, Bool>>,
+    ) -> Tensor<3> {
+        let queries = self.project_queries(queries);
+        let [batch, count, heads, _] = queries.query.dims();
+        let tokens = key.dims()[1];
+        let mask = mask.map(|mask| {
+            mask.reshape([batch, 1, 1, tokens])
+                .expand([batch, heads, count, tokens])
+        });
+        // burn's attention takes [batch, heads, rows, head_dim].
+        let context = attention(
+            queries.query.clone().swap_dims(1, 2),
+            key.swap_dims(1, 2),
+            value.swap_dims(1, 2),
+            mask,
+            None,
+            AttentionModuleOptions::default(),
+        );
+        self.project_output(context.swap_dims(1, 2), queries)
+    }
+
+    #[track_caller]
+    pub(super) fn project_queries(&self, queries: Tensor<3>) -> ProjectedQueries {
+        self.check_width("queries", &queries);
+        let normalized = self.norm.forward(queries.clone());
+        let query = self.by_head(self.query.forward(normalized.clone()));
+        flops::record(|total| total.query += rows(&queries));
+        ProjectedQueries {
+            raw: queries,
+            normalized,
+            query,
+        }
+    }
+
+    /// Keys and values, `[batch, tokens, heads, head_dim]`.
+    #[track_caller]
+    pub(super) fn project_context(&self, tokens: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        self.check_width("tokens", &tokens);
+        flops::record(|total| {
+            total.key += rows(&tokens);
+            total.value += rows(&tokens);
+        });
+        let key = self.by_head(self.key.forward(tokens.clone()));
+        (key, self.by_head(self.value.forward(tokens)))
+    }
+
+    pub(super) fn project_output(
+        &self,
+        context: Tensor<4>,
+        queries: ProjectedQueries,
+    ) -> Tensor<3> {
+        let ProjectedQueries {
+            raw, normalized, ..
+        } = queries;
+        flops::record(|total| total.output += rows(&raw));
+        let output = self.output.forward(context.reshape(raw.dims())) + normalized;
+        match self.residual {
+            QueryResidual::Normalized => output,
+            QueryResidual::NormalizedAndRaw => output + raw,
+        }
+    }
+
+    /// `[batch, rows, d_model]` -> `[batch, rows, heads, head_dim]`
+    fn by_head(&self, projected: Tensor<3>) -> Tensor<4> {
+        let [batch, count, _] = projected.dims();
+        projected.reshape([batch, count, self.heads, self.d_model / self.heads])
+    }
+
+    #[track_caller]
+    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
+        let width = tensor.dims()[2];
+        assert_eq!(
+            width, self.d_model,
+            "pre_norm_attention: axis 2 of {name}: expected {}, got {width}",
+            self.d_model
+        );
+    }
+}
+
+fn rows(tensor: &Tensor<3>) -> usize {
+    let [batch, count, _] = tensor.dims();
+    batch * count
+}
