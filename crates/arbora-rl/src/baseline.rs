@@ -102,7 +102,7 @@ pub struct Baseline {
 #[derive(Clone, Debug)]
 enum Average {
     Host([f32; 2]),
-    Device(Tensor<1>),
+    Device(Box<Tensor<1>>),
 }
 
 impl Baseline {
@@ -186,9 +186,11 @@ impl Baseline {
         let device = reward.device();
         let state = match &self.average {
             Average::Host(numbers) => Tensor::from_data(TensorData::from(*numbers), &device),
-            Average::Device(state) => check::detached_like(state.clone(), &keep.clone().sum()),
+            Average::Device(state) => {
+                check::detached_like(state.as_ref().clone(), &keep.clone().sum())
+            }
         };
-        let (sum, weight) = (state.clone().slice([0..1]), state.slice([1..2]));
+        let (sum, weight) = (state.clone().narrow(0, 0, 1), state.narrow(0, 1, 1));
         // Before the first batch both are 0, and 0 / tiny is the 0 that is promised.
         let baseline = sum.clone() / weight.clone().clamp_min(f32::MIN_POSITIVE);
 
@@ -199,7 +201,7 @@ impl Baseline {
         let kept = fresh.clone().neg() + 1.0;
         let sum = sum * kept.clone() + mean * fresh.clone();
         let weight = weight * kept + fresh;
-        self.average = Average::Device(Tensor::cat(vec![sum, weight], 0));
+        self.average = Average::Device(Box::new(Tensor::cat(vec![sum, weight], 0)));
         baseline
     }
 
@@ -209,7 +211,7 @@ impl Baseline {
             Average::Host(numbers) => *numbers,
             Average::Device(state) => {
                 let mut numbers = [0.0; 2];
-                let data = state.clone().into_data();
+                let data = state.as_ref().clone().into_data();
                 for (number, read) in numbers.iter_mut().zip(data.iter::<f32>()) {
                     *number = read;
                 }

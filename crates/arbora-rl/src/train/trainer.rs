@@ -245,15 +245,18 @@ impl Trainer {
             ConstantLr::from(config.learning_rate),
         );
         let outcome = Rc::new(RefCell::new(None));
-        let strategy = Steps {
+        // burn wants the strategy in an `Arc` and calls it on this very thread, so that whoever
+        // watches the run need not be `Send`.
+        #[allow(clippy::arc_with_non_send_sync)]
+        let strategy = Arc::new(Steps {
             session: RefCell::new(Some(session)),
             outcome: outcome.clone(),
-        };
+        });
         let mut training = SupervisedTraining::new("", Arc::new(batches), Arc::new(evaluation))
             .with_application_logger(None)
             .with_metric_logger(Silent)
             .with_interrupter(interrupter)
-            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
+            .with_training_strategy(TrainingStrategy::Custom(strategy));
         training = match self.renderer {
             None => training.renderer(Box::new(Silent)),
             Some((renderer, names)) => names.iter().fold(training.renderer(renderer), |t, name| {
