@@ -1,1 +1,29 @@
-//! Models.
+//! ReTreever and the models it is compared with.
+//!
+//! Depend on this crate to train or embed a whole model. It composes `arbora-tree`,
+//! `arbora-attention` and `arbora-rl`; it knows no data set and no command line.
+//!
+//! - [`retreever`]: [`ReTreever`], a transformer encoder whose tokens are searched as a tree
+//!   (arXiv 2309.17388)
+//! - [`cross_attention`]: [`CrossAttentionModel`], the same model with dense cross attention
+//! - [`parts`]: embeddings, the published transformer block, the aggregator, the decoder
+//! - [`prediction`]: what models predict, its loss and its reward
+//! - [`init`]: seeded initialisation on the host, equal on every backend
+//! - [`store`]: saving and loading weights, as burnpack or safetensors
+//!
+//! # Feature flags
+//!
+//! `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu` and `fusion`
+//! are burn's backend features of the same names; none is on by default.
+
+pub mod cross_attention;
+pub mod init;
+pub mod parts;
+pub mod prediction;
+pub mod retreever;
+pub mod store;
+
+pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
+pub use parts::{Context, EmbeddingKind, ModelConfig};
+pub use prediction::{HeadKind, Prediction, StdKind, Target};
+pub use retreever::{ReTreever, ReTreeverConfig, ReTreeverOutput};

@@ -1,0 +1,72 @@
+//! The dense model that ReTreever is compared with: "Transformer + Cross Attention" in the paper.
+
+use crate::init::seeded;
+use crate::parts::{Context, Decoder, Encoder, ModelConfig};
+use crate::prediction::Prediction;
+use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor};
+
+/// Configuration of [`CrossAttentionModel`].
+#[derive(Config, Debug)]
+pub struct CrossAttentionConfig {
+    /// What it shares with ReTreever.
+    pub model: ModelConfig,
+}
+
+/// A transformer encoder with one dense cross attention from queries to all tokens.
+///
+/// It has ReTreever's encoder, attention and decoder and no aggregator. Following the published
+/// baseline, the residual around its attention is the normalised query alone.
+#[derive(Module, Debug)]
+pub struct CrossAttentionModel {
+    encoder: Encoder,
+    attention: PreNormAttention,
+    decoder: Decoder,
+}
+
+impl CrossAttentionConfig {
+    /// Initialises the model. One seed gives the same weights on every backend.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `d_model`, or an embedding has no layer.
+    #[track_caller]
+    pub fn init(&self, seed: u64, device: &Device) -> CrossAttentionModel {
+        let model = &self.model;
+        let dense = CrossAttentionModel {
+            encoder: Encoder::new(model, device),
+            attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
+            decoder: Decoder::new(model, device),
+        };
+        seeded(dense, seed)
+    }
+}
+
+/// An encoded context: all that queries need.
+#[derive(Clone, Debug)]
+pub struct EncodedContext {
+    tokens: Tensor<3>,
+    mask: Option<Tensor<2, Bool>>,
+}
+
+impl CrossAttentionModel {
+    /// Encodes a context.
+    pub fn encode(&self, context: &Context) -> EncodedContext {
+        EncodedContext {
+            tokens: self.encoder.encode(context),
+            mask: context.mask.clone(),
+        }
+    }
+
+    /// Answers queries from all tokens.
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    #[track_caller]
+    pub fn predict(&self, queries: Tensor<3>, context: &EncodedContext) -> Prediction {
+        let queries = self.encoder.embed_queries(queries);
+        let EncodedContext { tokens, mask } = context.clone();
+        self.decoder
+            .decode(self.attention.attend(queries, tokens, mask))
+    }
+}

@@ -1,0 +1,73 @@
+//! Seeded initialisation on the host.
+//!
+//! burn draws parameters lazily from each backend's own generator, so the same seed gives different
+//! weights on different backends, and different weights when a layer is first used at another time.
+//! Here every draw comes from the host and depends on the seed and the parameter's path alone.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Draws the weights and biases of all [`Linear`](burn::nn::Linear) layers from
+/// `U(-1/√fan_in, 1/√fan_in)`, PyTorch's default and the published one. Other parameters (the ones
+/// and zeros of layer norms) are left as they are.
+pub fn seeded<M: Module>(module: M, seed: u64) -> M {
+    module.map(&mut SeededLinear {
+        seed,
+        path: Vec::new(),
+        containers: Vec::new(),
+        fan_in: 1,
+    })
+}
+
+struct SeededLinear {
+    seed: u64,
+    path: Vec<String>,
+    containers: Vec<String>,
+    /// Inputs of the linear layer visited last: its weight comes before its bias.
+    fan_in: usize,
+}
+
+impl ModuleMapper for SeededLinear {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push(name.to_owned());
+        self.containers.push(container_type.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let in_linear = self
+            .containers
+            .iter()
+            .any(|container| container == "Struct:Linear");
+        if !in_linear {
+            return param;
+        }
+        let path = self.path.join(".");
+        param.map(|tensor| {
+            let shape = tensor.dims();
+            if D == 2 {
+                self.fan_in = shape[0];
+            }
+            let bound = (self.fan_in as f32).sqrt().recip();
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(stream(&path));
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|_| rng.random_range(-bound..bound))
+                .collect();
+            Tensor::from_data(TensorData::new(values, shape), &tensor.device())
+        })
+    }
+}
+
+/// FNV-1a: a hash that is the same in every build, unlike the standard library's.
+fn stream(path: &str) -> u64 {
+    path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

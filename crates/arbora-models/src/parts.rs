@@ -1,0 +1,337 @@
+//! What the models are made of.
+
+use crate::prediction::{HeadKind, Prediction};
+use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
+use arbora_tree::Aggregator;
+use arbora_tree::token::masked_mean;
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{
+    Dropout, DropoutConfig, EluConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
+    PositionalEncoding, PositionalEncodingConfig, Relu,
+};
+use burn::tensor::activation::gelu;
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// How tokens and queries are embedded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmbeddingKind {
+    /// Points without an order: an MLP. Published for regression and images.
+    #[default]
+    Points,
+    /// Sequences: an MLP, sinusoidal positions counted from 0, dropout and a second MLP. Published
+    /// for the copy task. Context and queries count positions separately.
+    Sequence,
+}
+
+/// What ReTreever and the model it is compared with have in common. The defaults are the published
+/// ones (arXiv 2309.17388, appendix).
+#[derive(Config, Debug)]
+pub struct ModelConfig {
+    /// Features of a context token.
+    pub d_context: usize,
+    /// Features of a query.
+    pub d_query: usize,
+    /// What is predicted.
+    pub head: HeadKind,
+    /// Width of embeddings and tokens.
+    #[config(default = 64)]
+    pub d_model: usize,
+    /// Width of feed-forward layers.
+    #[config(default = 128)]
+    pub d_ff: usize,
+    /// Number of attention heads; must divide `d_model`.
+    #[config(default = 4)]
+    pub heads: usize,
+    /// How tokens and queries are embedded.
+    #[config(default = "EmbeddingKind::Points")]
+    pub embedding: EmbeddingKind,
+    /// Linear layers of an embedding, at least 1.
+    #[config(default = 4)]
+    pub embedding_depth: usize,
+    /// Transformer blocks of the encoder; 0 encodes each token by itself.
+    #[config(default = 6)]
+    pub encoder_layers: usize,
+    /// Dropout in feed-forward layers and after positional encodings.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// Most positions of a sequence embedding.
+    #[config(default = 5000)]
+    pub max_positions: usize,
+}
+
+/// The context that queries are answered from.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Features per token, `[batch, tokens, d_context]`.
+    pub features: Tensor<3>,
+    /// Where each token is, `[batch, tokens, dim]`: what leaf orders read.
+    pub positions: Tensor<3>,
+    /// `[batch, tokens]`, `true` = masked out. `None` where every token is real.
+    pub mask: Option<Tensor<2, Bool>>,
+}
+
+impl Context {
+    /// Points with values: the features are coordinates and values side by side.
+    ///
+    /// # Shapes
+    /// - x: `[batch, tokens, x_dim]`, also the positions
+    /// - y: `[batch, tokens, y_dim]`
+    /// - mask: `[batch, tokens]`, `true` = masked out
+    pub fn points(x: Tensor<3>, y: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Self {
+        Self {
+            features: Tensor::cat(vec![x.clone(), y], 2),
+            positions: x,
+            mask,
+        }
+    }
+
+    /// A sequence of token features `[batch, tokens, d_context]`; a token's position is its place.
+    pub fn sequence(features: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Self {
+        let [batch, tokens, _] = features.dims();
+        let positions = Tensor::arange(0..tokens as i64, &features.device())
+            .float()
+            .reshape([1, tokens, 1])
+            .expand([batch, tokens, 1]);
+        Self {
+            features,
+            positions,
+            mask,
+        }
+    }
+}
+
+/// `LN(x) + FF(LN(x))` with `FF(z) = W_2 · (a · gelu(g)) + b_2`, `[a, g] = W_1 z + b_1`.
+///
+/// The residual is around the normalised input, as published. GELU is the exact one.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    norm: LayerNorm,
+    inner: Linear,
+    outer: Linear,
+    dropout: Dropout,
+}
+
+impl FeedForward {
+    fn new(config: &ModelConfig, device: &Device) -> Self {
+        let ModelConfig {
+            d_model,
+            d_ff,
+            dropout,
+            ..
+        } = *config;
+        Self {
+            norm: LayerNormConfig::new(d_model).init(device),
+            inner: LinearConfig::new(d_model, 2 * d_ff).init(device),
+            outer: LinearConfig::new(d_ff, d_model).init(device),
+            dropout: DropoutConfig::new(dropout).init(),
+        }
+    }
+
+    /// `[batch, rows, d_model]` -> the same.
+    pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        let normalized = self.norm.forward(input);
+        let [value, gate] = self
+            .inner
+            .forward(normalized.clone())
+            .chunk(2, 2)
+            .try_into()
+            .expect("two halves of an even width");
+        normalized + self.dropout.forward(self.outer.forward(value * gelu(gate)))
+    }
+}
+
+/// The published transformer block: pre-norm attention with queries normalised and keys and values
+/// raw, then a gated feed-forward layer; both residuals are around the normalised input.
+#[derive(Module, Debug)]
+pub struct Block {
+    attention: PreNormAttention,
+    feed_forward: FeedForward,
+}
+
+impl Block {
+    /// A block of the configured width.
+    #[track_caller]
+    pub fn new(config: &ModelConfig, device: &Device) -> Self {
+        Self {
+            attention: PreNormAttentionConfig::new(config.d_model, config.heads).init(device),
+            feed_forward: FeedForward::new(config, device),
+        }
+    }
+
+    /// Self-attention among the tokens of each example.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, tokens, d_model]`
+    /// - mask: `[batch, tokens]`, `true` = masked out
+    pub fn forward(&self, tokens: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        self.feed_forward
+            .forward(self.attention.attend(tokens.clone(), tokens, mask))
+    }
+}
+
+/// The published aggregator: one transformer block over the children of a node, shared by all nodes
+/// of all levels, then their mean.
+#[derive(Module, Debug)]
+pub struct BlockAggregator {
+    block: Block,
+    /// Whether gradients stop at the children, so that none crosses more than one level. Published:
+    /// true.
+    pub detach_children: bool,
+}
+
+impl BlockAggregator {
+    /// An aggregator of the configured width.
+    #[track_caller]
+    pub fn new(config: &ModelConfig, detach_children: bool, device: &Device) -> Self {
+        Self {
+            block: Block::new(config, device),
+            detach_children,
+        }
+    }
+}
+
+impl Aggregator for BlockAggregator {
+    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+        let children = if self.detach_children {
+            children.detach()
+        } else {
+            children
+        };
+        masked_mean(self.block.forward(children, Some(mask.clone())), mask)
+    }
+}
+
+/// Embeds features of tokens or queries.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    layers: Vec<Linear>,
+    sequence: Option<SequenceEmbedding>,
+}
+
+#[derive(Module, Debug)]
+struct SequenceEmbedding {
+    positions: PositionalEncoding,
+    dropout: Dropout,
+    layers: Vec<Linear>,
+}
+
+impl Embedding {
+    fn new(d_input: usize, config: &ModelConfig, device: &Device) -> Self {
+        let ModelConfig {
+            d_model,
+            d_ff,
+            dropout,
+            embedding_depth,
+            ..
+        } = *config;
+        assert!(
+            embedding_depth >= 1,
+            "embedding: linear layers: expected at least 1, got 0"
+        );
+        let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let mut layers = vec![linear(d_input, d_model)];
+        layers.extend((1..embedding_depth).map(|_| linear(d_model, d_model)));
+        let sequence = (config.embedding == EmbeddingKind::Sequence).then(|| SequenceEmbedding {
+            positions: PositionalEncodingConfig::new(d_model)
+                .with_max_sequence_size(config.max_positions)
+                .init(device),
+            dropout: DropoutConfig::new(dropout).init(),
+            layers: vec![
+                linear(d_model, d_ff),
+                linear(d_ff, d_ff),
+                linear(d_ff, d_model),
+            ],
+        });
+        Self { layers, sequence }
+    }
+
+    /// `[batch, rows, features]` -> `[batch, rows, d_model]`
+    ///
+    /// # Panics
+    /// If a sequence is longer than the configured number of positions.
+    pub fn forward(&self, features: Tensor<3>) -> Tensor<3> {
+        let mut hidden = features;
+        for (at, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward(hidden);
+            if at + 1 < self.layers.len() {
+                hidden = EluConfig::new().init().forward(hidden);
+            }
+        }
+        let Some(sequence) = &self.sequence else {
+            return hidden;
+        };
+        let mut hidden = sequence.dropout.forward(sequence.positions.forward(hidden));
+        for (at, layer) in sequence.layers.iter().enumerate() {
+            hidden = layer.forward(hidden);
+            if at + 1 < sequence.layers.len() {
+                hidden = Relu::new().forward(hidden);
+            }
+        }
+        hidden
+    }
+}
+
+/// Embeds context and queries, and encodes the context by self-attention.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    context: Embedding,
+    query: Embedding,
+    blocks: Vec<Block>,
+}
+
+impl Encoder {
+    #[track_caller]
+    pub(crate) fn new(config: &ModelConfig, device: &Device) -> Self {
+        Self {
+            context: Embedding::new(config.d_context, config, device),
+            query: Embedding::new(config.d_query, config, device),
+            blocks: (0..config.encoder_layers)
+                .map(|_| Block::new(config, device))
+                .collect(),
+        }
+    }
+
+    /// The encoded tokens, `[batch, tokens, d_model]`.
+    pub fn encode(&self, context: &Context) -> Tensor<3> {
+        let embedded = self.context.forward(context.features.clone());
+        self.blocks.iter().fold(embedded, |tokens, block| {
+            block.forward(tokens, context.mask.clone())
+        })
+    }
+
+    /// The embedded queries, `[batch, queries, d_query]` -> `[batch, queries, d_model]`.
+    pub fn embed_queries(&self, queries: Tensor<3>) -> Tensor<3> {
+        self.query.forward(queries)
+    }
+}
+
+/// Turns what attention returned into a prediction.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    feed_forward: FeedForward,
+    hidden: Linear,
+    output: Linear,
+    #[module(skip)]
+    head: HeadKind,
+}
+
+impl Decoder {
+    #[track_caller]
+    pub(crate) fn new(config: &ModelConfig, device: &Device) -> Self {
+        Self {
+            feed_forward: FeedForward::new(config, device),
+            hidden: LinearConfig::new(config.d_model, config.d_ff).init(device),
+            output: LinearConfig::new(config.d_ff, config.head.width()).init(device),
+            head: config.head,
+        }
+    }
+
+    /// `[batch, queries, d_model]` -> a prediction per query.
+    pub fn decode(&self, context: Tensor<3>) -> Prediction {
+        let hidden = Relu::new().forward(self.hidden.forward(self.feed_forward.forward(context)));
+        self.head.read(self.output.forward(hidden))
+    }
+}

@@ -1,0 +1,238 @@
+//! ReTreever: a transformer encoder whose tokens are searched as a tree.
+
+use crate::init::seeded;
+use crate::parts::{BlockAggregator, Context, Decoder, Encoder, ModelConfig};
+use crate::prediction::{Prediction, Target, masked_average};
+use arbora_attention::{
+    GhostNodes, Route, SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+};
+use arbora_rl::Rollout;
+use arbora_tree::{Layout, TokenOrder, TokenTree, TokenTreeShape};
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor};
+
+/// Configuration of [`ReTreever`].
+#[derive(Config, Debug)]
+pub struct ReTreeverConfig {
+    /// What it shares with the models it is compared with.
+    pub model: ModelConfig,
+    /// Branching factor of the tree.
+    #[config(default = 2)]
+    pub branching: usize,
+    /// How leaves are grouped.
+    #[config(default = "Layout::LeftFilled")]
+    pub layout: Layout,
+    /// In what order tokens become leaves.
+    #[config(default = "TokenOrder::Given")]
+    pub order: TokenOrder,
+    /// What final attention does with nodes over no token.
+    #[config(default = "GhostNodes::Masked")]
+    pub ghosts: GhostNodes,
+    /// Whether gradients stop at the aggregator's input, as published.
+    #[config(default = true)]
+    pub detach_children: bool,
+}
+
+/// Retrieval via tree cross attention (arXiv 2309.17388, §3.2).
+///
+/// Context → embed → encode → order → [`TokenTree`] → [`TreeIndex`] → search per query → decode. A
+/// context is encoded and indexed once; each query then reads `O(b log N)` of its nodes.
+#[derive(Module, Debug)]
+pub struct ReTreever {
+    encoder: Encoder,
+    aggregator: BlockAggregator,
+    attention: TreeCrossAttention,
+    decoder: Decoder,
+    branching: usize,
+    #[module(skip)]
+    layout: Layout,
+    #[module(skip)]
+    order: TokenOrder,
+}
+
+/// What [`ReTreever::predict`] returns.
+#[derive(Clone, Debug)]
+pub struct ReTreeverOutput {
+    /// A prediction per query.
+    pub prediction: Prediction,
+    /// How each query walked down its tree, and what it read.
+    pub search: SearchOutput,
+}
+
+/// The parts of the training loss that [`ReTreever::losses`] computes.
+#[derive(Clone, Debug)]
+pub struct ReTreeverLosses {
+    /// The task's loss on the nodes that the search selected, `[1]`.
+    pub tree: Tensor<1>,
+    /// The task's loss on all leaves, with the same weights, `[1]`.
+    pub leaves: Tensor<1>,
+    /// The decisions taken, `[batch · queries, samples]`.
+    pub rollout: Rollout,
+    /// Their rewards, `[batch · queries, samples]`.
+    pub reward: Tensor<2>,
+    /// Size of the selected set, the mean over queries, `[1]`.
+    pub selected: Tensor<1>,
+}
+
+impl ReTreeverConfig {
+    /// Initialises the model. One seed gives the same weights on every backend.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `d_model`, the branching factor is below 2, published ghosts are
+    /// asked for with another layout, or an embedding has no layer.
+    #[track_caller]
+    pub fn init(&self, seed: u64, device: &Device) -> ReTreever {
+        assert!(
+            self.branching >= 2,
+            "retreever: branching factor: expected at least 2, got {}",
+            self.branching
+        );
+        assert!(
+            self.ghosts == GhostNodes::Masked || self.layout == Layout::Published,
+            "retreever: published ghosts: expected layout Published, got {:?}",
+            self.layout
+        );
+        let model = &self.model;
+        let retreever = ReTreever {
+            encoder: Encoder::new(model, device),
+            aggregator: BlockAggregator::new(model, self.detach_children, device),
+            attention: TreeCrossAttentionConfig::new(model.d_model, model.heads)
+                .with_ghosts(self.ghosts)
+                .init(device),
+            decoder: Decoder::new(model, device),
+            branching: self.branching,
+            layout: self.layout,
+            order: self.order,
+        };
+        seeded(retreever, seed)
+    }
+}
+
+impl ReTreever {
+    /// Encodes a context and builds its tree.
+    pub fn tree(&self, context: &Context) -> TokenTree {
+        let tokens = self.encoder.encode(context);
+        let shape = TokenTreeShape::new(tokens.dims()[1], self.branching, self.layout);
+        let order = self
+            .order
+            .permutation(&context.positions, context.mask.as_ref(), &shape);
+        TokenTree::build(tokens, context.mask.clone(), order, shape, &self.aggregator)
+    }
+
+    /// Encodes a context, builds its tree and projects its nodes: all that queries need.
+    pub fn index(&self, context: &Context) -> TreeIndex {
+        self.attention.index(&self.tree(context))
+    }
+
+    /// Number of choices on the way down a tree over `tokens` tokens: the uniform numbers a
+    /// [`Route::Sampled`] needs per query.
+    pub fn decisions(&self, tokens: usize) -> usize {
+        TokenTreeShape::new(tokens, self.branching, self.layout).decisions()
+    }
+
+    /// Answers queries by search.
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    #[track_caller]
+    pub fn predict(&self, queries: Tensor<3>, index: &TreeIndex, route: Route) -> ReTreeverOutput {
+        let search = self
+            .attention
+            .search(self.encoder.embed_queries(queries), index, route);
+        ReTreeverOutput {
+            prediction: self.decoder.decode(search.context.clone()),
+            search,
+        }
+    }
+
+    /// Answers queries from all leaves, with the same weights.
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    #[track_caller]
+    pub fn predict_from_leaves(&self, queries: Tensor<3>, index: &TreeIndex) -> Prediction {
+        let queries = self.encoder.embed_queries(queries);
+        self.decoder
+            .decode(self.attention.attend_leaves(queries, index))
+    }
+
+    /// The parts of the training loss for one batch (arXiv 2309.17388, §3.2.1):
+    /// `L = L_tree + λ_CA · L_leaves + λ_RL · L_policy`, where the last comes from
+    /// [`PolicyGradient`](arbora_rl::PolicyGradient) and the rollout returned here.
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    /// - target: the truth per query
+    /// - mask: `[batch, queries]`, `true` = the query takes no part
+    /// - route: how to walk. Its tensors have `[batch, queries · samples, …]`, the samples of a
+    ///   query side by side.
+    /// - samples: routes taken per query, at least 1; the loss is their mean
+    #[track_caller]
+    pub fn losses(
+        &self,
+        context: &Context,
+        queries: Tensor<3>,
+        target: &Target,
+        mask: Option<&Tensor<2, Bool>>,
+        route: Route,
+        samples: usize,
+    ) -> ReTreeverLosses {
+        assert!(
+            samples >= 1,
+            "retreever: samples: expected at least 1, got 0"
+        );
+        let index = self.index(context);
+        let [batch, count, _] = queries.dims();
+        let embedded = self.encoder.embed_queries(queries);
+        let leaves = self
+            .decoder
+            .decode(self.attention.attend_leaves(embedded.clone(), &index));
+        let leaves = leaves.loss(target, mask);
+
+        let search = self
+            .attention
+            .search(repeat_queries(embedded, samples), &index, route);
+        let prediction = self.decoder.decode(search.context);
+        let target = match target {
+            Target::Values(values) => Target::Values(repeat_queries(values.clone(), samples)),
+            Target::Classes(class) => {
+                let class = class.clone().reshape([batch, count, 1]);
+                Target::Classes(
+                    class
+                        .repeat_dim(2, samples)
+                        .reshape([batch, count * samples]),
+                )
+            }
+        };
+        let mask = mask.map(|mask| {
+            let mask = mask.clone().reshape([batch * count, 1]);
+            mask.expand([batch * count, samples])
+        });
+        let flat_mask = mask
+            .clone()
+            .map(|mask| mask.reshape([batch, count * samples]));
+        let by_row = |values: Tensor<2>| values.reshape([batch * count, samples]);
+        ReTreeverLosses {
+            tree: prediction.loss(&target, flat_mask.as_ref()),
+            leaves,
+            reward: by_row(prediction.reward(&target)),
+            selected: masked_average(search.selected.float(), flat_mask.as_ref()),
+            rollout: Rollout {
+                log_prob: by_row(search.log_prob),
+                entropy: by_row(search.entropy),
+                decisions: by_row(search.decisions.float()),
+                mask,
+            },
+        }
+    }
+}
+
+/// Puts `samples` copies of each row side by side: `[batch, rows, dim]` ->
+/// `[batch, rows · samples, dim]`.
+fn repeat_queries(rows: Tensor<3>, samples: usize) -> Tensor<3> {
+    if samples == 1 {
+        return rows;
+    }
+    let [batch, count, dim] = rows.dims();
+    rows.reshape([batch, count, 1, dim])
+        .repeat_dim(2, samples)
+        .reshape([batch, count * samples, dim])
+}

@@ -1,0 +1,101 @@
+//! Saving and loading weights.
+
+use burn::module::Module;
+use burn::store::{BurnpackStore, ModuleSnapshot, SafetensorsStore};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why weights could not be saved or loaded.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The file's ending names no known format.
+    #[error("{}: expected a file ending in .bpk or .safetensors", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be read or written, or is damaged.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the format's library says.
+        reason: String,
+    },
+    /// The file holds the weights of another architecture.
+    #[error("{}: weights of another model: {reason}", path.display())]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// Writes the parameters of a model, as burnpack (`.bpk`) or safetensors (`.safetensors`) by the
+/// file's ending. Either loads on every backend.
+///
+/// # Errors
+/// If the ending is unknown or the file cannot be written.
+pub fn save_weights<M: Module>(model: &M, path: impl AsRef<Path>) -> Result<(), StoreError> {
+    let path = path.as_ref();
+    let failed = |reason: String| StoreError::File {
+        path: path.into(),
+        reason,
+    };
+    match ending(path) {
+        "bpk" => model
+            .save_into(&mut BurnpackStore::from_file(path).overwrite(true))
+            .map_err(|error| failed(error.to_string())),
+        "safetensors" => model
+            .save_into(&mut SafetensorsStore::from_file(path).overwrite(true))
+            .map_err(|error| failed(error.to_string())),
+        _ => Err(StoreError::UnknownFormat { path: path.into() }),
+    }
+}
+
+/// Reads parameters that [`save_weights`] wrote into a model of the same architecture.
+///
+/// # Errors
+/// If the ending is unknown, the file cannot be read, or it lacks a parameter of the model or holds
+/// one of another shape. The model is then unchanged in the caller's hands: it was moved in and is
+/// dropped.
+pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M, StoreError> {
+    let path = path.as_ref();
+    if !matches!(ending(path), "bpk" | "safetensors") {
+        return Err(StoreError::UnknownFormat { path: path.into() });
+    }
+    let failed = |reason: String| StoreError::File {
+        path: path.into(),
+        reason,
+    };
+    // The stores report a missing file in their own words; this names it first.
+    std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    let applied = match ending(path) {
+        "bpk" => model
+            .load_from(&mut BurnpackStore::from_file(path).allow_partial(true))
+            .map_err(|error| failed(error.to_string()))?,
+        _ => model
+            .load_from(&mut SafetensorsStore::from_file(path).allow_partial(true))
+            .map_err(|error| failed(error.to_string()))?,
+    };
+    if !applied.errors.is_empty() || !applied.missing.is_empty() || !applied.unused.is_empty() {
+        let reason = format!(
+            "{} parameters missing, {} unknown, {} of another shape",
+            applied.missing.len(),
+            applied.unused.len(),
+            applied.errors.len()
+        );
+        return Err(StoreError::OtherModel {
+            path: path.into(),
+            reason,
+        });
+    }
+    Ok(model)
+}
+
+fn ending(path: &Path) -> &str {
+    path.extension()
+        .and_then(|ending| ending.to_str())
+        .unwrap_or_default()
+}
