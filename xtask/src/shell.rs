@@ -21,6 +21,16 @@ pub fn cargo() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root());
+    // `cargo run` describes this crate to us in variables that some build scripts watch (ring's):
+    // passed on, they would rebuild what cargo built when called by hand.
+    for (name, _) in std::env::vars_os() {
+        let describes_us = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        if describes_us {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
