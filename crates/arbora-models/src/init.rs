@@ -56,7 +56,7 @@ impl ModuleMapper for SeededLinear {
             }
             let bound = (self.fan_in as f32).sqrt().recip();
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream(stream(&path));
+            rng.set_stream(stable_hash(&path));
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| rng.random_range(-bound..bound))
                 .collect();
@@ -66,8 +66,8 @@ impl ModuleMapper for SeededLinear {
 }
 
 /// FNV-1a: a hash that is the same in every build, unlike the standard library's.
-fn stream(path: &str) -> u64 {
-    path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+pub fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }

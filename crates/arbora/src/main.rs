@@ -1,2 +1,5 @@
 //! The `arbora` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    arbora::cli::main()
+}

@@ -1,0 +1,118 @@
+//! The command line.
+
+mod eval;
+mod train;
+
+use crate::config::{ModelKind, Preset, Task};
+use anyhow::Error;
+use arbora_rl::train::TrainError;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Attention over trees: train and measure.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model; leaves a run folder with checkpoints, numbers, curves and pictures.
+    #[command(after_help = "Examples:
+  arbora train images
+  arbora train images --set trainer.steps=2000 --set architecture.order=morton --out runs/mine
+  arbora train images --set 'data={\"kind\":\"folder\",\"path\":\"faces\",\"size\":[32,32],\"held_out\":40}'
+  arbora train images --out runs/mine --resume")]
+    Train(TrainArgs),
+    /// Measure a trained run on all test images.
+    #[command(after_help = "Example:
+  arbora eval runs/images-retreever-1 --json")]
+    Eval(EvalArgs),
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// What to learn.
+    task: Task,
+    /// Which model learns it [default: retreever].
+    #[arg(long)]
+    model: Option<ModelKind>,
+    /// Where settings start.
+    #[arg(long, default_value = "small", conflicts_with = "resume")]
+    preset: Preset,
+    /// A JSON file with any part of the settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, by its path in config.json. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Where to compute; one of the backends compiled in.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Seed of weights, data and decisions.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The run's folder [default: runs/TASK-MODEL-N with the first free N].
+    #[arg(long, value_name = "FOLDER", required_if_eq("resume", "true"))]
+    out: Option<PathBuf>,
+    /// Continue the run in the folder, with its own settings.
+    #[arg(long)]
+    resume: bool,
+    /// Print the final numbers as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+struct EvalArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Where to compute; one of the backends compiled in.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Walk the trees at random instead of by the learned policy.
+    #[arg(long)]
+    random_route: bool,
+    /// Print the numbers as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command line of this process.
+///
+/// Exit codes: 0 done, 130 stopped by Ctrl-C with a checkpoint, 2 bad input (arguments, settings,
+/// data, run folders), 1 anything else.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, whatever the sources of the error contain.
+            let text = format!("{error:#}")
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
+            eprintln!("error: {text}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<TrainError>())
+    {
+        Some(TrainError::NonFinite { .. } | TrainError::Device(_) | TrainError::Signal(_)) => 1,
+        _ => 2,
+    }
+}

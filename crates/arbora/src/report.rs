@@ -1,0 +1,75 @@
+//! What a finished run leaves to look at.
+
+use crate::picture::curves::{self, Panel, Series};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::path::Path;
+
+/// Draws the curves of one or more runs as `curves.png` and `curves.svg` in a folder.
+///
+/// - runs: name and run folder of each
+///
+/// # Errors
+/// If a run's `metrics.jsonl` cannot be read or a picture cannot be written.
+pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
+    let logs = runs
+        .iter()
+        .map(|(name, run)| Ok((*name, read_log(&run.join("metrics.jsonl"))?)))
+        .collect::<Result<Vec<_>>>()?;
+    let panel = |title: &str, y_label: &str, split: &str, key: &str| Panel {
+        title: title.into(),
+        y_label: y_label.into(),
+        series: logs
+            .iter()
+            .map(|(name, log)| Series {
+                name: (*name).into(),
+                points: points(log, split, key),
+            })
+            .filter(|series| !series.points.is_empty())
+            .collect(),
+    };
+    let panels = [
+        panel("Training loss", "nats", "train", "loss"),
+        panel(
+            "Log-likelihood, training",
+            "nats per pixel",
+            "train",
+            "log_likelihood",
+        ),
+        panel(
+            "Log-likelihood, held-out images",
+            "nats per pixel",
+            "valid",
+            "log_likelihood",
+        ),
+        panel("Share of tokens selected", "%", "train", "tokens_percent"),
+        panel(
+            "Entropy of the policy",
+            "nats per decision",
+            "train",
+            "entropy",
+        ),
+        panel("Reward", "nats", "train", "reward"),
+    ];
+    for file in ["curves.png", "curves.svg"] {
+        curves::draw(&panels, &folder.join(file))?;
+    }
+    Ok(())
+}
+
+fn read_log(path: &Path) -> Result<Vec<Value>> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // A killed run may leave half a line at the end.
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
+}
+
+fn points(log: &[Value], split: &str, key: &str) -> Vec<(f64, f64)> {
+    log.iter()
+        .filter(|line| line["split"] == split)
+        .filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?)))
+        .collect()
+}
