@@ -60,7 +60,9 @@ impl ModuleMapper for SeededLinear {
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| rng.random_range(-bound..bound))
                 .collect();
+            // A new tensor asks for no gradient: without this the layer would never train.
             Tensor::from_data(TensorData::new(values, shape), &tensor.device())
+                .set_require_grad(tensor.is_require_grad())
         })
     }
 }
