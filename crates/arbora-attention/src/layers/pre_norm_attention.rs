@@ -4,7 +4,7 @@ use crate::flops;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::module::attention;
+use burn::tensor::module::{attention, attention_fallback};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -130,19 +130,24 @@ impl PreNormAttention {
         let queries = self.project_queries(queries);
         let [batch, count, heads, _] = queries.query.dims();
         let tokens = key.dims()[1];
-        let mask = mask.map(|mask| {
-            mask.reshape([batch, 1, 1, tokens])
-                .expand([batch, heads, count, tokens])
-        });
         // burn's attention takes [batch, heads, rows, head_dim].
-        let context = attention(
+        let (query, key, value) = (
             queries.query.clone().swap_dims(1, 2),
             key.swap_dims(1, 2),
             value.swap_dims(1, 2),
-            mask,
-            None,
-            AttentionModuleOptions::default(),
         );
+        let options = AttentionModuleOptions::default();
+        let context = match mask {
+            None => attention(query, key, value, None, None, options),
+            // burn-tch 0.22.1 hands the mask to libtorch as it is, where `true` means "takes part":
+            // the composed form has burn's polarity on every backend.
+            Some(mask) => {
+                let mask = mask
+                    .reshape([batch, 1, 1, tokens])
+                    .expand([batch, heads, count, tokens]);
+                attention_fallback(query, key, value, Some(mask), None, options)
+            }
+        };
         self.project_output(context.swap_dims(1, 2), queries)
     }
 
