@@ -71,12 +71,21 @@ pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M
     };
     // The stores report a missing file in their own words; this names it first.
     std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    // Without validation a parameter of another shape is reported below and not as a damaged file.
     let applied = match ending(path) {
         "bpk" => model
-            .load_from(&mut BurnpackStore::from_file(path).allow_partial(true))
+            .load_from(
+                &mut BurnpackStore::from_file(path)
+                    .allow_partial(true)
+                    .validate(false),
+            )
             .map_err(|error| failed(error.to_string()))?,
         _ => model
-            .load_from(&mut SafetensorsStore::from_file(path).allow_partial(true))
+            .load_from(
+                &mut SafetensorsStore::from_file(path)
+                    .allow_partial(true)
+                    .validate(false),
+            )
             .map_err(|error| failed(error.to_string()))?,
     };
     if !applied.errors.is_empty() || !applied.missing.is_empty() || !applied.unused.is_empty() {
