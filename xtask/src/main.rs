@@ -4,6 +4,7 @@ mod backend;
 mod ci;
 mod data;
 mod provision;
+mod reproduce;
 mod shell;
 mod test_all_backends;
 mod workspace;
@@ -26,6 +27,7 @@ enum Task {
     TestAllBackends(test_all_backends::Args),
     Ci(ci::Args),
     Data(data::Args),
+    Reproduce(reproduce::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Task::TestAllBackends(args) => test_all_backends::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Data(args) => data::run(&args),
+        Task::Reproduce(args) => reproduce::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
