@@ -7,6 +7,8 @@ mod provision;
 mod reproduce;
 mod shell;
 mod test_all_backends;
+#[cfg(test)]
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;

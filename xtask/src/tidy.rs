@@ -1,0 +1,84 @@
+//! Tests of the repository itself: that its pages agree with its code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::shell::root;
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every page in the folder and below.
+fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            pages(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// The targets of a page's links.
+fn links(page: &str) -> impl Iterator<Item = &str> {
+    page.split("](")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once(')')?.0))
+}
+
+#[test]
+fn links_between_pages_lead_to_files() {
+    let root = root();
+    let mut found = vec![root.join("README.md")];
+    pages(&root.join("docs"), &mut found);
+    for package in fs::read_dir(root.join("crates")).unwrap() {
+        let page = package.unwrap().path().join("README.md");
+        if page.is_file() {
+            found.push(page);
+        }
+    }
+    for page in found {
+        for link in links(&read(&page)) {
+            let file = link.split('#').next().unwrap_or_default();
+            if link.contains("://") || file.is_empty() {
+                continue;
+            }
+            let target = page.parent().unwrap().join(file);
+            assert!(target.exists(), "{}: dead link {link}", page.display());
+        }
+    }
+}
+
+#[test]
+fn the_readmes_program_is_that_of_a_compiled_example() {
+    let readme = read(&root().join("README.md"));
+    let example = read(&root().join("crates/arbora-attention/examples/replace_cross_attention.rs"));
+    let (_, rest) = readme.split_once("```rust\n").expect("a program");
+    let (program, _) = rest.split_once("```").expect("the program's end");
+    assert!(program.contains("TreeCrossAttention"));
+    assert!(
+        example.contains(program.trim_end()),
+        "README.md's program is no part of the example any more"
+    );
+}
+
+#[test]
+fn every_member_is_on_the_map() {
+    let root = root();
+    let (readme, map) = (
+        read(&root.join("README.md")),
+        read(&root.join("docs/architecture.md")),
+    );
+    for package in fs::read_dir(root.join("crates")).unwrap() {
+        let name = package.unwrap().file_name().into_string().unwrap();
+        let folder = format!("`crates/{name}`");
+        assert!(readme.contains(&folder), "README.md does not name {folder}");
+        assert!(
+            map.contains(&format!("### {folder}")),
+            "docs/architecture.md has no heading {folder}"
+        );
+    }
+}
