@@ -1,0 +1,95 @@
+//! Which loss teaches which part.
+
+use crate::{gradients_of, points, small};
+use arbora_attention::Route;
+use arbora_models::{Context, Prediction, ReTreever, ReTreeverConfig, Target};
+use arbora_testing::{autodiff_device, random, uniforms, values};
+use burn::tensor::{Int, Tensor};
+
+/// Four tokens, each encoded by itself.
+fn model(detach_children: bool) -> ReTreever {
+    ReTreeverConfig::new(small().with_encoder_layers(0))
+        .with_detach_children(detach_children)
+        .init(1, &autodiff_device())
+}
+
+fn features() -> Tensor<3> {
+    random([1, 4, 3], 2, &autodiff_device()).require_grad()
+}
+
+/// For each of four tokens, whether its features have a gradient of `read` when the search takes
+/// the left half: it reads leaves 0 and 1, and the node above leaves 2 and 3.
+fn reached(model: &ReTreever, read: impl Fn(Prediction, Tensor<2>) -> Tensor<2>) -> [bool; 4] {
+    let device = autodiff_device();
+    let features = features();
+    let context = Context {
+        features: features.clone(),
+        positions: random([1, 4, 2], 3, &device),
+        mask: None,
+    };
+    let left = Tensor::<3, Int>::zeros([1, 2, 2], &device);
+    let queries = random([1, 2, 2], 4, &device);
+    let output = model.predict(queries, &model.index(&context), Route::Given(left));
+    let log_prob = output.search.log_prob;
+    let gradients = read(output.prediction, log_prob).sum().backward();
+    let gradient = features.grad(&gradients).map(values);
+    let gradient = gradient.unwrap_or(vec![0.0; 12]);
+    [0, 1, 2, 3].map(|token| gradient[3 * token..3 * token + 3].iter().any(|g| *g != 0.0))
+}
+
+fn mean(prediction: Prediction, _: Tensor<2>) -> Tensor<2> {
+    let Prediction::Gaussian { mean, .. } = prediction else {
+        panic!("expected a Gaussian");
+    };
+    mean.squeeze_dim(2)
+}
+
+#[test]
+fn detached_children_let_the_encoder_learn_from_selected_leaves_alone() {
+    assert_eq!(reached(&model(true), mean), [true, true, false, false]);
+    assert_eq!(reached(&model(false), mean), [true; 4]);
+}
+
+#[test]
+fn detached_children_keep_the_policy_out_of_the_encoder() {
+    let log_prob = |_: Prediction, log_prob: Tensor<2>| log_prob;
+    assert_eq!(reached(&model(true), log_prob), [false; 4]);
+    assert_eq!(reached(&model(false), log_prob), [true; 4]);
+}
+
+#[test]
+fn the_tree_loss_and_the_policy_teach_the_aggregator_and_the_leaves_loss_does_not() {
+    let device = autodiff_device();
+    let model = ReTreeverConfig::new(small()).init(1, &device);
+    for part in ["tree", "leaves", "policy"] {
+        let target = Target::Values(random([2, 3, 1], 6, &device));
+        let losses = model.losses(
+            &points(2, 9, None, &device),
+            random([2, 3, 2], 5, &device),
+            &target,
+            None,
+            Route::Sampled(uniforms([2, 3, 4], 7, &device)),
+            1,
+        );
+        let loss = match part {
+            "tree" => losses.tree,
+            "leaves" => losses.leaves,
+            _ => losses.rollout.log_prob.mean(),
+        };
+        let learned = gradients_of(&model, &loss.backward());
+        let learns = |path: &str| {
+            let mut of = learned.iter().filter(|found| found.path.starts_with(path));
+            of.any(|found| found.values.iter().any(|gradient| *gradient != 0.0))
+        };
+        assert!(
+            learned
+                .iter()
+                .all(|found| found.values.iter().all(|g| g.is_finite()))
+        );
+        assert!(learns("encoder.query"), "{part}");
+        assert!(learns("attention.attention.key"), "{part}");
+        assert_eq!(learns("aggregator"), part != "leaves", "{part}");
+        assert_eq!(learns("encoder.context"), part != "policy", "{part}");
+        assert_eq!(learns("decoder"), part != "policy", "{part}");
+    }
+}

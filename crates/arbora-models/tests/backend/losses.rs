@@ -1,0 +1,171 @@
+//! The parts of the training loss.
+
+use crate::{points, small};
+use arbora_attention::Route;
+use arbora_models::{
+    Context, EmbeddingKind, HeadKind, ModelConfig, Prediction, ReTreeverConfig, Target,
+};
+use arbora_rl::PolicyGradientConfig;
+use arbora_testing::{assert_close, device, random, uniforms, values};
+use burn::tensor::{Bool, Int, Tensor};
+
+fn queries() -> Tensor<3> {
+    random([2, 3, 2], 5, &device())
+}
+
+fn truth() -> Tensor<3> {
+    random([2, 3, 1], 6, &device())
+}
+
+fn numbers() -> Tensor<3> {
+    uniforms([2, 3, 4], 7, &device())
+}
+
+/// Masks the last of three queries.
+fn last() -> Tensor<2, Bool> {
+    let masked = [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]];
+    Tensor::<2>::from_data(masked, &device()).greater_elem(0.5)
+}
+
+#[test]
+fn the_loss_of_a_gaussian_is_its_mean_reward_negated() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 8, None, &device());
+    let target = Target::Values(truth());
+    let route = Route::Sampled(numbers());
+    let losses = model.losses(&context, queries(), &target, None, route, 1);
+    assert_eq!(losses.reward.dims(), [6, 1]);
+    assert_eq!(losses.rollout.dims(), [6, 1]);
+    assert_eq!(values(losses.rollout.decisions), [2.0; 6]);
+    assert_eq!(model.decisions(8), 2);
+    assert_close(losses.tree, -losses.reward.mean(), 1e-5, 1e-5);
+
+    let leaves = model.predict_from_leaves(queries(), &model.index(&context));
+    assert_close(losses.leaves, leaves.loss(&target, None), 1e-5, 1e-5);
+}
+
+#[test]
+fn masked_queries_take_no_part_in_a_loss() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 9, None, &device());
+    let first = |tensor: Tensor<3>| {
+        let dim = tensor.dims()[2];
+        tensor.slice([0..2, 0..2, 0..dim])
+    };
+    let garbage = |tensor: Tensor<3>| {
+        let dim = tensor.dims()[2];
+        let rest = Tensor::full([2, 1, dim], 1e4, &device());
+        Tensor::cat(vec![first(tensor), rest], 1)
+    };
+    let target = Target::Values(garbage(truth()));
+    let route = Route::Sampled(numbers());
+    let masked = model.losses(
+        &context,
+        garbage(queries()),
+        &target,
+        Some(&last()),
+        route,
+        1,
+    );
+    let target = Target::Values(first(truth()));
+    let route = Route::Sampled(first(numbers()));
+    let without = model.losses(&context, first(queries()), &target, None, route, 1);
+    assert_close(masked.tree.clone(), without.tree.clone(), 1e-5, 1e-5);
+    assert_close(masked.leaves.clone(), without.leaves.clone(), 1e-5, 1e-5);
+    let (got, expected) = (masked.selected.clone(), without.selected.clone());
+    assert_close(got, expected, 1e-5, 1e-5);
+
+    let mut estimator = PolicyGradientConfig::default().init();
+    let [masked, without] = [masked, without].map(|losses| {
+        let output = estimator.loss(losses.rollout, losses.reward, None);
+        output.loss
+    });
+    assert_close(masked, without, 1e-5, 1e-5);
+}
+
+#[test]
+fn samples_with_the_same_numbers_are_copies_of_one_sample() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 9, None, &device());
+    let target = Target::Values(truth());
+    let losses = |numbers, samples| {
+        let route = Route::Sampled(numbers);
+        model.losses(&context, queries(), &target, Some(&last()), route, samples)
+    };
+    let one = losses(numbers(), 1);
+    let repeated = numbers().reshape([2, 3, 1, 4]).repeat_dim(2, 3);
+    let three = losses(repeated.reshape([2, 9, 4]), 3);
+    assert_close(three.tree, one.tree, 1e-5, 1e-5);
+    assert_close(three.leaves, one.leaves, 1e-5, 1e-5);
+    assert_close(three.selected, one.selected, 1e-5, 1e-5);
+    let copies = |column: Tensor<2>| column.repeat_dim(1, 3);
+    assert_close(three.reward, copies(one.reward), 1e-5, 1e-5);
+    let (three, one) = (three.rollout, one.rollout);
+    assert_close(three.log_prob, copies(one.log_prob), 1e-5, 1e-5);
+    assert_close(three.entropy, copies(one.entropy), 1e-5, 1e-5);
+    assert_close(three.decisions, copies(one.decisions), 0.0, 0.0);
+    let [three, one] = [three.mask, one.mask].map(|mask| mask.expect("a mask").float());
+    assert_close(three, copies(one), 0.0, 0.0);
+}
+
+#[test]
+fn contexts_without_a_decision_have_a_loss_and_nothing_to_learn_a_route_from() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let target = Target::Values(truth());
+    for tokens in [1, 2] {
+        let context = points(2, tokens, None, &device());
+        assert_eq!(model.decisions(tokens), 0);
+        let route = Route::Sampled(numbers());
+        let losses = model.losses(&context, queries(), &target, None, route, 1);
+        // The search selects all leaves.
+        assert_close(losses.tree, losses.leaves, 1e-5, 1e-5);
+        assert_eq!(values(losses.rollout.log_prob), [0.0; 6]);
+        assert_eq!(values(losses.rollout.decisions), [0.0; 6]);
+        assert_eq!(values(losses.selected), [tokens as f32]);
+    }
+}
+
+#[test]
+fn the_copy_task_is_rewarded_by_accuracy() {
+    let model = ModelConfig::new(4, 4, HeadKind::Classes { count: 4 })
+        .with_d_model(8)
+        .with_d_ff(8)
+        .with_heads(2)
+        .with_encoder_layers(0)
+        .with_embedding(EmbeddingKind::Sequence)
+        .with_max_positions(16);
+    let model = ReTreeverConfig::new(model).init(1, &device());
+    let context = Context::sequence(random([2, 9, 4], 1, &device()), None);
+    let queries = random([2, 3, 4], 2, &device());
+    let index = model.index(&context);
+    let guess = model
+        .predict(queries.clone(), &index, Route::Greedy)
+        .prediction;
+    let Prediction::Classes { logits } = guess else {
+        panic!("expected classes");
+    };
+    assert_eq!(logits.dims(), [2, 3, 4]);
+    // Right for the first example, wrong for the second.
+    let best: Tensor<2, Int> = logits.argmax(2).squeeze_dim(2);
+    let classes: Vec<i64> = best.into_data().iter::<i64>().collect();
+    let classes: Vec<i64> = classes
+        .iter()
+        .enumerate()
+        .map(|(at, class)| if at < 3 { *class } else { (class + 1) % 4 })
+        .collect();
+    let target = Tensor::<1, Int>::from_data(&classes[..], &device()).reshape([2, 3]);
+    let target = Target::Classes(target);
+    let losses = model.losses(&context, queries, &target, None, Route::Greedy, 1);
+    assert_eq!(values(losses.reward), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+    let loss = values(losses.tree)[0];
+    assert!(loss.is_finite() && loss > 0.0);
+}
+
+#[test]
+#[should_panic(expected = "retreever: samples: expected at least 1, got 0")]
+fn no_sample_is_refused() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 9, None, &device());
+    let target = Target::Values(truth());
+    model.losses(&context, queries(), &target, None, Route::Greedy, 0);
+}
