@@ -6,6 +6,7 @@ use crate::config::RunConfig;
 use crate::images::{ImageModel, ImageTask};
 use anyhow::{Result, bail};
 use arbora_rl::train::{Checkpoint, TrainableModel};
+use burn::module::Module;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -54,7 +55,8 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
             "{}",
             json!({
                 "run": args.run, "model": config.model, "step": step, "backend": backend,
-                "route": route, "images": task.test_images(), "metrics": metrics,
+                "route": route, "images": task.test_images(), "parameters": model.num_params(),
+                "metrics": metrics,
             })
         );
     } else {
