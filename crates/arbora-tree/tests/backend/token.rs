@@ -117,7 +117,10 @@ fn gradients_reach_every_real_token_and_no_masked_one() {
     let gradients = tree.level(shape.height()).sum().backward();
     let gradient: Vec<f32> = values(tokens.grad(&gradients).unwrap());
     // The root averages {0..4} and {4}; {0..4} averages {0, 1} and {2, 3}.
-    let expected = [1.0f32 / 8.0; 8].into_iter().chain([0.5; 2]).chain([0.0; 4]);
+    let expected = [1.0f32 / 8.0; 8]
+        .into_iter()
+        .chain([0.5; 2])
+        .chain([0.0; 4]);
     for (got, expected) in gradient.into_iter().zip(expected) {
         assert!(
             (got - expected).abs() < 1e-6,
