@@ -151,7 +151,7 @@ impl<B: Backend> Float<B> {
         other.at_least(self)
     }
 
-    pub fn is_zero(self) -> Mask<B> {
+    pub fn equals_zero(self) -> Mask<B> {
         let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
         Mask(B::float_equal_elem(self.0, scalar(0.0), dtype))
     }

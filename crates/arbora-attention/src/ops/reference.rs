@@ -314,6 +314,6 @@ fn leftmost_best<B: Backend>(
         .at_least(best)
         .float(dtype)
         .cumsum(1)
-        .is_zero()
+        .equals_zero()
         .count(like)
 }
