@@ -171,9 +171,12 @@ pub fn page(results: &Results) -> String {
     };
     line(format!("```sh\n{command}\n```\n"));
     line(format!(
-        "{steps} steps per run, {images} held-out images, backend {backend}. Table made on {date} on \
-         {} with {} threads.\n",
-        machine.cpu, machine.threads
+        "{} steps per run, {} held-out images, backend {backend}. Table made on {date} on {} with {} \
+         threads.\n",
+        thousands(steps),
+        thousands(images),
+        machine.cpu,
+        machine.threads
     ));
     line(summary_table(summary));
     line("## What is seen\n".to_string());
@@ -217,14 +220,16 @@ pub fn readme(results: &Results) -> String {
     let mut text = summary_table(&results.summary);
     let _ = write!(
         text,
-        "\n{steps} training steps, {seeds} {}, {images} held-out images of the bundled sample, on {} \
-         with {} threads. Made by `{}`; single runs and settings: \
+        "\n{} training steps, {seeds} {}, {} held-out images of the bundled sample, on {} with {} \
+         threads. Made by `{}`; single runs and settings: \
          [docs/results/images.md](docs/results/images.md).\n",
+        thousands(steps),
         if seeds == 1 {
             "seed"
         } else {
             "seeds (mean ± standard deviation)"
         },
+        thousands(images),
         results.machine.cpu,
         results.machine.threads,
         results.command
@@ -297,11 +302,27 @@ fn reading(rows: &[Row]) -> String {
             text.push_str(&comparison(&differences, name));
         }
     }
-    if learned.len() < 5 {
-        text.push_str(
-            "With so few seeds the deviations are rough: read small differences with care.",
+    let ratios: Vec<f64> = learned
+        .iter()
+        .filter_map(|row| {
+            let dense = of(rows, Variant::Dense).find(|dense| dense.seed == row.seed)?;
+            Some(row.training_seconds / dense.training_seconds)
+        })
+        .collect();
+    if !ratios.is_empty() {
+        let _ = write!(
+            text,
+            "Training it takes {:.1} times as long as training dense attention: its loss has a term on \
+             all leaves beside the one on the tree, and it builds the tree. ",
+            Statistic::of(&ratios).mean
         );
     }
+    text.push_str(match learned.len() {
+        0 => "",
+        1 => "One seed says nothing about the spread.",
+        2..5 => "With so few seeds the deviations are rough: read small differences with care.",
+        _ => "",
+    });
     text.trim_end().to_string() + "\n"
 }
 
@@ -450,6 +471,8 @@ mod tests {
         assert!(text.contains("not on every seed (differences -0.250 to +0.250)"));
         assert!(text.contains("attends to 8.0 of them (10.0 % of the tokens)"));
         assert!(!text.contains("trained with random routes"));
+        assert!(text.contains("takes 1.0 times as long"));
+        assert!(text.contains("With so few seeds"));
     }
 
     #[test]
