@@ -64,6 +64,10 @@ impl HeadKind {
 
 /// A prediction per query.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a few tensor handles per batch: a box would cost callers more than it saves"
+)]
 pub enum Prediction {
     /// Independent normal distributions.
     Gaussian {
