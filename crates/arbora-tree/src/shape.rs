@@ -502,10 +502,10 @@ mod tests {
             let shape = TokenTreeShape::new(tokens, branching, layout);
             let first_leaves = shape.first_leaves();
             prop_assert_eq!(first_leaves.len(), shape.nodes());
-            for position in 0..shape.nodes() {
+            for (position, first_leaf) in first_leaves.into_iter().enumerate() {
                 let (height, index) = shape.node_at(position);
                 prop_assert_eq!(shape.position(height, index), position);
-                prop_assert_eq!(first_leaves[position], index * shape.span(height));
+                prop_assert_eq!(first_leaf, index * shape.span(height));
             }
         }
 

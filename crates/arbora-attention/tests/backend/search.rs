@@ -144,8 +144,8 @@ fn uniform_routes_give_every_real_child_the_same_probability() {
     let found = search(shape, &[27, 10], 5, Route::Uniform(numbers));
     let log_prob = values(found.log_prob);
     let third = -(3f32.ln());
-    for query in 0..5 {
-        assert!((log_prob[query] - 2.0 * third).abs() < 1e-5);
+    for of_query in &log_prob[..5] {
+        assert!((of_query - 2.0 * third).abs() < 1e-5);
     }
     // 10 tokens fill 4 groups of 3: one under the second child, so that child's step is forced.
     let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();

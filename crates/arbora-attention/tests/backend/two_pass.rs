@@ -45,11 +45,12 @@ pub fn two_pass(
     numbers: Option<&Tensor<3>>,
 ) -> Oracle {
     let [batch, count, _] = queries.dims();
+    assert_eq!(lengths.len(), batch);
     let shape = tree.shape();
     let device = queries.device();
     let (mut contexts, mut log_probs, mut entropies) = (Vec::new(), Vec::new(), Vec::new());
     let mut path = Vec::new();
-    for example in 0..batch {
+    for (example, &length) in lengths.iter().enumerate() {
         let node = |height: usize, index: usize| {
             let at = shape.position(height, index);
             tree.nodes()
@@ -59,7 +60,7 @@ pub fn two_pass(
         let real = |height: usize, parent: usize| {
             let group = shape.group(height + 1);
             (parent * group..(parent + 1) * group)
-                .filter(|child| child * shape.span(height) < lengths[example])
+                .filter(|child| child * shape.span(height) < length)
                 .collect::<Vec<_>>()
         };
         for position in 0..count {
@@ -102,7 +103,7 @@ pub fn two_pass(
                         }
                     };
                     chosen = children[at];
-                    log_prob = log_prob + policy.slice([at..at + 1]).log();
+                    log_prob = log_prob + policy.narrow(0, at, 1).log();
                     let terms = weights.clone() * weights.log();
                     entropy = entropy - terms.sum() / HEADS as f64;
                     decisions += 1;
@@ -121,7 +122,7 @@ pub fn two_pass(
                 path.push(chosen as i64);
             }
             let leaves = match shape.height() {
-                0 => (0..1).filter(|_| lengths[example] > 0).collect(),
+                0 => (0..1).filter(|_| length > 0).collect(),
                 _ => real(0, parent),
             };
             selected.extend(leaves.iter().map(|leaf| node(0, *leaf)));
