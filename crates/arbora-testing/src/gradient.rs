@@ -22,7 +22,9 @@ pub fn assert_matches_finite_differences<const D: usize>(
     let autodiff = device.clone().autodiff();
     let tensor = Tensor::<D>::from_data(input.clone(), &autodiff).require_grad();
     let gradients = function(tensor.clone()).backward();
-    let analytic = tensor.grad(&gradients).expect("the function must depend on its input");
+    let analytic = tensor
+        .grad(&gradients)
+        .expect("the function must depend on its input");
     let analytic = crate::values(analytic);
 
     let shape = input.shape().clone();

@@ -101,7 +101,11 @@ pub fn assert_close<const D: usize>(
     };
     let first = got.iter().zip(&expected).position(|(g, e)| differs(*g, *e));
     if let Some(at) = first {
-        let worst = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f32::max);
+        let worst = got
+            .iter()
+            .zip(&expected)
+            .map(|(g, e)| (g - e).abs())
+            .fold(0.0, f32::max);
         panic!(
             "assert_close: element {at} is {}, expected {} (largest difference {worst:e}, \
              allowed {absolute:e} + {relative:e} * |expected|)",
