@@ -222,13 +222,30 @@ fn measure(run: &Run, variant: Variant, program: &Path, root: &Path) -> Result<R
     })
 }
 
-/// The settings that all runs have in common: everything but model and seed.
+/// What may differ between the runs of one table: what the table compares, and what changes no number
+/// in it.
+const FREE: [(&str, &[&str]); 2] = [
+    ("", &["model", "compare_with", "eval_images"]),
+    (
+        "trainer",
+        &["seed", "eval_every", "checkpoint_every", "keep_checkpoints"],
+    ),
+];
+
+/// The settings that all runs have in common.
 fn shared_settings(planned: &[Run], root: &Path) -> Result<Value> {
     let mut shared: Option<(Value, &Run)> = None;
     for run in planned {
         let mut config = run.config(root)?;
-        config["model"].take();
-        config["trainer"]["seed"].take();
+        for (group, keys) in FREE {
+            let group = match group {
+                "" => &mut config,
+                _ => &mut config[group],
+            };
+            if let Some(group) = group.as_object_mut() {
+                keys.iter().for_each(|key| drop(group.remove(*key)));
+            }
+        }
         match &shared {
             None => shared = Some((config, run)),
             Some((first, other)) => {
@@ -242,14 +259,7 @@ fn shared_settings(planned: &[Run], root: &Path) -> Result<Value> {
             }
         }
     }
-    let (mut config, _) = shared.context("no runs")?;
-    if let Some(settings) = config.as_object_mut() {
-        settings.remove("model");
-        settings.remove("compare_with");
-    }
-    if let Some(trainer) = config["trainer"].as_object_mut() {
-        trainer.remove("seed");
-    }
+    let (config, _) = shared.context("no runs")?;
     Ok(config)
 }
 
@@ -295,4 +305,45 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn runs(root: &Path, configs: &[Value]) -> Vec<Run> {
+        let run = |(at, config): (usize, &Value)| {
+            let folder = PathBuf::from(at.to_string());
+            fs::create_dir(root.join(&folder)).unwrap();
+            fs::write(root.join(&folder).join("config.json"), config.to_string()).unwrap();
+            Run {
+                model: "retreever",
+                seed: 0,
+                folder,
+                settings: Vec::new(),
+            }
+        };
+        configs.iter().enumerate().map(run).collect()
+    }
+
+    #[test]
+    fn one_table_takes_runs_that_differ_in_what_it_compares_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |model: &str, seed: u64, rate: f64| json!({"model": model, "trainer": {"seed": seed, "eval_every": seed, "learning_rate": rate}});
+        let planned = runs(
+            root.path(),
+            &[of("a", 0, 0.5), of("b", 1, 0.5), of("a", 2, 0.25)],
+        );
+        assert_eq!(
+            shared_settings(&planned[..2], root.path()).unwrap(),
+            json!({"trainer": {"learning_rate": 0.5}})
+        );
+        let error = shared_settings(&planned, root.path()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("0 and 2 differ in trainer.learning_rate")
+        );
+    }
 }
