@@ -142,6 +142,9 @@ pub struct RunConfig {
     pub trainer: TrainerConfig,
 }
 
+/// Far above any size that is of use, and below what overflows an address.
+const LARGEST_SIZE: usize = 1 << 16;
+
 impl RunConfig {
     /// The settings of a preset.
     pub fn preset(task: Task, preset: Preset) -> Self {
@@ -222,7 +225,10 @@ impl RunConfig {
                 .with_context(|| format!("cannot read {}", path.display()))?;
             let layer: Value = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not JSON", path.display()))?;
-            merge(&mut value, layer, "").with_context(|| format!("in {}", path.display()))?;
+            if !layer.is_object() {
+                bail!("{}: expected a JSON object of settings", path.display());
+            }
+            put(&mut value, layer).with_context(|| format!("in {}", path.display()))?;
         }
         for setting in settings {
             let (key, text) = setting
@@ -233,9 +239,9 @@ impl RunConfig {
             let layer = key.rsplit('.').fold(layer, |inner, part| {
                 Value::Object([(part.to_owned(), inner)].into_iter().collect())
             });
-            merge(&mut value, layer, "").with_context(|| format!("--set {setting}"))?;
+            put(&mut value, layer).with_context(|| format!("--set {setting}"))?;
         }
-        let config: Self = serde_json::from_value(value).context("invalid setting")?;
+        let config: Self = serde_json::from_value(value)?;
         config.check()?;
         Ok(config)
     }
@@ -262,18 +268,20 @@ impl RunConfig {
     /// With the first setting that is out of range.
     pub fn check(&self) -> Result<()> {
         let a = &self.architecture;
-        let positive = [
-            ("batch_size", self.batch_size),
-            ("eval_batch_size", self.eval_batch_size),
-            ("samples", self.samples),
-            ("architecture.d_model", a.d_model),
-            ("architecture.d_ff", a.d_ff),
-            ("architecture.heads", a.heads),
-            ("architecture.embedding_depth", a.embedding_depth),
+        let sizes = [
+            ("batch_size", self.batch_size, 1),
+            ("eval_batch_size", self.eval_batch_size, 1),
+            ("samples", self.samples, 1),
+            ("architecture.d_model", a.d_model, 1),
+            ("architecture.d_ff", a.d_ff, 1),
+            ("architecture.heads", a.heads, 1),
+            ("architecture.embedding_depth", a.embedding_depth, 1),
+            ("architecture.encoder_layers", a.encoder_layers, 0),
+            ("architecture.branching", a.branching, 2),
         ];
-        for (key, value) in positive {
-            if value == 0 {
-                bail!("{key}: expected at least 1, got 0");
+        for (key, value, least) in sizes {
+            if !(least..=LARGEST_SIZE).contains(&value) {
+                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
             }
         }
         if !a.d_model.is_multiple_of(a.heads) {
@@ -281,12 +289,6 @@ impl RunConfig {
                 "architecture.heads: expected a divisor of {}, got {}",
                 a.d_model,
                 a.heads
-            );
-        }
-        if a.branching < 2 {
-            bail!(
-                "architecture.branching: expected at least 2, got {}",
-                a.branching
             );
         }
         if !(0.0..1.0).contains(&a.dropout) {
@@ -316,9 +318,18 @@ impl RunConfig {
                 self.samples
             );
         }
-        self.points.check()?;
-        self.trainer.validate()?;
-        Ok(())
+        // These know their settings by short names; a person needs the path to give to --set.
+        self.points
+            .check()
+            .map_err(|error| anyhow!("points.{error}"))?;
+        let trainer = &self.trainer;
+        trainer
+            .policy_gradient
+            .validate()
+            .map_err(|error| anyhow!("trainer.policy_gradient.{error}"))?;
+        trainer
+            .validate()
+            .map_err(|error| anyhow!("trainer.{error}"))
     }
 
     /// The network's full configuration for images with the given channels.
@@ -366,32 +377,53 @@ impl RunConfig {
     }
 }
 
-/// Puts `layer` over `base`, key by key. A choice that carries settings of its own (an object that
-/// names its `kind`, or a value that replaces another type) is replaced whole.
-fn merge(base: &mut Value, layer: Value, prefix: &str) -> Result<()> {
+/// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
+/// the wrong type is reported with its key.
+fn put(base: &mut Value, layer: Value) -> Result<()> {
+    let mut found = Vec::new();
+    collect(base, layer, &mut Vec::new(), &mut found)?;
+    for (path, value) in found {
+        let mut slot = &mut *base;
+        for key in &path {
+            slot = &mut slot[key];
+        }
+        *slot = value;
+        RunConfig::deserialize(&*base).with_context(|| path.join("."))?;
+    }
+    Ok(())
+}
+
+/// The settings of `layer` by their paths in `base`. A choice that carries settings of its own (an
+/// object that names its `kind`, or a value that replaces another type) is one setting.
+fn collect(
+    base: &Value,
+    layer: Value,
+    path: &mut Vec<String>,
+    found: &mut Vec<(Vec<String>, Value)>,
+) -> Result<()> {
     match (base, layer) {
         (Value::Object(base), Value::Object(layer))
-            if !base.contains_key("kind") && !is_choice(prefix) =>
+            if !base.contains_key("kind") && !is_choice(&path.join(".")) =>
         {
             for (key, value) in layer {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
-                match base.get_mut(&key) {
-                    Some(slot) => merge(slot, value, &path)?,
+                let slot = base.get(&key);
+                path.push(key);
+                match slot {
+                    Some(slot) => collect(slot, value, path, found)?,
                     None => {
-                        let known = base.keys().map(|known| match prefix {
-                            "" => known.clone(),
-                            _ => format!("{prefix}.{known}"),
+                        let wrong = path.join(".");
+                        path.pop();
+                        let known = base.keys().map(|known| {
+                            let parts = path.iter().chain([known]);
+                            parts.map(String::as_str).collect::<Vec<_>>().join(".")
                         });
-                        bail!("unknown key {path}{}", nearest(&path, known));
+                        bail!("unknown key {wrong}{}", nearest(&wrong, known));
                     }
                 }
+                path.pop();
             }
         }
-        (base, layer) => *base = layer,
+        (_, layer) => found.push((path.clone(), layer)),
     }
     Ok(())
 }
@@ -478,8 +510,11 @@ mod tests {
 
     #[test]
     fn values_of_the_wrong_type_or_range_are_refused() {
-        assert!(refusal(&["batch_size=many"]).contains("invalid setting"));
-        assert!(refusal(&["batch_size=0"]).contains("batch_size: expected at least 1"));
+        assert!(refusal(&["batch_size=many"]).contains("batch_size: invalid type: string"));
+        assert!(refusal(&["batch_size=0"]).contains("batch_size: expected 1 to 65536"));
+        assert!(refusal(&["batch_size=99999999999"]).contains("batch_size: expected 1 to 65536"));
+        assert!(refusal(&["trainer.clip_norm=0"]).starts_with("trainer.clip_norm: expected"));
+        assert!(refusal(&["points.min_targets=0"]).starts_with("points.min_targets = 0: there"));
         assert!(refusal(&["architecture.heads=5"]).contains("expected a divisor of 64"));
         assert!(refusal(&["architecture.order={\"axis\":2}"]).contains("axes 0 (row)"));
         assert!(refusal(&["batch_size"]).contains("expected key=value"));

@@ -2,7 +2,7 @@
 
 use crate::config::{ImageSource, ModelKind, RunConfig};
 use crate::picture::completion::{CompletionRow, Prediction as Picture};
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 use arbora_attention::{Route, SearchOutput};
 use arbora_models::prediction::masked_average;
 use arbora_models::{Context, CrossAttentionModel, Prediction, ReTreever, Target};
@@ -13,6 +13,8 @@ use arbora_tasks::{RegressionBatch, TaskError};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Evaluation asks for the same pixels in every run, whatever its seed.
@@ -34,19 +36,27 @@ impl ImageTask {
         let (train, test) = match &config.data {
             ImageSource::Sample => ImageSet::bundled(),
             ImageSource::Idx { train, test } => (
-                ImageSet::from_idx(train, None::<&std::path::Path>)?,
-                ImageSet::from_idx(test, None::<&std::path::Path>)?,
+                ImageSet::from_idx(train, None::<&Path>)?,
+                ImageSet::from_idx(test, None::<&Path>)?,
             ),
             ImageSource::Folder {
                 path,
                 size,
                 held_out,
-            } => ImageSet::from_folder(path, *size)?.split(*held_out, EVALUATION_SEED)?,
+            } => ImageSet::from_folder(path, *size)
+                .and_then(|set| set.split(*held_out, EVALUATION_SEED))
+                .map_err(|error| with_path("data", error))?,
         };
-        train.check_same_size(&test)?;
+        train
+            .check_same_size(&test)
+            .context("test images beside training images")?;
+        let completion = |set| {
+            ImageCompletion::new(set, config.points.clone())
+                .map_err(|error| with_path("points", error))
+        };
         Ok(Self {
-            train: Arc::new(ImageCompletion::new(train, config.points.clone())?),
-            test: Arc::new(ImageCompletion::new(test, config.points.clone())?),
+            train: Arc::new(completion(train)?),
+            test: Arc::new(completion(test)?),
         })
     }
 
@@ -191,6 +201,25 @@ impl ImageModel {
         self
     }
 
+    /// Means of every measurement over the evaluation batches, by name: what an evaluation during
+    /// training with the same seed reports.
+    pub fn measure(&self, batches: Vec<RegressionBatch>, seed: u64) -> BTreeMap<String, f64> {
+        let mut totals: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (index, batch) in batches.into_iter().enumerate() {
+            let purpose = arbora_rl::seed::Purpose::Evaluation;
+            let mut rng = arbora_rl::seed::rng(seed, purpose, index as u64);
+            for measured in self.evaluate(batch, &mut rng) {
+                let (sum, weight) = totals.entry(measured.name).or_default();
+                *sum += measured.sum;
+                *weight += measured.weight;
+            }
+        }
+        totals
+            .into_iter()
+            .map(|(name, (sum, weight))| (name, sum / weight))
+            .collect()
+    }
+
     /// Predicts the targets of a batch, with the search where there is one.
     fn predict(
         &self,
@@ -315,6 +344,14 @@ impl TrainableModel for ImageModel {
             Measurement::new("nodes_read", read, 1.0),
             Measurement::new("context_tokens", tokens, 1.0),
         ]
+    }
+}
+
+/// A refused setting by its path in the configuration, as `--set` takes it.
+fn with_path(section: &str, error: TaskError) -> anyhow::Error {
+    match error {
+        TaskError::Config { .. } => anyhow!("{section}.{error}"),
+        _ => error.into(),
     }
 }
 

@@ -96,15 +96,24 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            // One line, whatever the sources of the error contain.
-            let text = format!("{error:#}")
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ");
-            eprintln!("error: {text}");
+            eprintln!("error: {}", one_line(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// An error and its causes in one line, whatever they contain. A cause that the text above it quotes
+/// already is not repeated.
+fn one_line(error: &Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn exit_code(error: &Error) -> u8 {

@@ -6,10 +6,11 @@ use crate::images::{ImageModel, ImageTask};
 use crate::progress::Bar;
 use crate::{backend, picture, report};
 use anyhow::{Context as _, Result, bail};
-use arbora_rl::train::{EvaluationReport, TrainError, TrainReport, Trainer};
+use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
 use arbora_tasks::TaskError;
 use burn::tensor::Device;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,6 +18,9 @@ use std::process::ExitCode;
 const PICTURE_ROWS: usize = 8;
 /// Pixels shown to the models in that picture.
 const PICTURE_CONTEXT: usize = 100;
+
+/// A run's settings, in its folder.
+const CONFIG: &str = "config.json";
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let config = configure(&args)?;
@@ -27,33 +31,43 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         Some(out) => out.clone(),
         None => first_free(&config)?,
     };
-    if out.exists() && !out.is_dir() {
-        return Err(TrainError::NotAFolder { path: out }.into());
-    }
-    eprintln!(
-        "{} on {backend}, run folder {}",
-        config.model.name(),
-        out.display()
-    );
-
-    let first = train_one(&config, &task, &out, args.resume, &device)?;
-    if first.interrupted {
-        return interrupted(&out, first.step);
-    }
-    let mut trained = vec![(config.model, out.clone(), first)];
-    if let Some(model) = config.compare_with.filter(|model| *model != config.model) {
-        let compared = RunConfig {
-            model,
-            compare_with: None,
-            ..config.clone()
-        };
-        let folder = out.join(model.name());
-        let resume = args.resume && folder.exists();
-        let second = train_one(&compared, &task, &folder, resume, &device)?;
-        if second.interrupted {
-            return interrupted(&out, second.step);
+    let second = config
+        .compare_with
+        .filter(|model| *model != config.model)
+        .map(|model| {
+            let compared = RunConfig {
+                model,
+                compare_with: None,
+                ..config.clone()
+            };
+            (compared, out.join(model.name()))
+        });
+    let mut planned = vec![(config.clone(), out.clone())];
+    planned.extend(second);
+    // Before the first step: the second run must not be refused after hours of the first.
+    for (config, folder) in &planned {
+        if args.resume && folder.join(CONFIG).exists() {
+            refuse_unusable(folder, &config.fingerprint(task.channels())?)?;
+        } else {
+            refuse_taken(folder)?;
         }
-        trained.push((model, folder, second));
+    }
+
+    let mut trained = Vec::new();
+    for (config, folder) in planned {
+        // A resumed run may not have come to its second model.
+        let resume = args.resume && folder.join(CONFIG).exists();
+        let trainer = prepare(&config, &task, &folder, resume)?;
+        if trained.is_empty() {
+            let name = config.model.name();
+            eprintln!("{name} on {backend}, run folder {}", out.display());
+        }
+        let interrupter = trainer.interrupter();
+        let report = fit(trainer, &config, &task, &device)?;
+        if report.interrupted || interrupter.should_stop() {
+            return interrupted(&out, report.step);
+        }
+        trained.push((config.model, folder, report));
     }
 
     let runs: Vec<(&str, &Path)> = trained
@@ -70,8 +84,14 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
 
     let results = trained
         .iter()
-        .map(|(model, _, report)| (*model, report.evaluation.clone(), report.seconds));
-    print(&out, results.collect(), args.json);
+        .map(|(model, _, report)| {
+            // All test images, and also where a resumed run had no step left to evaluate.
+            let batches = task.evaluation_batches(0, config.eval_batch_size, &device)?;
+            let measured = report.model.measure(batches, config.trainer.seed);
+            Ok((*model, measured, report.seconds))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    print(&out, results, args.json);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,7 +101,7 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
             if !out.is_dir() {
                 bail!("{}: no run to resume here", out.display());
             }
-            RunConfig::read(&out.join("config.json"))?
+            RunConfig::read(&out.join(CONFIG))?
         }
         _ => RunConfig::preset(args.task, args.preset),
     };
@@ -108,45 +128,61 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
     Ok(config)
 }
 
-fn train_one(
-    config: &RunConfig,
-    task: &ImageTask,
-    out: &Path,
-    resume: bool,
-    device: &Device,
-) -> Result<TrainReport<ImageModel>> {
-    let channels = task.channels();
-    let trainer = Trainer::new(config.trainer.clone(), out, config.fingerprint(channels)?)
+/// A trainer whose run folder is there, with its settings.
+fn prepare(config: &RunConfig, task: &ImageTask, out: &Path, resume: bool) -> Result<Trainer> {
+    let fingerprint = config.fingerprint(task.channels())?;
+    let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
         .resume(resume)
         .progress(Bar::new(config.model.name(), config.trainer.steps));
     trainer.stop_on_ctrl_c()?;
+    if !resume {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        write_config(config, out)?;
+    }
+    Ok(trainer)
+}
+
+fn fit(
+    trainer: Trainer,
+    config: &RunConfig,
+    task: &ImageTask,
+    device: &Device,
+) -> Result<TrainReport<ImageModel>> {
     let batches = task.evaluation_batches(config.eval_images, config.eval_batch_size, device)?;
     let count = batches.len() as u64;
     let evaluation =
         move |index: u64, _: &Device| Ok::<_, TaskError>(batches[index as usize].clone());
-    let model = ImageModel::new(config, channels, device);
-    if !resume {
-        claim(out)?;
-        write_config(config, out)?;
-    }
     Ok(trainer.fit(
-        model,
+        ImageModel::new(config, task.channels(), device),
         task.training_source(config.batch_size),
         (count, evaluation),
         device,
     )?)
 }
 
-/// Makes the run folder, unless it holds a run already.
-fn claim(out: &Path) -> Result<()> {
-    if out.join("config.json").exists() {
-        return Err(TrainError::RunExists { path: out.into() }.into());
+/// Refuses a path that cannot become a new run's folder.
+fn refuse_taken(out: &Path) -> Result<(), TrainError> {
+    if out.exists() && !out.is_dir() {
+        return Err(TrainError::NotAFolder { path: out.into() });
     }
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))
+    let kept = [CONFIG, "metrics.jsonl", "checkpoints"];
+    if kept.iter().any(|name| out.join(name).exists()) {
+        return Err(TrainError::RunExists { path: out.into() });
+    }
+    Ok(())
+}
+
+/// Refuses a run that cannot be continued. One that ended before its first checkpoint can.
+fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), TrainError> {
+    match Checkpoint::newest(out) {
+        Ok((checkpoint, _)) => checkpoint.expect_fingerprint(fingerprint),
+        Err(TrainError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn write_config(config: &RunConfig, out: &Path) -> Result<()> {
-    let path = out.join("config.json");
+    let path = out.join(CONFIG);
     let beside = out.join("config.json.unfinished");
     std::fs::write(&beside, serde_json::to_string_pretty(config)? + "\n")
         .and_then(|()| std::fs::rename(&beside, &path))
@@ -170,44 +206,32 @@ fn interrupted(out: &Path, step: u64) -> Result<ExitCode> {
     Ok(ExitCode::from(130))
 }
 
-fn print(out: &Path, results: Vec<(ModelKind, Option<EvaluationReport>, f64)>, as_json: bool) {
+fn print(out: &Path, results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>, as_json: bool) {
     if as_json {
-        let models: serde_json::Map<_, _> = results
+        let models: BTreeMap<_, _> = results
             .into_iter()
-            .map(|(model, evaluation, seconds)| {
-                let mut numbers: serde_json::Map<String, serde_json::Value> = evaluation
-                    .map(|report| {
-                        report
-                            .metrics
-                            .into_iter()
-                            .map(|(k, v)| (k, json!(v)))
-                            .collect()
-                    })
-                    .unwrap_or_default();
-                numbers.insert("seconds".into(), json!(seconds));
-                (model.name().to_owned(), numbers.into())
+            .map(|(model, mut numbers, seconds)| {
+                numbers.insert("seconds".into(), seconds);
+                (model.name(), numbers)
             })
             .collect();
-        println!("{}", json!({ "run": out, "models": models }));
+        println!(
+            "{}",
+            json!({ "run": out.to_string_lossy(), "models": models })
+        );
         return;
     }
     println!(
         "{:<16} {:>22} {:>10} {:>12} {:>9}",
         "model", "held-out log-lik", "% tokens", "nodes read", "seconds"
     );
-    for (model, evaluation, seconds) in results {
-        let number = |name| {
-            evaluation
-                .as_ref()
-                .and_then(|report| report.metric(name))
-                .unwrap_or(f64::NAN)
-        };
+    for (model, numbers, seconds) in results {
         println!(
             "{:<16} {:>22.4} {:>10.1} {:>12.1} {:>9.0}",
             model.name(),
-            number("log_likelihood"),
-            number("tokens_percent"),
-            number("nodes_read"),
+            numbers["log_likelihood"],
+            numbers["tokens_percent"],
+            numbers["nodes_read"],
             seconds
         );
     }
