@@ -70,12 +70,39 @@ pub fn open(name: Option<&str>) -> Result<(&'static str, Device)> {
             None => bail!("unknown backend {asked}; known: {}", KNOWN.join(", ")),
         },
     };
-    // A missing driver shows at the first tensor, as a panic inside the backend.
-    let device = catch_unwind(AssertUnwindSafe(|| {
+    let device = without_panic(|| {
         let device = open();
         Tensor::<1>::zeros([1], &device).into_data();
         device
-    }))
-    .map_err(|_| anyhow!("backend {name} cannot run on this machine"))?;
+    })
+    .map_err(|reason| anyhow!("backend {name} cannot run on this machine: {reason}"))?;
     Ok((name, device))
+}
+
+/// What `open` returns, or the message of its panic, which is not printed.
+///
+/// A missing driver shows at the first tensor, as a panic inside the backend.
+fn without_panic<T>(open: impl FnOnce() -> T) -> Result<T, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = catch_unwind(AssertUnwindSafe(open));
+    std::panic::set_hook(hook);
+    opened.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| Some(panic.downcast_ref::<&str>()?.to_string()));
+        text.unwrap_or_else(|| "no reason given".into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_panics_gives_its_message() {
+        let code = 7;
+        let opened = without_panic(|| -> Device { panic!("no adapter {code}") });
+        assert_eq!(opened.unwrap_err(), "no adapter 7");
+        assert_eq!(without_panic(|| 3), Ok(3));
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::EvalArgs;
 use crate::backend;
-use crate::config::RunConfig;
+use crate::config::{ModelKind, RunConfig};
 use crate::images::{ImageModel, ImageTask};
 use anyhow::{Result, bail};
 use arbora_rl::train::Checkpoint;
@@ -15,6 +15,9 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         bail!("{}: expected a run folder", args.run.display());
     }
     let config = RunConfig::read(&args.run.join("config.json"))?;
+    if args.random_route && config.model == ModelKind::CrossAttention {
+        bail!("--random-route: cross-attention walks no tree");
+    }
     let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
     for error in passed_over {
         eprintln!("{error}; using step {}", checkpoint.state().step);
@@ -29,29 +32,27 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     let batches = task.evaluation_batches(0, config.eval_batch_size, &device)?;
     let means = model.measure(batches, config.trainer.seed);
     let step = checkpoint.state().step;
-    if args.json {
-        let route = if args.random_route {
-            "random"
-        } else {
-            "learned"
+    let text = if args.json {
+        let route = match config.model {
+            ModelKind::CrossAttention => "none",
+            ModelKind::RandomRoute => "random",
+            ModelKind::ReTreever if args.random_route => "random",
+            ModelKind::ReTreever => "learned",
         };
-        println!(
-            "{}",
-            json!({
-                "run": args.run.to_string_lossy(), "model": config.model, "step": step, "backend": backend,
-                "route": route, "images": task.test_images(), "parameters": model.num_params(),
-                "metrics": means,
-            })
-        );
+        json!({
+            "run": args.run.to_string_lossy(), "model": config.model, "step": step,
+            "backend": backend, "route": route, "images": task.test_images(),
+            "parameters": model.num_params(), "metrics": means,
+        })
+        .to_string()
     } else {
-        println!(
-            "{} at step {step}, {} test images",
-            config.model.name(),
-            task.test_images()
-        );
-        for (name, mean) in means {
-            println!("{name:<16} {mean:>10.4}");
-        }
-    }
+        let (name, images) = (config.model.name(), task.test_images());
+        let title = format!("{name} at step {step}, {images} test images");
+        let lines = means
+            .iter()
+            .map(|(name, mean)| format!("\n{name:<16} {mean:>10.4}"));
+        title + &lines.collect::<String>()
+    };
+    super::show(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,9 +4,10 @@ mod eval;
 mod train;
 
 use crate::config::{ModelKind, Preset, Task};
-use anyhow::Error;
+use anyhow::{Context as _, Error, Result};
 use arbora_rl::train::TrainError;
 use clap::{Args, Parser, Subcommand};
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -99,6 +100,14 @@ pub fn main() -> ExitCode {
             eprintln!("error: {}", one_line(&error));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Writes a result to standard output. Whoever stopped reading it has seen enough.
+fn show(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
     }
 }
 

@@ -91,7 +91,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
             Ok((*model, measured, report.seconds))
         })
         .collect::<Result<Vec<_>>>()?;
-    print(&out, results, args.json);
+    super::show(&summary(&out, results, args.json))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -206,7 +206,12 @@ fn interrupted(out: &Path, step: u64) -> Result<ExitCode> {
     Ok(ExitCode::from(130))
 }
 
-fn print(out: &Path, results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>, as_json: bool) {
+/// The final numbers, for a program or for a person.
+fn summary(
+    out: &Path,
+    results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>,
+    as_json: bool,
+) -> String {
     if as_json {
         let models: BTreeMap<_, _> = results
             .into_iter()
@@ -215,19 +220,15 @@ fn print(out: &Path, results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>, as_j
                 (model.name(), numbers)
             })
             .collect();
-        println!(
-            "{}",
-            json!({ "run": out.to_string_lossy(), "models": models })
-        );
-        return;
+        return json!({ "run": out.to_string_lossy(), "models": models }).to_string();
     }
-    println!(
-        "{:<16} {:>22} {:>10} {:>12} {:>9}",
+    let mut text = format!(
+        "{:<16} {:>22} {:>10} {:>12} {:>9}\n",
         "model", "held-out log-lik", "% tokens", "nodes read", "seconds"
     );
     for (model, numbers, seconds) in results {
-        println!(
-            "{:<16} {:>22.4} {:>10.1} {:>12.1} {:>9.0}",
+        text += &format!(
+            "{:<16} {:>22.4} {:>10.1} {:>12.1} {:>9.0}\n",
             model.name(),
             numbers["log_likelihood"],
             numbers["tokens_percent"],
@@ -235,5 +236,5 @@ fn print(out: &Path, results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>, as_j
             seconds
         );
     }
-    println!("curves and completed images: {}", out.display());
+    text + &format!("curves and completed images: {}", out.display())
 }
