@@ -142,6 +142,8 @@ fn every_model_trains_and_evaluates() {
     );
     let key = "log_likelihood";
     assert_ne!(learned["metrics"][key], random["metrics"][key]);
+    assert_eq!(place.eval("random-route", &[])["route"], "random");
+    assert_eq!(place.eval("cross-attention", &[])["route"], "none");
 }
 
 #[test]
@@ -295,4 +297,14 @@ fn the_environment_names_the_backend_unless_an_option_does() {
         parse(&String::from_utf8(asked.stdout).unwrap())["backend"],
         "flex"
     );
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let mut child = place.command(["eval", "out", "--json"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", common::stderr(&output));
 }
