@@ -149,6 +149,10 @@ impl ImageTask {
 
 /// The models that learn images.
 #[derive(Module, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a process holds one or two of them, and burn's modules are no boxes"
+)]
 enum Network {
     ReTreever(ReTreever),
     Dense(CrossAttentionModel),

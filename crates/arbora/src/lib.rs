@@ -2,11 +2,11 @@
 //!
 //! Embed single crates where you can; this facade is for programs that use several.
 //!
-//! - [`tree`]: shapes, leaf orders and node tensors
-//! - [`attention`]: operators for every backend, and layers
-//! - [`rl`]: policy gradients and the trainer
-//! - [`models`]: ReTreever and the models it is compared with
-//! - [`tasks`]: data
+//! - [`tree`][]: shapes, leaf orders and node tensors
+//! - [`attention`][]: operators for every backend, and layers
+//! - [`rl`][]: policy gradients and the trainer
+//! - [`models`][]: ReTreever and the models it is compared with
+//! - [`tasks`][]: data
 //!
 //! The modules behind the feature `cli` make the command line: its configuration, its runs and its
 //! pictures.
