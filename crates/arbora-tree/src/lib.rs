@@ -4,8 +4,8 @@
 //! Depend on this crate alone to order tokens along a space-filling curve or a k-d tree, or to build
 //! level-order summaries of a sequence. `arbora-attention` searches the trees built here.
 //!
-//! - [`shape`]: index arithmetic on integers, no tensors: [`TokenTreeShape`](shape::TokenTreeShape)
-//!   (a balanced tree over N tokens in two layouts) and [`CompleteTree`](shape::CompleteTree) (a
+//! - [`shape`]: index arithmetic on integers, no tensors: [`TokenTreeShape`]
+//!   (a balanced tree over N tokens in two layouts) and [`CompleteTree`] (a
 //!   branching factor per level).
 //! - `order`: the permutation that makes tokens leaves: given, by axis, k-d, Morton, random.
 //! - `token`: `TokenTree`, one tensor `[batch, nodes, dim]` in level order with its mask, built

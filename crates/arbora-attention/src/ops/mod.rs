@@ -78,7 +78,7 @@ pub struct TreeSearchPrimitive<B: Backend> {
 /// Tree attention on a backend.
 ///
 /// The default bodies compose plain backend operations. They are correct on every backend and
-/// differentiable, and stay public in [`reference`] as the oracle of faster overrides.
+/// differentiable, and stay public in [`mod@reference`] as the oracle of faster overrides.
 #[backend_extension(
     Cube: cfg(any(
         feature = "wgpu",
