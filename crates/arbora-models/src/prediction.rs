@@ -92,8 +92,6 @@ pub enum Target {
     Classes(Tensor<2, Int>),
 }
 
-const HALF_LOG_TAU: f64 = 0.918_938_533_204_672_8;
-
 impl Prediction {
     /// The log-likelihood of the truth in nats, summed over dimensions, `[batch, queries]`,
     /// differentiable. For classes: the negative cross-entropy.
@@ -104,9 +102,7 @@ impl Prediction {
     pub fn log_likelihood(&self, target: &Target) -> Tensor<2> {
         match (self, target) {
             (Self::Gaussian { mean, std }, Target::Values(value)) => {
-                let standardised = (value.clone() - mean.clone()) / std.clone();
-                let terms = standardised.square() * -0.5 - std.clone().log() - HALF_LOG_TAU;
-                terms.sum_dim(2).squeeze_dim(2)
+                reward::log_density(mean.clone(), std.clone(), value.clone())
             }
             (Self::Classes { logits }, Target::Classes(class)) => log_softmax(logits.clone(), 2)
                 .gather(2, class.clone().unsqueeze_dim(2))

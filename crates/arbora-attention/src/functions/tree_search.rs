@@ -32,7 +32,8 @@ pub struct TreeSearch {
     /// 0) first, the node whose leaves are taken last.
     pub path: Tensor<3, Int>,
     /// Log-probability of the decisions made, summed, `[batch, queries]`. A forced step (fewer than
-    /// two real children) counts 0.
+    /// two real children) counts 0. A step of a given path whose probability underflows counts the
+    /// logarithm of the smallest positive single-precision number, about -87, without gradient.
     pub log_prob: Tensor<2>,
     /// Entropy of the policy in nats, the mean over heads and real decisions, `[batch, queries]`; 0
     /// where no decision was made.

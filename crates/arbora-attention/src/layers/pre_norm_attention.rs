@@ -1,11 +1,11 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
+use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::module::{attention, attention_fallback};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::module::attention;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -136,16 +136,13 @@ impl PreNormAttention {
             key.swap_dims(1, 2),
             value.swap_dims(1, 2),
         );
-        let options = AttentionModuleOptions::default();
         let context = match mask {
-            None => attention(query, key, value, None, None, options),
-            // burn-tch 0.22.1 hands the mask to libtorch as it is, where `true` means "takes part":
-            // the composed form has burn's polarity on every backend.
+            None => attention(query, key, value, None, None, Default::default()),
             Some(mask) => {
                 let mask = mask
                     .reshape([batch, 1, 1, tokens])
                     .expand([batch, heads, count, tokens]);
-                attention_fallback(query, key, value, Some(mask), None, options)
+                masked_attention(query, key, value, mask)
             }
         };
         self.project_output(context.swap_dims(1, 2), queries)
@@ -207,6 +204,31 @@ impl PreNormAttention {
             self.d_model
         );
     }
+}
+
+/// Attention among unmasked keys, composed of plain operations.
+///
+/// burn's own `attention` does not serve here: burn-tch 0.22.1 hands the mask to libtorch as it is,
+/// where `true` means "takes part", and the gradient of burn's composed form overflows for queries
+/// whose keys are all masked.
+///
+/// - query, key, value: `[batch, heads, rows, head_dim]`
+/// - mask: `[batch, heads, queries, keys]`, `true` = masked out
+fn masked_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Tensor<4, Bool>,
+) -> Tensor<4> {
+    let [.., head_dim] = query.dims();
+    let logits = query.matmul(key.transpose()) / (head_dim as f64).sqrt();
+    let logits = logits.mask_fill(mask.clone(), MASKED_LOGIT);
+    // The maximum only shifts the exponent, so it needs no gradient.
+    let exponential = (logits.clone() - logits.detach().max_dim(3)).exp();
+    let exponential = exponential.mask_fill(mask, 0.0);
+    // A query without keys has total 0; any positive divisor leaves it at 0.
+    let total = exponential.clone().sum_dim(3).clamp_min(SMALLEST_TOTAL);
+    (exponential / total).matmul(value)
 }
 
 fn rows(tensor: &Tensor<3>) -> usize {

@@ -7,7 +7,10 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 
 /// Below every logit that single precision can tell apart from another, and finite, so that a row
 /// without real entries stays free of NaN.
-const MASKED_LOGIT: f64 = -1e30;
+pub(crate) const MASKED_LOGIT: f64 = -1e30;
+
+/// Divisor of a row without real entries. Its inverse is finite, and so are gradients through it.
+pub(crate) const SMALLEST_TOTAL: f64 = 1e-30;
 
 /// Reference of [`TreeAttentionOps::tree_search`](super::TreeAttentionOps::tree_search).
 ///
@@ -109,8 +112,7 @@ pub fn tree_search<B: Backend>(
                 (next.sub(node.clone().times(group)), policy)
             }
         };
-        // Rounding in the cumulative sum may point past the last real sibling; an example without
-        // tokens has none.
+        // An example without tokens has no real sibling, and a given path may name a ghost.
         let child = child.min(count.clone().plus(-1)).clamp(0, group as i64 - 1);
 
         let columns = Integer::arange(group, &node)
@@ -125,7 +127,11 @@ pub fn tree_search<B: Backend>(
             .mul(chosen.clone().float(dtype))
             .sum(1)
             .reshape([rows]);
-        let step_log_prob = picked.fill(decided.clone().not(), 1.0).log();
+        // A given path may take a child whose probability underflows to 0.
+        let step_log_prob = picked
+            .fill(decided.clone().not(), 1.0)
+            .clamp_min(f64::from(f32::MIN_POSITIVE))
+            .log();
         log_prob = log_prob.add(step_log_prob);
         let step_entropy = probability
             .mul(log_probability)
@@ -276,27 +282,34 @@ fn masked_softmax<B: Backend>(logits: Float<B>, keep: Mask<B>) -> (Float<B>, Flo
     let shifted = logits.clone().sub(logits.detach().max(1));
     let exponential = shifted.clone().exp().mul(keep.float(dtype));
     // A row that keeps nothing has total 0; any positive divisor leaves it at 0.
-    let total = exponential.clone().sum(1).clamp_min(1e-30);
+    let total = exponential.clone().sum(1).clamp_min(SMALLEST_TOTAL);
     let logarithm = shifted.sub(total.clone().log()).fill(drop, 0.0);
     (exponential.div(total), logarithm)
 }
 
-/// The number of entries whose cumulative probability is at most `u` times the total: the entry
-/// that a uniform number in [0, 1) falls on.
+/// The entry that a uniform number in [0, 1) falls on: the number of entries whose cumulative
+/// probability is at most `u` times the whole.
+///
+/// The whole is the last cumulative entry, since a sum may round differently, and an entry of
+/// probability 0 is never drawn, however `u` times the whole rounds.
 fn inverse_cdf<B: Backend>(
     probability: Float<B>,
     uniform: Float<B>,
     like: &Integer<B>,
 ) -> Integer<B> {
     let [rows, group] = probability.dims();
-    let probability = probability.detach();
-    let total = probability.clone().sum(1); // [rows, 1]
-    let threshold = uniform
-        .detach()
-        .reshape([rows, 1])
-        .mul(total)
-        .expand([rows, group]);
-    probability.cumsum(1).at_most(threshold).count(like)
+    let cumulative = probability.detach().cumsum(1);
+    let whole = cumulative.clone().max(1); // [rows, 1]
+    let threshold = uniform.detach().reshape([rows, 1]).mul(whole.clone());
+    let drawn = cumulative
+        .clone()
+        .at_most(threshold.expand([rows, group]))
+        .count(like);
+    let last_positive = cumulative
+        .at_least(whole.expand([rows, group]))
+        .not()
+        .count(like);
+    drawn.min(last_positive)
 }
 
 /// The first real entry that no real entry exceeds.

@@ -3,7 +3,7 @@
 use crate::mean_tree;
 use crate::two_pass::layer;
 use arbora_attention::{GhostNodes, Route, TreeCrossAttentionConfig, flops};
-use arbora_testing::{assert_close, device, random};
+use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use arbora_tree::Layout;
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -80,6 +80,34 @@ fn a_search_that_covers_all_leaves_equals_dense_attention() {
     let index = layer.index(&tree);
     let searched = layer.search(queries.clone(), &index, Route::Greedy).context;
     assert_close(searched, layer.attend_leaves(queries, &index), 1e-5, 1e-5);
+}
+
+#[test]
+fn queries_without_any_token_get_a_zero_attention_output_and_finite_gradients() {
+    let layer = layer(GhostNodes::Masked, &autodiff_device());
+    let tokens = random([2, 3, 6], 1, &autodiff_device()).require_grad();
+    let queries = random([2, 2, 6], 2, &autodiff_device());
+    let mask = crate::padding(&[3, 0], 3);
+    let output = layer
+        .attention
+        .attend(queries.clone(), tokens.clone(), Some(mask));
+    // What is left without attention: the output's bias and the normalised query.
+    let alone = layer
+        .attention
+        .output
+        .bias
+        .as_ref()
+        .unwrap()
+        .val()
+        .reshape([1, 1, 6])
+        + layer.attention.norm.forward(queries);
+    let second = |rows: Tensor<3>| rows.slice([1..2, 0..2, 0..6]);
+    assert_close(second(output.clone()), second(alone), 1e-5, 1e-5);
+    // A large factor: the masked rows must not turn it into infinity times zero.
+    let gradients = (output * 1e6).sum().backward();
+    let gradient = values(tokens.grad(&gradients).unwrap());
+    assert!(gradient.iter().all(|x| x.is_finite()));
+    assert!(gradient[18..].iter().all(|x| *x == 0.0));
 }
 
 #[test]

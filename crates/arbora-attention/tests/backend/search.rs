@@ -138,6 +138,43 @@ fn sampling_follows_the_policy() {
 }
 
 #[test]
+fn a_child_without_probability_is_never_drawn_and_costs_no_infinity() {
+    // The logits differ so much that every child but one has probability 0 in single precision.
+    let shape = TokenTreeShape::new(9, 3, Layout::LeftFilled);
+    let device = autodiff_device();
+    let keys: Vec<f32> = (0..shape.nodes())
+        .map(|node| if node == 2 { 400.0 } else { -400.0 })
+        .collect();
+    let key = Tensor::<4>::from_data(TensorData::new(keys, [1, shape.nodes(), 1, 1]), &device);
+    let just_below_one = 1.0 - 2f32.powi(-24);
+    let run = |route| {
+        let query = Tensor::<4>::ones([1, 1, 1, 1], &device).require_grad();
+        let found = tree_search(
+            query.clone(),
+            key.clone(),
+            key.clone(),
+            lengths(&[9], &arbora_testing::device()),
+            route,
+            TreeSearchOptions::new(shape),
+        );
+        let gradients = found.log_prob.clone().sum().backward();
+        let gradient = values(query.grad(&gradients).unwrap())[0];
+        let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();
+        (path, values(found.log_prob)[0], gradient)
+    };
+    let numbers = Tensor::<3>::full([1, 1, 1], just_below_one, &arbora_testing::device());
+    let (path, log_prob, gradient) = run(Route::Sampled(numbers));
+    assert_eq!((path, log_prob), (vec![0, 1], 0.0));
+    assert!(gradient.is_finite());
+    let unlikely =
+        Tensor::<3, Int>::from_data(TensorData::from([[[0i64, 2]]]), &arbora_testing::device());
+    let (path, log_prob, gradient) = run(Route::Given(unlikely));
+    assert_eq!(path, [0, 2]);
+    assert!(log_prob.is_finite() && log_prob < -80.0, "{log_prob}");
+    assert!(gradient.is_finite());
+}
+
+#[test]
 fn uniform_routes_give_every_real_child_the_same_probability() {
     let shape = TokenTreeShape::new(27, 3, Layout::LeftFilled);
     let numbers = uniforms([2, 5, 2], 8, &device());

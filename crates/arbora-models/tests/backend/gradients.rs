@@ -1,9 +1,10 @@
 //! Which loss teaches which part.
 
-use crate::{gradients_of, points, small};
-use arbora_attention::Route;
+use crate::{gradients_of, past, points, small};
+use arbora_attention::{GhostNodes, Route};
 use arbora_models::{Context, Prediction, ReTreever, ReTreeverConfig, Target};
 use arbora_testing::{autodiff_device, random, uniforms, values};
+use arbora_tree::Layout;
 use burn::tensor::{Int, Tensor};
 
 /// Four tokens, each encoded by itself.
@@ -92,4 +93,49 @@ fn the_tree_loss_and_the_policy_teach_the_aggregator_and_the_leaves_loss_does_no
         assert_eq!(learns("encoder.context"), part != "policy", "{part}");
         assert_eq!(learns("decoder"), part != "policy", "{part}");
     }
+}
+
+/// Losses and gradients of a ragged batch in the published layout.
+fn published(tokens: usize, branching: usize, ghosts: GhostNodes) -> (f32, Vec<f32>) {
+    let device = autodiff_device();
+    let model = ReTreeverConfig::new(small())
+        .with_branching(branching)
+        .with_layout(Layout::Published)
+        .with_ghosts(ghosts)
+        .init(1, &device);
+    let context = points(
+        2,
+        tokens,
+        Some(past(&[tokens, 3], tokens, &device)),
+        &device,
+    );
+    let target = Target::Values(random([2, 4, 1], 5, &device));
+    let draws = model.decisions(tokens).max(1);
+    let route = Route::Sampled(uniforms([2, 4, draws], 6, &device));
+    let queries = random([2, 4, 2], 7, &device);
+    let losses = model.losses(&context, queries, &target, None, route, 1);
+    let loss = losses.tree + losses.leaves + losses.rollout.log_prob.mean();
+    let gradients = loss.backward();
+    let numbers = gradients_of(&model, &gradients)
+        .into_iter()
+        .flat_map(|parameter| parameter.values)
+        .collect();
+    (loss.into_scalar::<f32>(), numbers)
+}
+
+#[test]
+fn the_published_layout_with_its_ghosts_trains_on_ragged_batches() {
+    for branching in [2, 3] {
+        let (loss, gradients) = published(9, branching, GhostNodes::Published);
+        assert!(loss.is_finite());
+        assert!(gradients.iter().all(|gradient| gradient.is_finite()));
+        assert!(gradients.iter().any(|gradient| *gradient != 0.0));
+    }
+}
+
+#[test]
+fn published_ghosts_change_the_loss_of_ragged_trees() {
+    let (masked, _) = published(9, 2, GhostNodes::Masked);
+    let (sink, _) = published(9, 2, GhostNodes::Published);
+    assert!((masked - sink).abs() > 1e-4, "{masked} and {sink}");
 }
