@@ -30,7 +30,8 @@ pub fn evaluate<P, T>(reward: &impl Reward<P, T>, prediction: &P, target: &T) ->
     reward.reward(prediction, target).detach()
 }
 
-/// Log-density of `value` under independent normal distributions, summed over the last axis.
+/// Log-density of `value` under independent normal distributions, summed over the last axis,
+/// differentiable: the likelihood that a model is trained with.
 ///
 /// - `mean`, `std`, `value`: `[batch, queries, dim]`; `std` must be positive
 ///
@@ -38,14 +39,21 @@ pub fn evaluate<P, T>(reward: &impl Reward<P, T>, prediction: &P, target: &T) ->
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn log_likelihood(mean: Tensor<3>, std: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
-    same_shape("log_likelihood", "std", std.dims(), mean.dims());
-    same_shape("log_likelihood", "value", value.dims(), mean.dims());
-    let (mean, std, value) = (mean.detach(), std.detach(), value.detach());
+pub fn log_density(mean: Tensor<3>, std: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
+    same_shape("log_density", "std", std.dims(), mean.dims());
+    same_shape("log_density", "value", value.dims(), mean.dims());
     let half_log_two_pi = 0.5 * (2.0 * std::f64::consts::PI).ln();
     let standardised = (value - mean) / std.clone();
     let log_density = standardised.square().mul_scalar(-0.5) - std.log() - half_log_two_pi;
     log_density.sum_dim(2).squeeze_dim::<2>(2)
+}
+
+/// [`log_density`] as a reward, without history.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn log_likelihood(mean: Tensor<3>, std: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
+    log_density(mean.detach(), std.detach(), value.detach())
 }
 
 /// 1 where the largest logit is the true class, else 0.

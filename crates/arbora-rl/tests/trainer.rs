@@ -190,6 +190,24 @@ fn lines_after_the_checkpoint_and_a_torn_line_are_written_again() {
 }
 
 #[test]
+fn a_log_that_ends_before_the_checkpoint_is_refused_and_kept() {
+    let run = TempDir::new().unwrap();
+    fit(trainer(&short(), run.path()).stop_after(Some(7)), 1).unwrap();
+    let log = run.path().join("metrics.jsonl");
+    // One byte of the third line is damaged.
+    let damaged = metrics(run.path()).replacen("\"step\":3", "\"step\"!3", 1);
+    fs::write(&log, &damaged).unwrap();
+    let error = fit(trainer(&short(), run.path()).resume(true), 1).unwrap_err();
+    let expected = TrainError::ShortLog {
+        path: log,
+        found: 2,
+        step: 7,
+    };
+    assert_eq!(error.to_string(), expected.to_string());
+    assert_eq!(metrics(run.path()), damaged);
+}
+
+#[test]
 fn a_run_killed_before_its_first_step_starts_again() {
     let (log, parameters) = uninterrupted();
     let run = TempDir::new().unwrap();

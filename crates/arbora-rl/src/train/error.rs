@@ -42,6 +42,18 @@ pub enum TrainError {
         reason: String,
     },
 
+    /// The log of a run ends before the step that is resumed: going on would lose numbers without a
+    /// word.
+    #[error("{path}: its whole lines end at step {found}, before step {step} of the checkpoint")]
+    ShortLog {
+        /// The log.
+        path: PathBuf,
+        /// The step of its last whole line.
+        found: u64,
+        /// The step of the checkpoint.
+        step: u64,
+    },
+
     /// A checkpoint is of a model with another architecture.
     #[error("{path}: checkpoint of another model: saved from {saved}, asked for {expected}")]
     OtherModel {

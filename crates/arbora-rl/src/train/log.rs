@@ -72,7 +72,7 @@ impl Log {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(TrainError::io(path)(error)),
         };
-        let kept = kept_length(&old, step);
+        let kept = kept_length(&old, step).0;
         if kept < old.len() {
             let beside = path.with_extension("jsonl.tmp");
             let mut file = File::create(&beside).map_err(TrainError::io(&beside))?;
@@ -86,6 +86,23 @@ impl Log {
             path: path.into(),
             file: file.map_err(TrainError::io(path))?,
         })
+    }
+
+    /// Checks that the lines of a log reach `step`, before anything of it is dropped.
+    pub(crate) fn expect_step(path: &Path, step: u64) -> Result<(), TrainError> {
+        let old = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(TrainError::io(path)(error)),
+        };
+        match kept_length(&old, step).1 {
+            found if found < step => Err(TrainError::ShortLog {
+                path: path.into(),
+                found,
+                step,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Appends a line. It has reached the operating system when this returns, so a killed process
@@ -105,17 +122,21 @@ impl Log {
     }
 }
 
-/// The length of the whole lines whose step is at most `step`, up to the first that is not.
-fn kept_length(bytes: &[u8], step: u64) -> usize {
-    let mut kept = 0;
+/// The length of the whole lines whose step is at most `step`, up to the first that is not, and the
+/// step of the last of them (0 without lines).
+fn kept_length(bytes: &[u8], step: u64) -> (usize, u64) {
+    let (mut kept, mut last) = (0, 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice::<StepOnly>(line) {
-            Ok(parsed) if whole && parsed.step <= step => kept += line.len(),
+            Ok(parsed) if whole && parsed.step <= step => {
+                kept += line.len();
+                last = parsed.step;
+            }
             _ => break,
         }
     }
-    kept
+    (kept, last)
 }
 
 #[cfg(test)]
@@ -127,12 +148,12 @@ mod tests {
         let text = b"{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.25}\n{\"step\":3,\"lo";
         let first = b"{\"step\":1,\"loss\":0.5}\n".len();
         let second = first + b"{\"step\":2,\"loss\":0.25}\n".len();
-        assert_eq!(kept_length(text, 0), 0);
-        assert_eq!(kept_length(text, 1), first);
-        assert_eq!(kept_length(text, 2), second);
-        assert_eq!(kept_length(text, 9), second);
+        assert_eq!(kept_length(text, 0).0, 0);
+        assert_eq!(kept_length(text, 1), (first, 1));
+        assert_eq!(kept_length(text, 2), (second, 2));
+        assert_eq!(kept_length(text, 9), (second, 2));
         // A line without its end is torn even where it parses.
-        assert_eq!(kept_length(b"{\"step\":1}", 9), 0);
+        assert_eq!(kept_length(b"{\"step\":1}", 9), (0, 0));
     }
 
     #[test]

@@ -194,6 +194,7 @@ impl Trainer {
             }
         };
         let step = resumed_from.unwrap_or(0);
+        Log::expect_step(&run.join("metrics.jsonl"), step)?;
         let train_device = if device.is_autodiff() {
             device.clone()
         } else {
