@@ -145,6 +145,31 @@ pub struct RunConfig {
 /// Far above any size that is of use, and below what overflows an address.
 const LARGEST_SIZE: usize = 1 << 16;
 
+impl ImageSource {
+    /// The same source by absolute paths, so that a run can be resumed and measured from anywhere.
+    ///
+    /// # Errors
+    /// If the working directory cannot be read.
+    pub fn absolute(self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Sample => Self::Sample,
+            Self::Idx { train, test } => Self::Idx {
+                train: std::path::absolute(train)?,
+                test: std::path::absolute(test)?,
+            },
+            Self::Folder {
+                path,
+                size,
+                held_out,
+            } => Self::Folder {
+                path: std::path::absolute(path)?,
+                size,
+                held_out,
+            },
+        })
+    }
+}
+
 impl RunConfig {
     /// The settings of a preset.
     pub fn preset(task: Task, preset: Preset) -> Self {
@@ -157,10 +182,10 @@ impl RunConfig {
             dropout: 0.0,
             std: StdKind::Bounded,
             branching: 2,
-            layout: Layout::LeftFilled,
+            layout: Layout::Published,
             // The published order of grey images: by column.
             order: TokenOrder::Axis(1),
-            ghosts: GhostNodes::Masked,
+            ghosts: GhostNodes::Published,
             detach_children: true,
         };
         let published = Self {
@@ -190,7 +215,9 @@ impl RunConfig {
                 eval_images: 160,
                 architecture: Architecture {
                     encoder_layers: 2,
+                    layout: Layout::LeftFilled,
                     order: TokenOrder::KdTree,
+                    ghosts: GhostNodes::Masked,
                     ..published.architecture
                 },
                 trainer: TrainerConfig {
@@ -394,7 +421,8 @@ fn put(base: &mut Value, layer: Value) -> Result<()> {
 }
 
 /// The settings of `layer` by their paths in `base`. A choice that carries settings of its own (an
-/// object that names its `kind`, or a value that replaces another type) is one setting.
+/// object that names its `kind`, or a value that replaces another type) is one setting; single settings
+/// of the choice already made can be changed alone.
 fn collect(
     base: &Value,
     layer: Value,
@@ -403,7 +431,8 @@ fn collect(
 ) -> Result<()> {
     match (base, layer) {
         (Value::Object(base), Value::Object(layer))
-            if !base.contains_key("kind") && !is_choice(&path.join(".")) =>
+            if (!base.contains_key("kind") || !layer.contains_key("kind"))
+                && !is_choice(&path.join(".")) =>
         {
             for (key, value) in layer {
                 let slot = base.get(&key);
@@ -500,6 +529,20 @@ mod tests {
         ));
         let baseline = config.trainer.policy_gradient.baseline;
         assert_eq!(baseline, BaselineConfig::Constant { value: -1.5 });
+    }
+
+    #[test]
+    fn single_settings_of_a_choice_already_made_can_be_changed_alone() {
+        let settings = [
+            r#"data={"kind":"folder","path":"x","held_out":3}"#.to_string(),
+            "data.held_out=5".to_string(),
+        ];
+        let config = small().layered(None, &settings).unwrap();
+        assert!(matches!(
+            config.data,
+            ImageSource::Folder { held_out: 5, .. }
+        ));
+        assert!(refusal(&["data.held_out=5"]).contains("unknown key data.held_out"));
     }
 
     #[test]

@@ -86,10 +86,14 @@ struct EvalArgs {
 
 /// Runs the command line of this process.
 ///
-/// Exit codes: 0 done, 130 stopped by Ctrl-C with a checkpoint, 2 bad input (arguments, settings,
-/// data, run folders), 1 anything else.
+/// Exit codes: 0 done; 130 stopped by Ctrl-C with a checkpoint; 1 a computation that failed (a loss that
+/// is not finite, a device that gave up); 2 anything that the caller can mend: arguments, settings, data,
+/// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refused) => return refuse(&refused),
+    };
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
@@ -101,6 +105,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Help and version as clap prints them; a refusal of arguments in one line like every other.
+fn refuse(refused: &clap::Error) -> ExitCode {
+    if !refused.use_stderr() {
+        // Whoever stopped reading has seen enough.
+        let _ = refused.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = refused.to_string();
+    // What follows the first blank line is the usage and a pointer to --help.
+    let cause = text.split("\n\n").next().unwrap_or_default();
+    eprintln!("{}", cause.split_whitespace().collect::<Vec<_>>().join(" "));
+    ExitCode::from(2)
 }
 
 /// Writes a result to standard output. Whoever stopped reading it has seen enough.

@@ -119,6 +119,12 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
     if let Some(seed) = args.seed {
         config.trainer.seed = seed;
     }
+    if !args.resume {
+        config.data = config
+            .data
+            .absolute()
+            .context("cannot read the working directory")?;
+    }
     if args.resume && config != base {
         // The trainer refuses settings that would change the numbers; the others are kept as the
         // run has them, so that config.json stays true.
