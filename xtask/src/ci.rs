@@ -20,8 +20,8 @@ pub struct Args {
 }
 
 /// Backends whose feature is checked by itself. The first four are compiled together elsewhere, but
-/// a user has one of them. `rocm` and `cpu` differ from `cuda` only in burn.
-const CHECKED: [Backend; 8] = [
+/// a user has one of them.
+const CHECKED: [Backend; 10] = [
     Backend::Flex,
     Backend::Ndarray,
     Backend::Tch,
@@ -30,6 +30,8 @@ const CHECKED: [Backend; 8] = [
     Backend::Webgpu,
     Backend::Metal,
     Backend::Cuda,
+    Backend::Rocm,
+    Backend::Cpu,
 ];
 
 struct Step {
@@ -154,14 +156,15 @@ fn command(args: &[&str], more: impl FnOnce(&mut Command)) -> Task {
     Task::Cargo(Box::new(command))
 }
 
-/// Checks the crates that a user can embed, with one backend or none and without the command line.
+/// Checks the crates that a user can embed: with one backend and the command line, or with neither.
 fn check(libraries: &[Package], backend: Option<Backend>) -> Task {
     command(&["check", "--no-default-features"], |cargo| {
         for library in libraries {
             cargo.args(["--package", &library.name]);
         }
         if let Some(backend) = backend {
-            cargo.args(["--features", &workspace::features(libraries, &[backend])]);
+            let features = workspace::features(libraries, &[backend]);
+            cargo.args(["--features", &format!("arbora/cli,{features}")]);
             if backend.needs_toolchain() {
                 cargo.env("DOCS_RS", "1");
             }

@@ -43,7 +43,8 @@ impl Run {
     /// When the folder holds a run with other settings, or something else.
     pub fn state(&self, root: &Path) -> Result<State> {
         let folder = root.join(&self.folder);
-        if !folder.exists() {
+        // A run killed before it wrote its settings has nothing to keep: `train` starts it anew.
+        if !folder.join("config.json").exists() {
             return Ok(State::Absent);
         }
         let config = self.config(root)?;

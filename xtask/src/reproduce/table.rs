@@ -44,6 +44,7 @@ pub struct Row {
     pub backend: String,
     pub images: u64,
     pub parameters: u64,
+    /// Wall clock of the training steps, for the JSON alone: runs may share the machine with others.
     pub training_seconds: f64,
     /// Nats per pixel.
     pub log_likelihood: f64,
@@ -183,18 +184,14 @@ pub fn page(results: &Results) -> String {
     line(reading(rows));
     line("## Single runs\n".to_string());
     line(
-        "| model | seed | log-likelihood | % tokens | nodes selected | nodes read | training, s |\n\
-         |---|---:|---:|---:|---:|---:|---:|"
+        "| model | seed | log-likelihood | % tokens | nodes selected | nodes read |\n\
+         |---|---:|---:|---:|---:|---:|"
             .to_string(),
     );
     for variant in Variant::ALL {
         for row in rows.iter().filter(|row| row.variant == variant) {
-            let seconds = match variant {
-                Variant::WalkingAtRandom => String::new(),
-                _ => format!("{:.0}", row.training_seconds),
-            };
             line(format!(
-                "| {} | {} | {:.4} | {:.2} | {:.2} | {:.2} | {seconds} |",
+                "| {} | {} | {:.4} | {:.2} | {:.2} | {:.2} |",
                 variant.title(),
                 row.seed,
                 row.log_likelihood,
@@ -240,19 +237,17 @@ pub fn readme(results: &Results) -> String {
 fn summary_table(summary: &[Summary]) -> String {
     let mut text =
         "| model | held-out log-likelihood, nats per pixel | % tokens | nodes selected | \
-                    nodes read | training, s | parameters |\n|---|---:|---:|---:|---:|---:|---:|\n"
+                    nodes read | parameters |\n|---|---:|---:|---:|---:|---:|\n"
             .to_string();
     for row in summary {
-        let seconds = row.training_seconds;
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             row.variant.title(),
             row.log_likelihood.text(3),
             row.tokens_percent.text(1),
             row.nodes_selected.text(1),
             row.nodes_read.text(1),
-            seconds.map_or(String::new(), |seconds| seconds.text(0)),
             thousands(row.parameters)
         );
     }
@@ -301,21 +296,6 @@ fn reading(rows: &[Row]) -> String {
         if !differences.is_empty() {
             text.push_str(&comparison(&differences, name));
         }
-    }
-    let ratios: Vec<f64> = learned
-        .iter()
-        .filter_map(|row| {
-            let dense = of(rows, Variant::Dense).find(|dense| dense.seed == row.seed)?;
-            Some(row.training_seconds / dense.training_seconds)
-        })
-        .collect();
-    if !ratios.is_empty() {
-        let _ = write!(
-            text,
-            "Training it takes {:.1} times as long as training dense attention: its loss has a term on \
-             all leaves beside the one on the tree, and it builds the tree. ",
-            Statistic::of(&ratios).mean
-        );
     }
     text.push_str(match learned.len() {
         0 => "",
@@ -471,7 +451,6 @@ mod tests {
         assert!(text.contains("not on every seed (differences -0.250 to +0.250)"));
         assert!(text.contains("attends to 8.0 of them (10.0 % of the tokens)"));
         assert!(!text.contains("trained with random routes"));
-        assert!(text.contains("takes 1.0 times as long"));
         assert!(text.contains("With so few seeds"));
     }
 
