@@ -91,16 +91,9 @@ fn queries_without_any_token_get_a_zero_attention_output_and_finite_gradients() 
     let output = layer
         .attention
         .attend(queries.clone(), tokens.clone(), Some(mask));
-    // What is left without attention: the output's bias and the normalised query.
-    let alone = layer
-        .attention
-        .output
-        .bias
-        .as_ref()
-        .unwrap()
-        .val()
-        .reshape([1, 1, 6])
-        + layer.attention.norm.forward(queries);
+    // What is left without attention: the output's bias and the two residuals.
+    let bias = layer.attention.output.bias.as_ref().unwrap().val();
+    let alone = bias.reshape([1, 1, 6]) + layer.attention.norm.forward(queries.clone()) + queries;
     let second = |rows: Tensor<3>| rows.slice([1..2, 0..2, 0..6]);
     assert_close(second(output.clone()), second(alone), 1e-5, 1e-5);
     // A large factor: the masked rows must not turn it into infinity times zero.
