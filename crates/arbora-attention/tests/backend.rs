@@ -7,9 +7,9 @@ mod search;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 
-use arbora_testing::device;
+use arbora_testing::{device, padding};
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
@@ -26,20 +26,11 @@ fn device_name(device: &Device) -> String {
     format!("{:?}", device.as_dispatch())
 }
 
-/// `true` past each length, `[batch, tokens]`.
-fn padding(lengths: &[usize], tokens: usize) -> Tensor<2, Bool> {
-    let flat: Vec<bool> = lengths
-        .iter()
-        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
-        .collect();
-    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), &device())
-}
-
 /// A tree of means over the tokens, in their given order.
 fn mean_tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
     let [_, count, _] = tokens.dims();
     let shape = TokenTreeShape::new(count, branching, layout);
-    let mask = padding(lengths, count);
+    let mask = padding(lengths, count, &device());
     let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
     TokenTree::build(tokens, Some(mask), order, shape, &MeanAggregator)
 }

@@ -16,7 +16,7 @@ mod store;
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};
 use arbora_testing::{device, random, values};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Bool, Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Gradients, Tensor};
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
@@ -42,15 +42,6 @@ fn small() -> ModelConfig {
 fn points(batch: usize, tokens: usize, mask: Option<Tensor<2, Bool>>, device: &Device) -> Context {
     let x = random([batch, tokens, 2], 11, device);
     Context::points(x, random([batch, tokens, 1], 12, device), mask)
-}
-
-/// `true` past each length, `[batch, tokens]`.
-fn past(lengths: &[usize], tokens: usize, device: &Device) -> Tensor<2, Bool> {
-    let flat: Vec<bool> = lengths
-        .iter()
-        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
-        .collect();
-    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), device)
 }
 
 /// A float parameter of a model, or its gradient.

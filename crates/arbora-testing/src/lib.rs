@@ -6,13 +6,13 @@
 //!
 //! - [`device`] and [`assert_backend_asked_for`]: which backend a suite runs on
 //! - [`skip`]: how a test says that it did not run
-//! - [`random`]: seeded inputs, the same on every backend
+//! - [`random`], [`padding`]: inputs, the same on every backend
 //! - [`assert_close`]: element-wise comparison with a stated bound
 //! - [`gradient`]: finite differences
 
 pub mod gradient;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -74,6 +74,15 @@ pub fn random_data<const D: usize>(shape: [usize; D], seed: u64) -> TensorData {
 /// A tensor of independent draws from U(0, 1), the uniform numbers that sampling takes.
 pub fn uniforms<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     (random(shape, seed, device) + 1.0) / 2.0
+}
+
+/// The mask of examples padded to `tokens` tokens, `[batch, tokens]`: `true` past each length.
+pub fn padding(lengths: &[usize], tokens: usize, device: &Device) -> Tensor<2, Bool> {
+    let flat: Vec<bool> = lengths
+        .iter()
+        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
+        .collect();
+    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), device)
 }
 
 /// The elements as `f32`, in row-major order.

@@ -3,7 +3,7 @@
 use crate::mean_tree;
 use crate::two_pass::layer;
 use arbora_attention::{GhostNodes, Route, TreeCrossAttentionConfig, flops};
-use arbora_testing::{assert_close, autodiff_device, device, random, values};
+use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::Layout;
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -63,7 +63,7 @@ fn attending_to_leaves_is_dense_attention_to_the_tokens() {
     for layout in [Layout::LeftFilled, Layout::Published] {
         let tree = mean_tree(tokens.clone(), &[9, 5], 2, layout);
         let leaves = layer.attend_leaves(queries.clone(), &layer.index(&tree));
-        let mask = crate::padding(&[9, 5], 9);
+        let mask = padding(&[9, 5], 9, &device());
         let dense = layer
             .attention
             .attend(queries.clone(), tokens.clone(), Some(mask));
@@ -87,7 +87,7 @@ fn queries_without_any_token_get_a_zero_attention_output_and_finite_gradients() 
     let layer = layer(GhostNodes::Masked, &autodiff_device());
     let tokens = random([2, 3, 6], 1, &autodiff_device()).require_grad();
     let queries = random([2, 2, 6], 2, &autodiff_device());
-    let mask = crate::padding(&[3, 0], 3);
+    let mask = padding(&[3, 0], 3, &device());
     let output = layer
         .attention
         .attend(queries.clone(), tokens.clone(), Some(mask));

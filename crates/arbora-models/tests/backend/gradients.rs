@@ -1,9 +1,9 @@
 //! Which loss teaches which part.
 
-use crate::{gradients_of, past, points, small};
+use crate::{gradients_of, points, small};
 use arbora_attention::{GhostNodes, Route};
 use arbora_models::{Context, Prediction, ReTreever, ReTreeverConfig, Target};
-use arbora_testing::{autodiff_device, random, uniforms, values};
+use arbora_testing::{autodiff_device, padding, random, uniforms, values};
 use arbora_tree::Layout;
 use burn::tensor::{Int, Tensor};
 
@@ -106,7 +106,7 @@ fn published(tokens: usize, branching: usize, ghosts: GhostNodes) -> (f32, Vec<f
     let context = points(
         2,
         tokens,
-        Some(past(&[tokens, 3], tokens, &device)),
+        Some(padding(&[tokens, 3], tokens, &device)),
         &device,
     );
     let target = Target::Values(random([2, 4, 1], 5, &device));

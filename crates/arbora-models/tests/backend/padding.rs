@@ -1,9 +1,9 @@
 //! Padding never changes a prediction, and neither does the order of a batch.
 
-use crate::{past, points, small};
+use crate::{points, small};
 use arbora_attention::Route;
 use arbora_models::{Context, CrossAttentionConfig, Prediction, ReTreeverConfig};
-use arbora_testing::{assert_close, device, random, uniforms};
+use arbora_testing::{assert_close, device, padding, random, uniforms};
 use arbora_tree::TokenOrder;
 use burn::tensor::{Int, Tensor};
 
@@ -27,7 +27,7 @@ fn examples() -> [Context; 2] {
 /// The same examples in one batch, padded to nine tokens with large numbers.
 fn padded() -> Context {
     let both = points(2, 5, None, &device());
-    let mask = past(&[5, 3], 9, &device());
+    let mask = padding(&[5, 3], 9, &device());
     let pad = |tensor: Tensor<3>| {
         let dim = tensor.dims()[2];
         let garbage = Tensor::full([2, 4, dim], 1e6, &device());

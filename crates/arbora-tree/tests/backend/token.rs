@@ -1,20 +1,11 @@
-use arbora_testing::{assert_close, autodiff_device, device, random, values};
+use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Bool, Tensor, TensorData};
-
-/// `true` past each length.
-fn padding(lengths: &[usize], tokens: usize) -> Tensor<2, Bool> {
-    let flat: Vec<bool> = lengths
-        .iter()
-        .flat_map(|length| (0..tokens).map(move |token| token >= *length))
-        .collect();
-    Tensor::from_data(TensorData::new(flat, [lengths.len(), tokens]), &device())
-}
+use burn::tensor::Tensor;
 
 fn tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
     let [_, count, _] = tokens.dims();
     let shape = TokenTreeShape::new(count, branching, layout);
-    let mask = padding(lengths, count);
+    let mask = padding(lengths, count, &device());
     let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
     TokenTree::build(tokens, Some(mask), order, shape, &MeanAggregator)
 }
@@ -110,7 +101,7 @@ fn padding_changes_no_node_over_real_tokens() {
 #[test]
 fn gradients_reach_every_real_token_and_no_masked_one() {
     let tokens = random([1, 7, 2], 5, &autodiff_device()).require_grad();
-    let mask = padding(&[5], 7);
+    let mask = padding(&[5], 7, &device());
     let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
     let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
     let tree = TokenTree::build(tokens.clone(), Some(mask), order, shape, &MeanAggregator);
