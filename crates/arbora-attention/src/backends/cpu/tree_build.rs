@@ -1,0 +1,1361 @@
+//! Bottom-up building of token trees by a transformer block: each level in one pass, and its
+//! gradient.
+//!
+//! A level is cut into chunks of sibling groups whose activations stay in the cache of one core.
+//! Chunks are cut by shape and lengths alone, and sums over chunks have a fixed order, so that the
+//! number of threads changes no result.
+//!
+//! The mean over siblings is linear, and so is the last layer of the feed-forward part: hidden units
+//! are averaged first, and the last layer sees one row per parent.
+
+use super::simd::{Arithmetic, Kernel, LANES, dispatch, dot, exp, sum_lanes};
+use arbora_tree::TokenTreeShape;
+use rayon::prelude::*;
+use std::mem::take;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Numbers of one chunk's activations: half of a cache of 1 MB; weights and gradients share the rest.
+const CHUNK_NUMBERS: usize = 1 << 17;
+/// Rows of a chunk, where the level has as many: matrix products of fewer rows are slow, and more
+/// rows gain nothing.
+const CHUNK_ROWS: Range<usize> = 32..256;
+/// Chunks that a narrow level is cut into at least, so that threads share it.
+const CHUNKS_OF_NARROW_LEVEL: usize = 8;
+/// Copies of the parameters' gradients, each summed over a fixed part of the chunks.
+const PARTIAL_GRADIENTS: usize = 32;
+
+/// Parameters of the block, row-major; matrices are `[input, output]`.
+pub(crate) struct BlockSlices<'a> {
+    /// `[dim]`
+    pub norm_gamma: &'a [f32],
+    /// `[dim]`
+    pub norm_beta: &'a [f32],
+    /// `[dim, dim]`
+    pub query: &'a [f32],
+    /// `[dim, dim]`
+    pub key: &'a [f32],
+    /// `[dim, dim]`
+    pub value: &'a [f32],
+    /// `[dim, dim]`
+    pub output: &'a [f32],
+    /// `[dim]`
+    pub output_bias: &'a [f32],
+    /// `[dim]`
+    pub ff_norm_gamma: &'a [f32],
+    /// `[dim]`
+    pub ff_norm_beta: &'a [f32],
+    /// `[dim, 2 * ff]`: values, then gates.
+    pub inner: &'a [f32],
+    /// `[2 * ff]`
+    pub inner_bias: &'a [f32],
+    /// `[ff, dim]`
+    pub outer: &'a [f32],
+    /// `[dim]`
+    pub outer_bias: &'a [f32],
+}
+
+/// Gradients of [`BlockSlices`], of the same shapes.
+pub(crate) struct BlockGradients<'a> {
+    pub norm_gamma: &'a mut [f32],
+    pub norm_beta: &'a mut [f32],
+    pub query: &'a mut [f32],
+    pub key: &'a mut [f32],
+    pub value: &'a mut [f32],
+    pub output: &'a mut [f32],
+    pub output_bias: &'a mut [f32],
+    pub ff_norm_gamma: &'a mut [f32],
+    pub ff_norm_beta: &'a mut [f32],
+    pub inner: &'a mut [f32],
+    pub inner_bias: &'a mut [f32],
+    pub outer: &'a mut [f32],
+    pub outer_bias: &'a mut [f32],
+}
+
+impl<'a> BlockGradients<'a> {
+    /// The gradients as parts of one slice of [`BuildDims::parameters`] numbers.
+    fn over(flat: &'a mut [f32], dims: &BuildDims) -> Self {
+        let (dim, ff) = (dims.dim, dims.ff);
+        let mut rest = flat;
+        let mut part = |length: usize| {
+            let (part, after) = take(&mut rest).split_at_mut(length);
+            rest = after;
+            part
+        };
+        Self {
+            norm_gamma: part(dim),
+            norm_beta: part(dim),
+            query: part(dim * dim),
+            key: part(dim * dim),
+            value: part(dim * dim),
+            output: part(dim * dim),
+            output_bias: part(dim),
+            ff_norm_gamma: part(dim),
+            ff_norm_beta: part(dim),
+            inner: part(dim * 2 * ff),
+            inner_bias: part(2 * ff),
+            outer: part(ff * dim),
+            outer_bias: part(dim),
+        }
+    }
+
+    /// All fields, in the order of [`over`](Self::over).
+    fn fields(&mut self) -> [&mut [f32]; 13] {
+        [
+            self.norm_gamma,
+            self.norm_beta,
+            self.query,
+            self.key,
+            self.value,
+            self.output,
+            self.output_bias,
+            self.ff_norm_gamma,
+            self.ff_norm_beta,
+            self.inner,
+            self.inner_bias,
+            self.outer,
+            self.outer_bias,
+        ]
+    }
+}
+
+/// Sizes of a build.
+pub(crate) struct BuildDims {
+    /// The tree that all examples share.
+    pub shape: TokenTreeShape,
+    /// Number of examples.
+    pub batch: usize,
+    /// Width of a node.
+    pub dim: usize,
+    /// Number of heads; divides `dim`.
+    pub heads: usize,
+    /// Width of the feed-forward part.
+    pub ff: usize,
+    /// What both normalisations add to the variance.
+    pub epsilon: f32,
+}
+
+impl BuildDims {
+    fn parameters(&self) -> usize {
+        let (dim, ff) = (self.dim, self.ff);
+        4 * dim * dim + 3 * dim * ff + 6 * dim + 2 * ff
+    }
+
+    /// Numbers of one example's nodes.
+    fn example(&self) -> usize {
+        self.shape.nodes() * self.dim
+    }
+
+    /// Numbers before the nodes of one height in [`example`](Self::example).
+    fn offset(&self, height: usize) -> usize {
+        self.shape.offset(height) * self.dim
+    }
+
+    /// Nodes of one height that are over at least one token.
+    fn real(&self, height: usize, length: usize) -> usize {
+        length.div_ceil(self.shape.span(height))
+    }
+}
+
+/// Builds the nodes of all examples.
+///
+/// - leaves: `[batch, width(0), dim]`; rows of ghosts are ignored
+/// - lengths: `[batch]`, tokens of each example
+/// - nodes: `[batch, nodes, dim]` in level order, fully written; ghosts are zero
+pub(crate) fn forward(
+    dims: &BuildDims,
+    leaves: &[f32],
+    lengths: &[usize],
+    block: &BlockSlices,
+    nodes: &mut [f32],
+) {
+    let shape = &dims.shape;
+    check(dims, lengths, block, leaves.len(), nodes.len());
+    nodes
+        .par_chunks_exact_mut(dims.example())
+        .zip(leaves.par_chunks_exact(shape.width(0) * dims.dim))
+        .zip(lengths)
+        .for_each(|((nodes, leaves), length)| {
+            for height in 0..=shape.height() {
+                let level = &mut nodes[dims.offset(height)..][..shape.width(height) * dims.dim];
+                let (real, ghosts) = level.split_at_mut(dims.real(height, *length) * dims.dim);
+                if height == 0 {
+                    real.copy_from_slice(&leaves[..real.len()]);
+                }
+                ghosts.fill(0.0);
+            }
+        });
+
+    let pool = Pool::new(dims, Pass::Forward);
+    for height in 1..=shape.height() {
+        // What is left to write of each example's parents, and all of its children.
+        let mut levels: Vec<(&mut [f32], &[f32])> = nodes
+            .chunks_exact_mut(dims.example())
+            .map(|example| {
+                let (above, below) = example.split_at_mut(dims.offset(height - 1));
+                (&mut above[dims.offset(height)..], &*below)
+            })
+            .collect();
+        let group = shape.group(height);
+        let chunks: Vec<Vec<ForwardRun>> = plan(dims, lengths, height, pool.rows)
+            .into_iter()
+            .map(|chunk| {
+                let cut = |run: Run| {
+                    let (parents, children) = &mut levels[run.example];
+                    let (written, rest) = take(parents).split_at_mut(run.groups * dims.dim);
+                    *parents = rest;
+                    ForwardRun {
+                        children: &children[run.first * group * dims.dim..][..run.rows * dims.dim],
+                        parents: written,
+                    }
+                };
+                chunk.into_iter().map(cut).collect()
+            })
+            .collect();
+        for_each(chunks, |mut runs| {
+            pool.with(|scratch| {
+                dispatch(Forward {
+                    dims,
+                    block,
+                    group,
+                    runs: &mut runs,
+                    scratch,
+                });
+            });
+        });
+    }
+}
+
+/// Gradients of a build. Activations are computed again from the nodes.
+///
+/// - nodes: what [`forward`] wrote
+/// - detach: whether the gradient stops at the children of each group. Then that of the leaves is
+///   what `grad` has for them; otherwise it goes through all levels
+/// - grad: `[batch, nodes, dim]`, gradient with respect to all nodes; ghosts are ignored
+/// - d_leaves: `[batch, width(0), dim]`, fully written; ghosts are zero
+/// - d_block: fully written
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn backward(
+    dims: &BuildDims,
+    nodes: &[f32],
+    lengths: &[usize],
+    block: &BlockSlices,
+    detach: bool,
+    grad: &[f32],
+    d_leaves: &mut [f32],
+    d_block: &mut BlockGradients,
+) {
+    let shape = &dims.shape;
+    check(dims, lengths, block, d_leaves.len(), nodes.len());
+    assert_eq!(
+        grad.len(),
+        nodes.len(),
+        "tree_build_backward: gradient: expected {}, got {}",
+        nodes.len(),
+        grad.len()
+    );
+    let pool = Pool::new(dims, if detach { Pass::Parameters } else { Pass::All });
+    let heights = (1..=shape.height()).rev();
+    let chunks_of = |height| plan(dims, lengths, height, pool.rows);
+    let children_of = |run: &Run, height: usize| {
+        let first = run.example * dims.example() + dims.offset(height - 1);
+        &nodes[first + run.first * shape.group(height) * dims.dim..][..run.rows * dims.dim]
+    };
+    let mut partials = vec![0.0; PARTIAL_GRADIENTS * dims.parameters()];
+
+    // Gradients of the leaves, in level order of whole trees.
+    let mut flow = Vec::new();
+    if detach {
+        // Levels do not depend on one another.
+        let chunks = heights.flat_map(|height| {
+            chunks_of(height).into_iter().map(move |chunk| {
+                let cut = |run: Run| BackwardRun {
+                    children: children_of(&run, height),
+                    d_parents: &grad[run.example * dims.example() + dims.offset(height)..]
+                        [run.first * dims.dim..][..run.groups * dims.dim],
+                    d_children: &mut [],
+                };
+                (shape.group(height), chunk.into_iter().map(cut).collect())
+            })
+        });
+        backward_chunks(dims, block, &pool, chunks.collect(), &mut partials);
+    } else {
+        flow.extend_from_slice(grad);
+        for height in heights {
+            let group = shape.group(height);
+            let mut levels: Vec<(&[f32], &mut [f32])> = flow
+                .chunks_exact_mut(dims.example())
+                .map(|example| {
+                    let (above, below) = example.split_at_mut(dims.offset(height - 1));
+                    (&above[dims.offset(height)..], below)
+                })
+                .collect();
+            let chunks = chunks_of(height).into_iter().map(|chunk| {
+                let cut = |run: Run| {
+                    let (d_parents, d_children) = &mut levels[run.example];
+                    let (written, rest) = take(d_children).split_at_mut(run.rows * dims.dim);
+                    *d_children = rest;
+                    BackwardRun {
+                        children: children_of(&run, height),
+                        d_parents: &d_parents[run.first * dims.dim..][..run.groups * dims.dim],
+                        d_children: written,
+                    }
+                };
+                (group, chunk.into_iter().map(cut).collect())
+            });
+            let chunks = chunks.collect();
+            backward_chunks(dims, block, &pool, chunks, &mut partials);
+        }
+    }
+
+    let totals: &[f32] = if detach { grad } else { &flow };
+    d_leaves
+        .par_chunks_exact_mut(shape.width(0) * dims.dim)
+        .zip(totals.par_chunks_exact(dims.example()))
+        .zip(lengths)
+        .for_each(|((d_leaves, totals), length)| {
+            let (real, ghosts) = d_leaves.split_at_mut(length * dims.dim);
+            real.copy_from_slice(&totals[dims.offset(0)..][..real.len()]);
+            ghosts.fill(0.0);
+        });
+
+    let mut first = 0;
+    for field in d_block.fields() {
+        field
+            .par_chunks_mut(4096)
+            .enumerate()
+            .for_each(|(at, field)| {
+                field.fill(0.0);
+                for partial in partials.chunks_exact(dims.parameters()) {
+                    let partial = &partial[first + at * 4096..][..field.len()];
+                    for (total, part) in field.iter_mut().zip(partial) {
+                        *total += part;
+                    }
+                }
+            });
+        first += field.len();
+    }
+}
+
+/// Sibling groups next to one another in one level of one example.
+struct Run {
+    example: usize,
+    /// Index of the first parent.
+    first: usize,
+    groups: usize,
+    /// Real children; all groups but the last are full.
+    rows: usize,
+}
+
+struct ForwardRun<'a> {
+    children: &'a [f32],
+    parents: &'a mut [f32],
+}
+
+struct BackwardRun<'a> {
+    children: &'a [f32],
+    d_parents: &'a [f32],
+    /// Added to; empty where no gradient reaches the children.
+    d_children: &'a mut [f32],
+}
+
+/// Cuts the real groups of one height into chunks of at most `rows` children, across examples.
+fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<Vec<Run>> {
+    let group = dims.shape.group(height);
+    let parents = |length: &usize| dims.real(height, *length);
+    let total: usize = lengths.iter().map(parents).sum();
+    let least = CHUNK_ROWS.start.div_ceil(group);
+    let most = (rows / group).max(least);
+    let size = total.div_ceil(CHUNKS_OF_NARROW_LEVEL).clamp(least, most);
+
+    let mut chunks = Vec::with_capacity(total.div_ceil(size));
+    let mut chunk = Vec::new();
+    let mut room = size;
+    for (example, length) in lengths.iter().enumerate() {
+        let (parents, children) = (parents(length), dims.real(height - 1, *length));
+        let mut first = 0;
+        while first < parents {
+            let groups = room.min(parents - first);
+            chunk.push(Run {
+                example,
+                first,
+                groups,
+                rows: children.min((first + groups) * group) - first * group,
+            });
+            first += groups;
+            room -= groups;
+            if room == 0 {
+                chunks.push(take(&mut chunk));
+                room = size;
+            }
+        }
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+/// Runs chunks in parallel. A single one stays on this thread: the root's level is a few rows.
+fn for_each<T: Send>(chunks: Vec<T>, work: impl Fn(T) + Sync + Send) {
+    if chunks.len() > 1 {
+        chunks.into_par_iter().for_each(work);
+    } else {
+        chunks.into_iter().for_each(work);
+    }
+}
+
+fn backward_chunks(
+    dims: &BuildDims,
+    block: &BlockSlices,
+    pool: &Pool,
+    chunks: Vec<(usize, Vec<BackwardRun>)>,
+    partials: &mut [f32],
+) {
+    let mut chunks = chunks;
+    let share = chunks.len().div_ceil(PARTIAL_GRADIENTS).max(1);
+    let tasks = chunks
+        .chunks_mut(share)
+        .zip(partials.chunks_exact_mut(dims.parameters()));
+    for_each(tasks.collect(), |(chunks, partial)| {
+        pool.with(|scratch| {
+            for (group, runs) in chunks {
+                dispatch(Backward {
+                    dims,
+                    block,
+                    group: *group,
+                    runs,
+                    gradients: BlockGradients::over(partial, dims),
+                    scratch,
+                });
+            }
+        });
+    });
+}
+
+/// What a chunk's memory is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    Forward,
+    /// Gradients of the parameters.
+    Parameters,
+    /// Gradients of the parameters and of the children.
+    All,
+}
+
+/// Memory for the chunks that are being worked on.
+struct Pool<'a> {
+    dims: &'a BuildDims,
+    pass: Pass,
+    /// Most rows of a chunk.
+    rows: usize,
+    free: Mutex<Vec<Scratch>>,
+}
+
+impl<'a> Pool<'a> {
+    fn new(dims: &'a BuildDims, pass: Pass) -> Self {
+        let row = Scratch::numbers_per_row(dims, pass);
+        Self {
+            dims,
+            pass,
+            rows: (CHUNK_NUMBERS / row).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end),
+            free: Mutex::default(),
+        }
+    }
+
+    fn with(&self, work: impl FnOnce(&mut Scratch)) {
+        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = lock().pop();
+        let mut scratch = free.unwrap_or_else(|| Scratch::new(self.dims, self.pass, self.rows));
+        work(&mut scratch);
+        lock().push(scratch);
+    }
+}
+
+/// Activations and gradients of one chunk. Names are those of what the rows go through.
+struct Scratch {
+    pass: Pass,
+    /// The rows of each sibling group.
+    groups: Vec<Range<usize>>,
+    /// `[rows, dim]` each
+    input: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    context: Vec<f32>,
+    attended: Vec<f32>,
+    ff_normed: Vec<f32>,
+    /// `[rows, 2 * ff]`
+    hidden: Vec<f32>,
+    /// `[rows, heads, group]`
+    weights: Vec<f32>,
+    /// `[rows]`, mean and inverse deviation
+    moments: Vec<[f32; 2]>,
+    ff_moments: Vec<[f32; 2]>,
+    /// `[groups, ff]`
+    pooled: Vec<f32>,
+    d_pooled: Vec<f32>,
+    /// `[groups, dim]`
+    parents: Vec<f32>,
+    /// `[rows, dim]` each
+    d_rows: Vec<f32>,
+    d_context: Vec<f32>,
+    d_query: Vec<f32>,
+    d_key: Vec<f32>,
+    d_value: Vec<f32>,
+    /// `[group]`
+    d_weights: Vec<f32>,
+}
+
+impl Scratch {
+    /// Rows of all siblings, of two siblings' parents, and of weights, as far as the sizes matter.
+    fn numbers_per_row(dims: &BuildDims, pass: Pass) -> usize {
+        let forward = 9 * dims.dim + 3 * dims.ff + dims.heads * dims.shape.branching();
+        match pass {
+            Pass::Forward => forward,
+            Pass::Parameters | Pass::All => forward + 5 * dims.dim + dims.ff,
+        }
+    }
+
+    fn new(dims: &BuildDims, pass: Pass, rows: usize) -> Self {
+        let widest = (1..=dims.shape.height())
+            .map(|height| dims.shape.group(height))
+            .max()
+            .unwrap_or(1);
+        // A chunk has a whole number of groups, each with a row at least.
+        let rows = rows
+            .max(CHUNK_ROWS.start.next_multiple_of(widest))
+            .max(CHUNK_ROWS.start + widest);
+        let (dim, ff) = (dims.dim, dims.ff);
+        let forward = |width: usize| vec![0.0; rows * width];
+        let backward = |width: usize| match pass {
+            Pass::Forward => Vec::new(),
+            Pass::Parameters | Pass::All => vec![0.0; rows * width],
+        };
+        Self {
+            pass,
+            groups: Vec::with_capacity(rows),
+            input: forward(dim),
+            normed: forward(dim),
+            query: forward(dim),
+            key: forward(dim),
+            value: forward(dim),
+            context: forward(dim),
+            attended: forward(dim),
+            ff_normed: forward(dim),
+            hidden: forward(2 * ff),
+            weights: forward(dims.heads * widest),
+            moments: vec![[0.0; 2]; rows],
+            ff_moments: vec![[0.0; 2]; rows],
+            pooled: forward(ff),
+            d_pooled: backward(ff),
+            parents: forward(dim),
+            d_rows: backward(dim),
+            d_context: backward(dim),
+            d_query: backward(dim),
+            d_key: backward(dim),
+            d_value: backward(dim),
+            d_weights: vec![0.0; widest],
+        }
+    }
+
+    /// Copies the children of a chunk side by side and notes the groups; returns the rows.
+    fn gather<'r>(
+        &mut self,
+        dim: usize,
+        group: usize,
+        runs: impl Iterator<Item = (&'r [f32], usize)>,
+    ) -> usize {
+        self.groups.clear();
+        let mut rows = 0;
+        for (children, groups) in runs {
+            self.input[rows * dim..][..children.len()].copy_from_slice(children);
+            let end = rows + children.len() / dim;
+            let first = rows;
+            self.groups.extend((0..groups).map(|at| {
+                let start = first + at * group;
+                start..(start + group).min(end)
+            }));
+            rows = end;
+        }
+        rows
+    }
+}
+
+struct Forward<'a, 'r> {
+    dims: &'a BuildDims,
+    block: &'a BlockSlices<'a>,
+    group: usize,
+    runs: &'a mut [ForwardRun<'r>],
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Forward<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arithmetic>(self) {
+        let Self {
+            dims,
+            block,
+            group,
+            runs,
+            scratch,
+        } = self;
+        let (dim, ff) = (dims.dim, dims.ff);
+        let spans = runs
+            .iter()
+            .map(|run| (run.children, run.parents.len() / dim));
+        let rows = scratch.gather(dim, group, spans);
+        activate::<A>(dims, block, group, rows, scratch);
+
+        let Scratch {
+            groups,
+            ff_normed,
+            hidden,
+            pooled,
+            parents,
+            ..
+        } = scratch;
+        let (pooled, parents) = (
+            &mut pooled[..groups.len() * ff],
+            &mut parents[..groups.len() * dim],
+        );
+        let (value_bias, gate_bias) = block.inner_bias.split_at(ff);
+        for (siblings, (pooled, parent)) in groups.iter().zip(
+            pooled
+                .chunks_exact_mut(ff)
+                .zip(parents.chunks_exact_mut(dim)),
+        ) {
+            let share = 1.0 / siblings.len() as f32;
+            for at in (0..ff).step_by(LANES) {
+                let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
+                let mut total = [0.0; LANES];
+                for row in siblings.clone() {
+                    let (value, gate) = hidden[row * 2 * ff..][..2 * ff].split_at(ff);
+                    let (value, gate) = (load(&value[at..]), load(&gate[at..]));
+                    for lane in 0..LANES {
+                        let value = value[lane] + value_bias[lane];
+                        let gate = gate[lane] + gate_bias[lane];
+                        total[lane] = A::mul_add(value, gate * normal_cdf::<A>(gate), total[lane]);
+                    }
+                }
+                store(&mut pooled[at..], total.map(|total| share * total));
+            }
+            parent.copy_from_slice(block.outer_bias);
+            for row in siblings.clone() {
+                add::<A>(parent, share, &ff_normed[row * dim..][..dim]);
+            }
+        }
+        multiply(
+            parents,
+            Into::Add,
+            1.0,
+            Matrix::new(pooled, ff),
+            Matrix::new(block.outer, dim),
+        );
+        let mut rest = &*parents;
+        for run in runs {
+            let (own, after) = rest.split_at(run.parents.len());
+            run.parents.copy_from_slice(own);
+            rest = after;
+        }
+    }
+}
+
+/// Everything before the non-linearity of the feed-forward part, for `rows` gathered rows.
+#[inline(always)]
+fn activate<A: Arithmetic>(
+    dims: &BuildDims,
+    block: &BlockSlices,
+    group: usize,
+    rows: usize,
+    scratch: &mut Scratch,
+) {
+    let (dim, ff) = (dims.dim, dims.ff);
+    let Scratch {
+        groups,
+        input,
+        normed,
+        query,
+        key,
+        value,
+        context,
+        attended,
+        ff_normed,
+        hidden,
+        weights,
+        moments,
+        ff_moments,
+        ..
+    } = scratch;
+    let length = rows * dim;
+    let input = &input[..length];
+    let normed = &mut normed[..length];
+    layer_norm::<A>(
+        input,
+        block.norm_gamma,
+        block.norm_beta,
+        dims.epsilon,
+        normed,
+        moments,
+    );
+    let (query, key, value) = (
+        &mut query[..length],
+        &mut key[..length],
+        &mut value[..length],
+    );
+    let projected = |target: &mut [f32], factor: f32, rows: &[f32], weight: &[f32]| {
+        multiply(
+            target,
+            Into::Set,
+            factor,
+            Matrix::new(rows, dim),
+            Matrix::new(weight, dim),
+        );
+    };
+    projected(query, scale(dims), normed, block.query);
+    projected(key, 1.0, input, block.key);
+    projected(value, 1.0, input, block.value);
+    let weights = &mut weights[..rows * dims.heads * group];
+    let context = &mut context[..length];
+    attend::<A>(dims, group, groups, query, key, value, weights, context);
+
+    let attended = &mut attended[..length];
+    for (attended, normed) in attended.chunks_exact_mut(dim).zip(normed.chunks_exact(dim)) {
+        attended.copy_from_slice(normed);
+        add::<A>(attended, 1.0, block.output_bias);
+    }
+    multiply(
+        attended,
+        Into::Add,
+        1.0,
+        Matrix::new(context, dim),
+        Matrix::new(block.output, dim),
+    );
+    let ff_normed = &mut ff_normed[..length];
+    layer_norm::<A>(
+        attended,
+        block.ff_norm_gamma,
+        block.ff_norm_beta,
+        dims.epsilon,
+        ff_normed,
+        ff_moments,
+    );
+    multiply(
+        &mut hidden[..rows * 2 * ff],
+        Into::Set,
+        1.0,
+        Matrix::new(ff_normed, dim),
+        Matrix::new(block.inner, 2 * ff),
+    );
+}
+
+/// What multiplies products of queries and keys.
+fn scale(dims: &BuildDims) -> f32 {
+    1.0 / ((dims.dim / dims.heads) as f32).sqrt()
+}
+
+struct Backward<'a, 'r> {
+    dims: &'a BuildDims,
+    block: &'a BlockSlices<'a>,
+    group: usize,
+    runs: &'a mut [BackwardRun<'r>],
+    gradients: BlockGradients<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Backward<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arithmetic>(self) {
+        let Self {
+            dims,
+            block,
+            group,
+            runs,
+            gradients,
+            scratch,
+        } = self;
+        let (dim, ff) = (dims.dim, dims.ff);
+        let spans = runs
+            .iter()
+            .map(|run| (run.children, run.d_parents.len() / dim));
+        let rows = scratch.gather(dim, group, spans);
+        activate::<A>(dims, block, group, rows, scratch);
+
+        let Scratch {
+            pass,
+            groups,
+            input,
+            normed,
+            query,
+            key,
+            value,
+            context,
+            attended,
+            ff_normed,
+            hidden,
+            weights,
+            moments,
+            ff_moments,
+            pooled,
+            d_pooled,
+            parents: d_outputs,
+            d_rows,
+            d_context,
+            d_query,
+            d_key,
+            d_value,
+            d_weights,
+        } = scratch;
+        let length = rows * dim;
+        let (input, normed, context, attended, ff_normed) = (
+            &input[..length],
+            &normed[..length],
+            &context[..length],
+            &attended[..length],
+            &ff_normed[..length],
+        );
+
+        // Siblings share the gradient of their outputs: that of the parent, divided among them.
+        let d_outputs = &mut d_outputs[..groups.len() * dim];
+        let mut rest = &mut *d_outputs;
+        for run in runs.iter() {
+            let (own, after) = rest.split_at_mut(run.d_parents.len());
+            own.copy_from_slice(run.d_parents);
+            rest = after;
+        }
+        for (siblings, d_output) in groups.iter().zip(d_outputs.chunks_exact_mut(dim)) {
+            add::<A>(gradients.outer_bias, 1.0, d_output);
+            let share = 1.0 / siblings.len() as f32;
+            d_output.iter_mut().for_each(|number| *number *= share);
+        }
+        let d_outputs = &*d_outputs;
+
+        // The feed-forward part. `hidden` turns into its gradient.
+        let pooled = &mut pooled[..groups.len() * ff];
+        let d_pooled = &mut d_pooled[..groups.len() * ff];
+        multiply(
+            d_pooled,
+            Into::Set,
+            1.0,
+            Matrix::new(d_outputs, dim),
+            Matrix::new(block.outer, dim).transposed(),
+        );
+        let hidden = &mut hidden[..rows * 2 * ff];
+        let d_rows = &mut d_rows[..length];
+        let (value_bias, gate_bias) = block.inner_bias.split_at(ff);
+        let (d_value_bias, d_gate_bias) = gradients.inner_bias.split_at_mut(ff);
+        for (at, siblings) in groups.iter().enumerate() {
+            let pooled = &mut pooled[at * ff..][..ff];
+            let d_pooled = &d_pooled[at * ff..][..ff];
+            for at in (0..ff).step_by(LANES) {
+                let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
+                let d_pooled = load(&d_pooled[at..]);
+                let mut total = [0.0; LANES];
+                let mut d_value_total = load(&d_value_bias[at..]);
+                let mut d_gate_total = load(&d_gate_bias[at..]);
+                for row in siblings.clone() {
+                    let (values, gates) = hidden[row * 2 * ff..][..2 * ff].split_at_mut(ff);
+                    let (mut value, mut gate) = (load(&values[at..]), load(&gates[at..]));
+                    for lane in 0..LANES {
+                        let (v, g) = (value[lane] + value_bias[lane], gate[lane] + gate_bias[lane]);
+                        let below = normal_cdf::<A>(g);
+                        let density = FRAC_1_SQRT_TAU * exp::<A>(-0.5 * g * g);
+                        let activated = g * below;
+                        total[lane] = A::mul_add(v, activated, total[lane]);
+                        value[lane] = d_pooled[lane] * activated;
+                        gate[lane] = d_pooled[lane] * v * A::mul_add(g, density, below);
+                        d_value_total[lane] += value[lane];
+                        d_gate_total[lane] += gate[lane];
+                    }
+                    store(&mut values[at..], value);
+                    store(&mut gates[at..], gate);
+                }
+                store(&mut pooled[at..], total);
+                store(&mut d_value_bias[at..], d_value_total);
+                store(&mut d_gate_bias[at..], d_gate_total);
+            }
+            for row in siblings.clone() {
+                d_rows[row * dim..][..dim].copy_from_slice(&d_outputs[at * dim..][..dim]);
+            }
+        }
+        let accumulate = |target: &mut [f32],
+                          factor: f32,
+                          rows: &[f32],
+                          width: usize,
+                          grads: &[f32],
+                          columns: usize| {
+            multiply(
+                target,
+                Into::Add,
+                factor,
+                Matrix::new(rows, width).transposed(),
+                Matrix::new(grads, columns),
+            );
+        };
+        accumulate(gradients.outer, 1.0, pooled, ff, d_outputs, dim);
+        accumulate(gradients.inner, 1.0, ff_normed, dim, hidden, 2 * ff);
+        multiply(
+            d_rows,
+            Into::Add,
+            1.0,
+            Matrix::new(hidden, 2 * ff),
+            Matrix::new(block.inner, 2 * ff).transposed(),
+        );
+        layer_norm_backward::<A>(
+            attended,
+            block.ff_norm_gamma,
+            ff_moments,
+            d_rows,
+            gradients.ff_norm_gamma,
+            gradients.ff_norm_beta,
+        );
+
+        // The attention among siblings.
+        for d_row in d_rows.chunks_exact(dim) {
+            add::<A>(gradients.output_bias, 1.0, d_row);
+        }
+        accumulate(gradients.output, 1.0, context, dim, d_rows, dim);
+        let back = |target: &mut [f32], into: Into, factor: f32, grads: &[f32], weight: &[f32]| {
+            multiply(
+                target,
+                into,
+                factor,
+                Matrix::new(grads, dim),
+                Matrix::new(weight, dim).transposed(),
+            );
+        };
+        let d_context = &mut d_context[..length];
+        back(d_context, Into::Set, 1.0, d_rows, block.output);
+        let (d_query, d_key, d_value) = (
+            &mut d_query[..length],
+            &mut d_key[..length],
+            &mut d_value[..length],
+        );
+        let attention = Attention {
+            query: &query[..length],
+            key: &key[..length],
+            value: &value[..length],
+            weights: &weights[..rows * dims.heads * group],
+        };
+        let d_weights = &mut d_weights[..group];
+        attend_backward::<A>(
+            dims, group, groups, &attention, d_context, d_query, d_key, d_value, d_weights,
+        );
+        let scale = scale(dims);
+        accumulate(gradients.query, scale, normed, dim, d_query, dim);
+        accumulate(gradients.key, 1.0, input, dim, d_key, dim);
+        accumulate(gradients.value, 1.0, input, dim, d_value, dim);
+        back(d_rows, Into::Add, scale, d_query, block.query);
+        layer_norm_backward::<A>(
+            input,
+            block.norm_gamma,
+            moments,
+            d_rows,
+            gradients.norm_gamma,
+            gradients.norm_beta,
+        );
+        if *pass != Pass::All {
+            return;
+        }
+        back(d_rows, Into::Add, 1.0, d_key, block.key);
+        back(d_rows, Into::Add, 1.0, d_value, block.value);
+        let mut rest = &*d_rows;
+        for run in runs {
+            let (own, after) = rest.split_at(run.d_children.len());
+            add::<A>(run.d_children, 1.0, own);
+            rest = after;
+        }
+    }
+}
+
+/// Softmax attention among siblings, head by head. Queries are scaled already.
+///
+/// - weights: `[rows, heads, group]`; zero for siblings that do not exist
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn attend<A: Arithmetic>(
+    dims: &BuildDims,
+    group: usize,
+    groups: &[Range<usize>],
+    query: &[f32],
+    key: &[f32],
+    value: &[f32],
+    weights: &mut [f32],
+    context: &mut [f32],
+) {
+    let (dim, heads) = (dims.dim, dims.heads);
+    let width = dim / heads;
+    for siblings in groups {
+        for row in siblings.clone() {
+            for head in 0..heads {
+                let query = &query[row * dim + head * width..][..width];
+                let weights = &mut weights[(row * heads + head) * group..][..group];
+                let (real, missing) = weights.split_at_mut(siblings.len());
+                let mut highest = f32::NEG_INFINITY;
+                for (weight, other) in real.iter_mut().zip(siblings.clone()) {
+                    *weight = dot::<A>(query, &key[other * dim + head * width..][..width]);
+                    highest = highest.max(*weight);
+                }
+                real.iter_mut().for_each(|weight| *weight -= highest);
+                missing.fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+    // All exponentials at once fill the vectors that a handful of siblings does not.
+    weights
+        .iter_mut()
+        .for_each(|weight| *weight = exp::<A>(*weight));
+    for siblings in groups {
+        for row in siblings.clone() {
+            for head in 0..heads {
+                let weights = &mut weights[(row * heads + head) * group..][..group];
+                let total: f32 = weights.iter().sum();
+                let factor = 1.0 / total;
+                weights.iter_mut().for_each(|weight| *weight *= factor);
+                let context = &mut context[row * dim + head * width..][..width];
+                context.fill(0.0);
+                for (weight, other) in weights.iter().zip(siblings.clone()) {
+                    add::<A>(
+                        context,
+                        *weight,
+                        &value[other * dim + head * width..][..width],
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What [`attend`] read and the weights it found.
+struct Attention<'a> {
+    query: &'a [f32],
+    key: &'a [f32],
+    value: &'a [f32],
+    weights: &'a [f32],
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn attend_backward<A: Arithmetic>(
+    dims: &BuildDims,
+    group: usize,
+    groups: &[Range<usize>],
+    attention: &Attention,
+    d_context: &[f32],
+    d_query: &mut [f32],
+    d_key: &mut [f32],
+    d_value: &mut [f32],
+    d_weights: &mut [f32],
+) {
+    let (dim, heads) = (dims.dim, dims.heads);
+    let width = dim / heads;
+    d_query.fill(0.0);
+    d_key.fill(0.0);
+    d_value.fill(0.0);
+    for siblings in groups {
+        for row in siblings.clone() {
+            for head in 0..heads {
+                let of = |row: usize| row * dim + head * width..row * dim + (head + 1) * width;
+                let weights = &attention.weights[(row * heads + head) * group..][..group];
+                let d_context = &d_context[of(row)];
+                // The gradient of a logit is its weight times how far the gradient of the weight is
+                // from the weighted mean of all.
+                let mut mean = 0.0;
+                for ((d_weight, weight), other) in
+                    d_weights.iter_mut().zip(weights).zip(siblings.clone())
+                {
+                    *d_weight = dot::<A>(d_context, &attention.value[of(other)]);
+                    mean = A::mul_add(*weight, *d_weight, mean);
+                }
+                for ((d_weight, weight), other) in
+                    d_weights.iter().zip(weights).zip(siblings.clone())
+                {
+                    let d_logit = weight * (d_weight - mean);
+                    add::<A>(&mut d_query[of(row)], d_logit, &attention.key[of(other)]);
+                    add::<A>(&mut d_key[of(other)], d_logit, &attention.query[of(row)]);
+                    add::<A>(&mut d_value[of(other)], *weight, d_context);
+                }
+            }
+        }
+    }
+}
+
+/// Normalises rows: `(x - mean) / sqrt(variance + epsilon) * gamma + beta` with the biased variance.
+#[inline(always)]
+fn layer_norm<A: Arithmetic>(
+    input: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    epsilon: f32,
+    output: &mut [f32],
+    moments: &mut [[f32; 2]],
+) {
+    let dim = gamma.len();
+    let rows = input.chunks_exact(dim).zip(output.chunks_exact_mut(dim));
+    for ((input, output), moments) in rows.zip(moments) {
+        let mean = sum(input) / dim as f32;
+        // Lanes past the row's end hold the mean, which is no distance apart.
+        let mut total = [0.0; LANES];
+        for at in (0..dim).step_by(LANES) {
+            let input = load_or(&input[at..], mean);
+            for lane in 0..LANES {
+                let apart = input[lane] - mean;
+                total[lane] = A::mul_add(apart, apart, total[lane]);
+            }
+        }
+        let inverse = 1.0 / (sum_lanes(total) / dim as f32 + epsilon).sqrt();
+        *moments = [mean, inverse];
+        for at in (0..dim).step_by(LANES) {
+            let (input, gamma, beta) = (load(&input[at..]), load(&gamma[at..]), load(&beta[at..]));
+            let mut normal = [0.0; LANES];
+            for lane in 0..LANES {
+                normal[lane] = A::mul_add((input[lane] - mean) * inverse, gamma[lane], beta[lane]);
+            }
+            store(&mut output[at..], normal);
+        }
+    }
+}
+
+/// Turns the gradient of [`layer_norm`]'s output into that of its input, and adds to those of its
+/// parameters.
+#[inline(always)]
+fn layer_norm_backward<A: Arithmetic>(
+    input: &[f32],
+    gamma: &[f32],
+    moments: &[[f32; 2]],
+    grad: &mut [f32],
+    d_gamma: &mut [f32],
+    d_beta: &mut [f32],
+) {
+    let dim = gamma.len();
+    let rows = input.chunks_exact(dim).zip(grad.chunks_exact_mut(dim));
+    for ((input, grad), [mean, inverse]) in rows.zip(moments) {
+        let mut plain = [0.0; LANES];
+        let mut along = [0.0; LANES];
+        for at in (0..dim).step_by(LANES) {
+            let (input, gamma) = (load(&input[at..]), load(&gamma[at..]));
+            let grad = load(&grad[at..]);
+            let mut d_gamma_total = load(&d_gamma[at..]);
+            let mut d_beta_total = load(&d_beta[at..]);
+            for lane in 0..LANES {
+                let normal = (input[lane] - mean) * inverse;
+                let scaled = grad[lane] * gamma[lane];
+                plain[lane] += scaled;
+                along[lane] = A::mul_add(scaled, normal, along[lane]);
+                d_gamma_total[lane] = A::mul_add(grad[lane], normal, d_gamma_total[lane]);
+                d_beta_total[lane] += grad[lane];
+            }
+            store(&mut d_gamma[at..], d_gamma_total);
+            store(&mut d_beta[at..], d_beta_total);
+        }
+        let (plain, along) = (sum_lanes(plain) / dim as f32, sum_lanes(along) / dim as f32);
+        for at in (0..dim).step_by(LANES) {
+            let (input, gamma) = (load(&input[at..]), load(&gamma[at..]));
+            let mut change = load(&grad[at..]);
+            for lane in 0..LANES {
+                let normal = (input[lane] - mean) * inverse;
+                let centred = A::mul_add(change[lane], gamma[lane], -plain);
+                change[lane] = inverse * A::mul_add(-normal, along, centred);
+            }
+            store(&mut grad[at..], change);
+        }
+    }
+}
+
+const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+
+/// The normal distribution function `(1 + erf(x / sqrt(2))) / 2`, to within 2e-7.
+#[inline(always)]
+fn normal_cdf<A: Arithmetic>(x: f32) -> f32 {
+    // erf(x) = x * p(x^2) / q(x^2), a minimax quotient on |x| <= 4, beyond which erf is 1 in single
+    // precision; the coefficients are those that Eigen and XLA use.
+    let x = (x * std::f32::consts::FRAC_1_SQRT_2).clamp(-4.0, 4.0);
+    let square = x * x;
+    let mut above = -2.726_142_4e-10;
+    above = A::mul_add(above, square, 2.770_681_4e-8);
+    above = A::mul_add(above, square, -2.101_024e-6);
+    above = A::mul_add(above, square, -5.692_506_5e-5);
+    above = A::mul_add(above, square, -7.349_906_3e-4);
+    above = A::mul_add(above, square, -2.954_6e-3);
+    above = A::mul_add(above, square, -1.609_603_3e-2);
+    let mut below = -1.456_607_2e-5;
+    below = A::mul_add(below, square, -2.133_740_6e-4);
+    below = A::mul_add(below, square, -1.682_827e-3);
+    below = A::mul_add(below, square, -7.373_329e-3);
+    below = A::mul_add(below, square, -1.426_474_e-2);
+    0.5 * (1.0 + x * above / below)
+}
+
+/// The first numbers of a slice; zeros past its end.
+#[inline(always)]
+fn load(slice: &[f32]) -> [f32; LANES] {
+    load_or(slice, 0.0)
+}
+
+#[inline(always)]
+fn load_or(slice: &[f32], missing: f32) -> [f32; LANES] {
+    slice.first_chunk().copied().unwrap_or_else(|| {
+        let mut lanes = [missing; LANES];
+        lanes[..slice.len()].copy_from_slice(slice);
+        lanes
+    })
+}
+
+/// Writes the first numbers of a slice, as many as it has.
+#[inline(always)]
+fn store(slice: &mut [f32], lanes: [f32; LANES]) {
+    match slice.first_chunk_mut() {
+        Some(target) => *target = lanes,
+        None => slice.copy_from_slice(&lanes[..slice.len()]),
+    }
+}
+
+#[inline(always)]
+fn sum(slice: &[f32]) -> f32 {
+    let mut total = [0.0; LANES];
+    for at in (0..slice.len()).step_by(LANES) {
+        let lanes = load(&slice[at..]);
+        for lane in 0..LANES {
+            total[lane] += lanes[lane];
+        }
+    }
+    sum_lanes(total)
+}
+
+/// `target += factor * source`, for slices of a few vectors.
+#[inline(always)]
+fn add<A: Arithmetic>(target: &mut [f32], factor: f32, source: &[f32]) {
+    let (target_vectors, target_rest) = target.as_chunks_mut::<LANES>();
+    let (source_vectors, source_rest) = source.as_chunks::<LANES>();
+    for (target, source) in target_vectors.iter_mut().zip(source_vectors) {
+        for lane in 0..LANES {
+            target[lane] = A::mul_add(factor, source[lane], target[lane]);
+        }
+    }
+    for (target, source) in target_rest.iter_mut().zip(source_rest) {
+        *target = A::mul_add(factor, *source, *target);
+    }
+}
+
+/// A matrix by its numbers and the distances between them.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    numbers: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: isize,
+    column_stride: isize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row after row.
+    #[inline(always)]
+    fn new(numbers: &'a [f32], columns: usize) -> Self {
+        Self {
+            numbers,
+            rows: numbers.len() / columns,
+            columns,
+            row_stride: columns as isize,
+            column_stride: 1,
+        }
+    }
+
+    #[inline(always)]
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// What happens to the numbers that a product is written over.
+#[derive(Clone, Copy, PartialEq)]
+enum Into {
+    Set,
+    Add,
+}
+
+/// `target = factor * left * right`, or that added to it, on this thread.
+fn multiply(target: &mut [f32], into: Into, factor: f32, left: Matrix, right: Matrix) {
+    let (rows, columns, inner) = (left.rows, right.columns, left.columns);
+    assert_eq!(inner, right.rows, "tree_build: inner axis of a product");
+    assert_eq!(
+        target.len(),
+        rows * columns,
+        "tree_build: size of a product"
+    );
+    // SAFETY: the strides stay inside the slices: a `Matrix` has `rows * columns` numbers, which
+    // `new` ensures and `transposed` keeps, and the target's size was checked.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            inner,
+            target.as_mut_ptr(),
+            1,
+            columns as isize,
+            into == Into::Add,
+            left.numbers.as_ptr(),
+            left.column_stride,
+            left.row_stride,
+            right.numbers.as_ptr(),
+            right.column_stride,
+            right.row_stride,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[track_caller]
+fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize, nodes: usize) {
+    let (dim, ff) = (dims.dim, dims.ff);
+    assert!(
+        dims.heads > 0 && dim.is_multiple_of(dims.heads),
+        "tree_build: heads: expected a divisor of {dim}, got {}",
+        dims.heads
+    );
+    for (name, got, expected) in [
+        ("lengths", lengths.len(), dims.batch),
+        ("leaves", leaves, dims.batch * dims.shape.width(0) * dim),
+        ("nodes", nodes, dims.batch * dims.example()),
+        ("norm_gamma", block.norm_gamma.len(), dim),
+        ("norm_beta", block.norm_beta.len(), dim),
+        ("query", block.query.len(), dim * dim),
+        ("key", block.key.len(), dim * dim),
+        ("value", block.value.len(), dim * dim),
+        ("output", block.output.len(), dim * dim),
+        ("output_bias", block.output_bias.len(), dim),
+        ("ff_norm_gamma", block.ff_norm_gamma.len(), dim),
+        ("ff_norm_beta", block.ff_norm_beta.len(), dim),
+        ("inner", block.inner.len(), dim * 2 * ff),
+        ("inner_bias", block.inner_bias.len(), 2 * ff),
+        ("outer", block.outer.len(), ff * dim),
+        ("outer_bias", block.outer_bias.len(), dim),
+    ] {
+        assert_eq!(
+            got, expected,
+            "tree_build: numbers of {name}: expected {expected}, got {got}"
+        );
+    }
+    for length in lengths {
+        assert!(
+            *length <= dims.shape.tokens(),
+            "tree_build: length: expected at most {}, got {length}",
+            dims.shape.tokens()
+        );
+    }
+}
