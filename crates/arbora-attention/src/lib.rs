@@ -28,9 +28,11 @@ pub mod functions;
 pub mod layers;
 pub mod ops;
 
-pub use functions::{Route, TreeSearch, tree_search};
+pub use functions::{BlockWeights, Route, TreeSearch, dense_attention, tree_build, tree_search};
 pub use layers::{
     PreNormAttention, PreNormAttentionConfig, QueryResidual, SearchOutput, TreeCrossAttention,
     TreeCrossAttentionConfig, TreeIndex,
 };
-pub use ops::{GhostNodes, TreeAttentionOps, TreeSearchOptions};
+pub use ops::{
+    DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,
+};

@@ -3,9 +3,10 @@
 //! Every backend uses the reference body so far. A backend that gets a kernel overrides the method in
 //! its own module here.
 
+mod autodiff;
+
+#[allow(unused_imports)] // No backend, no use.
 use crate::ops::TreeAttentionOps;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::{Autodiff, Backend};
 
 #[cfg(feature = "flex")]
 impl TreeAttentionOps for burn::backend::Flex {}
@@ -26,7 +27,3 @@ impl TreeAttentionOps for burn::backend::LibTorch {}
     feature = "cpu"
 ))]
 impl TreeAttentionOps for burn_cubecl::CubeBackend {}
-
-/// Differentiates the reference body. A backend's forward kernel needs a backward pass here before
-/// training can use it.
-impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for Autodiff<B, C> {}

@@ -1,5 +1,9 @@
 //! The tensor functions that users call.
 
+mod dense_attention;
+mod tree_build;
 mod tree_search;
 
+pub use dense_attention::dense_attention;
+pub use tree_build::{BlockWeights, tree_build};
 pub use tree_search::{Route, TreeSearch, tree_search};

@@ -89,8 +89,7 @@ pub fn tree_search(
     let TreeSearchPrimitive {
         context,
         path,
-        log_prob,
-        entropy,
+        policy,
         counts,
     } = <Dispatch as TreeAttentionOps>::tree_search(
         query.into_dispatch(),
@@ -107,11 +106,18 @@ pub fn tree_search(
             .slice([0..batch, 0..queries, at..at + 1])
             .reshape([batch, queries])
     };
+    let policy = Tensor::<3>::from_dispatch(policy);
+    let number = |at: usize| {
+        policy
+            .clone()
+            .slice([0..batch, 0..queries, at..at + 1])
+            .reshape([batch, queries])
+    };
     TreeSearch {
         context: Tensor::from_dispatch(context),
         path: Tensor::from_dispatch(path),
-        log_prob: Tensor::from_dispatch(log_prob),
-        entropy: Tensor::from_dispatch(entropy),
+        log_prob: number(0),
+        entropy: number(1),
         decisions: count(0),
         selected: count(1),
         read: count(2),

@@ -2,9 +2,11 @@
 
 mod primitive;
 pub mod reference;
+#[cfg(feature = "fusion")]
+mod specs;
 
 use arbora_tree::TokenTreeShape;
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +49,39 @@ impl TreeSearchOptions {
     }
 }
 
+/// What dense attention needs to know besides its tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DenseAttentionOptions {
+    /// The first attended row of keys and values: rows before it take no part, as inner nodes do
+    /// where leaves alone are attended to.
+    pub first_key: usize,
+    /// Factor on the attention logits; `None` means `head_dim^-1/2`.
+    pub scale: Option<f64>,
+}
+
+impl DenseAttentionOptions {
+    pub(crate) fn scale(&self, head_dim: usize) -> f64 {
+        self.scale.unwrap_or((head_dim as f64).powf(-0.5))
+    }
+}
+
+/// What a tree build needs to know besides its tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TreeBuildOptions {
+    /// Shape of the trees.
+    pub shape: TokenTreeShape,
+    /// Attention heads of the block; must divide the width.
+    pub heads: usize,
+    /// Added to the variance under the root of both layer normalisations.
+    pub epsilon: f64,
+    /// Whether gradients stop at the children, so that none crosses more than one level. Published:
+    /// true.
+    pub detach_children: bool,
+}
+
 /// How the child to descend into is chosen: [`Route`](crate::Route) on primitives.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
 pub enum RoutePrimitive<B: Backend> {
     /// The most probable child, the leftmost of equals.
     Greedy,
@@ -62,23 +95,102 @@ pub enum RoutePrimitive<B: Backend> {
 
 /// What a tree search returns: [`TreeSearch`](crate::TreeSearch) on primitives.
 #[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct TreeSearchPrimitive<B: Backend> {
     /// `[batch, queries, heads, value_dim]`
     pub context: FloatTensor<B>,
     /// `[batch, queries, decisions + 1]`
     pub path: IntTensor<B>,
-    /// `[batch, queries]`
-    pub log_prob: FloatTensor<B>,
-    /// `[batch, queries]`
-    pub entropy: FloatTensor<B>,
+    /// `[batch, queries, 2]`: log-probability and entropy, at least single precision
+    pub policy: FloatTensor<B>,
     /// `[batch, queries, 3]`: real decisions, nodes selected, nodes read
     pub counts: IntTensor<B>,
 }
 
+/// Which keys dense attention leaves out.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum AttentionMask<B: Backend> {
+    /// None.
+    None,
+    /// `[batch, rows - first_key]`, `true` = masked out
+    Keys(BoolTensor<B>),
+}
+
+/// The weights of the transformer block that summarises siblings:
+/// [`BlockWeights`](crate::BlockWeights) on primitives. `dim` is the width of nodes and `ff` that of
+/// the feed-forward layer.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct BlockPrimitive<B: Backend> {
+    /// Scale of the normalisation before attention, `[dim]`
+    pub norm_gamma: FloatTensor<B>,
+    /// Shift of the normalisation before attention, `[dim]`
+    pub norm_beta: FloatTensor<B>,
+    /// `W_q`, `[dim, dim]`
+    pub query: FloatTensor<B>,
+    /// `W_k`, `[dim, dim]`
+    pub key: FloatTensor<B>,
+    /// `W_v`, `[dim, dim]`
+    pub value: FloatTensor<B>,
+    /// `W_o`, `[dim, dim]`
+    pub output: FloatTensor<B>,
+    /// `b_o`, `[dim]`
+    pub output_bias: FloatTensor<B>,
+    /// Scale of the normalisation before the feed-forward layer, `[dim]`
+    pub feed_forward_norm_gamma: FloatTensor<B>,
+    /// Shift of the normalisation before the feed-forward layer, `[dim]`
+    pub feed_forward_norm_beta: FloatTensor<B>,
+    /// `W_1`, values and gates side by side, `[dim, 2 ff]`
+    pub inner: FloatTensor<B>,
+    /// `b_1`, `[2 ff]`
+    pub inner_bias: FloatTensor<B>,
+    /// `W_2`, `[ff, dim]`
+    pub outer: FloatTensor<B>,
+    /// `b_2`, `[dim]`
+    pub outer_bias: FloatTensor<B>,
+}
+
+impl<B: Backend> BlockPrimitive<B> {
+    /// The same function of every weight.
+    pub fn map<C: Backend>(
+        self,
+        mut function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
+    ) -> BlockPrimitive<C> {
+        BlockPrimitive {
+            norm_gamma: function(self.norm_gamma),
+            norm_beta: function(self.norm_beta),
+            query: function(self.query),
+            key: function(self.key),
+            value: function(self.value),
+            output: function(self.output),
+            output_bias: function(self.output_bias),
+            feed_forward_norm_gamma: function(self.feed_forward_norm_gamma),
+            feed_forward_norm_beta: function(self.feed_forward_norm_beta),
+            inner: function(self.inner),
+            inner_bias: function(self.inner_bias),
+            outer: function(self.outer),
+            outer_bias: function(self.outer_bias),
+        }
+    }
+}
+
+/// Gradients of a tree build.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct TreeBuildGradients<B: Backend> {
+    /// `[batch, leaves, dim]`, zero at ghosts
+    pub leaves: FloatTensor<B>,
+    /// Of every weight.
+    #[extension_type]
+    pub block: BlockPrimitive<B>,
+}
+
 /// Tree attention on a backend.
 ///
-/// The default bodies compose plain backend operations. They are correct on every backend and
-/// differentiable, and stay public in [`mod@reference`] as the oracle of faster overrides.
+/// The default bodies compose plain backend operations and are correct on every backend. They stay
+/// public in [`mod@reference`] as the oracle of the kernels that override them. Under `Autodiff` an
+/// operator is one step whose gradient is the operator of the same name with `backward`.
 #[backend_extension(
     Cube: cfg(any(
         feature = "wgpu",
@@ -98,7 +210,7 @@ pub struct TreeSearchPrimitive<B: Backend> {
 pub trait TreeAttentionOps: Backend {
     /// One pass from the root to the leaves that routes, scores and attends; see
     /// [`tree_search`](crate::tree_search) for shapes and meaning.
-    #[fusion(default)]
+    #[fusion(meta = specs::tree_search)]
     fn tree_search(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -108,5 +220,96 @@ pub trait TreeAttentionOps: Backend {
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<Self> {
         reference::tree_search::<Self>(query, key, value, lengths, route, options)
+    }
+
+    /// Gradients of query, key and value through the context of a search, given its path.
+    ///
+    /// `grad`: `[batch, queries, heads, value_dim]`, of the context.
+    #[fusion(meta = |query, key, value, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    fn tree_context_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        reference::tree_context_backward::<Self>(query, key, value, lengths, path, grad, options)
+    }
+
+    /// Gradients of query and key through log-probability and entropy of a search, given its path.
+    ///
+    /// `grad`: `[batch, queries, 2]`, of log-probability and entropy, of the type that
+    /// [`TreeSearchPrimitive::policy`] has.
+    #[fusion(meta = |query, key, _, _, _, _| (query.clone(), key.clone()))]
+    fn tree_policy_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
+    }
+
+    /// Attention of every query to all rows of keys from `first_key` on, without a matrix of scores
+    /// in memory; see [`dense_attention`](crate::dense_attention).
+    ///
+    /// Returns the context `[batch, queries, heads, value_dim]` and, without a gradient, the logarithm
+    /// of the softmax's denominator `[batch, queries, heads]`, 0 for a query without keys.
+    #[fusion(meta = specs::dense_attention)]
+    fn dense_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        #[extension_type] mask: AttentionMask<Self>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::dense_attention::<Self>(query, key, value, mask, options)
+    }
+
+    /// Gradients of query, key and value through dense attention. `context` and `log_total` are its
+    /// outputs, `grad` the gradient of its context.
+    #[fusion(meta = |query, key, value, _, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    #[allow(clippy::too_many_arguments)]
+    fn dense_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        #[extension_type] mask: AttentionMask<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let _ = (context, log_total);
+        reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+    }
+
+    /// All nodes of trees, bottom-up from their leaves by a transformer block; see
+    /// [`tree_build`](crate::tree_build).
+    #[fusion(meta = specs::tree_build)]
+    fn tree_build(
+        leaves: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        #[extension_type] block: BlockPrimitive<Self>,
+        options: TreeBuildOptions,
+    ) -> FloatTensor<Self> {
+        reference::tree_build::<Self>(leaves, lengths, block, options)
+    }
+
+    /// Gradients of leaves and weights through a tree build. `nodes` is its output, `grad` the
+    /// gradient of that.
+    #[fusion(meta = specs::tree_build_backward)]
+    fn tree_build_backward(
+        nodes: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        #[extension_type] block: BlockPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeBuildOptions,
+    ) -> TreeBuildGradients<Self> {
+        reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
     }
 }

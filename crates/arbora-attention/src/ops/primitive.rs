@@ -61,9 +61,15 @@ impl<B: Backend> Float<B> {
         self.0.dtype()
     }
 
-    pub fn zeros_like_rows(&self, rows: usize) -> Self {
+    /// Zeros of this type, on this device.
+    pub fn zeros<const D: usize>(&self, shape: [usize; D]) -> Self {
         let dtype: FloatDType = self.0.dtype().into();
-        Self(B::float_zeros(Shape::from([rows]), &self.0.device(), dtype))
+        Self(B::float_zeros(Shape::from(shape), &self.0.device(), dtype))
+    }
+
+    pub fn zeros_like(&self) -> Self {
+        let dtype: FloatDType = self.0.dtype().into();
+        Self(B::float_zeros(self.0.shape(), &self.0.device(), dtype))
     }
 
     pub fn detach(self) -> Self {
@@ -85,6 +91,52 @@ impl<B: Backend> Float<B> {
         let mut slices = full_slice(&[a, b, c]);
         slices[2] = Slice::new(index as isize, Some(index as isize + 1), 1);
         Self(B::float_slice(self.0, &slices)).reshape([a * b])
+    }
+
+    /// The entries of axis 1 from `first` on.
+    pub fn from_row(self, first: usize) -> Self {
+        let shape = self.0.shape();
+        let mut slices = full_slice(&shape);
+        slices[1] = Slice::new(first as isize, Some(shape[1] as isize), 1);
+        Self(B::float_slice(self.0, &slices))
+    }
+
+    /// The two halves of the last axis of three.
+    pub fn halves(self) -> (Self, Self) {
+        let dims: [usize; 3] = self.dims();
+        let half = (dims[2] / 2) as isize;
+        let part = |from: isize, to: isize| {
+            let mut slices = full_slice(&dims);
+            slices[2] = Slice::new(from, Some(to), 1);
+            Self(B::float_slice(self.0.clone(), &slices))
+        };
+        (part(0, half), part(half, 2 * half))
+    }
+
+    pub fn swap_dims(self, first: usize, second: usize) -> Self {
+        Self(B::float_swap_dims(self.0, first, second))
+    }
+
+    pub fn matmul(self, other: Self) -> Self {
+        Self(B::float_matmul(self.0, other.0))
+    }
+
+    pub fn gelu(self) -> Self {
+        Self(B::gelu(self.0))
+    }
+
+    pub fn sqrt(self) -> Self {
+        Self(B::float_sqrt(self.0))
+    }
+
+    /// Adds a number to every entry.
+    pub fn shift(self, number: f64) -> Self {
+        Self(B::float_add_scalar(self.0, scalar(number)))
+    }
+
+    /// The sum of all entries, `[1]`.
+    pub fn total(self) -> Self {
+        Self(B::float_sum(self.0))
     }
 
     pub fn add(self, other: Self) -> Self {

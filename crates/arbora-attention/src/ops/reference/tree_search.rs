@@ -1,18 +1,10 @@
-//! The reference bodies: compositions of plain backend operations.
-
-use super::primitive::{Float, Integer, Mask};
-use super::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
+use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use crate::ops::primitive::{Float, Integer, Mask};
+use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
 use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
-/// Below every logit that single precision can tell apart from another, and finite, so that a row
-/// without real entries stays free of NaN.
-pub(crate) const MASKED_LOGIT: f64 = -1e30;
-
-/// Divisor of a row without real entries. Its inverse is finite, and so are gradients through it.
-pub(crate) const SMALLEST_TOTAL: f64 = 1e-30;
-
-/// Reference of [`TreeAttentionOps::tree_search`](super::TreeAttentionOps::tree_search).
+/// Reference of [`TreeAttentionOps::tree_search`](crate::ops::TreeAttentionOps::tree_search).
 ///
 /// Follows the one-pass form of Tree Cross Attention: the policy scores siblings with the weights and
 /// inputs of the final attention, so the logits of unchosen siblings are already their final logits.
@@ -63,7 +55,7 @@ pub fn tree_search<B: Backend>(
     let mut node = Integer::arange(rows, &search.lengths).times(0); // index at the current height
     let mut path = vec![node.clone().reshape([batch, queries, 1])];
     let mut attended: Vec<Siblings<B>> = Vec::new();
-    let mut log_prob = search.query.zeros_like_rows(rows);
+    let mut log_prob = search.query.zeros([rows]);
     let mut entropy = log_prob.clone();
     let mut decisions = node.clone();
     let mut read = node.clone();
@@ -191,8 +183,13 @@ pub fn tree_search<B: Backend>(
             .cast(output_dtype)
             .0,
         path: Integer::cat(path, 2).0,
-        log_prob: log_prob.reshape([batch, queries]).0,
-        entropy: entropy.reshape([batch, queries]).0,
+        policy: Float::cat(
+            [log_prob, entropy]
+                .map(|numbers| numbers.reshape([batch, queries, 1]))
+                .into(),
+            2,
+        )
+        .0,
         counts: Integer::cat(counts.into(), 2).0,
     }
 }

@@ -1,0 +1,72 @@
+use crate::ops::{AttentionMask, DenseAttentionOptions, TreeAttentionOps};
+use burn::backend::Dispatch;
+use burn::tensor::{Bool, Tensor};
+
+/// Softmax attention of every query to all keys from a first row on: what a search is compared with,
+/// and the attention of leaves while training.
+///
+/// Rows of queries, keys and values hold all heads side by side, as projections leave them and as
+/// [`tree_search`](crate::tree_search) takes them. No matrix of scores is held in memory where a
+/// backend has a kernel.
+///
+/// # Shapes
+/// - query: `[batch, queries, heads, head_dim]`
+/// - key: `[batch, rows, heads, head_dim]`
+/// - value: `[batch, rows, heads, value_dim]`
+/// - mask: `[batch, rows - first_key]`, `true` = masked out
+/// - returns `[batch, queries, heads, value_dim]`, zero for a query whose keys are all masked out or
+///   that has none
+///
+/// # Panics
+/// If an axis disagrees with the others, or if `first_key` is past the last row.
+#[track_caller]
+pub fn dense_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: Option<Tensor<2, Bool>>,
+    options: DenseAttentionOptions,
+) -> Tensor<4> {
+    let [batch, _, heads, head_dim] = query.dims();
+    let [_, rows, _, value_dim] = value.dims();
+    let expect = |name: &str, got: &[usize], expected: &[usize]| {
+        assert!(
+            got == expected,
+            "dense_attention: {name}: expected {expected:?}, got {got:?}"
+        );
+    };
+    expect(
+        "key [batch, rows, heads, head_dim]",
+        &key.dims(),
+        &[batch, rows, heads, head_dim],
+    );
+    expect(
+        "value [batch, rows, heads, value_dim]",
+        &value.dims(),
+        &[batch, rows, heads, value_dim],
+    );
+    assert!(
+        options.first_key <= rows,
+        "dense_attention: first key: expected at most {rows}, got {}",
+        options.first_key
+    );
+    if let Some(mask) = &mask {
+        expect(
+            "mask [batch, rows - first_key]",
+            &mask.dims(),
+            &[batch, rows - options.first_key],
+        );
+    }
+    let mask = match mask {
+        None => AttentionMask::None,
+        Some(mask) => AttentionMask::Keys(mask.into_dispatch()),
+    };
+    let (context, _) = <Dispatch as TreeAttentionOps>::dense_attention(
+        query.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+        mask,
+        options,
+    );
+    Tensor::from_dispatch(context)
+}

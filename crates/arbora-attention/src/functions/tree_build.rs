@@ -1,0 +1,145 @@
+use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions};
+use burn::backend::Dispatch;
+use burn::tensor::{Int, Tensor};
+
+/// The weights of the transformer block that summarises siblings. `dim` is the width of nodes, `ff`
+/// that of the feed-forward layer; matrices multiply from the right, as in burn's
+/// [`Linear`](burn::nn::Linear).
+#[derive(Clone, Debug)]
+pub struct BlockWeights {
+    /// Scale of the normalisation before attention, `[dim]`
+    pub norm_gamma: Tensor<1>,
+    /// Shift of the normalisation before attention, `[dim]`
+    pub norm_beta: Tensor<1>,
+    /// `W_q`, `[dim, dim]`
+    pub query: Tensor<2>,
+    /// `W_k`, `[dim, dim]`
+    pub key: Tensor<2>,
+    /// `W_v`, `[dim, dim]`
+    pub value: Tensor<2>,
+    /// `W_o`, `[dim, dim]`
+    pub output: Tensor<2>,
+    /// `b_o`, `[dim]`
+    pub output_bias: Tensor<1>,
+    /// Scale of the normalisation before the feed-forward layer, `[dim]`
+    pub feed_forward_norm_gamma: Tensor<1>,
+    /// Shift of the normalisation before the feed-forward layer, `[dim]`
+    pub feed_forward_norm_beta: Tensor<1>,
+    /// `W_1`, values and gates side by side, `[dim, 2 ff]`
+    pub inner: Tensor<2>,
+    /// `b_1`, `[2 ff]`
+    pub inner_bias: Tensor<1>,
+    /// `W_2`, `[ff, dim]`
+    pub outer: Tensor<2>,
+    /// `b_2`, `[dim]`
+    pub outer_bias: Tensor<1>,
+}
+
+/// Builds all nodes of a batch of token trees, bottom-up: the summary of a node is the mean of what a
+/// transformer block makes of its real children.
+///
+/// With `x` the children of one node:
+///
+/// `n = LN(x)`, `y = W_o · attention(W_q n, W_k x, W_v x) + b_o + n`,
+/// `m = LN(y)`, `[a, g] = W_1 m + b_1`, `z = W_2 (a · gelu(g)) + b_2 + m`, parent = mean of `z`
+///
+/// where attention is among the real children, per head, and GELU is the exact one. One block serves
+/// all nodes of all levels. A node over no token is a ghost and zero.
+///
+/// Source: the encoder of inner nodes of Tree Cross Attention (arXiv 2309.17388, §3.1).
+///
+/// # Shapes
+/// - leaves: `[batch, shape.width(0), dim]`, in the order of the tree
+/// - lengths: `[batch]`, real leaves per example
+/// - returns `[batch, nodes, dim]` in the level order of `options.shape`, the leaves last
+///
+/// # Panics
+/// If an axis disagrees with the others or with `options.shape`, or if the heads do not divide the
+/// width.
+#[track_caller]
+pub fn tree_build(
+    leaves: Tensor<3>,
+    lengths: Tensor<1, Int>,
+    block: BlockWeights,
+    options: TreeBuildOptions,
+) -> Tensor<3> {
+    check(&leaves, &lengths, &block, &options);
+    let block = BlockPrimitive::<Dispatch> {
+        norm_gamma: block.norm_gamma.into_dispatch(),
+        norm_beta: block.norm_beta.into_dispatch(),
+        query: block.query.into_dispatch(),
+        key: block.key.into_dispatch(),
+        value: block.value.into_dispatch(),
+        output: block.output.into_dispatch(),
+        output_bias: block.output_bias.into_dispatch(),
+        feed_forward_norm_gamma: block.feed_forward_norm_gamma.into_dispatch(),
+        feed_forward_norm_beta: block.feed_forward_norm_beta.into_dispatch(),
+        inner: block.inner.into_dispatch(),
+        inner_bias: block.inner_bias.into_dispatch(),
+        outer: block.outer.into_dispatch(),
+        outer_bias: block.outer_bias.into_dispatch(),
+    };
+    Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::tree_build(
+        leaves.into_dispatch(),
+        lengths.into_dispatch(),
+        block,
+        options,
+    ))
+}
+
+#[track_caller]
+fn check(
+    leaves: &Tensor<3>,
+    lengths: &Tensor<1, Int>,
+    block: &BlockWeights,
+    options: &TreeBuildOptions,
+) {
+    let [batch, _, dim] = leaves.dims();
+    let expect = |name: &str, got: &[usize], expected: &[usize]| {
+        assert!(
+            got == expected,
+            "tree_build: {name}: expected {expected:?}, got {got:?}"
+        );
+    };
+    expect(
+        "leaves [batch, leaves, dim]",
+        &leaves.dims(),
+        &[batch, options.shape.width(0), dim],
+    );
+    expect("lengths [batch]", &lengths.dims(), &[batch]);
+    let [ff, _] = block.outer.dims();
+    for (name, vector, width) in [
+        ("norm_gamma [dim]", &block.norm_gamma, dim),
+        ("norm_beta [dim]", &block.norm_beta, dim),
+        ("output_bias [dim]", &block.output_bias, dim),
+        (
+            "feed_forward_norm_gamma [dim]",
+            &block.feed_forward_norm_gamma,
+            dim,
+        ),
+        (
+            "feed_forward_norm_beta [dim]",
+            &block.feed_forward_norm_beta,
+            dim,
+        ),
+        ("inner_bias [2 ff]", &block.inner_bias, 2 * ff),
+        ("outer_bias [dim]", &block.outer_bias, dim),
+    ] {
+        expect(name, &vector.dims(), &[width]);
+    }
+    for (name, matrix, sizes) in [
+        ("query [dim, dim]", &block.query, [dim, dim]),
+        ("key [dim, dim]", &block.key, [dim, dim]),
+        ("value [dim, dim]", &block.value, [dim, dim]),
+        ("output [dim, dim]", &block.output, [dim, dim]),
+        ("inner [dim, 2 ff]", &block.inner, [dim, 2 * ff]),
+        ("outer [ff, dim]", &block.outer, [ff, dim]),
+    ] {
+        expect(name, &matrix.dims(), &sizes);
+    }
+    assert!(
+        options.heads > 0 && dim.is_multiple_of(options.heads),
+        "tree_build: heads: expected a divisor of {dim}, got {}",
+        options.heads
+    );
+}

@@ -1,0 +1,78 @@
+use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use crate::ops::primitive::{Float, Mask};
+use crate::ops::{AttentionMask, DenseAttentionOptions};
+use burn::backend::Backend;
+use burn::backend::tensor::FloatTensor;
+
+/// Reference of [`TreeAttentionOps::dense_attention`](crate::ops::TreeAttentionOps::dense_attention).
+pub fn dense_attention<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    mask: AttentionMask<B>,
+    options: DenseAttentionOptions,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
+    let output_dtype = query.dtype();
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, rows, _, value_dim] = value.dims();
+    let first = options.first_key;
+    let keys = rows - first;
+    // [batch, rows, heads, width] -> [batch, heads, keys, width]
+    let attended = |rows: Float<B>| rows.at_least_single().from_row(first).swap_dims(1, 2);
+    let query = query
+        .at_least_single()
+        .swap_dims(1, 2)
+        .scale(options.scale(head_dim));
+    let key = attended(key);
+    let dtype = query.dtype();
+    if keys == 0 {
+        return (
+            query
+                .zeros([batch, queries, heads, value_dim])
+                .cast(output_dtype)
+                .0,
+            query.zeros([batch, queries, heads]).0,
+        );
+    }
+
+    let logits = query.matmul(key.swap_dims(2, 3)); // [batch, heads, queries, keys]
+    let masked = match mask {
+        AttentionMask::None => None,
+        AttentionMask::Keys(mask) => Some(
+            Mask::<B>(mask)
+                .reshape([batch, 1, 1, keys])
+                .expand([batch, heads, queries, keys]),
+        ),
+    };
+    let logits = match &masked {
+        None => logits,
+        Some(mask) => logits.fill(mask.clone(), MASKED_LOGIT),
+    };
+    // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
+    let greatest = logits.clone().detach().max(3);
+    let exponential = logits.sub(greatest.clone()).exp();
+    let exponential = match &masked {
+        None => exponential,
+        Some(mask) => exponential.fill(mask.clone(), 0.0),
+    };
+    // A query without keys has total 0; any positive divisor leaves it at 0.
+    let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
+    let context = exponential.div(total.clone()).matmul(attended(value));
+    let log_total = total.log().add(greatest);
+    let log_total = match masked {
+        None => log_total,
+        Some(mask) => {
+            let empty = mask.not().float(dtype).sum(3).equals_zero();
+            log_total.fill(empty, 0.0)
+        }
+    };
+    (
+        context.swap_dims(1, 2).cast(output_dtype).0,
+        log_total
+            .reshape([batch, heads, queries])
+            .swap_dims(1, 2)
+            .detach()
+            .0,
+    )
+}

@@ -1,0 +1,129 @@
+//! Gradients of the reference bodies, found by differentiating them.
+
+use super::{dense_attention, tree_build, tree_search};
+use crate::ops::primitive::Float;
+use crate::ops::{
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeBuildGradients,
+    TreeBuildOptions, TreeSearchOptions,
+};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Backend};
+
+type Tracked<B> = FloatTensor<Autodiff<B>>;
+
+fn track<B: Backend>(tensor: FloatTensor<B>) -> Tracked<B> {
+    let tensor = <Autodiff<B> as AutodiffBackend>::from_inner(tensor);
+    <Autodiff<B> as burn::backend::ops::FloatTensorOps<_>>::float_set_require_grad(tensor, true)
+}
+
+/// Backward from the sum of outputs times their gradients.
+fn backward<B: Backend>(output: Tracked<B>, gradient: FloatTensor<B>) -> Gradients {
+    let gradient = <Autodiff<B> as AutodiffBackend>::from_inner(gradient);
+    let weighted = Float::<Autodiff<B>>(output).mul(Float(gradient));
+    <Autodiff<B> as AutodiffBackend>::backward(weighted.total().0)
+}
+
+/// The gradient of a tensor, zero where nothing depends on it.
+fn gradient<B: Backend>(tensor: &Tracked<B>, gradients: &mut Gradients) -> FloatTensor<B> {
+    <Autodiff<B> as AutodiffBackend>::grad_remove(tensor, gradients).unwrap_or_else(|| {
+        Float::<B>(<Autodiff<B> as AutodiffBackend>::inner(tensor.clone()))
+            .zeros_like()
+            .0
+    })
+}
+
+/// Reference of [`TreeAttentionOps::tree_context_backward`](crate::ops::TreeAttentionOps::tree_context_backward).
+pub fn tree_context_backward<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    lengths: IntTensor<B>,
+    path: IntTensor<B>,
+    grad: FloatTensor<B>,
+    options: TreeSearchOptions,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let (query, key, value) = (track::<B>(query), track::<B>(key), track::<B>(value));
+    let found = tree_search::<Autodiff<B>>(
+        query.clone(),
+        key.clone(),
+        value.clone(),
+        lengths,
+        RoutePrimitive::Given(path),
+        options,
+    );
+    let mut gradients = backward::<B>(found.context, grad);
+    (
+        gradient::<B>(&query, &mut gradients),
+        gradient::<B>(&key, &mut gradients),
+        gradient::<B>(&value, &mut gradients),
+    )
+}
+
+/// Reference of [`TreeAttentionOps::tree_policy_backward`](crate::ops::TreeAttentionOps::tree_policy_backward).
+pub fn tree_policy_backward<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    lengths: IntTensor<B>,
+    path: IntTensor<B>,
+    grad: FloatTensor<B>,
+    options: TreeSearchOptions,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let value = <Autodiff<B> as AutodiffBackend>::from_inner(key.clone());
+    let (query, key) = (track::<B>(query), track::<B>(key));
+    let found = tree_search::<Autodiff<B>>(
+        query.clone(),
+        key.clone(),
+        value,
+        lengths,
+        RoutePrimitive::Given(path),
+        options,
+    );
+    let mut gradients = backward::<B>(found.policy, grad);
+    (
+        gradient::<B>(&query, &mut gradients),
+        gradient::<B>(&key, &mut gradients),
+    )
+}
+
+/// Reference of [`TreeAttentionOps::dense_attention_backward`](crate::ops::TreeAttentionOps::dense_attention_backward).
+pub fn dense_attention_backward<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    mask: AttentionMask<B>,
+    grad: FloatTensor<B>,
+    options: DenseAttentionOptions,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let (query, key, value) = (track::<B>(query), track::<B>(key), track::<B>(value));
+    let mask = match mask {
+        AttentionMask::None => AttentionMask::None,
+        AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
+    };
+    let (context, _) =
+        dense_attention::<Autodiff<B>>(query.clone(), key.clone(), value.clone(), mask, options);
+    let mut gradients = backward::<B>(context, grad);
+    (
+        gradient::<B>(&query, &mut gradients),
+        gradient::<B>(&key, &mut gradients),
+        gradient::<B>(&value, &mut gradients),
+    )
+}
+
+/// Reference of [`TreeAttentionOps::tree_build_backward`](crate::ops::TreeAttentionOps::tree_build_backward).
+pub fn tree_build_backward<B: Backend>(
+    nodes: FloatTensor<B>,
+    lengths: IntTensor<B>,
+    block: BlockPrimitive<B>,
+    grad: FloatTensor<B>,
+    options: TreeBuildOptions,
+) -> TreeBuildGradients<B> {
+    let leaves = track::<B>(Float::<B>(nodes).from_row(options.shape.offset(0)).0);
+    let block: BlockPrimitive<Autodiff<B>> = block.map(track::<B>);
+    let built = tree_build::<Autodiff<B>>(leaves.clone(), lengths, block.clone(), options);
+    let mut gradients = backward::<B>(built, grad);
+    TreeBuildGradients {
+        leaves: gradient::<B>(&leaves, &mut gradients),
+        block: block.map(|weight| gradient::<B>(&weight, &mut gradients)),
+    }
+}

@@ -1,0 +1,179 @@
+use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use crate::ops::primitive::{Float, Integer, Mask};
+use crate::ops::{BlockPrimitive, TreeBuildOptions};
+use burn::backend::Backend;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+
+/// Reference of [`TreeAttentionOps::tree_build`](crate::ops::TreeAttentionOps::tree_build): one block
+/// per level over all nodes of the level.
+pub fn tree_build<B: Backend>(
+    leaves: FloatTensor<B>,
+    lengths: IntTensor<B>,
+    block: BlockPrimitive<B>,
+    options: TreeBuildOptions,
+) -> FloatTensor<B> {
+    let shape = options.shape;
+    let lengths = Integer::<B>(lengths);
+    let leaves = Float::<B>(leaves);
+    let output_dtype = leaves.dtype();
+    let leaves = leaves.at_least_single();
+    let block = Block::<B>::new(block, &options);
+    let [batch, _, dim] = leaves.dims();
+    let real_at = |height: usize, width: usize| {
+        let first = Integer::arange(width, &lengths)
+            .times(shape.span(height))
+            .reshape([1, width])
+            .expand([batch, width]);
+        first.below(lengths.clone().reshape([batch, 1]).expand([batch, width]))
+    };
+    let keep = |rows: Float<B>, height: usize| {
+        let [_, width, _] = rows.dims();
+        let ghost = real_at(height, width)
+            .not()
+            .reshape([batch, width, 1])
+            .expand([batch, width, dim]);
+        rows.fill(ghost, 0.0)
+    };
+
+    let mut level = keep(leaves, 0);
+    let mut levels = vec![level.clone()];
+    for height in 1..=shape.height() {
+        let (width, group) = (shape.width(height), shape.group(height));
+        // Siblings side by side; those past the last stored node are ghosts.
+        let slots = width * group;
+        let stored = level.dims::<3>()[1];
+        let children = match slots > stored {
+            true => {
+                let missing = level.zeros([batch, slots - stored, dim]);
+                Float::cat(vec![level, missing], 1)
+            }
+            false => level,
+        };
+        let children = match options.detach_children {
+            true => children.detach(),
+            false => children,
+        };
+        let real = real_at(height - 1, slots).reshape([batch * width, group]);
+        let parents = block.summarise(children.reshape([batch * width, group, dim]), real);
+        level = keep(parents.reshape([batch, width, dim]), height);
+        levels.push(level.clone());
+    }
+    levels.reverse();
+    Float::cat(levels, 1).cast(output_dtype).0
+}
+
+/// The block's weights, each of a shape that broadcasts over `[groups, siblings, features]`.
+struct Block<B: Backend> {
+    norm: [Float<B>; 2],
+    query: Float<B>,
+    key: Float<B>,
+    value: Float<B>,
+    output: Float<B>,
+    output_bias: Float<B>,
+    feed_forward_norm: [Float<B>; 2],
+    inner: Float<B>,
+    inner_bias: Float<B>,
+    outer: Float<B>,
+    outer_bias: Float<B>,
+    heads: usize,
+    epsilon: f64,
+}
+
+impl<B: Backend> Block<B> {
+    fn new(block: BlockPrimitive<B>, options: &TreeBuildOptions) -> Self {
+        let weights = |tensor| Float::<B>(tensor).at_least_single();
+        let row = |tensor| {
+            let vector = weights(tensor);
+            let [width] = vector.dims();
+            vector.reshape([1, 1, width])
+        };
+        Self {
+            norm: [row(block.norm_gamma), row(block.norm_beta)],
+            query: weights(block.query),
+            key: weights(block.key),
+            value: weights(block.value),
+            output: weights(block.output),
+            output_bias: row(block.output_bias),
+            feed_forward_norm: [
+                row(block.feed_forward_norm_gamma),
+                row(block.feed_forward_norm_beta),
+            ],
+            inner: weights(block.inner),
+            inner_bias: row(block.inner_bias),
+            outer: weights(block.outer),
+            outer_bias: row(block.outer_bias),
+            heads: options.heads,
+            epsilon: options.epsilon,
+        }
+    }
+
+    /// `[groups, siblings, dim]` and which siblings are real -> `[groups, dim]`
+    fn summarise(&self, children: Float<B>, real: Mask<B>) -> Float<B> {
+        let [groups, siblings, dim] = children.dims();
+        let head_dim = dim / self.heads;
+        let by_head = |rows: Float<B>| {
+            rows.reshape([groups, siblings, self.heads, head_dim])
+                .swap_dims(1, 2) // [groups, heads, siblings, head_dim]
+        };
+        let normalized = self.normalize(children.clone(), &self.norm);
+        let query = by_head(linear(normalized.clone(), &self.query));
+        let key = by_head(linear(children.clone(), &self.key));
+        let value = by_head(linear(children, &self.value));
+        let logits = query
+            .scale((head_dim as f64).powf(-0.5))
+            .matmul(key.swap_dims(2, 3)); // [groups, heads, siblings, siblings]
+        let ghost = real
+            .clone()
+            .not()
+            .reshape([groups, 1, 1, siblings])
+            .expand([groups, self.heads, siblings, siblings]);
+        let logits = logits.fill(ghost.clone(), MASKED_LOGIT);
+        let greatest = logits.clone().detach().max(3);
+        let exponential = logits.sub(greatest).exp().fill(ghost, 0.0);
+        let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
+        let context = exponential
+            .div(total)
+            .matmul(value)
+            .swap_dims(1, 2)
+            .reshape([groups, siblings, dim]);
+        let attended = linear(context, &self.output)
+            .add(self.output_bias.clone())
+            .add(normalized);
+
+        let normalized = self.normalize(attended, &self.feed_forward_norm);
+        let inner = linear(normalized.clone(), &self.inner).add(self.inner_bias.clone());
+        let (values, gates) = inner.halves();
+        let fed = linear(values.mul(gates.gelu()), &self.outer)
+            .add(self.outer_bias.clone())
+            .add(normalized);
+
+        let keep = real.float(fed.dtype()).reshape([groups, siblings, 1]);
+        let count = keep.clone().sum(1).clamp_min(1.0);
+        fed.mul(keep).sum(1).div(count).reshape([groups, dim])
+    }
+
+    /// Layer normalisation of the last axis.
+    fn normalize(&self, rows: Float<B>, [gamma, beta]: &[Float<B>; 2]) -> Float<B> {
+        let [.., dim] = rows.dims::<3>();
+        let mean = rows.clone().sum(2).scale(1.0 / dim as f64);
+        let centered = rows.sub(mean);
+        let variance = centered
+            .clone()
+            .mul(centered.clone())
+            .sum(2)
+            .scale(1.0 / dim as f64);
+        centered
+            .div(variance.shift(self.epsilon).sqrt())
+            .mul(gamma.clone())
+            .add(beta.clone())
+    }
+}
+
+/// `x · W` over the last axis of three.
+fn linear<B: Backend>(rows: Float<B>, weight: &Float<B>) -> Float<B> {
+    let [groups, siblings, from] = rows.dims();
+    let [_, to] = weight.dims();
+    rows.reshape([groups * siblings, from])
+        .matmul(weight.clone())
+        .reshape([groups, siblings, to])
+}
