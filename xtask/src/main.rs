@@ -1,8 +1,10 @@
 //! Development tasks of the Arbora workspace: `cargo xtask --help`.
 
 mod backend;
+mod bench;
 mod ci;
 mod data;
+mod page;
 mod provision;
 mod reproduce;
 mod shell;
@@ -29,6 +31,7 @@ enum Task {
     TestAllBackends(test_all_backends::Args),
     Ci(ci::Args),
     Data(data::Args),
+    Bench(bench::Args),
     Reproduce(reproduce::Args),
 }
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::TestAllBackends(args) => test_all_backends::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Data(args) => data::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
     };
     match result {

@@ -11,9 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
+use crate::page::{self, Machine};
 use crate::shell;
 use runs::{Run, State};
-use table::{Machine, Results, Row, Variant};
+use table::{Results, Row, Variant};
 
 /// Train the models of a results table and write the table.
 ///
@@ -50,6 +51,9 @@ enum Experiment {
 
 /// The models that are trained, by their names on the command line.
 const MODELS: [&str; 3] = ["cross-attention", "retreever", "random-route"];
+
+/// What the generated parts of pages are marked with.
+const GENERATOR: &str = "cargo xtask reproduce images";
 
 /// Where the runs lie, below the root of the workspace.
 const RUNS: &str = "runs/reproduce/images";
@@ -132,9 +136,7 @@ pub fn run(args: &Args) -> Result<()> {
     let results = Results {
         command: command_line(args, &seeds, &settings),
         machine: Machine::this(),
-        date: shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?
-            .trim()
-            .to_string(),
+        date: page::today()?,
         settings,
         summary: table::summarise(&rows),
         rows,
@@ -283,28 +285,15 @@ fn write(results: &Results, root: &Path) -> Result<()> {
     let folder = root.join("docs/results");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let json = serde_json::to_string_pretty(results)? + "\n";
-    replace(&folder.join("images.json"), &json)?;
+    page::replace(&folder.join("images.json"), &json)?;
     for (file, text) in [
         ("docs/results/images.md", table::page(results)),
         ("README.md", table::readme(results)),
     ] {
-        let path = root.join(file);
-        let old =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let new =
-            table::put_generated(&old, &text).with_context(|| format!("in {}", path.display()))?;
-        replace(&path, &new)?;
+        page::update(&root.join(file), GENERATOR, &text)?;
         println!("wrote {file}");
     }
     Ok(())
-}
-
-/// Writes beside and renames: a page is whole or as it was.
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let beside = path.with_extension("unfinished");
-    fs::write(&beside, text)
-        .and_then(|()| fs::rename(&beside, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

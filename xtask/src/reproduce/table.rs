@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::page::{Machine, thousands};
 
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -93,28 +94,6 @@ pub struct Summary {
     pub nodes_read: Statistic,
     /// `None` where the variant is trained as another one.
     pub training_seconds: Option<Statistic>,
-}
-
-/// The machine that made the table.
-#[derive(Clone, Debug, Serialize)]
-pub struct Machine {
-    pub cpu: String,
-    pub threads: usize,
-}
-
-impl Machine {
-    /// The one that this runs on.
-    pub fn this() -> Self {
-        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = info.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            (key.trim() == "model name").then(|| value.trim().to_string())
-        });
-        Self {
-            cpu: model.unwrap_or_else(|| format!("{} CPU", std::env::consts::ARCH)),
-            threads: std::thread::available_parallelism().map_or(1, |count| count.get()),
-        }
-    }
 }
 
 /// Everything behind a results page.
@@ -348,38 +327,6 @@ Log-likelihood in nats per pixel. Source: the authors' blog post on Tree Cross A
 arXiv 2309.17388). The share of tokens is derived from the method, not quoted.
 ";
 
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-const BEGIN: &str = "<!-- begin: made by `cargo xtask reproduce images` -->";
-const END: &str = "<!-- end -->";
-
-/// A page with its generated part replaced, and every other byte as it was.
-///
-/// # Errors
-/// When the page has no generated part.
-pub fn put_generated(page: &str, generated: &str) -> Result<String> {
-    let Some((before, rest)) = page.split_once(BEGIN) else {
-        bail!("no line {BEGIN}");
-    };
-    let Some((_, after)) = rest.split_once(END) else {
-        bail!("no line {END} after {BEGIN}");
-    };
-    Ok(format!(
-        "{before}{BEGIN}\n\n{}\n\n{END}{after}",
-        generated.trim()
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,18 +399,6 @@ mod tests {
         assert!(text.contains("attends to 8.0 of them (10.0 % of the tokens)"));
         assert!(!text.contains("trained with random routes"));
         assert!(text.contains("With so few seeds"));
-    }
-
-    #[test]
-    fn writing_keeps_what_people_wrote() {
-        let page = format!("# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n");
-        let once = put_generated(&page, "new\n").unwrap();
-        assert_eq!(
-            once,
-            format!("# Title\n\nBefore.\n\n{BEGIN}\n\nnew\n\n{END}\n\nAfter.\n")
-        );
-        assert_eq!(put_generated(&once, "new").unwrap(), once);
-        assert!(put_generated("# Title\n", "new").is_err());
     }
 
     #[test]

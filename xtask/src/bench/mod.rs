@@ -1,0 +1,174 @@
+//! `cargo xtask bench`: `docs/results/performance.md`, from measuring to text.
+
+mod table;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::backend::Backend;
+use crate::page::{self, Machine};
+use crate::provision::{self, Environment};
+use crate::shell;
+use table::Report;
+
+/// Measure tree attention beside dense attention and write the page of results.
+///
+/// Everything runs in one process: each backend asked for, and the dense attention of libtorch and
+/// burn-flex where those are among them. Prints one table. A full run writes docs/results/performance.md
+/// and the same numbers as performance.json beside it; the text of the page outside its generated part
+/// is kept. With --quick or --only it prints, and leaves the numbers under target/.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask bench
+  cargo xtask bench --quick
+  cargo xtask bench --only search,gradient --backends flex,tch")]
+pub struct Args {
+    /// Fewer samples and smaller shapes: minutes less, and no numbers to keep.
+    #[arg(long)]
+    quick: bool,
+    /// Only these sections: search, layer, scaling, gradient, training, gpu.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// The backends to measure.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Backend::TESTED)]
+    backends: Vec<Backend>,
+}
+
+/// What the generated part of the page is marked with.
+const GENERATOR: &str = "cargo xtask bench";
+
+/// Everything behind the page.
+#[derive(Serialize)]
+struct Results {
+    command: String,
+    commit: String,
+    date: String,
+    machine: Machine,
+    memory_gib: Option<f64>,
+    /// As the benchmark wrote it.
+    measured: Value,
+}
+
+/// Runs the task.
+///
+/// # Errors
+/// When a backend other than those of a GPU cannot be provided for, the benchmark fails, or a page
+/// cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    let mut environment = Environment::default();
+    let mut backends = Vec::new();
+    for &backend in &args.backends {
+        match provision::provide(backend, &mut environment) {
+            Ok(()) => backends.push(backend.name()),
+            // A machine without a driver still has a processor to measure.
+            Err(error) if backend == Backend::Wgpu => println!("wgpu is left out: {error:#}"),
+            Err(error) => return Err(error),
+        }
+    }
+    ensure!(!backends.is_empty(), "no backend to measure");
+    let whole = !args.quick && args.only.is_empty() && args.backends == Backend::TESTED;
+
+    let root = shell::root();
+    let folder = root.join("target/bench");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let numbers = folder.join(if args.quick {
+        "quick.json"
+    } else {
+        "full.json"
+    });
+    let mut cargo = shell::cargo();
+    cargo.args([
+        "bench",
+        "--package",
+        "arbora-benches",
+        "--bench",
+        "performance",
+    ]);
+    cargo.args(["--features", &backends.join(","), "--", "--json"]);
+    cargo.arg(&numbers);
+    if args.quick {
+        cargo.arg("--quick");
+    }
+    if !args.only.is_empty() {
+        cargo.args(["--only", &args.only.join(",")]);
+    }
+    // Pages are about the code as it was when measuring began.
+    let (commit, date) = (commit()?, page::today()?);
+    shell::run(environment.apply(&mut cargo))?;
+
+    let text = fs::read_to_string(&numbers)
+        .with_context(|| format!("cannot read {}", numbers.display()))?;
+    let report: Report = serde_json::from_str(&text).context("output of the benchmark")?;
+    println!("\n{}", table::terminal(&report));
+    if !whole {
+        println!("numbers: {}", numbers.display());
+        return Ok(());
+    }
+    let results = Results {
+        command: GENERATOR.into(),
+        commit,
+        date,
+        machine: Machine::this(),
+        memory_gib: memory_gib(),
+        measured: serde_json::from_str(&text).context("output of the benchmark")?,
+    };
+    write(&results, &report, &root)
+}
+
+fn write(results: &Results, report: &Report, root: &Path) -> Result<()> {
+    let folder = root.join("docs/results");
+    let json = serde_json::to_string_pretty(results)? + "\n";
+    page::replace(&folder.join("performance.json"), &json)?;
+    let generated = format!("{}\n{}", preamble(results, report), table::page(report));
+    page::update(&folder.join("performance.md"), GENERATOR, &generated)?;
+    println!("wrote docs/results/performance.md and performance.json");
+    Ok(())
+}
+
+fn preamble(results: &Results, report: &Report) -> String {
+    let Results {
+        command,
+        commit,
+        date,
+        machine,
+        memory_gib,
+        ..
+    } = results;
+    let memory = memory_gib.map_or(String::new(), |memory| {
+        format!(", {memory:.0} GiB of memory")
+    });
+    format!(
+        "```sh\n{command}\n```\n\nMeasured on {date} at {commit} on {} with {} cores{memory}, in {:.0} \
+         minutes.\n",
+        machine.cpu,
+        machine.threads,
+        report.seconds / 60.0
+    )
+}
+
+/// The commit that is checked out, and whether the code is another.
+fn commit() -> Result<String> {
+    let git =
+        |args: &[&str]| shell::output(Command::new("git").current_dir(shell::root()).args(args));
+    let commit = git(&["rev-parse", "--short", "HEAD"])?;
+    let code = ["Cargo.lock", "Cargo.toml", "benches", "crates"];
+    let changed = git(&[&["status", "--porcelain", "--"], &code[..]].concat())?;
+    Ok(match changed.trim() {
+        "" => format!("commit {}", commit.trim()),
+        _ => format!("commit {} with uncommitted changes", commit.trim()),
+    })
+}
+
+fn memory_gib() -> Option<f64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes / (1 << 20) as f64)
+}
