@@ -8,9 +8,9 @@
 //!
 //! See [FlashAttention-2](https://arxiv.org/abs/2307.08691).
 
-use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, ln};
+use super::simd::LANES;
 use rayon::prelude::*;
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -130,15 +130,12 @@ pub(crate) fn forward(
     log_total: &mut [f32],
 ) {
     dims.check(query, key, value, mask);
-    assert_eq!(
-        context.len(),
-        dims.groups() * dims.queries * dims.value_dim
-    );
+    assert_eq!(context.len(), dims.groups() * dims.queries * dims.value_dim);
     assert_eq!(log_total.len(), dims.groups() * dims.queries);
     if log_total.is_empty() {
         return;
     }
-    let chunk = match dims.groups() >= TASKS {
+    let chunk = match dims.groups() * dims.queries.div_ceil(QUERIES) >= TASKS / 2 {
         true => QUERIES,
         false => QUERIES / 4,
     };
@@ -147,6 +144,7 @@ pub(crate) fn forward(
     let log_total = Shared::new(log_total);
     (0..dims.groups() * chunks)
         .into_par_iter()
+        .with_min_len(dims.groups() * chunks / TASKS)
         .for_each_init(Scratch::default, |scratch, task| {
             let first = task % chunks * chunk;
             dispatch(Forward {
@@ -187,10 +185,7 @@ pub(crate) fn backward(
     d_value: &mut [f32],
 ) {
     dims.check(query, key, value, mask);
-    assert_eq!(
-        context.len(),
-        dims.groups() * dims.queries * dims.value_dim
-    );
+    assert_eq!(context.len(), dims.groups() * dims.queries * dims.value_dim);
     assert_eq!(log_total.len(), dims.groups() * dims.queries);
     assert_eq!(grad.len(), context.len());
     assert_eq!(d_query.len(), query.len());
@@ -222,6 +217,7 @@ pub(crate) fn backward(
     let to_value = target(d_value, &mut parts_of_value);
     (0..dims.groups() * tasks)
         .into_par_iter()
+        .with_min_len(dims.groups() * tasks / TASKS)
         .for_each_init(Scratch::default, |scratch, task| {
             let (group, part) = (task / tasks, task % tasks);
             let (key_part, query_part) = (part / query_chunks, part % query_chunks);
@@ -353,8 +349,7 @@ impl Scratch {
         lengths: [usize; PIECES],
     ) -> ([&mut [f32]; PIECES], &mut Vec<usize>) {
         let lines = lengths.map(|length| length.div_ceil(LANES));
-        self.lines
-            .resize(lines.iter().sum(), Line([0.0; LANES]));
+        self.lines.resize(lines.iter().sum(), Line([0.0; LANES]));
         let mut rest = self.lines.as_mut_slice();
         let pieces = lines.map(|lines| {
             let (piece, behind) = std::mem::take(&mut rest).split_at_mut(lines);
@@ -370,46 +365,393 @@ fn padded(length: usize) -> usize {
     length.next_multiple_of(LANES)
 }
 
-/// Whether the processor has registers for sixteen vectors of [`LANES`] numbers at once, and more.
-fn has_wide_registers() -> bool {
+/// [`LANES`] numbers in registers. Blocks of products have to stay there; left to the compiler, arrays do
+/// so in some functions and not in others.
+trait Vector: Copy {
+    /// Whether there are registers for more than sixteen of them.
+    const WIDE: bool;
+
+    fn splat(number: f32) -> Self;
+    fn load(numbers: &[f32; LANES]) -> Self;
+    fn store(self, numbers: &mut [f32; LANES]);
+    fn plus(self, other: Self) -> Self;
+    fn minus(self, other: Self) -> Self;
+    fn times(self, other: Self) -> Self;
+    /// `self * factor + term`
+    fn fused(self, factor: Self, term: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+    /// `self * 2^n`, where `rounded` is `n + ROUND` for an integer `n`, and the product is a normal number.
+    fn with_exponent(self, rounded: Self) -> Self;
+    /// The lanes of both in turns: those of the first halves, and those of the second halves.
+    fn interleave(self, other: Self) -> [Self; 2];
+}
+
+/// `e^x` for `x` that is at most a little above 0, as logits less their maximum are. To within 2 units in
+/// the last place of the least normal number or of the result, whichever is greater.
+#[inline(always)]
+fn exp<V: Vector>(x: V) -> V {
+    let round = V::splat(ROUND);
+    let x = x.times(V::splat(LOG2_E)).max(V::splat(-126.0));
+    let rounded = x.plus(round);
+    let rest = x.minus(rounded.minus(round));
+    // Minimax polynomial of 2^r on |r| <= 1/2.
+    let series = V::splat(1.546_144_5e-4)
+        .fused(rest, V::splat(1.340_042_8e-3))
+        .fused(rest, V::splat(9.618_057e-3))
+        .fused(rest, V::splat(5.550_327e-2))
+        .fused(rest, V::splat(2.402_265_1e-1))
+        .fused(rest, V::splat(6.931_472e-1))
+        .fused(rest, V::splat(1.0));
+    series.with_exponent(rounded)
+}
+
+/// `1.5 * 2^23`: adding it leaves the nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// For processors without vectors of a known kind: the compiler takes what there is.
+#[derive(Clone, Copy)]
+struct Plain([f32; LANES]);
+
+impl Plain {
+    #[inline(always)]
+    fn with(self, other: Self, function: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|lane| {
+            function(self.0[lane], other.0[lane])
+        }))
+    }
+}
+
+impl Vector for Plain {
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(number: f32) -> Self {
+        Self([number; LANES])
+    }
+
+    #[inline(always)]
+    fn load(numbers: &[f32; LANES]) -> Self {
+        Self(*numbers)
+    }
+
+    #[inline(always)]
+    fn store(self, numbers: &mut [f32; LANES]) {
+        *numbers = self.0;
+    }
+
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.with(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        self.with(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn times(self, other: Self) -> Self {
+        self.with(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn fused(self, factor: Self, term: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            let (a, b, c) = (self.0[lane], factor.0[lane], term.0[lane]);
+            // One rounding costs a function call where there is no instruction for it.
+            match cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+                true => a.mul_add(b, c),
+                false => a * b + c,
+            }
+        }))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.with(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn with_exponent(self, rounded: Self) -> Self {
+        // The integer goes straight to the exponent; the high bits of `ROUND` are shifted out.
+        self.with(rounded, |series, rounded| {
+            f32::from_bits(series.to_bits().wrapping_add(rounded.to_bits() << 23))
+        })
+    }
+
+    #[inline(always)]
+    fn interleave(self, other: Self) -> [Self; 2] {
+        let pair = [self.0, other.0];
+        [0, LANES / 2]
+            .map(|first| Self(std::array::from_fn(|lane| pair[lane % 2][first + lane / 2])))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Vector};
+    use std::arch::x86_64::*;
+
+    /// Two registers of AVX2. Values exist only in what [`dispatch`](super::dispatch) runs where the
+    /// processor has AVX2 and FMA.
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(__m256, __m256);
+
+    /// A register of AVX-512. Values exist only in what [`dispatch`](super::dispatch) runs where the
+    /// processor has AVX-512F.
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512(__m512);
+
+    impl Vector for Avx2 {
+        const WIDE: bool = false;
+
+        #[inline(always)]
+        fn splat(number: f32) -> Self {
+            // SAFETY: the processor has the instructions, see the type.
+            let half = unsafe { _mm256_set1_ps(number) };
+            Self(half, half)
+        }
+
+        #[inline(always)]
+        fn load(numbers: &[f32; LANES]) -> Self {
+            let start = numbers.as_ptr();
+            // SAFETY: as in `splat`; 16 numbers are there to be read.
+            unsafe { Self(_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8))) }
+        }
+
+        #[inline(always)]
+        fn store(self, numbers: &mut [f32; LANES]) {
+            let start = numbers.as_mut_ptr();
+            // SAFETY: as in `splat`; there is room for 16 numbers.
+            unsafe {
+                _mm256_storeu_ps(start, self.0);
+                _mm256_storeu_ps(start.add(8), self.1);
+            }
+        }
+
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                Self(
+                    _mm256_add_ps(self.0, other.0),
+                    _mm256_add_ps(self.1, other.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                Self(
+                    _mm256_sub_ps(self.0, other.0),
+                    _mm256_sub_ps(self.1, other.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn times(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                Self(
+                    _mm256_mul_ps(self.0, other.0),
+                    _mm256_mul_ps(self.1, other.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn fused(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                Self(
+                    _mm256_fmadd_ps(self.0, factor.0, term.0),
+                    _mm256_fmadd_ps(self.1, factor.1, term.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                Self(
+                    _mm256_max_ps(self.0, other.0),
+                    _mm256_max_ps(self.1, other.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn with_exponent(self, rounded: Self) -> Self {
+            #[inline(always)]
+            fn half(series: __m256, rounded: __m256) -> __m256 {
+                // SAFETY: as in `splat`.
+                unsafe {
+                    let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
+                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(series), exponent))
+                }
+            }
+            Self(half(self.0, rounded.0), half(self.1, rounded.1))
+        }
+
+        #[inline(always)]
+        fn interleave(self, other: Self) -> [Self; 2] {
+            #[inline(always)]
+            fn eight(a: __m256, b: __m256) -> Avx2 {
+                // SAFETY: as in `splat`.
+                unsafe {
+                    // Within halves of a register first, which are then sorted.
+                    let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                    Avx2(
+                        _mm256_permute2f128_ps::<0x20>(low, high),
+                        _mm256_permute2f128_ps::<0x31>(low, high),
+                    )
+                }
+            }
+            [eight(self.0, other.0), eight(self.1, other.1)]
+        }
+    }
+
+    impl Vector for Avx512 {
+        const WIDE: bool = true;
+
+        #[inline(always)]
+        fn splat(number: f32) -> Self {
+            // SAFETY: the processor has the instructions, see the type.
+            unsafe { Self(_mm512_set1_ps(number)) }
+        }
+
+        #[inline(always)]
+        fn load(numbers: &[f32; LANES]) -> Self {
+            // SAFETY: as in `splat`; 16 numbers are there to be read.
+            unsafe { Self(_mm512_loadu_ps(numbers.as_ptr())) }
+        }
+
+        #[inline(always)]
+        fn store(self, numbers: &mut [f32; LANES]) {
+            // SAFETY: as in `splat`; there is room for 16 numbers.
+            unsafe { _mm512_storeu_ps(numbers.as_mut_ptr(), self.0) }
+        }
+
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe { Self(_mm512_add_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe { Self(_mm512_sub_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        fn times(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        fn fused(self, factor: Self, term: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, term.0)) }
+        }
+
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        fn with_exponent(self, rounded: Self) -> Self {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(rounded.0));
+                let series = _mm512_castps_si512(self.0);
+                Self(_mm512_castsi512_ps(_mm512_add_epi32(series, exponent)))
+            }
+        }
+
+        #[inline(always)]
+        fn interleave(self, other: Self) -> [Self; 2] {
+            // SAFETY: as in `splat`.
+            unsafe {
+                // Lanes of the second operand count from 16.
+                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+                [
+                    Self(_mm512_permutex2var_ps(self.0, low, other.0)),
+                    Self(_mm512_permutex2var_ps(self.0, high, other.0)),
+                ]
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn run_avx512(kernel: impl super::Kernel) {
+        kernel.run::<Avx512>();
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run_avx2(kernel: impl super::Kernel) {
+        kernel.run::<Avx2>();
+    }
+}
+
+/// Work to be compiled for each kind of vector. All that it calls is `#[inline(always)]`: a function of its
+/// own would be compiled for the instructions that every processor has.
+trait Kernel {
+    fn run<V: Vector>(self);
+}
+
+/// Runs a kernel with the widest vectors of this processor.
+fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx512f")
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has these instructions.
+            return unsafe { x86::run_avx512(kernel) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has these instructions.
+            return unsafe { x86::run_avx2(kernel) };
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    kernel.run::<Plain>()
 }
 
 /// Products of a block of `ROWS` rows and `VECTORS` vectors of columns, all in registers:
 /// `sum over t < depth of a[row * a_row + t * a_step] * b[t * b_step + column]`.
 #[inline(always)]
-fn product<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+fn product<V: Vector, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
     a: &[f32],
     [a_row, a_step]: [usize; 2],
     b: &[f32],
     b_step: usize,
-) -> [[[f32; LANES]; VECTORS]; ROWS] {
-    let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
+) -> [[V; VECTORS]; ROWS] {
+    let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
     if depth == 0 {
         return sums;
     }
     assert!((ROWS - 1) * a_row + (depth - 1) * a_step < a.len());
     assert!((depth - 1) * b_step + VECTORS * LANES <= b.len());
     for t in 0..depth {
+        let mut columns = [V::splat(0.0); VECTORS];
+        for vector in 0..VECTORS {
+            let first = t * b_step + vector * LANES;
+            // SAFETY: the largest index is checked above.
+            columns[vector] = V::load(unsafe { &*b.as_ptr().add(first).cast() });
+        }
         for row in 0..ROWS {
             // SAFETY: the largest index is checked above.
-            let factor = unsafe { *a.get_unchecked(row * a_row + t * a_step) };
+            let factor = V::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
             for vector in 0..VECTORS {
-                let first = t * b_step + vector * LANES;
-                // SAFETY: the largest index is checked above.
-                let numbers = unsafe { b.get_unchecked(first..first + LANES) };
-                for lane in 0..LANES {
-                    sums[row][vector][lane] =
-                        A::mul_add(factor, numbers[lane], sums[row][vector][lane]);
-                }
+                sums[row][vector] = factor.fused(columns[vector], sums[row][vector]);
             }
         }
     }
@@ -417,32 +759,32 @@ fn product<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
 }
 
 /// What becomes of a block of products.
-trait Sink {
-    fn take(&mut self, row: usize, vector: usize, products: [f32; LANES]);
+trait Sink<V> {
+    fn take(&mut self, row: usize, vector: usize, products: V);
 }
 
 /// Products of `rows` rows of `a` and a tile of `VECTORS` vectors: as [`product`] gives them, rows of the
 /// last block beyond `rows` included.
 #[inline(always)]
-fn products<A: Arithmetic, const WIDE: bool, const VECTORS: usize>(
+fn products<V: Vector, const VECTORS: usize>(
     rows: usize,
     depth: usize,
     a: &[f32],
     a_row: usize,
     b: &[f32],
-    sink: &mut impl Sink,
+    sink: &mut impl Sink<V>,
 ) {
     #[inline(always)]
-    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
         rows: usize,
         depth: usize,
         a: &[f32],
         a_row: usize,
         b: &[f32],
-        sink: &mut impl Sink,
+        sink: &mut impl Sink<V>,
     ) {
         for first in (0..rows).step_by(ROWS) {
-            let block = product::<A, ROWS, VECTORS>(
+            let block = product::<V, ROWS, VECTORS>(
                 depth,
                 &a[first * a_row..],
                 [a_row, 1],
@@ -456,17 +798,17 @@ fn products<A: Arithmetic, const WIDE: bool, const VECTORS: usize>(
             }
         }
     }
-    match (WIDE, VECTORS) {
-        (false, _) => blocks::<A, 4, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, 1) => blocks::<A, 16, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, _) => blocks::<A, 8, VECTORS>(rows, depth, a, a_row, b, sink),
+    match (V::WIDE, VECTORS) {
+        (false, _) => blocks::<V, 4, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, 1) => blocks::<V, 16, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, _) => blocks::<V, 8, VECTORS>(rows, depth, a, a_row, b, sink),
     }
 }
 
 /// `target[row][column] += sum over t < depth of a[row * a_row + t * a_step] * b[t][column]`, with rows of
 /// `columns` numbers, whole vectors, in `b` and in `target`. Up to 15 rows beyond `rows` are written, too.
 #[inline(always)]
-fn add_products<A: Arithmetic, const WIDE: bool>(
+fn add_products<V: Vector>(
     rows: usize,
     depth: usize,
     a: &[f32],
@@ -476,7 +818,7 @@ fn add_products<A: Arithmetic, const WIDE: bool>(
     target: &mut [f32],
 ) {
     #[inline(always)]
-    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
         rows: usize,
         depth: usize,
         a: &[f32],
@@ -486,7 +828,7 @@ fn add_products<A: Arithmetic, const WIDE: bool>(
         target: &mut [f32],
     ) {
         for first in (0..rows).step_by(ROWS) {
-            let block = product::<A, ROWS, VECTORS>(
+            let block = product::<V, ROWS, VECTORS>(
                 depth,
                 &a[first * a_strides[0]..],
                 a_strides,
@@ -497,26 +839,24 @@ fn add_products<A: Arithmetic, const WIDE: bool>(
                 for vector in 0..VECTORS {
                     let start = (first + row) * columns + vector * LANES;
                     let target = lanes_mut(target, start);
-                    for lane in 0..LANES {
-                        target[lane] += block[row][vector][lane];
-                    }
+                    V::load(target).plus(block[row][vector]).store(target);
                 }
             }
         }
     }
     let mut column = 0;
-    if WIDE {
+    if V::WIDE {
         while column + 2 * LANES <= columns {
             let (b, target) = (&b[column..], &mut target[column..]);
-            blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, target);
+            blocks::<V, 8, 2>(rows, depth, a, a_strides, b, columns, target);
             column += 2 * LANES;
         }
     }
     while column < columns {
         let (b, target) = (&b[column..], &mut target[column..]);
-        match WIDE {
-            true => blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, target),
-            false => blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, target),
+        match V::WIDE {
+            true => blocks::<V, 16, 1>(rows, depth, a, a_strides, b, columns, target),
+            false => blocks::<V, 4, 1>(rows, depth, a, a_strides, b, columns, target),
         }
         column += LANES;
     }
@@ -538,27 +878,6 @@ fn lanes_mut(array: &mut [f32], first: usize) -> &mut [f32; LANES] {
         .expect("arrays of a task hold whole vectors")
 }
 
-/// `2^x` for `x` that is at most a little above 0, as logits less their maximum are. Exact to two units in
-/// the last place down to `2^-126`, which is also the least result.
-#[inline(always)]
-fn exp2<A: Arithmetic>(x: f32) -> f32 {
-    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let x = if x > -126.0 { x } else { -126.0 };
-    let rounded = x + ROUND;
-    let rest = x - (rounded - ROUND);
-    // Minimax polynomial of 2^r on |r| <= 1/2.
-    let mut series = 1.546_144_5e-4;
-    series = A::mul_add(series, rest, 1.340_042_8e-3);
-    series = A::mul_add(series, rest, 9.618_057e-3);
-    series = A::mul_add(series, rest, 5.550_327e-2);
-    series = A::mul_add(series, rest, 2.402_265_1e-1);
-    series = A::mul_add(series, rest, 6.931_472e-1);
-    series = A::mul_add(series, rest, 1.0);
-    // The integer goes straight to the exponent; the high bits of `ROUND` are shifted out.
-    f32::from_bits(series.to_bits().wrapping_add(rounded.to_bits() << 23))
-}
-
 /// Copies a row; the columns that pad it in the target are left alone.
 #[inline(always)]
 fn copy_row(target: &mut [f32], source: &[f32]) {
@@ -573,21 +892,48 @@ fn copy_row(target: &mut [f32], source: &[f32]) {
     }
 }
 
-/// Writes the rows of queries as a tile: `tile[column][lane] = factor * rows[lane][column]`.
+/// Writes the rows of queries as a tile, `tile[column][lane] = factor * rows[lane][column]`, with lanes for
+/// `VECTORS` vectors; lanes without a row get 0.
 #[inline(always)]
-fn transpose(
+fn transpose<V: Vector>(
     rows: &[f32],
     stride: usize,
     count: usize,
     columns: usize,
     factor: f32,
     tile: &mut [f32],
-    width: usize,
+    vectors: usize,
 ) {
-    for lane in 0..count {
-        let row = &rows[lane * stride..lane * stride + columns];
-        for (column, number) in row.iter().enumerate() {
-            tile[column * width + lane] = factor * number;
+    let factor = V::splat(factor);
+    for vector in 0..vectors {
+        for column in (0..columns).step_by(LANES) {
+            let here = LANES.min(columns - column);
+            let mut block = [V::splat(0.0); LANES];
+            for lane in 0..LANES.min(count - vector * LANES) {
+                let row = &rows[(vector * LANES + lane) * stride + column..];
+                block[lane] = match row.first_chunk() {
+                    Some(row) if here == LANES => V::load(row),
+                    _ => {
+                        let mut part = [0.0; LANES];
+                        part[..here].copy_from_slice(&row[..here]);
+                        V::load(&part)
+                    }
+                };
+            }
+            // Each round is a perfect shuffle of all numbers; four of them exchange rows and lanes.
+            for _ in 0..LANES.ilog2() {
+                let mut shuffled = block;
+                for index in 0..LANES / 2 {
+                    let [low, high] = block[index].interleave(block[index + LANES / 2]);
+                    shuffled[2 * index] = low;
+                    shuffled[2 * index + 1] = high;
+                }
+                block = shuffled;
+            }
+            for (index, numbers) in block.into_iter().enumerate().take(here) {
+                let first = ((column + index) * vectors + vector) * LANES;
+                numbers.times(factor).store(lanes_mut(tile, first));
+            }
         }
     }
 }
@@ -617,20 +963,15 @@ struct Forward<'a> {
 }
 
 impl Kernel for Forward<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
-        match has_wide_registers() {
-            true => self.run_with::<A, true>(),
-            false => self.run_with::<A, false>(),
-        }
+    fn run<V: Vector>(self) {
+        self.run_with::<V>();
     }
 }
 
 /// The state of a tile of queries between two tiles of keys.
 struct ForwardTile<'a> {
-    /// `[head_dim, lanes]`, times scale and times the logarithm of e to the base 2.
+    /// `[head_dim, lanes]`, times scale.
     query: &'a [f32],
     /// The greatest logit so far.
     maximum: &'a mut [f32],
@@ -654,34 +995,26 @@ struct ForwardKeys<'a> {
 }
 
 /// Keeps logits and their maxima.
-struct Logits<'a, const VECTORS: usize> {
+struct Logits<'a, V, const VECTORS: usize> {
     logits: &'a mut [f32],
-    maximum: [[f32; LANES]; VECTORS],
+    maximum: [V; VECTORS],
     keys: usize,
 }
 
-impl<const VECTORS: usize> Sink for Logits<'_, VECTORS> {
+impl<V: Vector, const VECTORS: usize> Sink<V> for Logits<'_, V, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: [f32; LANES]) {
-        *lanes_mut(self.logits, (key * VECTORS + vector) * LANES) = products;
+    fn take(&mut self, key: usize, vector: usize, products: V) {
+        products.store(lanes_mut(self.logits, (key * VECTORS + vector) * LANES));
         // Rows that only fill the last block are not keys.
         if key < self.keys {
-            for lane in 0..LANES {
-                let maximum = &mut self.maximum[vector][lane];
-                *maximum = greater(*maximum, products[lane]);
-            }
+            self.maximum[vector] = self.maximum[vector].max(products);
         }
     }
 }
 
-#[inline(always)]
-fn greater(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
 impl Forward<'_> {
     #[inline(always)]
-    fn run_with<A: Arithmetic, const WIDE: bool>(self) {
+    fn run_with<V: Vector>(self) {
         let Self {
             dims,
             example,
@@ -702,16 +1035,16 @@ impl Forward<'_> {
             room,
         ]);
         dims.keep(self.mask, example, dims.first_key..dims.rows, kept);
-        for (first, vectors) in tiles(WIDE, queries.len()) {
+        for (first, vectors) in tiles(V::WIDE, queries.len()) {
             let count = (queries.len() - first).min(vectors * LANES);
-            transpose(
+            transpose::<V>(
                 &self.query[dims.query_row(example, queries.start + first, head)..],
                 dims.heads * key_dim,
                 count,
                 key_dim,
-                dims.scale * LOG2_E,
+                dims.scale,
                 &mut query[first * key_dim..],
-                vectors * LANES,
+                vectors,
             );
         }
         context[..padded(queries.len()) * columns].fill(0.0);
@@ -729,7 +1062,7 @@ impl Forward<'_> {
                     &self.value[from..from + value_dim],
                 );
             }
-            for (first, vectors) in tiles(WIDE, queries.len()) {
+            for (first, vectors) in tiles(V::WIDE, queries.len()) {
                 let width = vectors * LANES;
                 let tile = ForwardTile {
                     query: &query[first * key_dim..(first + width) * key_dim],
@@ -746,8 +1079,8 @@ impl Forward<'_> {
                     first: block == 0,
                 };
                 match vectors {
-                    1 => tile.attend::<A, WIDE, 1>(keys, key_dim, columns),
-                    _ => tile.attend::<A, WIDE, 2>(keys, key_dim, columns),
+                    1 => tile.attend::<V, 1>(keys, key_dim, columns),
+                    _ => tile.attend::<V, 2>(keys, key_dim, columns),
                 }
             }
         }
@@ -758,7 +1091,7 @@ impl Forward<'_> {
             if !kept.is_empty() {
                 let (maximum, total) = (lanes(maximum, first), lanes(total, first));
                 for lane in 0..LANES {
-                    log_totals[lane] = A::mul_add(maximum[lane], LN_2, ln::<A>(total[lane]));
+                    log_totals[lane] = maximum[lane] + total[lane].ln();
                     inverses[lane] = 1.0 / total[lane];
                 }
             }
@@ -788,22 +1121,30 @@ fn scale_row(target: &mut [f32], source: &[f32], factor: f32) {
     }
 }
 
+/// `target += factor * source`, as far as the target goes.
+#[inline(always)]
+fn add_scaled(target: &mut [f32], factor: f32, source: &[f32]) {
+    for (target, source) in target.iter_mut().zip(source) {
+        *target += factor * source;
+    }
+}
+
 impl ForwardTile<'_> {
     /// Takes a tile of keys into the state.
     #[inline(always)]
-    fn attend<A: Arithmetic, const WIDE: bool, const VECTORS: usize>(
+    fn attend<V: Vector, const VECTORS: usize>(
         self,
         keys: ForwardKeys,
         key_dim: usize,
         columns: usize,
     ) {
         let width = VECTORS * LANES;
-        let mut logits = Logits::<VECTORS> {
+        let mut logits = Logits::<V, VECTORS> {
             logits: keys.weights,
-            maximum: [[f32::NEG_INFINITY; LANES]; VECTORS],
+            maximum: [V::splat(f32::NEG_INFINITY); VECTORS],
             keys: keys.count,
         };
-        products::<A, WIDE, VECTORS>(
+        products::<V, VECTORS>(
             keys.count,
             key_dim,
             keys.key,
@@ -812,44 +1153,37 @@ impl ForwardTile<'_> {
             &mut logits,
         );
         let mut maximum = logits.maximum;
-        let mut total = [[0.0; LANES]; VECTORS];
+        let mut total = [V::splat(0.0); VECTORS];
         if !keys.first {
             let mut shrink = [[0.0; LANES]; VECTORS];
             for vector in 0..VECTORS {
-                let before = lanes(self.maximum, vector * LANES);
-                let sum = lanes(self.total, vector * LANES);
-                for lane in 0..LANES {
-                    let now = greater(before[lane], maximum[vector][lane]);
-                    maximum[vector][lane] = now;
-                    shrink[vector][lane] = exp2::<A>(before[lane] - now);
-                    total[vector][lane] = sum[lane] * shrink[vector][lane];
-                }
+                let before = V::load(lanes(self.maximum, vector * LANES));
+                maximum[vector] = maximum[vector].max(before);
+                let factor = exp(before.minus(maximum[vector]));
+                total[vector] = V::load(lanes(self.total, vector * LANES)).times(factor);
+                factor.store(&mut shrink[vector]);
             }
-            for (query, row) in self
-                .context
-                .chunks_exact_mut(columns)
-                .enumerate()
-                .take(self.queries)
-            {
-                for number in row {
-                    *number *= shrink[query / LANES][query % LANES];
+            for query in 0..self.queries {
+                let factor = V::splat(shrink[query / LANES][query % LANES]);
+                for column in (0..columns).step_by(LANES) {
+                    let sum = lanes_mut(self.context, query * columns + column);
+                    V::load(sum).times(factor).store(sum);
                 }
             }
         }
         for key in 0..keys.count {
             for vector in 0..VECTORS {
                 let weights = lanes_mut(keys.weights, (key * VECTORS + vector) * LANES);
-                for lane in 0..LANES {
-                    weights[lane] = exp2::<A>(weights[lane] - maximum[vector][lane]);
-                    total[vector][lane] += weights[lane];
-                }
+                let weight = exp(V::load(weights).minus(maximum[vector]));
+                weight.store(weights);
+                total[vector] = total[vector].plus(weight);
             }
         }
         for vector in 0..VECTORS {
-            *lanes_mut(self.maximum, vector * LANES) = maximum[vector];
-            *lanes_mut(self.total, vector * LANES) = total[vector];
+            maximum[vector].store(lanes_mut(self.maximum, vector * LANES));
+            total[vector].store(lanes_mut(self.total, vector * LANES));
         }
-        add_products::<A, WIDE>(
+        add_products::<V>(
             self.queries,
             keys.count,
             keys.weights,
@@ -882,14 +1216,9 @@ struct Backward<'a> {
 }
 
 impl Kernel for Backward<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
-        match has_wide_registers() {
-            true => self.run_with::<A, true>(),
-            false => self.run_with::<A, false>(),
-        }
+    fn run<V: Vector>(self) {
+        self.run_with::<V>();
     }
 }
 
@@ -897,13 +1226,13 @@ impl Kernel for Backward<'_> {
 struct BackwardTile<'a> {
     /// `[queries, padded head_dim]`
     query: &'a [f32],
-    /// `[head_dim, lanes]`, times scale and times the logarithm of e to the base 2.
+    /// `[head_dim, lanes]`, times scale.
     query_lanes: &'a [f32],
     /// `[queries, padded value_dim]`
     grad: &'a [f32],
     /// `[value_dim, lanes]`
     grad_lanes: &'a [f32],
-    /// Logarithm of the total to the base 2.
+    /// Of all keys.
     log_total: &'a [f32],
     /// The mean of what the weights get as gradients.
     mean: &'a [f32],
@@ -930,46 +1259,39 @@ struct BackwardKeys<'a> {
 }
 
 /// Turns logits into weights.
-struct Weights<'a, A, const VECTORS: usize> {
+struct Weights<'a, V, const VECTORS: usize> {
     weights: &'a mut [f32],
-    log_total: &'a [f32],
-    arithmetic: PhantomData<A>,
+    log_total: [V; VECTORS],
 }
 
-impl<A: Arithmetic, const VECTORS: usize> Sink for Weights<'_, A, VECTORS> {
+impl<V: Vector, const VECTORS: usize> Sink<V> for Weights<'_, V, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: [f32; LANES]) {
-        let log_total = lanes(self.log_total, vector * LANES);
-        let weights = lanes_mut(self.weights, (key * VECTORS + vector) * LANES);
-        for lane in 0..LANES {
-            weights[lane] = exp2::<A>(products[lane] - log_total[lane]);
-        }
+    fn take(&mut self, key: usize, vector: usize, products: V) {
+        exp(products.minus(self.log_total[vector]))
+            .store(lanes_mut(self.weights, (key * VECTORS + vector) * LANES));
     }
 }
 
 /// Turns gradients of weights into gradients of logits.
-struct LogitGrads<'a, const VECTORS: usize> {
+struct LogitGrads<'a, V, const VECTORS: usize> {
     weights: &'a [f32],
     d_logits: &'a mut [f32],
-    mean: &'a [f32],
+    mean: [V; VECTORS],
 }
 
-impl<const VECTORS: usize> Sink for LogitGrads<'_, VECTORS> {
+impl<V: Vector, const VECTORS: usize> Sink<V> for LogitGrads<'_, V, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: [f32; LANES]) {
+    fn take(&mut self, key: usize, vector: usize, products: V) {
         let first = (key * VECTORS + vector) * LANES;
-        let mean = lanes(self.mean, vector * LANES);
-        let weights = lanes(self.weights, first);
-        let d_logits = lanes_mut(self.d_logits, first);
-        for lane in 0..LANES {
-            d_logits[lane] = weights[lane] * (products[lane] - mean[lane]);
-        }
+        V::load(lanes(self.weights, first))
+            .times(products.minus(self.mean[vector]))
+            .store(lanes_mut(self.d_logits, first));
     }
 }
 
 impl Backward<'_> {
     #[inline(always)]
-    fn run_with<A: Arithmetic, const WIDE: bool>(self) {
+    fn run_with<V: Vector>(self) {
         let Self {
             dims,
             example,
@@ -987,6 +1309,7 @@ impl Backward<'_> {
                 query_lanes,
                 grad,
                 grad_lanes,
+                context_lanes,
                 log_total,
                 mean,
                 d_query,
@@ -1003,6 +1326,7 @@ impl Backward<'_> {
             room * key_dim,
             room * value_columns,
             room * value_dim,
+            2 * LANES * value_dim,
             room,
             room,
             room * key_columns,
@@ -1018,7 +1342,8 @@ impl Backward<'_> {
         let key_rows = |row| unsafe {
             (
                 self.d_key.row(dims.key_row(example, row, head), key_dim),
-                self.d_value.row(dims.value_row(example, row, head), value_dim),
+                self.d_value
+                    .row(dims.value_row(example, row, head), value_dim),
             )
         };
         dims.keep(self.mask, example, keys.clone(), kept);
@@ -1044,35 +1369,53 @@ impl Backward<'_> {
                     &self.query[from..from + key_dim],
                 );
                 let from = dims.context_row(example, chunk + index, head);
-                let row = &self.grad[from..from + value_dim];
                 copy_row(
                     &mut grad[index * value_columns..(index + 1) * value_columns],
-                    row,
+                    &self.grad[from..from + value_dim],
                 );
-                mean[index] = dot::<A>(row, &self.context[from..from + value_dim]);
-                log_total[index] =
-                    LOG2_E * self.log_total[dims.total(example, chunk + index, head)];
+                log_total[index] = self.log_total[dims.total(example, chunk + index, head)];
             }
-            for (first, vectors) in tiles(WIDE, count) {
+            for (first, vectors) in tiles(V::WIDE, count) {
                 let queries = (count - first).min(vectors * LANES);
-                transpose(
+                transpose::<V>(
                     &query[first * key_columns..],
                     key_columns,
                     queries,
                     key_dim,
-                    dims.scale * LOG2_E,
+                    dims.scale,
                     &mut query_lanes[first * key_dim..],
-                    vectors * LANES,
+                    vectors,
                 );
-                transpose(
+                let grad_lanes = &mut grad_lanes[first * value_dim..];
+                transpose::<V>(
                     &grad[first * value_columns..],
                     value_columns,
                     queries,
                     value_dim,
                     1.0,
-                    &mut grad_lanes[first * value_dim..],
-                    vectors * LANES,
+                    grad_lanes,
+                    vectors,
                 );
+                transpose::<V>(
+                    &self.context[dims.context_row(example, chunk + first, head)..],
+                    dims.heads * value_dim,
+                    queries,
+                    value_dim,
+                    1.0,
+                    context_lanes,
+                    vectors,
+                );
+                // In the order in which the gradients of weights are summed, so that both are the same
+                // number where one key has all the weight, and the logits get no gradient.
+                for vector in 0..vectors {
+                    let mut sum = V::splat(0.0);
+                    for column in 0..value_dim {
+                        let at = (column * vectors + vector) * LANES;
+                        sum = V::load(lanes(context_lanes, at))
+                            .fused(V::load(lanes(grad_lanes, at)), sum);
+                    }
+                    sum.store(lanes_mut(mean, first + vector * LANES));
+                }
             }
             d_query[..count * key_columns].fill(0.0);
 
@@ -1091,7 +1434,7 @@ impl Backward<'_> {
                 }
                 d_key[..rows.len() * key_columns].fill(0.0);
                 d_value[..rows.len() * value_columns].fill(0.0);
-                for (first, vectors) in tiles(WIDE, count) {
+                for (first, vectors) in tiles(V::WIDE, count) {
                     let end = first + vectors * LANES;
                     let tile = BackwardTile {
                         query: &query[first * key_columns..end * key_columns],
@@ -1113,8 +1456,8 @@ impl Backward<'_> {
                         count: rows.len(),
                     };
                     match vectors {
-                        1 => tile.attend::<A, WIDE, 1>(keys, dims),
-                        _ => tile.attend::<A, WIDE, 2>(keys, dims),
+                        1 => tile.attend::<V, 1>(keys, dims),
+                        _ => tile.attend::<V, 2>(keys, dims),
                     }
                 }
                 for (index, &row) in rows.iter().enumerate() {
@@ -1125,8 +1468,8 @@ impl Backward<'_> {
                         scale_row(to_key, d_key, dims.scale);
                         scale_row(to_value, d_value, 1.0);
                     } else {
-                        add_scaled::<A>(to_key, dims.scale, d_key);
-                        add_scaled::<A>(to_value, 1.0, d_value);
+                        add_scaled(to_key, dims.scale, d_key);
+                        add_scaled(to_value, 1.0, d_value);
                     }
                 }
             }
@@ -1144,38 +1487,35 @@ impl Backward<'_> {
 impl BackwardTile<'_> {
     /// Adds the gradients between a tile of queries and a tile of keys.
     #[inline(always)]
-    fn attend<A: Arithmetic, const WIDE: bool, const VECTORS: usize>(
-        self,
-        keys: BackwardKeys,
-        dims: DenseDims,
-    ) {
+    fn attend<V: Vector, const VECTORS: usize>(self, keys: BackwardKeys, dims: DenseDims) {
         let width = VECTORS * LANES;
         let (key_columns, value_columns) = (padded(dims.head_dim), padded(dims.value_dim));
-        products::<A, WIDE, VECTORS>(
+        products::<V, VECTORS>(
             keys.count,
             dims.head_dim,
             keys.key,
             key_columns,
             self.query_lanes,
-            &mut Weights::<A, VECTORS> {
+            &mut Weights::<V, VECTORS> {
                 weights: keys.weights,
-                log_total: self.log_total,
-                arithmetic: PhantomData,
+                log_total: std::array::from_fn(|vector| {
+                    V::load(lanes(self.log_total, vector * LANES))
+                }),
             },
         );
-        products::<A, WIDE, VECTORS>(
+        products::<V, VECTORS>(
             keys.count,
             dims.value_dim,
             keys.value,
             dims.value_dim,
             self.grad_lanes,
-            &mut LogitGrads::<VECTORS> {
+            &mut LogitGrads::<V, VECTORS> {
                 weights: keys.weights,
                 d_logits: keys.d_logits,
-                mean: self.mean,
+                mean: std::array::from_fn(|vector| V::load(lanes(self.mean, vector * LANES))),
             },
         );
-        add_products::<A, WIDE>(
+        add_products::<V>(
             keys.count,
             self.queries,
             keys.weights,
@@ -1184,7 +1524,7 @@ impl BackwardTile<'_> {
             value_columns,
             keys.d_value,
         );
-        add_products::<A, WIDE>(
+        add_products::<V>(
             keys.count,
             self.queries,
             keys.d_logits,
@@ -1193,7 +1533,7 @@ impl BackwardTile<'_> {
             key_columns,
             keys.d_key,
         );
-        add_products::<A, WIDE>(
+        add_products::<V>(
             self.queries,
             keys.count,
             keys.d_logits,
@@ -1202,5 +1542,328 @@ impl BackwardTile<'_> {
             key_columns,
             self.d_query,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers in -1..1 that look random.
+    fn numbers(length: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    struct Case {
+        dims: DenseDims,
+        query: Vec<f32>,
+        key: Vec<f32>,
+        value: Vec<f32>,
+        mask: Option<Vec<bool>>,
+        grad: Vec<f32>,
+    }
+
+    /// Context, logarithm of the total, and the gradients of query, key and value.
+    type Results<T> = [Vec<T>; 5];
+
+    impl Case {
+        fn new([batch, queries, rows, first_key, heads, head_dim, value_dim]: [usize; 7]) -> Self {
+            let scale = 3.0 / (head_dim as f32).sqrt();
+            let dims = DenseDims {
+                batch,
+                queries,
+                rows,
+                first_key,
+                heads,
+                head_dim,
+                value_dim,
+                scale,
+            };
+            Self {
+                dims,
+                query: numbers(batch * queries * heads * head_dim, 1),
+                key: numbers(batch * rows * heads * head_dim, 2),
+                value: numbers(batch * rows * heads * value_dim, 3),
+                mask: None,
+                grad: numbers(batch * queries * heads * value_dim, 4),
+            }
+        }
+
+        fn masked(mut self, masked_out: impl Fn(usize, usize) -> bool) -> Self {
+            let keys = self.dims.keys();
+            let all = 0..self.dims.batch * keys;
+            self.mask = Some(all.map(|at| masked_out(at / keys, at % keys)).collect());
+            self
+        }
+
+        fn run(&self) -> Results<f32> {
+            let dims = self.dims;
+            let mask = self.mask.as_deref();
+            let nan = |length| vec![f32::NAN; length];
+            let (mut context, mut total) = (
+                nan(self.grad.len()),
+                nan(dims.batch * dims.queries * dims.heads),
+            );
+            let (query, key, value) = (&self.query, &self.key, &self.value);
+            forward(dims, query, key, value, mask, &mut context, &mut total);
+            let [mut d_query, mut d_key, mut d_value] =
+                [query.len(), key.len(), value.len()].map(nan);
+            backward(
+                dims,
+                query,
+                key,
+                value,
+                mask,
+                &context,
+                &total,
+                &self.grad,
+                &mut d_query,
+                &mut d_key,
+                &mut d_value,
+            );
+            [context, total, d_query, d_key, d_value]
+        }
+
+        /// The definition, in double precision.
+        fn exact(&self) -> Results<f64> {
+            let dims = self.dims;
+            let (width, scale) = (dims.value_dim, f64::from(dims.scale));
+            let dot = |a: &[f32], b: &[f32]| -> f64 {
+                let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                products.sum()
+            };
+            let zero = |length| vec![0.0; length];
+            let mut context = zero(self.grad.len());
+            let mut log_total = zero(dims.batch * dims.queries * dims.heads);
+            let [mut d_query, mut d_key, mut d_value] =
+                [self.query.len(), self.key.len(), self.value.len()].map(zero);
+            for index in 0..log_total.len() {
+                let (row, head) = (index / dims.heads, index % dims.heads);
+                let (example, query) = (row / dims.queries, row % dims.queries);
+                let at_query = dims.query_row(example, query, head);
+                let at_context = dims.context_row(example, query, head);
+                let q = &self.query[at_query..at_query + dims.head_dim];
+                let grad = &self.grad[at_context..at_context + width];
+                let mut kept = Vec::new();
+                dims.keep(
+                    self.mask.as_deref(),
+                    example,
+                    dims.first_key..dims.rows,
+                    &mut kept,
+                );
+                let kept: Vec<(usize, usize)> = kept
+                    .into_iter()
+                    .map(|row| {
+                        (
+                            dims.key_row(example, row, head),
+                            dims.value_row(example, row, head),
+                        )
+                    })
+                    .collect();
+                let logits: Vec<f64> = kept
+                    .iter()
+                    .map(|&(key, _)| scale * dot(q, &self.key[key..key + dims.head_dim]))
+                    .collect();
+                let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
+                if !kept.is_empty() {
+                    log_total[index] = total.ln();
+                }
+                let d_weights: Vec<f64> = kept
+                    .iter()
+                    .map(|&(_, value)| dot(grad, &self.value[value..value + width]))
+                    .collect();
+                let weights: Vec<f64> = logits.iter().map(|logit| logit.exp() / total).collect();
+                let mean: f64 = weights.iter().zip(&d_weights).map(|(w, d)| w * d).sum();
+                for (index, &(key, value)) in kept.iter().enumerate() {
+                    let d_logit = weights[index] * (d_weights[index] - mean) * scale;
+                    for column in 0..width {
+                        let number = f64::from(self.value[value + column]);
+                        context[at_context + column] += weights[index] * number;
+                        d_value[value + column] += weights[index] * f64::from(grad[column]);
+                    }
+                    for column in 0..dims.head_dim {
+                        let number = f64::from(self.key[key + column]);
+                        d_query[at_query + column] += d_logit * number;
+                        d_key[key + column] += d_logit * f64::from(q[column]);
+                    }
+                }
+            }
+            [context, log_total, d_query, d_key, d_value]
+        }
+
+        fn check(&self) {
+            let names = ["context", "log_total", "d_query", "d_key", "d_value"];
+            for ((name, got), exact) in names.into_iter().zip(self.run()).zip(self.exact()) {
+                let greatest = exact
+                    .iter()
+                    .fold(1.0_f64, |most, number| most.max(number.abs()));
+                for (at, (got, exact)) in got.iter().zip(&exact).enumerate() {
+                    assert!(
+                        (f64::from(*got) - exact).abs() <= 4e-6 * greatest,
+                        "{name}[{at}]: expected {exact}, got {got}, {:?}",
+                        self.dims
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_those_of_the_definition() {
+        // batch, queries, rows, first_key, heads, head_dim, value_dim
+        for sizes in [
+            [1, 1, 1, 0, 1, 1, 1],
+            [2, 3, 5, 2, 2, 3, 5],
+            [3, 33, 67, 3, 2, 5, 1],
+            [1, 17, 130, 0, 3, 16, 20],
+            [1, 70, 33, 1, 1, 40, 33],
+        ] {
+            Case::new(sizes).check();
+            Case::new(sizes)
+                .masked(|example, key| (key * 7 + example) % 3 == 1)
+                .check();
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_how_the_longer_axis_is_cut() {
+        // Few heads: the backward pass sums gradients over chunks of keys, then over chunks of queries.
+        Case::new([1, 20, 600, 10, 1, 4, 4]).check();
+        Case::new([1, 600, 20, 10, 1, 4, 4]).check();
+    }
+
+    #[test]
+    fn queries_without_keys_are_zero() {
+        let cases = [
+            Case::new([2, 5, 3, 3, 2, 4, 3]),
+            Case::new([2, 5, 9, 2, 2, 4, 3]).masked(|_, _| true),
+        ];
+        for case in cases {
+            assert!(case.run().iter().flatten().all(|number| *number == 0.0));
+        }
+        // Beside an example that has keys.
+        Case::new([2, 5, 9, 2, 2, 4, 3])
+            .masked(|example, _| example == 1)
+            .check();
+    }
+
+    #[test]
+    fn empty_batches_and_empty_queries_are_fine() {
+        Case::new([0, 5, 9, 2, 2, 4, 3]).check();
+        Case::new([2, 0, 9, 2, 2, 4, 3]).check();
+    }
+
+    #[test]
+    fn a_single_key_gives_its_logit_no_gradient() {
+        let [context, _, d_query, d_key, _] = Case::new([2, 40, 3, 2, 2, 5, 7]).run();
+        assert!(context.iter().any(|number| *number != 0.0));
+        assert!(d_query.iter().chain(&d_key).all(|number| *number == 0.0));
+    }
+
+    #[test]
+    fn logits_of_any_size_stay_finite() {
+        let mut case = Case::new([1, 20, 150, 0, 1, 8, 8]);
+        case.dims.scale = 1e4;
+        assert!(case.run().iter().flatten().all(|number| number.is_finite()));
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        for sizes in [
+            [3, 70, 67, 3, 2, 5, 3],
+            [1, 300, 600, 0, 1, 4, 4],
+            [1, 600, 300, 0, 1, 4, 4],
+        ] {
+            let case = Case::new(sizes);
+            let [one, three] = [1, 3].map(|threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                let results = pool.build().unwrap().install(|| case.run());
+                results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            });
+            assert!(one == three, "{sizes:?}");
+        }
+    }
+
+    /// What a kind of vector makes of some numbers.
+    struct Operations<'a>(&'a mut Vec<[f32; LANES]>);
+
+    impl Kernel for Operations<'_> {
+        #[inline(always)]
+        fn run<V: Vector>(self) {
+            let a: [f32; LANES] = std::array::from_fn(|lane| lane as f32 - 7.5);
+            let b: [f32; LANES] = std::array::from_fn(|lane| 3.0 - (lane as f32));
+            let (va, vb) = (V::load(&a), V::load(&b));
+            let [low, high] = va.interleave(vb);
+            let results = [
+                V::splat(2.5),
+                va.plus(vb),
+                va.minus(vb),
+                va.times(vb),
+                va.fused(vb, V::splat(0.5)),
+                va.max(vb),
+                low,
+                high,
+                vb.with_exponent(va.plus(V::splat(0.5 + ROUND))),
+            ];
+            for result in results {
+                let mut numbers = [0.0; LANES];
+                result.store(&mut numbers);
+                self.0.push(numbers);
+            }
+        }
+    }
+
+    /// Exponentials of -100 to 0.
+    struct Exponentials<'a>(&'a mut Vec<f32>);
+
+    impl Kernel for Exponentials<'_> {
+        #[inline(always)]
+        fn run<V: Vector>(self) {
+            for first in (0..100_000).step_by(LANES) {
+                let x: [f32; LANES] = std::array::from_fn(|lane| (first + lane) as f32 / -1000.0);
+                let mut numbers = [0.0; LANES];
+                exp(V::load(&x)).store(&mut numbers);
+                self.0.extend(numbers);
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_of_all_kinds_compute_the_same() {
+        let (mut plain, mut widest) = (Vec::new(), Vec::new());
+        Operations(&mut plain).run::<Plain>();
+        dispatch(Operations(&mut widest));
+        assert_eq!(plain, widest);
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            let mut avx2 = Vec::new();
+            // SAFETY: the processor has these instructions.
+            unsafe { x86::run_avx2(Operations(&mut avx2)) };
+            assert_eq!(plain, avx2);
+        }
+    }
+
+    #[test]
+    fn exponentials_are_close_and_end_near_zero() {
+        let (mut plain, mut widest) = (Vec::new(), Vec::new());
+        Exponentials(&mut plain).run::<Plain>();
+        dispatch(Exponentials(&mut widest));
+        for got in [plain, widest] {
+            for (index, got) in got.into_iter().enumerate() {
+                let x = f64::from(index as f32 / -1000.0);
+                // What the argument and its factor lose by rounding is a share of the result.
+                let share = f64::from(f32::EPSILON) * (2.0 + x.abs());
+                let error = (f64::from(got) - x.exp()).abs();
+                assert!(
+                    error <= share * x.exp() + f64::from(f32::MIN_POSITIVE),
+                    "{x}"
+                );
+            }
+        }
     }
 }
