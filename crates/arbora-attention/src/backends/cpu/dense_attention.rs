@@ -399,7 +399,7 @@ fn exp<V: Vector>(x: V) -> V {
         .fused(rest, V::splat(1.340_042_8e-3))
         .fused(rest, V::splat(9.618_057e-3))
         .fused(rest, V::splat(5.550_327e-2))
-        .fused(rest, V::splat(2.402_265_1e-1))
+        .fused(rest, V::splat(2.402_265e-1))
         .fused(rest, V::splat(6.931_472e-1))
         .fused(rest, V::splat(1.0));
     series.with_exponent(rounded)
@@ -742,16 +742,16 @@ fn product<V: Vector, const ROWS: usize, const VECTORS: usize>(
     assert!((depth - 1) * b_step + VECTORS * LANES <= b.len());
     for t in 0..depth {
         let mut columns = [V::splat(0.0); VECTORS];
-        for vector in 0..VECTORS {
+        for (vector, numbers) in columns.iter_mut().enumerate() {
             let first = t * b_step + vector * LANES;
             // SAFETY: the largest index is checked above.
-            columns[vector] = V::load(unsafe { &*b.as_ptr().add(first).cast() });
+            *numbers = V::load(unsafe { &*b.as_ptr().add(first).cast() });
         }
-        for row in 0..ROWS {
+        for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the largest index is checked above.
             let factor = V::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
-            for vector in 0..VECTORS {
-                sums[row][vector] = factor.fused(columns[vector], sums[row][vector]);
+            for (sum, numbers) in sums.iter_mut().zip(columns) {
+                *sum = factor.fused(numbers, *sum);
             }
         }
     }
@@ -791,9 +791,9 @@ fn products<V: Vector, const VECTORS: usize>(
                 b,
                 VECTORS * LANES,
             );
-            for row in 0..ROWS {
-                for vector in 0..VECTORS {
-                    sink.take(first + row, vector, block[row][vector]);
+            for (row, vectors) in block.into_iter().enumerate() {
+                for (vector, products) in vectors.into_iter().enumerate() {
+                    sink.take(first + row, vector, products);
                 }
             }
         }
@@ -835,11 +835,11 @@ fn add_products<V: Vector>(
                 b,
                 columns,
             );
-            for row in 0..ROWS {
-                for vector in 0..VECTORS {
+            for (row, vectors) in block.into_iter().enumerate() {
+                for (vector, products) in vectors.into_iter().enumerate() {
                     let start = (first + row) * columns + vector * LANES;
                     let target = lanes_mut(target, start);
-                    V::load(target).plus(block[row][vector]).store(target);
+                    V::load(target).plus(products).store(target);
                 }
             }
         }
@@ -1642,7 +1642,7 @@ mod tests {
             let mut log_total = zero(dims.batch * dims.queries * dims.heads);
             let [mut d_query, mut d_key, mut d_value] =
                 [self.query.len(), self.key.len(), self.value.len()].map(zero);
-            for index in 0..log_total.len() {
+            for (index, log_total) in log_total.iter_mut().enumerate() {
                 let (row, head) = (index / dims.heads, index % dims.heads);
                 let (example, query) = (row / dims.queries, row % dims.queries);
                 let at_query = dims.query_row(example, query, head);
@@ -1671,7 +1671,7 @@ mod tests {
                     .collect();
                 let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
                 if !kept.is_empty() {
-                    log_total[index] = total.ln();
+                    *log_total = total.ln();
                 }
                 let d_weights: Vec<f64> = kept
                     .iter()
