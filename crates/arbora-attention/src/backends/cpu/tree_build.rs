@@ -8,7 +8,7 @@
 //! The mean over siblings is linear, and so is the last layer of the feed-forward part: hidden units
 //! are averaged first, and the last layer sees one row per parent.
 
-use super::simd::{Arithmetic, Kernel, LANES, dispatch, dot, exp, sum_lanes};
+use super::simd::{Arithmetic, Kernel, LANES, dispatch, dot, exp};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
@@ -650,7 +650,7 @@ impl Kernel for Forward<'_, '_> {
         }
         multiply(
             parents,
-            Into::Add,
+            Write::Add,
             1.0,
             Matrix::new(pooled, ff),
             Matrix::new(block.outer, dim),
@@ -709,7 +709,7 @@ fn activate<A: Arithmetic>(
     let projected = |target: &mut [f32], factor: f32, rows: &[f32], weight: &[f32]| {
         multiply(
             target,
-            Into::Set,
+            Write::Set,
             factor,
             Matrix::new(rows, dim),
             Matrix::new(weight, dim),
@@ -729,7 +729,7 @@ fn activate<A: Arithmetic>(
     }
     multiply(
         attended,
-        Into::Add,
+        Write::Add,
         1.0,
         Matrix::new(context, dim),
         Matrix::new(block.output, dim),
@@ -745,7 +745,7 @@ fn activate<A: Arithmetic>(
     );
     multiply(
         &mut hidden[..rows * 2 * ff],
-        Into::Set,
+        Write::Set,
         1.0,
         Matrix::new(ff_normed, dim),
         Matrix::new(block.inner, 2 * ff),
@@ -828,10 +828,12 @@ impl Kernel for Backward<'_, '_> {
             own.copy_from_slice(run.d_parents);
             rest = after;
         }
+        add_rows::<A>(gradients.outer_bias, d_outputs);
         for (siblings, d_output) in groups.iter().zip(d_outputs.chunks_exact_mut(dim)) {
-            add::<A>(gradients.outer_bias, 1.0, d_output);
             let share = 1.0 / siblings.len() as f32;
-            d_output.iter_mut().for_each(|number| *number *= share);
+            for number in d_output {
+                *number *= share;
+            }
         }
         let d_outputs = &*d_outputs;
 
@@ -840,7 +842,7 @@ impl Kernel for Backward<'_, '_> {
         let d_pooled = &mut d_pooled[..groups.len() * ff];
         multiply(
             d_pooled,
-            Into::Set,
+            Write::Set,
             1.0,
             Matrix::new(d_outputs, dim),
             Matrix::new(block.outer, dim).transposed(),
@@ -891,7 +893,7 @@ impl Kernel for Backward<'_, '_> {
                           columns: usize| {
             multiply(
                 target,
-                Into::Add,
+                Write::Add,
                 factor,
                 Matrix::new(rows, width).transposed(),
                 Matrix::new(grads, columns),
@@ -901,7 +903,7 @@ impl Kernel for Backward<'_, '_> {
         accumulate(gradients.inner, 1.0, ff_normed, dim, hidden, 2 * ff);
         multiply(
             d_rows,
-            Into::Add,
+            Write::Add,
             1.0,
             Matrix::new(hidden, 2 * ff),
             Matrix::new(block.inner, 2 * ff).transposed(),
@@ -916,21 +918,19 @@ impl Kernel for Backward<'_, '_> {
         );
 
         // The attention among siblings.
-        for d_row in d_rows.chunks_exact(dim) {
-            add::<A>(gradients.output_bias, 1.0, d_row);
-        }
+        add_rows::<A>(gradients.output_bias, d_rows);
         accumulate(gradients.output, 1.0, context, dim, d_rows, dim);
-        let back = |target: &mut [f32], into: Into, factor: f32, grads: &[f32], weight: &[f32]| {
+        let back = |target: &mut [f32], write: Write, factor: f32, grads: &[f32], weight: &[f32]| {
             multiply(
                 target,
-                into,
+                write,
                 factor,
                 Matrix::new(grads, dim),
                 Matrix::new(weight, dim).transposed(),
             );
         };
         let d_context = &mut d_context[..length];
-        back(d_context, Into::Set, 1.0, d_rows, block.output);
+        back(d_context, Write::Set, 1.0, d_rows, block.output);
         let (d_query, d_key, d_value) = (
             &mut d_query[..length],
             &mut d_key[..length],
@@ -950,7 +950,7 @@ impl Kernel for Backward<'_, '_> {
         accumulate(gradients.query, scale, normed, dim, d_query, dim);
         accumulate(gradients.key, 1.0, input, dim, d_key, dim);
         accumulate(gradients.value, 1.0, input, dim, d_value, dim);
-        back(d_rows, Into::Add, scale, d_query, block.query);
+        back(d_rows, Write::Add, scale, d_query, block.query);
         layer_norm_backward::<A>(
             input,
             block.norm_gamma,
@@ -962,8 +962,8 @@ impl Kernel for Backward<'_, '_> {
         if *pass != Pass::All {
             return;
         }
-        back(d_rows, Into::Add, 1.0, d_key, block.key);
-        back(d_rows, Into::Add, 1.0, d_value, block.value);
+        back(d_rows, Write::Add, 1.0, d_key, block.key);
+        back(d_rows, Write::Add, 1.0, d_value, block.value);
         let mut rest = &*d_rows;
         for run in runs {
             let (own, after) = rest.split_at(run.d_children.len());
@@ -1001,22 +1001,30 @@ fn attend<A: Arithmetic>(
                     *weight = dot::<A>(query, &key[other * dim + head * width..][..width]);
                     highest = highest.max(*weight);
                 }
-                real.iter_mut().for_each(|weight| *weight -= highest);
+                for weight in real {
+                    *weight -= highest;
+                }
                 missing.fill(f32::NEG_INFINITY);
             }
         }
     }
     // All exponentials at once fill the vectors that a handful of siblings does not.
-    weights
-        .iter_mut()
-        .for_each(|weight| *weight = exp::<A>(*weight));
+    for at in (0..weights.len()).step_by(LANES) {
+        let mut lanes = load(&weights[at..]);
+        for lane in &mut lanes {
+            *lane = exp::<A>(*lane);
+        }
+        store(&mut weights[at..], lanes);
+    }
     for siblings in groups {
         for row in siblings.clone() {
             for head in 0..heads {
                 let weights = &mut weights[(row * heads + head) * group..][..group];
                 let total: f32 = weights.iter().sum();
                 let factor = 1.0 / total;
-                weights.iter_mut().for_each(|weight| *weight *= factor);
+                for weight in &mut *weights {
+                    *weight *= factor;
+                }
                 let context = &mut context[row * dim + head * width..][..width];
                 context.fill(0.0);
                 for (weight, other) in weights.iter().zip(siblings.clone()) {
@@ -1098,7 +1106,7 @@ fn layer_norm<A: Arithmetic>(
     let dim = gamma.len();
     let rows = input.chunks_exact(dim).zip(output.chunks_exact_mut(dim));
     for ((input, output), moments) in rows.zip(moments) {
-        let mean = sum(input) / dim as f32;
+        let mean = sum::<A>(input) / dim as f32;
         // Lanes past the row's end hold the mean, which is no distance apart.
         let mut total = [0.0; LANES];
         for at in (0..dim).step_by(LANES) {
@@ -1108,7 +1116,7 @@ fn layer_norm<A: Arithmetic>(
                 total[lane] = A::mul_add(apart, apart, total[lane]);
             }
         }
-        let inverse = 1.0 / (sum_lanes(total) / dim as f32 + epsilon).sqrt();
+        let inverse = 1.0 / (sum_lanes::<A>(&total) / dim as f32 + epsilon).sqrt();
         *moments = [mean, inverse];
         for at in (0..dim).step_by(LANES) {
             let (input, gamma, beta) = (load(&input[at..]), load(&gamma[at..]), load(&beta[at..]));
@@ -1153,7 +1161,10 @@ fn layer_norm_backward<A: Arithmetic>(
             store(&mut d_gamma[at..], d_gamma_total);
             store(&mut d_beta[at..], d_beta_total);
         }
-        let (plain, along) = (sum_lanes(plain) / dim as f32, sum_lanes(along) / dim as f32);
+        let (plain, along) = (
+            sum_lanes::<A>(&plain) / dim as f32,
+            sum_lanes::<A>(&along) / dim as f32,
+        );
         for at in (0..dim).step_by(LANES) {
             let (input, gamma) = (load(&input[at..]), load(&gamma[at..]));
             let mut change = load(&grad[at..]);
@@ -1199,11 +1210,19 @@ fn load(slice: &[f32]) -> [f32; LANES] {
 
 #[inline(always)]
 fn load_or(slice: &[f32], missing: f32) -> [f32; LANES] {
-    slice.first_chunk().copied().unwrap_or_else(|| {
-        let mut lanes = [missing; LANES];
-        lanes[..slice.len()].copy_from_slice(slice);
-        lanes
-    })
+    match slice.first_chunk() {
+        Some(lanes) => *lanes,
+        None => load_rest(slice, missing),
+    }
+}
+
+/// Not inlined, or the compiler copies whole vectors, too, by a length it does not know.
+#[cold]
+#[inline(never)]
+fn load_rest(slice: &[f32], missing: f32) -> [f32; LANES] {
+    let mut lanes = [missing; LANES];
+    lanes[..slice.len()].copy_from_slice(slice);
+    lanes
 }
 
 /// Writes the first numbers of a slice, as many as it has.
@@ -1211,12 +1230,18 @@ fn load_or(slice: &[f32], missing: f32) -> [f32; LANES] {
 fn store(slice: &mut [f32], lanes: [f32; LANES]) {
     match slice.first_chunk_mut() {
         Some(target) => *target = lanes,
-        None => slice.copy_from_slice(&lanes[..slice.len()]),
+        None => store_rest(slice, lanes),
     }
 }
 
+#[cold]
+#[inline(never)]
+fn store_rest(slice: &mut [f32], lanes: [f32; LANES]) {
+    slice.copy_from_slice(&lanes[..slice.len()]);
+}
+
 #[inline(always)]
-fn sum(slice: &[f32]) -> f32 {
+fn sum<A: Arithmetic>(slice: &[f32]) -> f32 {
     let mut total = [0.0; LANES];
     for at in (0..slice.len()).step_by(LANES) {
         let lanes = load(&slice[at..]);
@@ -1224,7 +1249,12 @@ fn sum(slice: &[f32]) -> f32 {
             total[lane] += lanes[lane];
         }
     }
-    sum_lanes(total)
+    sum_lanes::<A>(&total)
+}
+
+#[inline(always)]
+fn sum_lanes<A: Arithmetic>(lanes: &[f32; LANES]) -> f32 {
+    A::sum_lanes(A::load(lanes))
 }
 
 /// `target += factor * source`, for slices of a few vectors.
@@ -1232,13 +1262,30 @@ fn sum(slice: &[f32]) -> f32 {
 fn add<A: Arithmetic>(target: &mut [f32], factor: f32, source: &[f32]) {
     let (target_vectors, target_rest) = target.as_chunks_mut::<LANES>();
     let (source_vectors, source_rest) = source.as_chunks::<LANES>();
+    let factors = A::splat(factor);
     for (target, source) in target_vectors.iter_mut().zip(source_vectors) {
-        for lane in 0..LANES {
-            target[lane] = A::mul_add(factor, source[lane], target[lane]);
-        }
+        let total = A::mul_add_lanes(factors, A::load(source), A::load(target));
+        A::store(total, target);
     }
     for (target, source) in target_rest.iter_mut().zip(source_rest) {
         *target = A::mul_add(factor, *source, *target);
+    }
+}
+
+/// Adds every row of a matrix to the target, column by column: a sum that stays in a register is not
+/// written once per row.
+#[inline(always)]
+fn add_rows<A: Arithmetic>(target: &mut [f32], rows: &[f32]) {
+    let dim = target.len();
+    for at in (0..dim).step_by(LANES) {
+        let mut total = load(&target[at..]);
+        for row in rows.chunks_exact(dim) {
+            let row = load(&row[at..]);
+            for lane in 0..LANES {
+                total[lane] += row[lane];
+            }
+        }
+        store(&mut target[at..], total);
     }
 }
 
@@ -1279,13 +1326,13 @@ impl<'a> Matrix<'a> {
 
 /// What happens to the numbers that a product is written over.
 #[derive(Clone, Copy, PartialEq)]
-enum Into {
+enum Write {
     Set,
     Add,
 }
 
 /// `target = factor * left * right`, or that added to it, on this thread.
-fn multiply(target: &mut [f32], into: Into, factor: f32, left: Matrix, right: Matrix) {
+fn multiply(target: &mut [f32], write: Write, factor: f32, left: Matrix, right: Matrix) {
     let (rows, columns, inner) = (left.rows, right.columns, left.columns);
     assert_eq!(inner, right.rows, "tree_build: inner axis of a product");
     assert_eq!(
@@ -1303,7 +1350,7 @@ fn multiply(target: &mut [f32], into: Into, factor: f32, left: Matrix, right: Ma
             target.as_mut_ptr(),
             1,
             columns as isize,
-            into == Into::Add,
+            write == Write::Add,
             left.numbers.as_ptr(),
             left.column_stride,
             left.row_stride,
