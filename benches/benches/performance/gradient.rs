@@ -36,8 +36,11 @@ pub fn measure(bench: &mut Bench) {
     for tokens in contexts {
         let problem = search::problem(*tokens, bench.quick);
         measure_one(bench, problem, Routes::Learned, Loss::Context);
-        if contexts.last() == Some(tokens) {
-            measure_one(bench, problem, Routes::Learned, Loss::Policy);
+        if contexts.last() != Some(tokens) {
+            continue;
+        }
+        measure_one(bench, problem, Routes::Learned, Loss::Policy);
+        if !bench.quick {
             measure_one(bench, problem, Routes::OneLeaf, Loss::Context);
             measure_one(bench, problem, Routes::Uniform, Loss::Context);
         }

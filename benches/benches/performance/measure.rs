@@ -1,7 +1,8 @@
 //! Time and memory of a piece of work.
 
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// How long measurements take.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +21,7 @@ impl Effort {
             true => Self {
                 rounds: 3,
                 turn_seconds: 0.02,
-                most_seconds: 3.0,
+                most_seconds: 2.0,
             },
             // Seven samples, or half a second of them.
             false => Self {
@@ -31,6 +32,10 @@ impl Effort {
         }
     }
 }
+
+/// Before each turn. libtorch's threads keep waiting at full speed for a few milliseconds after their
+/// work is done, and would take a core from whoever comes next.
+const PAUSE: Duration = Duration::from_millis(30);
 
 /// Work under a name. Each call does all of it and waits for the device.
 pub struct Entrant<'a> {
@@ -68,6 +73,7 @@ pub fn contest(effort: &Effort, mut entrants: Vec<Entrant<'_>>) -> Vec<Measured>
     let mut round = 0.0;
     for entrant in &mut entrants {
         // The first call warms up; the second tells how long one takes.
+        sleep(PAUSE);
         (entrant.work)();
         let guess = timed(&mut entrant.work).max(1e-9);
         let repeats = (effort.turn_seconds / guess).ceil().clamp(1.0, 1000.0);
@@ -77,6 +83,7 @@ pub fn contest(effort: &Effort, mut entrants: Vec<Entrant<'_>>) -> Vec<Measured>
     let rounds = ((effort.most_seconds / round) as usize).clamp(2, effort.rounds.max(2));
     for _ in 0..rounds {
         for (entrant, (repeats, samples)) in entrants.iter_mut().zip(&mut turns) {
+            sleep(PAUSE);
             samples.extend((0..*repeats).map(|_| timed(&mut entrant.work)));
         }
     }

@@ -21,7 +21,7 @@ pub fn exponents(quick: bool) -> &'static [u32] {
 const QUERIES: usize = 8192;
 
 /// Of dense attention, whose time per query is that of its share.
-const DENSE_QUERIES: usize = 128;
+const DENSE_QUERIES: usize = 64;
 
 pub fn measure(bench: &mut Bench) {
     let exponents = exponents(bench.quick);

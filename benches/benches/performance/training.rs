@@ -107,8 +107,8 @@ impl Step {
         let forward = 2.0 * embedding
             + aggregation(children, width, d_ff)
             + 2.0 * linear(nodes, width, width)
-            // Queries and outputs, of the search and of attention to all leaves.
-            + 4.0 * linear(rows, width, width)
+            // Search and attention to all leaves share their queries; each has outputs.
+            + 3.0 * linear(rows, width, width)
             + attention(rows, tokens, width)
             + attention(rows, slots, width)
             + 2.0 * decoder;

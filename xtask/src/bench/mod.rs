@@ -98,17 +98,20 @@ pub fn run(args: &Args) -> Result<()> {
         cargo.args(["--only", &args.only.join(",")]);
     }
     // Pages are about the code as it was when measuring began.
-    let (commit, date) = (commit()?, page::today()?);
+    let origin = match whole {
+        true => Some((commit()?, page::today()?)),
+        false => None,
+    };
     shell::run(environment.apply(&mut cargo))?;
 
     let text = fs::read_to_string(&numbers)
         .with_context(|| format!("cannot read {}", numbers.display()))?;
     let report: Report = serde_json::from_str(&text).context("output of the benchmark")?;
     println!("\n{}", table::terminal(&report));
-    if !whole {
+    let Some((commit, date)) = origin else {
         println!("numbers: {}", numbers.display());
         return Ok(());
-    }
+    };
     let results = Results {
         command: GENERATOR.into(),
         commit,
@@ -171,4 +174,39 @@ fn memory_gib() -> Option<f64> {
         .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes / (1 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_repositorys_page_takes_the_tables() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("docs/results");
+        fs::create_dir_all(&folder).unwrap();
+        let page = folder.join("performance.md");
+        fs::copy(shell::root().join("docs/results/performance.md"), &page).unwrap();
+        let results = Results {
+            command: GENERATOR.into(),
+            commit: "commit 1234567".into(),
+            date: "2026-01-01".into(),
+            machine: Machine {
+                cpu: "some CPU".into(),
+                threads: 2,
+            },
+            memory_gib: Some(24.0),
+            measured: Value::Null,
+        };
+        write(&results, &table::tests::report(), root.path()).unwrap();
+        let page = fs::read_to_string(page).unwrap();
+        assert!(
+            page.contains(
+                "at commit 1234567 on some CPU with 2 cores, 24 GiB of memory, in 10 minutes."
+            ),
+            "{page}"
+        );
+        assert!(page.contains("| 20.0 × |") && page.contains("How to read the tables."));
+        assert!(folder.join("performance.json").is_file());
+    }
 }

@@ -226,7 +226,7 @@ fn measurements<'a>(rows: impl Iterator<Item = &'a Row>, named: bool) -> Table {
                 true => "–".into(),
                 false => others.join(", "),
             },
-            or_dash(row.ratio, |ratio| format!("{ratio:.1} ×")),
+            or_dash(row.ratio, ratio),
             or_dash(row.floor_seconds, time),
             or_dash(row.over_floor, |over| format!("{over:.1}")),
             or_dash(row.ours.peak_bytes, memory),
@@ -319,16 +319,24 @@ fn time(seconds: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// Of times. Below 1 the second digit counts too.
+fn ratio(ratio: f64) -> String {
+    match ratio < 1.0 {
+        true => format!("{ratio:.2} ×"),
+        false => format!("{ratio:.1} ×"),
+    }
+}
+
 fn memory(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use serde_json::json;
 
-    fn report() -> Report {
+    pub fn report() -> Report {
         let measured = |name: &str, seconds: f64| json!({"name": name, "seconds": seconds, "fastest": seconds, "samples": 7, "peak_bytes": 2_000_000});
         let row = |section: &str, backend: &str, best: Option<&str>| {
             json!({
@@ -352,6 +360,11 @@ mod tests {
             "left_out": ["no GPU"],
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_ratio_below_one_keeps_its_digits() {
+        assert_eq!([20.04, 0.04].map(ratio), ["20.0 ×", "0.04 ×"]);
     }
 
     #[test]
