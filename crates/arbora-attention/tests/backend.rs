@@ -1,5 +1,7 @@
 //! The suite that every backend runs: `cargo xtask test-all-backends`.
 
+#[path = "backend/build.rs"]
+mod build;
 #[path = "backend/layer.rs"]
 mod layer;
 #[path = "backend/search.rs"]

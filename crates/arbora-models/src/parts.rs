@@ -1,9 +1,11 @@
 //! What the models are made of.
 
 use crate::prediction::{HeadKind, Prediction};
-use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
-use arbora_tree::Aggregator;
+use arbora_attention::{
+    BlockWeights, PreNormAttention, PreNormAttentionConfig, TreeBuildOptions, tree_build,
+};
 use arbora_tree::token::masked_mean;
+use arbora_tree::{Aggregator, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{
@@ -11,7 +13,7 @@ use burn::nn::{
     PositionalEncoding, PositionalEncodingConfig, Relu,
 };
 use burn::tensor::activation::gelu;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How tokens and queries are embedded.
@@ -170,6 +172,28 @@ impl Block {
         self.feed_forward
             .forward(self.attention.attend(tokens.clone(), tokens, mask))
     }
+
+    fn weights(&self) -> BlockWeights {
+        const BIAS: &str = "the block's layers are made with a bias";
+        let (attention, feed_forward) = (&self.attention, &self.feed_forward);
+        let shift = |norm: &LayerNorm| norm.beta.as_ref().expect(BIAS).val();
+        let bias = |linear: &Linear| linear.bias.as_ref().expect(BIAS).val();
+        BlockWeights {
+            norm_gamma: attention.norm.gamma.val(),
+            norm_beta: shift(&attention.norm),
+            query: attention.query.weight.val(),
+            key: attention.key.weight.val(),
+            value: attention.value.weight.val(),
+            output: attention.output.weight.val(),
+            output_bias: bias(&attention.output),
+            feed_forward_norm_gamma: feed_forward.norm.gamma.val(),
+            feed_forward_norm_beta: shift(&feed_forward.norm),
+            inner: feed_forward.inner.weight.val(),
+            inner_bias: bias(&feed_forward.inner),
+            outer: feed_forward.outer.weight.val(),
+            outer_bias: bias(&feed_forward.outer),
+        }
+    }
 }
 
 /// The published aggregator: one transformer block over the children of a node, shared by all nodes
@@ -201,6 +225,37 @@ impl Aggregator for BlockAggregator {
             children
         };
         masked_mean(self.block.forward(children, Some(mask.clone())), mask)
+    }
+
+    /// In one operator, which has no dropout: where dropout acts, level by level.
+    #[track_caller]
+    fn nodes(
+        &self,
+        leaves: Tensor<3>,
+        lengths: Tensor<1, Int>,
+        shape: &TokenTreeShape,
+    ) -> Tensor<3> {
+        let dropout = &self.block.feed_forward.dropout;
+        if dropout.prob > 0.0 && dropout.training.is_enabled() && leaves.device().is_autodiff() {
+            return LevelByLevel(self).nodes(leaves, lengths, shape);
+        }
+        let attention = &self.block.attention;
+        let options = TreeBuildOptions {
+            shape: *shape,
+            heads: attention.heads,
+            epsilon: LayerNormConfig::new(attention.d_model).epsilon,
+            detach_children: self.detach_children,
+        };
+        tree_build(leaves, lengths, self.block.weights(), options)
+    }
+}
+
+/// An aggregator without its own way to all nodes at once.
+struct LevelByLevel<'a>(&'a BlockAggregator);
+
+impl Aggregator for LevelByLevel<'_> {
+    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+        self.0.aggregate(children, mask)
     }
 }
 

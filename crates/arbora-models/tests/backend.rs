@@ -1,5 +1,7 @@
 //! The suite that every backend runs: `cargo xtask test-all-backends`.
 
+#[path = "backend/aggregator.rs"]
+mod aggregator;
 #[path = "backend/gradients.rs"]
 mod gradients;
 #[path = "backend/losses.rs"]

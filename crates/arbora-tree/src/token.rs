@@ -14,6 +14,62 @@ pub trait Aggregator {
     /// - returns `[groups, dim]`; what it returns for a group without real siblings is ignored, but
     ///   must be finite
     fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2>;
+
+    /// All nodes of a batch of trees. The provided method aggregates level by level, from the leaves
+    /// up, all nodes of a level at once; an aggregator that has a faster way to the same nodes
+    /// overrides it.
+    ///
+    /// # Shapes
+    /// - leaves: `[batch, shape.width(0), dim]`; rows of ghosts are ignored
+    /// - lengths: `[batch]`, real leaves per example
+    /// - returns `[batch, shape.nodes(), dim]` in level order; ghosts are zero
+    ///
+    /// # Panics
+    /// If [`aggregate`](Self::aggregate) does not return one row of the same width per group.
+    #[track_caller]
+    fn nodes(
+        &self,
+        leaves: Tensor<3>,
+        lengths: Tensor<1, Int>,
+        shape: &TokenTreeShape,
+    ) -> Tensor<3> {
+        let [batch, _, dim] = leaves.dims();
+        let device = leaves.device();
+        let node_mask = node_mask(shape, lengths);
+        let mask_at = |height: usize| {
+            let offset = shape.offset(height);
+            node_mask
+                .clone()
+                .slice([0..batch, offset..offset + shape.width(height)])
+        };
+        let mut level_mask = mask_at(0);
+        let mut level = zero_masked(leaves, level_mask.clone());
+        let mut levels = vec![level.clone()];
+        for height in 1..=shape.height() {
+            let (width, group) = (shape.width(height), shape.group(height));
+            // [batch, width * group, dim] -> [batch * width, group, dim]: siblings side by side.
+            let children = pad_rows(level, width * group).reshape([batch * width, group, dim]);
+            let missing = width * group - level_mask.dims()[1];
+            if missing > 0 {
+                let ghosts = Tensor::<2>::ones([batch, missing], &device).bool();
+                level_mask = Tensor::cat(vec![level_mask, ghosts], 1);
+            }
+            let children_mask = level_mask.reshape([batch * width, group]);
+            let parents = self.aggregate(children, children_mask);
+            assert_eq!(
+                parents.dims(),
+                [batch * width, dim],
+                "token_tree: aggregator's output: expected {:?}, got {:?}",
+                [batch * width, dim],
+                parents.dims()
+            );
+            level_mask = mask_at(height);
+            level = zero_masked(parents.reshape([batch, width, dim]), level_mask.clone());
+            levels.push(level.clone());
+        }
+        levels.reverse();
+        Tensor::cat(levels, 1)
+    }
 }
 
 /// The mean of the real siblings.
@@ -53,7 +109,7 @@ pub struct TokenTree {
 }
 
 impl TokenTree {
-    /// Builds the trees bottom-up, one aggregation per level over all nodes of the level.
+    /// Builds the trees bottom-up by [`Aggregator::nodes`].
     ///
     /// # Shapes
     /// - tokens: `[batch, tokens, dim]`
@@ -96,44 +152,19 @@ impl TokenTree {
         };
         let node_mask = node_mask(&shape, lengths.clone());
 
-        let mut level = select_rows(tokens, order.clone()); // [batch, tokens, dim]
-        let slots = shape.width(0);
-        if slots > count {
-            level = pad_rows(level, slots);
-        }
-        let leaf_mask = node_mask
-            .clone()
-            .slice([0..batch, shape.offset(0)..shape.nodes()]);
-        let mut level = zero_masked(level, leaf_mask.clone());
-        let mut level_mask = leaf_mask;
-        let mut levels = vec![level.clone()];
-        for height in 1..=shape.height() {
-            let (width, group) = (shape.width(height), shape.group(height));
-            // [batch, width * group, dim] -> [batch * width, group, dim]: siblings side by side.
-            let children = pad_rows(level, width * group).reshape([batch * width, group, dim]);
-            let missing = width * group - level_mask.dims()[1];
-            if missing > 0 {
-                let ghosts = Tensor::<2>::ones([batch, missing], &device).bool();
-                level_mask = Tensor::cat(vec![level_mask, ghosts], 1);
-            }
-            let children_mask = level_mask.reshape([batch * width, group]);
-            let parents = aggregator.aggregate(children, children_mask);
-            assert_eq!(
-                parents.dims(),
-                [batch * width, dim],
-                "token_tree: aggregator's output: expected {:?}, got {:?}",
-                [batch * width, dim],
-                parents.dims()
-            );
-            let offset = shape.offset(height);
-            level_mask = node_mask.clone().slice([0..batch, offset..offset + width]);
-            level = zero_masked(parents.reshape([batch, width, dim]), level_mask.clone());
-            levels.push(level.clone());
-        }
-        levels.reverse();
+        let leaves = select_rows(tokens, order.clone()); // [batch, tokens, dim]
+        let leaves = pad_rows(leaves, shape.width(0));
+        let nodes = aggregator.nodes(leaves, lengths.clone(), &shape);
+        assert_eq!(
+            nodes.dims(),
+            [batch, shape.nodes(), dim],
+            "token_tree: aggregator's nodes: expected {:?}, got {:?}",
+            [batch, shape.nodes(), dim],
+            nodes.dims()
+        );
         Self {
             shape,
-            nodes: Tensor::cat(levels, 1),
+            nodes,
             mask: node_mask,
             lengths,
             order,

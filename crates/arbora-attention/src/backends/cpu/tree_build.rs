@@ -920,15 +920,16 @@ impl Kernel for Backward<'_, '_> {
         // The attention among siblings.
         add_rows::<A>(gradients.output_bias, d_rows);
         accumulate(gradients.output, 1.0, context, dim, d_rows, dim);
-        let back = |target: &mut [f32], write: Write, factor: f32, grads: &[f32], weight: &[f32]| {
-            multiply(
-                target,
-                write,
-                factor,
-                Matrix::new(grads, dim),
-                Matrix::new(weight, dim).transposed(),
-            );
-        };
+        let back =
+            |target: &mut [f32], write: Write, factor: f32, grads: &[f32], weight: &[f32]| {
+                multiply(
+                    target,
+                    write,
+                    factor,
+                    Matrix::new(grads, dim),
+                    Matrix::new(weight, dim).transposed(),
+                );
+            };
         let d_context = &mut d_context[..length];
         back(d_context, Write::Set, 1.0, d_rows, block.output);
         let (d_query, d_key, d_value) = (
