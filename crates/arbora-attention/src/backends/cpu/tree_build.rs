@@ -1407,3 +1407,105 @@ fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arbora_tree::Layout;
+
+    /// Numbers in (-1, 1) without a pattern that matters here.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// Nodes, gradients of the leaves and of the parameters.
+    fn build(dims: &BuildDims, lengths: &[usize], detach: bool, threads: usize) -> [Vec<f32>; 3] {
+        let mut weights = numbers(dims.parameters(), 1);
+        let parts = BlockGradients::over(&mut weights, dims);
+        let block = BlockSlices {
+            norm_gamma: parts.norm_gamma,
+            norm_beta: parts.norm_beta,
+            query: parts.query,
+            key: parts.key,
+            value: parts.value,
+            output: parts.output,
+            output_bias: parts.output_bias,
+            ff_norm_gamma: parts.ff_norm_gamma,
+            ff_norm_beta: parts.ff_norm_beta,
+            inner: parts.inner,
+            inner_bias: parts.inner_bias,
+            outer: parts.outer,
+            outer_bias: parts.outer_bias,
+        };
+        let leaves = numbers(dims.batch * dims.shape.width(0) * dims.dim, 2);
+        let grad = numbers(dims.batch * dims.example(), 3);
+        let mut nodes = vec![f32::NAN; grad.len()];
+        let mut d_leaves = vec![f32::NAN; leaves.len()];
+        let mut d_weights = vec![f32::NAN; dims.parameters()];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            forward(dims, &leaves, lengths, &block, &mut nodes);
+            let mut d_block = BlockGradients::over(&mut d_weights, dims);
+            let (d_leaves, d_block) = (&mut d_leaves[..], &mut d_block);
+            backward(
+                dims, &nodes, lengths, &block, detach, &grad, d_leaves, d_block,
+            );
+        });
+        [nodes, d_leaves, d_weights]
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        for (tokens, branching, layout) in [
+            (150, 2, Layout::LeftFilled),
+            (100, 3, Layout::Published),
+            (90, 5, Layout::LeftFilled),
+        ] {
+            let dims = BuildDims {
+                shape: TokenTreeShape::new(tokens, branching, layout),
+                batch: 9,
+                dim: 24,
+                heads: 3,
+                ff: 20,
+                epsilon: 1e-5,
+            };
+            let lengths: Vec<usize> = (0..9).map(|example| tokens * example / 8).collect();
+            for detach in [true, false] {
+                let alone = build(&dims, &lengths, detach, 1);
+                assert!(alone.iter().flatten().all(|number| number.is_finite()));
+                for threads in [2, 5] {
+                    assert!(alone == build(&dims, &lengths, detach, threads));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_normal_distribution_function_is_exact_to_single_precision() {
+        struct Cdf(f32);
+        impl Kernel for Cdf {
+            type Output = f32;
+            #[inline(always)]
+            fn run<A: Arithmetic>(self) -> f32 {
+                normal_cdf::<A>(self.0)
+            }
+        }
+        for step in -800..=800 {
+            let x = step as f32 / 100.0;
+            let z = (f64::from(x) * std::f64::consts::FRAC_1_SQRT_2).clamp(-4.5, 4.5);
+            // The power series of the error function.
+            let (mut term, mut erf) = (z, z);
+            for n in 1..120 {
+                term *= -z * z / f64::from(n);
+                erf += term / f64::from(2 * n + 1);
+            }
+            let exact = 0.5 + erf / std::f64::consts::PI.sqrt();
+            assert!((f64::from(dispatch(Cdf(x))) - exact).abs() <= 2e-7, "{x}");
+        }
+    }
+}
