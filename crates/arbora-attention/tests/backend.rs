@@ -2,6 +2,8 @@
 
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/kernels.rs"]
+mod kernels;
 #[path = "backend/layer.rs"]
 mod layer;
 #[path = "backend/search.rs"]

@@ -4,6 +4,8 @@
 //! its own module here.
 
 mod autodiff;
+#[cfg(feature = "cube-kernels")]
+mod cube;
 
 #[allow(unused_imports)] // No backend, no use.
 use crate::ops::TreeAttentionOps;
@@ -16,14 +18,3 @@ impl TreeAttentionOps for burn::backend::NdArray {}
 
 #[cfg(feature = "tch")]
 impl TreeAttentionOps for burn::backend::LibTorch {}
-
-#[cfg(any(
-    feature = "wgpu",
-    feature = "webgpu",
-    feature = "vulkan",
-    feature = "metal",
-    feature = "cuda",
-    feature = "rocm",
-    feature = "cpu"
-))]
-impl TreeAttentionOps for burn_cubecl::CubeBackend {}

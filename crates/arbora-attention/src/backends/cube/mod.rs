@@ -1,0 +1,173 @@
+//! Kernels for every CubeCL runtime.
+//!
+//! They compute in single precision and take what fits 32-bit positions; all else takes the
+//! reference body. Units write to places of their own and add in a fixed order: a launch gives the same
+//! numbers every time, and needs no atomics.
+
+// Kernels are host functions that record what the device runs; their arguments are its buffers.
+#![allow(clippy::too_many_arguments)]
+
+mod dense_attention;
+mod tree_build;
+mod tree_search;
+
+use crate::ops::{
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
+    TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
+};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, kernel::into_contiguous};
+use cubecl::ir::ElemType;
+use cubecl::prelude::{CubeCount, CubeDim};
+
+impl TreeAttentionOps for CubeBackend {
+    fn tree_search(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        route: RoutePrimitive<Self>,
+        options: TreeSearchOptions,
+    ) -> TreeSearchPrimitive<Self> {
+        let choice = match &route {
+            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => Some(numbers),
+            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => None,
+        };
+        let floats = [&query, &key, &value].into_iter().chain(choice);
+        match are_single(floats) && tree_search::fits(&query, &key, &value, &options) {
+            true => tree_search::search(query, key, value, lengths, route, options),
+            false => reference::tree_search::<Self>(query, key, value, lengths, route, options),
+        }
+    }
+
+    fn tree_context_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &grad]);
+        match single && tree_search::fits(&query, &key, &value, &options) {
+            true => tree_search::context_backward(query, key, value, lengths, path, grad, options),
+            false => reference::tree_context_backward::<Self>(
+                query, key, value, lengths, path, grad, options,
+            ),
+        }
+    }
+
+    fn tree_policy_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &grad]);
+        match single && tree_search::fits(&query, &key, &key, &options) {
+            true => tree_search::policy_backward(query, key, lengths, path, grad, options),
+            false => {
+                reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
+            }
+        }
+    }
+
+    fn dense_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask<Self>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match are_single([&query, &key, &value]) && dense_attention::fits(&query, &value) {
+            true => dense_attention::attend(query, key, value, mask, options),
+            false => reference::dense_attention::<Self>(query, key, value, mask, options),
+        }
+    }
+
+    fn dense_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        mask: AttentionMask<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        match single && dense_attention::fits(&query, &value) {
+            true => dense_attention::backward(
+                query, key, value, mask, context, log_total, grad, options,
+            ),
+            false => {
+                reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+            }
+        }
+    }
+
+    fn tree_build(
+        leaves: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        block: BlockPrimitive<Self>,
+        options: TreeBuildOptions,
+    ) -> FloatTensor<Self> {
+        let mut single = are_single([&leaves]);
+        let block: BlockPrimitive<Self> = block.map(|weight| {
+            single &= are_single([&weight]);
+            weight
+        });
+        match single && tree_build::fits(&leaves, &block, &options) {
+            true => tree_build::build(leaves, lengths, block, options),
+            false => reference::tree_build::<Self>(leaves, lengths, block, options),
+        }
+    }
+}
+
+fn are_single<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> bool {
+    tensors
+        .into_iter()
+        .all(|tensor| tensor.dtype == DType::F32 && fits_positions(tensor.shape().num_elements()))
+}
+
+/// Kernels count in 32 bits.
+fn fits_positions(elements: usize) -> bool {
+    i32::try_from(elements).is_ok()
+}
+
+/// Rows without gaps, on the device of `like`, not yet written.
+fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+}
+
+fn zeros(like: &CubeTensor, shape: Shape) -> CubeTensor {
+    zeros_client(like.client.clone(), like.device.clone(), shape, like.dtype)
+}
+
+/// As many units as there are places to write.
+fn grid(like: &CubeTensor, units: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new(&like.client, units);
+    let count = cubecl::calculate_cube_count_elemwise(&like.client, units, dim);
+    (count, dim)
+}
+
+/// How many numbers of a row a unit reads at once.
+fn vector_size(widths: &[usize]) -> usize {
+    match widths.iter().all(|width| width.is_multiple_of(4)) {
+        true => 4,
+        false => 1,
+    }
+}
+
+fn element(tensor: &CubeTensor) -> ElemType {
+    dtype_to_storage_type(tensor.dtype)
+}
