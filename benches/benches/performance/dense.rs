@@ -4,7 +4,6 @@
 
 use crate::measure::{Entrant, Measured};
 use crate::problem::Problem;
-use std::hint::black_box;
 
 /// The fastest of the measurements, if there is any.
 pub fn best(measured: &[Measured]) -> Option<&Measured> {
@@ -13,41 +12,48 @@ pub fn best(measured: &[Measured]) -> Option<&Measured> {
         .min_by(|one, other| one.seconds.total_cmp(&other.seconds))
 }
 
+/// What makes an entrant, or its parts, for a problem.
+type Make<T> = fn(Problem) -> T;
+
+const CORES: &[Make<Entrant<'static>>] = &[
+    #[cfg(feature = "tch")]
+    libtorch::core,
+    #[cfg(feature = "flex")]
+    flex::core,
+];
+
+const LAYERS: &[Make<[Entrant<'static>; 3]>] = &[
+    #[cfg(feature = "tch")]
+    libtorch::layer,
+    #[cfg(feature = "flex")]
+    flex::layer,
+];
+
+const GRADIENTS: &[Make<Entrant<'static>>] = &[
+    #[cfg(feature = "tch")]
+    libtorch::gradient,
+];
+
 /// Attention of projected queries to projected tokens.
 pub fn cores(problem: Problem) -> Vec<Entrant<'static>> {
-    let mut entrants = Vec::new();
-    #[cfg(feature = "tch")]
-    entrants.push(libtorch::core(problem));
-    #[cfg(feature = "flex")]
-    entrants.push(flex::core(problem));
-    let _ = problem;
-    entrants
+    CORES.iter().map(|make| make(problem)).collect()
 }
 
 /// The same with its projections, in three parts: all of it; keys and values, which a context needs
 /// once; queries, attention and output.
 pub fn layers(problem: Problem) -> Vec<[Entrant<'static>; 3]> {
-    let mut entrants = Vec::new();
-    #[cfg(feature = "tch")]
-    entrants.push(libtorch::layer(problem));
-    #[cfg(feature = "flex")]
-    entrants.push(flex::layer(problem));
-    let _ = problem;
-    entrants
+    LAYERS.iter().map(|make| make(problem)).collect()
 }
 
 /// Forward and backward of libtorch's fused attention by its own autograd.
 pub fn gradients(problem: Problem) -> Vec<Entrant<'static>> {
-    let mut entrants = Vec::new();
-    #[cfg(feature = "tch")]
-    entrants.push(libtorch::gradient(problem));
-    let _ = problem;
-    entrants
+    GRADIENTS.iter().map(|make| make(problem)).collect()
 }
 
 #[cfg(feature = "tch")]
 mod libtorch {
     use super::*;
+    use std::hint::black_box;
     use tch::{Device, Kind, Tensor};
 
     const NAME: &str = "libtorch";
@@ -161,6 +167,7 @@ mod flex {
     use burn::nn::{Linear, LinearConfig};
     use burn::tensor::module::attention;
     use burn::tensor::{Device, Tensor};
+    use std::hint::black_box;
 
     const NAME: &str = "burn-flex";
 

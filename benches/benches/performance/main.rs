@@ -37,8 +37,11 @@ use std::time::Instant;
 /// Threads of every measurement that does not say otherwise.
 const THREADS: usize = 2;
 
+/// Measures one subject and adds its rows to the report.
+type Section = fn(&mut Bench);
+
 /// What is measured, by the names that `--only` takes.
-const SECTIONS: [(&str, fn(&mut Bench)); 6] = [
+const SECTIONS: [(&str, Section); 6] = [
     ("search", search::measure),
     ("layer", layer::measure),
     ("scaling", scaling::measure),

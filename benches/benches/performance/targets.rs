@@ -41,12 +41,9 @@ fn target(number: u8, wanted: &str, backend: &str, measured: String, reached: bo
 }
 
 /// The row of the largest context with learned routes.
-fn largest<'a>(mut rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
-    let first = rows.find(|row| row.routes == Routes::Learned.name())?;
+fn largest<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
     rows.filter(|row| row.routes == Routes::Learned.name())
-        .fold(Some(first), |best, row| {
-            best.filter(|best| best.tokens >= row.tokens).or(Some(row))
-        })
+        .max_by_key(|row| row.tokens)
 }
 
 fn search_ratio(report: &Report, backend: &str) -> Option<Target> {
