@@ -69,10 +69,11 @@ fn one_operator_has_the_gradients_of_levels() {
         for ((path, got), (_, expected)) in operator.into_iter().zip(levels) {
             assert!(!got.is_empty(), "{path} has no gradient");
             assert_eq!(got.len(), expected.len(), "{path}");
+            // On some backends the gradient of burn's `gelu` is that of its approximation by tanh.
             let largest = expected.iter().fold(1.0f32, |most, x| most.max(x.abs()));
             for (got, expected) in got.into_iter().zip(expected) {
                 assert!(
-                    (got - expected).abs() <= 1e-4 * largest,
+                    (got - expected).abs() <= 2e-3 * largest,
                     "{path}, detach {detach}: {got}, expected {expected}"
                 );
             }
