@@ -1,20 +1,16 @@
 //! Which backends implement the operators, and how.
 //!
-//! Every backend uses the reference body so far. A backend that gets a kernel overrides the method in
-//! its own module here.
+//! `cpu` serves all backends whose tensors lie in this process's memory, `cube` all CubeCL runtimes;
+//! `autodiff` adds the gradients. What a backend has no kernel for falls to the reference body.
 
 mod autodiff;
+#[cfg(feature = "cpu-kernels")]
+mod cpu;
 #[cfg(feature = "cube-kernels")]
 mod cube;
-
-#[allow(unused_imports)] // No backend, no use.
-use crate::ops::TreeAttentionOps;
-
 #[cfg(feature = "flex")]
-impl TreeAttentionOps for burn::backend::Flex {}
-
+mod flex;
 #[cfg(feature = "ndarray")]
-impl TreeAttentionOps for burn::backend::NdArray {}
-
+mod ndarray;
 #[cfg(feature = "tch")]
-impl TreeAttentionOps for burn::backend::LibTorch {}
+mod tch;

@@ -1,11 +1,11 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
-use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
+use crate::functions::dense_attention;
+use crate::ops::DenseAttentionOptions;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::module::attention;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -115,37 +115,32 @@ impl PreNormAttention {
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<3> {
         let (key, value) = self.project_context(tokens);
-        self.attend_projected(queries, key, value, mask)
+        self.attend_projected(queries, key, value, 0, mask)
     }
 
-    /// [`attend`](Self::attend) to keys and values `[batch, tokens, heads, head_dim]`.
+    /// [`attend`](Self::attend) to the rows from `first_key` on of keys and values `[batch, rows,
+    /// heads, head_dim]`.
     #[track_caller]
     pub(super) fn attend_projected(
         &self,
         queries: Tensor<3>,
         key: Tensor<4>,
         value: Tensor<4>,
+        first_key: usize,
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<3> {
         let queries = self.project_queries(queries);
-        let [batch, count, heads, _] = queries.query.dims();
-        let tokens = key.dims()[1];
-        // burn's attention takes [batch, heads, rows, head_dim].
-        let (query, key, value) = (
-            queries.query.clone().swap_dims(1, 2),
-            key.swap_dims(1, 2),
-            value.swap_dims(1, 2),
+        let context = dense_attention(
+            queries.query.clone(),
+            key,
+            value,
+            mask,
+            DenseAttentionOptions {
+                first_key,
+                scale: None,
+            },
         );
-        let context = match mask {
-            None => attention(query, key, value, None, None, Default::default()),
-            Some(mask) => {
-                let mask = mask
-                    .reshape([batch, 1, 1, tokens])
-                    .expand([batch, heads, count, tokens]);
-                masked_attention(query, key, value, mask)
-            }
-        };
-        self.project_output(context.swap_dims(1, 2), queries)
+        self.project_output(context, queries)
     }
 
     #[track_caller]
@@ -204,31 +199,6 @@ impl PreNormAttention {
             self.d_model
         );
     }
-}
-
-/// Attention among unmasked keys, composed of plain operations.
-///
-/// burn's own `attention` does not serve here: burn-tch 0.22.1 hands the mask to libtorch as it is,
-/// where `true` means "takes part", and the gradient of burn's composed form overflows for queries
-/// whose keys are all masked.
-///
-/// - query, key, value: `[batch, heads, rows, head_dim]`
-/// - mask: `[batch, heads, queries, keys]`, `true` = masked out
-fn masked_attention(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    mask: Tensor<4, Bool>,
-) -> Tensor<4> {
-    let [.., head_dim] = query.dims();
-    let logits = query.matmul(key.transpose()) / (head_dim as f64).sqrt();
-    let logits = logits.mask_fill(mask.clone(), MASKED_LOGIT);
-    // The maximum only shifts the exponent, so it needs no gradient.
-    let exponential = (logits.clone() - logits.detach().max_dim(3)).exp();
-    let exponential = exponential.mask_fill(mask, 0.0);
-    // A query without keys has total 0; any positive divisor leaves it at 0.
-    let total = exponential.clone().sum_dim(3).clamp_min(SMALLEST_TOTAL);
-    (exponential / total).matmul(value)
 }
 
 fn rows(tensor: &Tensor<3>) -> usize {

@@ -170,14 +170,15 @@ impl TreeCrossAttention {
     /// - returns `[batch, queries, d_model]`
     #[track_caller]
     pub fn attend_leaves(&self, queries: Tensor<3>, index: &TreeIndex) -> Tensor<3> {
-        let [batch, nodes, heads, head_dim] = index.key.dims();
-        let leaves = index.shape.offset(0)..nodes;
-        let slice = |rows: &Tensor<4>| {
-            rows.clone()
-                .slice([0..batch, leaves.clone(), 0..heads, 0..head_dim])
-        };
-        let mask = index.mask.clone().slice([0..batch, leaves.clone()]);
-        self.attention
-            .attend_projected(queries, slice(&index.key), slice(&index.value), Some(mask))
+        let [batch, nodes, ..] = index.key.dims();
+        let first = index.shape.offset(0);
+        let mask = index.mask.clone().slice([0..batch, first..nodes]);
+        self.attention.attend_projected(
+            queries,
+            index.key.clone(),
+            index.value.clone(),
+            first,
+            Some(mask),
+        )
     }
 }

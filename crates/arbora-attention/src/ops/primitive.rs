@@ -121,8 +121,13 @@ impl<B: Backend> Float<B> {
         Self(B::float_matmul(self.0, other.0))
     }
 
+    /// The exact form. Its gradient is exact too, while burn's own operation has on some backends the
+    /// gradient of the approximation by a hyperbolic tangent.
     pub fn gelu(self) -> Self {
-        Self(B::gelu(self.0))
+        let cumulative = Self(B::float_erf(
+            self.clone().scale(std::f64::consts::FRAC_1_SQRT_2).0,
+        ));
+        self.mul(cumulative.shift(1.0)).scale(0.5)
     }
 
     pub fn sqrt(self) -> Self {

@@ -7,31 +7,260 @@
 /// Numbers per vector: one AVX-512 register, two of AVX2.
 pub(crate) const LANES: usize = 16;
 
-/// How numbers are multiplied and added.
+/// The instructions that a kernel is compiled for.
+///
+/// Loops over lanes become vector instructions by themselves; rows of a matrix do not, so those are
+/// read and written as [`Vector`](Self::Vector)s.
 pub(crate) trait Arithmetic: Copy {
-    /// `a * b + c`
+    /// [`LANES`] numbers in registers.
+    type Vector: Copy;
+
+    /// `a * b + c`, with one rounding where the processor has an instruction for it. Elsewhere one
+    /// rounding would cost a function call.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
+
+    /// The same number in every lane.
+    fn splat(number: f32) -> Self::Vector;
+
+    /// Reads a vector.
+    fn load(from: &[f32; LANES]) -> Self::Vector;
+
+    /// Writes a vector.
+    fn store(vector: Self::Vector, to: &mut [f32; LANES]);
+
+    /// `a * b + c` per lane.
+    fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The sum over lanes: halves add to halves.
+    fn sum_lanes(vector: Self::Vector) -> f32;
+
+    /// The sums over lanes of four vectors, which cost less together than one by one.
+    fn sum_lanes_of_four(vectors: [Self::Vector; 4]) -> [f32; 4];
 }
 
-/// With one rounding, where the processor has an instruction for it.
+/// What every processor has.
 #[derive(Clone, Copy)]
-struct Fused;
+struct Portable<const FUSED: bool>;
 
-/// With two roundings: without that instruction, one rounding costs a function call.
-#[derive(Clone, Copy)]
-struct Separate;
+impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
+    type Vector = [f32; LANES];
 
-impl Arithmetic for Fused {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
+        match FUSED {
+            true => a.mul_add(b, c),
+            false => a * b + c,
+        }
+    }
+
+    #[inline(always)]
+    fn splat(number: f32) -> Self::Vector {
+        [number; LANES]
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self::Vector {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(vector: Self::Vector, to: &mut [f32; LANES]) {
+        *to = vector;
+    }
+
+    #[inline(always)]
+    fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+        std::array::from_fn(|lane| Self::mul_add(a[lane], b[lane], c[lane]))
+    }
+
+    #[inline(always)]
+    fn sum_lanes(vector: Self::Vector) -> f32 {
+        let eight: [f32; 8] = std::array::from_fn(|lane| vector[lane] + vector[lane + 8]);
+        let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+
+    #[inline(always)]
+    fn sum_lanes_of_four(vectors: [Self::Vector; 4]) -> [f32; 4] {
+        vectors.map(Self::sum_lanes)
     }
 }
 
-impl Arithmetic for Separate {
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Arithmetic, LANES};
+    use std::arch::x86_64::*;
+
+    /// Only for code reached through [`super::run_avx512`].
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512;
+
+    // SAFETY of all blocks below: `dispatch` runs code of this type only on processors that have the
+    // instructions, and arrays are as long as the vectors read from them.
+    impl Arithmetic for Avx512 {
+        type Vector = __m512;
+
+        #[inline(always)]
+        fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn splat(number: f32) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(number) }
+        }
+
+        #[inline(always)]
+        fn load(from: &[f32; LANES]) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_ps(from.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store(vector: Self::Vector, to: &mut [f32; LANES]) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) }
+        }
+
+        #[inline(always)]
+        fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn sum_lanes(vector: Self::Vector) -> f32 {
+            // SAFETY: see above.
+            unsafe { sum_eight(fold(vector)) }
+        }
+
+        #[inline(always)]
+        fn sum_lanes_of_four([a, b, c, d]: [Self::Vector; 4]) -> [f32; 4] {
+            // SAFETY: see above.
+            unsafe {
+                let halves = [fold(a), fold(b), fold(c), fold(d)];
+                sum_four_of_eight(halves)
+            }
+        }
+    }
+
+    /// Only for code reached through [`super::run_avx2`].
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2;
+
+    impl Arithmetic for Avx2 {
+        type Vector = [__m256; 2];
+
+        #[inline(always)]
+        fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn splat(number: f32) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { [_mm256_set1_ps(number); 2] }
+        }
+
+        #[inline(always)]
+        fn load(from: &[f32; LANES]) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe {
+                [
+                    _mm256_loadu_ps(from.as_ptr()),
+                    _mm256_loadu_ps(from[8..].as_ptr()),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn store(vector: Self::Vector, to: &mut [f32; LANES]) {
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), vector[0]);
+                _mm256_storeu_ps(to[8..].as_mut_ptr(), vector[1]);
+            }
+        }
+
+        #[inline(always)]
+        fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe {
+                [
+                    _mm256_fmadd_ps(a[0], b[0], c[0]),
+                    _mm256_fmadd_ps(a[1], b[1], c[1]),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn sum_lanes(vector: Self::Vector) -> f32 {
+            // SAFETY: see above.
+            unsafe { sum_eight(_mm256_add_ps(vector[0], vector[1])) }
+        }
+
+        #[inline(always)]
+        fn sum_lanes_of_four([a, b, c, d]: [Self::Vector; 4]) -> [f32; 4] {
+            // SAFETY: see above.
+            unsafe {
+                sum_four_of_eight([
+                    _mm256_add_ps(a[0], a[1]),
+                    _mm256_add_ps(b[0], b[1]),
+                    _mm256_add_ps(c[0], c[1]),
+                    _mm256_add_ps(d[0], d[1]),
+                ])
+            }
+        }
+    }
+
+    /// The upper half added to the lower.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and DQ.
     #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
+    unsafe fn fold(vector: __m512) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm256_add_ps(
+                _mm512_castps512_ps256(vector),
+                _mm512_extractf32x8_ps::<1>(vector),
+            )
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX.
+    #[inline(always)]
+    unsafe fn sum_four_of_eight([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise; an array of four numbers has room for four.
+        unsafe {
+            // Each addition leaves half as many partial sums per vector, two vectors side by side.
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let low = _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            let high = _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd);
+            let abcd = _mm256_add_ps(low, high);
+            let low = _mm256_castps256_ps128(abcd);
+            let high = _mm256_extractf128_ps::<1>(abcd);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(low, high));
+            sums
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX.
+    #[inline(always)]
+    unsafe fn sum_eight(eight: __m256) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_castps256_ps128(eight);
+            let high = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_add_ps(low, high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
     }
 }
 
@@ -62,29 +291,29 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: the processor has these instructions.
             return unsafe { run_avx2(kernel) };
         }
-        kernel.run::<Separate>()
+        kernel.run::<Portable<false>>()
     }
     #[cfg(target_arch = "aarch64")]
     {
         // Every such processor has fused multiplication and vectors of four.
-        kernel.run::<Fused>()
+        kernel.run::<Portable<true>>()
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
-        kernel.run::<Separate>()
+        kernel.run::<Portable<false>>()
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Fused>()
+    kernel.run::<x86::Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Fused>()
+    kernel.run::<x86::Avx2>()
 }
 
 /// `sum(a * b)` over two slices of one length, in a fixed order.
@@ -92,42 +321,52 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 pub(crate) fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
     let (a_vectors, a_rest) = a.as_chunks::<LANES>();
     let (b_vectors, b_rest) = b.as_chunks::<LANES>();
-    let mut total = [0.0; LANES];
-    for (a, b) in a_vectors.iter().zip(b_vectors) {
-        for lane in 0..LANES {
-            total[lane] = A::mul_add(a[lane], b[lane], total[lane]);
-        }
-    }
     let mut rest = 0.0;
     for (a, b) in a_rest.iter().zip(b_rest) {
         rest = A::mul_add(*a, *b, rest);
     }
-    match a_vectors.is_empty() {
-        true => rest,
-        false => sum_lanes(total) + rest,
+    if a_vectors.is_empty() {
+        return rest;
     }
+    let mut total = A::splat(0.0);
+    for (a, b) in a_vectors.iter().zip(b_vectors) {
+        total = A::mul_add_lanes(A::load(a), A::load(b), total);
+    }
+    A::sum_lanes(total) + rest
+}
+
+/// The dot products of four neighbouring parts, of `WIDTH` numbers each, of two slices. `WIDTH` is a
+/// multiple of [`LANES`].
+#[inline(always)]
+pub(crate) fn dot_of_four<A: Arithmetic, const WIDTH: usize>(a: &[f32], b: &[f32]) -> [f32; 4] {
+    let (a, _) = a[..4 * WIDTH].as_chunks::<LANES>();
+    let (b, _) = b[..4 * WIDTH].as_chunks::<LANES>();
+    let vectors = WIDTH / LANES;
+    // A closure would be compiled for every processor, and its vectors with it.
+    let mut totals = [A::splat(0.0); 4];
+    for (part, total) in totals.iter_mut().enumerate() {
+        for at in part * vectors..(part + 1) * vectors {
+            *total = A::mul_add_lanes(A::load(&a[at]), A::load(&b[at]), *total);
+        }
+    }
+    A::sum_lanes_of_four(totals)
 }
 
 /// `target += factor * source`
 #[inline(always)]
 pub(crate) fn add_scaled<A: Arithmetic>(target: &mut [f32], factor: f32, source: &[f32]) {
-    for (target, source) in target.iter_mut().zip(source) {
+    let (targets, target_rest) = target.as_chunks_mut::<LANES>();
+    let (sources, source_rest) = source.as_chunks::<LANES>();
+    let factors = A::splat(factor);
+    for (target, source) in targets.iter_mut().zip(sources) {
+        A::store(
+            A::mul_add_lanes(factors, A::load(source), A::load(target)),
+            target,
+        );
+    }
+    for (target, source) in target_rest.iter_mut().zip(source_rest) {
         *target = A::mul_add(factor, *source, *target);
     }
-}
-
-/// Halves add to halves, so that the sum stays in vector registers.
-#[inline(always)]
-pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
-    let mut eight = [0.0; 8];
-    for lane in 0..8 {
-        eight[lane] = lanes[lane] + lanes[lane + 8];
-    }
-    let mut four = [0.0; 4];
-    for lane in 0..4 {
-        four[lane] = eight[lane] + eight[lane + 4];
-    }
-    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// `e^x` to within 2 units in the last place; exactly 0 below the least normal result, and infinite
@@ -248,7 +487,7 @@ mod tests {
         let inputs: Vec<f32> = (-87_000..88_000).map(|x| x as f32 / 1000.0).collect();
         for got in [
             dispatch(Exp(inputs.clone())),
-            Exp(inputs.clone()).run::<Separate>(),
+            Exp(inputs.clone()).run::<Portable<false>>(),
         ] {
             assert!(worst(inputs.clone(), got, f64::exp) <= 2.0);
         }
@@ -268,12 +507,35 @@ mod tests {
             .collect();
         for got in [
             dispatch(Ln(inputs.clone())),
-            Ln(inputs.clone()).run::<Separate>(),
+            Ln(inputs.clone()).run::<Portable<false>>(),
         ] {
             assert!(worst(inputs.clone(), got, f64::ln) <= 2.0);
         }
         assert_eq!(dispatch(Ln(vec![1.0])), [0.0]);
         assert!((dispatch(Ln(vec![f32::MIN_POSITIVE]))[0] - f32::MIN_POSITIVE.ln()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn four_dot_products_at_once_are_four_dot_products() {
+        struct Both;
+        impl Kernel for Both {
+            type Output = ([f32; 4], [f32; 4]);
+            #[inline(always)]
+            fn run<A: Arithmetic>(self) -> Self::Output {
+                let a: Vec<f32> = (0..128).map(|x| (x % 7) as f32).collect();
+                let b: Vec<f32> = (0..128).map(|x| (x % 5) as f32 - 2.0).collect();
+                let single = |part: usize| {
+                    let range = part * 32..(part + 1) * 32;
+                    dot::<A>(&a[range.clone()], &b[range])
+                };
+                let single = std::array::from_fn(single);
+                (dot_of_four::<A, 32>(&a, &b), single)
+            }
+        }
+        // Small integers add up without rounding, in any order.
+        for (four, single) in [dispatch(Both), Both.run::<Portable<false>>()] {
+            assert_eq!(four, single);
+        }
     }
 
     #[test]

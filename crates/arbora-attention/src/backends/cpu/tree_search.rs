@@ -4,7 +4,9 @@
 //! that follows from them (softmax, choice, log-probability, entropy) is arithmetic across lanes,
 //! whatever the number of heads and children.
 
-use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp, ln, prefetch};
+use super::simd::{
+    Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
+};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
@@ -16,7 +18,7 @@ const ROWS_PER_TASK: usize = 4 * LANES;
 const QUERIES_PER_CHUNK: usize = 32 * LANES;
 
 /// Keys of a level beyond this many bytes do not stay in a core's cache: they are asked for early.
-const CACHED_BYTES: usize = 256 * 1024;
+const CACHED_BYTES: usize = 16 * 1024;
 
 const MASKED: f32 = MASKED_LOGIT as f32;
 const SMALLEST: f32 = SMALLEST_TOTAL as f32;
@@ -300,10 +302,7 @@ impl<'a> Problem<'a> {
                     continue;
                 }
                 let key = &keys[child * width..][..width];
-                for (head, logit) in logits.iter_mut().enumerate() {
-                    let product = head_dot::<A, D>(query, key, head, dims.head_dim);
-                    logit.0[lane] = product * dims.scale;
-                }
+                head_dots::<A, D>(query, key, dims.head_dim, lane, dims.scale, logits);
             }
         }
     }
@@ -335,12 +334,35 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// The dot product of one head of two rows.
+/// The dot products of two rows, head by head, into one lane of `products`.
 #[inline(always)]
-fn head_dot<A: Arithmetic, const D: usize>(a: &[f32], b: &[f32], head: usize, dim: usize) -> f32 {
-    match D {
-        0 => dot::<A>(&a[head * dim..][..dim], &b[head * dim..][..dim]),
-        _ => dot::<A>(&a[head * D..][..D], &b[head * D..][..D]),
+fn head_dots<A: Arithmetic, const D: usize>(
+    a: &[f32],
+    b: &[f32],
+    dim: usize,
+    lane: usize,
+    scale: f32,
+    products: &mut [Lanes],
+) {
+    if D == 0 {
+        for (head, product) in products.iter_mut().enumerate() {
+            let part = head * dim..(head + 1) * dim;
+            product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
+        }
+        return;
+    }
+    let (fours, rest) = products.as_chunks_mut::<4>();
+    let done = fours.len() * 4;
+    for (four, products) in fours.iter_mut().enumerate() {
+        let part = four * 4 * D..(four + 1) * 4 * D;
+        let sums = dot_of_four::<A, D>(&a[part.clone()], &b[part]);
+        for (product, sum) in products.iter_mut().zip(sums) {
+            product.0[lane] = sum * scale;
+        }
+    }
+    for (head, product) in rest.iter_mut().enumerate() {
+        let part = (done + head) * D..(done + head + 1) * D;
+        product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
     }
 }
 
@@ -364,6 +386,49 @@ fn head_add<A: Arithmetic, const D: usize>(
             factor,
             &source[head * D..][..D],
         ),
+    }
+}
+
+/// The sum over one lane's slots of factor times row, per head: `rows` is `[nodes, heads, dim]`, factors
+/// are `[slots, heads]`.
+#[inline(always)]
+fn weighted_sum<A: Arithmetic, const D: usize>(
+    sum: &mut [f32],
+    rows: &[f32],
+    dim: usize,
+    lane: usize,
+    positions: &[Indices],
+    factors: &[Lanes],
+) {
+    let width = sum.len();
+    if D == 0 {
+        sum.fill(0.0);
+        let heads = width.checked_div(dim).unwrap_or(0);
+        for (slot, position) in positions.iter().enumerate() {
+            if position[lane] != NOWHERE {
+                let row = &rows[position[lane] as usize * width..][..width];
+                for head in 0..heads {
+                    let factor = factors[slot * heads + head].0[lane];
+                    head_add::<A, D>(sum, factor, row, head, dim);
+                }
+            }
+        }
+        return;
+    }
+    // Sums stay in registers over all slots.
+    let heads = width / D;
+    let (parts, _) = sum.as_chunks_mut::<LANES>();
+    for (part, sum) in parts.iter_mut().enumerate() {
+        let head = part / (D / LANES);
+        let mut total = A::splat(0.0);
+        for (position, factors) in positions.iter().zip(factors.chunks_exact(heads)) {
+            if position[lane] != NOWHERE {
+                let row = &rows[position[lane] as usize * width + part * LANES..];
+                let (row, _) = row[..LANES].as_chunks::<LANES>();
+                total = A::mul_add_lanes(A::splat(factors[head].0[lane]), A::load(&row[0]), total);
+            }
+        }
+        A::store(total, sum);
     }
 }
 
@@ -666,19 +731,14 @@ impl SearchTask<'_> {
         softmax_of_slots::<A>(&mut scratch.attended, heads);
         let width = dims.value_row();
         for lane in 0..count {
-            let row = &mut self.outputs.context[(start + lane) * width..][..width];
-            row.fill(0.0);
-            for (slot, position) in scratch.positions.iter().enumerate() {
-                let at = position[lane];
-                if at == NOWHERE {
-                    continue;
-                }
-                let value = &problem.inputs.value[at as usize * width..][..width];
-                for head in 0..heads {
-                    let weight = scratch.attended[slot * heads + head].0[lane];
-                    head_add::<A, D>(row, weight, value, head, dims.value_dim);
-                }
-            }
+            weighted_sum::<A, D>(
+                &mut self.outputs.context[(start + lane) * width..][..width],
+                problem.inputs.value,
+                dims.value_dim,
+                lane,
+                &scratch.positions,
+                &scratch.attended,
+            );
             let policy = &mut self.outputs.policy[(start + lane) * 2..][..2];
             policy[0] = log_prob[lane];
             policy[1] = entropy[lane] / decisions[lane].max(1) as f32;
@@ -994,19 +1054,14 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
 
         let width = dims.key_row();
         for lane in 0..rows {
-            let row = &mut d_query[lane * width..][..width];
-            row.fill(0.0);
-            for (slot, position) in out.positions.iter().enumerate() {
-                if position[lane] == NOWHERE {
-                    continue;
-                }
-                let at = block.root[lane] + position[lane] as usize;
-                let key = &problem.inputs.key[at * width..][..width];
-                for head in 0..heads {
-                    let score = out.scores[slot * heads + head].0[lane];
-                    head_add::<A, D>(row, score, key, head, dims.head_dim);
-                }
-            }
+            weighted_sum::<A, D>(
+                &mut d_query[lane * width..][..width],
+                &problem.inputs.key[block.root[lane] * width..],
+                dims.head_dim,
+                lane,
+                out.positions,
+                out.scores,
+            );
         }
     }
 }
@@ -1036,9 +1091,7 @@ fn context_scores<A: Arithmetic, const D: usize>(
             }
             let at = block.root[lane] + position[lane] as usize;
             let value = &problem.inputs.value[at * width..][..width];
-            for (head, score) in scores.iter_mut().enumerate() {
-                score.0[lane] = head_dot::<A, D>(grad, value, head, dims.value_dim);
-            }
+            head_dots::<A, D>(grad, value, dims.value_dim, lane, 1.0, scores);
         }
     }
     for head in 0..heads {

@@ -1,0 +1,34 @@
+//! burn-flex: tensors in this process's memory.
+
+use super::cpu::{self, HostBackend, impl_tree_attention_ops};
+use crate::ops::{
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeBuildGradients,
+    TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+};
+use burn::backend::Flex;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_flex::FlexTensor;
+
+impl_tree_attention_ops!(Flex);
+
+impl HostBackend for Flex {
+    fn host(tensor: FlexTensor) -> Option<FlexTensor> {
+        (tensor.dtype() == DType::F32).then(|| match tensor.is_contiguous() {
+            true => tensor,
+            false => tensor.to_contiguous(),
+        })
+    }
+
+    fn floats(tensor: &FlexTensor) -> &[f32] {
+        tensor.as_slice().expect("the tensor is contiguous")
+    }
+
+    fn allocate(shape: Shape, _device: &Self::Device) -> FlexTensor {
+        FlexTensor::empty(shape, DType::F32)
+    }
+
+    fn floats_mut(tensor: &mut FlexTensor) -> &mut [f32] {
+        tensor.storage_mut()
+    }
+}
