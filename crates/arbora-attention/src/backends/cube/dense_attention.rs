@@ -156,7 +156,7 @@ fn forward_kernel<M: Numeric, N: Size>(
                 let factor = Vector::<f32, N>::new(shrink);
                 #[unroll]
                 for i in 0..value_vectors {
-                    sum[i] = sum[i] * factor;
+                    sum[i] *= factor;
                 }
                 greatest = logit;
             }

@@ -54,8 +54,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &grad]);
-        match single && tree_search::fits(&query, &key, &value, &options) {
+        let known = are_single([&query, &key, &value, &grad]) && path.dtype == lengths.dtype;
+        match known && tree_search::fits(&query, &key, &value, &options) {
             true => tree_search::context_backward(query, key, value, lengths, path, grad, options),
             false => reference::tree_context_backward::<Self>(
                 query, key, value, lengths, path, grad, options,
@@ -71,8 +71,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &grad]);
-        match single && tree_search::fits(&query, &key, &key, &options) {
+        let known = are_single([&query, &key, &grad]) && path.dtype == lengths.dtype;
+        match known && tree_search::fits(&query, &key, &key, &options) {
             true => tree_search::policy_backward(query, key, lengths, path, grad, options),
             false => {
                 reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)

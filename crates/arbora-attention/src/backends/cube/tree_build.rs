@@ -155,7 +155,7 @@ fn siblings_kernel<I: Numeric>(
                 let shrink = (greatest - logit).exp();
                 total *= shrink;
                 for feature in 0..head_dim {
-                    sum[feature] = sum[feature] * shrink;
+                    sum[feature] *= shrink;
                 }
                 greatest = logit;
             }

@@ -91,9 +91,9 @@ impl Siblings {
         let group = select(leaves, sizes.leaf_group, sizes.branching);
         let span = self.span / group;
         let whole = self.width * group;
-        let needed = (sizes.tokens + span - 1) / span;
+        let needed = sizes.tokens.div_ceil(span);
         let first = parent * group;
-        let real = (length + span - 1) / span;
+        let real = length.div_ceil(span);
         self.slot += self.group;
         self.offset += self.width;
         self.width = select(sizes.complete == 1, whole, needed);
