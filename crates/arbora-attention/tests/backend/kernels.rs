@@ -5,8 +5,8 @@ use arbora_attention::ops::{
     AttentionMask, BlockPrimitive, RoutePrimitive, TreeBuildOptions, reference,
 };
 use arbora_attention::{
-    BlockWeights, DenseAttentionOptions, GhostNodes, Route, TreeSearchOptions, dense_attention,
-    tree_build, tree_search,
+    BlockWeights, DenseAttentionOptions, GhostNodes, Route, TreeAttentionOps, TreeSearchOptions,
+    dense_attention, tree_build, tree_search,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, uniforms, values};
 use arbora_tree::{Layout, TokenTreeShape};
@@ -437,6 +437,62 @@ fn searches_and_attention_take_no_queries() {
     assert_eq!(context.dims(), [4, 0, 2, 4]);
 }
 
+#[test]
+fn no_queries_give_zero_gradients() {
+    let device = device();
+    let case = Search {
+        queries: 0,
+        ..PLAIN
+    };
+    let [key, value] = [case.head_dim, case.value_dim]
+        .map(|dim| random([4, case.shape().nodes(), 2, dim], 1, &device).into_dispatch());
+    let query = || Tensor::<4>::zeros([4, 0, 2, 3], &device).into_dispatch();
+    let lengths = || integers(case.lengths, &device).into_dispatch();
+    let path = || {
+        let path = Vec::<i64>::new();
+        Tensor::<3, Int>::from_data(TensorData::new(path, [4, 0, 4]), &device).into_dispatch()
+    };
+    let (_, of_key, of_value) = <Dispatch as TreeAttentionOps>::tree_context_backward(
+        query(),
+        key.clone(),
+        value,
+        lengths(),
+        path(),
+        Tensor::<4>::zeros([4, 0, 2, 4], &device).into_dispatch(),
+        case.options(),
+    );
+    let (_, of_policy) = <Dispatch as TreeAttentionOps>::tree_policy_backward(
+        query(),
+        key,
+        lengths(),
+        path(),
+        Tensor::<3>::zeros([4, 0, 2], &device).into_dispatch(),
+        case.options(),
+    );
+    for gradient in [of_key, of_value, of_policy].map(Tensor::<4>::from_dispatch) {
+        assert_close(gradient.clone(), gradient.zeros_like(), 0.0, 0.0);
+    }
+}
+
+#[test]
+fn gradients_are_the_same_numbers_every_time() {
+    let device = autodiff_device();
+    // Most queries add to the same nodes.
+    let case = SEARCHES[3];
+    let path = case.random_path();
+    let of = || {
+        let inputs = case.inputs(&device);
+        gradients(inputs, |inputs| {
+            let (context, policy, ..) = case.kernel(inputs, Route::Given(path.clone()));
+            context.powi_scalar(2).sum() + policy.sum()
+        })
+    };
+    let first = of().map(values);
+    for _ in 0..3 {
+        assert_eq!(of().map(values), first);
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Dense {
     queries: usize,
@@ -555,7 +611,6 @@ fn dense_attention_equals_the_reference() {
 
 #[test]
 fn the_denominators_of_dense_attention_equal_those_of_the_reference() {
-    use arbora_attention::TreeAttentionOps;
     for case in DENSES {
         let [query, key, value] = case.inputs(&device()).map(|input| input.into_dispatch());
         let mask = || match case.mask() {

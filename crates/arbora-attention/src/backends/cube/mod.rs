@@ -13,7 +13,7 @@ mod tree_search;
 
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
-    TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
+    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
 };
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -120,14 +120,24 @@ impl TreeAttentionOps for CubeBackend {
         block: BlockPrimitive<Self>,
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
-        let mut single = are_single([&leaves]);
-        let block: BlockPrimitive<Self> = block.map(|weight| {
-            single &= are_single([&weight]);
-            weight
-        });
+        let single = are_single([&leaves]) && is_single(&block);
         match single && tree_build::fits(&leaves, &block, &options) {
             true => tree_build::build(leaves, lengths, block, options),
             false => reference::tree_build::<Self>(leaves, lengths, block, options),
+        }
+    }
+
+    fn tree_build_backward(
+        nodes: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        block: BlockPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeBuildOptions,
+    ) -> TreeBuildGradients<Self> {
+        let single = are_single([&nodes, &grad]) && is_single(&block);
+        match single && tree_build::fits(&nodes, &block, &options) {
+            true => tree_build::backward(nodes, lengths, block, grad, options),
+            false => reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options),
         }
     }
 }
@@ -136,6 +146,15 @@ fn are_single<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> bool {
     tensors
         .into_iter()
         .all(|tensor| tensor.dtype == DType::F32 && fits_positions(tensor.shape().num_elements()))
+}
+
+fn is_single(block: &BlockPrimitive<CubeBackend>) -> bool {
+    let mut single = true;
+    let _: BlockPrimitive<CubeBackend> = block.clone().map(|weight| {
+        single &= are_single([&weight]);
+        weight
+    });
+    single
 }
 
 /// Kernels count in 32 bits.

@@ -1,13 +1,18 @@
 //! Tree build, level by level.
 //!
 //! Products with weights are burn's own, tuned for the device; one kernel each does what is between
-//! them. Gradients take the reference body.
+//! them. A kernel per level that multiplies as well would read all weights once per group of siblings.
+//! On a CPU driver this is several times faster than the reference body, whose many small operations it
+//! replaces.
+//!
+//! Gradients go down again level by level. They save nothing: each level computes what it needs once more
+//! from the nodes.
 
-use super::{element, empty, fits_positions, grid, into_contiguous};
+use super::{element, empty, fits_positions, grid, into_contiguous, zeros};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
-use crate::ops::{BlockPrimitive, TreeBuildOptions};
-use burn::backend::TensorMetadata;
+use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
 use burn::backend::ops::FloatTensorOps;
+use burn::backend::{Slice, TensorMetadata};
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
@@ -16,6 +21,8 @@ use cubecl::prelude::*;
 const MASKED: f32 = MASKED_LOGIT as f32;
 const SMALLEST: f32 = SMALLEST_TOTAL as f32;
 const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
+/// Of the standard normal distribution.
+const DENSITY_AT_ZERO: f32 = 0.398_942_3;
 
 /// A unit holds a row of one head in registers; wider ones take the reference body.
 const WIDEST_HEAD: usize = 256;
@@ -172,10 +179,10 @@ fn siblings_kernel<I: Numeric>(
     }
 }
 
-/// One unit per slot: the normalisation of attention and residual.
+/// One unit per slot: adds bias and residual to `attended`, and normalises the sum.
 #[cube(launch_unchecked)]
 fn attended_kernel(
-    attended: &[f32],
+    attended: &mut [f32],
     bias: &[f32],
     residual: &[f32],
     gamma: &[f32],
@@ -194,18 +201,18 @@ fn attended_kernel(
     let mut sum = 0.0f32;
     for feature in 0..dim {
         let number = attended[at + feature] + bias[feature] + residual[at + feature];
-        normalized[at + feature] = number;
+        attended[at + feature] = number;
         sum += number;
     }
     let mean = sum / width;
     let mut squares = 0.0f32;
     for feature in 0..dim {
-        let centered = normalized[at + feature] - mean;
+        let centered = attended[at + feature] - mean;
         squares += centered * centered;
     }
     let deviation = (squares / width + epsilon).sqrt();
     for feature in 0..dim {
-        let centered = normalized[at + feature] - mean;
+        let centered = attended[at + feature] - mean;
         normalized[at + feature] = centered / deviation * gamma[feature] + beta[feature];
     }
 }
@@ -258,16 +265,276 @@ fn parents_kernel<I: Numeric>(
     nodes[node * dim + feature] = sum / count.max(1.0f32);
 }
 
+/// One unit per number of the slots: the gradient of what a parent is the mean of, zero for ghosts.
+#[cube(launch_unchecked)]
+fn parents_backward_kernel<I: Numeric>(
+    grad: &[f32],
+    lengths: &[I],
+    d_fed: &mut [f32],
+    sizes: &Sizes,
+    #[define(I)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= sizes.units {
+        terminate!();
+    }
+    let dim = sizes.dim;
+    let feature = ABSOLUTE_POS % dim;
+    let slot = (ABSOLUTE_POS / dim) % sizes.slots;
+    let example = ABSOLUTE_POS / dim / sizes.slots;
+    let parent = slot / sizes.group;
+    let mut number = 0.0f32;
+    if is_real::<I>(lengths, sizes, example, slot) {
+        let mut count = 0.0f32;
+        for sibling in 0..sizes.group {
+            if is_real::<I>(lengths, sizes, example, parent * sizes.group + sibling) {
+                count += 1.0f32;
+            }
+        }
+        let node = example * sizes.nodes + sizes.parents_offset + parent;
+        number = grad[node * dim + feature] / count;
+    }
+    d_fed[ABSOLUTE_POS] = number;
+}
+
+/// One unit per gated number: the gradients of its value and its gate, side by side.
+#[cube(launch_unchecked)]
+fn gate_backward_kernel(
+    inner: &[f32],
+    bias: &[f32],
+    d_gated: &[f32],
+    d_inner: &mut [f32],
+    ff: usize,
+    units: usize,
+) {
+    if ABSOLUTE_POS >= units {
+        terminate!();
+    }
+    let feature = ABSOLUTE_POS % ff;
+    let at = ABSOLUTE_POS / ff * 2 * ff + feature;
+    let value = inner[at] + bias[feature];
+    let gate = inner[at + ff] + bias[ff + feature];
+    let share = 0.5f32 * (1.0f32 + Erf::erf(gate * FRAC_1_SQRT_2));
+    let density = (gate * gate * -0.5f32).exp() * DENSITY_AT_ZERO;
+    let grad = d_gated[ABSOLUTE_POS];
+    d_inner[at] = grad * gate * share;
+    d_inner[at + ff] = grad * value * (share + gate * density);
+}
+
+/// One unit per slot: the gradient of a normalised row, given that of the normalisation in two parts.
+/// Leaves their sum in `shift`, of which the gradient of beta is the sum over rows, and that times the
+/// normalised row in `factor`, for gamma.
+#[cube(launch_unchecked)]
+fn normalize_backward_kernel(
+    rows: &[f32],
+    gamma: &[f32],
+    first: &[f32],
+    second: &[f32],
+    shift: &mut [f32],
+    factor: &mut [f32],
+    d_rows: &mut [f32],
+    sizes: &Sizes,
+    epsilon: f32,
+) {
+    let row = ABSOLUTE_POS;
+    if row >= sizes.units {
+        terminate!();
+    }
+    let dim = sizes.dim;
+    let at = row * dim;
+    let width = f32::cast_from(dim);
+    let mut sum = 0.0f32;
+    for feature in 0..dim {
+        sum += rows[at + feature];
+    }
+    let mean = sum / width;
+    let mut squares = 0.0f32;
+    for feature in 0..dim {
+        let centered = rows[at + feature] - mean;
+        squares += centered * centered;
+    }
+    let inverse = 1.0f32 / (squares / width + epsilon).sqrt();
+    let mut along_ones = 0.0f32;
+    let mut along_row = 0.0f32;
+    for feature in 0..dim {
+        let grad = first[at + feature] + second[at + feature];
+        let normalized = (rows[at + feature] - mean) * inverse;
+        shift[at + feature] = grad;
+        factor[at + feature] = grad * normalized;
+        along_ones += grad * gamma[feature];
+        along_row += grad * gamma[feature] * normalized;
+    }
+    along_ones /= width;
+    along_row /= width;
+    for feature in 0..dim {
+        let normalized = (rows[at + feature] - mean) * inverse;
+        let scaled = shift[at + feature] * gamma[feature];
+        d_rows[at + feature] = (scaled - along_ones - normalized * along_row) * inverse;
+    }
+}
+
+/// One unit per (slot, head): its weights of attention among siblings and the gradients of its scores,
+/// both `[batch * slots, heads, group]`.
+#[cube(launch_unchecked)]
+fn siblings_scores_kernel<I: Numeric>(
+    query: &[f32],
+    pairs: &[f32],
+    lengths: &[I],
+    d_context: &[f32],
+    weights: &mut [f32],
+    scores: &mut [f32],
+    sizes: &Sizes,
+    scale: f32,
+    head_dim: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= sizes.units {
+        terminate!();
+    }
+    let dim = sizes.dim;
+    let heads = dim / head_dim;
+    let row = ABSOLUTE_POS / heads;
+    let head = ABSOLUTE_POS % heads;
+    let own = row * dim + head * head_dim;
+    let slot = row % sizes.slots;
+    let example = row / sizes.slots;
+    let first = slot / sizes.group * sizes.group;
+    let held = ABSOLUTE_POS * sizes.group;
+    let mut greatest = f32::new(MASKED);
+    for sibling in 0..sizes.group {
+        let mut logit = f32::new(MASKED);
+        let mut score = 0.0f32;
+        if is_real::<I>(lengths, sizes, example, first + sibling) {
+            let key = (row - slot + first + sibling) * 2 * dim + head * head_dim;
+            let mut product = 0.0f32;
+            for feature in 0..head_dim {
+                product += query[own + feature] * pairs[key + feature];
+                score += d_context[own + feature] * pairs[key + dim + feature];
+            }
+            logit = product * scale;
+        }
+        weights[held + sibling] = logit;
+        scores[held + sibling] = score;
+        greatest = greatest.max(logit);
+    }
+    let mut total = 0.0f32;
+    for sibling in 0..sizes.group {
+        let mut weight = 0.0f32;
+        if is_real::<I>(lengths, sizes, example, first + sibling) {
+            weight = (weights[held + sibling] - greatest).exp();
+        }
+        weights[held + sibling] = weight;
+        total += weight;
+    }
+    let inverse = 1.0f32 / total.max(SMALLEST);
+    let mut mean = 0.0f32;
+    for sibling in 0..sizes.group {
+        let weight = weights[held + sibling] * inverse;
+        weights[held + sibling] = weight;
+        mean += weight * scores[held + sibling];
+    }
+    for sibling in 0..sizes.group {
+        let centered = scores[held + sibling] - mean;
+        scores[held + sibling] = weights[held + sibling] * centered * scale;
+    }
+}
+
+/// One unit per number of a slot's query, key and value: their gradients through attention among
+/// siblings.
+#[cube(launch_unchecked)]
+fn siblings_backward_kernel(
+    query: &[f32],
+    pairs: &[f32],
+    d_context: &[f32],
+    weights: &[f32],
+    scores: &[f32],
+    d_query: &mut [f32],
+    d_pairs: &mut [f32],
+    sizes: &Sizes,
+    head_dim: usize,
+) {
+    if ABSOLUTE_POS >= sizes.units {
+        terminate!();
+    }
+    let dim = sizes.dim;
+    let heads = dim / head_dim;
+    let column = ABSOLUTE_POS % (3 * dim);
+    let row = ABSOLUTE_POS / (3 * dim);
+    let feature = column % dim;
+    let head = feature / head_dim;
+    let group = sizes.group;
+    let place = row % group;
+    let first = row - place;
+    let mut sum = 0.0f32;
+    if column < dim {
+        for sibling in 0..group {
+            let score = scores[(row * heads + head) * group + sibling];
+            sum += score * pairs[(first + sibling) * 2 * dim + feature];
+        }
+        d_query[row * dim + feature] = sum;
+    } else {
+        // What this row is to the queries of its siblings.
+        for sibling in 0..group {
+            let from = first + sibling;
+            let at = (from * heads + head) * group + place;
+            if column < 2 * dim {
+                sum += scores[at] * query[from * dim + feature];
+            } else {
+                sum += weights[at] * d_context[from * dim + feature];
+            }
+        }
+        d_pairs[row * 2 * dim + column - dim] = sum;
+    }
+}
+
+/// One unit per number of the stored children: adds their two gradients to those they have.
+#[cube(launch_unchecked)]
+fn children_backward_kernel(first: &[f32], second: &[f32], grad: &mut [f32], sizes: &Sizes) {
+    if ABSOLUTE_POS >= sizes.units {
+        terminate!();
+    }
+    let dim = sizes.dim;
+    let feature = ABSOLUTE_POS % dim;
+    let child = (ABSOLUTE_POS / dim) % sizes.children;
+    let example = ABSOLUTE_POS / dim / sizes.children;
+    let at = (example * sizes.slots + child) * dim + feature;
+    let node = example * sizes.nodes + sizes.children_offset + child;
+    grad[node * dim + feature] += first[at] + second[at];
+}
+
+/// One unit per number of the leaves: their gradients, zero for ghosts.
+#[cube(launch_unchecked)]
+fn leaves_backward_kernel<I: Numeric>(
+    grad: &[f32],
+    lengths: &[I],
+    d_leaves: &mut [f32],
+    sizes: &Sizes,
+    #[define(I)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= sizes.units {
+        terminate!();
+    }
+    let feature = ABSOLUTE_POS % sizes.dim;
+    let leaf = (ABSOLUTE_POS / sizes.dim) % sizes.children;
+    let example = ABSOLUTE_POS / sizes.dim / sizes.children;
+    let mut number = 0.0f32;
+    if leaf < usize::cast_from(lengths[example]) {
+        let node = example * sizes.nodes + sizes.children_offset + leaf;
+        number = grad[node * sizes.dim + feature];
+    }
+    d_leaves[ABSOLUTE_POS] = number;
+}
+
 /// Whether a unit can hold a head, and 32 bits count everything.
 pub(super) fn fits(
-    leaves: &CubeTensor,
+    rows: &CubeTensor,
     block: &BlockPrimitive<CubeBackend>,
     options: &TreeBuildOptions,
 ) -> bool {
-    let [batch, _, dim] = leaves.shape().dims();
+    let [batch, _, dim] = rows.shape().dims();
     let [ff, _] = block.outer.shape().dims();
     let shape = &options.shape;
-    let widest = (2 * dim).max(2 * ff);
+    let group = shape.branching().max(shape.leaf_group());
+    let widest = (3 * dim).max(2 * ff).max(options.heads * group);
     let slots = (1..=shape.height())
         .map(|height| shape.width(height) * shape.group(height))
         .max()
@@ -299,23 +566,11 @@ pub(super) fn build(
     options: TreeBuildOptions,
 ) -> CubeTensor {
     let [batch, _, dim] = leaves.shape().dims();
-    let [ff, _] = block.outer.shape().dims();
     let nodes = empty(&leaves, [batch, options.shape.nodes(), dim], DType::F32);
     if batch * dim == 0 {
         return nodes;
     }
-    let block: BlockPrimitive<CubeBackend> = block.map(into_contiguous);
-    let pairs = CubeBackend::float_cat(vec![block.key.clone(), block.value.clone()], 1);
-    let build = Build {
-        options,
-        batch,
-        dim,
-        ff,
-        lengths: into_contiguous(lengths),
-        block,
-        pairs,
-        nodes,
-    };
+    let build = Build::new(nodes, lengths, block, options);
     build.leaves(into_contiguous(leaves));
     for height in 1..=options.shape.height() {
         build.level(height);
@@ -324,6 +579,28 @@ pub(super) fn build(
 }
 
 impl Build {
+    fn new(
+        nodes: CubeTensor,
+        lengths: CubeTensor,
+        block: BlockPrimitive<CubeBackend>,
+        options: TreeBuildOptions,
+    ) -> Self {
+        let [batch, _, dim] = nodes.shape().dims();
+        let [ff, _] = block.outer.shape().dims();
+        let block: BlockPrimitive<CubeBackend> = block.map(into_contiguous);
+        let pairs = CubeBackend::float_cat(vec![block.key.clone(), block.value.clone()], 1);
+        Self {
+            options,
+            batch,
+            dim,
+            ff,
+            lengths: into_contiguous(lengths),
+            block,
+            pairs: into_contiguous(pairs),
+            nodes,
+        }
+    }
+
     /// Sizes of the step from `below` to the height above it.
     fn sizes(&self, below: usize, units: usize) -> SizesLaunch {
         let shape = &self.options.shape;
@@ -371,20 +648,14 @@ impl Build {
         }
     }
 
-    /// All nodes of a height from those below it.
-    fn level(&self, height: usize) {
+    /// What the block makes of all children of the nodes of a height, up to the last product.
+    fn activations(&self, height: usize) -> Activations {
         let (shape, below) = (&self.options.shape, height - 1);
-        let parents = shape.width(height);
-        let rows = self.batch * parents * shape.group(height);
+        let rows = self.batch * shape.width(height) * shape.group(height);
         let (dim, ff, heads) = (self.dim, self.ff, self.options.heads);
         let head_dim = dim / heads;
         let client = &self.nodes.client;
-        let integer = element(&self.lengths);
         let epsilon = self.options.epsilon as f32;
-        let buffer = |tensor: &CubeTensor| tensor.clone().into_buffer_arg();
-        let product = |rows: CubeTensor, weight: &CubeTensor| {
-            into_contiguous(CubeBackend::float_matmul(rows, weight.clone()))
-        };
         let block = &self.block;
 
         let children = self.empty(rows, dim);
@@ -406,8 +677,8 @@ impl Build {
             );
         }
 
-        let query = product(normalized.clone(), &block.query);
-        let pairs = product(children, &self.pairs);
+        let query = product(&normalized, &block.query);
+        let pairs = product(&children, &self.pairs);
         let context = self.empty(rows, dim);
         let (count, cube) = grid(&context, rows * heads);
         // SAFETY: a unit writes its own row and head, and reads rows of its own group.
@@ -421,16 +692,16 @@ impl Build {
                 buffer(&self.lengths),
                 buffer(&context),
                 self.sizes(below, rows * heads),
-                (head_dim as f64).powf(-0.5) as f32,
+                self.scale(),
                 head_dim,
-                integer,
+                element(&self.lengths),
             );
         }
 
-        let attended = product(context, &block.output);
+        let attended = product(&context, &block.output);
         let residual = self.empty(rows, dim);
         let (count, cube) = grid(&residual, rows);
-        // SAFETY: a unit writes its own row, and reads the same.
+        // SAFETY: a unit reads and writes its own row.
         unsafe {
             attended_kernel::launch_unchecked(
                 client,
@@ -447,7 +718,7 @@ impl Build {
             );
         }
 
-        let inner = product(residual.clone(), &block.inner);
+        let inner = product(&residual, &block.inner);
         let gated = self.empty(rows, ff);
         let (count, cube) = grid(&gated, rows * ff);
         // SAFETY: a unit writes its own number, and reads its value and gate.
@@ -463,24 +734,350 @@ impl Build {
                 rows * ff,
             );
         }
+        Activations {
+            children,
+            normalized,
+            query,
+            pairs,
+            context,
+            attended,
+            residual,
+            inner,
+            gated,
+        }
+    }
 
-        let fed = product(gated, &block.outer);
-        let units = self.batch * parents * dim;
+    fn scale(&self) -> f32 {
+        ((self.dim / self.options.heads) as f64).powf(-0.5) as f32
+    }
+
+    /// All nodes of a height from those below it.
+    fn level(&self, height: usize) {
+        let Activations {
+            residual, gated, ..
+        } = self.activations(height);
+        let fed = product(&gated, &self.block.outer);
+        let units = self.batch * self.options.shape.width(height) * self.dim;
         let (count, cube) = grid(&fed, units);
         // SAFETY: a unit writes one number of one stored parent, and reads rows of that parent's group.
         unsafe {
             parents_kernel::launch_unchecked(
-                client,
+                &self.nodes.client,
                 count,
                 cube,
                 buffer(&fed),
-                buffer(&block.outer_bias),
+                buffer(&self.block.outer_bias),
                 buffer(&residual),
                 buffer(&self.lengths),
                 buffer(&self.nodes),
-                self.sizes(below, units),
-                integer,
+                self.sizes(height - 1, units),
+                element(&self.lengths),
             );
         }
     }
+
+    /// Gradients of the weights through all nodes of a height. Adds those of the children to `grad`,
+    /// unless they stop there.
+    fn level_backward(&self, height: usize, grad: &CubeTensor) -> Weights {
+        let (shape, below) = (&self.options.shape, height - 1);
+        let rows = self.batch * shape.width(height) * shape.group(height);
+        let (dim, ff, heads) = (self.dim, self.ff, self.options.heads);
+        let head_dim = dim / heads;
+        let client = &self.nodes.client;
+        let block = &self.block;
+        let found = self.activations(height);
+
+        let d_fed = self.empty(rows, dim);
+        let (count, cube) = grid(&d_fed, rows * dim);
+        // SAFETY: a unit writes its own number, and reads one of its stored parent.
+        unsafe {
+            parents_backward_kernel::launch_unchecked(
+                client,
+                count,
+                cube,
+                buffer(grad),
+                buffer(&self.lengths),
+                buffer(&d_fed),
+                self.sizes(below, rows * dim),
+                element(&self.lengths),
+            );
+        }
+
+        let d_gated = product(&d_fed, &transposed(&block.outer));
+        let d_inner = self.empty(rows, 2 * ff);
+        let (count, cube) = grid(&d_inner, rows * ff);
+        // SAFETY: a unit writes its own value and gate, and reads the same.
+        unsafe {
+            gate_backward_kernel::launch_unchecked(
+                client,
+                count,
+                cube,
+                buffer(&found.inner),
+                buffer(&block.inner_bias),
+                buffer(&d_gated),
+                buffer(&d_inner),
+                ff,
+                rows * ff,
+            );
+        }
+
+        let through_inner = product(&d_inner, &transposed(&block.inner));
+        let [d_residual, d_norm_factor, d_attended] = self.normalize_backward(
+            below,
+            &found.attended,
+            &block.feed_forward_norm_gamma,
+            &d_fed,
+            &through_inner,
+        );
+
+        let d_context = product(&d_attended, &transposed(&block.output));
+        let weights = empty(&self.nodes, [rows, heads, shape.group(height)], DType::F32);
+        let scores = empty(&self.nodes, [rows, heads, shape.group(height)], DType::F32);
+        let (count, cube) = grid(&weights, rows * heads);
+        // SAFETY: a unit writes the entries of its own row and head, and reads rows of its own group.
+        unsafe {
+            siblings_scores_kernel::launch_unchecked(
+                client,
+                count,
+                cube,
+                buffer(&found.query),
+                buffer(&found.pairs),
+                buffer(&self.lengths),
+                buffer(&d_context),
+                buffer(&weights),
+                buffer(&scores),
+                self.sizes(below, rows * heads),
+                self.scale(),
+                head_dim,
+                element(&self.lengths),
+            );
+        }
+        let d_query = self.empty(rows, dim);
+        let d_pairs = self.empty(rows, 2 * dim);
+        let (count, cube) = grid(&d_query, rows * 3 * dim);
+        // SAFETY: a unit writes its own number, and reads rows of its own group.
+        unsafe {
+            siblings_backward_kernel::launch_unchecked(
+                client,
+                count,
+                cube,
+                buffer(&found.query),
+                buffer(&found.pairs),
+                buffer(&d_context),
+                buffer(&weights),
+                buffer(&scores),
+                buffer(&d_query),
+                buffer(&d_pairs),
+                self.sizes(below, rows * 3 * dim),
+                head_dim,
+            );
+        }
+
+        let through_query = product(&d_query, &transposed(&block.query));
+        let [d_normalized, d_factor, d_children] = self.normalize_backward(
+            below,
+            &found.children,
+            &block.norm_gamma,
+            &d_attended,
+            &through_query,
+        );
+        if !self.options.detach_children {
+            let through_pairs = product(&d_pairs, &transposed(&self.pairs));
+            let units = self.batch * shape.width(below) * dim;
+            let (count, cube) = grid(grad, units);
+            // SAFETY: a unit adds to its own number of a stored child, whose slot there is.
+            unsafe {
+                children_backward_kernel::launch_unchecked(
+                    client,
+                    count,
+                    cube,
+                    buffer(&d_children),
+                    buffer(&through_pairs),
+                    buffer(grad),
+                    self.sizes(below, units),
+                );
+            }
+        }
+
+        let of_weight = |rows: &CubeTensor, grad: &CubeTensor| product(&transposed(rows), grad);
+        let of_vector = |rows: CubeTensor| CubeBackend::float_sum_dim(rows, 0);
+        [
+            of_vector(d_factor),
+            of_vector(d_normalized),
+            of_weight(&found.normalized, &d_query),
+            of_weight(&found.children, &d_pairs),
+            of_weight(&found.context, &d_attended),
+            of_vector(d_attended),
+            of_vector(d_norm_factor),
+            of_vector(d_residual),
+            of_weight(&found.residual, &d_inner),
+            of_vector(d_inner),
+            of_weight(&found.gated, &d_fed),
+            of_vector(d_fed),
+        ]
+    }
+
+    /// Gradient of a normalisation, in two parts -> its sum, that times the normalised rows, and the
+    /// gradient of the rows.
+    fn normalize_backward(
+        &self,
+        below: usize,
+        rows: &CubeTensor,
+        gamma: &CubeTensor,
+        first: &CubeTensor,
+        second: &CubeTensor,
+    ) -> [CubeTensor; 3] {
+        let [count, dim] = rows.shape().dims();
+        let outputs = [(); 3].map(|()| self.empty(count, dim));
+        let (cubes, cube) = grid(rows, count);
+        // SAFETY: a unit reads and writes its own row.
+        unsafe {
+            normalize_backward_kernel::launch_unchecked(
+                &self.nodes.client,
+                cubes,
+                cube,
+                buffer(rows),
+                buffer(gamma),
+                buffer(first),
+                buffer(second),
+                buffer(&outputs[0]),
+                buffer(&outputs[1]),
+                buffer(&outputs[2]),
+                self.sizes(below, count),
+                self.options.epsilon as f32,
+            );
+        }
+        outputs
+    }
+
+    fn leaves_backward(&self, grad: &CubeTensor) -> CubeTensor {
+        let leaves = self.options.shape.width(0);
+        let d_leaves = empty(&self.nodes, [self.batch, leaves, self.dim], DType::F32);
+        let units = self.batch * leaves * self.dim;
+        let (count, cube) = grid(&d_leaves, units);
+        // SAFETY: a unit writes its own number, and reads one of a stored leaf.
+        unsafe {
+            leaves_backward_kernel::launch_unchecked(
+                &self.nodes.client,
+                count,
+                cube,
+                buffer(grad),
+                buffer(&self.lengths),
+                buffer(&d_leaves),
+                self.sizes(0, units),
+                element(&self.lengths),
+            );
+        }
+        d_leaves
+    }
+}
+
+/// What the block makes of children, `[batch * slots, width]`.
+struct Activations {
+    children: CubeTensor,
+    normalized: CubeTensor,
+    query: CubeTensor,
+    /// Keys and values side by side.
+    pairs: CubeTensor,
+    context: CubeTensor,
+    /// With bias and residual.
+    attended: CubeTensor,
+    /// The second normalisation.
+    residual: CubeTensor,
+    inner: CubeTensor,
+    gated: CubeTensor,
+}
+
+/// Gradients of gamma and beta, `W_q`, `W_k` beside `W_v`, `W_o` and its bias, the second gamma and beta,
+/// `W_1` and its bias, `W_2` and its bias. Those of vectors are rows of one.
+type Weights = [CubeTensor; 12];
+
+fn buffer(tensor: &CubeTensor) -> BufferArg {
+    tensor.clone().into_buffer_arg()
+}
+
+fn product(rows: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+    into_contiguous(CubeBackend::float_matmul(rows.clone(), weight.clone()))
+}
+
+fn transposed(matrix: &CubeTensor) -> CubeTensor {
+    CubeBackend::float_swap_dims(matrix.clone(), 0, 1)
+}
+
+pub(super) fn backward(
+    nodes: CubeTensor,
+    lengths: CubeTensor,
+    block: BlockPrimitive<CubeBackend>,
+    grad: CubeTensor,
+    options: TreeBuildOptions,
+) -> TreeBuildGradients<CubeBackend> {
+    let [batch, _, dim] = nodes.shape().dims();
+    let build = Build::new(into_contiguous(nodes), lengths, block, options);
+    let grad = into_contiguous(grad);
+    // Children add to it in place.
+    let grad = match options.detach_children {
+        true => grad,
+        false => grad.copy(),
+    };
+    let mut total: Option<Weights> = None;
+    if batch * dim > 0 {
+        for height in (1..=options.shape.height()).rev() {
+            let level = build.level_backward(height, &grad);
+            total = Some(match total {
+                None => level,
+                Some(total) => std::array::from_fn(|at| {
+                    CubeBackend::float_add(total[at].clone(), level[at].clone())
+                }),
+            });
+        }
+    }
+    let block = &build.block;
+    let block = match total {
+        None => block.clone().map(|weight| zeros(&weight, weight.shape())),
+        Some(total) => {
+            let [
+                norm_gamma,
+                norm_beta,
+                query,
+                pairs,
+                output,
+                output_bias,
+                feed_forward_norm_gamma,
+                feed_forward_norm_beta,
+                inner,
+                inner_bias,
+                outer,
+                outer_bias,
+            ] = total;
+            let vector = |row: CubeTensor| {
+                let [_, width] = row.shape().dims();
+                CubeBackend::float_reshape(row, [width].into())
+            };
+            let columns = |first: usize| {
+                let rows = Slice::new(0, Some(dim as isize), 1);
+                let columns = Slice::new(first as isize, Some((first + dim) as isize), 1);
+                CubeBackend::float_slice(pairs.clone(), &[rows, columns])
+            };
+            BlockPrimitive {
+                norm_gamma: vector(norm_gamma),
+                norm_beta: vector(norm_beta),
+                query,
+                key: columns(0),
+                value: columns(dim),
+                output,
+                output_bias: vector(output_bias),
+                feed_forward_norm_gamma: vector(feed_forward_norm_gamma),
+                feed_forward_norm_beta: vector(feed_forward_norm_beta),
+                inner,
+                inner_bias: vector(inner_bias),
+                outer,
+                outer_bias: vector(outer_bias),
+            }
+        }
+    };
+    let leaves = match batch * dim {
+        0 => empty(&grad, [batch, options.shape.width(0), dim], DType::F32),
+        _ => build.leaves_backward(&grad),
+    };
+    TreeBuildGradients { leaves, block }
 }
