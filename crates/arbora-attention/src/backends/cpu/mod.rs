@@ -67,8 +67,13 @@ fn integers<B: Backend, const D: usize>(
     dtype: DType,
     device: &B::Device,
 ) -> IntTensor<B> {
-    let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
-    let data = TensorData::new(values, shape).convert_dtype(dtype);
+    let data = match dtype {
+        DType::I64 => TensorData::new(values.into_iter().map(i64::from).collect(), shape),
+        _ => {
+            let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
+            TensorData::new(values, shape).convert_dtype(dtype)
+        }
+    };
     B::int_from_data(data, device)
 }
 

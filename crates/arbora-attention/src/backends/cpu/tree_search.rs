@@ -415,20 +415,35 @@ fn weighted_sum<A: Arithmetic, const D: usize>(
         }
         return;
     }
-    // Sums stay in registers over all slots.
+    // Sums stay in registers over all slots: four vectors of them at a time.
     let heads = width / D;
     let (parts, _) = sum.as_chunks_mut::<LANES>();
-    for (part, sum) in parts.iter_mut().enumerate() {
-        let head = part / (D / LANES);
-        let mut total = A::splat(0.0);
+    let count = parts.len();
+    for first in (0..count).step_by(4) {
+        let several = 4.min(count - first);
+        let mut totals = [A::splat(0.0); 4];
         for (position, factors) in positions.iter().zip(factors.chunks_exact(heads)) {
-            if position[lane] != NOWHERE {
-                let row = &rows[position[lane] as usize * width + part * LANES..];
-                let (row, _) = row[..LANES].as_chunks::<LANES>();
-                total = A::mul_add_lanes(A::splat(factors[head].0[lane]), A::load(&row[0]), total);
+            if position[lane] == NOWHERE {
+                continue;
+            }
+            let row = &rows[position[lane] as usize * width + first * LANES..];
+            if several == 4 {
+                let (row, _) = row[..4 * LANES].as_chunks::<LANES>();
+                for part in 0..4 {
+                    let factor = A::splat(factors[(first + part) / (D / LANES)].0[lane]);
+                    totals[part] = A::mul_add_lanes(factor, A::load(&row[part]), totals[part]);
+                }
+            } else {
+                let (row, _) = row[..several * LANES].as_chunks::<LANES>();
+                for part in 0..several {
+                    let factor = A::splat(factors[(first + part) / (D / LANES)].0[lane]);
+                    totals[part] = A::mul_add_lanes(factor, A::load(&row[part]), totals[part]);
+                }
             }
         }
-        A::store(total, sum);
+        for part in 0..several {
+            A::store(totals[part], &mut parts[first + part]);
+        }
     }
 }
 
@@ -650,7 +665,7 @@ impl SearchTask<'_> {
                 }
             }
 
-            let chosen = match self.route {
+            let mut chosen = match self.route {
                 RouteSlices::Greedy => leftmost_best(policy, &block.real),
                 RouteSlices::Sampled { numbers, draws }
                 | RouteSlices::Uniform { numbers, draws } => {
@@ -670,10 +685,10 @@ impl SearchTask<'_> {
                     chosen
                 }
             };
-            let chosen: Indices = std::array::from_fn(|lane| {
+            for lane in 0..LANES {
                 // An example without tokens has no real sibling, and a given path may name a ghost.
-                chosen[lane].min(block.real[lane].saturating_sub(1))
-            });
+                chosen[lane] = chosen[lane].min(block.real[lane].saturating_sub(1));
+            }
 
             let mut picked = [0.0f32; LANES];
             for (child, policy) in policy.iter().enumerate() {
@@ -783,7 +798,10 @@ fn inverse_cdf(policy: &[Lanes], uniform: &[f32; LANES]) -> Indices {
             last_positive[lane] += u32::from(cumulative[lane] < whole[lane]);
         }
     }
-    std::array::from_fn(|lane| drawn[lane].min(last_positive[lane]))
+    for lane in 0..LANES {
+        drawn[lane] = drawn[lane].min(last_positive[lane]);
+    }
+    drawn
 }
 
 /// The gradient that a backward pass starts from.
