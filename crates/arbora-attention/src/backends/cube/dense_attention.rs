@@ -1,7 +1,7 @@
 //! Dense attention and its gradients, without a matrix of scores in memory.
 //!
-//! Forward and in the gradient of queries a unit owns one head of a query and reads the keys in their
-//! order; in the gradients of keys and values it owns one head of a key and reads the queries. Units
+//! Forward and in the gradient of queries a unit owns one head of a query or two and reads the keys in
+//! their order; in the gradients of keys and values it owns one head of keys and reads the queries. Units
 //! side by side own neighbours of one head, so that they read the same rows at the same time.
 
 use super::{element, empty, fits_positions, grid, into_contiguous, vector_size};
@@ -19,6 +19,9 @@ const SMALLEST: f32 = SMALLEST_TOTAL as f32;
 /// A unit holds rows of one head in registers; wider ones take the reference body.
 const WIDEST_HEAD: usize = 256;
 
+/// Up to this width of a key and its value together a unit holds two rows.
+const NARROW: usize = 64;
+
 /// Sizes of dense attention, for a kernel.
 #[derive(CubeType, CubeLaunch)]
 struct Sizes {
@@ -31,75 +34,147 @@ struct Sizes {
     units: usize,
 }
 
-/// Copies the vectors of one row into registers.
+/// Copies rows of one head, of `held` neighbours from `first` on, into registers. Past the last
+/// neighbour it is the last one's that are copied, and never written back.
 #[cube]
 fn load<N: Size>(
     rows: &[Vector<f32, N>],
-    at: usize,
-    #[comptime] count: usize,
+    owned: &Owned,
+    #[comptime] held: usize,
+    #[comptime] width: usize,
 ) -> Array<Vector<f32, N>> {
-    let mut row = Array::<Vector<f32, N>>::new(count);
+    let mut loaded = Array::<Vector<f32, N>>::new(held * width);
     #[unroll]
-    for i in 0..count {
-        row[i] = rows[at + i];
+    for row in 0..held {
+        let at = owned.row(row) * width;
+        #[unroll]
+        for i in 0..width {
+            loaded[row * width + i] = rows[at + i];
+        }
     }
-    row
+    loaded
 }
 
 #[cube]
 fn zeros<N: Size>(#[comptime] count: usize) -> Array<Vector<f32, N>> {
-    let mut row = Array::<Vector<f32, N>>::new(count);
+    let mut rows = Array::<Vector<f32, N>>::new(count);
     #[unroll]
     for i in 0..count {
-        row[i] = Vector::new(0.0f32);
+        rows[i] = Vector::new(0.0f32);
     }
-    row
+    rows
 }
 
-/// The dot product of a row in registers and one in memory.
+/// The dot products of rows in registers and one in memory.
 #[cube]
-fn dot<N: Size>(
-    row: &Array<Vector<f32, N>>,
-    rows: &[Vector<f32, N>],
+fn dots<N: Size>(
+    rows: &Array<Vector<f32, N>>,
+    memory: &[Vector<f32, N>],
     at: usize,
-    #[comptime] count: usize,
-) -> f32 {
-    let mut sum = Vector::<f32, N>::new(0.0f32);
+    #[comptime] held: usize,
+    #[comptime] width: usize,
+) -> Array<f32> {
+    let mut sums = zeros::<N>(held);
     #[unroll]
-    for i in 0..count {
-        sum += row[i] * rows[at + i];
+    for i in 0..width {
+        let other = memory[at + i];
+        #[unroll]
+        for row in 0..held {
+            sums[row] += rows[row * width + i] * other;
+        }
     }
-    sum.vector_sum()
+    let mut products = Array::<f32>::new(held);
+    #[unroll]
+    for row in 0..held {
+        products[row] = sums[row].vector_sum();
+    }
+    products
 }
 
-/// `row += factor * rows[at]`
+/// `rows[r] += factors[r] * memory[at]`
 #[cube]
 fn add<N: Size>(
-    row: &mut Array<Vector<f32, N>>,
-    factor: f32,
-    rows: &[Vector<f32, N>],
+    rows: &mut Array<Vector<f32, N>>,
+    factors: &Array<f32>,
+    memory: &[Vector<f32, N>],
     at: usize,
-    #[comptime] count: usize,
+    #[comptime] held: usize,
+    #[comptime] width: usize,
 ) {
-    let factor = Vector::<f32, N>::new(factor);
     #[unroll]
-    for i in 0..count {
-        row[i] += factor * rows[at + i];
+    for i in 0..width {
+        let other = memory[at + i];
+        #[unroll]
+        for row in 0..held {
+            rows[row * width + i] += Vector::<f32, N>::new(factors[row]) * other;
+        }
     }
 }
 
 #[cube]
 fn store<N: Size>(
-    rows: &mut [Vector<f32, N>],
-    at: usize,
-    row: &Array<Vector<f32, N>>,
-    factor: f32,
-    #[comptime] count: usize,
+    memory: &mut [Vector<f32, N>],
+    owned: &Owned,
+    rows: &Array<Vector<f32, N>>,
+    factors: &Array<f32>,
+    #[comptime] held: usize,
+    #[comptime] width: usize,
 ) {
-    let factor = Vector::<f32, N>::new(factor);
     #[unroll]
-    for i in 0..count {
-        rows[at + i] = factor * row[i];
+    for row in 0..held {
+        if owned.first + row < owned.count {
+            let at = owned.row(row) * width;
+            #[unroll]
+            for i in 0..width {
+                memory[at + i] = Vector::<f32, N>::new(factors[row]) * rows[row * width + i];
+            }
+        }
+    }
+}
+
+/// As many ones as a unit holds rows.
+#[cube]
+fn ones(#[comptime] held: usize) -> Array<f32> {
+    let mut ones = Array::<f32>::new(held);
+    #[unroll]
+    for row in 0..held {
+        ones[row] = 1.0f32;
+    }
+    ones
+}
+
+/// The rows of queries or keys that a unit owns: neighbours, one head of each.
+#[derive(CubeType)]
+struct Owned {
+    example: usize,
+    head: usize,
+    heads: usize,
+    first: usize,
+    /// Rows of an example.
+    count: usize,
+}
+
+#[cube]
+impl Owned {
+    fn new(unit: usize, count: usize, heads: usize, #[comptime] held: usize) -> Owned {
+        let blocks = count.div_ceil(held);
+        Owned {
+            example: unit / blocks / heads,
+            head: (unit / blocks) % heads,
+            heads,
+            first: unit % blocks * held,
+            count,
+        }
+    }
+
+    /// Position of one head of an owned row among those of all examples.
+    fn row(&self, row: usize) -> usize {
+        let at = select(
+            self.first + row < self.count,
+            self.first + row,
+            self.count - 1,
+        );
+        (self.example * self.count + at) * self.heads + self.head
     }
 }
 
@@ -130,6 +205,7 @@ fn forward_kernel<M: Numeric, N: Size>(
     log_total: &mut [f32],
     sizes: &Sizes,
     #[comptime] masked: bool,
+    #[comptime] held: usize,
     #[comptime] key_vectors: usize,
     #[comptime] value_vectors: usize,
     #[define(M)] _dtype: ElemType,
@@ -137,54 +213,60 @@ fn forward_kernel<M: Numeric, N: Size>(
     if ABSOLUTE_POS >= sizes.units {
         terminate!();
     }
-    let heads = sizes.heads;
-    let query_at = ABSOLUTE_POS % sizes.queries;
-    let head = (ABSOLUTE_POS / sizes.queries) % heads;
-    let example = ABSOLUTE_POS / sizes.queries / heads;
-    let of_query = (example * sizes.queries + query_at) * heads + head;
-    let row = load::<N>(query, of_query * key_vectors, key_vectors);
-    let mut sum = zeros::<N>(value_vectors);
-    let mut greatest = f32::new(MASKED);
-    let mut total = 0.0f32;
+    let owned = Owned::new(ABSOLUTE_POS, sizes.queries, sizes.heads, held);
+    let rows = load::<N>(query, &owned, held, key_vectors);
+    let mut sums = zeros::<N>(held * value_vectors);
+    let mut greatest = Array::<f32>::new(held);
+    let mut totals = Array::<f32>::new(held);
+    let mut weights = Array::<f32>::new(held);
+    #[unroll]
+    for row in 0..held {
+        greatest[row] = f32::new(MASKED);
+        totals[row] = 0.0f32;
+    }
     for at in sizes.first_key..sizes.rows {
-        if kept::<M>(mask, sizes, example, at, masked) {
-            let of_key = (example * sizes.rows + at) * heads + head;
-            let logit = dot::<N>(&row, key, of_key * key_vectors, key_vectors) * sizes.scale;
-            if logit > greatest {
-                let shrink = (greatest - logit).exp();
-                total *= shrink;
-                let factor = Vector::<f32, N>::new(shrink);
-                #[unroll]
-                for i in 0..value_vectors {
-                    sum[i] *= factor;
+        if kept::<M>(mask, sizes, owned.example, at, masked) {
+            let of_key = (owned.example * sizes.rows + at) * sizes.heads + owned.head;
+            let products = dots::<N>(&rows, key, of_key * key_vectors, held, key_vectors);
+            #[unroll]
+            for row in 0..held {
+                let logit = products[row] * sizes.scale;
+                if logit > greatest[row] {
+                    let shrink = (greatest[row] - logit).exp();
+                    totals[row] *= shrink;
+                    #[unroll]
+                    for i in 0..value_vectors {
+                        sums[row * value_vectors + i] *= Vector::<f32, N>::new(shrink);
+                    }
+                    greatest[row] = logit;
                 }
-                greatest = logit;
+                let weight = (logit - greatest[row]).exp();
+                totals[row] += weight;
+                weights[row] = weight;
             }
-            let weight = (logit - greatest).exp();
-            total += weight;
             add::<N>(
-                &mut sum,
-                weight,
+                &mut sums,
+                &weights,
                 value,
                 of_key * value_vectors,
+                held,
                 value_vectors,
             );
         }
     }
-    // A query without keys has total 0; any positive divisor leaves it at 0.
-    let inverse = 1.0f32 / total.max(SMALLEST);
-    store::<N>(
-        context,
-        of_query * value_vectors,
-        &sum,
-        inverse,
-        value_vectors,
-    );
-    let mut logarithm = 0.0f32;
-    if total != 0.0f32 {
-        logarithm = total.ln() + greatest;
+    #[unroll]
+    for row in 0..held {
+        // A query without keys has total 0; any positive divisor leaves it at 0.
+        weights[row] = 1.0f32 / totals[row].max(SMALLEST);
+        if owned.first + row < owned.count {
+            let mut logarithm = 0.0f32;
+            if totals[row] != 0.0f32 {
+                logarithm = totals[row].ln() + greatest[row];
+            }
+            log_total[owned.row(row)] = logarithm;
+        }
     }
-    log_total[of_query] = logarithm;
+    store::<N>(context, &owned, &sums, &weights, held, value_vectors);
 }
 
 /// Gradients of queries. Leaves in `statistics`, `[batch, queries, heads, 2]`, what the gradients of keys
@@ -202,6 +284,7 @@ fn backward_query_kernel<M: Numeric, N: Size>(
     statistics: &mut [f32],
     sizes: &Sizes,
     #[comptime] masked: bool,
+    #[comptime] held: usize,
     #[comptime] key_vectors: usize,
     #[comptime] value_vectors: usize,
     #[define(M)] _dtype: ElemType,
@@ -209,34 +292,55 @@ fn backward_query_kernel<M: Numeric, N: Size>(
     if ABSOLUTE_POS >= sizes.units {
         terminate!();
     }
-    let heads = sizes.heads;
-    let query_at = ABSOLUTE_POS % sizes.queries;
-    let head = (ABSOLUTE_POS / sizes.queries) % heads;
-    let example = ABSOLUTE_POS / sizes.queries / heads;
-    let of_query = (example * sizes.queries + query_at) * heads + head;
-    let row = load::<N>(query, of_query * key_vectors, key_vectors);
-    let of_context = load::<N>(grad, of_query * value_vectors, value_vectors);
-    let mean = dot::<N>(
-        &of_context,
-        context,
-        of_query * value_vectors,
-        value_vectors,
-    );
-    let logarithm = log_total[of_query];
-    let mut sum = zeros::<N>(key_vectors);
-    for at in sizes.first_key..sizes.rows {
-        if kept::<M>(mask, sizes, example, at, masked) {
-            let of_key = (example * sizes.rows + at) * heads + head;
-            let logit = dot::<N>(&row, key, of_key * key_vectors, key_vectors) * sizes.scale;
-            let weight = (logit - logarithm).exp();
-            let of_weight = dot::<N>(&of_context, value, of_key * value_vectors, value_vectors);
-            let score = weight * (of_weight - mean) * sizes.scale;
-            add::<N>(&mut sum, score, key, of_key * key_vectors, key_vectors);
+    let owned = Owned::new(ABSOLUTE_POS, sizes.queries, sizes.heads, held);
+    let rows = load::<N>(query, &owned, held, key_vectors);
+    let of_context = load::<N>(grad, &owned, held, value_vectors);
+    let mut sums = zeros::<N>(held * key_vectors);
+    let mut logarithms = Array::<f32>::new(held);
+    let mut means = Array::<f32>::new(held);
+    let mut scores = Array::<f32>::new(held);
+    #[unroll]
+    for row in 0..held {
+        let of_query = owned.row(row);
+        let mut mean = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for i in 0..value_vectors {
+            mean += of_context[row * value_vectors + i] * context[of_query * value_vectors + i];
+        }
+        means[row] = mean.vector_sum();
+        logarithms[row] = log_total[of_query];
+        if owned.first + row < owned.count {
+            statistics[of_query * 2] = logarithms[row];
+            statistics[of_query * 2 + 1] = means[row];
         }
     }
-    store::<N>(d_query, of_query * key_vectors, &sum, 1.0f32, key_vectors);
-    statistics[of_query * 2] = logarithm;
-    statistics[of_query * 2 + 1] = mean;
+    for at in sizes.first_key..sizes.rows {
+        if kept::<M>(mask, sizes, owned.example, at, masked) {
+            let of_key = (owned.example * sizes.rows + at) * sizes.heads + owned.head;
+            let products = dots::<N>(&rows, key, of_key * key_vectors, held, key_vectors);
+            let of_weights = dots::<N>(
+                &of_context,
+                value,
+                of_key * value_vectors,
+                held,
+                value_vectors,
+            );
+            #[unroll]
+            for row in 0..held {
+                let weight = (products[row] * sizes.scale - logarithms[row]).exp();
+                scores[row] = weight * (of_weights[row] - means[row]) * sizes.scale;
+            }
+            add::<N>(
+                &mut sums,
+                &scores,
+                key,
+                of_key * key_vectors,
+                held,
+                key_vectors,
+            );
+        }
+    }
+    store::<N>(d_query, &owned, &sums, &ones(held), held, key_vectors);
 }
 
 /// Gradients of keys and values, zero for rows that take no part.
@@ -252,6 +356,7 @@ fn backward_key_kernel<M: Numeric, N: Size>(
     d_value: &mut [Vector<f32, N>],
     sizes: &Sizes,
     #[comptime] masked: bool,
+    #[comptime] held: usize,
     #[comptime] key_vectors: usize,
     #[comptime] value_vectors: usize,
     #[define(M)] _dtype: ElemType,
@@ -259,51 +364,72 @@ fn backward_key_kernel<M: Numeric, N: Size>(
     if ABSOLUTE_POS >= sizes.units {
         terminate!();
     }
-    let heads = sizes.heads;
-    let at = ABSOLUTE_POS % sizes.rows;
-    let head = (ABSOLUTE_POS / sizes.rows) % heads;
-    let example = ABSOLUTE_POS / sizes.rows / heads;
-    let of_key = (example * sizes.rows + at) * heads + head;
-    let of_logit = load::<N>(key, of_key * key_vectors, key_vectors);
-    let of_weight = load::<N>(value, of_key * value_vectors, value_vectors);
-    let mut key_sum = zeros::<N>(key_vectors);
-    let mut value_sum = zeros::<N>(value_vectors);
-    let mut taken = at >= sizes.first_key;
-    if taken {
-        taken = kept::<M>(mask, sizes, example, at, masked);
+    let owned = Owned::new(ABSOLUTE_POS, sizes.rows, sizes.heads, held);
+    let of_logits = load::<N>(key, &owned, held, key_vectors);
+    let of_weights = load::<N>(value, &owned, held, value_vectors);
+    let mut key_sums = zeros::<N>(held * key_vectors);
+    let mut value_sums = zeros::<N>(held * value_vectors);
+    let mut shares = ones(held);
+    let mut scores = ones(held);
+    // 1 for a row that takes part, 0 for one that does not.
+    let mut factors = ones(held);
+    let mut taken = 0.0f32;
+    #[unroll]
+    for row in 0..held {
+        let at = owned.first + row;
+        let mut factor = 0.0f32;
+        if at >= sizes.first_key
+            && at < sizes.rows
+            && kept::<M>(mask, sizes, owned.example, at, masked)
+        {
+            factor = 1.0f32;
+        }
+        factors[row] = factor;
+        taken += factor;
     }
-    if taken {
+    if taken > 0.0f32 {
         for query_at in 0..sizes.queries {
-            let of_query = (example * sizes.queries + query_at) * heads + head;
-            let logit =
-                dot::<N>(&of_logit, query, of_query * key_vectors, key_vectors) * sizes.scale;
-            let weight = (logit - statistics[of_query * 2]).exp();
-            let product = dot::<N>(&of_weight, grad, of_query * value_vectors, value_vectors);
-            let score = weight * (product - statistics[of_query * 2 + 1]) * sizes.scale;
+            let of_query = (owned.example * sizes.queries + query_at) * sizes.heads + owned.head;
+            let products = dots::<N>(&of_logits, query, of_query * key_vectors, held, key_vectors);
+            let grads = dots::<N>(
+                &of_weights,
+                grad,
+                of_query * value_vectors,
+                held,
+                value_vectors,
+            );
+            let logarithm = statistics[of_query * 2];
+            let mean = statistics[of_query * 2 + 1];
+            #[unroll]
+            for row in 0..held {
+                // A row that takes no part has no weight, which its exponential need not tell.
+                let mut weight = 0.0f32;
+                if factors[row] > 0.0f32 {
+                    weight = (products[row] * sizes.scale - logarithm).exp();
+                }
+                shares[row] = weight;
+                scores[row] = weight * (grads[row] - mean) * sizes.scale;
+            }
             add::<N>(
-                &mut key_sum,
-                score,
+                &mut key_sums,
+                &scores,
                 query,
                 of_query * key_vectors,
+                held,
                 key_vectors,
             );
             add::<N>(
-                &mut value_sum,
-                weight,
+                &mut value_sums,
+                &shares,
                 grad,
                 of_query * value_vectors,
+                held,
                 value_vectors,
             );
         }
     }
-    store::<N>(d_key, of_key * key_vectors, &key_sum, 1.0f32, key_vectors);
-    store::<N>(
-        d_value,
-        of_key * value_vectors,
-        &value_sum,
-        1.0f32,
-        value_vectors,
-    );
+    store::<N>(d_key, &owned, &key_sums, &factors, held, key_vectors);
+    store::<N>(d_value, &owned, &value_sums, &factors, held, value_vectors);
 }
 
 /// Whether a unit can hold rows of a head, and 32 bits count everything.
@@ -364,15 +490,28 @@ impl Problem {
         vector_size(&[self.head_dim, self.value_dim])
     }
 
-    /// Sizes for as many units as there are heads of `rows` in every example.
-    fn sizes(&self, rows: usize) -> SizesLaunch {
+    /// Rows that a unit holds: more than one where registers allow, since each saves reading all others
+    /// once more.
+    fn held(&self) -> usize {
+        match self.head_dim + self.value_dim <= NARROW {
+            true => 2,
+            false => 1,
+        }
+    }
+
+    /// Units that own all heads of `rows` in every example.
+    fn units(&self, rows: usize) -> usize {
+        self.batch * self.heads * rows.div_ceil(self.held())
+    }
+
+    fn sizes(&self, units: usize) -> SizesLaunch {
         SizesLaunch::new(
             self.queries,
             self.heads,
             self.rows,
             self.options.first_key,
             self.options.scale(self.head_dim) as f32,
-            self.batch * self.heads * rows,
+            units,
         )
     }
 }
@@ -393,7 +532,7 @@ pub(super) fn attend(
         DType::F32,
     );
     let log_total = empty(&query, [batch, queries, heads], DType::F32);
-    let units = batch * queries * heads;
+    let units = problem.units(queries);
     if units > 0 {
         let vector = problem.vector();
         let (count, dim) = grid(&query, units);
@@ -412,8 +551,9 @@ pub(super) fn attend(
                 problem.mask.clone().into_buffer_arg(),
                 context.clone().into_buffer_arg(),
                 log_total.clone().into_buffer_arg(),
-                problem.sizes(queries),
+                problem.sizes(units),
                 problem.masked,
+                problem.held(),
                 problem.head_dim / vector,
                 problem.value_dim / vector,
                 dtype,
@@ -444,7 +584,7 @@ pub(super) fn backward(
     let vector = problem.vector();
     let (key_vectors, value_vectors) = (problem.head_dim / vector, problem.value_dim / vector);
     let dtype = element(&problem.mask);
-    let units = batch * queries * heads;
+    let units = problem.units(queries);
     if units > 0 {
         let (count, dim) = grid(&query, units);
         // SAFETY: as in `attend`.
@@ -463,15 +603,16 @@ pub(super) fn backward(
                 grad.clone().into_buffer_arg(),
                 d_query.clone().into_buffer_arg(),
                 statistics.clone().into_buffer_arg(),
-                problem.sizes(queries),
+                problem.sizes(units),
                 problem.masked,
+                problem.held(),
                 key_vectors,
                 value_vectors,
                 dtype,
             );
         }
     }
-    let units = batch * problem.rows * heads;
+    let units = problem.units(problem.rows);
     if units > 0 {
         let (count, dim) = grid(&query, units);
         // SAFETY: a unit writes its own key and head; all positions are bounded by the sizes of the
@@ -490,8 +631,9 @@ pub(super) fn backward(
                 statistics.into_buffer_arg(),
                 d_key.clone().into_buffer_arg(),
                 d_value.clone().into_buffer_arg(),
-                problem.sizes(problem.rows),
+                problem.sizes(units),
                 problem.masked,
+                problem.held(),
                 key_vectors,
                 value_vectors,
                 dtype,
