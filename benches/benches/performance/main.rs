@@ -63,6 +63,7 @@ pub struct Bench {
 struct Args {
     quick: bool,
     only: Vec<String>,
+    backends: Vec<String>,
     json: Option<PathBuf>,
 }
 
@@ -87,19 +88,23 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
     let mut args = Args {
         quick: false,
         only: Vec::new(),
+        backends: Vec::new(),
         json: None,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let list = |value: String| value.split(',').map(str::to_owned).collect();
         match word.as_str() {
             // What cargo itself passes to a bench target.
             "--bench" => {}
             "--quick" => args.quick = true,
             "--json" => args.json = Some(value()?.into()),
-            "--only" => args.only = value()?.split(',').map(str::to_owned).collect(),
+            "--only" => args.only = list(value()?),
+            "--backends" => args.backends = list(value()?),
             _ => {
                 return Err(format!(
-                    "unknown argument {word}; there are --quick, --only SECTION,... and --json FILE"
+                    "unknown argument {word}; there are --quick, --only SECTION,..., --backends NAME,... \
+                     and --json FILE"
                 ));
             }
         }
@@ -125,9 +130,12 @@ fn run(args: &Args) -> Result<(), String> {
         .map_err(|error| format!("threads: {error}"))?;
     backends::set_libtorch_threads(THREADS);
     let started = Instant::now();
-    let backends = backends::on_the_host();
+    let mut backends = backends::on_the_host();
+    if !args.backends.is_empty() {
+        backends.retain(|opened| args.backends.iter().any(|name| name == opened.name));
+    }
     if backends.is_empty() {
-        return Err("no backend is compiled in: give --features flex,ndarray,tch,wgpu".into());
+        return Err("no such backend is compiled in: give --features flex,ndarray,tch,wgpu".into());
     }
     eprintln!("measuring the machine");
     let peaks = machine::measure(&backends, args.quick);
