@@ -68,6 +68,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // As the command line does; libtorch gains as much from it as burn-flex.
+    arbora::memory::keep_freed_blocks();
     let args = match parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {

@@ -30,8 +30,8 @@ pub mod ops;
 
 pub use functions::{BlockWeights, Route, TreeSearch, dense_attention, tree_build, tree_search};
 pub use layers::{
-    PreNormAttention, PreNormAttentionConfig, QueryResidual, SearchOutput, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOutput,
+    TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

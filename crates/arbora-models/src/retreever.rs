@@ -181,15 +181,19 @@ impl ReTreever {
         );
         let index = self.index(context);
         let [batch, count, _] = queries.dims();
-        let embedded = self.encoder.embed_queries(queries);
+        // Search and attention to all leaves share their weights, so they share projected queries.
+        let queries = self
+            .attention
+            .attention
+            .project_queries(self.encoder.embed_queries(queries));
         let leaves = self
-            .decoder
-            .decode(self.attention.attend_leaves(embedded.clone(), &index));
-        let leaves = leaves.loss(target, mask);
+            .attention
+            .attend_leaves_projected(queries.clone(), &index);
+        let leaves = self.decoder.decode(leaves).loss(target, mask);
 
         let search = self
             .attention
-            .search(repeat_queries(embedded, samples), &index, route);
+            .search_projected(queries.repeat(samples), &index, route, 1.0);
         let prediction = self.decoder.decode(search.context);
         let target = match target {
             Target::Values(values) => Target::Values(repeat_queries(values.clone(), samples)),

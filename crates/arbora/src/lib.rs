@@ -7,6 +7,7 @@
 //! - [`rl`][]: policy gradients and the trainer
 //! - [`models`][]: ReTreever and the models it is compared with
 //! - [`tasks`][]: data
+//! - [`memory`]: what a program that trains asks of its allocator
 //!
 //! The modules behind the feature `cli` make the command line: its configuration, its runs and its
 //! pictures.
@@ -28,6 +29,8 @@ pub use arbora_models as models;
 pub use arbora_rl as rl;
 pub use arbora_tasks as tasks;
 pub use arbora_tree as tree;
+
+pub mod memory;
 
 #[cfg(feature = "cli")]
 pub mod backend;

@@ -3,7 +3,9 @@
 mod pre_norm_attention;
 mod tree_cross_attention;
 
-pub use pre_norm_attention::{PreNormAttention, PreNormAttentionConfig, QueryResidual};
+pub use pre_norm_attention::{
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
+};
 pub use tree_cross_attention::{
     SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };

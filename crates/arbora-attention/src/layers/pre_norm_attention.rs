@@ -87,12 +87,36 @@ impl PreNormAttentionConfig {
     }
 }
 
-/// Queries on their way through the layer.
-pub(super) struct ProjectedQueries {
+/// Queries that a layer has normalised and projected, for any number of searches and attentions.
+#[derive(Clone, Debug)]
+pub struct ProjectedQueries {
     raw: Tensor<3>,
     normalized: Tensor<3>,
     /// `W_q · LN(q)`, `[batch, queries, heads, head_dim]`
     pub(super) query: Tensor<4>,
+}
+
+impl ProjectedQueries {
+    /// `copies` of each query side by side, `[batch, queries · copies, …]`: for several samples of a
+    /// route.
+    pub fn repeat(self, copies: usize) -> Self {
+        if copies == 1 {
+            return self;
+        }
+        let [batch, count, heads, head_dim] = self.query.dims();
+        let repeat = |rows: Tensor<3>| {
+            let width = rows.dims()[2];
+            rows.reshape([batch, count, 1, width])
+                .repeat_dim(2, copies)
+                .reshape([batch, count * copies, width])
+        };
+        let query = repeat(self.query.reshape([batch, count, heads * head_dim]));
+        Self {
+            raw: repeat(self.raw),
+            normalized: repeat(self.normalized),
+            query: query.reshape([batch, count * copies, heads, head_dim]),
+        }
+    }
 }
 
 impl PreNormAttention {
@@ -115,7 +139,7 @@ impl PreNormAttention {
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<3> {
         let (key, value) = self.project_context(tokens);
-        self.attend_projected(queries, key, value, 0, mask)
+        self.attend_projected(self.project_queries(queries), key, value, 0, mask)
     }
 
     /// [`attend`](Self::attend) to the rows from `first_key` on of keys and values `[batch, rows,
@@ -123,13 +147,12 @@ impl PreNormAttention {
     #[track_caller]
     pub(super) fn attend_projected(
         &self,
-        queries: Tensor<3>,
+        queries: ProjectedQueries,
         key: Tensor<4>,
         value: Tensor<4>,
         first_key: usize,
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<3> {
-        let queries = self.project_queries(queries);
         let context = dense_attention(
             queries.query.clone(),
             key,
@@ -143,8 +166,12 @@ impl PreNormAttention {
         self.project_output(context, queries)
     }
 
+    /// Normalises and projects queries `[batch, queries, d_model]`.
+    ///
+    /// # Panics
+    /// If the queries are not `d_model` wide.
     #[track_caller]
-    pub(super) fn project_queries(&self, queries: Tensor<3>) -> ProjectedQueries {
+    pub fn project_queries(&self, queries: Tensor<3>) -> ProjectedQueries {
         self.check_width("queries", &queries);
         let normalized = self.norm.forward(queries.clone());
         let query = self.by_head(self.query.forward(normalized.clone()));

@@ -1,6 +1,8 @@
 //! Tree cross attention as an index and a search.
 
-use super::pre_norm_attention::{PreNormAttention, PreNormAttentionConfig, QueryResidual};
+use super::pre_norm_attention::{
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
+};
 use crate::functions::{Route, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
 use arbora_tree::{TokenTree, TokenTreeShape};
@@ -140,6 +142,22 @@ impl TreeCrossAttention {
         temperature: f64,
     ) -> SearchOutput {
         let queries = self.attention.project_queries(queries);
+        self.search_projected(queries, index, route, temperature)
+    }
+
+    /// [`search_with`](Self::search_with) for queries that
+    /// [`PreNormAttention::project_queries`] of [`attention`](Self::attention) has projected.
+    ///
+    /// # Panics
+    /// As [`search_with`](Self::search_with).
+    #[track_caller]
+    pub fn search_projected(
+        &self,
+        queries: ProjectedQueries,
+        index: &TreeIndex,
+        route: Route,
+        temperature: f64,
+    ) -> SearchOutput {
         let found = tree_search(
             queries.query.clone(),
             index.key.clone(),
@@ -170,6 +188,17 @@ impl TreeCrossAttention {
     /// - returns `[batch, queries, d_model]`
     #[track_caller]
     pub fn attend_leaves(&self, queries: Tensor<3>, index: &TreeIndex) -> Tensor<3> {
+        self.attend_leaves_projected(self.attention.project_queries(queries), index)
+    }
+
+    /// [`attend_leaves`](Self::attend_leaves) for queries that
+    /// [`PreNormAttention::project_queries`] of [`attention`](Self::attention) has projected.
+    #[track_caller]
+    pub fn attend_leaves_projected(
+        &self,
+        queries: ProjectedQueries,
+        index: &TreeIndex,
+    ) -> Tensor<3> {
         let [batch, nodes, ..] = index.key.dims();
         let first = index.shape.offset(0);
         let mask = index.mask.clone().slice([0..batch, first..nodes]);

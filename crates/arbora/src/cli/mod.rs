@@ -90,6 +90,7 @@ struct EvalArgs {
 /// is not finite, a device that gave up); 2 anything that the caller can mend: arguments, settings, data,
 /// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
+    crate::memory::keep_freed_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) => return refuse(&refused),
