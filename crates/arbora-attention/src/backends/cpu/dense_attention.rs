@@ -8,9 +8,8 @@
 //!
 //! See [FlashAttention-2](https://arxiv.org/abs/2307.08691).
 
-use super::simd::LANES;
+use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp_lanes_up_to_zero};
 use rayon::prelude::*;
-use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -365,393 +364,34 @@ fn padded(length: usize) -> usize {
     length.next_multiple_of(LANES)
 }
 
-/// [`LANES`] numbers in registers. Blocks of products have to stay there; left to the compiler, arrays do
-/// so in some functions and not in others.
-trait Vector: Copy {
-    /// Whether there are registers for more than sixteen of them.
-    const WIDE: bool;
-
-    fn splat(number: f32) -> Self;
-    fn load(numbers: &[f32; LANES]) -> Self;
-    fn store(self, numbers: &mut [f32; LANES]);
-    fn plus(self, other: Self) -> Self;
-    fn minus(self, other: Self) -> Self;
-    fn times(self, other: Self) -> Self;
-    /// `self * factor + term`
-    fn fused(self, factor: Self, term: Self) -> Self;
-    fn max(self, other: Self) -> Self;
-    /// `self * 2^n`, where `rounded` is `n + ROUND` for an integer `n`, and the product is a normal number.
-    fn with_exponent(self, rounded: Self) -> Self;
-    /// The lanes of both in turns: those of the first halves, and those of the second halves.
-    fn interleave(self, other: Self) -> [Self; 2];
-}
-
-/// `e^x` for `x` that is at most a little above 0, as logits less their maximum are. To within 2 units in
-/// the last place of the least normal number or of the result, whichever is greater.
-#[inline(always)]
-fn exp<V: Vector>(x: V) -> V {
-    let round = V::splat(ROUND);
-    let x = x.times(V::splat(LOG2_E)).max(V::splat(-126.0));
-    let rounded = x.plus(round);
-    let rest = x.minus(rounded.minus(round));
-    // Minimax polynomial of 2^r on |r| <= 1/2.
-    let series = V::splat(1.546_144_5e-4)
-        .fused(rest, V::splat(1.340_042_8e-3))
-        .fused(rest, V::splat(9.618_057e-3))
-        .fused(rest, V::splat(5.550_327e-2))
-        .fused(rest, V::splat(2.402_265e-1))
-        .fused(rest, V::splat(6.931_472e-1))
-        .fused(rest, V::splat(1.0));
-    series.with_exponent(rounded)
-}
-
-/// `1.5 * 2^23`: adding it leaves the nearest integer in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
-/// For processors without vectors of a known kind: the compiler takes what there is.
-#[derive(Clone, Copy)]
-struct Plain([f32; LANES]);
-
-impl Plain {
-    #[inline(always)]
-    fn with(self, other: Self, function: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| {
-            function(self.0[lane], other.0[lane])
-        }))
-    }
-}
-
-impl Vector for Plain {
-    const WIDE: bool = false;
-
-    #[inline(always)]
-    fn splat(number: f32) -> Self {
-        Self([number; LANES])
-    }
-
-    #[inline(always)]
-    fn load(numbers: &[f32; LANES]) -> Self {
-        Self(*numbers)
-    }
-
-    #[inline(always)]
-    fn store(self, numbers: &mut [f32; LANES]) {
-        *numbers = self.0;
-    }
-
-    #[inline(always)]
-    fn plus(self, other: Self) -> Self {
-        self.with(other, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    fn minus(self, other: Self) -> Self {
-        self.with(other, |a, b| a - b)
-    }
-
-    #[inline(always)]
-    fn times(self, other: Self) -> Self {
-        self.with(other, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    fn fused(self, factor: Self, term: Self) -> Self {
-        Self(std::array::from_fn(|lane| {
-            let (a, b, c) = (self.0[lane], factor.0[lane], term.0[lane]);
-            // One rounding costs a function call where there is no instruction for it.
-            match cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-                true => a.mul_add(b, c),
-                false => a * b + c,
-            }
-        }))
-    }
-
-    #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        self.with(other, |a, b| if a > b { a } else { b })
-    }
-
-    #[inline(always)]
-    fn with_exponent(self, rounded: Self) -> Self {
-        // The integer goes straight to the exponent; the high bits of `ROUND` are shifted out.
-        self.with(rounded, |series, rounded| {
-            f32::from_bits(series.to_bits().wrapping_add(rounded.to_bits() << 23))
-        })
-    }
-
-    #[inline(always)]
-    fn interleave(self, other: Self) -> [Self; 2] {
-        let pair = [self.0, other.0];
-        [0, LANES / 2]
-            .map(|first| Self(std::array::from_fn(|lane| pair[lane % 2][first + lane / 2])))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, Vector};
-    use std::arch::x86_64::*;
-
-    /// Two registers of AVX2. Values exist only in what [`dispatch`](super::dispatch) runs where the
-    /// processor has AVX2 and FMA.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx2(__m256, __m256);
-
-    /// A register of AVX-512. Values exist only in what [`dispatch`](super::dispatch) runs where the
-    /// processor has AVX-512F.
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx512(__m512);
-
-    impl Vector for Avx2 {
-        const WIDE: bool = false;
-
-        #[inline(always)]
-        fn splat(number: f32) -> Self {
-            // SAFETY: the processor has the instructions, see the type.
-            let half = unsafe { _mm256_set1_ps(number) };
-            Self(half, half)
-        }
-
-        #[inline(always)]
-        fn load(numbers: &[f32; LANES]) -> Self {
-            let start = numbers.as_ptr();
-            // SAFETY: as in `splat`; 16 numbers are there to be read.
-            unsafe { Self(_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(8))) }
-        }
-
-        #[inline(always)]
-        fn store(self, numbers: &mut [f32; LANES]) {
-            let start = numbers.as_mut_ptr();
-            // SAFETY: as in `splat`; there is room for 16 numbers.
-            unsafe {
-                _mm256_storeu_ps(start, self.0);
-                _mm256_storeu_ps(start.add(8), self.1);
-            }
-        }
-
-        #[inline(always)]
-        fn plus(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                Self(
-                    _mm256_add_ps(self.0, other.0),
-                    _mm256_add_ps(self.1, other.1),
-                )
-            }
-        }
-
-        #[inline(always)]
-        fn minus(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                Self(
-                    _mm256_sub_ps(self.0, other.0),
-                    _mm256_sub_ps(self.1, other.1),
-                )
-            }
-        }
-
-        #[inline(always)]
-        fn times(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                Self(
-                    _mm256_mul_ps(self.0, other.0),
-                    _mm256_mul_ps(self.1, other.1),
-                )
-            }
-        }
-
-        #[inline(always)]
-        fn fused(self, factor: Self, term: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                Self(
-                    _mm256_fmadd_ps(self.0, factor.0, term.0),
-                    _mm256_fmadd_ps(self.1, factor.1, term.1),
-                )
-            }
-        }
-
-        #[inline(always)]
-        fn max(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                Self(
-                    _mm256_max_ps(self.0, other.0),
-                    _mm256_max_ps(self.1, other.1),
-                )
-            }
-        }
-
-        #[inline(always)]
-        fn with_exponent(self, rounded: Self) -> Self {
-            #[inline(always)]
-            fn half(series: __m256, rounded: __m256) -> __m256 {
-                // SAFETY: as in `splat`.
-                unsafe {
-                    let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
-                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(series), exponent))
-                }
-            }
-            Self(half(self.0, rounded.0), half(self.1, rounded.1))
-        }
-
-        #[inline(always)]
-        fn interleave(self, other: Self) -> [Self; 2] {
-            #[inline(always)]
-            fn eight(a: __m256, b: __m256) -> Avx2 {
-                // SAFETY: as in `splat`.
-                unsafe {
-                    // Within halves of a register first, which are then sorted.
-                    let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-                    Avx2(
-                        _mm256_permute2f128_ps::<0x20>(low, high),
-                        _mm256_permute2f128_ps::<0x31>(low, high),
-                    )
-                }
-            }
-            [eight(self.0, other.0), eight(self.1, other.1)]
-        }
-    }
-
-    impl Vector for Avx512 {
-        const WIDE: bool = true;
-
-        #[inline(always)]
-        fn splat(number: f32) -> Self {
-            // SAFETY: the processor has the instructions, see the type.
-            unsafe { Self(_mm512_set1_ps(number)) }
-        }
-
-        #[inline(always)]
-        fn load(numbers: &[f32; LANES]) -> Self {
-            // SAFETY: as in `splat`; 16 numbers are there to be read.
-            unsafe { Self(_mm512_loadu_ps(numbers.as_ptr())) }
-        }
-
-        #[inline(always)]
-        fn store(self, numbers: &mut [f32; LANES]) {
-            // SAFETY: as in `splat`; there is room for 16 numbers.
-            unsafe { _mm512_storeu_ps(numbers.as_mut_ptr(), self.0) }
-        }
-
-        #[inline(always)]
-        fn plus(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe { Self(_mm512_add_ps(self.0, other.0)) }
-        }
-
-        #[inline(always)]
-        fn minus(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe { Self(_mm512_sub_ps(self.0, other.0)) }
-        }
-
-        #[inline(always)]
-        fn times(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
-        }
-
-        #[inline(always)]
-        fn fused(self, factor: Self, term: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, term.0)) }
-        }
-
-        #[inline(always)]
-        fn max(self, other: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
-        }
-
-        #[inline(always)]
-        fn with_exponent(self, rounded: Self) -> Self {
-            // SAFETY: as in `splat`.
-            unsafe {
-                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(rounded.0));
-                let series = _mm512_castps_si512(self.0);
-                Self(_mm512_castsi512_ps(_mm512_add_epi32(series, exponent)))
-            }
-        }
-
-        #[inline(always)]
-        fn interleave(self, other: Self) -> [Self; 2] {
-            // SAFETY: as in `splat`.
-            unsafe {
-                // Lanes of the second operand count from 16.
-                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-                [
-                    Self(_mm512_permutex2var_ps(self.0, low, other.0)),
-                    Self(_mm512_permutex2var_ps(self.0, high, other.0)),
-                ]
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn run_avx512(kernel: impl super::Kernel) {
-        kernel.run::<Avx512>();
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn run_avx2(kernel: impl super::Kernel) {
-        kernel.run::<Avx2>();
-    }
-}
-
-/// Work to be compiled for each kind of vector. All that it calls is `#[inline(always)]`: a function of its
-/// own would be compiled for the instructions that every processor has.
-trait Kernel {
-    fn run<V: Vector>(self);
-}
-
-/// Runs a kernel with the widest vectors of this processor.
-fn dispatch(kernel: impl Kernel) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has these instructions.
-            return unsafe { x86::run_avx512(kernel) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has these instructions.
-            return unsafe { x86::run_avx2(kernel) };
-        }
-    }
-    kernel.run::<Plain>()
-}
-
 /// Products of a block of `ROWS` rows and `VECTORS` vectors of columns, all in registers:
 /// `sum over t < depth of a[row * a_row + t * a_step] * b[t * b_step + column]`.
 #[inline(always)]
-fn product<V: Vector, const ROWS: usize, const VECTORS: usize>(
+fn product<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
     a: &[f32],
     [a_row, a_step]: [usize; 2],
     b: &[f32],
     b_step: usize,
-) -> [[V; VECTORS]; ROWS] {
-    let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
+) -> [[A::Vector; VECTORS]; ROWS] {
+    let mut sums = [[A::splat(0.0); VECTORS]; ROWS];
     if depth == 0 {
         return sums;
     }
     assert!((ROWS - 1) * a_row + (depth - 1) * a_step < a.len());
     assert!((depth - 1) * b_step + VECTORS * LANES <= b.len());
     for t in 0..depth {
-        let mut columns = [V::splat(0.0); VECTORS];
+        let mut columns = [A::splat(0.0); VECTORS];
         for (vector, numbers) in columns.iter_mut().enumerate() {
             let first = t * b_step + vector * LANES;
             // SAFETY: the largest index is checked above.
-            *numbers = V::load(unsafe { &*b.as_ptr().add(first).cast() });
+            *numbers = A::load(unsafe { &*b.as_ptr().add(first).cast() });
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the largest index is checked above.
-            let factor = V::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
+            let factor = A::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
             for (sum, numbers) in sums.iter_mut().zip(columns) {
-                *sum = factor.fused(numbers, *sum);
+                *sum = A::mul_add_lanes(factor, numbers, *sum);
             }
         }
     }
@@ -759,32 +399,32 @@ fn product<V: Vector, const ROWS: usize, const VECTORS: usize>(
 }
 
 /// What becomes of a block of products.
-trait Sink<V> {
-    fn take(&mut self, row: usize, vector: usize, products: V);
+trait Sink<A: Arithmetic> {
+    fn take(&mut self, row: usize, vector: usize, products: A::Vector);
 }
 
 /// Products of `rows` rows of `a` and a tile of `VECTORS` vectors: as [`product`] gives them, rows of the
 /// last block beyond `rows` included.
 #[inline(always)]
-fn products<V: Vector, const VECTORS: usize>(
+fn products<A: Arithmetic, const VECTORS: usize>(
     rows: usize,
     depth: usize,
     a: &[f32],
     a_row: usize,
     b: &[f32],
-    sink: &mut impl Sink<V>,
+    sink: &mut impl Sink<A>,
 ) {
     #[inline(always)]
-    fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
         rows: usize,
         depth: usize,
         a: &[f32],
         a_row: usize,
         b: &[f32],
-        sink: &mut impl Sink<V>,
+        sink: &mut impl Sink<A>,
     ) {
         for first in (0..rows).step_by(ROWS) {
-            let block = product::<V, ROWS, VECTORS>(
+            let block = product::<A, ROWS, VECTORS>(
                 depth,
                 &a[first * a_row..],
                 [a_row, 1],
@@ -798,17 +438,17 @@ fn products<V: Vector, const VECTORS: usize>(
             }
         }
     }
-    match (V::WIDE, VECTORS) {
-        (false, _) => blocks::<V, 4, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, 1) => blocks::<V, 16, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, _) => blocks::<V, 8, VECTORS>(rows, depth, a, a_row, b, sink),
+    match (A::MANY_REGISTERS, VECTORS) {
+        (false, _) => blocks::<A, 4, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, 1) => blocks::<A, 16, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, _) => blocks::<A, 8, VECTORS>(rows, depth, a, a_row, b, sink),
     }
 }
 
 /// `target[row][column] += sum over t < depth of a[row * a_row + t * a_step] * b[t][column]`, with rows of
 /// `columns` numbers, whole vectors, in `b` and in `target`. Up to 15 rows beyond `rows` are written, too.
 #[inline(always)]
-fn add_products<V: Vector>(
+fn add_products<A: Arithmetic>(
     rows: usize,
     depth: usize,
     a: &[f32],
@@ -818,7 +458,7 @@ fn add_products<V: Vector>(
     target: &mut [f32],
 ) {
     #[inline(always)]
-    fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
         rows: usize,
         depth: usize,
         a: &[f32],
@@ -828,7 +468,7 @@ fn add_products<V: Vector>(
         target: &mut [f32],
     ) {
         for first in (0..rows).step_by(ROWS) {
-            let block = product::<V, ROWS, VECTORS>(
+            let block = product::<A, ROWS, VECTORS>(
                 depth,
                 &a[first * a_strides[0]..],
                 a_strides,
@@ -839,24 +479,24 @@ fn add_products<V: Vector>(
                 for (vector, products) in vectors.into_iter().enumerate() {
                     let start = (first + row) * columns + vector * LANES;
                     let target = lanes_mut(target, start);
-                    V::load(target).plus(products).store(target);
+                    A::store(A::add_lanes(A::load(target), products), target);
                 }
             }
         }
     }
     let mut column = 0;
-    if V::WIDE {
+    if A::MANY_REGISTERS {
         while column + 2 * LANES <= columns {
             let (b, target) = (&b[column..], &mut target[column..]);
-            blocks::<V, 8, 2>(rows, depth, a, a_strides, b, columns, target);
+            blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, target);
             column += 2 * LANES;
         }
     }
     while column < columns {
         let (b, target) = (&b[column..], &mut target[column..]);
-        match V::WIDE {
-            true => blocks::<V, 16, 1>(rows, depth, a, a_strides, b, columns, target),
-            false => blocks::<V, 4, 1>(rows, depth, a, a_strides, b, columns, target),
+        match A::MANY_REGISTERS {
+            true => blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, target),
+            false => blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, target),
         }
         column += LANES;
     }
@@ -895,7 +535,7 @@ fn copy_row(target: &mut [f32], source: &[f32]) {
 /// Writes the rows of queries as a tile, `tile[column][lane] = factor * rows[lane][column]`, with lanes for
 /// `VECTORS` vectors; lanes without a row get 0.
 #[inline(always)]
-fn transpose<V: Vector>(
+fn transpose<A: Arithmetic>(
     rows: &[f32],
     stride: usize,
     count: usize,
@@ -904,19 +544,19 @@ fn transpose<V: Vector>(
     tile: &mut [f32],
     vectors: usize,
 ) {
-    let factor = V::splat(factor);
+    let factor = A::splat(factor);
     for vector in 0..vectors {
         for column in (0..columns).step_by(LANES) {
             let here = LANES.min(columns - column);
-            let mut block = [V::splat(0.0); LANES];
+            let mut block = [A::splat(0.0); LANES];
             for lane in 0..LANES.min(count - vector * LANES) {
                 let row = &rows[(vector * LANES + lane) * stride + column..];
                 block[lane] = match row.first_chunk() {
-                    Some(row) if here == LANES => V::load(row),
+                    Some(row) if here == LANES => A::load(row),
                     _ => {
                         let mut part = [0.0; LANES];
                         part[..here].copy_from_slice(&row[..here]);
-                        V::load(&part)
+                        A::load(&part)
                     }
                 };
             }
@@ -924,7 +564,7 @@ fn transpose<V: Vector>(
             for _ in 0..LANES.ilog2() {
                 let mut shuffled = block;
                 for index in 0..LANES / 2 {
-                    let [low, high] = block[index].interleave(block[index + LANES / 2]);
+                    let [low, high] = A::interleave_lanes(block[index], block[index + LANES / 2]);
                     shuffled[2 * index] = low;
                     shuffled[2 * index + 1] = high;
                 }
@@ -932,7 +572,7 @@ fn transpose<V: Vector>(
             }
             for (index, numbers) in block.into_iter().enumerate().take(here) {
                 let first = ((column + index) * vectors + vector) * LANES;
-                numbers.times(factor).store(lanes_mut(tile, first));
+                A::store(A::mul_lanes(numbers, factor), lanes_mut(tile, first));
             }
         }
     }
@@ -940,8 +580,8 @@ fn transpose<V: Vector>(
 
 /// First query and number of vectors of each tile of a chunk.
 #[inline(always)]
-fn tiles(wide: bool, queries: usize) -> impl Iterator<Item = (usize, usize)> {
-    let most = if wide { 2 } else { 1 };
+fn tiles(many_registers: bool, queries: usize) -> impl Iterator<Item = (usize, usize)> {
+    let most = if many_registers { 2 } else { 1 };
     (0..queries)
         .step_by(most * LANES)
         .map(move |first| (first, most.min((queries - first).div_ceil(LANES))))
@@ -960,13 +600,6 @@ struct Forward<'a> {
     example: usize,
     head: usize,
     queries: Range<usize>,
-}
-
-impl Kernel for Forward<'_> {
-    #[inline(always)]
-    fn run<V: Vector>(self) {
-        self.run_with::<V>();
-    }
 }
 
 /// The state of a tile of queries between two tiles of keys.
@@ -995,26 +628,31 @@ struct ForwardKeys<'a> {
 }
 
 /// Keeps logits and their maxima.
-struct Logits<'a, V, const VECTORS: usize> {
+struct Logits<'a, A: Arithmetic, const VECTORS: usize> {
     logits: &'a mut [f32],
-    maximum: [V; VECTORS],
+    maximum: [A::Vector; VECTORS],
     keys: usize,
 }
 
-impl<V: Vector, const VECTORS: usize> Sink<V> for Logits<'_, V, VECTORS> {
+impl<A: Arithmetic, const VECTORS: usize> Sink<A> for Logits<'_, A, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: V) {
-        products.store(lanes_mut(self.logits, (key * VECTORS + vector) * LANES));
+    fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
+        A::store(
+            products,
+            lanes_mut(self.logits, (key * VECTORS + vector) * LANES),
+        );
         // Rows that only fill the last block are not keys.
         if key < self.keys {
-            self.maximum[vector] = self.maximum[vector].max(products);
+            self.maximum[vector] = A::max_lanes(self.maximum[vector], products);
         }
     }
 }
 
-impl Forward<'_> {
+impl Kernel for Forward<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run_with<V: Vector>(self) {
+    fn run<A: Arithmetic>(self) {
         let Self {
             dims,
             example,
@@ -1035,9 +673,9 @@ impl Forward<'_> {
             room,
         ]);
         dims.keep(self.mask, example, dims.first_key..dims.rows, kept);
-        for (first, vectors) in tiles(V::WIDE, queries.len()) {
+        for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
             let count = (queries.len() - first).min(vectors * LANES);
-            transpose::<V>(
+            transpose::<A>(
                 &self.query[dims.query_row(example, queries.start + first, head)..],
                 dims.heads * key_dim,
                 count,
@@ -1062,7 +700,7 @@ impl Forward<'_> {
                     &self.value[from..from + value_dim],
                 );
             }
-            for (first, vectors) in tiles(V::WIDE, queries.len()) {
+            for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
                 let width = vectors * LANES;
                 let tile = ForwardTile {
                     query: &query[first * key_dim..(first + width) * key_dim],
@@ -1079,8 +717,8 @@ impl Forward<'_> {
                     first: block == 0,
                 };
                 match vectors {
-                    1 => tile.attend::<V, 1>(keys, key_dim, columns),
-                    _ => tile.attend::<V, 2>(keys, key_dim, columns),
+                    1 => tile.attend::<A, 1>(keys, key_dim, columns),
+                    _ => tile.attend::<A, 2>(keys, key_dim, columns),
                 }
             }
         }
@@ -1121,30 +759,22 @@ fn scale_row(target: &mut [f32], source: &[f32], factor: f32) {
     }
 }
 
-/// `target += factor * source`, as far as the target goes.
-#[inline(always)]
-fn add_scaled(target: &mut [f32], factor: f32, source: &[f32]) {
-    for (target, source) in target.iter_mut().zip(source) {
-        *target += factor * source;
-    }
-}
-
 impl ForwardTile<'_> {
     /// Takes a tile of keys into the state.
     #[inline(always)]
-    fn attend<V: Vector, const VECTORS: usize>(
+    fn attend<A: Arithmetic, const VECTORS: usize>(
         self,
         keys: ForwardKeys,
         key_dim: usize,
         columns: usize,
     ) {
         let width = VECTORS * LANES;
-        let mut logits = Logits::<V, VECTORS> {
+        let mut logits = Logits::<A, VECTORS> {
             logits: keys.weights,
-            maximum: [V::splat(f32::NEG_INFINITY); VECTORS],
+            maximum: [A::splat(f32::NEG_INFINITY); VECTORS],
             keys: keys.count,
         };
-        products::<V, VECTORS>(
+        products::<A, VECTORS>(
             keys.count,
             key_dim,
             keys.key,
@@ -1153,37 +783,38 @@ impl ForwardTile<'_> {
             &mut logits,
         );
         let mut maximum = logits.maximum;
-        let mut total = [V::splat(0.0); VECTORS];
+        let mut total = [A::splat(0.0); VECTORS];
         if !keys.first {
             let mut shrink = [[0.0; LANES]; VECTORS];
             for vector in 0..VECTORS {
-                let before = V::load(lanes(self.maximum, vector * LANES));
-                maximum[vector] = maximum[vector].max(before);
-                let factor = exp(before.minus(maximum[vector]));
-                total[vector] = V::load(lanes(self.total, vector * LANES)).times(factor);
-                factor.store(&mut shrink[vector]);
+                let before = A::load(lanes(self.maximum, vector * LANES));
+                maximum[vector] = A::max_lanes(maximum[vector], before);
+                let factor = exp_lanes_up_to_zero::<A>(A::sub_lanes(before, maximum[vector]));
+                total[vector] = A::mul_lanes(A::load(lanes(self.total, vector * LANES)), factor);
+                A::store(factor, &mut shrink[vector]);
             }
             for query in 0..self.queries {
-                let factor = V::splat(shrink[query / LANES][query % LANES]);
+                let factor = A::splat(shrink[query / LANES][query % LANES]);
                 for column in (0..columns).step_by(LANES) {
                     let sum = lanes_mut(self.context, query * columns + column);
-                    V::load(sum).times(factor).store(sum);
+                    A::store(A::mul_lanes(A::load(sum), factor), sum);
                 }
             }
         }
         for key in 0..keys.count {
             for vector in 0..VECTORS {
                 let weights = lanes_mut(keys.weights, (key * VECTORS + vector) * LANES);
-                let weight = exp(V::load(weights).minus(maximum[vector]));
-                weight.store(weights);
-                total[vector] = total[vector].plus(weight);
+                let weight =
+                    exp_lanes_up_to_zero::<A>(A::sub_lanes(A::load(weights), maximum[vector]));
+                A::store(weight, weights);
+                total[vector] = A::add_lanes(total[vector], weight);
             }
         }
         for vector in 0..VECTORS {
-            maximum[vector].store(lanes_mut(self.maximum, vector * LANES));
-            total[vector].store(lanes_mut(self.total, vector * LANES));
+            A::store(maximum[vector], lanes_mut(self.maximum, vector * LANES));
+            A::store(total[vector], lanes_mut(self.total, vector * LANES));
         }
-        add_products::<V>(
+        add_products::<A>(
             self.queries,
             keys.count,
             keys.weights,
@@ -1213,13 +844,6 @@ struct Backward<'a> {
     head: usize,
     keys: Range<usize>,
     queries: Range<usize>,
-}
-
-impl Kernel for Backward<'_> {
-    #[inline(always)]
-    fn run<V: Vector>(self) {
-        self.run_with::<V>();
-    }
 }
 
 /// What a tile of queries brings to a tile of keys, and its gradient.
@@ -1259,39 +883,45 @@ struct BackwardKeys<'a> {
 }
 
 /// Turns logits into weights.
-struct Weights<'a, V, const VECTORS: usize> {
+struct Weights<'a, A: Arithmetic, const VECTORS: usize> {
     weights: &'a mut [f32],
-    log_total: [V; VECTORS],
+    log_total: [A::Vector; VECTORS],
 }
 
-impl<V: Vector, const VECTORS: usize> Sink<V> for Weights<'_, V, VECTORS> {
+impl<A: Arithmetic, const VECTORS: usize> Sink<A> for Weights<'_, A, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: V) {
-        exp(products.minus(self.log_total[vector]))
-            .store(lanes_mut(self.weights, (key * VECTORS + vector) * LANES));
+    fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
+        A::store(
+            exp_lanes_up_to_zero::<A>(A::sub_lanes(products, self.log_total[vector])),
+            lanes_mut(self.weights, (key * VECTORS + vector) * LANES),
+        );
     }
 }
 
 /// Turns gradients of weights into gradients of logits.
-struct LogitGrads<'a, V, const VECTORS: usize> {
+struct LogitGrads<'a, A: Arithmetic, const VECTORS: usize> {
     weights: &'a [f32],
     d_logits: &'a mut [f32],
-    mean: [V; VECTORS],
+    mean: [A::Vector; VECTORS],
 }
 
-impl<V: Vector, const VECTORS: usize> Sink<V> for LogitGrads<'_, V, VECTORS> {
+impl<A: Arithmetic, const VECTORS: usize> Sink<A> for LogitGrads<'_, A, VECTORS> {
     #[inline(always)]
-    fn take(&mut self, key: usize, vector: usize, products: V) {
+    fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
         let first = (key * VECTORS + vector) * LANES;
-        V::load(lanes(self.weights, first))
-            .times(products.minus(self.mean[vector]))
-            .store(lanes_mut(self.d_logits, first));
+        let weight = A::load(lanes(self.weights, first));
+        A::store(
+            A::mul_lanes(weight, A::sub_lanes(products, self.mean[vector])),
+            lanes_mut(self.d_logits, first),
+        );
     }
 }
 
-impl Backward<'_> {
+impl Kernel for Backward<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run_with<V: Vector>(self) {
+    fn run<A: Arithmetic>(self) {
         let Self {
             dims,
             example,
@@ -1375,9 +1005,9 @@ impl Backward<'_> {
                 );
                 log_total[index] = self.log_total[dims.total(example, chunk + index, head)];
             }
-            for (first, vectors) in tiles(V::WIDE, count) {
+            for (first, vectors) in tiles(A::MANY_REGISTERS, count) {
                 let queries = (count - first).min(vectors * LANES);
-                transpose::<V>(
+                transpose::<A>(
                     &query[first * key_columns..],
                     key_columns,
                     queries,
@@ -1387,7 +1017,7 @@ impl Backward<'_> {
                     vectors,
                 );
                 let grad_lanes = &mut grad_lanes[first * value_dim..];
-                transpose::<V>(
+                transpose::<A>(
                     &grad[first * value_columns..],
                     value_columns,
                     queries,
@@ -1396,7 +1026,7 @@ impl Backward<'_> {
                     grad_lanes,
                     vectors,
                 );
-                transpose::<V>(
+                transpose::<A>(
                     &self.context[dims.context_row(example, chunk + first, head)..],
                     dims.heads * value_dim,
                     queries,
@@ -1408,13 +1038,13 @@ impl Backward<'_> {
                 // In the order in which the gradients of weights are summed, so that both are the same
                 // number where one key has all the weight, and the logits get no gradient.
                 for vector in 0..vectors {
-                    let mut sum = V::splat(0.0);
+                    let mut sum = A::splat(0.0);
                     for column in 0..value_dim {
                         let at = (column * vectors + vector) * LANES;
-                        sum = V::load(lanes(context_lanes, at))
-                            .fused(V::load(lanes(grad_lanes, at)), sum);
+                        let of_context = A::load(lanes(context_lanes, at));
+                        sum = A::mul_add_lanes(of_context, A::load(lanes(grad_lanes, at)), sum);
                     }
-                    sum.store(lanes_mut(mean, first + vector * LANES));
+                    A::store(sum, lanes_mut(mean, first + vector * LANES));
                 }
             }
             d_query[..count * key_columns].fill(0.0);
@@ -1434,7 +1064,7 @@ impl Backward<'_> {
                 }
                 d_key[..rows.len() * key_columns].fill(0.0);
                 d_value[..rows.len() * value_columns].fill(0.0);
-                for (first, vectors) in tiles(V::WIDE, count) {
+                for (first, vectors) in tiles(A::MANY_REGISTERS, count) {
                     let end = first + vectors * LANES;
                     let tile = BackwardTile {
                         query: &query[first * key_columns..end * key_columns],
@@ -1456,20 +1086,20 @@ impl Backward<'_> {
                         count: rows.len(),
                     };
                     match vectors {
-                        1 => tile.attend::<V, 1>(keys, dims),
-                        _ => tile.attend::<V, 2>(keys, dims),
+                        1 => tile.attend::<A, 1>(keys, dims),
+                        _ => tile.attend::<A, 2>(keys, dims),
                     }
                 }
                 for (index, &row) in rows.iter().enumerate() {
                     let (to_key, to_value) = key_rows(row);
-                    let d_key = &d_key[index * key_columns..(index + 1) * key_columns];
-                    let d_value = &d_value[index * value_columns..(index + 1) * value_columns];
+                    let d_key = &d_key[index * key_columns..][..key_dim];
+                    let d_value = &d_value[index * value_columns..][..value_dim];
                     if chunk == queries.start {
                         scale_row(to_key, d_key, dims.scale);
                         scale_row(to_value, d_value, 1.0);
                     } else {
-                        add_scaled(to_key, dims.scale, d_key);
-                        add_scaled(to_value, 1.0, d_value);
+                        add_scaled::<A>(to_key, dims.scale, d_key);
+                        add_scaled::<A>(to_value, 1.0, d_value);
                     }
                 }
             }
@@ -1487,35 +1117,39 @@ impl Backward<'_> {
 impl BackwardTile<'_> {
     /// Adds the gradients between a tile of queries and a tile of keys.
     #[inline(always)]
-    fn attend<V: Vector, const VECTORS: usize>(self, keys: BackwardKeys, dims: DenseDims) {
+    fn attend<A: Arithmetic, const VECTORS: usize>(self, keys: BackwardKeys, dims: DenseDims) {
         let width = VECTORS * LANES;
         let (key_columns, value_columns) = (padded(dims.head_dim), padded(dims.value_dim));
-        products::<V, VECTORS>(
+        let mut log_total = [A::splat(0.0); VECTORS];
+        let mut mean = [A::splat(0.0); VECTORS];
+        for vector in 0..VECTORS {
+            log_total[vector] = A::load(lanes(self.log_total, vector * LANES));
+            mean[vector] = A::load(lanes(self.mean, vector * LANES));
+        }
+        products::<A, VECTORS>(
             keys.count,
             dims.head_dim,
             keys.key,
             key_columns,
             self.query_lanes,
-            &mut Weights::<V, VECTORS> {
+            &mut Weights::<A, VECTORS> {
                 weights: keys.weights,
-                log_total: std::array::from_fn(|vector| {
-                    V::load(lanes(self.log_total, vector * LANES))
-                }),
+                log_total,
             },
         );
-        products::<V, VECTORS>(
+        products::<A, VECTORS>(
             keys.count,
             dims.value_dim,
             keys.value,
             dims.value_dim,
             self.grad_lanes,
-            &mut LogitGrads::<V, VECTORS> {
+            &mut LogitGrads::<A, VECTORS> {
                 weights: keys.weights,
                 d_logits: keys.d_logits,
-                mean: std::array::from_fn(|vector| V::load(lanes(self.mean, vector * LANES))),
+                mean,
             },
         );
-        add_products::<V>(
+        add_products::<A>(
             keys.count,
             self.queries,
             keys.weights,
@@ -1524,7 +1158,7 @@ impl BackwardTile<'_> {
             value_columns,
             keys.d_value,
         );
-        add_products::<V>(
+        add_products::<A>(
             keys.count,
             self.queries,
             keys.d_logits,
@@ -1533,7 +1167,7 @@ impl BackwardTile<'_> {
             key_columns,
             keys.d_key,
         );
-        add_products::<V>(
+        add_products::<A>(
             self.queries,
             keys.count,
             keys.d_logits,
@@ -1786,84 +1420,6 @@ mod tests {
                 results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
             });
             assert!(one == three, "{sizes:?}");
-        }
-    }
-
-    /// What a kind of vector makes of some numbers.
-    struct Operations<'a>(&'a mut Vec<[f32; LANES]>);
-
-    impl Kernel for Operations<'_> {
-        #[inline(always)]
-        fn run<V: Vector>(self) {
-            let a: [f32; LANES] = std::array::from_fn(|lane| lane as f32 - 7.5);
-            let b: [f32; LANES] = std::array::from_fn(|lane| 3.0 - (lane as f32));
-            let (va, vb) = (V::load(&a), V::load(&b));
-            let [low, high] = va.interleave(vb);
-            let results = [
-                V::splat(2.5),
-                va.plus(vb),
-                va.minus(vb),
-                va.times(vb),
-                va.fused(vb, V::splat(0.5)),
-                va.max(vb),
-                low,
-                high,
-                vb.with_exponent(va.plus(V::splat(0.5 + ROUND))),
-            ];
-            for result in results {
-                let mut numbers = [0.0; LANES];
-                result.store(&mut numbers);
-                self.0.push(numbers);
-            }
-        }
-    }
-
-    /// Exponentials of -100 to 0.
-    struct Exponentials<'a>(&'a mut Vec<f32>);
-
-    impl Kernel for Exponentials<'_> {
-        #[inline(always)]
-        fn run<V: Vector>(self) {
-            for first in (0..100_000).step_by(LANES) {
-                let x: [f32; LANES] = std::array::from_fn(|lane| (first + lane) as f32 / -1000.0);
-                let mut numbers = [0.0; LANES];
-                exp(V::load(&x)).store(&mut numbers);
-                self.0.extend(numbers);
-            }
-        }
-    }
-
-    #[test]
-    fn vectors_of_all_kinds_compute_the_same() {
-        let (mut plain, mut widest) = (Vec::new(), Vec::new());
-        Operations(&mut plain).run::<Plain>();
-        dispatch(Operations(&mut widest));
-        assert_eq!(plain, widest);
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            let mut avx2 = Vec::new();
-            // SAFETY: the processor has these instructions.
-            unsafe { x86::run_avx2(Operations(&mut avx2)) };
-            assert_eq!(plain, avx2);
-        }
-    }
-
-    #[test]
-    fn exponentials_are_close_and_end_near_zero() {
-        let (mut plain, mut widest) = (Vec::new(), Vec::new());
-        Exponentials(&mut plain).run::<Plain>();
-        dispatch(Exponentials(&mut widest));
-        for got in [plain, widest] {
-            for (index, got) in got.into_iter().enumerate() {
-                let x = f64::from(index as f32 / -1000.0);
-                // What the argument and its factor lose by rounding is a share of the result.
-                let share = f64::from(f32::EPSILON) * (2.0 + x.abs());
-                let error = (f64::from(got) - x.exp()).abs();
-                assert!(
-                    error <= share * x.exp() + f64::from(f32::MIN_POSITIVE),
-                    "{x}"
-                );
-            }
         }
     }
 }

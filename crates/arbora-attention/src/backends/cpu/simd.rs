@@ -15,6 +15,9 @@ pub(crate) trait Arithmetic: Copy {
     /// [`LANES`] numbers in registers.
     type Vector: Copy;
 
+    /// Whether there are registers for more than sixteen vectors.
+    const MANY_REGISTERS: bool;
+
     /// `a * b + c`, with one rounding where the processor has an instruction for it. Elsewhere one
     /// rounding would cost a function call.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
@@ -28,8 +31,27 @@ pub(crate) trait Arithmetic: Copy {
     /// Writes a vector.
     fn store(vector: Self::Vector, to: &mut [f32; LANES]);
 
+    /// `a + b` per lane.
+    fn add_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `a - b` per lane.
+    fn sub_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `a * b` per lane.
+    fn mul_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
     /// `a * b + c` per lane.
     fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The greater number per lane.
+    fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `vector * 2^n` per lane, where `rounded` is `n + ROUND` for an integer `n`, and the product is a
+    /// normal number.
+    fn scale_lanes_by_power(vector: Self::Vector, rounded: Self::Vector) -> Self::Vector;
+
+    /// The lanes of both in turns: those of the first halves, and those of the second halves.
+    fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2];
 
     /// The sum over lanes: halves add to halves.
     fn sum_lanes(vector: Self::Vector) -> f32;
@@ -44,6 +66,8 @@ struct Portable<const FUSED: bool>;
 
 impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
     type Vector = [f32; LANES];
+
+    const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -69,8 +93,65 @@ impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
     }
 
     #[inline(always)]
-    fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
-        std::array::from_fn(|lane| Self::mul_add(a[lane], b[lane], c[lane]))
+    fn add_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn sub_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a -= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a *= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul_add_lanes(a: Self::Vector, b: Self::Vector, mut c: Self::Vector) -> Self::Vector {
+        for (c, (a, b)) in c.iter_mut().zip(a.into_iter().zip(b)) {
+            *c = Self::mul_add(a, b, *c);
+        }
+        c
+    }
+
+    #[inline(always)]
+    fn max_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a > b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn scale_lanes_by_power(mut vector: Self::Vector, rounded: Self::Vector) -> Self::Vector {
+        // The integer goes straight to the exponent; the high bits of `ROUND` are shifted out.
+        for (number, rounded) in vector.iter_mut().zip(rounded) {
+            let bits = number.to_bits().wrapping_add(rounded.to_bits() << 23);
+            *number = f32::from_bits(bits);
+        }
+        vector
+    }
+
+    #[inline(always)]
+    fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
+        let mut both = [[0.0; LANES]; 2];
+        let pairs = a.into_iter().zip(b);
+        for (at, (a, b)) in pairs.enumerate() {
+            let half = &mut both[at / (LANES / 2)];
+            half[2 * at % LANES] = a;
+            half[2 * at % LANES + 1] = b;
+        }
+        both
     }
 
     #[inline(always)]
@@ -100,6 +181,8 @@ mod x86 {
     impl Arithmetic for Avx512 {
         type Vector = __m512;
 
+        const MANY_REGISTERS: bool = true;
+
         #[inline(always)]
         fn mul_add(a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
@@ -124,9 +207,56 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn sub_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn mul_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+
+        #[inline(always)]
         fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
             // SAFETY: see above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn scale_lanes_by_power(vector: Self::Vector, rounded: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe {
+                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(rounded));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(vector), exponent))
+            }
+        }
+
+        #[inline(always)]
+        fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
+            // SAFETY: see above.
+            unsafe {
+                // Lanes of the second operand count from 16.
+                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+                [
+                    _mm512_permutex2var_ps(a, low, b),
+                    _mm512_permutex2var_ps(a, high, b),
+                ]
+            }
         }
 
         #[inline(always)]
@@ -151,6 +281,8 @@ mod x86 {
 
     impl Arithmetic for Avx2 {
         type Vector = [__m256; 2];
+
+        const MANY_REGISTERS: bool = false;
 
         #[inline(always)]
         fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -184,6 +316,24 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn sub_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn mul_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+
+        #[inline(always)]
         fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
             // SAFETY: see above.
             unsafe {
@@ -192,6 +342,29 @@ mod x86 {
                     _mm256_fmadd_ps(a[1], b[1], c[1]),
                 ]
             }
+        }
+
+        #[inline(always)]
+        fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn scale_lanes_by_power(vector: Self::Vector, rounded: Self::Vector) -> Self::Vector {
+            // SAFETY: see above.
+            unsafe {
+                [
+                    scale_eight_by_power(vector[0], rounded[0]),
+                    scale_eight_by_power(vector[1], rounded[1]),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
+            // SAFETY: see above.
+            unsafe { [interleave_eight(a[0], b[0]), interleave_eight(a[1], b[1])] }
         }
 
         #[inline(always)]
@@ -211,6 +384,32 @@ mod x86 {
                     _mm256_add_ps(d[0], d[1]),
                 ])
             }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn scale_eight_by_power(eight: __m256, rounded: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(eight), exponent))
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn interleave_eight(a: __m256, b: __m256) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Within halves of a register first, which are then sorted.
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            [
+                _mm256_permute2f128_ps::<0x20>(low, high),
+                _mm256_permute2f128_ps::<0x31>(low, high),
+            ]
         }
     }
 
@@ -369,14 +568,15 @@ pub(crate) fn add_scaled<A: Arithmetic>(target: &mut [f32], factor: f32, source:
     }
 }
 
+/// `1.5 * 2^23`: adding it leaves the nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// `e^x` to within 2 units in the last place; exactly 0 below the least normal result, and infinite
 /// above the greatest finite one.
 #[inline(always)]
 pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
     const LOWEST: f32 = -87.336_54;
     const HIGHEST: f32 = 88.722_83;
-    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(LOWEST, HIGHEST);
@@ -402,6 +602,32 @@ pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
         (_, true) => f32::INFINITY,
         _ => value,
     }
+}
+
+/// As [`exp`] for a vector in registers, with less to do: `x` is at most a little above 0, as logits less
+/// their maximum are, and far below it the result is the least normal number, not 0. To within 2 units
+/// in the last place of that number or of the result, whichever is greater, beside what `x` loses to
+/// rounding in `x * log2(e)`.
+#[inline(always)]
+pub(crate) fn exp_lanes_up_to_zero<A: Arithmetic>(x: A::Vector) -> A::Vector {
+    let round = A::splat(ROUND);
+    let x = A::mul_lanes(x, A::splat(std::f32::consts::LOG2_E));
+    let x = A::max_lanes(x, A::splat(-126.0));
+    let rounded = A::add_lanes(x, round);
+    let rest = A::sub_lanes(x, A::sub_lanes(rounded, round));
+    // Minimax polynomial of 2^r on |r| <= 1/2.
+    let mut series = A::splat(1.546_144_5e-4);
+    for factor in [
+        1.340_042_8e-3,
+        9.618_057e-3,
+        5.550_327e-2,
+        2.402_265e-1,
+        6.931_472e-1,
+        1.0,
+    ] {
+        series = A::mul_add_lanes(series, rest, A::splat(factor));
+    }
+    A::scale_lanes_by_power(series, rounded)
 }
 
 /// Natural logarithm of a positive normal number, to within 2 units in the last place.
@@ -491,6 +717,85 @@ mod tests {
         ] {
             assert!(worst(inputs.clone(), got, f64::exp) <= 2.0);
         }
+    }
+
+    /// Exponentials of -100 to 0.
+    struct ExpLanes;
+    impl Kernel for ExpLanes {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<A: Arithmetic>(self) -> Vec<f32> {
+            let mut results = Vec::new();
+            for first in (0..100_000).step_by(LANES) {
+                let x: [f32; LANES] = std::array::from_fn(|lane| (first + lane) as f32 / -1000.0);
+                let mut numbers = [0.0; LANES];
+                A::store(exp_lanes_up_to_zero::<A>(A::load(&x)), &mut numbers);
+                results.extend(numbers);
+            }
+            results
+        }
+    }
+
+    #[test]
+    fn exponentials_of_lanes_are_close_and_end_near_zero() {
+        for got in [dispatch(ExpLanes), ExpLanes.run::<Portable<false>>()] {
+            for (index, got) in got.into_iter().enumerate() {
+                let x = f64::from(index as f32 / -1000.0);
+                // What the argument and its factor lose by rounding is a share of the result.
+                let share = f64::from(f32::EPSILON) * (2.0 + x.abs());
+                let error = (f64::from(got) - x.exp()).abs();
+                assert!(
+                    error <= share * x.exp() + f64::from(f32::MIN_POSITIVE),
+                    "{x}"
+                );
+            }
+        }
+    }
+
+    /// What each operation on vectors makes of some numbers, none of which it rounds.
+    struct Operations;
+    impl Kernel for Operations {
+        type Output = Vec<[f32; LANES]>;
+        #[inline(always)]
+        fn run<A: Arithmetic>(self) -> Vec<[f32; LANES]> {
+            let a = A::load(&std::array::from_fn(|lane| lane as f32 - 7.5));
+            let b = A::load(&std::array::from_fn(|lane| 3.0 - lane as f32));
+            let [low, high] = A::interleave_lanes(a, b);
+            let integers = A::add_lanes(A::add_lanes(a, A::splat(0.5)), A::splat(ROUND));
+            let vectors = [
+                A::splat(2.5),
+                A::add_lanes(a, b),
+                A::sub_lanes(a, b),
+                A::mul_lanes(a, b),
+                A::mul_add_lanes(a, b, A::splat(0.5)),
+                A::max_lanes(a, b),
+                A::scale_lanes_by_power(A::splat(1.5), integers),
+                low,
+                high,
+            ];
+            let mut results = vec![[0.0; LANES]; vectors.len()];
+            for (vector, result) in vectors.into_iter().zip(&mut results) {
+                A::store(vector, result);
+            }
+            results
+        }
+    }
+
+    #[test]
+    fn vectors_of_all_kinds_compute_the_same() {
+        let portable = Operations.run::<Portable<false>>();
+        assert_eq!(portable, Operations.run::<Portable<true>>());
+        assert_eq!(portable, dispatch(Operations));
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has these instructions.
+            assert_eq!(portable, unsafe { run_avx2(Operations) });
+        }
+        let [power, low, high] = portable.last_chunk().expect("there are nine operations");
+        let lanes = std::array::from_fn(|lane| 1.5 * f32::powi(2.0, lane as i32 - 7));
+        assert_eq!(*power, lanes);
+        assert_eq!(low[..4], [-7.5, 3.0, -6.5, 2.0]);
+        assert_eq!(high[..4], [0.5, -5.0, 1.5, -6.0]);
     }
 
     #[test]
