@@ -94,7 +94,7 @@ impl<B: Backend> Float<B> {
     }
 
     /// The entries of axis 1 from `first` on.
-    pub fn from_row(self, first: usize) -> Self {
+    pub fn rows_from(self, first: usize) -> Self {
         let shape = self.0.shape();
         let mut slices = full_slice(&shape);
         slices[1] = Slice::new(first as isize, Some(shape[1] as isize), 1);

@@ -4,6 +4,9 @@
 //! that follows from them (softmax, choice, log-probability, entropy) is arithmetic across lanes,
 //! whatever the number of heads and children.
 
+// A lane is at one place in several arrays.
+#![allow(clippy::needless_range_loop)]
+
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };

@@ -19,7 +19,7 @@ pub fn dense_attention<B: Backend>(
     let first = options.first_key;
     let keys = rows - first;
     // [batch, rows, heads, width] -> [batch, heads, keys, width]
-    let attended = |rows: Float<B>| rows.at_least_single().from_row(first).swap_dims(1, 2);
+    let attended = |rows: Float<B>| rows.at_least_single().rows_from(first).swap_dims(1, 2);
     let query = query
         .at_least_single()
         .swap_dims(1, 2)

@@ -118,7 +118,7 @@ pub fn tree_build_backward<B: Backend>(
     grad: FloatTensor<B>,
     options: TreeBuildOptions,
 ) -> TreeBuildGradients<B> {
-    let leaves = track::<B>(Float::<B>(nodes).from_row(options.shape.offset(0)).0);
+    let leaves = track::<B>(Float::<B>(nodes).rows_from(options.shape.offset(0)).0);
     let block: BlockPrimitive<Autodiff<B>> = block.map(track::<B>);
     let built = tree_build::<Autodiff<B>>(leaves.clone(), lengths, block.clone(), options);
     let mut gradients = backward::<B>(built, grad);
