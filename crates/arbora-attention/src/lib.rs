@@ -28,7 +28,10 @@ pub mod functions;
 pub mod layers;
 pub mod ops;
 
-pub use functions::{BlockWeights, Route, TreeSearch, dense_attention, tree_build, tree_search};
+pub use functions::{
+    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, tree_build,
+    tree_search,
+};
 pub use layers::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOutput,
     TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,

@@ -1,8 +1,9 @@
 //! The gradient of each operator, as one step of the graph.
 
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
+    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
+    TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -190,6 +191,51 @@ impl<B: Backend + TreeAttentionOps> Backward<B, 14> for Build {
         let TreeBuildGradients { leaves, block } =
             B::tree_build_backward(state.nodes, state.lengths, state.block, grad, state.options);
         let gradients = std::iter::once(leaves).chain(weights::<B>(block));
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// A feed-forward part: rows first, then the weights in the order of [`feed_forward_weights`].
+#[derive(Debug)]
+struct FeedForward;
+
+#[derive(Clone, Debug)]
+struct FeedForwardState<B: Backend> {
+    rows: FloatTensor<B>,
+    weights: FeedForwardPrimitive<B>,
+    epsilon: f64,
+}
+
+/// All weights of a feed-forward part, in a fixed order.
+fn feed_forward_weights<B: Backend>(weights: FeedForwardPrimitive<B>) -> [FloatTensor<B>; 6] {
+    [
+        weights.norm_gamma,
+        weights.norm_beta,
+        weights.inner,
+        weights.inner_bias,
+        weights.outer,
+        weights.outer_bias,
+    ]
+}
+
+impl<B: Backend + TreeAttentionOps> Backward<B, 7> for FeedForward {
+    type State = FeedForwardState<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 7>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let state = ops.state;
+        let grad = grads.consume::<B>(&ops.node);
+        let FeedForwardGradients { rows, weights } =
+            B::feed_forward_backward(state.rows, state.weights, grad, state.epsilon);
+        let gradients = std::iter::once(rows).chain(feed_forward_weights::<B>(weights));
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, gradient);
@@ -396,5 +442,42 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         _options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
         panic!("tree_build_backward: {SECOND_ORDER}");
+    }
+
+    fn feed_forward(
+        rows: FloatTensor<Self>,
+        weights: FeedForwardPrimitive<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias] =
+            feed_forward_weights::<Self>(weights.clone()).map(|weight| weight.node());
+        let nodes = [
+            rows.node(),
+            norm_gamma,
+            norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
+        ];
+        let state = FeedForwardState {
+            rows: rows.into_primitive(),
+            weights: weights.map::<B>(|weight| weight.into_primitive()),
+            epsilon,
+        };
+        let output = B::feed_forward(state.rows.clone(), state.weights.clone(), epsilon);
+        match FeedForward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish(state, output),
+            OpsKind::UnTracked(step) => step.finish(output),
+        }
+    }
+
+    fn feed_forward_backward(
+        _rows: FloatTensor<Self>,
+        _weights: FeedForwardPrimitive<Self>,
+        _grad: FloatTensor<Self>,
+        _epsilon: f64,
+    ) -> FeedForwardGradients<Self> {
+        panic!("feed_forward_backward: {SECOND_ORDER}");
     }
 }

@@ -2,8 +2,9 @@
 
 use super::cpu::{self, HostBackend, impl_tree_attention_ops};
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeBuildGradients,
-    TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
+    FeedForwardPrimitive, RoutePrimitive, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
+    TreeSearchPrimitive,
 };
 use burn::backend::LibTorch;
 use burn::backend::tensor::{FloatTensor, IntTensor};

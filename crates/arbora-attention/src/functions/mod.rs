@@ -1,9 +1,11 @@
 //! The tensor functions that users call.
 
 mod dense_attention;
+mod feed_forward;
 mod tree_build;
 mod tree_search;
 
 pub use dense_attention::dense_attention;
+pub use feed_forward::{FeedForwardWeights, feed_forward};
 pub use tree_build::{BlockWeights, tree_build};
 pub use tree_search::{Route, TreeSearch, tree_search};

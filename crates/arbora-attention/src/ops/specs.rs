@@ -1,7 +1,8 @@
 //! Shapes and types of what the operators return, for fusion, which needs them before anything runs.
 
 use super::{
-    AttentionMaskMetadata, BlockPrimitiveMetadata, DenseAttentionOptions, RoutePrimitiveMetadata,
+    AttentionMaskMetadata, BlockPrimitiveMetadata, DenseAttentionOptions,
+    FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata, RoutePrimitiveMetadata,
     TreeBuildGradientsMetadata, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitiveMetadata,
 };
 use burn::backend::fusion::custom::TensorSpec;
@@ -81,5 +82,17 @@ pub(super) fn tree_build_backward(
             nodes.dtype,
         ),
         block: block.clone(),
+    }
+}
+
+pub(super) fn feed_forward_backward(
+    rows: &TensorSpec,
+    weights: &FeedForwardPrimitiveMetadata,
+    _grad: &TensorSpec,
+    _epsilon: &f64,
+) -> FeedForwardGradientsMetadata {
+    FeedForwardGradientsMetadata {
+        rows: rows.clone(),
+        weights: weights.clone(),
     }
 }

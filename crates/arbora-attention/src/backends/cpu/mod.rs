@@ -5,18 +5,22 @@
 //! left to the reference bodies.
 
 mod dense_attention;
+mod feed_forward;
+mod rows;
 mod simd;
 mod tree_build;
 mod tree_search;
 
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, GhostNodes, RoutePrimitive,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
+    FeedForwardPrimitive, GhostNodes, RoutePrimitive, TreeBuildGradients, TreeBuildOptions,
+    TreeSearchOptions, TreeSearchPrimitive, reference,
 };
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, try_read_sync};
 use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseDims;
+use feed_forward::{FeedForwardGradientSlices, FeedForwardSlices};
 use tree_build::{BlockGradients, BlockSlices, BuildDims};
 use tree_search::{
     RouteSlices, SearchDims, SearchGradient, SearchGradients, SearchInputs, SearchOutputs,
@@ -357,15 +361,20 @@ fn build_dims<B: Backend>(
     }
 }
 
+/// Weights in this process's memory, as far as they can be: `missing` says whether one cannot.
+fn host_weight<B: HostBackend>(missing: &mut bool) -> impl FnMut(FloatTensor<B>) -> FloatTensor<B> {
+    |weight| {
+        B::host(weight.clone()).unwrap_or_else(|| {
+            *missing = true;
+            weight
+        })
+    }
+}
+
 /// All weights in this process's memory, or none.
 fn host_block<B: HostBackend>(block: &BlockPrimitive<B>) -> Option<BlockPrimitive<B>> {
     let mut missing = false;
-    let block = block.clone().map::<B>(|weight| {
-        B::host(weight.clone()).unwrap_or_else(|| {
-            missing = true;
-            weight
-        })
-    });
+    let block = block.clone().map::<B>(host_weight::<B>(&mut missing));
     (!missing).then_some(block)
 }
 
@@ -378,12 +387,14 @@ fn block_slices<B: HostBackend>(block: &BlockPrimitive<B>) -> BlockSlices<'_> {
         value: B::floats(&block.value),
         output: B::floats(&block.output),
         output_bias: B::floats(&block.output_bias),
-        ff_norm_gamma: B::floats(&block.feed_forward_norm_gamma),
-        ff_norm_beta: B::floats(&block.feed_forward_norm_beta),
-        inner: B::floats(&block.inner),
-        inner_bias: B::floats(&block.inner_bias),
-        outer: B::floats(&block.outer),
-        outer_bias: B::floats(&block.outer_bias),
+        feed_forward: FeedForwardSlices {
+            norm_gamma: B::floats(&block.feed_forward_norm_gamma),
+            norm_beta: B::floats(&block.feed_forward_norm_beta),
+            inner: B::floats(&block.inner),
+            inner_bias: B::floats(&block.inner_bias),
+            outer: B::floats(&block.outer),
+            outer_bias: B::floats(&block.outer_bias),
+        },
     }
 }
 
@@ -396,12 +407,14 @@ fn block_slices_mut<B: HostBackend>(block: &mut BlockPrimitive<B>) -> BlockGradi
         value: B::floats_mut(&mut block.value),
         output: B::floats_mut(&mut block.output),
         output_bias: B::floats_mut(&mut block.output_bias),
-        ff_norm_gamma: B::floats_mut(&mut block.feed_forward_norm_gamma),
-        ff_norm_beta: B::floats_mut(&mut block.feed_forward_norm_beta),
-        inner: B::floats_mut(&mut block.inner),
-        inner_bias: B::floats_mut(&mut block.inner_bias),
-        outer: B::floats_mut(&mut block.outer),
-        outer_bias: B::floats_mut(&mut block.outer_bias),
+        feed_forward: FeedForwardGradientSlices {
+            norm_gamma: B::floats_mut(&mut block.feed_forward_norm_gamma),
+            norm_beta: B::floats_mut(&mut block.feed_forward_norm_beta),
+            inner: B::floats_mut(&mut block.inner),
+            inner_bias: B::floats_mut(&mut block.inner_bias),
+            outer: B::floats_mut(&mut block.outer),
+            outer_bias: B::floats_mut(&mut block.outer_bias),
+        },
     }
 }
 
@@ -465,6 +478,84 @@ pub(crate) fn tree_build_backward<B: HostBackend>(
     TreeBuildGradients {
         leaves,
         block: d_block,
+    }
+}
+
+/// All weights in this process's memory, or none.
+fn host_feed_forward<B: HostBackend>(
+    weights: &FeedForwardPrimitive<B>,
+) -> Option<FeedForwardPrimitive<B>> {
+    let mut missing = false;
+    let weights = weights.clone().map::<B>(host_weight::<B>(&mut missing));
+    (!missing).then_some(weights)
+}
+
+fn feed_forward_slices<B: HostBackend>(weights: &FeedForwardPrimitive<B>) -> FeedForwardSlices<'_> {
+    FeedForwardSlices {
+        norm_gamma: B::floats(&weights.norm_gamma),
+        norm_beta: B::floats(&weights.norm_beta),
+        inner: B::floats(&weights.inner),
+        inner_bias: B::floats(&weights.inner_bias),
+        outer: B::floats(&weights.outer),
+        outer_bias: B::floats(&weights.outer_bias),
+    }
+}
+
+pub(crate) fn feed_forward<B: HostBackend>(
+    rows: FloatTensor<B>,
+    weights: FeedForwardPrimitive<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let (Some(rows), Some(weights)) = (B::host(rows.clone()), host_feed_forward::<B>(&weights))
+    else {
+        return reference::feed_forward::<B>(rows, weights, epsilon);
+    };
+    let mut outputs = B::allocate(rows.shape(), &rows.device());
+    feed_forward::forward(
+        B::floats(&rows),
+        &feed_forward_slices::<B>(&weights),
+        epsilon as f32,
+        B::floats_mut(&mut outputs),
+    );
+    outputs
+}
+
+pub(crate) fn feed_forward_backward<B: HostBackend>(
+    rows: FloatTensor<B>,
+    weights: FeedForwardPrimitive<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FeedForwardGradients<B> {
+    let (Some(rows), Some(grad), Some(weights)) = (
+        B::host(rows.clone()),
+        B::host(grad.clone()),
+        host_feed_forward::<B>(&weights),
+    ) else {
+        return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
+    };
+    let device = rows.device();
+    let mut d_rows = B::allocate(rows.shape(), &device);
+    let mut d_weights = weights
+        .clone()
+        .map::<B>(|weight| B::allocate(weight.shape(), &device));
+    feed_forward::backward(
+        B::floats(&rows),
+        &feed_forward_slices::<B>(&weights),
+        B::floats(&grad),
+        epsilon as f32,
+        B::floats_mut(&mut d_rows),
+        &mut FeedForwardGradientSlices {
+            norm_gamma: B::floats_mut(&mut d_weights.norm_gamma),
+            norm_beta: B::floats_mut(&mut d_weights.norm_beta),
+            inner: B::floats_mut(&mut d_weights.inner),
+            inner_bias: B::floats_mut(&mut d_weights.inner_bias),
+            outer: B::floats_mut(&mut d_weights.outer),
+            outer_bias: B::floats_mut(&mut d_weights.outer_bias),
+        },
+    );
+    FeedForwardGradients {
+        rows: d_rows,
+        weights: d_weights,
     }
 }
 
@@ -548,6 +639,23 @@ macro_rules! impl_tree_attention_ops {
                 options: TreeBuildOptions,
             ) -> TreeBuildGradients<Self> {
                 cpu::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
+            }
+
+            fn feed_forward(
+                rows: FloatTensor<Self>,
+                weights: FeedForwardPrimitive<Self>,
+                epsilon: f64,
+            ) -> FloatTensor<Self> {
+                cpu::feed_forward::<Self>(rows, weights, epsilon)
+            }
+
+            fn feed_forward_backward(
+                rows: FloatTensor<Self>,
+                weights: FeedForwardPrimitive<Self>,
+                grad: FloatTensor<Self>,
+                epsilon: f64,
+            ) -> FeedForwardGradients<Self> {
+                cpu::feed_forward_backward::<Self>(rows, weights, grad, epsilon)
             }
         }
     };

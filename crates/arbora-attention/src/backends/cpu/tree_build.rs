@@ -8,22 +8,16 @@
 //! The mean over siblings is linear, and so is the last layer of the feed-forward part: hidden units
 //! are averaged first, and the last layer sees one row per parent.
 
+use super::feed_forward::{self, FeedForwardGradientSlices, FeedForwardSlices};
+use super::rows::{
+    self, CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Write, add, add_rows,
+    layer_norm, layer_norm_backward, load, most_rows, multiply, store, sum_partials,
+};
 use super::simd::{Arithmetic, Kernel, LANES, dispatch, dot, exp};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
-
-/// Numbers of one chunk's activations: half of a cache of 1 MB; weights and gradients share the rest.
-const CHUNK_NUMBERS: usize = 1 << 17;
-/// Rows of a chunk, where the level has as many: matrix products of fewer rows are slow, and more
-/// rows gain nothing.
-const CHUNK_ROWS: Range<usize> = 32..256;
-/// Chunks that a narrow level is cut into at least, so that threads share it.
-const CHUNKS_OF_NARROW_LEVEL: usize = 8;
-/// Copies of the parameters' gradients, each summed over a fixed part of the chunks.
-const PARTIAL_GRADIENTS: usize = 32;
 
 /// Parameters of the block, row-major; matrices are `[input, output]`.
 pub(crate) struct BlockSlices<'a> {
@@ -41,18 +35,7 @@ pub(crate) struct BlockSlices<'a> {
     pub output: &'a [f32],
     /// `[dim]`
     pub output_bias: &'a [f32],
-    /// `[dim]`
-    pub ff_norm_gamma: &'a [f32],
-    /// `[dim]`
-    pub ff_norm_beta: &'a [f32],
-    /// `[dim, 2 * ff]`: values, then gates.
-    pub inner: &'a [f32],
-    /// `[2 * ff]`
-    pub inner_bias: &'a [f32],
-    /// `[ff, dim]`
-    pub outer: &'a [f32],
-    /// `[dim]`
-    pub outer_bias: &'a [f32],
+    pub feed_forward: FeedForwardSlices<'a>,
 }
 
 /// Gradients of [`BlockSlices`], of the same shapes.
@@ -64,19 +47,15 @@ pub(crate) struct BlockGradients<'a> {
     pub value: &'a mut [f32],
     pub output: &'a mut [f32],
     pub output_bias: &'a mut [f32],
-    pub ff_norm_gamma: &'a mut [f32],
-    pub ff_norm_beta: &'a mut [f32],
-    pub inner: &'a mut [f32],
-    pub inner_bias: &'a mut [f32],
-    pub outer: &'a mut [f32],
-    pub outer_bias: &'a mut [f32],
+    pub feed_forward: FeedForwardGradientSlices<'a>,
 }
 
 impl<'a> BlockGradients<'a> {
     /// The gradients as parts of one slice of [`BuildDims::parameters`] numbers.
     fn over(flat: &'a mut [f32], dims: &BuildDims) -> Self {
-        let (dim, ff) = (dims.dim, dims.ff);
-        let mut rest = flat;
+        let dim = dims.dim;
+        let own = dims.parameters() - feed_forward::parameters(dim, dims.ff);
+        let (mut rest, feed_forward) = flat.split_at_mut(own);
         let mut part = |length: usize| {
             let (part, after) = take(&mut rest).split_at_mut(length);
             rest = after;
@@ -90,17 +69,20 @@ impl<'a> BlockGradients<'a> {
             value: part(dim * dim),
             output: part(dim * dim),
             output_bias: part(dim),
-            ff_norm_gamma: part(dim),
-            ff_norm_beta: part(dim),
-            inner: part(dim * 2 * ff),
-            inner_bias: part(2 * ff),
-            outer: part(ff * dim),
-            outer_bias: part(dim),
+            feed_forward: FeedForwardGradientSlices::over(feed_forward, dim, dims.ff),
         }
     }
 
     /// All fields, in the order of [`over`](Self::over).
     fn fields(&mut self) -> [&mut [f32]; 13] {
+        let [
+            ff_norm_gamma,
+            ff_norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
+        ] = self.feed_forward.fields();
         [
             self.norm_gamma,
             self.norm_beta,
@@ -109,12 +91,12 @@ impl<'a> BlockGradients<'a> {
             self.value,
             self.output,
             self.output_bias,
-            self.ff_norm_gamma,
-            self.ff_norm_beta,
-            self.inner,
-            self.inner_bias,
-            self.outer,
-            self.outer_bias,
+            ff_norm_gamma,
+            ff_norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
         ]
     }
 }
@@ -137,8 +119,8 @@ pub(crate) struct BuildDims {
 
 impl BuildDims {
     fn parameters(&self) -> usize {
-        let (dim, ff) = (self.dim, self.ff);
-        4 * dim * dim + 3 * dim * ff + 6 * dim + 2 * ff
+        let dim = self.dim;
+        4 * dim * dim + 3 * dim + feed_forward::parameters(dim, self.ff)
     }
 
     /// Numbers of one example's nodes.
@@ -319,22 +301,7 @@ pub(crate) fn backward(
             ghosts.fill(0.0);
         });
 
-    let mut first = 0;
-    for field in d_block.fields() {
-        field
-            .par_chunks_mut(4096)
-            .enumerate()
-            .for_each(|(at, field)| {
-                field.fill(0.0);
-                for partial in partials.chunks_exact(dims.parameters()) {
-                    let partial = &partial[first + at * 4096..][..field.len()];
-                    for (total, part) in field.iter_mut().zip(partial) {
-                        *total += part;
-                    }
-                }
-            });
-        first += field.len();
-    }
+    sum_partials(&partials, d_block.fields());
 }
 
 /// Sibling groups next to one another in one level of one example.
@@ -366,7 +333,7 @@ fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<
     let total: usize = lengths.iter().map(parents).sum();
     let least = CHUNK_ROWS.start.div_ceil(group);
     let most = (rows / group).max(least);
-    let size = total.div_ceil(CHUNKS_OF_NARROW_LEVEL).clamp(least, most);
+    let size = total.div_ceil(CHUNKS_OF_FEW_ROWS).clamp(least, most);
 
     let mut chunks = Vec::with_capacity(total.div_ceil(size));
     let mut chunk = Vec::new();
@@ -449,7 +416,7 @@ struct Pool<'a> {
     pass: Pass,
     /// Most rows of a chunk.
     rows: usize,
-    free: Mutex<Vec<Scratch>>,
+    free: rows::Pool<Scratch>,
 }
 
 impl<'a> Pool<'a> {
@@ -458,17 +425,14 @@ impl<'a> Pool<'a> {
         Self {
             dims,
             pass,
-            rows: (CHUNK_NUMBERS / row).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end),
-            free: Mutex::default(),
+            rows: most_rows(row),
+            free: rows::Pool::new(),
         }
     }
 
     fn with(&self, work: impl FnOnce(&mut Scratch)) {
-        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = lock().pop();
-        let mut scratch = free.unwrap_or_else(|| Scratch::new(self.dims, self.pass, self.rows));
-        work(&mut scratch);
-        lock().push(scratch);
+        let create = || Scratch::new(self.dims, self.pass, self.rows);
+        self.free.with(create, work);
     }
 }
 
@@ -622,39 +586,9 @@ impl Kernel for Forward<'_, '_> {
             &mut pooled[..groups.len() * ff],
             &mut parents[..groups.len() * dim],
         );
-        let (value_bias, gate_bias) = block.inner_bias.split_at(ff);
-        for (siblings, (pooled, parent)) in groups.iter().zip(
-            pooled
-                .chunks_exact_mut(ff)
-                .zip(parents.chunks_exact_mut(dim)),
-        ) {
-            let share = 1.0 / siblings.len() as f32;
-            for at in (0..ff).step_by(LANES) {
-                let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
-                let mut total = [0.0; LANES];
-                for row in siblings.clone() {
-                    let (value, gate) = hidden[row * 2 * ff..][..2 * ff].split_at(ff);
-                    let (value, gate) = (load(&value[at..]), load(&gate[at..]));
-                    for lane in 0..LANES {
-                        let value = value[lane] + value_bias[lane];
-                        let gate = gate[lane] + gate_bias[lane];
-                        total[lane] = A::mul_add(value, gate * normal_cdf::<A>(gate), total[lane]);
-                    }
-                }
-                store(&mut pooled[at..], total.map(|total| share * total));
-            }
-            parent.copy_from_slice(block.outer_bias);
-            for row in siblings.clone() {
-                add::<A>(parent, share, &ff_normed[row * dim..][..dim]);
-            }
-        }
-        multiply(
-            parents,
-            Write::Add,
-            1.0,
-            Matrix::new(pooled, ff),
-            Matrix::new(block.outer, dim),
-        );
+        let siblings = || groups.iter().cloned();
+        feed_forward::gate::<A>(siblings(), block.feed_forward.inner_bias, hidden, pooled);
+        feed_forward::finish::<A>(siblings(), &block.feed_forward, ff_normed, pooled, parents);
         let mut rest = &*parents;
         for run in runs {
             let (own, after) = rest.split_at(run.parents.len());
@@ -734,21 +668,13 @@ fn activate<A: Arithmetic>(
         Matrix::new(context, dim),
         Matrix::new(block.output, dim),
     );
-    let ff_normed = &mut ff_normed[..length];
-    layer_norm::<A>(
-        attended,
-        block.ff_norm_gamma,
-        block.ff_norm_beta,
+    feed_forward::activate::<A>(
+        &block.feed_forward,
         dims.epsilon,
-        ff_normed,
+        attended,
+        &mut ff_normed[..length],
         ff_moments,
-    );
-    multiply(
         &mut hidden[..rows * 2 * ff],
-        Write::Set,
-        1.0,
-        Matrix::new(ff_normed, dim),
-        Matrix::new(block.inner, 2 * ff),
     );
 }
 
@@ -776,7 +702,7 @@ impl Kernel for Backward<'_, '_> {
             block,
             group,
             runs,
-            gradients,
+            mut gradients,
             scratch,
         } = self;
         let (dim, ff) = (dims.dim, dims.ff);
@@ -828,7 +754,7 @@ impl Kernel for Backward<'_, '_> {
             own.copy_from_slice(run.d_parents);
             rest = after;
         }
-        add_rows::<A>(gradients.outer_bias, d_outputs);
+        add_rows::<A>(gradients.feed_forward.outer_bias, d_outputs);
         for (siblings, d_output) in groups.iter().zip(d_outputs.chunks_exact_mut(dim)) {
             let share = 1.0 / siblings.len() as f32;
             for number in d_output {
@@ -837,54 +763,22 @@ impl Kernel for Backward<'_, '_> {
         }
         let d_outputs = &*d_outputs;
 
-        // The feed-forward part. `hidden` turns into its gradient.
-        let pooled = &mut pooled[..groups.len() * ff];
-        let d_pooled = &mut d_pooled[..groups.len() * ff];
-        multiply(
-            d_pooled,
-            Write::Set,
-            1.0,
-            Matrix::new(d_outputs, dim),
-            Matrix::new(block.outer, dim).transposed(),
-        );
-        let hidden = &mut hidden[..rows * 2 * ff];
         let d_rows = &mut d_rows[..length];
-        let (value_bias, gate_bias) = block.inner_bias.split_at(ff);
-        let (d_value_bias, d_gate_bias) = gradients.inner_bias.split_at_mut(ff);
-        for (at, siblings) in groups.iter().enumerate() {
-            let pooled = &mut pooled[at * ff..][..ff];
-            let d_pooled = &d_pooled[at * ff..][..ff];
-            for at in (0..ff).step_by(LANES) {
-                let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
-                let d_pooled = load(&d_pooled[at..]);
-                let mut total = [0.0; LANES];
-                let mut d_value_total = load(&d_value_bias[at..]);
-                let mut d_gate_total = load(&d_gate_bias[at..]);
-                for row in siblings.clone() {
-                    let (values, gates) = hidden[row * 2 * ff..][..2 * ff].split_at_mut(ff);
-                    let (mut value, mut gate) = (load(&values[at..]), load(&gates[at..]));
-                    for lane in 0..LANES {
-                        let (v, g) = (value[lane] + value_bias[lane], gate[lane] + gate_bias[lane]);
-                        let below = normal_cdf::<A>(g);
-                        let density = FRAC_1_SQRT_TAU * exp::<A>(-0.5 * g * g);
-                        let activated = g * below;
-                        total[lane] = A::mul_add(v, activated, total[lane]);
-                        value[lane] = d_pooled[lane] * activated;
-                        gate[lane] = d_pooled[lane] * v * A::mul_add(g, density, below);
-                        d_value_total[lane] += value[lane];
-                        d_gate_total[lane] += gate[lane];
-                    }
-                    store(&mut values[at..], value);
-                    store(&mut gates[at..], gate);
-                }
-                store(&mut pooled[at..], total);
-                store(&mut d_value_bias[at..], d_value_total);
-                store(&mut d_gate_bias[at..], d_gate_total);
-            }
-            for row in siblings.clone() {
-                d_rows[row * dim..][..dim].copy_from_slice(&d_outputs[at * dim..][..dim]);
-            }
-        }
+        feed_forward::differentiate::<A>(
+            groups.iter().cloned(),
+            &block.feed_forward,
+            attended,
+            ff_normed,
+            ff_moments,
+            &mut hidden[..rows * 2 * ff],
+            d_outputs,
+            &mut pooled[..groups.len() * ff],
+            &mut d_pooled[..groups.len() * ff],
+            d_rows,
+            &mut gradients.feed_forward,
+        );
+
+        // The attention among siblings.
         let accumulate = |target: &mut [f32],
                           factor: f32,
                           rows: &[f32],
@@ -899,25 +793,6 @@ impl Kernel for Backward<'_, '_> {
                 Matrix::new(grads, columns),
             );
         };
-        accumulate(gradients.outer, 1.0, pooled, ff, d_outputs, dim);
-        accumulate(gradients.inner, 1.0, ff_normed, dim, hidden, 2 * ff);
-        multiply(
-            d_rows,
-            Write::Add,
-            1.0,
-            Matrix::new(hidden, 2 * ff),
-            Matrix::new(block.inner, 2 * ff).transposed(),
-        );
-        layer_norm_backward::<A>(
-            attended,
-            block.ff_norm_gamma,
-            ff_moments,
-            d_rows,
-            gradients.ff_norm_gamma,
-            gradients.ff_norm_beta,
-        );
-
-        // The attention among siblings.
         add_rows::<A>(gradients.output_bias, d_rows);
         accumulate(gradients.output, 1.0, context, dim, d_rows, dim);
         let back =
@@ -1094,280 +969,6 @@ fn attend_backward<A: Arithmetic>(
     }
 }
 
-/// Normalises rows: `(x - mean) / sqrt(variance + epsilon) * gamma + beta` with the biased variance.
-#[inline(always)]
-fn layer_norm<A: Arithmetic>(
-    input: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
-    epsilon: f32,
-    output: &mut [f32],
-    moments: &mut [[f32; 2]],
-) {
-    let dim = gamma.len();
-    let rows = input.chunks_exact(dim).zip(output.chunks_exact_mut(dim));
-    for ((input, output), moments) in rows.zip(moments) {
-        let mean = sum::<A>(input) / dim as f32;
-        // Lanes past the row's end hold the mean, which is no distance apart.
-        let mut total = [0.0; LANES];
-        for at in (0..dim).step_by(LANES) {
-            let input = load_or(&input[at..], mean);
-            for lane in 0..LANES {
-                let apart = input[lane] - mean;
-                total[lane] = A::mul_add(apart, apart, total[lane]);
-            }
-        }
-        let inverse = 1.0 / (sum_lanes::<A>(&total) / dim as f32 + epsilon).sqrt();
-        *moments = [mean, inverse];
-        for at in (0..dim).step_by(LANES) {
-            let (input, gamma, beta) = (load(&input[at..]), load(&gamma[at..]), load(&beta[at..]));
-            let mut normal = [0.0; LANES];
-            for lane in 0..LANES {
-                normal[lane] = A::mul_add((input[lane] - mean) * inverse, gamma[lane], beta[lane]);
-            }
-            store(&mut output[at..], normal);
-        }
-    }
-}
-
-/// Turns the gradient of [`layer_norm`]'s output into that of its input, and adds to those of its
-/// parameters.
-#[inline(always)]
-fn layer_norm_backward<A: Arithmetic>(
-    input: &[f32],
-    gamma: &[f32],
-    moments: &[[f32; 2]],
-    grad: &mut [f32],
-    d_gamma: &mut [f32],
-    d_beta: &mut [f32],
-) {
-    let dim = gamma.len();
-    let rows = input.chunks_exact(dim).zip(grad.chunks_exact_mut(dim));
-    for ((input, grad), [mean, inverse]) in rows.zip(moments) {
-        let mut plain = [0.0; LANES];
-        let mut along = [0.0; LANES];
-        for at in (0..dim).step_by(LANES) {
-            let (input, gamma) = (load(&input[at..]), load(&gamma[at..]));
-            let grad = load(&grad[at..]);
-            let mut d_gamma_total = load(&d_gamma[at..]);
-            let mut d_beta_total = load(&d_beta[at..]);
-            for lane in 0..LANES {
-                let normal = (input[lane] - mean) * inverse;
-                let scaled = grad[lane] * gamma[lane];
-                plain[lane] += scaled;
-                along[lane] = A::mul_add(scaled, normal, along[lane]);
-                d_gamma_total[lane] = A::mul_add(grad[lane], normal, d_gamma_total[lane]);
-                d_beta_total[lane] += grad[lane];
-            }
-            store(&mut d_gamma[at..], d_gamma_total);
-            store(&mut d_beta[at..], d_beta_total);
-        }
-        let (plain, along) = (
-            sum_lanes::<A>(&plain) / dim as f32,
-            sum_lanes::<A>(&along) / dim as f32,
-        );
-        for at in (0..dim).step_by(LANES) {
-            let (input, gamma) = (load(&input[at..]), load(&gamma[at..]));
-            let mut change = load(&grad[at..]);
-            for lane in 0..LANES {
-                let normal = (input[lane] - mean) * inverse;
-                let centred = A::mul_add(change[lane], gamma[lane], -plain);
-                change[lane] = inverse * A::mul_add(-normal, along, centred);
-            }
-            store(&mut grad[at..], change);
-        }
-    }
-}
-
-const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
-
-/// The normal distribution function `(1 + erf(x / sqrt(2))) / 2`, to within 2e-7.
-#[inline(always)]
-fn normal_cdf<A: Arithmetic>(x: f32) -> f32 {
-    // erf(x) = x * p(x^2) / q(x^2), a minimax quotient on |x| <= 4, beyond which erf is 1 in single
-    // precision; the coefficients are those that Eigen and XLA use.
-    let x = (x * std::f32::consts::FRAC_1_SQRT_2).clamp(-4.0, 4.0);
-    let square = x * x;
-    let mut above = -2.726_142_4e-10;
-    above = A::mul_add(above, square, 2.770_681_4e-8);
-    above = A::mul_add(above, square, -2.101_024e-6);
-    above = A::mul_add(above, square, -5.692_506_5e-5);
-    above = A::mul_add(above, square, -7.349_906_3e-4);
-    above = A::mul_add(above, square, -2.954_6e-3);
-    above = A::mul_add(above, square, -1.609_603_3e-2);
-    let mut below = -1.456_607_2e-5;
-    below = A::mul_add(below, square, -2.133_740_6e-4);
-    below = A::mul_add(below, square, -1.682_827e-3);
-    below = A::mul_add(below, square, -7.373_329e-3);
-    below = A::mul_add(below, square, -1.426_474_e-2);
-    0.5 * (1.0 + x * above / below)
-}
-
-/// The first numbers of a slice; zeros past its end.
-#[inline(always)]
-fn load(slice: &[f32]) -> [f32; LANES] {
-    load_or(slice, 0.0)
-}
-
-#[inline(always)]
-fn load_or(slice: &[f32], missing: f32) -> [f32; LANES] {
-    match slice.first_chunk() {
-        Some(lanes) => *lanes,
-        None => load_rest(slice, missing),
-    }
-}
-
-/// Not inlined, or the compiler copies whole vectors, too, by a length it does not know.
-#[cold]
-#[inline(never)]
-fn load_rest(slice: &[f32], missing: f32) -> [f32; LANES] {
-    let mut lanes = [missing; LANES];
-    lanes[..slice.len()].copy_from_slice(slice);
-    lanes
-}
-
-/// Writes the first numbers of a slice, as many as it has.
-#[inline(always)]
-fn store(slice: &mut [f32], lanes: [f32; LANES]) {
-    match slice.first_chunk_mut() {
-        Some(target) => *target = lanes,
-        None => store_rest(slice, lanes),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn store_rest(slice: &mut [f32], lanes: [f32; LANES]) {
-    slice.copy_from_slice(&lanes[..slice.len()]);
-}
-
-#[inline(always)]
-fn sum<A: Arithmetic>(slice: &[f32]) -> f32 {
-    let mut total = [0.0; LANES];
-    for at in (0..slice.len()).step_by(LANES) {
-        let lanes = load(&slice[at..]);
-        for lane in 0..LANES {
-            total[lane] += lanes[lane];
-        }
-    }
-    sum_lanes::<A>(&total)
-}
-
-#[inline(always)]
-fn sum_lanes<A: Arithmetic>(lanes: &[f32; LANES]) -> f32 {
-    A::sum_lanes(A::load(lanes))
-}
-
-/// `target += factor * source`, for slices of a few vectors.
-#[inline(always)]
-fn add<A: Arithmetic>(target: &mut [f32], factor: f32, source: &[f32]) {
-    let (target_vectors, target_rest) = target.as_chunks_mut::<LANES>();
-    let (source_vectors, source_rest) = source.as_chunks::<LANES>();
-    let factors = A::splat(factor);
-    for (target, source) in target_vectors.iter_mut().zip(source_vectors) {
-        let total = A::mul_add_lanes(factors, A::load(source), A::load(target));
-        A::store(total, target);
-    }
-    for (target, source) in target_rest.iter_mut().zip(source_rest) {
-        *target = A::mul_add(factor, *source, *target);
-    }
-}
-
-/// Adds every row of a matrix to the target, column by column: a sum that stays in a register is not
-/// written once per row.
-#[inline(always)]
-fn add_rows<A: Arithmetic>(target: &mut [f32], rows: &[f32]) {
-    let dim = target.len();
-    for at in (0..dim).step_by(LANES) {
-        let mut total = load(&target[at..]);
-        for row in rows.chunks_exact(dim) {
-            let row = load(&row[at..]);
-            for lane in 0..LANES {
-                total[lane] += row[lane];
-            }
-        }
-        store(&mut target[at..], total);
-    }
-}
-
-/// A matrix by its numbers and the distances between them.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    numbers: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: isize,
-    column_stride: isize,
-}
-
-impl<'a> Matrix<'a> {
-    /// Row after row.
-    #[inline(always)]
-    fn new(numbers: &'a [f32], columns: usize) -> Self {
-        Self {
-            numbers,
-            rows: numbers.len() / columns,
-            columns,
-            row_stride: columns as isize,
-            column_stride: 1,
-        }
-    }
-
-    #[inline(always)]
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-}
-
-/// What happens to the numbers that a product is written over.
-#[derive(Clone, Copy, PartialEq)]
-enum Write {
-    Set,
-    Add,
-}
-
-/// `target = factor * left * right`, or that added to it, on this thread.
-fn multiply(target: &mut [f32], write: Write, factor: f32, left: Matrix, right: Matrix) {
-    let (rows, columns, inner) = (left.rows, right.columns, left.columns);
-    assert_eq!(inner, right.rows, "tree_build: inner axis of a product");
-    assert_eq!(
-        target.len(),
-        rows * columns,
-        "tree_build: size of a product"
-    );
-    // SAFETY: the strides stay inside the slices: a `Matrix` has `rows * columns` numbers, which
-    // `new` ensures and `transposed` keeps, and the target's size was checked.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            inner,
-            target.as_mut_ptr(),
-            1,
-            columns as isize,
-            write == Write::Add,
-            left.numbers.as_ptr(),
-            left.column_stride,
-            left.row_stride,
-            right.numbers.as_ptr(),
-            right.column_stride,
-            right.row_stride,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
 #[track_caller]
 fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize, nodes: usize) {
     let (dim, ff) = (dims.dim, dims.ff);
@@ -1387,18 +988,13 @@ fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize
         ("value", block.value.len(), dim * dim),
         ("output", block.output.len(), dim * dim),
         ("output_bias", block.output_bias.len(), dim),
-        ("ff_norm_gamma", block.ff_norm_gamma.len(), dim),
-        ("ff_norm_beta", block.ff_norm_beta.len(), dim),
-        ("inner", block.inner.len(), dim * 2 * ff),
-        ("inner_bias", block.inner_bias.len(), 2 * ff),
-        ("outer", block.outer.len(), ff * dim),
-        ("outer_bias", block.outer_bias.len(), dim),
     ] {
         assert_eq!(
             got, expected,
             "tree_build: numbers of {name}: expected {expected}, got {got}"
         );
     }
+    block.feed_forward.check("tree_build", dim, ff);
     for length in lengths {
         assert!(
             *length <= dims.shape.tokens(),
@@ -1435,12 +1031,7 @@ mod tests {
             value: parts.value,
             output: parts.output,
             output_bias: parts.output_bias,
-            ff_norm_gamma: parts.ff_norm_gamma,
-            ff_norm_beta: parts.ff_norm_beta,
-            inner: parts.inner,
-            inner_bias: parts.inner_bias,
-            outer: parts.outer,
-            outer_bias: parts.outer_bias,
+            feed_forward: parts.feed_forward.into_slices(),
         };
         let leaves = numbers(dims.batch * dims.shape.width(0) * dims.dim, 2);
         let grad = numbers(dims.batch * dims.example(), 3);
@@ -1482,30 +1073,6 @@ mod tests {
                     assert!(alone == build(&dims, &lengths, detach, threads));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn the_normal_distribution_function_is_exact_to_single_precision() {
-        struct Cdf(f32);
-        impl Kernel for Cdf {
-            type Output = f32;
-            #[inline(always)]
-            fn run<A: Arithmetic>(self) -> f32 {
-                normal_cdf::<A>(self.0)
-            }
-        }
-        for step in -800..=800 {
-            let x = step as f32 / 100.0;
-            let z = (f64::from(x) * std::f64::consts::FRAC_1_SQRT_2).clamp(-4.5, 4.5);
-            // The power series of the error function.
-            let (mut term, mut erf) = (z, z);
-            for n in 1..120 {
-                term *= -z * z / f64::from(n);
-                erf += term / f64::from(2 * n + 1);
-            }
-            let exact = 0.5 + erf / std::f64::consts::PI.sqrt();
-            assert!((f64::from(dispatch(Cdf(x))) - exact).abs() <= 2e-7, "{x}");
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Gradients of the reference bodies, found by differentiating them.
 
-use super::{dense_attention, tree_build, tree_search};
+use super::{dense_attention, feed_forward, tree_build, tree_search};
 use crate::ops::primitive::Float;
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeBuildGradients,
-    TreeBuildOptions, TreeSearchOptions,
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
+    FeedForwardPrimitive, RoutePrimitive, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
 };
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, AutodiffBackend, Backend};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 
 type Tracked<B> = FloatTensor<Autodiff<B>>;
 
@@ -125,5 +125,28 @@ pub fn tree_build_backward<B: Backend>(
     TreeBuildGradients {
         leaves: gradient::<B>(&leaves, &mut gradients),
         block: block.map(|weight| gradient::<B>(&weight, &mut gradients)),
+    }
+}
+
+/// Reference of [`TreeAttentionOps::feed_forward_backward`](crate::ops::TreeAttentionOps::feed_forward_backward).
+pub fn feed_forward_backward<B: Backend>(
+    rows: FloatTensor<B>,
+    weights: FeedForwardPrimitive<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FeedForwardGradients<B> {
+    if rows.shape().num_elements() == 0 {
+        return FeedForwardGradients {
+            rows,
+            weights: weights.map(|weight| Float::<B>(weight).zeros_like().0),
+        };
+    }
+    let rows = track::<B>(rows);
+    let weights: FeedForwardPrimitive<Autodiff<B>> = weights.map(track::<B>);
+    let output = feed_forward::<Autodiff<B>>(rows.clone(), weights.clone(), epsilon);
+    let mut gradients = backward::<B>(output, grad);
+    FeedForwardGradients {
+        rows: gradient::<B>(&rows, &mut gradients),
+        weights: weights.map(|weight| gradient::<B>(&weight, &mut gradients)),
     }
 }

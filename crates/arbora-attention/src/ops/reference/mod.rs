@@ -4,13 +4,16 @@
 //! every kernel.
 
 mod dense_attention;
+mod feed_forward;
 mod gradient;
 mod tree_build;
 mod tree_search;
 
 pub use dense_attention::dense_attention;
+pub use feed_forward::feed_forward;
 pub use gradient::{
-    dense_attention_backward, tree_build_backward, tree_context_backward, tree_policy_backward,
+    dense_attention_backward, feed_forward_backward, tree_build_backward, tree_context_backward,
+    tree_policy_backward,
 };
 pub use tree_build::tree_build;
 pub use tree_search::tree_search;

@@ -1,6 +1,7 @@
+use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Integer, Mask};
-use crate::ops::{BlockPrimitive, TreeBuildOptions};
+use crate::ops::{BlockPrimitive, FeedForwardPrimitive, TreeBuildOptions};
 use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
@@ -62,48 +63,37 @@ pub fn tree_build<B: Backend>(
     Float::cat(levels, 1).cast(output_dtype).0
 }
 
-/// The block's weights, each of a shape that broadcasts over `[groups, siblings, features]`.
+/// The block's weights.
 struct Block<B: Backend> {
-    norm: [Float<B>; 2],
+    norm: Norm<B>,
     query: Float<B>,
     key: Float<B>,
     value: Float<B>,
     output: Float<B>,
     output_bias: Float<B>,
-    feed_forward_norm: [Float<B>; 2],
-    inner: Float<B>,
-    inner_bias: Float<B>,
-    outer: Float<B>,
-    outer_bias: Float<B>,
+    feed_forward: FeedForward<B>,
     heads: usize,
-    epsilon: f64,
 }
 
 impl<B: Backend> Block<B> {
     fn new(block: BlockPrimitive<B>, options: &TreeBuildOptions) -> Self {
-        let weights = |tensor| Float::<B>(tensor).at_least_single();
-        let row = |tensor| {
-            let vector = weights(tensor);
-            let [width] = vector.dims();
-            vector.reshape([1, 1, width])
+        let feed_forward = FeedForwardPrimitive::<B> {
+            norm_gamma: block.feed_forward_norm_gamma,
+            norm_beta: block.feed_forward_norm_beta,
+            inner: block.inner,
+            inner_bias: block.inner_bias,
+            outer: block.outer,
+            outer_bias: block.outer_bias,
         };
         Self {
-            norm: [row(block.norm_gamma), row(block.norm_beta)],
-            query: weights(block.query),
-            key: weights(block.key),
-            value: weights(block.value),
-            output: weights(block.output),
+            norm: Norm::new(block.norm_gamma, block.norm_beta, options.epsilon),
+            query: matrix(block.query),
+            key: matrix(block.key),
+            value: matrix(block.value),
+            output: matrix(block.output),
             output_bias: row(block.output_bias),
-            feed_forward_norm: [
-                row(block.feed_forward_norm_gamma),
-                row(block.feed_forward_norm_beta),
-            ],
-            inner: weights(block.inner),
-            inner_bias: row(block.inner_bias),
-            outer: weights(block.outer),
-            outer_bias: row(block.outer_bias),
+            feed_forward: FeedForward::new(feed_forward, options.epsilon),
             heads: options.heads,
-            epsilon: options.epsilon,
         }
     }
 
@@ -115,7 +105,7 @@ impl<B: Backend> Block<B> {
             rows.reshape([groups, siblings, self.heads, head_dim])
                 .swap_dims(1, 2) // [groups, heads, siblings, head_dim]
         };
-        let normalized = self.normalize(children.clone(), &self.norm);
+        let normalized = self.norm.apply(children.clone());
         let query = by_head(linear(normalized.clone(), &self.query));
         let key = by_head(linear(children.clone(), &self.key));
         let value = by_head(linear(children, &self.value));
@@ -140,40 +130,10 @@ impl<B: Backend> Block<B> {
             .add(self.output_bias.clone())
             .add(normalized);
 
-        let normalized = self.normalize(attended, &self.feed_forward_norm);
-        let inner = linear(normalized.clone(), &self.inner).add(self.inner_bias.clone());
-        let (values, gates) = inner.halves();
-        let fed = linear(values.mul(gates.gelu()), &self.outer)
-            .add(self.outer_bias.clone())
-            .add(normalized);
+        let fed = self.feed_forward.apply(attended);
 
         let keep = real.float(fed.dtype()).reshape([groups, siblings, 1]);
         let count = keep.clone().sum(1).clamp_min(1.0);
         fed.mul(keep).sum(1).div(count).reshape([groups, dim])
     }
-
-    /// Layer normalisation of the last axis.
-    fn normalize(&self, rows: Float<B>, [gamma, beta]: &[Float<B>; 2]) -> Float<B> {
-        let [.., dim] = rows.dims::<3>();
-        let mean = rows.clone().sum(2).scale(1.0 / dim as f64);
-        let centered = rows.sub(mean);
-        let variance = centered
-            .clone()
-            .mul(centered.clone())
-            .sum(2)
-            .scale(1.0 / dim as f64);
-        centered
-            .div(variance.shift(self.epsilon).sqrt())
-            .mul(gamma.clone())
-            .add(beta.clone())
-    }
-}
-
-/// `x · W` over the last axis of three.
-fn linear<B: Backend>(rows: Float<B>, weight: &Float<B>) -> Float<B> {
-    let [groups, siblings, from] = rows.dims();
-    let [_, to] = weight.dims();
-    rows.reshape([groups * siblings, from])
-        .matmul(weight.clone())
-        .reshape([groups, siblings, to])
 }

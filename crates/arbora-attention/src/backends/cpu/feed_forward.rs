@@ -1,0 +1,599 @@
+//! The gated feed-forward part of a transformer block, after a normalisation, and its gradient.
+//!
+//! Rows are cut into chunks whose activations stay in the cache of one core. Chunks are cut by the
+//! number of rows alone, and sums over chunks have a fixed order, so that the number of threads changes
+//! no result. The backward pass saves nothing: each chunk is computed once more.
+//!
+//! The steps in between serve tree builds as well, where each group of rows has one output, the mean
+//! over them. The last layer is linear: hidden units are averaged first.
+
+use super::rows::{
+    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add, add_rows,
+    layer_norm, layer_norm_backward, load, most_rows, multiply, store, sum_partials,
+};
+use super::simd::{Arithmetic, Kernel, LANES, dispatch, exp};
+use rayon::prelude::*;
+use std::mem::take;
+use std::ops::Range;
+
+/// Parameters, row-major; matrices are `[input, output]`.
+pub(crate) struct FeedForwardSlices<'a> {
+    /// `[dim]`
+    pub norm_gamma: &'a [f32],
+    /// `[dim]`
+    pub norm_beta: &'a [f32],
+    /// `[dim, 2 * ff]`: values, then gates.
+    pub inner: &'a [f32],
+    /// `[2 * ff]`
+    pub inner_bias: &'a [f32],
+    /// `[ff, dim]`
+    pub outer: &'a [f32],
+    /// `[dim]`
+    pub outer_bias: &'a [f32],
+}
+
+impl FeedForwardSlices<'_> {
+    /// Panics in the name of an operation where sizes disagree.
+    #[track_caller]
+    pub(super) fn check(&self, operation: &str, dim: usize, ff: usize) {
+        for (name, got, expected) in [
+            ("feed-forward norm_gamma", self.norm_gamma.len(), dim),
+            ("feed-forward norm_beta", self.norm_beta.len(), dim),
+            ("inner", self.inner.len(), dim * 2 * ff),
+            ("inner_bias", self.inner_bias.len(), 2 * ff),
+            ("outer", self.outer.len(), ff * dim),
+            ("outer_bias", self.outer_bias.len(), dim),
+        ] {
+            assert_eq!(
+                got, expected,
+                "{operation}: numbers of {name}: expected {expected}, got {got}"
+            );
+        }
+    }
+
+    fn dim(&self) -> usize {
+        self.norm_gamma.len()
+    }
+
+    fn ff(&self) -> usize {
+        self.inner_bias.len() / 2
+    }
+}
+
+/// Gradients of [`FeedForwardSlices`], of the same shapes.
+pub(crate) struct FeedForwardGradientSlices<'a> {
+    pub norm_gamma: &'a mut [f32],
+    pub norm_beta: &'a mut [f32],
+    pub inner: &'a mut [f32],
+    pub inner_bias: &'a mut [f32],
+    pub outer: &'a mut [f32],
+    pub outer_bias: &'a mut [f32],
+}
+
+/// How many numbers all parameters have.
+pub(super) fn parameters(dim: usize, ff: usize) -> usize {
+    3 * dim * ff + 3 * dim + 2 * ff
+}
+
+impl<'a> FeedForwardGradientSlices<'a> {
+    /// The gradients as parts of one slice of [`parameters`] numbers.
+    pub(super) fn over(flat: &'a mut [f32], dim: usize, ff: usize) -> Self {
+        let mut rest = flat;
+        let mut part = |length: usize| {
+            let (part, after) = take(&mut rest).split_at_mut(length);
+            rest = after;
+            part
+        };
+        Self {
+            norm_gamma: part(dim),
+            norm_beta: part(dim),
+            inner: part(dim * 2 * ff),
+            inner_bias: part(2 * ff),
+            outer: part(ff * dim),
+            outer_bias: part(dim),
+        }
+    }
+
+    /// All fields, in the order of [`over`](Self::over).
+    pub(super) fn fields(&mut self) -> [&mut [f32]; 6] {
+        [
+            self.norm_gamma,
+            self.norm_beta,
+            self.inner,
+            self.inner_bias,
+            self.outer,
+            self.outer_bias,
+        ]
+    }
+
+    /// The same numbers, read as parameters.
+    #[cfg(test)]
+    pub(super) fn into_slices(self) -> FeedForwardSlices<'a> {
+        FeedForwardSlices {
+            norm_gamma: self.norm_gamma,
+            norm_beta: self.norm_beta,
+            inner: self.inner,
+            inner_bias: self.inner_bias,
+            outer: self.outer,
+            outer_bias: self.outer_bias,
+        }
+    }
+}
+
+/// Normalises rows and multiplies them by `W_1`; `hidden`, `[rows, 2 * ff]`, lacks the bias.
+#[inline(always)]
+pub(super) fn activate<A: Arithmetic>(
+    weights: &FeedForwardSlices,
+    epsilon: f32,
+    rows: &[f32],
+    normed: &mut [f32],
+    moments: &mut [[f32; 2]],
+    hidden: &mut [f32],
+) {
+    let (gamma, beta) = (weights.norm_gamma, weights.norm_beta);
+    layer_norm::<A>(rows, gamma, beta, epsilon, normed, moments);
+    multiply(
+        hidden,
+        Write::Set,
+        1.0,
+        Matrix::new(normed, weights.dim()),
+        Matrix::new(weights.inner, weights.inner_bias.len()),
+    );
+}
+
+/// Values times the GELU of gates, averaged over each group of rows: `[groups, ff]`.
+#[inline(always)]
+pub(super) fn gate<A: Arithmetic>(
+    groups: impl Iterator<Item = Range<usize>>,
+    inner_bias: &[f32],
+    hidden: &[f32],
+    gated: &mut [f32],
+) {
+    let ff = inner_bias.len() / 2;
+    let (value_bias, gate_bias) = inner_bias.split_at(ff);
+    for (group, gated) in groups.zip(gated.chunks_exact_mut(ff)) {
+        let share = 1.0 / group.len() as f32;
+        for at in (0..ff).step_by(LANES) {
+            let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
+            let mut total = [0.0; LANES];
+            for row in group.clone() {
+                let (value, gate) = hidden[row * 2 * ff..][..2 * ff].split_at(ff);
+                let (value, gate) = (load(&value[at..]), load(&gate[at..]));
+                for lane in 0..LANES {
+                    let value = value[lane] + value_bias[lane];
+                    let gate = gate[lane] + gate_bias[lane];
+                    total[lane] = A::mul_add(value, gate * normal_cdf::<A>(gate), total[lane]);
+                }
+            }
+            store(&mut gated[at..], total.map(|total| share * total));
+        }
+    }
+}
+
+/// The last layer of what [`gate`] found, and the mean of the normalised rows: `[groups, dim]`.
+#[inline(always)]
+pub(super) fn finish<A: Arithmetic>(
+    groups: impl Iterator<Item = Range<usize>>,
+    weights: &FeedForwardSlices,
+    normed: &[f32],
+    gated: &[f32],
+    outputs: &mut [f32],
+) {
+    let dim = weights.dim();
+    for (group, output) in groups.zip(outputs.chunks_exact_mut(dim)) {
+        let share = 1.0 / group.len() as f32;
+        output.copy_from_slice(weights.outer_bias);
+        for row in group {
+            add::<A>(output, share, &normed[row * dim..][..dim]);
+        }
+    }
+    multiply(
+        outputs,
+        Write::Add,
+        1.0,
+        Matrix::new(gated, weights.ff()),
+        Matrix::new(weights.outer, dim),
+    );
+}
+
+/// Gradients of the rows, and of all parameters but the last bias, added to what those are.
+///
+/// - rows, normed, moments: of [`activate`]
+/// - hidden: of [`activate`]; turns into its gradient
+/// - d_outputs: `[groups, dim]`, the gradient of each row of the group, all the same
+/// - gated, d_gated: `[groups, ff]`, to work in
+/// - d_rows: fully written
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn differentiate<A: Arithmetic>(
+    groups: impl Iterator<Item = Range<usize>>,
+    weights: &FeedForwardSlices,
+    rows: &[f32],
+    normed: &[f32],
+    moments: &[[f32; 2]],
+    hidden: &mut [f32],
+    d_outputs: &[f32],
+    gated: &mut [f32],
+    d_gated: &mut [f32],
+    d_rows: &mut [f32],
+    gradients: &mut FeedForwardGradientSlices,
+) {
+    let (dim, ff) = (weights.dim(), weights.ff());
+    multiply(
+        d_gated,
+        Write::Set,
+        1.0,
+        Matrix::new(d_outputs, dim),
+        Matrix::new(weights.outer, dim).transposed(),
+    );
+    let (value_bias, gate_bias) = weights.inner_bias.split_at(ff);
+    let (d_value_bias, d_gate_bias) = gradients.inner_bias.split_at_mut(ff);
+    for (index, group) in groups.enumerate() {
+        let gated = &mut gated[index * ff..][..ff];
+        let d_gated = &d_gated[index * ff..][..ff];
+        for at in (0..ff).step_by(LANES) {
+            let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
+            let d_gated = load(&d_gated[at..]);
+            let mut total = [0.0; LANES];
+            let mut d_value_total = load(&d_value_bias[at..]);
+            let mut d_gate_total = load(&d_gate_bias[at..]);
+            for row in group.clone() {
+                let (values, gates) = hidden[row * 2 * ff..][..2 * ff].split_at_mut(ff);
+                let (mut value, mut gate) = (load(&values[at..]), load(&gates[at..]));
+                for lane in 0..LANES {
+                    let (v, g) = (value[lane] + value_bias[lane], gate[lane] + gate_bias[lane]);
+                    let below = normal_cdf::<A>(g);
+                    let density = FRAC_1_SQRT_TAU * exp::<A>(-0.5 * g * g);
+                    let activated = g * below;
+                    total[lane] = A::mul_add(v, activated, total[lane]);
+                    value[lane] = d_gated[lane] * activated;
+                    gate[lane] = d_gated[lane] * v * A::mul_add(g, density, below);
+                    d_value_total[lane] += value[lane];
+                    d_gate_total[lane] += gate[lane];
+                }
+                store(&mut values[at..], value);
+                store(&mut gates[at..], gate);
+            }
+            store(&mut gated[at..], total);
+            store(&mut d_value_bias[at..], d_value_total);
+            store(&mut d_gate_bias[at..], d_gate_total);
+        }
+        for row in group {
+            d_rows[row * dim..][..dim].copy_from_slice(&d_outputs[index * dim..][..dim]);
+        }
+    }
+    let accumulate = |target: &mut [f32], rows: Matrix, grads: Matrix| {
+        multiply(target, Write::Add, 1.0, rows.transposed(), grads);
+    };
+    let d_hidden = Matrix::new(hidden, 2 * ff);
+    accumulate(
+        gradients.outer,
+        Matrix::new(gated, ff),
+        Matrix::new(d_outputs, dim),
+    );
+    accumulate(gradients.inner, Matrix::new(normed, dim), d_hidden);
+    multiply(
+        d_rows,
+        Write::Add,
+        1.0,
+        d_hidden,
+        Matrix::new(weights.inner, 2 * ff).transposed(),
+    );
+    layer_norm_backward::<A>(
+        rows,
+        weights.norm_gamma,
+        moments,
+        d_rows,
+        gradients.norm_gamma,
+        gradients.norm_beta,
+    );
+}
+
+const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+
+/// The normal distribution function `(1 + erf(x / sqrt(2))) / 2`, to within 2e-7.
+#[inline(always)]
+fn normal_cdf<A: Arithmetic>(x: f32) -> f32 {
+    // erf(x) = x * p(x^2) / q(x^2), a minimax quotient on |x| <= 4, beyond which erf is 1 in single
+    // precision; the coefficients are those that Eigen and XLA use.
+    let x = (x * std::f32::consts::FRAC_1_SQRT_2).clamp(-4.0, 4.0);
+    let square = x * x;
+    let mut above = -2.726_142_4e-10;
+    above = A::mul_add(above, square, 2.770_681_4e-8);
+    above = A::mul_add(above, square, -2.101_024e-6);
+    above = A::mul_add(above, square, -5.692_506_5e-5);
+    above = A::mul_add(above, square, -7.349_906_3e-4);
+    above = A::mul_add(above, square, -2.954_6e-3);
+    above = A::mul_add(above, square, -1.609_603_3e-2);
+    let mut below = -1.456_607_2e-5;
+    below = A::mul_add(below, square, -2.133_740_6e-4);
+    below = A::mul_add(below, square, -1.682_827e-3);
+    below = A::mul_add(below, square, -7.373_329e-3);
+    below = A::mul_add(below, square, -1.426_474_e-2);
+    0.5 * (1.0 + x * above / below)
+}
+
+/// Activations of one chunk.
+struct Scratch {
+    /// `[rows, dim]`
+    normed: Vec<f32>,
+    /// `[rows]`, mean and inverse deviation
+    moments: Vec<[f32; 2]>,
+    /// `[rows, 2 * ff]`
+    hidden: Vec<f32>,
+    /// `[rows, ff]` each; the gradient is empty forward
+    gated: Vec<f32>,
+    d_gated: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(rows: usize, dim: usize, ff: usize, backward: bool) -> Self {
+        let d_gated = if backward { rows * ff } else { 0 };
+        Self {
+            normed: vec![0.0; rows * dim],
+            moments: vec![[0.0; 2]; rows],
+            hidden: vec![0.0; rows * 2 * ff],
+            gated: vec![0.0; rows * ff],
+            d_gated: vec![0.0; d_gated],
+        }
+    }
+}
+
+/// Each row by itself.
+fn alone(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).map(|row| row..row + 1)
+}
+
+/// Rows per chunk of so many rows.
+fn chunk_rows(rows: usize, numbers_per_row: usize) -> usize {
+    let most = most_rows(numbers_per_row);
+    rows.div_ceil(CHUNKS_OF_FEW_ROWS)
+        .clamp(CHUNK_ROWS.start, most)
+}
+
+/// The feed-forward part of rows.
+///
+/// - rows: `[rows, dim]`
+/// - outputs: `[rows, dim]`, fully written
+pub(crate) fn forward(
+    rows: &[f32],
+    weights: &FeedForwardSlices,
+    epsilon: f32,
+    outputs: &mut [f32],
+) {
+    let (dim, ff) = (weights.dim(), weights.ff());
+    check("feed_forward", rows, weights, outputs.len());
+    if rows.is_empty() {
+        return;
+    }
+    let size = chunk_rows(rows.len() / dim, 3 * dim + 3 * ff);
+    let pool = Pool::new();
+    rows.par_chunks(size * dim)
+        .zip(outputs.par_chunks_mut(size * dim))
+        .for_each(|(rows, outputs)| {
+            let create = || Scratch::new(size, dim, ff, false);
+            pool.with(create, |scratch| {
+                dispatch(Forward {
+                    rows,
+                    weights,
+                    epsilon,
+                    outputs,
+                    scratch,
+                });
+            });
+        });
+}
+
+/// Gradients of [`forward`].
+///
+/// - grad: `[rows, dim]`, of the outputs
+/// - d_rows: `[rows, dim]`, fully written
+/// - d_weights: fully written
+pub(crate) fn backward(
+    rows: &[f32],
+    weights: &FeedForwardSlices,
+    grad: &[f32],
+    epsilon: f32,
+    d_rows: &mut [f32],
+    d_weights: &mut FeedForwardGradientSlices,
+) {
+    let (dim, ff) = (weights.dim(), weights.ff());
+    check("feed_forward_backward", rows, weights, grad.len());
+    check("feed_forward_backward", rows, weights, d_rows.len());
+    let mut partials = Vec::new();
+    if !rows.is_empty() {
+        let parameters = parameters(dim, ff);
+        let size = chunk_rows(rows.len() / dim, 4 * dim + 4 * ff);
+        let chunks = (rows.len() / dim).div_ceil(size);
+        // Consecutive chunks share partial gradients.
+        let share = chunks.div_ceil(PARTIAL_GRADIENTS) * size * dim;
+        partials.resize(rows.len().div_ceil(share) * parameters, 0.0);
+        let pool = Pool::new();
+        rows.par_chunks(share)
+            .zip(grad.par_chunks(share))
+            .zip(d_rows.par_chunks_mut(share))
+            .zip(partials.par_chunks_exact_mut(parameters))
+            .for_each(|(((rows, grad), d_rows), partial)| {
+                let create = || Scratch::new(size, dim, ff, true);
+                pool.with(create, |scratch| {
+                    let chunks = rows.chunks(size * dim).zip(grad.chunks(size * dim));
+                    for ((rows, grad), d_rows) in chunks.zip(d_rows.chunks_mut(size * dim)) {
+                        dispatch(Backward {
+                            rows,
+                            weights,
+                            grad,
+                            epsilon,
+                            d_rows,
+                            gradients: FeedForwardGradientSlices::over(partial, dim, ff),
+                            scratch,
+                        });
+                    }
+                });
+            });
+    }
+    sum_partials(&partials, d_weights.fields());
+}
+
+struct Forward<'a> {
+    rows: &'a [f32],
+    weights: &'a FeedForwardSlices<'a>,
+    epsilon: f32,
+    outputs: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arithmetic>(self) {
+        let Self {
+            rows,
+            weights,
+            epsilon,
+            outputs,
+            scratch,
+        } = self;
+        let (dim, ff) = (weights.dim(), weights.ff());
+        let count = rows.len() / dim;
+        let normed = &mut scratch.normed[..rows.len()];
+        let hidden = &mut scratch.hidden[..count * 2 * ff];
+        let gated = &mut scratch.gated[..count * ff];
+        activate::<A>(weights, epsilon, rows, normed, &mut scratch.moments, hidden);
+        gate::<A>(alone(count), weights.inner_bias, hidden, gated);
+        finish::<A>(alone(count), weights, normed, gated, outputs);
+    }
+}
+
+struct Backward<'a> {
+    rows: &'a [f32],
+    weights: &'a FeedForwardSlices<'a>,
+    grad: &'a [f32],
+    epsilon: f32,
+    d_rows: &'a mut [f32],
+    gradients: FeedForwardGradientSlices<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arithmetic>(self) {
+        let Self {
+            rows,
+            weights,
+            grad,
+            epsilon,
+            d_rows,
+            mut gradients,
+            scratch,
+        } = self;
+        let (dim, ff) = (weights.dim(), weights.ff());
+        let count = rows.len() / dim;
+        let normed = &mut scratch.normed[..rows.len()];
+        let hidden = &mut scratch.hidden[..count * 2 * ff];
+        activate::<A>(weights, epsilon, rows, normed, &mut scratch.moments, hidden);
+        add_rows::<A>(gradients.outer_bias, grad);
+        differentiate::<A>(
+            alone(count),
+            weights,
+            rows,
+            normed,
+            &scratch.moments,
+            hidden,
+            grad,
+            &mut scratch.gated[..count * ff],
+            &mut scratch.d_gated[..count * ff],
+            d_rows,
+            &mut gradients,
+        );
+    }
+}
+
+#[track_caller]
+fn check(operation: &str, rows: &[f32], weights: &FeedForwardSlices, others: usize) {
+    let (dim, ff) = (weights.dim(), weights.ff());
+    assert!(
+        dim > 0 && ff > 0,
+        "{operation}: widths: expected at least 1, got {dim} and {ff}"
+    );
+    weights.check(operation, dim, ff);
+    assert!(
+        rows.len().is_multiple_of(dim),
+        "{operation}: rows: expected a multiple of {dim}, got {}",
+        rows.len()
+    );
+    assert_eq!(
+        others,
+        rows.len(),
+        "{operation}: outputs or gradients: expected {}, got {others}",
+        rows.len()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers in (-1, 1) without a pattern that matters here.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// Outputs, gradients of the rows and of the parameters.
+    fn run(rows: usize, dim: usize, ff: usize, threads: usize) -> [Vec<f32>; 3] {
+        let mut weights = numbers(parameters(dim, ff), 1);
+        let weights = FeedForwardGradientSlices::over(&mut weights, dim, ff).into_slices();
+        let (rows, grad) = (numbers(rows * dim, 2), numbers(rows * dim, 3));
+        let [mut outputs, mut d_rows] = [(); 2].map(|()| vec![f32::NAN; rows.len()]);
+        let mut d_weights = vec![f32::NAN; parameters(dim, ff)];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            forward(&rows, &weights, 1e-5, &mut outputs);
+            let mut d_weights = FeedForwardGradientSlices::over(&mut d_weights, dim, ff);
+            backward(&rows, &weights, &grad, 1e-5, &mut d_rows, &mut d_weights);
+        });
+        [outputs, d_rows, d_weights]
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        for (rows, dim, ff) in [(0, 8, 4), (1, 8, 4), (300, 24, 20), (9001, 13, 7)] {
+            let alone = run(rows, dim, ff, 1);
+            assert!(alone.iter().flatten().all(|number| number.is_finite()));
+            for threads in [2, 5] {
+                assert!(alone == run(rows, dim, ff, threads));
+            }
+        }
+    }
+
+    #[test]
+    fn the_normal_distribution_function_is_exact_to_single_precision() {
+        struct Cdf(f32);
+        impl Kernel for Cdf {
+            type Output = f32;
+            #[inline(always)]
+            fn run<A: Arithmetic>(self) -> f32 {
+                normal_cdf::<A>(self.0)
+            }
+        }
+        for step in -800..=800 {
+            let x = step as f32 / 100.0;
+            let z = (f64::from(x) * std::f64::consts::FRAC_1_SQRT_2).clamp(-4.5, 4.5);
+            // The power series of the error function.
+            let (mut term, mut erf) = (z, z);
+            for n in 1..120 {
+                term *= -z * z / f64::from(n);
+                erf += term / f64::from(2 * n + 1);
+            }
+            let exact = 0.5 + erf / std::f64::consts::PI.sqrt();
+            assert!((f64::from(dispatch(Cdf(x))) - exact).abs() <= 2e-7, "{x}");
+        }
+    }
+}
