@@ -2,6 +2,8 @@
 
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/feed_forward.rs"]
+mod feed_forward;
 #[path = "backend/kernels.rs"]
 mod kernels;
 #[path = "backend/layer.rs"]

@@ -2,7 +2,8 @@
 
 use crate::prediction::{HeadKind, Prediction};
 use arbora_attention::{
-    BlockWeights, PreNormAttention, PreNormAttentionConfig, TreeBuildOptions, tree_build,
+    BlockWeights, FeedForwardWeights, PreNormAttention, PreNormAttentionConfig, TreeBuildOptions,
+    feed_forward, tree_build,
 };
 use arbora_tree::token::masked_mean;
 use arbora_tree::{Aggregator, TokenTreeShape};
@@ -132,8 +133,13 @@ impl FeedForward {
         }
     }
 
-    /// `[batch, rows, d_model]` -> the same.
+    /// `[batch, rows, d_model]` -> the same. In one operator, which has no dropout: where dropout
+    /// acts, layer by layer.
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        if !self.drops(&input.device()) {
+            let epsilon = LayerNormConfig::new(self.norm.gamma.dims()[0]).epsilon;
+            return feed_forward(input, self.weights(), epsilon);
+        }
         let normalized = self.norm.forward(input);
         let [value, gate] = self
             .inner
@@ -143,6 +149,32 @@ impl FeedForward {
             .expect("two halves of an even width");
         normalized + self.dropout.forward(self.outer.forward(value * gelu(gate)))
     }
+
+    /// Whether dropout acts on tensors of a device.
+    fn drops(&self, device: &Device) -> bool {
+        self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && device.is_autodiff()
+    }
+
+    fn weights(&self) -> FeedForwardWeights {
+        FeedForwardWeights {
+            norm_gamma: self.norm.gamma.val(),
+            norm_beta: shift(&self.norm),
+            inner: self.inner.weight.val(),
+            inner_bias: bias(&self.inner),
+            outer: self.outer.weight.val(),
+            outer_bias: bias(&self.outer),
+        }
+    }
+}
+
+const BIAS: &str = "the block's layers are made with a bias";
+
+fn shift(norm: &LayerNorm) -> Tensor<1> {
+    norm.beta.as_ref().expect(BIAS).val()
+}
+
+fn bias(linear: &Linear) -> Tensor<1> {
+    linear.bias.as_ref().expect(BIAS).val()
 }
 
 /// The published transformer block: pre-norm attention with queries normalised and keys and values
@@ -174,10 +206,8 @@ impl Block {
     }
 
     fn weights(&self) -> BlockWeights {
-        const BIAS: &str = "the block's layers are made with a bias";
-        let (attention, feed_forward) = (&self.attention, &self.feed_forward);
-        let shift = |norm: &LayerNorm| norm.beta.as_ref().expect(BIAS).val();
-        let bias = |linear: &Linear| linear.bias.as_ref().expect(BIAS).val();
+        let attention = &self.attention;
+        let feed_forward = self.feed_forward.weights();
         BlockWeights {
             norm_gamma: attention.norm.gamma.val(),
             norm_beta: shift(&attention.norm),
@@ -186,12 +216,12 @@ impl Block {
             value: attention.value.weight.val(),
             output: attention.output.weight.val(),
             output_bias: bias(&attention.output),
-            feed_forward_norm_gamma: feed_forward.norm.gamma.val(),
-            feed_forward_norm_beta: shift(&feed_forward.norm),
-            inner: feed_forward.inner.weight.val(),
-            inner_bias: bias(&feed_forward.inner),
-            outer: feed_forward.outer.weight.val(),
-            outer_bias: bias(&feed_forward.outer),
+            feed_forward_norm_gamma: feed_forward.norm_gamma,
+            feed_forward_norm_beta: feed_forward.norm_beta,
+            inner: feed_forward.inner,
+            inner_bias: feed_forward.inner_bias,
+            outer: feed_forward.outer,
+            outer_bias: feed_forward.outer_bias,
         }
     }
 }
@@ -235,8 +265,7 @@ impl Aggregator for BlockAggregator {
         lengths: Tensor<1, Int>,
         shape: &TokenTreeShape,
     ) -> Tensor<3> {
-        let dropout = &self.block.feed_forward.dropout;
-        if dropout.prob > 0.0 && dropout.training.is_enabled() && leaves.device().is_autodiff() {
+        if self.block.feed_forward.drops(&leaves.device()) {
             return LevelByLevel(self).nodes(leaves, lengths, shape);
         }
         let attention = &self.block.attention;
