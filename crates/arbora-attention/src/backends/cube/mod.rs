@@ -8,12 +8,13 @@
 #![allow(clippy::too_many_arguments)]
 
 mod dense_attention;
+mod feed_forward;
 mod tree_build;
 mod tree_search;
 
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
+    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
+    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
 };
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -140,6 +141,31 @@ impl TreeAttentionOps for CubeBackend {
             false => reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options),
         }
     }
+
+    fn feed_forward(
+        rows: FloatTensor<Self>,
+        weights: FeedForwardPrimitive<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let single = are_single([&rows]) && is_single_feed_forward(&weights);
+        match single && feed_forward::fits(&rows, &weights) {
+            true => feed_forward::forward(rows, weights, epsilon),
+            false => reference::feed_forward::<Self>(rows, weights, epsilon),
+        }
+    }
+
+    fn feed_forward_backward(
+        rows: FloatTensor<Self>,
+        weights: FeedForwardPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FeedForwardGradients<Self> {
+        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
+        match single && feed_forward::fits(&rows, &weights) {
+            true => feed_forward::backward(rows, weights, grad, epsilon),
+            false => reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon),
+        }
+    }
 }
 
 fn are_single<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> bool {
@@ -155,6 +181,17 @@ fn is_single(block: &BlockPrimitive<CubeBackend>) -> bool {
         weight
     });
     single
+}
+
+fn is_single_feed_forward(weights: &FeedForwardPrimitive<CubeBackend>) -> bool {
+    are_single([
+        &weights.norm_gamma,
+        &weights.norm_beta,
+        &weights.inner,
+        &weights.inner_bias,
+        &weights.outer,
+        &weights.outer_bias,
+    ])
 }
 
 /// Kernels count in 32 bits.

@@ -220,7 +220,7 @@ fn attended_kernel(
 /// One unit per number: values times the exact GELU of gates. `inner`, `[rows, 2 * ff]`, holds them side
 /// by side.
 #[cube(launch_unchecked)]
-fn gate_kernel(inner: &[f32], bias: &[f32], gated: &mut [f32], ff: usize, units: usize) {
+pub(super) fn gate_kernel(inner: &[f32], bias: &[f32], gated: &mut [f32], ff: usize, units: usize) {
     if ABSOLUTE_POS >= units {
         terminate!();
     }
@@ -298,7 +298,7 @@ fn parents_backward_kernel<I: Numeric>(
 
 /// One unit per gated number: the gradients of its value and its gate, side by side.
 #[cube(launch_unchecked)]
-fn gate_backward_kernel(
+pub(super) fn gate_backward_kernel(
     inner: &[f32],
     bias: &[f32],
     d_gated: &[f32],
@@ -320,11 +320,11 @@ fn gate_backward_kernel(
     d_inner[at + ff] = grad * value * (share + gate * density);
 }
 
-/// One unit per slot: the gradient of a normalised row, given that of the normalisation in two parts.
+/// One unit per row: the gradient of a normalised row, given that of the normalisation in two parts.
 /// Leaves their sum in `shift`, of which the gradient of beta is the sum over rows, and that times the
 /// normalised row in `factor`, for gamma.
 #[cube(launch_unchecked)]
-fn normalize_backward_kernel(
+pub(super) fn normalize_backward_kernel(
     rows: &[f32],
     gamma: &[f32],
     first: &[f32],
@@ -332,14 +332,14 @@ fn normalize_backward_kernel(
     shift: &mut [f32],
     factor: &mut [f32],
     d_rows: &mut [f32],
-    sizes: &Sizes,
+    dim: usize,
+    units: usize,
     epsilon: f32,
 ) {
     let row = ABSOLUTE_POS;
-    if row >= sizes.units {
+    if row >= units {
         terminate!();
     }
-    let dim = sizes.dim;
     let at = row * dim;
     let width = f32::cast_from(dim);
     let mut sum = 0.0f32;
@@ -823,7 +823,6 @@ impl Build {
 
         let through_inner = product(&d_inner, &transposed(&block.inner));
         let [d_residual, d_norm_factor, d_attended] = self.normalize_backward(
-            below,
             &found.attended,
             &block.feed_forward_norm_gamma,
             &d_fed,
@@ -875,7 +874,6 @@ impl Build {
 
         let through_query = product(&d_query, &transposed(&block.query));
         let [d_normalized, d_factor, d_children] = self.normalize_backward(
-            below,
             &found.children,
             &block.norm_gamma,
             &d_attended,
@@ -921,7 +919,6 @@ impl Build {
     /// gradient of the rows.
     fn normalize_backward(
         &self,
-        below: usize,
         rows: &CubeTensor,
         gamma: &CubeTensor,
         first: &CubeTensor,
@@ -943,7 +940,8 @@ impl Build {
                 buffer(&outputs[0]),
                 buffer(&outputs[1]),
                 buffer(&outputs[2]),
-                self.sizes(below, count),
+                dim,
+                count,
                 self.options.epsilon as f32,
             );
         }
@@ -992,15 +990,15 @@ struct Activations {
 /// `W_1` and its bias, `W_2` and its bias. Those of vectors are rows of one.
 type Weights = [CubeTensor; 12];
 
-fn buffer(tensor: &CubeTensor) -> BufferArg {
+pub(super) fn buffer(tensor: &CubeTensor) -> BufferArg {
     tensor.clone().into_buffer_arg()
 }
 
-fn product(rows: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+pub(super) fn product(rows: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
     into_contiguous(CubeBackend::float_matmul(rows.clone(), weight.clone()))
 }
 
-fn transposed(matrix: &CubeTensor) -> CubeTensor {
+pub(super) fn transposed(matrix: &CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix.clone(), 0, 1)
 }
 
