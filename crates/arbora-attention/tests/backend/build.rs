@@ -267,6 +267,21 @@ fn what_ghost_leaves_hold_changes_nothing() {
 }
 
 #[test]
+fn negative_lengths_are_zero() {
+    let device = device();
+    let shape = TokenTreeShape::new(7, 3, Layout::LeftFilled);
+    let build = |lengths: [i64; 2]| {
+        tree_build(
+            random([2, shape.width(0), DIM], 20, &device),
+            Tensor::from_data(TensorData::from(lengths), &device),
+            weights(&device),
+            options(shape, true),
+        )
+    };
+    assert_close(build([-2, 7]), build([0, 7]), 0.0, 0.0);
+}
+
+#[test]
 fn an_example_does_not_see_the_others() {
     let device = device();
     let shape = TokenTreeShape::new(9, 2, Layout::LeftFilled);

@@ -351,6 +351,34 @@ fn an_example_without_tokens_gets_zeros_and_finite_gradients() {
 }
 
 #[test]
+fn negative_lengths_are_zero_and_negative_steps_the_first_child() {
+    let shape = TokenTreeShape::new(9, 3, Layout::LeftFilled);
+    let device = device();
+    let keys = |width, seed| random([2, shape.nodes(), 2, width], seed, &device);
+    let integers = |numbers: &[i64]| TensorData::from(numbers);
+    let search = |lengths: &[i64], step: i64| {
+        let path = [0, step, 0, step].repeat(3);
+        let path = Tensor::<1, Int>::from_data(integers(&path), &device);
+        tree_search(
+            random([2, 3, 2, 3], 1, &device),
+            keys(3, 2),
+            keys(4, 3),
+            Tensor::from_data(integers(lengths), &device),
+            Route::Given(path.reshape([2, 3, 2])),
+            TreeSearchOptions::new(shape),
+        )
+    };
+    let (got, expected) = (search(&[-1, 9], -5), search(&[0, 9], 0));
+    assert_close(got.context, expected.context, 0.0, 0.0);
+    assert_close(got.log_prob, expected.log_prob, 0.0, 0.0);
+    assert_eq!(counts(got.selected), counts(expected.selected));
+    assert_eq!(
+        counts(got.path.flatten(1, 2)),
+        counts(expected.path.flatten(1, 2))
+    );
+}
+
+#[test]
 fn temperature_sharpens_the_policy_and_leaves_attention_alone() {
     let shape = TokenTreeShape::new(9, 3, Layout::LeftFilled);
     let device = device();

@@ -269,19 +269,41 @@ fn forward_kernel<M: Numeric, N: Size>(
     store::<N>(context, &owned, &sums, &weights, held, value_vectors);
 }
 
-/// Gradients of queries. Leaves in `statistics`, `[batch, queries, heads, 2]`, what the gradients of keys
-/// need of a query: the logarithm of its total, and the product of its context and that gradient.
+/// What the gradients need of one head of a query, `[batch, queries, heads, 2]`: the logarithm of its
+/// total, and the product of its context and that gradient. Gradients of queries would compute it on the
+/// way, but with nine buffers, and WebGPU promises eight.
+#[cube(launch_unchecked)]
+fn statistics_kernel<N: Size>(
+    context: &[Vector<f32, N>],
+    log_total: &[f32],
+    grad: &[Vector<f32, N>],
+    statistics: &mut [f32],
+    units: usize,
+    #[comptime] value_vectors: usize,
+) {
+    let unit = ABSOLUTE_POS;
+    if unit >= units {
+        terminate!();
+    }
+    let mut mean = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for i in 0..value_vectors {
+        mean += grad[unit * value_vectors + i] * context[unit * value_vectors + i];
+    }
+    statistics[unit * 2] = log_total[unit];
+    statistics[unit * 2 + 1] = mean.vector_sum();
+}
+
+/// Gradients of queries.
 #[cube(launch_unchecked)]
 fn backward_query_kernel<M: Numeric, N: Size>(
     query: &[Vector<f32, N>],
     key: &[Vector<f32, N>],
     value: &[Vector<f32, N>],
     mask: &[M],
-    context: &[Vector<f32, N>],
-    log_total: &[f32],
     grad: &[Vector<f32, N>],
+    statistics: &[f32],
     d_query: &mut [Vector<f32, N>],
-    statistics: &mut [f32],
     sizes: &Sizes,
     #[comptime] masked: bool,
     #[comptime] held: usize,
@@ -302,17 +324,8 @@ fn backward_query_kernel<M: Numeric, N: Size>(
     #[unroll]
     for row in 0..held {
         let of_query = owned.row(row);
-        let mut mean = Vector::<f32, N>::new(0.0f32);
-        #[unroll]
-        for i in 0..value_vectors {
-            mean += of_context[row * value_vectors + i] * context[of_query * value_vectors + i];
-        }
-        means[row] = mean.vector_sum();
-        logarithms[row] = log_total[of_query];
-        if owned.first + row < owned.count {
-            statistics[of_query * 2] = logarithms[row];
-            statistics[of_query * 2 + 1] = means[row];
-        }
+        logarithms[row] = statistics[of_query * 2];
+        means[row] = statistics[of_query * 2 + 1];
     }
     for at in sizes.first_key..sizes.rows {
         if kept::<M>(mask, sizes, owned.example, at, masked) {
@@ -584,8 +597,25 @@ pub(super) fn backward(
     let vector = problem.vector();
     let (key_vectors, value_vectors) = (problem.head_dim / vector, problem.value_dim / vector);
     let dtype = element(&problem.mask);
-    let units = problem.units(queries);
+    let units = batch * queries * heads;
     if units > 0 {
+        let (count, dim) = grid(&query, units);
+        // SAFETY: a unit writes the two numbers of its own query and head.
+        unsafe {
+            statistics_kernel::launch_unchecked(
+                &query.client,
+                count,
+                dim,
+                vector,
+                context.into_buffer_arg(),
+                log_total.into_buffer_arg(),
+                grad.clone().into_buffer_arg(),
+                statistics.clone().into_buffer_arg(),
+                units,
+                value_vectors,
+            );
+        }
+        let units = problem.units(queries);
         let (count, dim) = grid(&query, units);
         // SAFETY: as in `attend`.
         unsafe {
@@ -598,11 +628,9 @@ pub(super) fn backward(
                 key.clone().into_buffer_arg(),
                 value.clone().into_buffer_arg(),
                 problem.mask.clone().into_buffer_arg(),
-                context.into_buffer_arg(),
-                log_total.into_buffer_arg(),
                 grad.clone().into_buffer_arg(),
-                d_query.clone().into_buffer_arg(),
                 statistics.clone().into_buffer_arg(),
+                d_query.clone().into_buffer_arg(),
                 problem.sizes(units),
                 problem.masked,
                 problem.held(),

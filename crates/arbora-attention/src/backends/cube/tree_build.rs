@@ -8,6 +8,7 @@
 //! Gradients go down again level by level. They save nothing: each level computes what it needs once more
 //! from the nodes.
 
+use super::tree_search::position_of;
 use super::{element, empty, fits_positions, grid, into_contiguous, zeros};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
@@ -50,7 +51,7 @@ struct Sizes {
 /// Whether the child in a slot is over at least one token.
 #[cube]
 fn is_real<I: Numeric>(lengths: &[I], sizes: &Sizes, example: usize, slot: usize) -> bool {
-    slot * sizes.span < usize::cast_from(lengths[example])
+    slot * sizes.span < position_of::<I>(lengths[example])
 }
 
 /// One unit per number of the leaves: into their places, ghosts as zeros.
@@ -69,7 +70,7 @@ fn leaves_kernel<I: Numeric>(
     let leaf = (ABSOLUTE_POS / sizes.dim) % sizes.children;
     let example = ABSOLUTE_POS / sizes.dim / sizes.children;
     let mut number = 0.0f32;
-    if leaf < usize::cast_from(lengths[example]) {
+    if leaf < position_of::<I>(lengths[example]) {
         number = leaves[ABSOLUTE_POS];
     }
     let node = example * sizes.nodes + sizes.children_offset + leaf;
@@ -517,7 +518,7 @@ fn leaves_backward_kernel<I: Numeric>(
     let leaf = (ABSOLUTE_POS / sizes.dim) % sizes.children;
     let example = ABSOLUTE_POS / sizes.dim / sizes.children;
     let mut number = 0.0f32;
-    if leaf < usize::cast_from(lengths[example]) {
+    if leaf < position_of::<I>(lengths[example]) {
         let node = example * sizes.nodes + sizes.children_offset + leaf;
         number = grad[node * sizes.dim + feature];
     }

@@ -122,10 +122,21 @@ fn up_to(end: usize, first: usize, group: usize) -> usize {
     count
 }
 
+/// A length or a step of a path as a position. A negative number is 0, as in the reference; the mere
+/// conversion would make it a great one.
+#[cube]
+pub(super) fn position_of<I: Numeric>(number: I) -> usize {
+    let mut position = 0usize;
+    if number > I::from_int(0) {
+        position = usize::cast_from(number);
+    }
+    position
+}
+
 /// Real tokens of the example of a row.
 #[cube]
 fn length_of<I: Numeric>(lengths: &[I], sizes: &Sizes, row: usize) -> usize {
-    let length = usize::cast_from(lengths[row / sizes.queries]);
+    let length = position_of::<I>(lengths[row / sizes.queries]);
     select(length > sizes.tokens, sizes.tokens, length)
 }
 
@@ -268,7 +279,7 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
                 }
             }
             if comptime![choice == Choice::Given] {
-                next = usize::cast_from(choices[row * choices_per_row + step + 1]);
+                next = position_of::<R>(choices[row * choices_per_row + step + 1]);
             }
             if comptime![choice == Choice::Sampled || choice == Choice::Uniform] {
                 let mut whole = 0.0f32;
