@@ -10,8 +10,8 @@ use arbora_tree::{Aggregator, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{
-    Dropout, DropoutConfig, EluConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
-    PositionalEncoding, PositionalEncodingConfig, Relu,
+    Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PositionalEncoding,
+    PositionalEncodingConfig, Relu,
 };
 use burn::tensor::activation::gelu;
 use burn::tensor::{Bool, Device, Int, Tensor};
@@ -341,7 +341,7 @@ impl Embedding {
         for (at, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(hidden);
             if at + 1 < self.layers.len() {
-                hidden = EluConfig::new().init().forward(hidden);
+                hidden = elu(hidden);
             }
         }
         let Some(sequence) = &self.sequence else {
@@ -356,6 +356,15 @@ impl Embedding {
         }
         hidden
     }
+}
+
+/// `x` where positive, else `e^x - 1`. burn's own also multiplies by its parameter, which is 1 here: a
+/// pass over memory forward and another backward.
+fn elu(input: Tensor<3>) -> Tensor<3> {
+    let negative = input.clone().lower_equal_scalar(0);
+    input
+        .clone()
+        .mask_where(negative, input.exp().sub_scalar(1))
 }
 
 /// Embeds context and queries, and encodes the context by self-attention.
