@@ -95,9 +95,9 @@ impl<B: Backend + TreeAttentionOps> Backward<B, 2> for Policy {
 /// Without the gradient of the log-probability, which is not the policy's on a uniform route.
 fn entropy_only<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     use burn::backend::{Scalar, Slice, TensorMetadata};
-    let [batch, queries, _] = grad.shape().dims();
+    let [_, batch, queries] = grad.shape().dims();
     let axis = |size: usize| Slice::new(0, Some(size as isize), 1);
-    let slices = [axis(batch), axis(queries), axis(1)];
+    let slices = [axis(1), axis(batch), axis(queries)];
     let zeros = B::float_mul_scalar(B::float_slice(grad.clone(), &slices), Scalar::from(0.0f64));
     B::float_slice_assign(grad, &slices, zeros)
 }

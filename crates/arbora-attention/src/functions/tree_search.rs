@@ -99,19 +99,20 @@ pub fn tree_search(
         route,
         options,
     );
+    // Parts of the first axis lie together, so that nothing is copied where a backend has views.
     let counts = Tensor::<3, Int>::from_dispatch(counts);
     let count = |at: usize| {
         counts
             .clone()
-            .slice([0..batch, 0..queries, at..at + 1])
-            .reshape([batch, queries])
+            .slice([at..at + 1, 0..batch, 0..queries])
+            .squeeze_dim::<2>(0)
     };
     let policy = Tensor::<3>::from_dispatch(policy);
     let number = |at: usize| {
         policy
             .clone()
-            .slice([0..batch, 0..queries, at..at + 1])
-            .reshape([batch, queries])
+            .slice([at..at + 1, 0..batch, 0..queries])
+            .squeeze_dim::<2>(0)
     };
     TreeSearch {
         context: Tensor::from_dispatch(context),

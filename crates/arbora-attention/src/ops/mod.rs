@@ -101,9 +101,9 @@ pub struct TreeSearchPrimitive<B: Backend> {
     pub context: FloatTensor<B>,
     /// `[batch, queries, decisions + 1]`
     pub path: IntTensor<B>,
-    /// `[batch, queries, 2]`: log-probability and entropy, at least single precision
+    /// `[2, batch, queries]`: log-probability and entropy, at least single precision
     pub policy: FloatTensor<B>,
-    /// `[batch, queries, 3]`: real decisions, nodes selected, nodes read
+    /// `[3, batch, queries]`: real decisions, nodes selected, nodes read
     pub counts: IntTensor<B>,
 }
 
@@ -288,7 +288,7 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of query and key through log-probability and entropy of a search, given its path.
     ///
-    /// `grad`: `[batch, queries, 2]`, of log-probability and entropy, of the type that
+    /// `grad`: `[2, batch, queries]`, of log-probability and entropy, of the type that
     /// [`TreeSearchPrimitive::policy`] has.
     #[fusion(meta = |query, key, _, _, _, _| (query.clone(), key.clone()))]
     fn tree_policy_backward(

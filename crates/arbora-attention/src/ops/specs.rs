@@ -26,12 +26,15 @@ pub(super) fn tree_search(
 ) -> TreeSearchPrimitiveMetadata {
     let [batch, queries, heads, _] = query.shape.dims();
     let value_dim = value.shape[3];
-    let per_query = |entries: usize| Shape::from([batch, queries, entries]);
+    let per_entry = |entries: usize| Shape::from([entries, batch, queries]);
     TreeSearchPrimitiveMetadata {
         context: TensorSpec::new(Shape::from([batch, queries, heads, value_dim]), query.dtype),
-        path: TensorSpec::new(per_query(options.shape.decisions() + 1), lengths.dtype),
-        policy: TensorSpec::new(per_query(2), at_least_single(query.dtype)),
-        counts: TensorSpec::new(per_query(3), lengths.dtype),
+        path: TensorSpec::new(
+            Shape::from([batch, queries, options.shape.decisions() + 1]),
+            lengths.dtype,
+        ),
+        policy: TensorSpec::new(per_entry(2), at_least_single(query.dtype)),
+        counts: TensorSpec::new(per_entry(3), lengths.dtype),
     }
 }
 

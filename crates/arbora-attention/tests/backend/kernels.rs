@@ -135,7 +135,7 @@ fn indices<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
 /// Query, key and value.
 type Inputs = [Tensor<4>; 3];
 
-/// What both sides of a comparison return: context, policy `[batch, queries, 2]`, path, counts.
+/// What both sides of a comparison return: context, policy `[2, batch, queries]`, path, counts.
 type Found = (Tensor<4>, Tensor<3>, Tensor<3, Int>, Tensor<3, Int>);
 
 impl Search {
@@ -173,9 +173,9 @@ impl Search {
         let found = tree_search(query, key, value, lengths, route, self.options());
         (
             found.context,
-            Tensor::stack(vec![found.log_prob, found.entropy], 2),
+            Tensor::stack(vec![found.log_prob, found.entropy], 0),
             found.path,
-            Tensor::stack(vec![found.decisions, found.selected, found.read], 2),
+            Tensor::stack(vec![found.decisions, found.selected, found.read], 0),
         )
     }
 
@@ -350,7 +350,7 @@ fn gradients_of_searches_equal_those_of_the_reference() {
         let loss = |(context, policy, ..): Found| {
             let [batch, queries, heads, dim] = context.dims();
             let of_context = random([batch, queries, heads, dim], 5, &device);
-            let of_policy = random([batch, queries, 2], 6, &device);
+            let of_policy = random([2, batch, queries], 6, &device);
             (context * of_context).sum() + (policy * of_policy).sum()
         };
         let got = gradients(case.inputs(&device), |inputs| {
@@ -425,9 +425,13 @@ fn searches_and_attention_take_no_queries() {
         .map(|dim| random([4, case.shape().nodes(), 2, dim], 1, &device));
     let query = Tensor::<4>::zeros([4, 0, 2, 3], &device);
     for route in [Route::Greedy, Route::Sampled(numbers)] {
-        let found = case.kernel([query.clone(), key.clone(), value.clone()], route);
-        assert_eq!(found.0.dims(), [4, 0, 2, 4]);
-        assert_eq!(found.2.dims(), [4, 0, 4]);
+        let lengths = integers(case.lengths, &device);
+        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        let found = tree_search(query, key, value, lengths, route, case.options());
+        assert_eq!(found.context.dims(), [4, 0, 2, 4]);
+        assert_eq!(found.path.dims(), [4, 0, 4]);
+        assert_eq!(found.entropy.dims(), [4, 0]);
+        assert_eq!(found.read.dims(), [4, 0]);
     }
     let options = DenseAttentionOptions {
         first_key: 0,
@@ -466,7 +470,7 @@ fn no_queries_give_zero_gradients() {
         key,
         lengths(),
         path(),
-        Tensor::<3>::zeros([4, 0, 2], &device).into_dispatch(),
+        Tensor::<3>::zeros([2, 4, 0], &device).into_dispatch(),
         case.options(),
     );
     for gradient in [of_key, of_value, of_policy].map(Tensor::<4>::from_dispatch) {

@@ -154,7 +154,7 @@ pub(crate) fn tree_search<B: HostBackend>(
         Shape::from([batch, queries, dims.heads, dims.value_dim]),
         &device,
     );
-    let mut policy = B::allocate(Shape::from([batch, queries, 2]), &device);
+    let mut policy = B::allocate(Shape::from([2, batch, queries]), &device);
     let mut path = vec![0; batch * queries * steps];
     let mut counts = vec![0; batch * queries * 3];
     let dtype = lengths.dtype();
@@ -178,7 +178,7 @@ pub(crate) fn tree_search<B: HostBackend>(
         context,
         path: integers::<B, 3>(path, [batch, queries, steps], dtype, &device),
         policy,
-        counts: integers::<B, 3>(counts, [batch, queries, 3], dtype, &device),
+        counts: integers::<B, 3>(counts, [3, batch, queries], dtype, &device),
     }
 }
 

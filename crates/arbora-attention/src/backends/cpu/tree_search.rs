@@ -72,7 +72,7 @@ pub(crate) struct SearchInputs<'a> {
 }
 
 /// What a search writes: context `[batch, queries, heads, value_dim]`, path `[batch, queries,
-/// decisions + 1]`, policy `[batch, queries, 2]`, counts `[batch, queries, 3]`.
+/// decisions + 1]`, policy `[2, batch, queries]`, counts `[3, batch, queries]`.
 #[derive(Debug)]
 pub(crate) struct SearchOutputs<'a> {
     pub context: &'a mut [f32],
@@ -150,41 +150,57 @@ pub(crate) fn search(
     }
     let levels = levels(&dims.shape);
     let steps = dims.steps();
+    let all = dims.batch * dims.queries;
+    let (log_prob, entropy) = outputs.policy.split_at_mut(all);
+    let (decisions, counts) = outputs.counts.split_at_mut(all);
+    let (selected, read) = counts.split_at_mut(all);
+    let policy = log_prob
+        .par_chunks_mut(ROWS_PER_TASK)
+        .zip(entropy.par_chunks_mut(ROWS_PER_TASK));
+    let counts = decisions
+        .par_chunks_mut(ROWS_PER_TASK)
+        .zip(selected.par_chunks_mut(ROWS_PER_TASK))
+        .zip(read.par_chunks_mut(ROWS_PER_TASK));
     let tasks = outputs
         .path
         .par_chunks_mut(ROWS_PER_TASK * steps)
-        .zip(outputs.policy.par_chunks_mut(ROWS_PER_TASK * 2))
-        .zip(outputs.counts.par_chunks_mut(ROWS_PER_TASK * 3))
+        .zip(policy)
+        .zip(counts)
         .enumerate();
     // A context may have no columns, which cannot be chunked.
     let context = Rows::new(outputs.context, dims.value_row());
-    tasks.for_each(|(task, ((path, policy), counts))| {
-        let first = task * ROWS_PER_TASK;
-        let rows = path.len() / steps;
-        // SAFETY: tasks cover disjoint rows.
-        let context = unsafe { context.get(first, rows) };
-        let task = SearchTask {
-            problem: Problem {
-                dims,
-                levels: &levels,
-                inputs,
-            },
-            route,
-            first,
-            outputs: SearchOutputs {
-                context,
-                path,
-                policy,
-                counts,
-            },
-        };
-        match dims.head_dim {
-            16 if dims.value_dim == 16 => dispatch(Specialised::<_, 16>(task)),
-            32 if dims.value_dim == 32 => dispatch(Specialised::<_, 32>(task)),
-            64 if dims.value_dim == 64 => dispatch(Specialised::<_, 64>(task)),
-            _ => dispatch(Specialised::<_, 0>(task)),
-        }
-    });
+    tasks.for_each(
+        |(task, ((path, (log_prob, entropy)), ((decisions, selected), read)))| {
+            let first = task * ROWS_PER_TASK;
+            let rows = path.len() / steps;
+            // SAFETY: tasks cover disjoint rows.
+            let context = unsafe { context.get(first, rows) };
+            let task = SearchTask {
+                problem: Problem {
+                    dims,
+                    levels: &levels,
+                    inputs,
+                },
+                route,
+                first,
+                outputs: TaskOutputs {
+                    context,
+                    path,
+                    log_prob,
+                    entropy,
+                    decisions,
+                    selected,
+                    read,
+                },
+            };
+            match dims.head_dim {
+                16 if dims.value_dim == 16 => dispatch(Specialised::<_, 16>(task)),
+                32 if dims.value_dim == 32 => dispatch(Specialised::<_, 32>(task)),
+                64 if dims.value_dim == 64 => dispatch(Specialised::<_, 64>(task)),
+                _ => dispatch(Specialised::<_, 0>(task)),
+            }
+        },
+    );
 }
 
 /// Rows of a slice that tasks share out among themselves.
@@ -540,7 +556,18 @@ struct SearchTask<'a> {
     problem: Problem<'a>,
     route: RouteSlices<'a>,
     first: usize,
-    outputs: SearchOutputs<'a>,
+    outputs: TaskOutputs<'a>,
+}
+
+/// The task's rows of [`SearchOutputs`].
+struct TaskOutputs<'a> {
+    context: &'a mut [f32],
+    path: &'a mut [u32],
+    log_prob: &'a mut [f32],
+    entropy: &'a mut [f32],
+    decisions: &'a mut [u32],
+    selected: &'a mut [u32],
+    read: &'a mut [u32],
 }
 
 /// Scratch of a search, made once per task.
@@ -757,12 +784,14 @@ impl SearchTask<'_> {
                 &scratch.positions,
                 &scratch.attended,
             );
-            let policy = &mut self.outputs.policy[(start + lane) * 2..][..2];
-            policy[0] = log_prob[lane];
-            policy[1] = entropy[lane] / decisions[lane].max(1) as f32;
-            let counts = &mut self.outputs.counts[(start + lane) * 3..][..3];
-            counts.copy_from_slice(&[decisions[lane], selected[lane], read[lane]]);
+            let made = decisions[lane].max(1) as f32;
+            self.outputs.entropy[start + lane] = entropy[lane] / made;
         }
+        let rows = start..start + count;
+        self.outputs.log_prob[rows.clone()].copy_from_slice(&log_prob[..count]);
+        self.outputs.decisions[rows.clone()].copy_from_slice(&decisions[..count]);
+        self.outputs.selected[rows.clone()].copy_from_slice(&selected[..count]);
+        self.outputs.read[rows].copy_from_slice(&read[..count]);
     }
 }
 
@@ -812,7 +841,7 @@ fn inverse_cdf(policy: &[Lanes], uniform: &[f32; LANES]) -> Indices {
 pub(crate) enum SearchGradient<'a> {
     /// Of the context, `[batch, queries, heads, value_dim]`.
     Context(&'a [f32]),
-    /// Of log-probability and entropy, `[batch, queries, 2]`.
+    /// Of log-probability and entropy, `[2, batch, queries]`.
     Policy(&'a [f32]),
 }
 
@@ -1176,15 +1205,16 @@ fn policy_scores<A: Arithmetic>(
     }
     let mut from_log_prob = [0.0f32; LANES];
     let mut from_entropy = [0.0f32; LANES];
+    let (first, all) = (block.first, dims.batch * dims.queries);
     for lane in 0..block.rows {
-        let grad = &grad[(block.first + lane) * 2..][..2];
+        let (of_log_prob, of_entropy) = (grad[first + lane], grad[all + first + lane]);
         let decided = block.real[lane] > 1;
         let clamped = policy.0[lane] < f32::MIN_POSITIVE;
         if decided {
-            from_entropy[lane] = grad[1] * head_weight / decisions[lane].max(1) as f32;
+            from_entropy[lane] = of_entropy * head_weight / decisions[lane].max(1) as f32;
         }
         if decided && !clamped {
-            from_log_prob[lane] = grad[0] * head_weight / policy.0[lane];
+            from_log_prob[lane] = of_log_prob * head_weight / policy.0[lane];
         }
     }
     let factor = inverse_temperature * dims.scale;

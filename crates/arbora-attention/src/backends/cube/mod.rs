@@ -14,7 +14,8 @@ mod tree_search;
 
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive, reference,
+    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
+    TreeSearchOptions, TreeSearchPrimitive, reference,
 };
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;

@@ -333,11 +333,11 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
     if decided > 1 {
         divisor = f32::cast_from(decided);
     }
-    policy[row * 2] = log_prob;
-    policy[row * 2 + 1] = entropy / divisor;
-    counts[row * 3] = I::cast_from(decided);
-    counts[row * 3 + 1] = I::cast_from(selected);
-    counts[row * 3 + 2] = I::cast_from(read);
+    policy[row] = log_prob;
+    policy[rows + row] = entropy / divisor;
+    counts[row] = I::cast_from(decided);
+    counts[rows + row] = I::cast_from(selected);
+    counts[2 * rows + row] = I::cast_from(read);
 }
 
 /// Weights of attention in place of the logits of one head of a row. What is masked gets exactly 0.
@@ -631,10 +631,10 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
         let mut from_log_prob = 0.0f32;
         let mut from_entropy = 0.0f32;
         if real > 1 {
-            from_entropy = grad[row * 2 + 1] * head_weight / decided;
+            from_entropy = grad[rows + row] * head_weight / decided;
             // Below it the log-probability is held.
             if probability_of_chosen >= f32::MIN_POSITIVE {
-                from_log_prob = grad[row * 2] * head_weight / probability_of_chosen;
+                from_log_prob = grad[row] * head_weight / probability_of_chosen;
             }
         }
         let factor = inverse_temperature * sizes.scale;
@@ -860,8 +860,8 @@ pub(super) fn search(
     let value_dim = value.shape()[3];
     let context = empty(&query, [batch, queries, heads, value_dim], DType::F32);
     let path = empty(&query, [batch, queries, steps], lengths.dtype);
-    let policy = empty(&query, [batch, queries, 2], DType::F32);
-    let counts = empty(&query, [batch, queries, 3], lengths.dtype);
+    let policy = empty(&query, [2, batch, queries], DType::F32);
+    let counts = empty(&query, [3, batch, queries], lengths.dtype);
     let found = TreeSearchPrimitive {
         context: context.clone(),
         path: path.clone(),

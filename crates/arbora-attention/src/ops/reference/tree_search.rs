@@ -176,7 +176,7 @@ pub fn tree_search<B: Backend>(
     let context = weights.reshape([rows, slots, heads, 1]).mul(values).sum(1);
 
     let entropy = entropy.div(decisions.clone().float(dtype).clamp_min(1.0));
-    let counts = [decisions, selected, read].map(|count| count.reshape([batch, queries, 1]));
+    let counts = [decisions, selected, read].map(|count| count.reshape([1, batch, queries]));
     TreeSearchPrimitive {
         context: context
             .reshape([batch, queries, heads, value_dim])
@@ -185,12 +185,12 @@ pub fn tree_search<B: Backend>(
         path: Integer::cat(path, 2).0,
         policy: Float::cat(
             [log_prob, entropy]
-                .map(|numbers| numbers.reshape([batch, queries, 1]))
+                .map(|numbers| numbers.reshape([1, batch, queries]))
                 .into(),
-            2,
+            0,
         )
         .0,
-        counts: Integer::cat(counts.into(), 2).0,
+        counts: Integer::cat(counts.into(), 0).0,
     }
 }
 
