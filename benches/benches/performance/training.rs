@@ -10,7 +10,7 @@ use crate::report::Row;
 use crate::{Bench, THREADS};
 use arbora_attention::Route;
 use arbora_models::parts::EmbeddingKind;
-use arbora_models::{Context, HeadKind, ModelConfig, ReTreeverConfig, Target};
+use arbora_models::{Context, HeadKind, LossOptions, ModelConfig, ReTreeverConfig, Target};
 use arbora_rl::PolicyGradientConfig;
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::module::Module;
@@ -145,7 +145,14 @@ fn entrant(step: Step, backend: &Opened) -> Entrant<'static> {
     Entrant::new(backend.name, move || {
         let current = model.take().expect("a step ends with a model");
         let route = Route::Sampled(numbers.clone());
-        let losses = current.losses(&context, queries.clone(), &target, None, route, 1);
+        let losses = current.losses(
+            &context,
+            queries.clone(),
+            &target,
+            None,
+            route,
+            LossOptions::default(),
+        );
         let policy = estimator.loss(losses.rollout, losses.reward, None);
         let loss = losses.tree + losses.leaves + policy.loss;
         let gradients = GradientsParams::from_grads(loss.backward(), &current);

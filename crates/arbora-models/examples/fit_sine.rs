@@ -5,7 +5,8 @@
 
 use arbora_attention::Route;
 use arbora_models::{
-    Context, HeadKind, ModelConfig, Prediction, ReTreever, ReTreeverConfig, StdKind, Target,
+    Context, HeadKind, LossOptions, ModelConfig, Prediction, ReTreever, ReTreeverConfig, StdKind,
+    Target,
 };
 use arbora_rl::seed::{Purpose, rng};
 use arbora_rl::{PolicyGradientConfig, sample};
@@ -73,7 +74,14 @@ fn main() {
         let shape = [BATCH, QUERIES, decisions];
         let numbers = sample::uniform(&mut rng(0, Purpose::Policy, step), shape, &device);
         let target = Target::Values(truth);
-        let losses = model.losses(&context, query, &target, None, Route::Sampled(numbers), 1);
+        let losses = model.losses(
+            &context,
+            query,
+            &target,
+            None,
+            Route::Sampled(numbers),
+            LossOptions::default(),
+        );
         let policy = estimator.loss(losses.rollout, losses.reward, None);
         let loss = losses.tree + losses.leaves + policy.loss;
         let gradients = GradientsParams::from_grads(loss.backward(), &model);

@@ -25,5 +25,5 @@ pub mod store;
 
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
 pub use parts::{Context, EmbeddingKind, ModelConfig};
-pub use prediction::{HeadKind, Prediction, StdKind, Target};
-pub use retreever::{ReTreever, ReTreeverConfig, ReTreeverOutput};
+pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
+pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};

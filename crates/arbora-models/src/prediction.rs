@@ -83,6 +83,21 @@ pub enum Prediction {
     },
 }
 
+/// What a policy is rewarded for. None of them needs a gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardKind {
+    /// The published choice: the log-likelihood of values, the accuracy of classes.
+    #[default]
+    Published,
+    /// The log-likelihood of the truth in nats; for classes the negative cross-entropy.
+    LogLikelihood,
+    /// 1 or 0 for a right or wrong class.
+    Accuracy,
+    /// The negative squared error of the predicted mean, averaged over dimensions.
+    NegativeMse,
+}
+
 /// The truth per query.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -119,16 +134,35 @@ impl Prediction {
         -masked_average(self.log_likelihood(target), mask)
     }
 
-    /// The reward of each query, without gradient, `[batch, queries]`: the log-likelihood of values,
-    /// 1 or 0 for right or wrong classes (both as published).
+    /// The reward of each query, without gradient, `[batch, queries]`.
+    ///
+    /// # Panics
+    /// If values are predicted for classes or classes for values, or the reward is not one of
+    /// them: accuracy of values, squared error of classes.
     #[track_caller]
-    pub fn reward(&self, target: &Target) -> Tensor<2> {
-        match (self, target) {
-            (Self::Gaussian { mean, std }, Target::Values(value)) => {
-                reward::log_likelihood(mean.clone(), std.clone(), value.clone())
+    pub fn reward(&self, target: &Target, kind: RewardKind) -> Tensor<2> {
+        match (self, target, kind) {
+            (
+                Self::Gaussian { mean, std },
+                Target::Values(value),
+                RewardKind::Published | RewardKind::LogLikelihood,
+            ) => reward::log_likelihood(mean.clone(), std.clone(), value.clone()),
+            (Self::Gaussian { mean, .. }, Target::Values(value), RewardKind::NegativeMse) => {
+                reward::negative_mse(mean.clone(), value.clone())
             }
-            (Self::Classes { logits }, Target::Classes(class)) => {
-                reward::accuracy(logits.clone(), class.clone())
+            (
+                Self::Classes { logits },
+                Target::Classes(class),
+                RewardKind::Published | RewardKind::Accuracy,
+            ) => reward::accuracy(logits.clone(), class.clone()),
+            (Self::Classes { logits }, Target::Classes(class), RewardKind::LogLikelihood) => {
+                reward::negative_cross_entropy(logits.clone(), class.clone())
+            }
+            (Self::Gaussian { .. }, Target::Values(_), RewardKind::Accuracy) => {
+                panic!("reward: accuracy: expected classes, got values")
+            }
+            (Self::Classes { .. }, Target::Classes(_), RewardKind::NegativeMse) => {
+                panic!("reward: negative squared error: expected values, got classes")
             }
             _ => panic!("reward: expected values for a Gaussian and classes for logits"),
         }

@@ -2,7 +2,7 @@
 
 use crate::init::seeded;
 use crate::parts::{BlockAggregator, Context, Decoder, Encoder, ModelConfig};
-use crate::prediction::{Prediction, Target, masked_average};
+use crate::prediction::{Prediction, RewardKind, Target, masked_average};
 use arbora_attention::{
     GhostNodes, Route, SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
@@ -60,6 +60,30 @@ pub struct ReTreeverOutput {
     pub search: SearchOutput,
 }
 
+/// How [`ReTreever::losses`] trains the policy.
+#[derive(Clone, Debug)]
+pub struct LossOptions {
+    /// Routes taken per query, at least 1; the loss is their mean.
+    pub samples: usize,
+    /// What the policy is rewarded for.
+    pub reward: RewardKind,
+    /// Uniform numbers in `0.0..1.0`, `[batch, queries]`: also teach the policy to walk where the
+    /// model's own attention to all leaves looks
+    /// ([`TreeCrossAttention::leaf_routes`]). Not in the paper.
+    pub guide: Option<Tensor<2>>,
+}
+
+impl Default for LossOptions {
+    /// As published: one route per query, the published reward, no guide.
+    fn default() -> Self {
+        Self {
+            samples: 1,
+            reward: RewardKind::Published,
+            guide: None,
+        }
+    }
+}
+
 /// The parts of the training loss that [`ReTreever::losses`] computes.
 #[derive(Clone, Debug)]
 pub struct ReTreeverLosses {
@@ -67,6 +91,9 @@ pub struct ReTreeverLosses {
     pub tree: Tensor<1>,
     /// The task's loss on all leaves, with the same weights, `[1]`.
     pub leaves: Tensor<1>,
+    /// The cross-entropy per decision of the policy against attention to all leaves, estimated from
+    /// one path per query, `[1]`; only where a guide was asked for.
+    pub guide: Option<Tensor<1>>,
     /// The decisions taken, `[batch · queries, samples]`.
     pub rollout: Rollout,
     /// Their rewards, `[batch · queries, samples]`.
@@ -156,15 +183,17 @@ impl ReTreever {
     }
 
     /// The parts of the training loss for one batch (arXiv 2309.17388, §3.2.1):
-    /// `L = L_tree + λ_CA · L_leaves + λ_RL · L_policy`, where the last comes from
-    /// [`PolicyGradient`](arbora_rl::PolicyGradient) and the rollout returned here.
+    /// `L = L_tree + λ_CA · L_leaves + λ_RL · L_policy [+ λ_guide · L_guide]`, where the policy's comes
+    /// from [`PolicyGradient`](arbora_rl::PolicyGradient) and the rollout returned here.
     ///
     /// - queries: `[batch, queries, d_query]`
     /// - target: the truth per query
     /// - mask: `[batch, queries]`, `true` = the query takes no part
     /// - route: how to walk. Its tensors have `[batch, queries · samples, …]`, the samples of a
     ///   query side by side.
-    /// - samples: routes taken per query, at least 1; the loss is their mean
+    ///
+    /// # Panics
+    /// If axes disagree, there are no samples, or the reward does not fit the target.
     #[track_caller]
     pub fn losses(
         &self,
@@ -173,8 +202,13 @@ impl ReTreever {
         target: &Target,
         mask: Option<&Tensor<2, Bool>>,
         route: Route,
-        samples: usize,
+        options: LossOptions,
     ) -> ReTreeverLosses {
+        let LossOptions {
+            samples,
+            reward,
+            guide,
+        } = options;
         assert!(
             samples >= 1,
             "retreever: samples: expected at least 1, got 0"
@@ -190,6 +224,15 @@ impl ReTreever {
             .attention
             .attend_leaves_projected(queries.clone(), &index);
         let leaves = self.decoder.decode(leaves).loss(target, mask);
+        let guide = guide.map(|numbers| {
+            let path = self.attention.leaf_routes(&queries, &index, numbers);
+            let found =
+                self.attention
+                    .search_projected(queries.clone(), &index, Route::Given(path), 1.0);
+            // Per decision, so that its weight means the same at every height.
+            let decisions = found.decisions.float().clamp_min(1.0);
+            -masked_average(found.log_prob / decisions, mask)
+        });
 
         let search = self
             .attention
@@ -217,7 +260,8 @@ impl ReTreever {
         ReTreeverLosses {
             tree: prediction.loss(&target, flat_mask.as_ref()),
             leaves,
-            reward: by_row(prediction.reward(&target)),
+            guide,
+            reward: by_row(prediction.reward(&target, reward)),
             selected: masked_average(search.selected.float(), flat_mask.as_ref()),
             rollout: Rollout {
                 log_prob: by_row(search.log_prob),

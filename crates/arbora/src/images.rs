@@ -299,7 +299,10 @@ impl TrainableModel for ImageModel {
             &target,
             mask.as_ref(),
             route,
-            samples,
+            arbora_models::LossOptions {
+                samples,
+                ..Default::default()
+            },
         );
         let per_token =
             100.0 * batch.batch_size() as f64 / batch.context_counts.iter().sum::<usize>() as f64;
@@ -313,7 +316,9 @@ impl TrainableModel for ImageModel {
         }
         let greedy_reward = greedy_reward.then(|| {
             let found = model.predict(queries, &model.index(&context), Route::Greedy);
-            let reward = found.prediction.reward(&target);
+            let reward = found
+                .prediction
+                .reward(&target, arbora_models::RewardKind::Published);
             let [examples, targets] = reward.dims();
             reward.reshape([examples * targets, 1])
         });

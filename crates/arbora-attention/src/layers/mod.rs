@@ -1,5 +1,6 @@
 //! Modules.
 
+mod leaf_routes;
 mod pre_norm_attention;
 mod tree_cross_attention;
 

@@ -2,7 +2,7 @@
 
 use crate::{gradients_of, points, small};
 use arbora_attention::{GhostNodes, Route};
-use arbora_models::{Context, Prediction, ReTreever, ReTreeverConfig, Target};
+use arbora_models::{Context, LossOptions, Prediction, ReTreever, ReTreeverConfig, Target};
 use arbora_testing::{autodiff_device, padding, random, uniforms, values};
 use arbora_tree::Layout;
 use burn::tensor::{Int, Tensor};
@@ -70,7 +70,7 @@ fn the_tree_loss_and_the_policy_teach_the_aggregator_and_the_leaves_loss_does_no
             &target,
             None,
             Route::Sampled(uniforms([2, 3, 4], 7, &device)),
-            1,
+            LossOptions::default(),
         );
         let loss = match part {
             "tree" => losses.tree,
@@ -113,7 +113,14 @@ fn published(tokens: usize, branching: usize, ghosts: GhostNodes) -> (f32, Vec<f
     let draws = model.decisions(tokens).max(1);
     let route = Route::Sampled(uniforms([2, 4, draws], 6, &device));
     let queries = random([2, 4, 2], 7, &device);
-    let losses = model.losses(&context, queries, &target, None, route, 1);
+    let losses = model.losses(
+        &context,
+        queries,
+        &target,
+        None,
+        route,
+        LossOptions::default(),
+    );
     let loss = losses.tree + losses.leaves + losses.rollout.log_prob.mean();
     let gradients = loss.backward();
     let numbers = gradients_of(&model, &gradients)

@@ -3,7 +3,7 @@
 use crate::{points, small};
 use arbora_attention::Route;
 use arbora_models::{
-    Context, EmbeddingKind, HeadKind, ModelConfig, Prediction, ReTreeverConfig, Target,
+    Context, EmbeddingKind, HeadKind, LossOptions, ModelConfig, Prediction, ReTreeverConfig, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{assert_close, device, random, uniforms, values};
@@ -33,7 +33,14 @@ fn the_loss_of_a_gaussian_is_its_mean_reward_negated() {
     let context = points(2, 8, None, &device());
     let target = Target::Values(truth());
     let route = Route::Sampled(numbers());
-    let losses = model.losses(&context, queries(), &target, None, route, 1);
+    let losses = model.losses(
+        &context,
+        queries(),
+        &target,
+        None,
+        route,
+        LossOptions::default(),
+    );
     assert_eq!(losses.reward.dims(), [6, 1]);
     assert_eq!(losses.rollout.dims(), [6, 1]);
     assert_eq!(values(losses.rollout.decisions), [2.0; 6]);
@@ -65,11 +72,18 @@ fn masked_queries_take_no_part_in_a_loss() {
         &target,
         Some(&last()),
         route,
-        1,
+        LossOptions::default(),
     );
     let target = Target::Values(first(truth()));
     let route = Route::Sampled(first(numbers()));
-    let without = model.losses(&context, first(queries()), &target, None, route, 1);
+    let without = model.losses(
+        &context,
+        first(queries()),
+        &target,
+        None,
+        route,
+        LossOptions::default(),
+    );
     assert_close(masked.tree.clone(), without.tree.clone(), 1e-5, 1e-5);
     assert_close(masked.leaves.clone(), without.leaves.clone(), 1e-5, 1e-5);
     let (got, expected) = (masked.selected.clone(), without.selected.clone());
@@ -90,7 +104,17 @@ fn samples_with_the_same_numbers_are_copies_of_one_sample() {
     let target = Target::Values(truth());
     let losses = |numbers, samples| {
         let route = Route::Sampled(numbers);
-        model.losses(&context, queries(), &target, Some(&last()), route, samples)
+        model.losses(
+            &context,
+            queries(),
+            &target,
+            Some(&last()),
+            route,
+            LossOptions {
+                samples,
+                ..LossOptions::default()
+            },
+        )
     };
     let one = losses(numbers(), 1);
     let repeated = numbers().reshape([2, 3, 1, 4]).repeat_dim(2, 3);
@@ -116,7 +140,14 @@ fn contexts_without_a_decision_have_a_loss_and_nothing_to_learn_a_route_from() {
         let context = points(2, tokens, None, &device());
         assert_eq!(model.decisions(tokens), 0);
         let route = Route::Sampled(numbers());
-        let losses = model.losses(&context, queries(), &target, None, route, 1);
+        let losses = model.losses(
+            &context,
+            queries(),
+            &target,
+            None,
+            route,
+            LossOptions::default(),
+        );
         // The search selects all leaves.
         assert_close(losses.tree, losses.leaves, 1e-5, 1e-5);
         assert_eq!(values(losses.rollout.log_prob), [0.0; 6]);
@@ -155,7 +186,14 @@ fn the_copy_task_is_rewarded_by_accuracy() {
         .collect();
     let target = Tensor::<1, Int>::from_data(&classes[..], &device()).reshape([2, 3]);
     let target = Target::Classes(target);
-    let losses = model.losses(&context, queries, &target, None, Route::Greedy, 1);
+    let losses = model.losses(
+        &context,
+        queries,
+        &target,
+        None,
+        Route::Greedy,
+        LossOptions::default(),
+    );
     assert_eq!(values(losses.reward), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
     let loss = values(losses.tree)[0];
     assert!(loss.is_finite() && loss > 0.0);
@@ -167,5 +205,15 @@ fn no_sample_is_refused() {
     let model = ReTreeverConfig::new(small()).init(1, &device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
-    model.losses(&context, queries(), &target, None, Route::Greedy, 0);
+    model.losses(
+        &context,
+        queries(),
+        &target,
+        None,
+        Route::Greedy,
+        LossOptions {
+            samples: 0,
+            ..LossOptions::default()
+        },
+    );
 }

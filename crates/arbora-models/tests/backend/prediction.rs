@@ -1,7 +1,7 @@
 //! What models predict, its loss and its reward.
 
 use arbora_models::prediction::masked_average;
-use arbora_models::{HeadKind, Prediction, StdKind, Target};
+use arbora_models::{HeadKind, Prediction, RewardKind, StdKind, Target};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, device, random, random_data, values};
 use burn::tensor::{Int, Tensor};
@@ -40,7 +40,12 @@ fn the_log_likelihood_of_values_is_the_normal_density_summed_over_dimensions() {
         let (prediction, target) = (head.read(raw), Target::Values(truth));
         let likelihood = prediction.log_likelihood(&target);
         assert_close(likelihood, expected.clone(), 1e-5, 1e-5);
-        assert_close(prediction.reward(&target), expected, 1e-5, 1e-5);
+        assert_close(
+            prediction.reward(&target, RewardKind::Published),
+            expected,
+            1e-5,
+            1e-5,
+        );
     }
 }
 
@@ -84,7 +89,10 @@ fn classes_are_rewarded_for_being_right_and_scored_by_cross_entropy() {
     let logits = Tensor::<2>::from_data([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]], &device());
     let prediction = HeadKind::Classes { count: 3 }.read(logits.reshape([1, 2, 3]));
     let target = Target::Classes(Tensor::<2, Int>::from_data([[0, 1]], &device()));
-    assert_eq!(values(prediction.reward(&target)), [1.0, 0.0]);
+    assert_eq!(
+        values(prediction.reward(&target, RewardKind::Published)),
+        [1.0, 0.0]
+    );
     let log_sum = |logits: [f32; 3]| logits.iter().map(|x| x.exp()).sum::<f32>().ln();
     let expected = [
         2.0 - log_sum([2.0, 0.0, -1.0]),

@@ -1,0 +1,81 @@
+//! Routes that follow dense attention to the leaves.
+
+use super::pre_norm_attention::ProjectedQueries;
+use super::tree_cross_attention::{TreeCrossAttention, TreeIndex};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Int, Tensor};
+
+impl TreeCrossAttention {
+    /// Draws a leaf for every query from its own attention to all leaves (the mean over heads), and
+    /// returns the path that leads there, for [`Route::Given`](crate::Route::Given).
+    ///
+    /// The log-probability that the policy gives to such paths is, in expectation, its negative
+    /// cross-entropy against dense attention: raising it teaches the policy to walk where dense
+    /// attention with the same weights would have looked. Reads every leaf, carries no gradient.
+    ///
+    /// # Shapes
+    /// - queries: `[batch, queries, …]`, projected by [`attention`](Self::attention)
+    /// - numbers: `[batch, queries]`, uniform in `0.0..1.0`
+    /// - returns `[batch, queries, decisions + 1]`; an example without tokens gets the leftmost path
+    ///
+    /// # Panics
+    /// If `numbers` has another shape.
+    #[track_caller]
+    pub fn leaf_routes(
+        &self,
+        queries: &ProjectedQueries,
+        index: &TreeIndex,
+        numbers: Tensor<2>,
+    ) -> Tensor<3, Int> {
+        let [batch, count, heads, head_dim] = queries.query.dims();
+        assert_eq!(
+            numbers.dims(),
+            [batch, count],
+            "leaf_routes: numbers: expected {:?}, got {:?}",
+            [batch, count],
+            numbers.dims()
+        );
+        let plain = |tensor: Tensor<4>| match tensor.is_autodiff() {
+            true => tensor.inner(),
+            false => tensor,
+        };
+        let numbers = match numbers.is_autodiff() {
+            true => numbers.inner(),
+            false => numbers,
+        };
+        let [_, nodes, ..] = index.key.dims();
+        let first = index.shape.offset(0);
+        let leaves = nodes - first;
+        let query = plain(queries.query.clone()).swap_dims(1, 2); // [batch, heads, queries, head_dim]
+        let key = plain(index.key.clone())
+            .slice([0..batch, first..nodes])
+            .permute([0, 2, 3, 1]); // [batch, heads, head_dim, leaves]
+        let mask = index.mask.clone().slice([0..batch, first..nodes]);
+        let ghosts = mask
+            .reshape([batch, 1, 1, leaves])
+            .expand([batch, heads, count, leaves]);
+        let logits = query.matmul(key) * (head_dim as f64).powf(-0.5);
+        let attention = softmax(logits.mask_fill(ghosts, f32::MIN), 3)
+            .mean_dim(1)
+            .squeeze_dim::<3>(1); // [batch, queries, leaves]
+
+        // Inverts the cumulative distribution. Ghosts have no mass and lie behind the real leaves.
+        let cumulative = attention.cumsum(2);
+        let whole = cumulative
+            .clone()
+            .slice([0..batch, 0..count, leaves - 1..leaves]);
+        let cut = numbers.unsqueeze_dim::<3>(2) * whole;
+        let leaf = cumulative.lower_equal(cut).int().sum_dim(2); // [batch, queries, 1]
+        let last = index.lengths.clone().sub_scalar(1).clamp_min(0);
+        let last = last.reshape([batch, 1, 1]).expand([batch, count, 1]);
+        let leaf = leaf.min_pair(last);
+
+        let shape = &index.shape;
+        let lowest = shape.height() - shape.decisions();
+        let path = (lowest..=shape.height())
+            .rev()
+            .map(|height| leaf.clone().div_scalar(shape.span(height) as i64))
+            .collect();
+        Tensor::cat(path, 2)
+    }
+}
