@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// Draws the weights and biases of all [`Linear`](burn::nn::Linear) layers from
 /// `U(-1/√fan_in, 1/√fan_in)`, PyTorch's default and the published one. Other parameters (the ones
-/// and zeros of layer norms) are left as they are.
+/// and zeros of layer norms, latents) are left as they are.
 pub fn seeded<M: Module>(module: M, seed: u64) -> M {
     module.map(&mut SeededLinear {
         seed,
@@ -19,6 +19,36 @@ pub fn seeded<M: Module>(module: M, seed: u64) -> M {
         containers: Vec::new(),
         fan_in: 1,
     })
+}
+
+/// Draws from `N(0, deviation²)` truncated at two standard deviations, for the parameter at `path`:
+/// what [`seeded`] is for linear layers. Truncation leaves 0.88 of the deviation.
+///
+/// - shape: of the parameter, any axes
+/// - deviation: standard deviation before truncation
+pub fn truncated_normal<const D: usize>(
+    shape: [usize; D],
+    deviation: f32,
+    seed: u64,
+    path: &str,
+) -> TensorData {
+    let mut rng = generator(seed, path);
+    // Rejection from a uniform proposal: exact, and without tails it accepts six in ten.
+    let mut draw = || loop {
+        let standard: f32 = rng.random_range(-2.0..2.0);
+        if rng.random::<f32>() < (-0.5 * standard * standard).exp() {
+            return deviation * standard;
+        }
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw()).collect();
+    TensorData::new(values, shape)
+}
+
+/// The generator of one parameter's numbers.
+fn generator(seed: u64, path: &str) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stable_hash(path));
+    rng
 }
 
 struct SeededLinear {
@@ -55,8 +85,7 @@ impl ModuleMapper for SeededLinear {
                 self.fan_in = shape[0];
             }
             let bound = (self.fan_in as f32).sqrt().recip();
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream(stable_hash(&path));
+            let mut rng = generator(self.seed, &path);
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| rng.random_range(-bound..bound))
                 .collect();
