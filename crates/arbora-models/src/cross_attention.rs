@@ -39,7 +39,7 @@ impl CrossAttentionConfig {
             attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
             decoder: Decoder::new(model, device),
         };
-        seeded(dense, seed)
+        seeded(dense, seed, model.initialization)
     }
 }
 

@@ -6,6 +6,8 @@
 //! - [`retreever`]: [`ReTreever`], a transformer encoder whose tokens are searched as a tree
 //!   (arXiv 2309.17388)
 //! - [`cross_attention`]: [`CrossAttentionModel`], the same model with dense cross attention
+//! - [`perceiver`]: [`PerceiverIo`], the same parts around a fixed number of learned latents
+//!   (arXiv 2107.14795)
 //! - [`parts`]: embeddings, the published transformer block, the aggregator, the decoder
 //! - [`prediction`]: what models predict, its loss and its reward
 //! - [`init`]: seeded initialisation on the host, equal on every backend
@@ -19,11 +21,14 @@
 pub mod cross_attention;
 pub mod init;
 pub mod parts;
+pub mod perceiver;
 pub mod prediction;
 pub mod retreever;
 pub mod store;
 
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
+pub use init::Initialization;
 pub use parts::{Context, EmbeddingKind, ModelConfig};
+pub use perceiver::{PerceiverIo, PerceiverIoConfig, latents_for};
 pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
 pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};

@@ -1,5 +1,6 @@
 //! What the models are made of.
 
+use crate::init::Initialization;
 use crate::prediction::{HeadKind, Prediction};
 use arbora_attention::{
     BlockWeights, FeedForwardWeights, PreNormAttention, PreNormAttentionConfig, TreeBuildOptions,
@@ -60,6 +61,9 @@ pub struct ModelConfig {
     /// Dropout in feed-forward layers and after positional encodings.
     #[config(default = 0.0)]
     pub dropout: f64,
+    /// How far weights are drawn from 0.
+    #[config(default = "Initialization::Published")]
+    pub initialization: Initialization,
     /// Most positions of a sequence embedding.
     #[config(default = 5000)]
     pub max_positions: usize,
@@ -201,8 +205,26 @@ impl Block {
     /// - tokens: `[batch, tokens, d_model]`
     /// - mask: `[batch, tokens]`, `true` = masked out
     pub fn forward(&self, tokens: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        self.attend(tokens.clone(), tokens, mask)
+    }
+
+    /// The same with attention from other rows than those attended to.
+    ///
+    /// # Shapes
+    /// - queries: `[batch, queries, d_model]`
+    /// - tokens: `[batch, tokens, d_model]`
+    /// - mask: `[batch, tokens]`, `true` = masked out; where all are, attention adds nothing but its
+    ///   output bias
+    /// - returns `[batch, queries, d_model]`
+    #[track_caller]
+    pub fn attend(
+        &self,
+        queries: Tensor<3>,
+        tokens: Tensor<3>,
+        mask: Option<Tensor<2, Bool>>,
+    ) -> Tensor<3> {
         self.feed_forward
-            .forward(self.attention.attend(tokens.clone(), tokens, mask))
+            .forward(self.attention.attend(queries, tokens, mask))
     }
 
     fn weights(&self) -> BlockWeights {
@@ -389,10 +411,23 @@ impl Encoder {
 
     /// The encoded tokens, `[batch, tokens, d_model]`.
     pub fn encode(&self, context: &Context) -> Tensor<3> {
-        let embedded = self.context.forward(context.features.clone());
-        self.blocks.iter().fold(embedded, |tokens, block| {
-            block.forward(tokens, context.mask.clone())
-        })
+        self.transform(self.embed_context(context), context.mask.clone())
+    }
+
+    /// The embedded tokens, before any self-attention, `[batch, tokens, d_model]`.
+    pub fn embed_context(&self, context: &Context) -> Tensor<3> {
+        self.context.forward(context.features.clone())
+    }
+
+    /// All blocks of self-attention among the rows of each example.
+    ///
+    /// # Shapes
+    /// - rows: `[batch, rows, d_model]`, also returned
+    /// - mask: `[batch, rows]`, `true` = masked out
+    pub fn transform(&self, rows: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        self.blocks
+            .iter()
+            .fold(rows, |rows, block| block.forward(rows, mask.clone()))
     }
 
     /// The embedded queries, `[batch, queries, d_query]` -> `[batch, queries, d_model]`.

@@ -132,7 +132,7 @@ impl ReTreeverConfig {
             layout: self.layout,
             order: self.order,
         };
-        seeded(retreever, seed)
+        seeded(retreever, seed, model.initialization)
     }
 }
 

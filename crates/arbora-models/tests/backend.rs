@@ -10,6 +10,8 @@ mod losses;
 mod padding;
 #[path = "backend/parameters.rs"]
 mod parameters;
+#[path = "backend/perceiver.rs"]
+mod perceiver;
 #[path = "backend/prediction.rs"]
 mod prediction;
 #[path = "backend/store.rs"]

@@ -2,8 +2,8 @@
 
 use arbora_attention::Route;
 use arbora_models::{
-    Context, CrossAttentionConfig, HeadKind, LossOptions, ModelConfig, ReTreeverConfig, StdKind,
-    Target,
+    Context, CrossAttentionConfig, HeadKind, LossOptions, ModelConfig, PerceiverIoConfig,
+    ReTreeverConfig, StdKind, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{autodiff_device, random, uniforms};
@@ -74,6 +74,23 @@ fn dense_attention_overfits_one_batch() {
     let device = autodiff_device();
     let (context, queries, target) = batch();
     let mut model = CrossAttentionConfig::new(small()).init(1, &device);
+    let mut optimizer = AdamConfig::new().init();
+    let mut losses = Vec::new();
+    for _ in 0..STEPS {
+        let prediction = model.predict(queries.clone(), &model.encode(&context));
+        let loss = prediction.loss(&target, None);
+        losses.push(loss.clone().into_scalar::<f32>());
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        model = optimizer.step(RATE, model, gradients);
+    }
+    assert_fell(&losses);
+}
+
+#[test]
+fn four_latents_overfit_one_batch() {
+    let device = autodiff_device();
+    let (context, queries, target) = batch();
+    let mut model = PerceiverIoConfig::new(small(), 4).init(1, &device);
     let mut optimizer = AdamConfig::new().init();
     let mut losses = Vec::new();
     for _ in 0..STEPS {

@@ -18,7 +18,11 @@ impl Aggregator for Levels<'_> {
 
 fn aggregator(dropout: f64, detach: bool, device: &Device) -> BlockAggregator {
     let config = small().with_dropout(dropout);
-    seeded(BlockAggregator::new(&config, detach, device), 3)
+    seeded(
+        BlockAggregator::new(&config, detach, device),
+        3,
+        config.initialization,
+    )
 }
 
 /// The nodes of trees over 11 random tokens.

@@ -8,7 +8,7 @@ use arbora_tree::TokenOrder;
 use burn::tensor::{Int, Tensor};
 
 /// One example of five tokens and one of three, as they are without padding to a common length.
-fn examples() -> [Context; 2] {
+pub fn examples() -> [Context; 2] {
     let both = points(2, 5, None, &device());
     [(0, 5), (1, 3)].map(|(example, length)| {
         let rows = |tensor: &Tensor<3>| {
@@ -25,7 +25,7 @@ fn examples() -> [Context; 2] {
 }
 
 /// The same examples in one batch, padded to nine tokens with large numbers.
-fn padded() -> Context {
+pub fn padded() -> Context {
     let both = points(2, 5, None, &device());
     let mask = padding(&[5, 3], 9, &device());
     let pad = |tensor: Tensor<3>| {
@@ -42,18 +42,18 @@ fn padded() -> Context {
     }
 }
 
-fn queries() -> Tensor<3> {
+pub fn queries() -> Tensor<3> {
     random([2, 3, 2], 5, &device())
 }
 
-fn parts(prediction: Prediction) -> Tensor<3> {
+pub fn parts(prediction: Prediction) -> Tensor<3> {
     match prediction {
         Prediction::Gaussian { mean, std } => Tensor::cat(vec![mean, std], 2),
         Prediction::Classes { logits } => logits,
     }
 }
 
-fn example_of(tensor: Tensor<3>, example: usize) -> Tensor<3> {
+pub fn example_of(tensor: Tensor<3>, example: usize) -> Tensor<3> {
     let [_, rows, dim] = tensor.dims();
     tensor.slice([example..example + 1, 0..rows, 0..dim])
 }
