@@ -5,6 +5,7 @@
 //!
 //! - [`images`]: sets of images from IDX files, from a folder of PNG and JPEG files or from the
 //!   bundled sample, and image completion: predict unseen pixels from a few seen ones
+//! - [`gp`]: regression on functions drawn from Gaussian processes
 //! - [`batch`]: [`RegressionBatch`], the padded tensors of context and target points that every
 //!   regression task yields, with a checked constructor for data of your own
 //! - [`shuffle`]: a seeded permutation that is evaluated one position at a time
@@ -35,7 +36,9 @@
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
 pub mod batch;
+mod draws;
 pub mod error;
+pub mod gp;
 pub mod images;
 pub mod shuffle;
 

@@ -16,6 +16,8 @@
 mod batch;
 #[path = "backend/completion.rs"]
 mod completion;
+#[path = "backend/gp.rs"]
+mod gp;
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
