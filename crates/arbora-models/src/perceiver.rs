@@ -63,7 +63,7 @@ impl PerceiverIoConfig {
             attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
             decoder: Decoder::new(model, device),
         };
-        seeded(perceiver, seed, model.initialization)
+        seeded(perceiver, seed)
     }
 }
 

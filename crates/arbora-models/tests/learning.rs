@@ -2,8 +2,8 @@
 
 use arbora_attention::Route;
 use arbora_models::{
-    Context, CrossAttentionConfig, HeadKind, LossOptions, ModelConfig, PerceiverIoConfig,
-    ReTreeverConfig, StdKind, Target,
+    Context, CrossAttentionConfig, HeadKind, ModelConfig, PerceiverIoConfig, ReTreeverConfig,
+    StdKind, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{autodiff_device, random, uniforms};
@@ -50,14 +50,7 @@ fn retreever_overfits_one_batch() {
     let mut leaves = Vec::new();
     for step in 0..STEPS {
         let route = Route::Sampled(uniforms([4, 5, 3], step, &device));
-        let losses = model.losses(
-            &context,
-            queries.clone(),
-            &target,
-            None,
-            route,
-            LossOptions::default(),
-        );
+        let losses = model.losses(&context, queries.clone(), &target, None, route, 1);
         tree.push(losses.tree.clone().into_scalar::<f32>());
         leaves.push(losses.leaves.clone().into_scalar::<f32>());
         let policy = estimator.loss(losses.rollout, losses.reward, None);
@@ -88,6 +81,8 @@ fn dense_attention_overfits_one_batch() {
 
 #[test]
 fn four_latents_overfit_one_batch() {
+    // At the rate of the others it falls and then leaps: so does dense attention from other seeds.
+    let rate = RATE / 10.0;
     let device = autodiff_device();
     let (context, queries, target) = batch();
     let mut model = PerceiverIoConfig::new(small(), 4).init(1, &device);
@@ -98,7 +93,7 @@ fn four_latents_overfit_one_batch() {
         let loss = prediction.loss(&target, None);
         losses.push(loss.clone().into_scalar::<f32>());
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = optimizer.step(RATE, model, gradients);
+        model = optimizer.step(rate, model, gradients);
     }
     assert_fell(&losses);
 }

@@ -67,6 +67,26 @@ impl Shuffle {
     }
 }
 
+/// The items of training batch `step`: epochs over `0..len`, each in an order of its own, cut into
+/// batches. A batch that ends one epoch begins the next.
+pub(crate) fn batch_indices(len: usize, seed: u64, step: u64, batch_size: usize) -> Vec<usize> {
+    let first = u128::from(step) * batch_size as u128;
+    let mut epoch = (first / len as u128) as u64;
+    let mut position = (first % len as u128) as usize;
+    let mut shuffle = Shuffle::new(len, seed, epoch);
+    let mut indices = Vec::with_capacity(batch_size);
+    for _ in 0..batch_size {
+        if position == len {
+            position = 0;
+            epoch = epoch.wrapping_add(1);
+            shuffle = Shuffle::new(len, seed, epoch);
+        }
+        indices.push(shuffle.get(position));
+        position += 1;
+    }
+    indices
+}
+
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators", 2014).
 fn mix(mut value: u64) -> u64 {

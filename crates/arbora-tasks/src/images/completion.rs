@@ -1,7 +1,7 @@
 //! Image completion.
 
 use burn::tensor::Device;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,8 @@ use super::ImageSet;
 use crate::{
     RegressionBatch, TaskError,
     batch::{HostBatch, HostPoints},
-    shuffle::Shuffle,
+    draws::{PointCounts, Purpose, generator},
+    shuffle,
 };
 
 /// Coordinates of a pixel: row and column.
@@ -54,25 +55,15 @@ impl ImageCompletionConfig {
     /// [`TaskError::EmptyContext`] and [`TaskError::NoTargets`] where a minimum is 0,
     /// [`TaskError::Config`] where `max_points` leaves no room for both minima.
     pub fn check(&self) -> Result<(), TaskError> {
-        if self.min_context == 0 {
-            return Err(TaskError::EmptyContext {
-                place: "min_context = 0".into(),
-            });
+        self.counts().check()
+    }
+
+    fn counts(&self) -> PointCounts {
+        PointCounts {
+            max_points: self.max_points,
+            min_context: self.min_context,
+            min_targets: self.min_targets,
         }
-        if self.min_targets == 0 {
-            return Err(TaskError::NoTargets {
-                place: "min_targets = 0".into(),
-            });
-        }
-        let least = self.min_context.saturating_add(self.min_targets);
-        if self.max_points <= least {
-            return Err(TaskError::Config {
-                key: "max_points",
-                expected: format!("more than min_context + min_targets = {least}"),
-                got: self.max_points,
-            });
-        }
-        Ok(())
     }
 }
 
@@ -106,21 +97,6 @@ pub struct WholeImage {
     pub observed: Vec<bool>,
     /// The values of all pixels: `[height * width * channels]`, in [-0.5, 0.5].
     pub truth: Vec<f32>,
-}
-
-/// What a stream of random numbers is for. Evaluation never repeats the draws of training, even with
-/// the same seed.
-#[derive(Clone, Copy)]
-enum Purpose {
-    Training = 0,
-    Evaluation = 0x6576_616C,
-    Picture = 0x7069_6374,
-}
-
-fn generator(seed: u64, purpose: Purpose, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ ((purpose as u64) << 32));
-    rng.set_stream(stream);
-    rng
 }
 
 impl ImageCompletion {
@@ -190,21 +166,7 @@ impl ImageCompletion {
         if batch_size == 0 {
             return Err(TaskError::EmptyBatch);
         }
-        let count = self.set.count as u128;
-        let first = u128::from(step) * batch_size as u128;
-        let mut epoch = (first / count) as u64;
-        let mut position = (first % count) as usize;
-        let mut shuffle = Shuffle::new(self.set.count, seed, epoch);
-        let mut indices = Vec::with_capacity(batch_size);
-        for _ in 0..batch_size {
-            if position == self.set.count {
-                position = 0;
-                epoch = epoch.wrapping_add(1);
-                shuffle = Shuffle::new(self.set.count, seed, epoch);
-            }
-            indices.push(shuffle.get(position));
-            position += 1;
-        }
+        let indices = shuffle::batch_indices(self.set.count, seed, step, batch_size);
         Ok(self.draw(&mut generator(seed, Purpose::Training, step), indices))
     }
 
@@ -309,23 +271,11 @@ impl ImageCompletion {
 
     /// Draws numbers of pixels, then pixels of each image.
     fn draw(&self, rng: &mut ChaCha8Rng, indices: Vec<usize>) -> HostBatch {
-        let ImageCompletionConfig {
-            max_points,
-            min_context,
-            min_targets,
-            ragged,
-        } = self.config;
-        let mut numbers = || {
-            let context = rng.random_range(min_context..=max_points - 1 - min_targets);
-            (
-                context,
-                rng.random_range(min_targets..=max_points - 1 - context),
-            )
-        };
-        let (contexts, targets) = match ragged {
-            true => indices.iter().map(|_| numbers()).unzip(),
+        let numbers = self.config.counts();
+        let (contexts, targets) = match self.config.ragged {
+            true => indices.iter().map(|_| numbers.draw(rng)).unzip(),
             false => {
-                let (context, targets) = numbers();
+                let (context, targets) = numbers.draw(rng);
                 (vec![context; indices.len()], vec![targets; indices.len()])
             }
         };

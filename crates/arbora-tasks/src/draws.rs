@@ -1,0 +1,62 @@
+//! What the generated tasks have in common: streams of random numbers and numbers of points.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::TaskError;
+
+/// What a stream of random numbers is for. Evaluation never repeats the draws of training, even with
+/// the same seed.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    Training = 0,
+    Evaluation = 0x6576_616C,
+    Picture = 0x7069_6374,
+}
+
+/// The stream of one step or one evaluation batch.
+pub(crate) fn generator(seed: u64, purpose: Purpose, stream: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ ((purpose as u64) << 32));
+    rng.set_stream(stream);
+    rng
+}
+
+/// How many context points and targets there may be.
+#[derive(Clone, Copy)]
+pub(crate) struct PointCounts {
+    pub(crate) max_points: usize,
+    pub(crate) min_context: usize,
+    pub(crate) min_targets: usize,
+}
+
+impl PointCounts {
+    /// Refuses ranges without context, without targets or without room for both.
+    pub(crate) fn check(self) -> Result<(), TaskError> {
+        if self.min_context == 0 {
+            return Err(TaskError::EmptyContext {
+                place: "min_context = 0".into(),
+            });
+        }
+        if self.min_targets == 0 {
+            return Err(TaskError::NoTargets {
+                place: "min_targets = 0".into(),
+            });
+        }
+        let least = self.min_context.saturating_add(self.min_targets);
+        if self.max_points <= least {
+            return Err(TaskError::Config {
+                key: "max_points",
+                expected: format!("more than min_context + min_targets = {least}"),
+                got: self.max_points,
+            });
+        }
+        Ok(())
+    }
+
+    /// Numbers of context points and of targets, the second uniform given the first.
+    pub(crate) fn draw(self, rng: &mut ChaCha8Rng) -> (usize, usize) {
+        let most = self.max_points - 1;
+        let context = rng.random_range(self.min_context..=most - self.min_targets);
+        (context, rng.random_range(self.min_targets..=most - context))
+    }
+}

@@ -1,0 +1,563 @@
+//! Regression on functions drawn from Gaussian processes.
+//!
+//! Each example is a function of its own: its hyperparameters are drawn, then its values at all points
+//! jointly. A model sees some of them and predicts the others. Models are trained on one kernel and
+//! judged on it and on others ([`GpRegression::with_kernel`]).
+//!
+//! Source: [Tree Cross Attention](https://arxiv.org/abs/2309.17388), section 4, which takes the task
+//! from the neural processes before it.
+
+use std::f64::consts::PI;
+
+use burn::tensor::Device;
+use nalgebra::{Cholesky, DMatrix};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    RegressionBatch, TaskError,
+    batch::{HostBatch, HostPoints},
+    draws::{PointCounts, Purpose, generator},
+};
+
+/// Points lie in [-2, 2).
+pub(crate) const RANGE: std::ops::Range<f64> = -2.0..2.0;
+
+/// The factorisation costs the cube of the number of points, its memory the square (128 MiB here).
+const MOST_POINTS: usize = 4096;
+
+/// How alike the values at two points are.
+///
+/// With the distance d, the scale s, the length l and the period p of [`Hyperparameters`]:
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernel {
+    /// Radial basis functions, for smooth functions: `s^2 exp(-(d / l)^2 / 2)`. The published
+    /// training kernel.
+    #[default]
+    Rbf,
+    /// Matérn with smoothness 5/2, for rougher functions: `s^2 (1 + r + r^2 / 3) exp(-r)` with
+    /// `r = sqrt(5) d / l`. The published second kernel for evaluation.
+    Matern52,
+    /// Functions that repeat themselves: `s^2 exp(-2 sin^2(pi d / p) / l^2)`.
+    Periodic,
+}
+
+impl Kernel {
+    /// The covariance, without noise, of the values at two points `distance` apart.
+    pub fn covariance(self, hyper: &Hyperparameters, distance: f64) -> f64 {
+        let correlation = match self {
+            Self::Rbf => (-0.5 * (distance / hyper.length).powi(2)).exp(),
+            Self::Matern52 => {
+                let r = 5f64.sqrt() * distance.abs() / hyper.length;
+                (1.0 + r + r * r / 3.0) * (-r).exp()
+            }
+            Self::Periodic => {
+                let sine = (PI * distance / hyper.period).sin();
+                (-2.0 * (sine / hyper.length).powi(2)).exp()
+            }
+        };
+        hyper.scale.powi(2) * correlation
+    }
+}
+
+/// The parameters of a [`Kernel`] and the noise of observations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyperparameters {
+    /// The distance over which values stay alike, above 0. In units of x, but of the half period's
+    /// sine for [`Kernel::Periodic`].
+    pub length: f64,
+    /// The standard deviation of a value, above 0.
+    pub scale: f64,
+    /// The period of [`Kernel::Periodic`], above 0. Other kernels ignore it.
+    pub period: f64,
+    /// The standard deviation of the noise that each value carries on its own, at least 0.
+    pub noise: f64,
+}
+
+impl Hyperparameters {
+    /// The noise of the published task.
+    pub const NOISE: f64 = 0.02;
+
+    /// Draws the hyperparameters of one function: the length from U[0.1, 0.6) and the scale from
+    /// U[0.1, 1) as published, the period from U[0.1, 0.5), and the noise is
+    /// [`NOISE`](Self::NOISE).
+    pub fn draw(rng: &mut impl Rng) -> Self {
+        // The period is drawn for every kernel, so that a kernel changes the values and nothing else.
+        Self {
+            length: rng.random_range(0.1..0.6),
+            scale: rng.random_range(0.1..1.0),
+            period: rng.random_range(0.1..0.5),
+            noise: Self::NOISE,
+        }
+    }
+
+    #[track_caller]
+    fn assert_valid(&self) {
+        let positive = [
+            ("length", self.length),
+            ("scale", self.scale),
+            ("period", self.period),
+        ];
+        for (name, value) in positive {
+            assert!(
+                value > 0.0 && value.is_finite(),
+                "sample_function: {name}: expected a finite number above 0, got {value}"
+            );
+        }
+        assert!(
+            self.noise >= 0.0 && self.noise.is_finite(),
+            "sample_function: noise: expected a finite number of at least 0, got {}",
+            self.noise
+        );
+    }
+}
+
+/// Draws the values of one function at the points `xs`, `[points]`, noise included.
+///
+/// The covariance matrix is factorised in 64 bits. So that rounding does not make it indefinite, its
+/// diagonal is raised by 10^-10 times the variance, and by ten times more as often as that fails,
+/// which happens with many close points and no noise.
+///
+/// Points need not be sorted, and a point may come twice: without noise, the values there agree up to
+/// the square root of that raise. No points give no values.
+///
+/// # Panics
+/// If a point or a hyperparameter is not finite or out of its range.
+#[track_caller]
+pub fn sample_function(
+    kernel: Kernel,
+    hyper: &Hyperparameters,
+    xs: &[f64],
+    rng: &mut impl Rng,
+) -> Vec<f64> {
+    hyper.assert_valid();
+    if let Some(at) = xs.iter().position(|x| !x.is_finite()) {
+        panic!(
+            "sample_function: xs[{at}]: expected a finite number, got {}",
+            xs[at]
+        );
+    }
+    let normals: Vec<f64> = xs.iter().map(|_| rng.sample(StandardNormal)).collect();
+    let factor = factorise(kernel, hyper, xs);
+    // The factor is triangular: the part above its diagonal was never written.
+    let factor = factor.l_dirty();
+    (0..xs.len())
+        .map(|row| (0..=row).map(|at| factor[(row, at)] * normals[at]).sum())
+        .collect()
+}
+
+/// The Cholesky factor of the covariance at `xs`, `[points, points]`.
+fn factorise(kernel: Kernel, hyper: &Hyperparameters, xs: &[f64]) -> Cholesky<f64, nalgebra::Dyn> {
+    let count = xs.len();
+    // Only the lower triangle is read, and the matrix is stored by columns.
+    let mut covariance = DMatrix::zeros(count, count);
+    for column in 0..count {
+        for row in column..count {
+            covariance[(row, column)] = kernel.covariance(hyper, xs[row] - xs[column]);
+        }
+    }
+    let mut raise = 1e-10 * hyper.scale.powi(2);
+    loop {
+        let mut raised = covariance.clone();
+        for at in 0..count {
+            raised[(at, at)] += hyper.noise.powi(2) + raise;
+        }
+        // This ends: a raise above the sum of the moduli of a row makes any matrix definite.
+        match Cholesky::new(raised) {
+            Some(factor) => return factor,
+            None => raise *= 10.0,
+        }
+    }
+}
+
+/// The kernel, and how many points are shown and asked for.
+///
+/// With n = `max_points` (50 as published), the number of context points is uniform over
+/// `min_context ..= n - 1 - min_targets` (3 to 46) and then the number of targets is uniform over
+/// `min_targets ..= n - 1 - context` (3 to 49 - context), both the same for a whole batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GpConfig {
+    /// Which functions. Default `rbf`.
+    pub kernel: Kernel,
+    /// Context and targets together stay below this many points. Default 50, at most 4096.
+    pub max_points: usize,
+    /// The least number of context points. Default 3.
+    pub min_context: usize,
+    /// The least number of targets. Default 3.
+    pub min_targets: usize,
+}
+
+impl Default for GpConfig {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::default(),
+            max_points: 50,
+            min_context: 3,
+            min_targets: 3,
+        }
+    }
+}
+
+impl GpConfig {
+    /// Checks that there is something to show and something to ask for.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyContext`] and [`TaskError::NoTargets`] where a minimum is 0,
+    /// [`TaskError::Config`] where `max_points` leaves no room for both minima or is above 4096.
+    pub fn check(&self) -> Result<(), TaskError> {
+        self.counts().check()?;
+        if self.max_points > MOST_POINTS {
+            return Err(TaskError::Config {
+                key: "max_points",
+                expected: format!("at most {MOST_POINTS}"),
+                got: self.max_points,
+            });
+        }
+        Ok(())
+    }
+
+    fn counts(&self) -> PointCounts {
+        PointCounts {
+            max_points: self.max_points,
+            min_context: self.min_context,
+            min_targets: self.min_targets,
+        }
+    }
+}
+
+/// Regression on functions drawn from Gaussian processes, with `x_dim` = `y_dim` = 1.
+///
+/// Points are uniform over [-2, 2), those of the context and those of the targets each in ascending
+/// order. The values of both are drawn jointly, with noise.
+#[derive(Clone, Copy, Debug)]
+pub struct GpRegression {
+    config: GpConfig,
+}
+
+impl GpRegression {
+    /// The task of a configuration.
+    ///
+    /// # Errors
+    /// As [`GpConfig::check`].
+    pub fn new(config: GpConfig) -> Result<Self, TaskError> {
+        config.check()?;
+        Ok(Self { config })
+    }
+
+    /// The same task with functions of another kernel. Points, hyperparameters and the normal draws
+    /// behind the values stay those of the same seed and step.
+    #[must_use]
+    pub fn with_kernel(mut self, kernel: Kernel) -> Self {
+        self.config.kernel = kernel;
+        self
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &GpConfig {
+        &self.config
+    }
+
+    /// The training batch of `step`: a pure function of its arguments.
+    ///
+    /// Shapes as in [`RegressionBatch`], with `x_dim` = `y_dim` = 1 and nothing masked.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn batch(
+        &self,
+        seed: u64,
+        step: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<RegressionBatch, TaskError> {
+        let mut rng = generator(seed, Purpose::Training, step);
+        Ok(self.draw(&mut rng, batch_size)?.upload(device))
+    }
+
+    /// `batches` fixed batches for evaluation, as published 3,000 of 16 functions for each kernel.
+    ///
+    /// Batch `i` is a pure function of `seed`, `i` and `batch_size`, so that all models are judged on
+    /// the same functions. The draws differ from those of training with the same seed.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn eval_batches(
+        &self,
+        seed: u64,
+        batches: usize,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<>, TaskError> {
+        if batch_size == 0 {
+            return Err(TaskError::EmptyBatch);
+        }
+        let (task, device) = (*self, device.clone());
+        Ok((0..batches).map(move |index| {
+            let mut rng = generator(seed, Purpose::Evaluation, index as u64);
+            task.draw_some(&mut rng, batch_size).upload(&device)
+        }))
+    }
+
+    fn draw(&self, rng: &mut ChaCha8Rng, batch_size: usize) -> Result<HostBatch, TaskError> {
+        match batch_size {
+            0 => Err(TaskError::EmptyBatch),
+            _ => Ok(self.draw_some(rng, batch_size)),
+        }
+    }
+
+    fn draw_some(&self, rng: &mut ChaCha8Rng, batch_size: usize) -> HostBatch {
+        let (context, targets) = self.config.counts().draw(rng);
+        let mut batch = HostBatch {
+            context: HostPoints::new(vec![context; batch_size], 1, 1),
+            target: HostPoints::new(vec![targets; batch_size], 1, 1),
+            indices: (0..batch_size).collect(),
+        };
+        let mut xs = vec![0.0; context + targets];
+        for example in 0..batch_size {
+            let hyper = Hyperparameters::draw(rng);
+            xs.fill_with(|| rng.random_range(RANGE));
+            xs[..context].sort_unstable_by(f64::total_cmp);
+            xs[context..].sort_unstable_by(f64::total_cmp);
+            let ys = sample_function(self.config.kernel, &hyper, &xs, rng);
+            write(batch.context.example_mut(example), &xs, &ys);
+            write(
+                batch.target.example_mut(example),
+                &xs[context..],
+                &ys[context..],
+            );
+        }
+        batch
+    }
+}
+
+/// Rounds as many points as fit to 32 bits.
+fn write((x, y): (&mut [f32], &mut [f32]), xs: &[f64], ys: &[f64]) {
+    for (to, &from) in x.iter_mut().zip(xs).chain(y.iter_mut().zip(ys)) {
+        *to = from as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    const KERNELS: [Kernel; 3] = [Kernel::Rbf, Kernel::Matern52, Kernel::Periodic];
+
+    fn task(max_points: usize) -> GpRegression {
+        GpRegression::new(GpConfig {
+            max_points,
+            ..Default::default()
+        })
+        .unwrap()
+    }
+
+    fn train(task: &GpRegression, seed: u64, step: u64, batch_size: usize) -> HostBatch {
+        task.draw(&mut generator(seed, Purpose::Training, step), batch_size)
+            .unwrap()
+    }
+
+    #[test]
+    fn empirical_covariance_matches_the_kernel() {
+        // The standard error of a covariance over n draws is at most variance * sqrt(2 / n) = 0.016
+        // variances for n = 8,000; 5 of them are allowed.
+        const DRAWS: usize = 8_000;
+        let xs = [-1.9, -0.4, -0.35, 0.0, 0.2, 1.7];
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        for kernel in KERNELS {
+            for noise in [0.0, 0.3] {
+                let hyper = Hyperparameters {
+                    noise,
+                    ..Hyperparameters::draw(&mut rng)
+                };
+                let mut sums = [[0.0; 6]; 6];
+                for _ in 0..DRAWS {
+                    let ys = sample_function(kernel, &hyper, &xs, &mut rng);
+                    for (row, a) in sums.iter_mut().zip(&ys) {
+                        for (sum, b) in row.iter_mut().zip(&ys) {
+                            *sum += a * b / DRAWS as f64;
+                        }
+                    }
+                }
+                let variance = hyper.scale.powi(2) + noise * noise;
+                let tolerance = 5.0 * variance * (2.0 / DRAWS as f64).sqrt();
+                for row in 0..6 {
+                    for column in 0..6 {
+                        let mut expected = kernel.covariance(&hyper, xs[row] - xs[column]);
+                        if row == column {
+                            expected += noise * noise;
+                        }
+                        let got = sums[row][column];
+                        assert!(
+                            (got - expected).abs() < tolerance,
+                            "{kernel:?} {hyper:?} at {row}, {column}: {got} for {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_have_the_stated_values() {
+        let hyper = Hyperparameters {
+            length: 0.5,
+            scale: 2.0,
+            period: 0.4,
+            noise: 0.0,
+        };
+        // 4 exp(-1/2); 4 (1 + r + r^2 / 3) exp(-r) at r = sqrt 5; half a period: 4 exp(-2 / 0.25).
+        let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-6, "{got}");
+        close(Kernel::Rbf.covariance(&hyper, 0.5), 2.426_122_6);
+        close(Kernel::Matern52.covariance(&hyper, -0.5), 2.095_976_5);
+        close(
+            Kernel::Periodic.covariance(&hyper, 0.2),
+            4.0 * (-8f64).exp(),
+        );
+        close(Kernel::Periodic.covariance(&hyper, 1.2), 4.0);
+        for kernel in KERNELS {
+            close(kernel.covariance(&hyper, 0.0), 4.0);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_batch_is_sorted_and_within_the_published_ranges(
+            seed: u64,
+            step: u64,
+            kernel in prop::sample::select(KERNELS.to_vec()),
+        ) {
+            let task = task(50).with_kernel(kernel);
+            let batch = train(&task, seed, step, 2);
+            let (context, targets) = (batch.context.counts[0], batch.target.counts[0]);
+            prop_assert!((3..=46).contains(&context));
+            prop_assert!((3..=49 - context).contains(&targets));
+            for points in [&batch.context, &batch.target] {
+                prop_assert_eq!(points.counts[1], points.counts[0]);
+                for example in 0..2 {
+                    let (x, y) = points.example(example);
+                    prop_assert!(x.is_sorted() && x[0] >= -2.0 && x[x.len() - 1] <= 2.0);
+                    prop_assert!(y.iter().all(|y| y.is_finite() && y.abs() < 10.0));
+                }
+            }
+            prop_assert_eq!(train(&task, seed, step, 2), batch);
+        }
+    }
+
+    #[test]
+    fn seeds_and_steps_have_batches_of_their_own_and_evaluation_repeats_no_training() {
+        let task = task(50);
+        let first = train(&task, 3, 17, 4);
+        assert_ne!(train(&task, 3, 18, 4), first);
+        assert_ne!(train(&task, 4, 17, 4), first);
+        let evaluation = task
+            .draw(&mut generator(3, Purpose::Evaluation, 17), 4)
+            .unwrap();
+        assert_ne!(evaluation, first);
+        assert_ne!(first.context.example(0), first.context.example(1));
+    }
+
+    #[test]
+    fn both_ends_of_the_numbers_of_points_are_drawn() {
+        // max_points = 8: context in 3..=4; targets in 3..=4 and 3..=3.
+        let mut drawn: Vec<_> = (0..200)
+            .map(|step| train(&task(8), 0, step, 1))
+            .map(|batch| (batch.context.counts[0], batch.target.counts[0]))
+            .collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn, [(3, 3), (3, 4), (4, 3)]);
+    }
+
+    #[test]
+    fn another_kernel_keeps_the_points_and_changes_the_values() {
+        let rbf = train(&task(50), 1, 2, 2);
+        let rough = train(&task(50).with_kernel(Kernel::Matern52), 1, 2, 2);
+        assert_eq!(rbf.target.example(1).0, rough.target.example(1).0);
+        assert_ne!(rbf.target.example(1).1, rough.target.example(1).1);
+    }
+
+    #[test]
+    fn close_and_repeated_points_without_noise_have_finite_and_like_values() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut xs: Vec<f64> = (0..100).map(|at| f64::from(at) * 1e-4).collect();
+        xs.push(0.0);
+        for kernel in KERNELS {
+            let hyper = Hyperparameters {
+                noise: 0.0,
+                ..Hyperparameters::draw(&mut rng)
+            };
+            let ys = sample_function(kernel, &hyper, &xs, &mut rng);
+            assert!(ys.iter().all(|y| y.is_finite()));
+            assert!((ys[0] - ys[100]).abs() < 1e-3, "{} and {}", ys[0], ys[100]);
+        }
+        let hyper = Hyperparameters::draw(&mut rng);
+        assert!(sample_function(Kernel::Rbf, &hyper, &[], &mut rng).is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "sample_function: length: expected a finite number above 0, got 0")]
+    fn a_length_of_zero_is_the_callers_bug() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let hyper = Hyperparameters {
+            length: 0.0,
+            ..Hyperparameters::draw(&mut rng)
+        };
+        sample_function(Kernel::Rbf, &hyper, &[0.0], &mut rng);
+    }
+
+    #[test]
+    #[should_panic(expected = "sample_function: xs[1]: expected a finite number, got NaN")]
+    fn a_point_that_is_no_number_is_the_callers_bug() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let hyper = Hyperparameters::draw(&mut rng);
+        sample_function(Kernel::Rbf, &hyper, &[0.0, f64::NAN], &mut rng);
+    }
+
+    #[test]
+    fn configurations_out_of_range_are_refused() {
+        let default = GpConfig::default();
+        let cases = [
+            (
+                GpConfig {
+                    min_context: 0,
+                    ..default
+                },
+                "min_context = 0: the context is empty; at least one point is needed",
+            ),
+            (
+                GpConfig {
+                    min_targets: 0,
+                    ..default
+                },
+                "min_targets = 0: there are no targets; at least one point is needed",
+            ),
+            (
+                GpConfig {
+                    max_points: 6,
+                    ..default
+                },
+                "max_points: expected more than min_context + min_targets = 6, got 6",
+            ),
+            (
+                GpConfig {
+                    max_points: 5000,
+                    ..default
+                },
+                "max_points: expected at most 4096, got 5000",
+            ),
+        ];
+        for (config, message) in cases {
+            assert_eq!(GpRegression::new(config).unwrap_err().to_string(), message);
+        }
+        assert!(matches!(
+            task(50).draw(&mut generator(0, Purpose::Training, 0), 0),
+            Err(TaskError::EmptyBatch)
+        ));
+    }
+}
