@@ -16,13 +16,10 @@
 mod batch;
 #[path = "backend/completion.rs"]
 mod completion;
-<<<<<<< HEAD
 #[path = "backend/copy.rs"]
 mod copy;
-=======
 #[path = "backend/gp.rs"]
 mod gp;
->>>>>>> tasks
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
