@@ -63,7 +63,7 @@ impl PerceiverIoConfig {
             attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
             decoder: Decoder::new(model, device),
         };
-        seeded(perceiver, seed)
+        seeded(perceiver, seed, model.initialization)
     }
 }
 
@@ -81,6 +81,11 @@ impl EncodedLatents {
 }
 
 impl PerceiverIo {
+    /// Number of latents: what a query attends to.
+    pub fn latents(&self) -> usize {
+        self.latents.shape().dims::<2>()[0]
+    }
+
     /// Encodes a context. Masked tokens have no effect; without any other, latents are what they
     /// would be after reading nothing.
     #[track_caller]

@@ -10,7 +10,7 @@ use arbora_rl::Rollout;
 use arbora_tree::{Layout, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// Configuration of [`ReTreever`].
 #[derive(Config, Debug)]
@@ -156,6 +156,14 @@ impl ReTreever {
     /// [`Route::Sampled`] needs per query.
     pub fn decisions(&self, tokens: usize) -> usize {
         TokenTreeShape::new(tokens, self.branching, self.layout).decisions()
+    }
+
+    /// The paths to tokens of a context, for [`Route::Given`]: what an oracle would walk.
+    ///
+    /// - tokens: `[batch, queries]`, indices of context tokens
+    /// - returns `[batch, queries, decisions + 1]`
+    pub fn paths_to(&self, tokens: Tensor<2, Int>, context: &Context) -> Tensor<3, Int> {
+        self.tree(context).paths_to_tokens(tokens)
     }
 
     /// Answers queries by search.

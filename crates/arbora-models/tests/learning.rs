@@ -2,8 +2,8 @@
 
 use arbora_attention::Route;
 use arbora_models::{
-    Context, CrossAttentionConfig, HeadKind, ModelConfig, PerceiverIoConfig, ReTreeverConfig,
-    StdKind, Target,
+    Context, CrossAttentionConfig, HeadKind, LossOptions, ModelConfig, PerceiverIoConfig,
+    ReTreeverConfig, StdKind, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{autodiff_device, random, uniforms};
@@ -50,7 +50,14 @@ fn retreever_overfits_one_batch() {
     let mut leaves = Vec::new();
     for step in 0..STEPS {
         let route = Route::Sampled(uniforms([4, 5, 3], step, &device));
-        let losses = model.losses(&context, queries.clone(), &target, None, route, 1);
+        let losses = model.losses(
+            &context,
+            queries.clone(),
+            &target,
+            None,
+            route,
+            LossOptions::default(),
+        );
         tree.push(losses.tree.clone().into_scalar::<f32>());
         leaves.push(losses.leaves.clone().into_scalar::<f32>());
         let policy = estimator.loss(losses.rollout, losses.reward, None);

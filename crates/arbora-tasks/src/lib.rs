@@ -5,11 +5,8 @@
 //!
 //! - [`images`]: sets of images from IDX files, from a folder of PNG and JPEG files or from the
 //!   bundled sample, and image completion: predict unseen pixels from a few seen ones
-<<<<<<< HEAD
 //! - [`copy`]: random sequences to be written in reverse, the task of the Tree Cross Attention paper
-=======
 //! - [`gp`]: regression on functions drawn from Gaussian processes
->>>>>>> tasks
 //! - [`batch`]: [`RegressionBatch`], the padded tensors of context and target points that every
 //!   regression task yields, with a checked constructor for data of your own
 //! - [`shuffle`]: a seeded permutation that is evaluated one position at a time
@@ -40,11 +37,8 @@
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
 pub mod batch;
-<<<<<<< HEAD
 pub mod copy;
-=======
 mod draws;
->>>>>>> tasks
 pub mod error;
 pub mod gp;
 pub mod images;

@@ -196,6 +196,17 @@ impl TokenTree {
         self.order.clone()
     }
 
+    /// The paths from the root to tokens; see [`paths_to_leaves`].
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, queries]`, indices of tokens as they came
+    /// - returns `[batch, queries, decisions + 1]`
+    pub fn paths_to_tokens(&self, tokens: Tensor<2, Int>) -> Tensor<3, Int> {
+        // A permutation has no equal entries, so sorting it inverts it on every backend.
+        let leaf_of = self.order.clone().argsort(1);
+        paths_to_leaves(&self.shape, leaf_of.gather(1, tokens))
+    }
+
     /// The nodes of one height, `[batch, width, dim]`.
     ///
     /// # Panics
@@ -261,4 +272,20 @@ fn pad_rows(rows: Tensor<3>, count: usize) -> Tensor<3> {
 fn zero_masked(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<3> {
     let dims = rows.dims();
     rows.mask_fill(mask.unsqueeze_dim::<3>(2).expand(dims), 0.0)
+}
+
+/// The paths from the root to leaves, as a tree search takes and returns them: the node at each
+/// height down to the one whose leaves are taken whole.
+///
+/// # Shapes
+/// - leaves: `[batch, queries]`, each below `shape.width(0)`
+/// - returns `[batch, queries, decisions + 1]`, the root first
+pub fn paths_to_leaves(shape: &TokenTreeShape, leaves: Tensor<2, Int>) -> Tensor<3, Int> {
+    let lowest = shape.height() - shape.decisions();
+    let leaves = leaves.unsqueeze_dim::<3>(2);
+    let path = (lowest..=shape.height())
+        .rev()
+        .map(|height| leaves.clone().div_scalar(shape.span(height) as i64))
+        .collect();
+    Tensor::cat(path, 2)
 }

@@ -2,11 +2,15 @@
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora_attention::GhostNodes;
+use crate::task::Features;
 use arbora_models::{
-    CrossAttentionConfig, HeadKind, ModelConfig, ReTreeverConfig, StdKind, init::stable_hash,
+    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig, ReTreeverConfig, RewardKind,
+    StdKind, init::stable_hash, latents_for,
 };
 use arbora_rl::train::TrainerConfig;
-use arbora_rl::{BaselineConfig, PolicyGradientConfig};
+use arbora_rl::BaselineConfig;
+use arbora_tasks::copy::CopyConfig;
+use arbora_tasks::gp::GpConfig;
 use arbora_tasks::images::ImageCompletionConfig;
 use arbora_tree::{Layout, TokenOrder};
 use clap::ValueEnum;
@@ -14,12 +18,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+mod presets;
+
 /// What is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// Image completion: predict unseen pixels from seen ones.
     Images,
+    /// Copying: read a random sequence, write it in reverse.
+    Copy,
+    /// Regression on functions drawn from Gaussian processes.
+    Gp,
+}
+
+impl Task {
+    /// The name used on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Copy => "copy",
+            Self::Gp => "gp",
+        }
+    }
 }
 
 /// Which model learns it.
@@ -32,8 +53,13 @@ pub enum ModelKind {
     ReTreever,
     /// ReTreever with uniformly random routes, in training and evaluation: the control.
     RandomRoute,
+    /// ReTreever told which leaf answers a query, in training and evaluation: the control at the other
+    /// end, for tasks that know it.
+    OracleRoute,
     /// The same encoder and decoder with dense cross attention.
     CrossAttention,
+    /// Perceiver IO with as many latents as ReTreever selects nodes.
+    Perceiver,
 }
 
 impl ModelKind {
@@ -42,25 +68,32 @@ impl ModelKind {
         match self {
             Self::ReTreever => "retreever",
             Self::RandomRoute => "random-route",
+            Self::OracleRoute => "oracle-route",
             Self::CrossAttention => "cross-attention",
+            Self::Perceiver => "perceiver",
         }
+    }
+
+    /// Whether it is ReTreever with some way down its tree.
+    pub fn has_tree(self) -> bool {
+        matches!(self, Self::ReTreever | Self::RandomRoute | Self::OracleRoute)
     }
 }
 
 /// Named starting points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
-    /// A small encoder and minutes of training on two cores.
+    /// Our own settings: minutes of training on two cores.
     #[default]
     Small,
-    /// The published architecture and schedule for grey 28×28 images: hours to days on a CPU.
+    /// The published architecture and schedule: hours to days on a CPU.
     Published,
 }
 
-/// Where images come from.
+/// Where the data of a task come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum ImageSource {
+pub enum Source {
     /// The bundled sample of Fashion-MNIST.
     Sample,
     /// IDX files, gzipped or not.
@@ -80,6 +113,10 @@ pub enum ImageSource {
         /// Images kept back for testing.
         held_out: usize,
     },
+    /// Sequences of the copy task, drawn.
+    Copy(CopyConfig),
+    /// Functions drawn from Gaussian processes.
+    Gp(GpConfig),
 }
 
 /// The network, less what the data decide.
@@ -100,6 +137,8 @@ pub struct Architecture {
     pub dropout: f64,
     /// How standard deviations are read.
     pub std: StdKind,
+    /// How far weights are drawn from 0.
+    pub initialization: Initialization,
     /// Branching factor of the tree.
     pub branching: usize,
     /// How leaves are grouped.
@@ -122,20 +161,28 @@ pub struct RunConfig {
     pub model: ModelKind,
     /// A model trained after it with the same budget, for the pictures; none with `null`.
     pub compare_with: Option<ModelKind>,
-    /// Where images come from.
-    pub data: ImageSource,
-    /// How many pixels are shown and asked for.
-    pub points: ImageCompletionConfig,
-    /// Images per training step.
+    /// Where the data come from.
+    pub data: Source,
+    /// For images: how many pixels are shown and asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub points: Option<ImageCompletionConfig>,
+    /// Items (images, sequences, functions) per training step.
     pub batch_size: usize,
-    /// Images per evaluation batch.
+    /// Items per evaluation batch.
     pub eval_batch_size: usize,
-    /// Test images measured during training; 0 means all. The end and `arbora eval` take all.
-    pub eval_images: usize,
+    /// Evaluation items measured during training; 0 means all of a finite set.
+    pub eval_items: usize,
+    /// Evaluation items measured at the end and by `arbora eval`; 0 means all of a finite set.
+    pub test_items: usize,
     /// The network.
     pub architecture: Architecture,
     /// Weight of the loss on all leaves, λ_CA.
     pub lambda_ca: f64,
+    /// Weight of the loss that teaches the policy to walk where the model's own attention to all leaves
+    /// looks. Not in the paper: 0 there.
+    pub lambda_guide: f64,
+    /// What the policy is rewarded for.
+    pub reward: RewardKind,
     /// Routes sampled per query.
     pub samples: usize,
     /// The optimiser, the policy gradient and the schedule.
@@ -145,14 +192,14 @@ pub struct RunConfig {
 /// Far above any size that is of use, and below what overflows an address.
 const LARGEST_SIZE: usize = 1 << 16;
 
-impl ImageSource {
+impl Source {
     /// The same source by absolute paths, so that a run can be resumed and measured from anywhere.
     ///
     /// # Errors
     /// If the working directory cannot be read.
     pub fn absolute(self) -> std::io::Result<Self> {
         Ok(match self {
-            Self::Sample => Self::Sample,
+            Self::Sample | Self::Copy(_) | Self::Gp(_) => self,
             Self::Idx { train, test } => Self::Idx {
                 train: std::path::absolute(train)?,
                 test: std::path::absolute(test)?,
@@ -173,69 +220,10 @@ impl ImageSource {
 impl RunConfig {
     /// The settings of a preset.
     pub fn preset(task: Task, preset: Preset) -> Self {
-        let architecture = Architecture {
-            d_model: 64,
-            d_ff: 128,
-            heads: 4,
-            embedding_depth: 4,
-            encoder_layers: 6,
-            dropout: 0.0,
-            std: StdKind::Bounded,
-            branching: 2,
-            layout: Layout::Published,
-            // The published order of grey images: by column.
-            order: TokenOrder::Axis(1),
-            ghosts: GhostNodes::Published,
-            detach_children: true,
-        };
-        let published = Self {
-            task,
-            model: ModelKind::ReTreever,
-            compare_with: Some(ModelKind::CrossAttention),
-            data: ImageSource::Sample,
-            points: ImageCompletionConfig::default(),
-            batch_size: 100,
-            eval_batch_size: 16,
-            eval_images: 0,
-            architecture,
-            lambda_ca: 1.0,
-            samples: 1,
-            trainer: TrainerConfig {
-                steps: 48_000,
-                eval_every: 2_400,
-                checkpoint_every: 2_400,
-                clip_norm: None,
-                ..TrainerConfig::default()
-            },
-        };
-        match preset {
-            Preset::Published => published,
-            Preset::Small => Self {
-                batch_size: 16,
-                eval_images: 160,
-                architecture: Architecture {
-                    encoder_layers: 2,
-                    layout: Layout::LeftFilled,
-                    order: TokenOrder::KdTree,
-                    ghosts: GhostNodes::Masked,
-                    ..published.architecture
-                },
-                trainer: TrainerConfig {
-                    steps: 900,
-                    eval_every: 150,
-                    checkpoint_every: 150,
-                    learning_rate: 1e-3,
-                    warmup_steps: 50,
-                    clip_norm: Some(1.0),
-                    // Less noise than the published estimator, which has no baseline.
-                    policy_gradient: PolicyGradientConfig {
-                        baseline: BaselineConfig::BatchMean,
-                        ..published.trainer.policy_gradient
-                    },
-                    ..published.trainer
-                },
-                ..published
-            },
+        match task {
+            Task::Images => presets::images(preset),
+            Task::Copy => presets::copy(preset),
+            Task::Gp => presets::gp(preset),
         }
     }
 
@@ -306,6 +294,17 @@ impl RunConfig {
             ("architecture.encoder_layers", a.encoder_layers, 0),
             ("architecture.branching", a.branching, 2),
         ];
+        let fits = match self.task {
+            Task::Images => matches!(
+                self.data,
+                Source::Sample | Source::Idx { .. } | Source::Folder { .. }
+            ),
+            Task::Copy => matches!(self.data, Source::Copy(_)),
+            Task::Gp => matches!(self.data, Source::Gp(_)),
+        };
+        if !fits {
+            bail!("data: of another task than {}", self.task.name());
+        }
         for (key, value, least) in sizes {
             if !(least..=LARGEST_SIZE).contains(&value) {
                 bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
@@ -327,16 +326,13 @@ impl RunConfig {
         if a.ghosts == GhostNodes::Published && a.layout != Layout::Published {
             bail!("architecture.ghosts: published ghosts need architecture.layout=published");
         }
-        if let TokenOrder::Axis(axis) = a.order
-            && axis > 1
-        {
-            bail!("architecture.order: images have axes 0 (row) and 1 (column), got {axis}");
-        }
-        if !self.lambda_ca.is_finite() || self.lambda_ca < 0.0 {
-            bail!(
-                "lambda_ca: expected a number of at least 0, got {}",
-                self.lambda_ca
-            );
+        for (key, weight) in [
+            ("lambda_ca", self.lambda_ca),
+            ("lambda_guide", self.lambda_guide),
+        ] {
+            if !weight.is_finite() || weight < 0.0 {
+                bail!("{key}: expected a number of at least 0, got {weight}");
+            }
         }
         let baseline = self.trainer.policy_gradient.baseline;
         if baseline == BaselineConfig::LeaveOneOut && self.samples < 2 {
@@ -346,9 +342,14 @@ impl RunConfig {
             );
         }
         // These know their settings by short names; a person needs the path to give to --set.
-        self.points
-            .check()
-            .map_err(|error| anyhow!("points.{error}"))?;
+        match &self.data {
+            Source::Copy(copy) => copy.check().map_err(|error| anyhow!("data.{error}"))?,
+            Source::Gp(gp) => gp.check().map_err(|error| anyhow!("data.{error}"))?,
+            Source::Sample | Source::Idx { .. } | Source::Folder { .. } => {}
+        }
+        if let Some(points) = &self.points {
+            points.check().map_err(|error| anyhow!("points.{error}"))?;
+        }
         let trainer = &self.trainer;
         trainer
             .policy_gradient
@@ -359,26 +360,50 @@ impl RunConfig {
             .map_err(|error| anyhow!("trainer.{error}"))
     }
 
-    /// The network's full configuration for images with the given channels.
-    pub fn model_config(&self, channels: usize) -> ModelConfig {
+    /// Checks what depends on the data.
+    ///
+    /// # Errors
+    /// With the first setting that does not fit them.
+    pub fn check_features(&self, features: &Features) -> Result<()> {
+        if let TokenOrder::Axis(axis) = self.architecture.order
+            && axis >= features.d_position
+        {
+            bail!(
+                "architecture.order: positions have {} coordinates, counted from 0, got {axis}",
+                features.d_position
+            );
+        }
+        let classes = matches!(features.head, HeadKind::Classes { .. });
+        match self.reward {
+            RewardKind::Accuracy if !classes => {
+                bail!("reward: accuracy needs classes; this task predicts values")
+            }
+            RewardKind::NegativeMse if classes => {
+                bail!("reward: negative-mse needs values; this task predicts classes")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The network's full configuration for data with the given features.
+    pub fn model_config(&self, features: &Features) -> ModelConfig {
         let a = &self.architecture;
-        let head = HeadKind::Gaussian {
-            dim: channels,
-            std: a.std,
-        };
-        ModelConfig::new(2 + channels, 2, head)
+        ModelConfig::new(features.d_context, features.d_query, features.head)
+            .with_embedding(features.embedding)
             .with_d_model(a.d_model)
             .with_d_ff(a.d_ff)
             .with_heads(a.heads)
             .with_embedding_depth(a.embedding_depth)
             .with_encoder_layers(a.encoder_layers)
             .with_dropout(a.dropout)
+            .with_initialization(a.initialization)
+            .with_max_positions(features.most_tokens.max(5000))
     }
 
-    /// ReTreever's configuration for images with the given channels.
-    pub fn retreever(&self, channels: usize) -> ReTreeverConfig {
+    /// ReTreever's configuration.
+    pub fn retreever(&self, features: &Features) -> ReTreeverConfig {
         let a = &self.architecture;
-        ReTreeverConfig::new(self.model_config(channels))
+        ReTreeverConfig::new(self.model_config(features))
             .with_branching(a.branching)
             .with_layout(a.layout)
             .with_order(a.order)
@@ -386,19 +411,27 @@ impl RunConfig {
             .with_detach_children(a.detach_children)
     }
 
-    /// The dense model's configuration for images with the given channels.
-    pub fn cross_attention(&self, channels: usize) -> CrossAttentionConfig {
-        CrossAttentionConfig::new(self.model_config(channels))
+    /// The dense model's configuration.
+    pub fn cross_attention(&self, features: &Features) -> CrossAttentionConfig {
+        CrossAttentionConfig::new(self.model_config(features))
+    }
+
+    /// Perceiver IO's configuration, with as many latents as ReTreever selects of the largest context.
+    pub fn perceiver(&self, features: &Features) -> PerceiverIoConfig {
+        let a = &self.architecture;
+        let latents = latents_for(features.most_tokens, a.branching, a.layout);
+        PerceiverIoConfig::new(self.model_config(features), latents)
     }
 
     /// Names the model's architecture: checkpoints of another are refused.
     ///
     /// # Errors
     /// If the configuration cannot be written as JSON.
-    pub fn fingerprint(&self, channels: usize) -> Result<String> {
+    pub fn fingerprint(&self, features: &Features) -> Result<String> {
         let text = match self.model {
-            ModelKind::CrossAttention => serde_json::to_string(&self.cross_attention(channels))?,
-            _ => serde_json::to_string(&self.retreever(channels))?,
+            ModelKind::CrossAttention => serde_json::to_string(&self.cross_attention(features))?,
+            ModelKind::Perceiver => serde_json::to_string(&self.perceiver(features))?,
+            _ => serde_json::to_string(&self.retreever(features))?,
         };
         Ok(format!("{}-{:016x}", self.model.name(), stable_hash(&text)))
     }

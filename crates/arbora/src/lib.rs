@@ -39,10 +39,14 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod config;
 #[cfg(feature = "cli")]
-pub mod images;
+pub mod learner;
 #[cfg(feature = "cli")]
 pub mod picture;
+#[cfg(feature = "cli")]
+pub mod problem;
 #[cfg(feature = "cli")]
 pub mod progress;
 #[cfg(feature = "cli")]
 pub mod report;
+#[cfg(feature = "cli")]
+pub mod task;

@@ -1,8 +1,10 @@
 //! What a finished run leaves to look at.
 
 use crate::picture::curves::{self, Panel, Series};
+use crate::config::ModelKind;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Draws the curves of one or more runs as `curves.png` and `curves.svg` in a folder.
@@ -32,13 +34,13 @@ pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
         panel("Training loss", "nats", "train", "loss"),
         panel(
             "Log-likelihood, training",
-            "nats per pixel",
+            "nats per query",
             "train",
             "log_likelihood",
         ),
         panel(
-            "Log-likelihood, held-out images",
-            "nats per pixel",
+            "Log-likelihood, held out",
+            "nats per query",
             "valid",
             "log_likelihood",
         ),
@@ -72,4 +74,37 @@ fn points(log: &[Value], split: &str, key: &str) -> Vec<(f64, f64)> {
         .filter(|line| line["split"] == split)
         .filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?)))
         .collect()
+}
+
+/// The final numbers of models, one line each.
+pub fn table(results: &[(ModelKind, BTreeMap<String, f64>, f64)]) -> String {
+    let classes = results
+        .iter()
+        .any(|(_, numbers, _)| numbers.contains_key("accuracy"));
+    let accuracy = |text: &str| match classes {
+        true => format!(" {text:>10}"),
+        false => String::new(),
+    };
+    let mut text = format!(
+        "{:<16}{} {:>18} {:>10} {:>12} {:>9}",
+        "model",
+        accuracy("accuracy"),
+        "held-out log-lik",
+        "% tokens",
+        "nodes read",
+        "seconds"
+    );
+    for (model, numbers, seconds) in results {
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
+        text += &format!(
+            "\n{:<16}{} {:>18.4} {:>10.1} {:>12.1} {:>9.0}",
+            model.name(),
+            accuracy(&format!("{:.2}", 100.0 * number("accuracy"))),
+            number("log_likelihood"),
+            number("tokens_percent"),
+            number("nodes_read"),
+            seconds
+        );
+    }
+    text
 }

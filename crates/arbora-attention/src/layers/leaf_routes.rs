@@ -2,6 +2,7 @@
 
 use super::pre_norm_attention::ProjectedQueries;
 use super::tree_cross_attention::{TreeCrossAttention, TreeIndex};
+use arbora_tree::token::paths_to_leaves;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 
@@ -70,12 +71,6 @@ impl TreeCrossAttention {
         let last = last.reshape([batch, 1, 1]).expand([batch, count, 1]);
         let leaf = leaf.min_pair(last);
 
-        let shape = &index.shape;
-        let lowest = shape.height() - shape.decisions();
-        let path = (lowest..=shape.height())
-            .rev()
-            .map(|height| leaf.clone().div_scalar(shape.span(height) as i64))
-            .collect();
-        Tensor::cat(path, 2)
+        paths_to_leaves(&index.shape, leaf.squeeze_dim(2))
     }
 }

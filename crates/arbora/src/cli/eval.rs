@@ -3,7 +3,8 @@
 use super::EvalArgs;
 use crate::backend;
 use crate::config::{ModelKind, RunConfig};
-use crate::images::{ImageModel, ImageTask};
+use crate::learner::{TaskModel, Walk};
+use crate::task;
 use anyhow::{Result, bail};
 use arbora_rl::train::Checkpoint;
 use burn::module::Module;
@@ -15,39 +16,45 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         bail!("{}: expected a run folder", args.run.display());
     }
     let config = RunConfig::read(&args.run.join("config.json"))?;
-    if args.random_route && config.model == ModelKind::CrossAttention {
-        bail!("--random-route: cross-attention walks no tree");
+    if args.random_route && !config.model.has_tree() {
+        bail!("--random-route: {} walks no tree", config.model.name());
     }
     let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
     for error in passed_over {
         eprintln!("{error}; using step {}", checkpoint.state().step);
     }
-    let task = ImageTask::load(&config)?;
-    checkpoint.expect_fingerprint(&config.fingerprint(task.channels())?)?;
+    let task = task::load(&config)?;
+    let features = task.features();
+    checkpoint.expect_fingerprint(&config.fingerprint(&features)?)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let mut model = checkpoint.load_model(ImageModel::new(&config, task.channels(), &device))?;
+    let mut model = checkpoint.load_model(TaskModel::new(&config, &features, &device))?;
     if args.random_route {
-        model = model.with_random_route();
+        model = model.with_walk(Walk::Random);
     }
-    let batches = task.evaluation_batches(0, config.eval_batch_size, &device)?;
-    let means = model.measure(batches, config.trainer.seed);
+    let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
+    let means = model.measure(problems, config.trainer.seed);
+    let items = match config.test_items {
+        0 => task.count().unwrap_or(0),
+        items => items,
+    };
     let step = checkpoint.state().step;
     let text = if args.json {
         let route = match config.model {
-            ModelKind::CrossAttention => "none",
+            ModelKind::CrossAttention | ModelKind::Perceiver => "none",
+            _ if args.random_route => "random",
             ModelKind::RandomRoute => "random",
-            ModelKind::ReTreever if args.random_route => "random",
+            ModelKind::OracleRoute => "oracle",
             ModelKind::ReTreever => "learned",
         };
         json!({
             "run": args.run.to_string_lossy(), "model": config.model, "step": step,
-            "backend": backend, "route": route, "images": task.test_images(),
+            "backend": backend, "route": route, "items": items, "of": task.items(),
             "parameters": model.num_params(), "metrics": means,
         })
         .to_string()
     } else {
-        let (name, images) = (config.model.name(), task.test_images());
-        let title = format!("{name} at step {step}, {images} test images");
+        let (name, of) = (config.model.name(), task.items());
+        let title = format!("{name} at step {step}, {items} {of}");
         let lines = means
             .iter()
             .map(|(name, mean)| format!("\n{name:<16} {mean:>10.4}"));

@@ -24,11 +24,13 @@ enum Command {
     /// Train a model; leaves a run folder with checkpoints, numbers, curves and pictures.
     #[command(after_help = "Examples:
   arbora train images
+  arbora train copy --set data.length=256
+  arbora train gp --model cross-attention
   arbora train images --set trainer.steps=2000 --set architecture.order=morton --out runs/mine
   arbora train images --set 'data={\"kind\":\"folder\",\"path\":\"faces\",\"size\":[32,32],\"held_out\":40}'
   arbora train images --out runs/mine --resume")]
     Train(TrainArgs),
-    /// Measure a trained run on all test images.
+    /// Measure a trained run on its test items.
     #[command(after_help = "Example:
   arbora eval runs/images-retreever-1 --json")]
     Eval(EvalArgs),

@@ -1,9 +1,10 @@
 //! `arbora train`
 
 use super::TrainArgs;
-use crate::config::{ModelKind, RunConfig, Task};
-use crate::images::{ImageModel, ImageTask};
+use crate::config::{ModelKind, RunConfig};
+use crate::learner::TaskModel;
 use crate::progress::Bar;
+use crate::task::{self, Features, TaskData};
 use crate::{backend, picture, report};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
@@ -13,6 +14,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Test images in the picture of completions, from the front: the sample is balanced by class.
 const PICTURE_ROWS: usize = 8;
@@ -25,11 +27,11 @@ const CONFIG: &str = "config.json";
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let config = configure(&args)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let Task::Images = config.task;
-    let task = ImageTask::load(&config)?;
+    let task = task::load(&config)?;
+    let features = task.features();
     let out = match &args.out {
         Some(out) => out.clone(),
-        None => first_free(&config)?,
+        None => first_free(&config),
     };
     let second = config
         .compare_with
@@ -47,7 +49,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     // Before the first step: the second run must not be refused after hours of the first.
     for (config, folder) in &planned {
         if args.resume && folder.join(CONFIG).exists() {
-            refuse_unusable(folder, &config.fingerprint(task.channels())?)?;
+            refuse_unusable(folder, &config.fingerprint(&features)?)?;
         } else {
             refuse_taken(folder)?;
         }
@@ -57,7 +59,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     for (config, folder) in planned {
         // A resumed run may not have come to its second model.
         let resume = args.resume && folder.join(CONFIG).exists();
-        let trainer = prepare(&config, &task, &folder, resume)?;
+        let trainer = prepare(&config, &features, &folder, resume)?;
         if trained.is_empty() {
             let name = config.model.name();
             eprintln!("{name} on {backend}, run folder {}", out.display());
@@ -75,19 +77,22 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         .map(|(model, folder, _)| (model.name(), folder.as_path()))
         .collect();
     report::draw_curves(&runs, &out)?;
-    let models: Vec<&ImageModel> = trained.iter().map(|(_, _, report)| &report.model).collect();
     let names: Vec<&str> = trained.iter().map(|(model, _, _)| model.name()).collect();
-    let images: Vec<usize> = (0..task.test_images().min(PICTURE_ROWS)).collect();
-    let context = PICTURE_CONTEXT.min(config.points.max_points - 1);
-    let rows = task.complete(&models, &images, context, &device)?;
-    picture::completion::draw(&rows, &names, &out.join("completion.png"))?;
+    if let (Some(images), Some(points)) = (task.images(), &config.points) {
+        let models: Vec<&TaskModel> = trained.iter().map(|(_, _, report)| &report.model).collect();
+        let shown: Vec<usize> = (0..images.test().count.min(PICTURE_ROWS)).collect();
+        let context = PICTURE_CONTEXT.min(points.max_points - 1);
+        let rows = images.complete(&models, &shown, context, &device)?;
+        picture::completion::draw(&rows, &names, &out.join("completion.png"))?;
+    }
 
     let results = trained
         .iter()
         .map(|(model, _, report)| {
-            // All test images, and also where a resumed run had no step left to evaluate.
-            let batches = task.evaluation_batches(0, config.eval_batch_size, &device)?;
-            let measured = report.model.measure(batches, config.trainer.seed);
+            // All test items, and also where a resumed run had no step left to evaluate.
+            let problems =
+                task.evaluation(config.test_items, config.eval_batch_size, &device)?;
+            let measured = report.model.measure(problems, config.trainer.seed);
             Ok((*model, measured, report.seconds))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -108,9 +113,9 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
     let mut config = base.layered(args.config.as_deref(), &args.settings)?;
     if config.task != args.task {
         bail!(
-            "the settings are for task {:?}, asked for {:?}",
-            config.task,
-            args.task
+            "the settings are for task {}, asked for {}",
+            config.task.name(),
+            args.task.name()
         );
     }
     if let Some(model) = args.model {
@@ -135,8 +140,8 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
 }
 
 /// A trainer whose run folder is there, with its settings.
-fn prepare(config: &RunConfig, task: &ImageTask, out: &Path, resume: bool) -> Result<Trainer> {
-    let fingerprint = config.fingerprint(task.channels())?;
+fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) -> Result<Trainer> {
+    let fingerprint = config.fingerprint(features)?;
     let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
         .resume(resume)
         .progress(Bar::new(config.model.name(), config.trainer.steps));
@@ -151,16 +156,17 @@ fn prepare(config: &RunConfig, task: &ImageTask, out: &Path, resume: bool) -> Re
 fn fit(
     trainer: Trainer,
     config: &RunConfig,
-    task: &ImageTask,
+    task: &Arc<dyn TaskData>,
     device: &Device,
-) -> Result<TrainReport<ImageModel>> {
-    let batches = task.evaluation_batches(config.eval_images, config.eval_batch_size, device)?;
-    let count = batches.len() as u64;
+) -> Result<TrainReport<TaskModel>> {
+    let problems = task.evaluation(config.eval_items, config.eval_batch_size, device)?;
+    let count = problems.len() as u64;
     let evaluation =
-        move |index: u64, _: &Device| Ok::<_, TaskError>(batches[index as usize].clone());
+        move |index: u64, _: &Device| Ok::<_, TaskError>(problems[index as usize].clone());
+    let (training, batch_size) = (task.clone(), config.batch_size);
     Ok(trainer.fit(
-        ImageModel::new(config, task.channels(), device),
-        task.training_source(config.batch_size),
+        TaskModel::new(config, &task.features(), device),
+        move |seed, step, device: &Device| training.training(seed, step, batch_size, device),
         (count, evaluation),
         device,
     )?)
@@ -195,13 +201,12 @@ fn write_config(config: &RunConfig, out: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn first_free(config: &RunConfig) -> Result<PathBuf> {
-    let task = serde_json::to_value(config.task)?;
-    let name = format!("{}-{}", task.as_str().unwrap_or("run"), config.model.name());
-    let free = (1..)
+fn first_free(config: &RunConfig) -> PathBuf {
+    let name = format!("{}-{}", config.task.name(), config.model.name());
+    (1..u64::MAX)
         .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
-        .find(|path| !path.exists());
-    free.context("no free run folder")
+        .find(|path| !path.exists())
+        .expect("fewer runs than numbers")
 }
 
 fn interrupted(out: &Path, step: u64) -> Result<ExitCode> {
@@ -228,19 +233,5 @@ fn summary(
             .collect();
         return json!({ "run": out.to_string_lossy(), "models": models }).to_string();
     }
-    let mut text = format!(
-        "{:<16} {:>22} {:>10} {:>12} {:>9}\n",
-        "model", "held-out log-lik", "% tokens", "nodes read", "seconds"
-    );
-    for (model, numbers, seconds) in results {
-        text += &format!(
-            "{:<16} {:>22.4} {:>10.1} {:>12.1} {:>9.0}\n",
-            model.name(),
-            numbers["log_likelihood"],
-            numbers["tokens_percent"],
-            numbers["nodes_read"],
-            seconds
-        );
-    }
-    text + &format!("curves and completed images: {}", out.display())
+    report::table(&results) + &format!("\nrun folder with curves: {}", out.display())
 }
