@@ -7,7 +7,7 @@ use arbora_attention::{
     GhostNodes, Route, SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
 use arbora_rl::Rollout;
-use arbora_tree::{Layout, TokenOrder, TokenTree, TokenTreeShape};
+use arbora_tree::{Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
@@ -141,9 +141,13 @@ impl ReTreever {
     pub fn tree(&self, context: &Context) -> TokenTree {
         let tokens = self.encoder.encode(context);
         let shape = TokenTreeShape::new(tokens.dims()[1], self.branching, self.layout);
+        let points = match self.order.reads() {
+            OrderInput::Nothing | OrderInput::Positions => context.positions.clone(),
+            OrderInput::Encodings => tokens.clone().detach(),
+        };
         let order = self
             .order
-            .permutation(&context.positions, context.mask.as_ref(), &shape);
+            .permutation(&points, context.mask.as_ref(), &shape);
         TokenTree::build(tokens, context.mask.clone(), order, shape, &self.aggregator)
     }
 

@@ -6,6 +6,8 @@ mod aggregator;
 mod gradients;
 #[path = "backend/losses.rs"]
 mod losses;
+#[path = "backend/order.rs"]
+mod order;
 #[path = "backend/padding.rs"]
 mod padding;
 #[path = "backend/parameters.rs"]

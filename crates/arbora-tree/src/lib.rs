@@ -7,7 +7,8 @@
 //! - [`shape`]: index arithmetic on integers, no tensors: [`TokenTreeShape`]
 //!   (a balanced tree over N tokens in two layouts) and [`CompleteTree`] (a
 //!   branching factor per level).
-//! - `order`: the permutation that makes tokens leaves: given, by axis, k-d, Morton, random.
+//! - `order`: the permutation that makes tokens leaves: given, by axis, k-d, Morton, ball tree, along
+//!   a random direction, by clusters of encodings, random.
 //! - `token`: `TokenTree`, one tensor `[batch, nodes, dim]` in level order with its mask, built
 //!   bottom-up by an `Aggregator`.
 //!
@@ -29,7 +30,7 @@ pub mod shape;
 pub mod token;
 
 #[cfg(feature = "tensor")]
-pub use order::TokenOrder;
+pub use order::{OrderInput, TokenOrder};
 pub use shape::{CompleteTree, Layout, TokenTreeShape};
 #[cfg(feature = "tensor")]
 pub use token::{Aggregator, MeanAggregator, TokenTree};

@@ -60,7 +60,11 @@ pub fn example_of(tensor: Tensor<3>, example: usize) -> Tensor<3> {
 
 #[test]
 fn masked_tokens_never_change_what_a_sampled_search_predicts() {
-    for order in [TokenOrder::Given, TokenOrder::KdTree] {
+    for order in [
+        TokenOrder::Given,
+        TokenOrder::KdTree,
+        TokenOrder::Learned { iterations: 3 },
+    ] {
         let model = ReTreeverConfig::new(small())
             .with_order(order)
             .init(1, &device());
