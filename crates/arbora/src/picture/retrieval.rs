@@ -263,7 +263,9 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     }
     let drawing = Drawing::new(&tree, picture.sequence.as_ref());
 
-    let image_left = MARGIN + HEIGHTS + drawing.width + GAP;
+    // What a sequence has to say stands under the tree, beside the image.
+    let words = if picture.sequence.is_some() { 300 } else { 0 };
+    let image_left = MARGIN + HEIGHTS + drawing.width.max(words) + GAP;
     let right = match &picture.image {
         Some(image) => image_left + image.side(image.width).max(180),
         None => MARGIN + HEIGHTS + drawing.width,
@@ -293,12 +295,17 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     let spare = (width - MARGIN - right).max(0) / 2;
     let left = MARGIN + HEIGHTS + spare;
     let bottom = drawing.draw(&mut scene, &tree, [left, top]);
+    let end = match &picture.image {
+        Some(_) => image_left + spare - GAP,
+        None => width - MARGIN,
+    };
     let bottom = strip(
         &mut scene,
         &tree,
         &drawing,
         picture.sequence.as_ref(),
         [left, bottom + 26],
+        end,
     );
     let beside = match &picture.image {
         Some(image) => draw_image(&mut scene, &tree, image, [image_left + spare, top]),
@@ -315,6 +322,8 @@ struct Tree<'a> {
     children: Vec<Vec<Range<usize>>>,
     /// Whether anything under a node was read.
     read_below: Vec<Vec<bool>>,
+    /// Selected nodes with their heights, from high to low and left to right.
+    selected: Vec<(usize, &'a Node)>,
 }
 
 impl<'a> Tree<'a> {
@@ -376,10 +385,17 @@ impl<'a> Tree<'a> {
                 });
             }
         }
+        let selected = levels
+            .iter()
+            .zip((0..levels.len()).rev())
+            .flat_map(|(level, height)| level.nodes.iter().map(move |node| (height, node)))
+            .filter(|(_, node)| node.state == NodeState::Selected)
+            .collect();
         Ok(Self {
             levels,
             children,
             read_below,
+            selected,
         })
     }
 
@@ -403,20 +419,9 @@ impl<'a> Tree<'a> {
             .is_some_and(|level| level.nodes.len() <= WHOLE)
     }
 
-    /// Selected nodes with their heights, from high to low and left to right.
-    fn selected(&self) -> impl Iterator<Item = (usize, &Node)> {
-        self.levels.iter().enumerate().flat_map(|(depth, level)| {
-            let height = self.height(depth);
-            let nodes = level.nodes.iter();
-            nodes
-                .filter(|node| node.state == NodeState::Selected)
-                .map(move |node| (height, node))
-        })
-    }
-
     /// The colour of a selected node.
     fn colour(&self, height: usize) -> RGBColor {
-        let highest = self.selected().map(|(height, _)| height).max().unwrap_or(0);
+        let highest = self.selected.first().map_or(0, |(height, _)| *height);
         if height == 0 || highest <= 1 {
             return RAMP[height.min(1)];
         }
@@ -434,7 +439,7 @@ impl<'a> Tree<'a> {
     /// For each leaf, the height of the selected node over it.
     fn cover(&self) -> Vec<Option<usize>> {
         let mut cover = vec![None; self.leaves()];
-        for (height, node) in self.selected() {
+        for &(height, node) in &self.selected {
             let end = (node.first_leaf + node.leaves).min(cover.len());
             cover[node.first_leaf.min(end)..end].fill(Some(height));
         }
@@ -719,7 +724,7 @@ fn mark(scene: &mut Scene, state: NodeState, colour: RGBColor, [x, y]: Place) {
 
 /// Lines of marks and what they mean; returns where they end.
 fn legend(scene: &mut Scene, tree: &Tree, drawing: &Drawing, top: i32) -> i32 {
-    let heights: BTreeSet<usize> = tree.selected().map(|(height, _)| height).collect();
+    let heights: BTreeSet<usize> = tree.selected.iter().map(|(height, _)| *height).collect();
     let has = |state: NodeState| {
         let mut spots = drawing.spots.iter();
         spots.any(|spot| tree.node(spot.depth, spot.at).state == state)
@@ -780,13 +785,15 @@ fn legend(scene: &mut Scene, tree: &Tree, drawing: &Drawing, top: i32) -> i32 {
     y + 12
 }
 
-/// All leaves to scale, coloured by what covers them; returns where it ends.
+/// All leaves to scale, coloured by what covers them, with words up to the column `end`; returns where
+/// it ends.
 fn strip(
     scene: &mut Scene,
     tree: &Tree,
     drawing: &Drawing,
     sequence: Option<&SequenceInset>,
     [left, top]: Place,
+    end: i32,
 ) -> i32 {
     let leaves = tree.leaves();
     let (from, to) = (left + OVERHANG, left + drawing.width - OVERHANG);
@@ -818,9 +825,9 @@ fn strip(
         to: [bounds[leaves], bottom],
         colour: SUBTREE,
     });
-    for (height, node) in tree.selected() {
-        let end = (node.first_leaf + node.leaves).min(leaves);
-        let (first, last) = (bounds[node.first_leaf.min(end)], bounds[end]);
+    for &(height, node) in &tree.selected {
+        let after = (node.first_leaf + node.leaves).min(leaves);
+        let (first, last) = (bounds[node.first_leaf.min(after)], bounds[after]);
         // Leaves come last and stay visible where they are narrower than a pixel. Wide cells are apart.
         let gap = i32::from(last - first > 6);
         scene.shapes.push(Shape::Rectangle {
@@ -869,7 +876,7 @@ fn strip(
     }
     y += 6;
     for line in lines {
-        for line in wrap(&line, TEXT, scene.size[0] - from - MARGIN) {
+        for line in wrap(&line, TEXT, end - from) {
             scene
                 .labels
                 .push(Label::new(line, TEXT, HPos::Left, [from, y]));
