@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
+use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 use anyhow::{Result, anyhow};
 use image::RgbImage;
 use plotters::backend::BitMapBackend;
@@ -39,7 +39,7 @@ pub(super) fn text_width(text: &str, size: u32) -> f32 {
 }
 
 /// Glyphs of a line of text, `y` at 0 on the base line, and the width of the line.
-fn lay_out(font: &FontRef<'static>, text: &str, size: f32) -> (Vec<ab_glyph::OutlinedGlyph>, f32) {
+fn lay_out(font: &FontRef<'static>, text: &str, size: f32) -> (Vec<Glyph>, f32) {
     let font = font.as_scaled(PxScale::from(size));
     let (mut glyphs, mut x, mut last) = (Vec::new(), 0.0, None);
     for character in text.chars() {
@@ -47,7 +47,7 @@ fn lay_out(font: &FontRef<'static>, text: &str, size: f32) -> (Vec<ab_glyph::Out
         let id = glyph.id;
         x += last.map_or(0.0, |last| font.kern(last, id));
         glyph.position = point(x, 0.0);
-        glyphs.extend(font.outline_glyph(glyph));
+        glyphs.push(glyph);
         x += font.h_advance(id);
         last = Some(id);
     }
@@ -133,7 +133,8 @@ impl DrawingBackend for Canvas<'_> {
         let (transform, color) = (style.transform(), style.color());
         let (columns, rows) = self.get_size();
         let mut pixels = Vec::new();
-        for glyph in glyphs {
+        let outlines = glyphs.into_iter();
+        for glyph in outlines.filter_map(|glyph| self.font.outline_glyph(glyph)) {
             let bounds = glyph.px_bounds();
             let corner = (left + bounds.min.x as i32, base + bounds.min.y as i32);
             glyph.draw(|x, y, coverage| {

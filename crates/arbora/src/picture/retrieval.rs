@@ -365,10 +365,16 @@ impl<'a> Tree<'a> {
             children.push(ranges);
         }
         if let Some(last) = levels.last() {
+            let depth = levels.len() - 1;
             ensure!(
                 last.nodes.iter().all(|node| node.leaves <= 1),
-                "a picture of a retrieval: level {}: expected leaves of one token each",
-                levels.len() - 1
+                "a picture of a retrieval: level {depth}: expected leaves of one token each"
+            );
+            let tokens = last.nodes.iter().filter(|node| node.leaves == 1);
+            let mut numbers = tokens.map(|node| node.first_leaf).enumerate();
+            ensure!(
+                levels[0].nodes[0].leaves > 0 && numbers.all(|(at, number)| at == number),
+                "a picture of a retrieval: level {depth}: expected tokens from leaf 0 on, without gaps"
             );
             children.push(vec![0..0; last.nodes.len()]);
         }
@@ -819,7 +825,10 @@ fn strip(
     scene
         .labels
         .push(Label::new(caption, SMALL, HPos::Left, at));
-    let (top, bottom) = (top + 12, top + 12 + STRIP);
+    // Room for the mark of the answer between caption and strip.
+    let has_answer = sequence.is_some_and(|sequence| sequence.answer.is_some());
+    let top = top + if has_answer { 24 } else { 12 };
+    let bottom = top + STRIP;
     scene.shapes.push(Shape::Rectangle {
         from: [from, top],
         to: [bounds[leaves], bottom],
@@ -1143,7 +1152,7 @@ mod tests {
 
     #[test]
     fn nothing_overlaps_or_leaves_the_picture() {
-        let long = "a title of many words ".repeat(12) + &"unbroken".repeat(40);
+        let long = "a title of many words ".repeat(8) + &"unbroken".repeat(20);
         for (tokens, branching) in [
             (1, 2),
             (2, 2),
@@ -1163,15 +1172,18 @@ mod tests {
             for layout in [Layout::LeftFilled, Layout::Published] {
                 for leaf in [0, tokens / 2, tokens - 1] {
                     let shape = TokenTreeShape::new(tokens, branching, layout);
+                    // Leaves on the left leave room for ghosts on the right.
                     let length = tokens - (tokens - 1 - leaf).min(tokens / 5);
+                    // Breaking long lines takes most of the time; once per tree is enough.
+                    let words = if leaf == 0 { &long } else { "short words" };
                     let picture = RetrievalPicture {
-                        title: long.clone(),
-                        summary: vec![long.clone(), "second".into()],
+                        title: words.into(),
+                        summary: vec![words.into(), "second".into()],
                         levels: search(shape, length, leaf),
                         image: (length <= 600).then(|| image(length)),
                         sequence: Some(SequenceInset {
                             labels: (0..length).map(|leaf| format!("token {leaf}")).collect(),
-                            query: long.clone(),
+                            query: words.into(),
                             answer: Some(leaf),
                         }),
                     };
@@ -1212,6 +1224,14 @@ mod tests {
         for (at, one) in boxes.iter().enumerate() {
             assert!(one.1 >= 0 && one.2 <= width, "{name}: {one:?} of {width}");
             assert!(one.3 >= 0 && one.4 <= height, "{name}: {one:?} of {height}");
+            let answer = scene.shapes.iter().filter_map(|shape| match shape {
+                Shape::Polygon { corners, colour } if *colour == DESCENDED => Some(corners),
+                _ => None,
+            });
+            for [x, y] in answer.flatten() {
+                let hidden = (one.1..=one.2).contains(x) && (one.3..=one.4).contains(y);
+                assert!(!hidden, "{name}: {one:?} under the mark of the answer");
+            }
             for other in &boxes[at + 1..] {
                 let apart =
                     one.2 <= other.1 || other.2 <= one.1 || one.4 <= other.3 || other.4 <= one.3;
@@ -1343,6 +1363,18 @@ mod tests {
         assert_eq!(
             message(&odd),
             "a picture of a retrieval: level 3: expected leaves of one token each"
+        );
+        let mut odd = picture(1, 2, 0);
+        odd.levels[0].nodes[0].leaves = 0;
+        assert_eq!(
+            message(&odd),
+            "a picture of a retrieval: level 0: expected tokens from leaf 0 on, without gaps"
+        );
+        let mut odd = picture(3, 3, 0);
+        odd.levels[1].nodes[2].first_leaf = 7;
+        assert_eq!(
+            message(&odd),
+            "a picture of a retrieval: level 1: expected tokens from leaf 0 on, without gaps"
         );
         let with_image = |image: ImageInset| RetrievalPicture {
             image: Some(image),
