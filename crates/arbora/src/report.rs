@@ -26,9 +26,11 @@ pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
             .map(|(name, log)| Series {
                 name: (*name).into(),
                 points: points(log, split, key),
+                ..Series::default()
             })
             .filter(|series| !series.points.is_empty())
             .collect(),
+        ..Panel::default()
     };
     let panels = [
         panel("Training loss", "nats", "train", "loss"),

@@ -3,7 +3,9 @@
 //! plotters' own ab_glyph path drops the side bearing of each glyph and rounds every position to whole
 //! pixels, which tears words apart. Everything but text goes to plotters' bitmap backend.
 
-use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
+use std::sync::OnceLock;
+
+use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 use anyhow::{Result, anyhow};
 use image::RgbImage;
 use plotters::backend::BitMapBackend;
@@ -20,7 +22,36 @@ const CAPITALS: f32 = 0.626;
 /// A picture to draw on.
 pub(super) struct Canvas<'a> {
     bitmap: BitMapBackend<'a>,
-    font: FontRef<'static>,
+    font: &'static FontRef<'static>,
+}
+
+/// The bundled font, read once.
+fn font() -> Option<&'static FontRef<'static>> {
+    static FONT: OnceLock<Option<FontRef<'static>>> = OnceLock::new();
+    FONT.get_or_init(|| FontRef::try_from_slice(dejavu::sans::regular()).ok())
+        .as_ref()
+}
+
+/// Width in pixels of a line of text as [`Canvas`] sets it. A viewer of an SVG sets it alike where it
+/// has the font, and nearly so where it has another.
+pub(super) fn text_width(text: &str, size: u32) -> f32 {
+    font().map_or(0.0, |font| lay_out(font, text, size as f32).1)
+}
+
+/// Glyphs of a line of text, `y` at 0 on the base line, and the width of the line.
+fn lay_out(font: &FontRef<'static>, text: &str, size: f32) -> (Vec<Glyph>, f32) {
+    let font = font.as_scaled(PxScale::from(size));
+    let (mut glyphs, mut x, mut last) = (Vec::new(), 0.0, None);
+    for character in text.chars() {
+        let mut glyph = font.scaled_glyph(character);
+        let id = glyph.id;
+        x += last.map_or(0.0, |last| font.kern(last, id));
+        glyph.position = point(x, 0.0);
+        glyphs.push(glyph);
+        x += font.h_advance(id);
+        last = Some(id);
+    }
+    (glyphs, x)
 }
 
 type Error = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
@@ -28,28 +59,10 @@ type Error = <BitMapBackend<'static> as DrawingBackend>::ErrorType;
 impl<'a> Canvas<'a> {
     pub(super) fn new(picture: &'a mut RgbImage) -> Result<Self> {
         let size = picture.dimensions();
-        let font = FontRef::try_from_slice(dejavu::sans::regular());
-        let font = font.map_err(|error| anyhow!("the bundled font cannot be read: {error}"))?;
         Ok(Self {
             bitmap: BitMapBackend::with_buffer(picture, size),
-            font,
+            font: font().ok_or_else(|| anyhow!("the bundled font cannot be read"))?,
         })
-    }
-
-    /// Glyphs of a line of text, `y` at 0 on the base line, and the width of the line.
-    fn lay_out(&self, text: &str, size: f32) -> (Vec<ab_glyph::OutlinedGlyph>, f32) {
-        let font = self.font.as_scaled(PxScale::from(size));
-        let (mut glyphs, mut x, mut last) = (Vec::new(), 0.0, None);
-        for character in text.chars() {
-            let mut glyph = font.scaled_glyph(character);
-            let id = glyph.id;
-            x += last.map_or(0.0, |last| font.kern(last, id));
-            glyph.position = point(x, 0.0);
-            glyphs.extend(font.outline_glyph(glyph));
-            x += font.h_advance(id);
-            last = Some(id);
-        }
-        (glyphs, x)
     }
 }
 
@@ -102,7 +115,7 @@ impl DrawingBackend for Canvas<'_> {
         at: BackendCoord,
     ) -> Result<(), DrawingErrorKind<Error>> {
         let size = style.size() as f32;
-        let (glyphs, width) = self.lay_out(text, size);
+        let (glyphs, width) = lay_out(self.font, text, size);
         let (anchor, height) = (style.anchor(), size * BOX);
         let left = match anchor.h_pos {
             HPos::Left => 0.0,
@@ -120,7 +133,8 @@ impl DrawingBackend for Canvas<'_> {
         let (transform, color) = (style.transform(), style.color());
         let (columns, rows) = self.get_size();
         let mut pixels = Vec::new();
-        for glyph in glyphs {
+        let outlines = glyphs.into_iter();
+        for glyph in outlines.filter_map(|glyph| self.font.outline_glyph(glyph)) {
             let bounds = glyph.px_bounds();
             let corner = (left + bounds.min.x as i32, base + bounds.min.y as i32);
             glyph.draw(|x, y, coverage| {

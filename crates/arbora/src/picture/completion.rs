@@ -13,7 +13,7 @@ use plotters::{
     },
 };
 
-use super::canvas::Canvas;
+use super::{NON_FINITE, canvas::Canvas, pixel_colour};
 
 /// The longer side of an enlarged image, in pixels of the picture, unless the image is larger.
 const CELL: usize = 112;
@@ -30,8 +30,6 @@ const BAR_HEIGHT: usize = 12;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 /// Unseen pixels of the context: a colour that no grey image has.
 const UNSEEN: Rgb<u8> = Rgb([92, 112, 160]);
-/// NaN and infinities, which should not be there.
-const NON_FINITE: Rgb<u8> = Rgb([220, 30, 30]);
 
 /// One held-out image: what was seen, what each model made of it, and the truth.
 ///
@@ -174,15 +172,7 @@ impl CompletionRow {
 
     /// The colour of one pixel of `values`, which are `[height * width * channels]`.
     fn colour(&self, values: &[f32], pixel: usize) -> Rgb<u8> {
-        let values = &values[pixel * self.channels..(pixel + 1) * self.channels];
-        if values.iter().any(|value| !value.is_finite()) {
-            return NON_FINITE;
-        }
-        let byte = |channel: usize| ((values[channel] + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8;
-        match self.channels {
-            1 => Rgb([byte(0); 3]),
-            _ => Rgb([byte(0), byte(1), byte(2)]),
-        }
+        pixel_colour(&values[pixel * self.channels..(pixel + 1) * self.channels])
     }
 
     fn std(&self, prediction: &Prediction, pixel: usize) -> f32 {

@@ -1,0 +1,317 @@
+//! How sure the policy is at each decision on the way down.
+//!
+//! A policy that has learnt to search gives the child it takes a probability near 1 and has an entropy
+//! near 0. Where on the way it is unsure, and whether it is so when the answer is wrong, is what these
+//! plots show.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::curves::{self, Panel, Series, Spread};
+
+/// The decisions of many queries.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ConfidencePicture {
+    /// Stands above the plots.
+    pub title: String,
+    /// The children that every decision chooses from, if that number is fixed. The plots then show
+    /// what a policy that chooses uniformly would give: a probability of 1 / b, an entropy of ln b.
+    pub branching: Option<usize>,
+    /// The queries.
+    pub queries: Vec<QueryDecisions>,
+}
+
+/// The decisions of one query, the one at the root first. Values that are not finite are left out:
+/// use NaN for a decision between fewer than two children.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QueryDecisions {
+    /// The probability that the policy gave to the child it took.
+    pub probability: Vec<f32>,
+    /// The entropy of the policy in nats; empty if unknown.
+    pub entropy: Vec<f32>,
+    /// Whether the model's answer was right, if there is a right one.
+    pub is_right: Option<bool>,
+}
+
+/// Draws, over the depth of the decision, the mean probability of the chosen child with the quartiles
+/// over queries, and the mean entropy, as PNG or SVG by the ending of `path`.
+///
+/// Queries whose answers are known to be right or wrong get lines of their own. Without queries the
+/// plots say that there is no data.
+///
+/// # Errors
+/// If a probability is outside [0, 1], an entropy negative, a branching factor below 2, the ending
+/// neither `png` nor `svg`, or the file cannot be written.
+pub fn draw(picture: &ConfidencePicture, path: &Path) -> Result<()> {
+    curves::draw(&panels(picture)?, path)
+}
+
+fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
+    for (at, query) in picture.queries.iter().enumerate() {
+        // NaN is in no range and passes both.
+        let odd = query
+            .probability
+            .iter()
+            .find(|&&value| !(0.0..=1.0 + 1e-4).contains(&value) && !value.is_nan());
+        ensure!(
+            odd.is_none(),
+            "query {at}: probability: expected 0 to 1, got {}",
+            odd.unwrap_or(&0.0)
+        );
+        let odd = query.entropy.iter().find(|&&value| value < -1e-4);
+        ensure!(
+            odd.is_none(),
+            "query {at}: entropy: expected at least 0, got {}",
+            odd.unwrap_or(&0.0)
+        );
+    }
+    if let Some(branching) = picture.branching {
+        ensure!(
+            branching >= 2,
+            "branching factor: expected at least 2, got {branching}"
+        );
+    }
+    let groups = [
+        ("answer right", Some(true)),
+        ("answer wrong", Some(false)),
+        ("all", None),
+    ];
+    let groups: Vec<_> = groups
+        .into_iter()
+        .map(|(name, is_right)| {
+            let is_member = |query: &&QueryDecisions| query.is_right == is_right;
+            let queries: Vec<_> = picture.queries.iter().filter(is_member).collect();
+            (name, queries)
+        })
+        .filter(|(_, queries)| !queries.is_empty())
+        .collect();
+    // Queries of unknown answer beside others are not all there are.
+    let is_split = groups.len() > 1;
+    let name = |name: &str, count: usize| match name {
+        "all" if is_split => format!("answer unknown ({count} queries)"),
+        "all" => format!("mean of {count} queries"),
+        _ => format!("{name} ({count} queries)"),
+    };
+    let panel =
+        |what: &str, y_label: &str, values: fn(&QueryDecisions) -> &[f32], uniform: Option<f64>| {
+            let mut series: Vec<_> = groups
+                .iter()
+                .map(|(group, queries)| {
+                    let depths = by_depth(queries.iter().map(|query| values(query)));
+                    Series {
+                        name: name(group, queries.len()),
+                        ..summary(&depths)
+                    }
+                })
+                .collect();
+            let ends = series
+                .iter()
+                .flat_map(|series| &series.points)
+                .map(|(depth, _)| *depth);
+            let deepest = ends.fold(f64::NEG_INFINITY, f64::max);
+            if let Some(uniform) = uniform.filter(|_| deepest.is_finite()) {
+                series.push(Series {
+                    name: "uniform policy".into(),
+                    points: (0..=deepest as usize)
+                        .map(|depth| (depth as f64, uniform))
+                        .collect(),
+                    ..Series::default()
+                });
+            }
+            Panel {
+                title: match picture.title.as_str() {
+                    "" => what.into(),
+                    title => format!("{title}: {what}"),
+                },
+                x_label: "decision (0: at the root)".into(),
+                y_label: y_label.into(),
+                series,
+                ..Panel::default()
+            }
+        };
+    let branching = picture.branching.map(|branching| branching as f64);
+    Ok([
+        panel(
+            "probability of the chosen child",
+            "probability (band: quartiles)",
+            |query| &query.probability,
+            branching.map(f64::recip),
+        ),
+        panel(
+            "entropy of the policy",
+            "nats (band: quartiles)",
+            |query| &query.entropy,
+            branching.map(f64::ln),
+        ),
+    ])
+}
+
+/// The finite values of each depth, in ascending order.
+fn by_depth<'a>(queries: impl Iterator<Item = &'a [f32]>) -> Vec<Vec<f64>> {
+    let mut depths: Vec<Vec<f64>> = Vec::new();
+    for query in queries {
+        depths.resize(depths.len().max(query.len()), Vec::new());
+        for (values, &value) in depths.iter_mut().zip(query) {
+            if value.is_finite() {
+                values.push(value.into());
+            }
+        }
+    }
+    for values in &mut depths {
+        values.sort_by(f64::total_cmp);
+    }
+    depths
+}
+
+/// Means and quartiles over depth. A depth without values interrupts the line.
+fn summary(depths: &[Vec<f64>]) -> Series {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let points = depths
+        .iter()
+        .enumerate()
+        .map(|(depth, values)| (depth as f64, mean(values)));
+    let quartiles = depths
+        .iter()
+        .map(|values| (quantile(values, 0.25), quantile(values, 0.75)));
+    Series {
+        points: points.collect(),
+        spread: Spread::Band(quartiles.collect()),
+        ..Series::default()
+    }
+}
+
+/// A quantile of ascending values, linear between neighbours; NaN if there are none.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let Some(last) = values.len().checked_sub(1) else {
+        return f64::NAN;
+    };
+    let at = share * last as f64;
+    let below = values[at.floor() as usize];
+    let above = values[at.ceil() as usize];
+    below + (above - below) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(probability: &[f32], is_right: Option<bool>) -> QueryDecisions {
+        QueryDecisions {
+            probability: probability.to_vec(),
+            entropy: probability.iter().map(|p| 1.0 - p).collect(),
+            is_right,
+        }
+    }
+
+    fn picture(queries: Vec<QueryDecisions>) -> ConfidencePicture {
+        ConfidencePicture {
+            title: "Copy".into(),
+            branching: Some(2),
+            queries,
+        }
+    }
+
+    #[test]
+    fn means_and_quartiles_are_taken_at_each_depth() {
+        let queries = [0.0, 0.25, 0.5, 0.75, 1.0].map(|p| query(&[p, 1.0], None));
+        let [probability, entropy] = panels(&picture(queries.to_vec())).unwrap();
+        assert_eq!(probability.title, "Copy: probability of the chosen child");
+        assert_eq!(probability.series[0].name, "mean of 5 queries");
+        assert_eq!(probability.series[0].points, [(0.0, 0.5), (1.0, 1.0)]);
+        let quartiles = Spread::Band(vec![(0.25, 0.75), (1.0, 1.0)]);
+        assert_eq!(probability.series[0].spread, quartiles);
+        assert_eq!(probability.series[1].points, [(0.0, 0.5), (1.0, 0.5)]);
+        assert_eq!(entropy.series[0].points, [(0.0, 0.5), (1.0, 0.0)]);
+        assert_eq!(entropy.series[1].points[0].1, 2f64.ln());
+    }
+
+    #[test]
+    fn right_and_wrong_answers_have_lines_of_their_own() {
+        let queries = vec![
+            query(&[1.0], Some(true)),
+            query(&[0.5], Some(false)),
+            query(&[0.75], Some(false)),
+        ];
+        let [probability, _] = panels(&picture(queries)).unwrap();
+        let lines: Vec<_> = probability
+            .series
+            .iter()
+            .map(|series| (series.name.as_str(), series.points[0].1))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("answer right (1 queries)", 1.0),
+                ("answer wrong (2 queries)", 0.625),
+                ("uniform policy", 0.5)
+            ]
+        );
+    }
+
+    #[test]
+    fn decisions_that_were_forced_are_left_out() {
+        let queries = vec![
+            query(&[f32::NAN, 0.5], None),
+            query(&[0.75, f32::NAN, 0.25], None),
+        ];
+        let [probability, _] = panels(&picture(queries)).unwrap();
+        assert_eq!(
+            probability.series[0].points,
+            [(0.0, 0.75), (1.0, 0.5), (2.0, 0.25)]
+        );
+        let forced = panels(&picture(vec![query(&[f32::NAN], None)])).unwrap();
+        assert!(forced[0].series[0].points[0].1.is_nan());
+    }
+
+    #[test]
+    fn pictures_are_drawn_with_and_without_queries() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, queries) in [
+            ("none", vec![]),
+            ("no decisions", vec![query(&[], Some(true))]),
+            ("one", vec![query(&[0.5], None)]),
+            ("forced", vec![query(&[f32::NAN], None)]),
+            (
+                "many",
+                vec![query(&[0.5, 0.9], Some(true)), query(&[0.7, 0.6], None)],
+            ),
+        ] {
+            let path = folder.path().join(format!("{name}.png"));
+            draw(&picture(queries), &path).unwrap();
+            let ink = image::open(&path).unwrap().to_rgb8();
+            let ink = ink.pixels().filter(|pixel| pixel.0 != [255; 3]).count();
+            assert!(ink > 500, "{name}: {ink} pixels drawn");
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused() {
+        let path = Path::new("never-written.png");
+        let message = |picture: &ConfidencePicture| draw(picture, path).unwrap_err().to_string();
+        assert_eq!(
+            message(&picture(vec![
+                query(&[0.5], None),
+                query(&[0.5, 1.5], None)
+            ])),
+            "query 1: probability: expected 0 to 1, got 1.5"
+        );
+        let negative = QueryDecisions {
+            entropy: vec![-1.0],
+            ..QueryDecisions::default()
+        };
+        assert_eq!(
+            message(&picture(vec![negative])),
+            "query 0: entropy: expected at least 0, got -1"
+        );
+        let lone = ConfidencePicture {
+            branching: Some(1),
+            ..ConfidencePicture::default()
+        };
+        assert_eq!(
+            message(&lone),
+            "branching factor: expected at least 2, got 1"
+        );
+        assert!(!path.exists());
+    }
+}
