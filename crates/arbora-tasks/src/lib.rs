@@ -5,6 +5,8 @@
 //!
 //! - [`images`]: sets of images from IDX files, from a folder of PNG and JPEG files or from the
 //!   bundled sample, and image completion: predict unseen pixels from a few seen ones
+//! - [`series`]: sets of time series from `.ts` files or from the bundled sample, and their
+//!   classification by windows
 //! - [`gp`]: regression on functions drawn from Gaussian processes
 //! - [`batch`]: [`RegressionBatch`], the padded tensors of context and target points that every
 //!   regression task yields, with a checked constructor for data of your own
@@ -31,15 +33,18 @@
 //! gets the same numbers.
 //!
 //! # Feature flags
-//! - `sample`: compiles the bundled Fashion-MNIST sample into the binary (`images::sample`)
+//! - `sample`: compiles the bundled samples into the binary: a part of Fashion-MNIST
+//!   (`images::sample`) and BasicMotions (`series::sample`)
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
 pub mod batch;
 mod draws;
 pub mod error;
+mod files;
 pub mod gp;
 pub mod images;
+pub mod series;
 pub mod shuffle;
 
 pub use batch::{RegressionBatch, RegressionExample};

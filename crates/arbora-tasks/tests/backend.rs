@@ -18,6 +18,8 @@ mod batch;
 mod completion;
 #[path = "backend/gp.rs"]
 mod gp;
+#[path = "backend/series.rs"]
+mod series;
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
