@@ -130,6 +130,16 @@ pub enum TaskError {
         /// Its value.
         got: usize,
     },
+    /// A number that is given is out of its range.
+    #[error("{key}: expected {expected}, got {got}")]
+    Number {
+        /// What it is for.
+        key: &'static str,
+        /// The range it should be in.
+        expected: String,
+        /// Its value.
+        got: String,
+    },
     /// An example, or what a configuration asks for, has no context points.
     #[error("{place}: the context is empty; at least one point is needed")]
     EmptyContext {

@@ -8,6 +8,9 @@
 //! - [`series`]: sets of time series from `.ts` files or from the bundled sample, and their
 //!   classification by windows
 //! - [`gp`]: regression on functions drawn from Gaussian processes
+//! - [`bandit`]: the wheel bandit, for loops that learn while they choose, and regression on its
+//!   rewards
+//! - [`optimisation`]: functions drawn from Gaussian processes, whose maximum is to be found
 //! - [`batch`]: [`RegressionBatch`], the padded tensors of context and target points that every
 //!   regression task yields, with a checked constructor for data of your own
 //! - [`shuffle`]: a seeded permutation that is evaluated one position at a time
@@ -38,12 +41,14 @@
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
+pub mod bandit;
 pub mod batch;
 mod draws;
 pub mod error;
 mod files;
 pub mod gp;
 pub mod images;
+pub mod optimisation;
 pub mod series;
 pub mod shuffle;
 

@@ -12,6 +12,8 @@
     feature = "cpu"
 ))]
 
+#[path = "backend/bandit.rs"]
+mod bandit;
 #[path = "backend/batch.rs"]
 mod batch;
 #[path = "backend/completion.rs"]
