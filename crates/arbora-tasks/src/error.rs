@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::series::SeriesProblem;
+
 /// Why data was refused. Each message names the file, key or example, what was expected and what
 /// came.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +130,16 @@ pub enum TaskError {
         /// Its value.
         got: usize,
     },
+    /// A number that is given is out of its range.
+    #[error("{key}: expected {expected}, got {got}")]
+    Number {
+        /// What it is for.
+        key: &'static str,
+        /// The range it should be in.
+        expected: String,
+        /// Its value.
+        got: String,
+    },
     /// An example, or what a configuration asks for, has no context points.
     #[error("{place}: the context is empty; at least one point is needed")]
     EmptyContext {
@@ -174,5 +186,39 @@ pub enum TaskError {
         index: usize,
         /// The number of images in the set.
         count: usize,
+    },
+    /// A line of a `.ts` file is not what it should be.
+    #[error("{}:{line}: {problem}", path.display())]
+    SeriesFile {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: SeriesProblem,
+    },
+    /// A set of series contradicts itself or the set beside it, or is empty.
+    #[error("series set: {what}: expected {expected}, got {got}")]
+    SeriesSet {
+        /// What was looked at.
+        what: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A series is too short to cut a window from.
+    #[error(
+        "series {index} of the {set} set: expected at least {window} steps, the window, got {steps}"
+    )]
+    ShortSeries {
+        /// `training` or `test`.
+        set: &'static str,
+        /// The series, from 0.
+        index: usize,
+        /// Its steps.
+        steps: usize,
+        /// The steps of a window.
+        window: usize,
     },
 }

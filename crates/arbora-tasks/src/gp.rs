@@ -66,8 +66,8 @@ impl Kernel {
 /// The parameters of a [`Kernel`] and the noise of observations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hyperparameters {
-    /// The distance over which values stay alike, above 0. In units of x, but of the half period's
-    /// sine for [`Kernel::Periodic`].
+    /// The distance over which values stay alike, above 0. In units of x; for [`Kernel::Periodic`], in
+    /// units of `sin(pi d / p)`.
     pub length: f64,
     /// The standard deviation of a value, above 0.
     pub scale: f64,

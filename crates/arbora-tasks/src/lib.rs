@@ -6,7 +6,12 @@
 //! - [`images`]: sets of images from IDX files, from a folder of PNG and JPEG files or from the
 //!   bundled sample, and image completion: predict unseen pixels from a few seen ones
 //! - [`copy`]: random sequences to be written in reverse, the task of the Tree Cross Attention paper
+//! - [`series`]: sets of time series from `.ts` files or from the bundled sample, and their
+//!   classification by windows
 //! - [`gp`]: regression on functions drawn from Gaussian processes
+//! - [`bandit`]: the wheel bandit, for loops that learn while they choose, and regression on its
+//!   rewards
+//! - [`optimisation`]: functions drawn from Gaussian processes, whose maximum is to be found
 //! - [`batch`]: [`RegressionBatch`], the padded tensors of context and target points that every
 //!   regression task yields, with a checked constructor for data of your own
 //! - [`shuffle`]: a seeded permutation that is evaluated one position at a time
@@ -32,16 +37,21 @@
 //! gets the same numbers.
 //!
 //! # Feature flags
-//! - `sample`: compiles the bundled Fashion-MNIST sample into the binary (`images::sample`)
+//! - `sample`: compiles the bundled samples into the binary: a part of Fashion-MNIST
+//!   (`images::sample`) and BasicMotions (`series::sample`)
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
+pub mod bandit;
 pub mod batch;
 pub mod copy;
 mod draws;
 pub mod error;
+mod files;
 pub mod gp;
 pub mod images;
+pub mod optimisation;
+pub mod series;
 pub mod shuffle;
 
 pub use batch::{RegressionBatch, RegressionExample};

@@ -12,6 +12,8 @@
     feature = "cpu"
 ))]
 
+#[path = "backend/bandit.rs"]
+mod bandit;
 #[path = "backend/batch.rs"]
 mod batch;
 #[path = "backend/completion.rs"]
@@ -20,6 +22,8 @@ mod completion;
 mod copy;
 #[path = "backend/gp.rs"]
 mod gp;
+#[path = "backend/series.rs"]
+mod series;
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {

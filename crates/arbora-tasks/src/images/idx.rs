@@ -1,39 +1,12 @@
 //! The IDX format: two zero bytes, an element type, the number of axes, each axis as a big-endian
 //! 32-bit number, then the elements in row-major order.
 
-use std::{io::Read, path::Path};
-
-use flate2::read::MultiGzDecoder;
+use std::path::Path;
 
 use super::ImageSet;
 use crate::TaskError;
 
 const UNSIGNED_BYTE: u8 = 0x08;
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-
-/// The bytes of a file, decompressed if it is gzip.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
-    let bytes = std::fs::read(path).map_err(|source| TaskError::Read {
-        path: path.into(),
-        source,
-    })?;
-    decompress(path, bytes)
-}
-
-/// `bytes`, decompressed if they are gzip. `path` is for messages.
-pub(super) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskError> {
-    if !bytes.starts_with(&GZIP) {
-        return Ok(bytes);
-    }
-    let mut raw = Vec::new();
-    MultiGzDecoder::new(bytes.as_slice())
-        .read_to_end(&mut raw)
-        .map_err(|source| TaskError::Gzip {
-            path: path.into(),
-            source,
-        })?;
-    Ok(raw)
-}
 
 /// Grey images, `[count, height, width]`.
 pub(super) fn images(path: &Path, bytes: &[u8]) -> Result<ImageSet, TaskError> {
@@ -125,6 +98,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::files::decompress;
 
     fn encode(axes: &[u32], elements: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0, 0, UNSIGNED_BYTE, axes.len() as u8];
@@ -190,7 +164,7 @@ mod tests {
                 bytes[..4].copy_from_slice(&[0, 0, UNSIGNED_BYTE, 3]);
             }
             let _ = parse_images(bytes.clone());
-            bytes.splice(0..0, GZIP);
+            bytes.splice(0..0, [0x1f, 0x8b]);
             prop_assert!(parse_images(bytes).is_err());
         }
     }

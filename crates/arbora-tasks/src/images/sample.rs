@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::{ImageSet, idx};
+use crate::files;
 
 /// The licence and origin of the sample, to show wherever it is redistributed.
 pub const LICENSE: &str = include_str!("../../sample/NOTICE");
@@ -39,8 +40,9 @@ pub(super) fn load() -> (ImageSet, ImageSet) {
 
 fn read(images: &[u8], labels: &[u8]) -> ImageSet {
     let path = Path::new("bundled sample");
-    let set = idx::decompress(path, images.to_vec()).and_then(|bytes| idx::images(path, &bytes));
-    let labels = idx::decompress(path, labels.to_vec()).and_then(|bytes| idx::labels(path, &bytes));
+    let set = files::decompress(path, images.to_vec()).and_then(|bytes| idx::images(path, &bytes));
+    let labels =
+        files::decompress(path, labels.to_vec()).and_then(|bytes| idx::labels(path, &bytes));
     // The bytes are part of the binary, so only a damaged build could fail here.
     set.and_then(|set| set.with_labels(path, labels?))
         .expect("the bundled sample is intact")

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use crate::{TaskError, shuffle::Shuffle};
+use crate::{TaskError, files, shuffle::Shuffle};
 
 /// Images of one size, 8 bits per channel, in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +34,11 @@ impl ImageSet {
         images: impl AsRef<Path>,
         labels: Option<impl AsRef<Path>>,
     ) -> Result<Self, TaskError> {
-        let set = super::idx::images(images.as_ref(), &super::idx::read(images.as_ref())?)?;
+        let set = super::idx::images(images.as_ref(), &files::read(images.as_ref())?)?;
         match labels {
             None => Ok(set),
             Some(labels) => {
-                let bytes = super::idx::read(labels.as_ref())?;
+                let bytes = files::read(labels.as_ref())?;
                 set.with_labels(
                     labels.as_ref(),
                     super::idx::labels(labels.as_ref(), &bytes)?,

@@ -1,0 +1,196 @@
+use std::path::Path;
+
+use super::ts;
+use crate::{TaskError, files};
+
+/// One series and its class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// `[steps, channels]`, row-major: all channels of the first step, then of the second.
+    pub values: Vec<f32>,
+    /// The position of its class in [`SeriesSet::classes`].
+    pub class: usize,
+}
+
+/// Time series of the same channels, each with a class, in memory. Lengths may differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeriesSet {
+    series: Vec<Series>,
+    channels: usize,
+    classes: Vec<String>,
+}
+
+impl SeriesSet {
+    /// Reads a `.ts` file, the text format of the UEA and UCR archives. It may be gzip-compressed;
+    /// its first bytes tell, not its name.
+    ///
+    /// Header lines begin with `@`, without regard to case, and end with `@data`; lines that begin
+    /// with `#` or `%` are comments. Of the header, `@classLabel`, `@dimensions`, `@univariate` and
+    /// `@timeStamps` are looked at; `@missing`, `@equalLength` and `@seriesLength` are not, because
+    /// the rows themselves tell. Then every row is a series: `channel:channel:...:class` with the
+    /// values of a channel separated by commas.
+    ///
+    /// # Errors
+    /// - [`TaskError::Read`] and [`TaskError::Gzip`] for files that cannot be read
+    /// - [`TaskError::SeriesFile`], with file, line and a [`SeriesProblem`](super::SeriesProblem),
+    ///   for missing and non-finite values, channels of different lengths within a row, another
+    ///   number of channels than the header or the first row has, classes that the header does not
+    ///   name, sets without classes (regression), series with time stamps and files without series
+    pub fn from_ts(path: impl AsRef<Path>) -> Result<Self, TaskError> {
+        ts::parse(path.as_ref(), &files::read(path.as_ref())?)
+    }
+
+    /// A set of one's own series.
+    ///
+    /// # Errors
+    /// [`TaskError::SeriesSet`] without series, classes or channels, for a series that is empty or no
+    /// whole number of steps, for a class out of range and for values that are not finite.
+    pub fn from_series(
+        series: Vec<Series>,
+        channels: usize,
+        classes: Vec<String>,
+    ) -> Result<Self, TaskError> {
+        let refuse = |what: String, expected: String, got: String| {
+            Err(TaskError::SeriesSet {
+                what,
+                expected,
+                got,
+            })
+        };
+        for (what, count) in [
+            ("series", series.len()),
+            ("channels", channels),
+            ("classes", classes.len()),
+        ] {
+            if count == 0 {
+                return refuse(what.into(), "at least 1".into(), "0".into());
+            }
+        }
+        for (at, one) in series.iter().enumerate() {
+            let values = one.values.len();
+            if values == 0 || !values.is_multiple_of(channels) {
+                return refuse(
+                    format!("values of series {at}"),
+                    format!("a multiple of {channels}, at least one step"),
+                    values.to_string(),
+                );
+            }
+            if one.class >= classes.len() {
+                return refuse(
+                    format!("class of series {at}"),
+                    format!("below {}", classes.len()),
+                    one.class.to_string(),
+                );
+            }
+            if let Some(position) = one.values.iter().position(|value| !value.is_finite()) {
+                return refuse(
+                    format!(
+                        "series {at}, step {}, channel {}",
+                        position / channels,
+                        position % channels
+                    ),
+                    "a finite value".into(),
+                    one.values[position].to_string(),
+                );
+            }
+        }
+        Ok(Self {
+            series,
+            channels,
+            classes,
+        })
+    }
+
+    /// The training and the test series of the bundled sample. See [`sample`](super::sample).
+    #[cfg(feature = "sample")]
+    pub fn bundled() -> (Self, Self) {
+        super::sample::load()
+    }
+
+    /// The series, in the order of the file.
+    pub fn series(&self) -> &[Series] {
+        &self.series
+    }
+
+    /// How many series there are, at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "a set is never empty")]
+    pub fn len(&self) -> usize {
+        self.series.len()
+    }
+
+    /// Values per step.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The names of the classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Steps of the series at `index`.
+    ///
+    /// # Panics
+    /// If there is no such series.
+    #[track_caller]
+    pub fn steps(&self, index: usize) -> usize {
+        self.series[index].values.len() / self.channels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(series: Vec<Series>, channels: usize, classes: &[&str]) -> String {
+        let classes = classes.iter().map(ToString::to_string).collect();
+        SeriesSet::from_series(series, channels, classes)
+            .unwrap_err()
+            .to_string()
+    }
+
+    fn series(values: &[f32], class: usize) -> Series {
+        Series {
+            values: values.to_vec(),
+            class,
+        }
+    }
+
+    #[test]
+    fn contradictory_series_are_refused() {
+        let good = || series(&[1.0, 2.0], 0);
+        let cases = [
+            (
+                error(vec![], 2, &["a"]),
+                "series set: series: expected at least 1, got 0",
+            ),
+            (
+                error(vec![good()], 0, &["a"]),
+                "series set: channels: expected at least 1, got 0",
+            ),
+            (
+                error(vec![good()], 2, &[]),
+                "series set: classes: expected at least 1, got 0",
+            ),
+            (
+                error(vec![good(), series(&[1.0], 0)], 2, &["a"]),
+                "series set: values of series 1: expected a multiple of 2, at least one step, got 1",
+            ),
+            (
+                error(vec![series(&[], 0)], 2, &["a"]),
+                "series set: values of series 0: expected a multiple of 2, at least one step, got 0",
+            ),
+            (
+                error(vec![series(&[1.0, 2.0], 1)], 2, &["a"]),
+                "series set: class of series 0: expected below 1, got 1",
+            ),
+            (
+                error(vec![series(&[1.0, 2.0, 3.0, f32::NAN], 0)], 2, &["a"]),
+                "series set: series 0, step 1, channel 1: expected a finite value, got NaN",
+            ),
+        ];
+        for (got, expected) in cases {
+            assert_eq!(got, expected);
+        }
+    }
+}
