@@ -3,12 +3,13 @@
 use super::pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
+use super::tree_index::TreeIndex;
 use crate::functions::{Route, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
-use arbora_tree::{TokenTree, TokenTreeShape};
+use arbora_tree::TokenTree;
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// Configuration of [`TreeCrossAttention`].
 #[derive(Config, Debug)]
@@ -52,31 +53,6 @@ impl TreeCrossAttentionConfig {
             attention,
             ghosts: self.ghosts,
         }
-    }
-}
-
-/// The projected keys and values of a batch of token trees: made once, searched by any number of
-/// queries, also from several threads.
-///
-/// An index belongs to the weights of the layer that made it. Make a new one after a training step.
-#[derive(Clone, Debug)]
-pub struct TreeIndex {
-    shape: TokenTreeShape,
-    key: Tensor<4>,   // [batch, nodes, heads, head_dim]
-    value: Tensor<4>, // [batch, nodes, heads, head_dim]
-    lengths: Tensor<1, Int>,
-    mask: Tensor<2, Bool>,
-}
-
-impl TreeIndex {
-    /// The shape that all trees of the batch share.
-    pub fn shape(&self) -> &TokenTreeShape {
-        &self.shape
-    }
-
-    /// Real tokens per example, `[batch]`.
-    pub fn lengths(&self) -> Tensor<1, Int> {
-        self.lengths.clone()
     }
 }
 
