@@ -41,7 +41,7 @@ fn clones_and_equal_weights_may_use_an_index() {
     }
     index.check(&equal).unwrap();
     index.check(&layer).unwrap();
-    assert_close(context(&equal, &index), context(&layer, &index), 0.0, 0.0);
+    assert_close(context(&equal, &index), context(&layer, &index), 1e-6, 1e-6);
 }
 
 #[test]
@@ -152,13 +152,18 @@ fn a_loaded_index_finds_what_the_saved_one_finds() {
         saved.save(&path).unwrap();
         let loaded = TreeIndex::load(&path, &layer, &device()).unwrap();
         assert_eq!(loaded.shape(), saved.shape());
-        assert_close(context(&layer, &loaded), context(&layer, &saved), 0.0, 0.0);
+        assert_close(
+            context(&layer, &loaded),
+            context(&layer, &saved),
+            1e-6,
+            1e-6,
+        );
         let queries = random([2, 4, 6], 2, &device());
         assert_close(
             layer.attend_leaves(queries.clone(), &loaded),
             layer.attend_leaves(queries, &saved),
-            0.0,
-            0.0,
+            1e-6,
+            1e-6,
         );
     }
     let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
@@ -196,8 +201,8 @@ fn a_loaded_stream_goes_on_where_the_saved_one_was() {
     assert_close(
         context(&layer, loaded.index()),
         context(&layer, memory.index()),
-        0.0,
-        0.0,
+        1e-6,
+        1e-6,
     );
     // Without the trees it is an index as any other.
     TreeIndex::load(&path, &layer, &device()).unwrap();

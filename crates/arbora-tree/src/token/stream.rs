@@ -153,8 +153,8 @@ impl Changed {
             dims[0] = run.examples.len();
             dims[1] = run.positions.len();
             let part = rows.clone().narrow(1, first, run.rows()).reshape(dims);
-            // One slice per run: `slice_assign` is in place on all backends, while burn 0.22's
-            // `select_assign` copies on libtorch and `scatter_nd` on flex.
+            // One slice per run: burn 0.22 assigns slices in place on flex, ndarray, libtorch and CubeCL,
+            // while its `select_assign` copies the whole on libtorch, and `scatter_nd` on flex.
             stored = stored.slice_assign(slices, part);
             first += run.rows();
         }
