@@ -33,8 +33,8 @@ pub use functions::{
     tree_search,
 };
 pub use layers::{
-    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOutput,
-    TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    IndexError, PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
+    SearchOutput, StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

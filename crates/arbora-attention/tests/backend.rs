@@ -4,12 +4,16 @@
 mod build;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
+#[path = "backend/index.rs"]
+mod index;
 #[path = "backend/kernels.rs"]
 mod kernels;
 #[path = "backend/layer.rs"]
 mod layer;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/stream.rs"]
+mod stream;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

@@ -10,7 +10,7 @@
 //! - `order`: the permutation that makes tokens leaves: given, by axis, k-d, Morton, ball tree, along
 //!   a random direction, by clusters of encodings, random.
 //! - `token`: `TokenTree`, one tensor `[batch, nodes, dim]` in level order with its mask, built
-//!   bottom-up by an `Aggregator`.
+//!   bottom-up by an `Aggregator`, which tokens can be appended to and replaced in.
 //!
 //! # Feature flags
 //!
@@ -33,4 +33,4 @@ pub mod token;
 pub use order::{OrderInput, TokenOrder};
 pub use shape::{CompleteTree, Layout, TokenTreeShape};
 #[cfg(feature = "tensor")]
-pub use token::{Aggregator, MeanAggregator, TokenTree};
+pub use token::{Aggregator, Changed, MeanAggregator, StreamError, TokenTree};

@@ -1,5 +1,9 @@
 //! The node tensors of a token tree.
 
+mod stream;
+
+pub use stream::{Changed, StreamError};
+
 use crate::order::int_tensor;
 use crate::shape::TokenTreeShape;
 use burn::tensor::{Bool, Device, Int, Tensor};
@@ -99,13 +103,19 @@ pub fn masked_mean(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
 /// All trees of a batch share one [`TokenTreeShape`], that of the longest example. A shorter example
 /// fills the left part of it; nodes over none of its tokens are *ghosts*: their vector is zero and
 /// they are masked.
+///
+/// A tree can also grow and change: see [`append`](Self::append) and [`update`](Self::update). Then
+/// the shape is that of the tokens there is room for, and the rest of it is ghosts.
 #[derive(Clone, Debug)]
 pub struct TokenTree {
     shape: TokenTreeShape,
     nodes: Tensor<3>,
-    mask: Tensor<2, Bool>,
     lengths: Tensor<1, Int>,
     order: Tensor<2, Int>,
+    /// `lengths` on the host, once the order is known to be the given one.
+    stream: Option<Vec<usize>>,
+    /// How many tokens an example may grow to.
+    max_tokens: Option<usize>,
 }
 
 impl TokenTree {
@@ -150,8 +160,6 @@ impl TokenTree {
             Some(mask) => mask.clone().bool_not().int().sum_dim(1).squeeze_dim(1),
             None => Tensor::full([batch], count as i64, &device),
         };
-        let node_mask = node_mask(&shape, lengths.clone());
-
         let leaves = select_rows(tokens, order.clone()); // [batch, tokens, dim]
         let leaves = pad_rows(leaves, shape.width(0));
         let nodes = aggregator.nodes(leaves, lengths.clone(), &shape);
@@ -165,9 +173,10 @@ impl TokenTree {
         Self {
             shape,
             nodes,
-            mask: node_mask,
             lengths,
             order,
+            stream: None,
+            max_tokens: None,
         }
     }
 
@@ -183,7 +192,7 @@ impl TokenTree {
 
     /// Which nodes are ghosts, `[batch, nodes]`, `true` = masked out.
     pub fn mask(&self) -> Tensor<2, Bool> {
-        self.mask.clone()
+        node_mask(&self.shape, self.lengths.clone())
     }
 
     /// Real tokens per example, `[batch]`.

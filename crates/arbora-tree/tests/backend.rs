@@ -3,6 +3,8 @@
 
 #[path = "backend/order.rs"]
 mod order;
+#[path = "backend/stream.rs"]
+mod stream;
 #[path = "backend/token.rs"]
 mod token;
 

@@ -1,7 +1,8 @@
 //! Routes that follow dense attention to the leaves.
 
 use super::pre_norm_attention::ProjectedQueries;
-use super::tree_cross_attention::{TreeCrossAttention, TreeIndex};
+use super::tree_cross_attention::TreeCrossAttention;
+use super::tree_index::TreeIndex;
 use arbora_tree::token::paths_to_leaves;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
@@ -20,7 +21,7 @@ impl TreeCrossAttention {
     /// - returns `[batch, queries, decisions + 1]`; an example without tokens gets the leftmost path
     ///
     /// # Panics
-    /// If `numbers` has another shape.
+    /// If `numbers` has another shape, or the index is of other weights.
     #[track_caller]
     pub fn leaf_routes(
         &self,
@@ -28,6 +29,7 @@ impl TreeCrossAttention {
         index: &TreeIndex,
         numbers: Tensor<2>,
     ) -> Tensor<3, Int> {
+        index.expect(&self.attention);
         let [batch, count, heads, head_dim] = queries.query.dims();
         assert_eq!(
             numbers.dims(),
@@ -51,8 +53,8 @@ impl TreeCrossAttention {
         let key = plain(index.key.clone())
             .slice([0..batch, first..nodes])
             .permute([0, 2, 3, 1]); // [batch, heads, head_dim, leaves]
-        let mask = index.mask.clone().slice([0..batch, first..nodes]);
-        let ghosts = mask
+        let ghosts = index
+            .leaf_mask()
             .reshape([batch, 1, 1, leaves])
             .expand([batch, heads, count, leaves]);
         let logits = query.matmul(key) * (head_dim as f64).powf(-0.5);

@@ -1,12 +1,16 @@
 //! Modules.
 
+mod index_file;
 mod leaf_routes;
 mod pre_norm_attention;
+mod streaming_index;
 mod tree_cross_attention;
+mod tree_index;
 
+pub use index_file::IndexError;
 pub use pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
-pub use tree_cross_attention::{
-    SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
-};
+pub use streaming_index::StreamingIndex;
+pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};
+pub use tree_index::TreeIndex;

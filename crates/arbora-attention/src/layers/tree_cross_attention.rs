@@ -3,12 +3,14 @@
 use super::pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
+use super::streaming_index::StreamingIndex;
+use super::tree_index::TreeIndex;
 use crate::functions::{Route, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
-use arbora_tree::{TokenTree, TokenTreeShape};
+use arbora_tree::TokenTree;
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// Configuration of [`TreeCrossAttention`].
 #[derive(Config, Debug)]
@@ -55,31 +57,6 @@ impl TreeCrossAttentionConfig {
     }
 }
 
-/// The projected keys and values of a batch of token trees: made once, searched by any number of
-/// queries, also from several threads.
-///
-/// An index belongs to the weights of the layer that made it. Make a new one after a training step.
-#[derive(Clone, Debug)]
-pub struct TreeIndex {
-    pub(super) shape: TokenTreeShape,
-    pub(super) key: Tensor<4>,   // [batch, nodes, heads, head_dim]
-    pub(super) value: Tensor<4>, // [batch, nodes, heads, head_dim]
-    pub(super) lengths: Tensor<1, Int>,
-    pub(super) mask: Tensor<2, Bool>,
-}
-
-impl TreeIndex {
-    /// The shape that all trees of the batch share.
-    pub fn shape(&self) -> &TokenTreeShape {
-        &self.shape
-    }
-
-    /// Real tokens per example, `[batch]`.
-    pub fn lengths(&self) -> Tensor<1, Int> {
-        self.lengths.clone()
-    }
-}
-
 /// What [`TreeCrossAttention::search`] returns.
 #[derive(Clone, Debug)]
 pub struct SearchOutput {
@@ -106,14 +83,16 @@ impl TreeCrossAttention {
     /// If the nodes are not `d_model` wide.
     #[track_caller]
     pub fn index(&self, tree: &TokenTree) -> TreeIndex {
-        let (key, value) = self.attention.project_context(tree.nodes());
-        TreeIndex {
-            shape: *tree.shape(),
-            key,
-            value,
-            lengths: tree.lengths(),
-            mask: tree.mask(),
-        }
+        TreeIndex::new(&self.attention, tree)
+    }
+
+    /// Indexes trees that are to grow and change: [`StreamingIndex`] keeps the index up to date.
+    ///
+    /// # Panics
+    /// If the nodes are not `d_model` wide.
+    #[track_caller]
+    pub fn stream(&self, tree: TokenTree) -> StreamingIndex {
+        StreamingIndex::new(self, tree)
     }
 
     /// Searches the trees of an index with queries and attends to what the search selects.
@@ -122,8 +101,8 @@ impl TreeCrossAttention {
     /// - queries: `[batch, queries, d_model]`
     ///
     /// # Panics
-    /// If the axes of queries, index and route disagree; see
-    /// [`tree_search`](crate::tree_search).
+    /// If the axes of queries, index and route disagree (see [`tree_search`](crate::tree_search)), or
+    /// the index is of other weights (see [`TreeIndex::check`]).
     #[track_caller]
     pub fn search(&self, queries: Tensor<3>, index: &TreeIndex, route: Route) -> SearchOutput {
         self.search_with(queries, index, route, 1.0)
@@ -158,6 +137,7 @@ impl TreeCrossAttention {
         route: Route,
         temperature: f64,
     ) -> SearchOutput {
+        index.expect(&self.attention);
         let found = tree_search(
             queries.query.clone(),
             index.key.clone(),
@@ -186,6 +166,10 @@ impl TreeCrossAttention {
     /// # Shapes
     /// - queries: `[batch, queries, d_model]`
     /// - returns `[batch, queries, d_model]`
+    ///
+    /// # Panics
+    /// If the axes of queries and index disagree, or the index is of other weights (see
+    /// [`TreeIndex::check`]).
     #[track_caller]
     pub fn attend_leaves(&self, queries: Tensor<3>, index: &TreeIndex) -> Tensor<3> {
         self.attend_leaves_projected(self.attention.project_queries(queries), index)
@@ -193,21 +177,22 @@ impl TreeCrossAttention {
 
     /// [`attend_leaves`](Self::attend_leaves) for queries that
     /// [`PreNormAttention::project_queries`] of [`attention`](Self::attention) has projected.
+    ///
+    /// # Panics
+    /// As [`attend_leaves`](Self::attend_leaves).
     #[track_caller]
     pub fn attend_leaves_projected(
         &self,
         queries: ProjectedQueries,
         index: &TreeIndex,
     ) -> Tensor<3> {
-        let [batch, nodes, ..] = index.key.dims();
-        let first = index.shape.offset(0);
-        let mask = index.mask.clone().slice([0..batch, first..nodes]);
+        index.expect(&self.attention);
         self.attention.attend_projected(
             queries,
             index.key.clone(),
             index.value.clone(),
-            first,
-            Some(mask),
+            index.shape.offset(0),
+            Some(index.leaf_mask()),
         )
     }
 }

@@ -5,7 +5,6 @@ use crate::two_pass::layer;
 use arbora_attention::{GhostNodes, Route, TreeCrossAttentionConfig, flops};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::Layout;
-use burn::module::Param;
 use burn::tensor::Tensor;
 
 #[test]
@@ -35,24 +34,6 @@ fn keys_and_values_are_projected_once_per_tree_and_queries_once_per_search() {
         };
         assert_eq!(searching, only_queries);
     }
-}
-
-#[test]
-fn a_search_reads_no_key_or_value_weight() {
-    let mut layer = layer(GhostNodes::Masked, &device());
-    let tree = mean_tree(random([1, 9, 6], 1, &device()), &[9], 2, Layout::LeftFilled);
-    let index = layer.index(&tree);
-    let queries = random([1, 4, 6], 2, &device());
-    let expected = layer.search(queries.clone(), &index, Route::Greedy).context;
-    let poison = || Param::from_tensor(Tensor::full([6, 6], f32::NAN, &device()));
-    layer.attention.key.weight = poison();
-    layer.attention.value.weight = poison();
-    assert_close(
-        layer.search(queries, &index, Route::Greedy).context,
-        expected,
-        0.0,
-        0.0,
-    );
 }
 
 #[test]
@@ -101,34 +82,6 @@ fn queries_without_any_token_get_a_zero_attention_output_and_finite_gradients() 
     let gradient = values(tokens.grad(&gradients).unwrap());
     assert!(gradient.iter().all(|x| x.is_finite()));
     assert!(gradient[18..].iter().all(|x| *x == 0.0));
-}
-
-#[test]
-fn one_index_serves_several_threads() {
-    let layer = layer(GhostNodes::Masked, &device());
-    let tree = mean_tree(random([1, 9, 6], 1, &device()), &[9], 2, Layout::LeftFilled);
-    let index = layer.index(&tree);
-    let queries = random([1, 4, 6], 2, &device());
-    let expected = layer
-        .search(queries.clone(), &index, Route::Greedy)
-        .context
-        .into_data();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..3)
-            .map(|_| {
-                let (layer, queries, index) = (layer.clone(), queries.clone(), &index);
-                scope.spawn(move || {
-                    layer
-                        .search(queries, index, Route::Greedy)
-                        .context
-                        .into_data()
-                })
-            })
-            .collect();
-        for thread in threads {
-            assert_eq!(thread.join().unwrap(), expected);
-        }
-    });
 }
 
 #[test]

@@ -1,0 +1,383 @@
+//! Indices as files.
+//!
+//! A file is safetensors: `key` and `value` `[batch, nodes, heads, head_dim]` in single precision,
+//! `lengths` `[batch]` as 64-bit integers, and for a [`StreamingIndex`] `nodes` `[batch, nodes, dim]`. The
+//! metadata has the format's version, the trees' shape, a fingerprint of the layer's weights and a
+//! checksum of the tensors.
+
+use super::streaming_index::StreamingIndex;
+use super::tree_cross_attention::TreeCrossAttention;
+use super::tree_index::{ContextWeights, TreeIndex, hexadecimal};
+use arbora_tree::{Layout, TokenTree, TokenTreeShape};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The version of the format that this crate writes and reads.
+const VERSION: &str = "1";
+/// In this order they enter the checksum.
+const TENSORS: [&str; 4] = ["key", "value", "lengths", "nodes"];
+/// As `TENSORS`, in the metadata.
+const ENTRIES: [&str; 5] = ["tokens", "branching", "layout", "weights", "max_tokens"];
+
+/// Why an index cannot be used, saved or loaded.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The index was made with other key and value weights than the layer has now.
+    #[error("the index is not of this layer: {reason}; index the trees again")]
+    OtherLayer {
+        /// What differs.
+        reason: String,
+    },
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no index, or is damaged.
+    #[error("{}: not an index, or damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file is of a format that this version does not know.
+    #[error("{}: index format {found}, expected {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// The file has an index and not the trees, which appending needs.
+    #[error("{}: saved without its trees, cannot be appended to", path.display())]
+    NoTree {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl IndexError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File {
+            path: path.into(),
+            source,
+        }
+    }
+
+    fn damaged(path: &Path, reason: impl ToString) -> Self {
+        Self::Damaged {
+            path: path.into(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+impl TreeIndex {
+    /// Writes the index to a safetensors file, which loads on every backend. What stood there is
+    /// replaced once all is written. Keys and values are stored in single precision.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), IndexError> {
+        save(self, None, path.as_ref())
+    }
+
+    /// Reads an index that [`save`](Self::save), or [`StreamingIndex::save`], wrote.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is damaged, is no index, is of another version, or was made with
+    /// other key and value weights than those of `layer`.
+    pub fn load(
+        path: impl AsRef<Path>,
+        layer: &TreeCrossAttention,
+        device: &Device,
+    ) -> Result<Self, IndexError> {
+        Ok(Contents::read(path.as_ref(), layer)?.index(layer, device))
+    }
+}
+
+impl StreamingIndex {
+    /// Writes index and trees to a safetensors file, as [`TreeIndex::save`].
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), IndexError> {
+        save(&self.index, Some(&self.tree), path.as_ref())
+    }
+
+    /// Reads what [`save`](Self::save) wrote, so that appending can go on.
+    ///
+    /// # Errors
+    /// As [`TreeIndex::load`], and if the file has no trees.
+    pub fn load(
+        path: impl AsRef<Path>,
+        layer: &TreeCrossAttention,
+        device: &Device,
+    ) -> Result<Self, IndexError> {
+        let path = path.as_ref();
+        let mut contents = Contents::read(path, layer)?;
+        let nodes = contents.nodes.take();
+        let nodes = nodes.ok_or_else(|| IndexError::NoTree { path: path.into() })?;
+        let lengths = contents.lengths.iter().map(|length| *length as usize);
+        let mut tree = TokenTree::from_nodes(
+            Tensor::from_data(nodes, device),
+            lengths.collect(),
+            contents.shape,
+        );
+        if let Some(max_tokens) = contents.max_tokens {
+            tree = tree.with_max_tokens(max_tokens);
+        }
+        let index = contents.index(layer, device);
+        Ok(Self { tree, index })
+    }
+}
+
+fn save(index: &TreeIndex, tree: Option<&TokenTree>, path: &Path) -> Result<(), IndexError> {
+    let lengths = index.lengths().into_data();
+    let lengths: Vec<u8> = lengths.iter::<i64>().flat_map(i64::to_le_bytes).collect();
+    let single =
+        |data: TensorData| -> Vec<u8> { data.iter::<f32>().flat_map(f32::to_le_bytes).collect() };
+    let mut tensors = vec![
+        (
+            Dtype::F32,
+            index.key.dims().to_vec(),
+            single(index.key.clone().into_data()),
+        ),
+        (
+            Dtype::F32,
+            index.value.dims().to_vec(),
+            single(index.value.clone().into_data()),
+        ),
+        (Dtype::I64, index.lengths.dims().to_vec(), lengths),
+    ];
+    if let Some(tree) = tree {
+        let nodes = tree.nodes();
+        tensors.push((Dtype::F32, nodes.dims().to_vec(), single(nodes.into_data())));
+    }
+    let shape = index.shape();
+    let layout = match shape.layout() {
+        Layout::LeftFilled => "left-filled",
+        Layout::Published => "published",
+    };
+    let mut metadata: HashMap<String, String> = [
+        ("arbora_tree_index", VERSION.to_string()),
+        ("tokens", shape.tokens().to_string()),
+        ("branching", shape.branching().to_string()),
+        ("layout", layout.to_string()),
+        ("weights", index.fingerprint()),
+    ]
+    .map(|(name, value)| (name.to_string(), value))
+    .into();
+    if let Some(max_tokens) = tree.and_then(TokenTree::max_tokens) {
+        metadata.insert("max_tokens".into(), max_tokens.to_string());
+    }
+    let contents = tensors.iter().map(|(.., bytes)| bytes.as_slice());
+    let checksum = checksum(&metadata, contents);
+    metadata.insert("checksum".into(), checksum);
+
+    let failed = |error: safetensors::SafeTensorError| {
+        IndexError::file(path)(io::Error::other(error.to_string()))
+    };
+    let views = TENSORS
+        .iter()
+        .zip(&tensors)
+        .map(|(name, (dtype, dims, bytes))| {
+            Ok((*name, TensorView::new(*dtype, dims.clone(), bytes)?))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(failed)?;
+
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
+    let written = File::create(&beside)
+        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&beside, path));
+    written.map_err(|error| {
+        // What is left of it is of no use, and the error that counts is the first.
+        let _ = fs::remove_file(&beside);
+        IndexError::file(path)(error)
+    })
+}
+
+/// A file's contents, checked.
+struct Contents {
+    shape: TokenTreeShape,
+    key: TensorData,
+    value: TensorData,
+    lengths: Vec<i64>,
+    nodes: Option<TensorData>,
+    max_tokens: Option<usize>,
+}
+
+impl Contents {
+    fn read(path: &Path, layer: &TreeCrossAttention) -> Result<Self, IndexError> {
+        let bytes = fs::read(path).map_err(IndexError::file(path))?;
+        let damaged = |reason: String| IndexError::damaged(path, reason);
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| IndexError::damaged(path, error))?;
+        let file =
+            SafeTensors::deserialize(&bytes).map_err(|error| IndexError::damaged(path, error))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let entry = |name: &str| {
+            let value = metadata.get(name);
+            value.ok_or_else(|| damaged(format!("no entry {name}")))
+        };
+        let number = |name: &str| {
+            let value = entry(name)?;
+            let number = value.parse::<usize>();
+            number.map_err(|_| damaged(format!("{name} is {value}")))
+        };
+        let version = entry("arbora_tree_index")?;
+        if version != VERSION {
+            return Err(IndexError::Version {
+                path: path.into(),
+                found: version.clone(),
+            });
+        }
+
+        let tensors = TENSORS.iter().filter_map(|name| file.tensor(name).ok());
+        if *entry("checksum")? != checksum(&metadata, tensors.map(|tensor| tensor.data())) {
+            return Err(damaged("the checksum differs".into()));
+        }
+        let tensor = |name: &str, dtype: Dtype| {
+            let view = file
+                .tensor(name)
+                .map_err(|error| damaged(error.to_string()))?;
+            match view.dtype() == dtype {
+                true => Ok(view),
+                false => Err(damaged(format!("{name} is {:?}", view.dtype()))),
+            }
+        };
+        let (key, value) = (tensor("key", Dtype::F32)?, tensor("value", Dtype::F32)?);
+        let lengths = tensor("lengths", Dtype::I64)?;
+        let nodes = match file.tensor("nodes") {
+            Ok(_) => Some(tensor("nodes", Dtype::F32)?),
+            Err(_) => None,
+        };
+
+        let &[batch, count, heads, head_dim] = key.shape() else {
+            return Err(damaged(format!("key is {:?}", key.shape())));
+        };
+        // Before the layer's weights: of another size they differ anyway, and this says how.
+        for (name, expected, got) in [
+            ("heads", heads, layer.attention.heads),
+            (
+                "width",
+                heads.saturating_mul(head_dim),
+                layer.attention.d_model,
+            ),
+        ] {
+            if expected != got {
+                return Err(IndexError::OtherLayer {
+                    reason: format!("{name}: expected {expected}, got {got}"),
+                });
+            }
+        }
+        let (tokens, branching) = (number("tokens")?, number("branching")?);
+        let layout = match entry("layout")?.as_str() {
+            "left-filled" => Layout::LeftFilled,
+            "published" => Layout::Published,
+            other => return Err(damaged(format!("layout is {other}"))),
+        };
+        // A tree has more nodes than tokens; larger numbers would not be countable either.
+        if batch == 0 || tokens == 0 || tokens > count || branching < 2 {
+            return Err(damaged(format!(
+                "{batch} examples, {tokens} tokens, branching factor {branching}, {count} nodes"
+            )));
+        }
+        let shape = TokenTreeShape::new(tokens, branching, layout);
+        let width = heads * head_dim;
+        for (name, expected, got) in [
+            ("nodes of key", vec![shape.nodes()], &[count][..]),
+            ("value", key.shape().to_vec(), value.shape()),
+            ("lengths", vec![batch], lengths.shape()),
+            (
+                "nodes",
+                vec![batch, count, width],
+                nodes
+                    .as_ref()
+                    .map_or(&[batch, count, width][..], TensorView::shape),
+            ),
+        ] {
+            if expected != got {
+                return Err(damaged(format!(
+                    "{name}: expected {expected:?}, got {got:?}"
+                )));
+            }
+        }
+        let lengths: Vec<i64> = words(lengths.data()).map(i64::from_le_bytes).collect();
+        let real = 0..=tokens as i64;
+        if let Some(length) = lengths.iter().find(|length| !real.contains(length)) {
+            return Err(damaged(format!("length {length} of {tokens} tokens")));
+        }
+        if *entry("weights")? != ContextWeights::of(&layer.attention).fingerprint() {
+            return Err(IndexError::OtherLayer {
+                reason: "its key or value weights are others, or have changed since".into(),
+            });
+        }
+        let single = |view: TensorView| {
+            let values: Vec<f32> = words(view.data()).map(f32::from_le_bytes).collect();
+            TensorData::new(values, view.shape().to_vec())
+        };
+        Ok(Self {
+            shape,
+            key: single(key),
+            value: single(value),
+            lengths,
+            nodes: nodes.map(single),
+            max_tokens: match metadata.contains_key("max_tokens") {
+                true => Some(number("max_tokens")?),
+                false => None,
+            },
+        })
+    }
+
+    fn index(self, layer: &TreeCrossAttention, device: &Device) -> TreeIndex {
+        let batch = self.lengths.len();
+        let lengths = Tensor::<1, Int>::from_data(TensorData::new(self.lengths, [batch]), device);
+        TreeIndex::from_parts(
+            &layer.attention,
+            self.shape,
+            Tensor::from_data(self.key, device),
+            Tensor::from_data(self.value, device),
+            lengths,
+        )
+    }
+}
+
+/// SHA-256 over what the file says, in hexadecimal.
+fn checksum<'a>(
+    metadata: &HashMap<String, String>,
+    tensors: impl Iterator<Item = &'a [u8]>,
+) -> String {
+    let mut hash = Sha256::new();
+    for name in ENTRIES {
+        if let Some(value) = metadata.get(name) {
+            hash.update(format!("{name}={value}\n"));
+        }
+    }
+    tensors.for_each(|bytes| hash.update(bytes));
+    hexadecimal(hash)
+}
+
+/// Little-endian words of `N` bytes.
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.chunks_exact(N).map(|chunk| {
+        let mut word = [0; N];
+        word.copy_from_slice(chunk);
+        word
+    })
+}

@@ -1,0 +1,695 @@
+//! Trees that grow and change leaf by leaf.
+
+use super::{Aggregator, TokenTree};
+use crate::order::int_tensor;
+use crate::shape::{Layout, TokenTreeShape};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use core::ops::Range;
+use thiserror::Error;
+
+/// Why tokens cannot be appended to a tree or replaced in it. The tree is unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The tree has another layout than [`Layout::LeftFilled`], so that one more token may move all
+    /// others.
+    #[error("append and update need the layout left-filled, this tree is {layout:?}")]
+    Layout {
+        /// The tree's layout.
+        layout: Layout,
+    },
+    /// The leaves are not the tokens in their given order, so that one more token may belong
+    /// anywhere.
+    #[error(
+        "append and update need tokens in their given order, \
+         leaf {leaf} of example {example} is token {token}"
+    )]
+    Order {
+        /// The example.
+        example: usize,
+        /// Its first leaf that is another token.
+        leaf: usize,
+        /// That token.
+        token: usize,
+    },
+    /// An example would grow past [`TokenTree::with_max_tokens`].
+    #[error(
+        "appending beyond what memory holds: example {example} has {length} tokens, \
+         and {appended} more exceed the limit of {max_tokens}"
+    )]
+    Full {
+        /// The example.
+        example: usize,
+        /// Its tokens.
+        length: usize,
+        /// How many were to follow.
+        appended: usize,
+        /// The limit.
+        max_tokens: usize,
+    },
+    /// The token to replace does not exist.
+    #[error("update: example {example} of {batch} has no token {token}")]
+    NoSuchToken {
+        /// The example asked for.
+        example: usize,
+        /// The token asked for.
+        token: usize,
+        /// Number of examples.
+        batch: usize,
+    },
+    /// A token is to be replaced by two.
+    #[error("update: token {token} of example {example} is given twice")]
+    Repeated {
+        /// The example.
+        example: usize,
+        /// The token.
+        token: usize,
+    },
+}
+
+/// The nodes that an append or an update made anew: what an index needs in order to follow.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    before: TokenTreeShape,
+    after: TokenTreeShape,
+    runs: Vec<Run>,
+    nodes: Option<Tensor<2>>,
+}
+
+/// Neighbouring nodes, the same ones in neighbouring examples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Run {
+    examples: Range<usize>,
+    positions: Range<usize>,
+}
+
+impl Changed {
+    /// The tree's shape before the change.
+    pub fn shape_before(&self) -> &TokenTreeShape {
+        &self.before
+    }
+
+    /// The tree's shape after the change: a higher one if it had to grow.
+    pub fn shape(&self) -> &TokenTreeShape {
+        &self.after
+    }
+
+    /// The new nodes, `[changed, dim]`, height by height from the leaves up; `None` if no node
+    /// changed.
+    pub fn nodes(&self) -> Option<Tensor<2>> {
+        self.nodes.clone()
+    }
+
+    /// Positions, in the level order of [`shape`](Self::shape), of an example's new nodes, from the
+    /// leaves up.
+    pub fn positions(&self, example: usize) -> impl Iterator<Item = usize> + '_ {
+        self.runs
+            .iter()
+            .filter(move |run| run.examples.contains(&example))
+            .flat_map(|run| run.positions.clone())
+    }
+
+    /// Brings what is stored per node up to date: makes room if the tree grew, and writes the rows of
+    /// changed nodes. New room is zero.
+    ///
+    /// Where `stored` is the only handle to its memory, the write happens in place and costs what it
+    /// writes. Any other handle (a clone, a recorded gradient) makes it a copy of the whole.
+    ///
+    /// # Shapes
+    /// - stored: `[batch, shape_before().nodes(), …]`
+    /// - rows: `[1, changed, …]`, one per row of [`nodes`](Self::nodes), whatever is stored of it
+    /// - returns `[batch, shape().nodes(), …]`
+    ///
+    /// # Panics
+    /// If axis 1 of `stored` or of `rows` differs.
+    #[track_caller]
+    pub fn apply<const D: usize>(&self, stored: Tensor<D>, rows: Option<Tensor<D>>) -> Tensor<D> {
+        let count = self.runs.iter().map(Run::rows).sum::<usize>();
+        for (name, expected, got) in [
+            ("stored", self.before.nodes(), stored.dims()[1]),
+            (
+                "rows",
+                count,
+                rows.as_ref().map_or(0, |rows| rows.dims()[1]),
+            ),
+        ] {
+            assert_eq!(
+                got, expected,
+                "token_tree: axis 1 of {name}: expected {expected}, got {got}"
+            );
+        }
+        let mut stored = grow(stored, &self.before, &self.after);
+        let Some(rows) = rows else {
+            return stored;
+        };
+        let mut first = 0;
+        for run in &self.runs {
+            let mut dims = stored.dims();
+            let slices: [Range<usize>; D] = core::array::from_fn(|axis| match axis {
+                0 => run.examples.clone(),
+                1 => run.positions.clone(),
+                _ => 0..dims[axis],
+            });
+            dims[0] = run.examples.len();
+            dims[1] = run.positions.len();
+            let part = rows.clone().narrow(1, first, run.rows()).reshape(dims);
+            // One slice per run: burn 0.22 assigns slices in place on flex, ndarray, libtorch and CubeCL,
+            // while its `select_assign` copies the whole on libtorch, and `scatter_nd` on flex.
+            stored = stored.slice_assign(slices, part);
+            first += run.rows();
+        }
+        stored
+    }
+}
+
+impl Run {
+    fn rows(&self) -> usize {
+        self.examples.len() * self.positions.len()
+    }
+}
+
+/// # Streams
+///
+/// Append and update make anew the changed leaves and their ancestors and nothing else: for one token
+/// `O(b log N)` rows are read and `O(log N)` nodes aggregated; neighbouring tokens share ancestors. The
+/// nodes equal those of a tree built at once, up to rounding.
+///
+/// That holds for the layout [`Layout::LeftFilled`], tokens in their given order, and tokens that were
+/// encoded one by one: an encoder that attends among tokens changes all of them when one comes.
+///
+/// A tree has room for [`capacity`](Self::capacity) tokens per example. When one needs more, the tree
+/// grows to `b` times the room, and so copies what it holds; over many appends that is a constant cost
+/// per token. A tree with room left has more levels than its tokens need; on them every node has one
+/// child, aggregated as any other, and a search passes them without a decision.
+///
+/// The first append or update reads lengths and order of a built tree back from the device; later ones
+/// read nothing. Stream on a device without gradients: with them each step copies, and holds on to all
+/// steps before it.
+impl TokenTree {
+    /// A batch of trees without tokens, with room for `shape.tokens()` of them each.
+    ///
+    /// # Panics
+    /// If `batch` or `dim` is 0.
+    #[track_caller]
+    pub fn empty(batch: usize, dim: usize, shape: TokenTreeShape, device: &Device) -> Self {
+        assert!(batch > 0, "token_tree: batch: expected at least 1, got 0");
+        assert!(dim > 0, "token_tree: dim: expected at least 1, got 0");
+        let nodes = Tensor::zeros([batch, shape.nodes(), dim], device);
+        Self::from_nodes(nodes, vec![0; batch], shape)
+    }
+
+    /// A batch of trees over tokens in their given order, from all its nodes.
+    ///
+    /// # Shapes
+    /// - nodes: `[batch, shape.nodes(), dim]` in level order; ghosts must be zero
+    /// - lengths: real tokens of each example
+    ///
+    /// # Panics
+    /// If the axes of `nodes`, `lengths` and `shape` disagree, or a length exceeds `shape.tokens()`.
+    #[track_caller]
+    pub fn from_nodes(nodes: Tensor<3>, lengths: Vec<usize>, shape: TokenTreeShape) -> Self {
+        let [batch, count, _] = nodes.dims();
+        for (name, expected, got) in [
+            ("axis 1 of nodes", shape.nodes(), count),
+            ("lengths", batch, lengths.len()),
+        ] {
+            assert_eq!(
+                got, expected,
+                "token_tree: {name}: expected {expected}, got {got}"
+            );
+        }
+        for (example, length) in lengths.iter().enumerate() {
+            assert!(
+                *length <= shape.tokens(),
+                "token_tree: length of example {example}: expected at most {}, got {length}",
+                shape.tokens()
+            );
+        }
+        let device = nodes.device();
+        Self {
+            shape,
+            nodes,
+            lengths: length_tensor(&lengths, &device),
+            order: given_order(batch, &shape, &device),
+            stream: Some(lengths),
+            max_tokens: None,
+        }
+    }
+
+    /// Limits how many tokens an example may grow to. Appending more is refused before anything
+    /// changes.
+    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = Some(max_tokens);
+        self
+    }
+
+    /// How many tokens an example may grow to, if that is limited.
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.max_tokens
+    }
+
+    /// Tokens per example that there is room for: those of the [`shape`](Self::shape).
+    pub fn capacity(&self) -> usize {
+        self.shape.tokens()
+    }
+
+    /// Makes room for `tokens` tokens per example at once.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append). A limit below `tokens` is [`StreamError::Full`].
+    #[track_caller]
+    pub fn reserve<A: Aggregator + ?Sized>(
+        &mut self,
+        tokens: usize,
+        aggregator: &A,
+    ) -> Result<Changed, StreamError> {
+        let lengths = self.stream_lengths()?;
+        if let (Some(max_tokens), Some(length)) = (self.max_tokens, lengths.first())
+            && tokens > max_tokens
+        {
+            return Err(StreamError::Full {
+                example: 0,
+                length: *length,
+                appended: tokens.saturating_sub(*length),
+                max_tokens,
+            });
+        }
+        let shape = self.shape_for(tokens.max(self.capacity()));
+        Ok(self.change(Vec::new(), None, lengths, shape, aggregator))
+    }
+
+    /// Appends the same number of tokens to every example.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, new, dim]`
+    ///
+    /// # Errors
+    /// If the layout is not left-filled, the leaves are not the tokens in their given order, or an
+    /// example would exceed [`with_max_tokens`](Self::with_max_tokens). Nothing has changed then.
+    ///
+    /// # Panics
+    /// If `batch` or `dim` is not that of the tree.
+    #[track_caller]
+    pub fn append<A: Aggregator + ?Sized>(
+        &mut self,
+        tokens: Tensor<3>,
+        aggregator: &A,
+    ) -> Result<Changed, StreamError> {
+        let [batch, new, _] = tokens.dims();
+        self.append_ragged(tokens, &vec![new; batch], aggregator)
+    }
+
+    /// Appends to every example the first `counts[example]` of its tokens.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, new, dim]`; what follows an example's count is ignored
+    /// - counts: `[batch]`
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    ///
+    /// # Panics
+    /// If `batch` or `dim` is not that of the tree, or a count exceeds `new`.
+    #[track_caller]
+    pub fn append_ragged<A: Aggregator + ?Sized>(
+        &mut self,
+        tokens: Tensor<3>,
+        counts: &[usize],
+        aggregator: &A,
+    ) -> Result<Changed, StreamError> {
+        let [batch, new, dim] = tokens.dims();
+        let [trees, _, width] = self.nodes.dims();
+        for (name, expected, got) in [
+            ("axis 0 of tokens", trees, batch),
+            ("axis 2 of tokens", width, dim),
+            ("counts", trees, counts.len()),
+        ] {
+            assert_eq!(
+                got, expected,
+                "token_tree: append: {name}: expected {expected}, got {got}"
+            );
+        }
+        for (example, count) in counts.iter().enumerate() {
+            assert!(
+                *count <= new,
+                "token_tree: append: count of example {example}: expected at most {new}, got {count}"
+            );
+        }
+        let mut lengths = self.stream_lengths()?;
+        let mut leaves = Vec::new();
+        let mut rows = Vec::new();
+        for (example, (length, count)) in lengths.iter_mut().zip(counts).enumerate() {
+            let max_tokens = self.max_tokens.unwrap_or(usize::MAX);
+            if *count > max_tokens.saturating_sub(*length) {
+                return Err(StreamError::Full {
+                    example,
+                    length: *length,
+                    appended: *count,
+                    max_tokens,
+                });
+            }
+            leaves.extend((*length..*length + count).map(|leaf| (example, leaf)));
+            rows.extend((0..*count).map(|token| (example * new + token) as i64));
+            *length += count;
+        }
+        let shape = self.shape_for(lengths.iter().copied().max().unwrap_or(0));
+        let tokens = (!rows.is_empty()).then(|| pick(tokens.reshape([batch * new, dim]), rows));
+        Ok(self.change(leaves, tokens, lengths, shape, aggregator))
+    }
+
+    /// Replaces tokens.
+    ///
+    /// # Shapes
+    /// - leaves: `(example, token)` of each token to replace, in any order
+    /// - tokens: `[leaves, dim]`, what replaces them
+    ///
+    /// # Errors
+    /// If the layout is not left-filled, the leaves are not the tokens in their given order, or a token
+    /// does not exist or is named twice. Nothing has changed then.
+    ///
+    /// # Panics
+    /// If `tokens` has another number of rows than `leaves`, or its `dim` is not that of the tree.
+    #[track_caller]
+    pub fn update<A: Aggregator + ?Sized>(
+        &mut self,
+        leaves: &[(usize, usize)],
+        tokens: Tensor<2>,
+        aggregator: &A,
+    ) -> Result<Changed, StreamError> {
+        let [count, dim] = tokens.dims();
+        let [batch, _, width] = self.nodes.dims();
+        for (axis, expected, got) in [(0, leaves.len(), count), (1, width, dim)] {
+            assert_eq!(
+                got, expected,
+                "token_tree: update: axis {axis} of tokens: expected {expected}, got {got}"
+            );
+        }
+        let lengths = self.stream_lengths()?;
+        let mut rows: Vec<usize> = (0..leaves.len()).collect();
+        rows.sort_unstable_by_key(|row| leaves[*row]);
+        let sorted: Vec<(usize, usize)> = rows.iter().map(|row| leaves[*row]).collect();
+        for (example, token) in sorted.iter().copied() {
+            if lengths.get(example).is_none_or(|length| token >= *length) {
+                return Err(StreamError::NoSuchToken {
+                    example,
+                    token,
+                    batch,
+                });
+            }
+        }
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            let (example, token) = pair[0];
+            return Err(StreamError::Repeated { example, token });
+        }
+        let rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+        let tokens = (!rows.is_empty()).then(|| pick(tokens, rows));
+        let shape = self.shape;
+        Ok(self.change(sorted, tokens, lengths, shape, aggregator))
+    }
+
+    /// Real tokens per example, if the tree can be streamed.
+    fn stream_lengths(&mut self) -> Result<Vec<usize>, StreamError> {
+        if self.shape.layout() != Layout::LeftFilled {
+            let layout = self.shape.layout();
+            return Err(StreamError::Layout { layout });
+        }
+        if let Some(lengths) = &self.stream {
+            return Ok(lengths.clone());
+        }
+        let count = self.shape.tokens();
+        let order = self.order.clone().into_data();
+        for (row, token) in order.iter::<i64>().enumerate() {
+            let (example, leaf, token) = (row / count, row % count, token as usize);
+            if token != leaf {
+                return Err(StreamError::Order {
+                    example,
+                    leaf,
+                    token,
+                });
+            }
+        }
+        let lengths = self.lengths.clone().into_data();
+        let lengths: Vec<usize> = lengths
+            .iter::<i64>()
+            .map(|length| length as usize)
+            .collect();
+        self.stream = Some(lengths.clone());
+        Ok(lengths)
+    }
+
+    /// The shape with room for `tokens` tokens: this one if it has.
+    fn shape_for(&self, tokens: usize) -> TokenTreeShape {
+        let capacity = self.capacity();
+        if tokens <= capacity {
+            return self.shape;
+        }
+        let branching = self.shape.branching();
+        let grown = capacity
+            .saturating_mul(branching)
+            .min(self.max_tokens.unwrap_or(usize::MAX))
+            .max(tokens);
+        TokenTreeShape::new(grown, branching, self.shape.layout())
+    }
+
+    /// Replaces leaves, and aggregates their ancestors anew.
+    ///
+    /// `leaves` are sorted `(example, leaf)`, `tokens` `[leaves, dim]` their vectors. `lengths` and
+    /// `shape` are those after the change. Everything is computed before anything is written, so that
+    /// an aggregator that panics leaves the tree as it was.
+    #[track_caller]
+    fn change<A: Aggregator + ?Sized>(
+        &mut self,
+        leaves: Vec<(usize, usize)>,
+        tokens: Option<Tensor<2>>,
+        lengths: Vec<usize>,
+        shape: TokenTreeShape,
+        aggregator: &A,
+    ) -> Changed {
+        let before = self.shape;
+        let device = self.nodes.device();
+        let mut runs = Vec::new();
+        let mut levels = Vec::new();
+        let mut touched = leaves;
+        let mut level = tokens;
+        add_runs(&mut runs, &touched, shape.offset(0));
+        levels.extend(level.clone());
+        for height in 1..=shape.height() {
+            let group = shape.group(height);
+            let mut parents: Vec<(usize, usize)> = touched
+                .iter()
+                .map(|(example, index)| (*example, index / group))
+                .collect();
+            if height > before.height() {
+                // A new level is over all tokens there are.
+                let filled = lengths
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, length)| **length > 0);
+                parents.extend(filled.map(|(example, _)| (example, 0)));
+                parents.sort_unstable();
+            }
+            parents.dedup();
+            if parents.is_empty() {
+                continue;
+            }
+            let (children, mask) =
+                self.children(&parents, &touched, level.take(), &lengths, &shape, height);
+            let rows = aggregator.aggregate(children, mask);
+            let expected = [parents.len(), self.nodes.dims()[2]];
+            assert_eq!(
+                rows.dims(),
+                expected,
+                "token_tree: aggregator's output: expected {expected:?}, got {:?}",
+                rows.dims()
+            );
+            add_runs(&mut runs, &parents, shape.offset(height));
+            levels.push(rows.clone());
+            level = Some(rows);
+            touched = parents;
+        }
+        let changed = Changed {
+            before,
+            after: shape,
+            runs,
+            nodes: (!levels.is_empty()).then(|| Tensor::cat(levels, 0)),
+        };
+
+        // The only handle to the nodes, or writing would copy them all.
+        let nodes = core::mem::replace(&mut self.nodes, Tensor::empty([1, 1, 1], &device));
+        let rows = changed.nodes().map(|rows| rows.unsqueeze_dim::<3>(0));
+        self.nodes = changed.apply(nodes, rows);
+        if before != shape {
+            let [batch, ..] = self.nodes.dims();
+            self.order = given_order(batch, &shape, &self.order.device());
+        }
+        self.lengths = length_tensor(&lengths, &self.lengths.device());
+        self.shape = shape;
+        self.stream = Some(lengths);
+        changed
+    }
+
+    /// The children of nodes of a height, `[parents, group, dim]`, and which are masked. Those that are
+    /// `touched` are rows of `level`, others are read from the tree as it was, ghosts are zero.
+    fn children(
+        &self,
+        parents: &[(usize, usize)],
+        touched: &[(usize, usize)],
+        level: Option<Tensor<2>>,
+        lengths: &[usize],
+        shape: &TokenTreeShape,
+        height: usize,
+    ) -> (Tensor<3>, Tensor<2, Bool>) {
+        let [batch, count, dim] = self.nodes.dims();
+        let device = self.nodes.device();
+        let (group, span) = (shape.group(height), shape.span(height - 1));
+        // Offsets exist for stored heights alone; children above them are all touched.
+        let offset = match height - 1 <= self.shape.height() {
+            true => self.shape.offset(height - 1),
+            false => 0,
+        };
+        // Rows side by side: touched ones, those of the tree, and one of zeros for all ghosts.
+        enum Source {
+            Touched(usize),
+            Stored(usize),
+            Ghost,
+        }
+        let mut stored = Vec::new();
+        let mut sources = Vec::with_capacity(parents.len() * group);
+        for (example, parent) in parents {
+            for child in parent * group..(parent + 1) * group {
+                sources.push(if let Ok(row) = touched.binary_search(&(*example, child)) {
+                    Source::Touched(row)
+                } else if child.saturating_mul(span) < lengths[*example] {
+                    stored.push((example * count + offset + child) as i64);
+                    Source::Stored(stored.len() - 1)
+                } else {
+                    Source::Ghost
+                });
+            }
+        }
+        let (first_stored, ghost) = (touched.len(), touched.len() + stored.len());
+        let rows = sources.iter().map(|source| match source {
+            Source::Touched(row) => *row as i64,
+            Source::Stored(row) => (first_stored + row) as i64,
+            Source::Ghost => ghost as i64,
+        });
+        let masked: Vec<bool> = sources
+            .iter()
+            .map(|source| matches!(source, Source::Ghost))
+            .collect();
+
+        let mut parts: Vec<Tensor<2>> = level.into_iter().collect();
+        if !stored.is_empty() {
+            parts.push(pick(
+                self.nodes.clone().reshape([batch * count, dim]),
+                stored,
+            ));
+        }
+        parts.push(Tensor::zeros([1, dim], (&device, self.nodes.dtype())));
+        let children = pick(Tensor::cat(parts, 0), rows.collect());
+        let dims = [parents.len(), group];
+        (
+            children.reshape([dims[0], dims[1], dim]),
+            Tensor::from_data(TensorData::new(masked, dims), &device),
+        )
+    }
+}
+
+/// Appends the runs of sorted `(example, index)` at a height with the given offset.
+fn add_runs(runs: &mut Vec<Run>, nodes: &[(usize, usize)], offset: usize) {
+    let mut level: Vec<Run> = Vec::new();
+    for (example, index) in nodes {
+        let position = offset + index;
+        match level.last_mut() {
+            Some(run) if run.examples.start == *example && run.positions.end == position => {
+                run.positions.end += 1;
+            }
+            _ => level.push(Run {
+                examples: *example..example + 1,
+                positions: position..position + 1,
+            }),
+        }
+    }
+    // The same run in the next example is one write with it.
+    let first = runs.len();
+    for run in level {
+        match runs[first..].last_mut() {
+            Some(last)
+                if last.positions == run.positions && last.examples.end == run.examples.start =>
+            {
+                last.examples.end += 1;
+            }
+            _ => runs.push(run),
+        }
+    }
+}
+
+/// Moves rows stored per node of one shape to their places in a larger one; new rows are zero.
+fn grow<const D: usize>(rows: Tensor<D>, from: &TokenTreeShape, to: &TokenTreeShape) -> Tensor<D> {
+    if from == to {
+        return rows;
+    }
+    let device = rows.device();
+    let mut levels = Vec::new();
+    for height in (0..=to.height()).rev() {
+        let existing = from.width(height);
+        if existing > 0 {
+            levels.push(rows.clone().narrow(1, from.offset(height), existing));
+        }
+        let missing = to.width(height) - existing;
+        if missing > 0 {
+            let mut dims = rows.dims();
+            dims[1] = missing;
+            levels.push(Tensor::zeros(dims, (&device, rows.dtype())));
+        }
+    }
+    Tensor::cat(levels, 1)
+}
+
+fn pick(rows: Tensor<2>, indices: Vec<i64>) -> Tensor<2> {
+    let device = rows.device();
+    let count = indices.len();
+    rows.select(0, int_tensor(indices, [count], &device))
+}
+
+fn length_tensor(lengths: &[usize], device: &Device) -> Tensor<1, Int> {
+    let lengths: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
+    let batch = lengths.len();
+    int_tensor(lengths, [batch], device)
+}
+
+/// The order of tokens as they are given, `[batch, shape.tokens()]`.
+fn given_order(batch: usize, shape: &TokenTreeShape, device: &Device) -> Tensor<2, Int> {
+    let tokens = shape.tokens();
+    Tensor::<1, Int>::arange(0..tokens as i64, device)
+        .reshape([1, tokens])
+        .expand([batch, tokens])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_nodes_are_one_run_and_equal_runs_of_neighbouring_examples_too() {
+        let mut runs = Vec::new();
+        add_runs(&mut runs, &[(0, 3), (0, 4), (1, 3), (1, 4), (2, 4)], 10);
+        add_runs(&mut runs, &[(2, 1)], 3);
+        let run = |examples, positions| Run {
+            examples,
+            positions,
+        };
+        assert_eq!(
+            runs,
+            [run(0..2, 13..15), run(2..3, 14..15), run(2..3, 4..5)]
+        );
+    }
+
+    #[test]
+    fn a_run_ends_where_its_example_does() {
+        let mut runs = Vec::new();
+        // Example 0 ends with node 4 and example 1 begins with node 5.
+        add_runs(&mut runs, &[(0, 4), (1, 5)], 0);
+        assert_eq!(runs.len(), 2);
+    }
+}
