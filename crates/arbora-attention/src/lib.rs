@@ -33,8 +33,9 @@ pub use functions::{
     tree_search,
 };
 pub use layers::{
-    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOutput,
-    TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions,
+    SearchOptionsError, SearchOutput, SearchStrategy, StrategyOutput, TreeCrossAttention,
+    TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

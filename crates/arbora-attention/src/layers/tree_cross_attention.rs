@@ -61,10 +61,10 @@ impl TreeCrossAttentionConfig {
 /// An index belongs to the weights of the layer that made it. Make a new one after a training step.
 #[derive(Clone, Debug)]
 pub struct TreeIndex {
-    shape: TokenTreeShape,
-    key: Tensor<4>,   // [batch, nodes, heads, head_dim]
-    value: Tensor<4>, // [batch, nodes, heads, head_dim]
-    lengths: Tensor<1, Int>,
+    pub(super) shape: TokenTreeShape,
+    pub(super) key: Tensor<4>,   // [batch, nodes, heads, head_dim]
+    pub(super) value: Tensor<4>, // [batch, nodes, heads, head_dim]
+    pub(super) lengths: Tensor<1, Int>,
     mask: Tensor<2, Bool>,
 }
 
