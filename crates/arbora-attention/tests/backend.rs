@@ -10,6 +10,8 @@ mod kernels;
 mod layer;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/strategy.rs"]
+mod strategy;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

@@ -130,8 +130,8 @@ impl SeveralPaths {
         let [batch, queries, paths] = ends.dims();
         let mut way = vec![ends];
         for height in 1..=self.options.shape.decisions() {
-            let group = self.options.shape.group(height + 1) as i64;
-            way.push(way[height - 1].clone() / group);
+            let group = self.options.shape.group(height + 1);
+            way.push(parent_of(way[height - 1].clone(), group));
         }
         let way = way.into_iter().rev();
         let way = way.map(|node| node.reshape([batch, queries, paths, 1]));
@@ -173,7 +173,7 @@ impl SeveralPaths {
 
         for height in 1..=shape.decisions() {
             let group = shape.group(height + 1);
-            let parent = node.clone() / group as i64;
+            let parent = parent_of(node.clone(), group);
             let child = self.children(&parent, group);
             let all = child.dims();
             let spread = |node: Tensor<2, Int>| node.reshape([rows, paths, 1]).expand(all);
@@ -314,6 +314,13 @@ fn best(
         scores.push(best);
     }
     (Tensor::cat(indices, 1), Tensor::cat(scores, 1))
+}
+
+/// The node above each of the given ones, where `group` share one.
+///
+/// On libtorch burn divides integers in single precision, which is exact below 2^24 last nodes.
+fn parent_of<const D: usize>(node: Tensor<D, Int>, group: usize) -> Tensor<D, Int> {
+    node / group as i64
 }
 
 /// How many per row, `[rows]`.
