@@ -34,7 +34,8 @@ pub use functions::{
 };
 pub use layers::{
     IndexError, PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
-    SearchOutput, StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, StrategyOutput,
+    StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

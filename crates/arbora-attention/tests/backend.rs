@@ -12,6 +12,8 @@ mod kernels;
 mod layer;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/strategy.rs"]
+mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
 #[path = "backend/two_pass.rs"]

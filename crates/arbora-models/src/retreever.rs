@@ -4,7 +4,8 @@ use crate::init::seeded;
 use crate::parts::{BlockAggregator, Context, Decoder, Encoder, ModelConfig};
 use crate::prediction::{Prediction, RewardKind, Target, masked_average};
 use arbora_attention::{
-    GhostNodes, Route, SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    GhostNodes, Route, SearchOptions, SearchOutput, StrategyOutput, TreeCrossAttention,
+    TreeCrossAttentionConfig, TreeIndex,
 };
 use arbora_rl::Rollout;
 use arbora_tree::{Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
@@ -182,6 +183,29 @@ impl ReTreever {
             prediction: self.decoder.decode(search.context.clone()),
             search,
         }
+    }
+
+    /// Answers queries by search along one or several paths, for inference; see
+    /// [`TreeCrossAttention::search_options`].
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    /// - numbers: `[batch, queries · count, draws]` uniform in `[0, 1)`, for samples alone
+    ///
+    /// # Panics
+    /// As [`TreeCrossAttention::search_options`].
+    #[track_caller]
+    pub fn predict_options(
+        &self,
+        queries: Tensor<3>,
+        index: &TreeIndex,
+        options: &SearchOptions,
+        numbers: Option<Tensor<3>>,
+    ) -> (Prediction, StrategyOutput) {
+        let queries = self.encoder.embed_queries(queries);
+        let search = self
+            .attention
+            .search_options(queries, index, options, numbers);
+        (self.decoder.decode(search.context.clone()), search)
     }
 
     /// Answers queries from all leaves, with the same weights.

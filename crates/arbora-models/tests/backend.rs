@@ -18,6 +18,8 @@ mod perceiver;
 mod prediction;
 #[path = "backend/store.rs"]
 mod store;
+#[path = "backend/strategy.rs"]
+mod strategy;
 
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};
 use arbora_testing::{device, random, values};

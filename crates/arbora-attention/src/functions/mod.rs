@@ -2,10 +2,12 @@
 
 mod dense_attention;
 mod feed_forward;
+mod several_paths;
 mod tree_build;
 mod tree_search;
 
 pub use dense_attention::dense_attention;
 pub use feed_forward::{FeedForwardWeights, feed_forward};
+pub(crate) use several_paths::SeveralPaths;
 pub use tree_build::{BlockWeights, tree_build};
 pub use tree_search::{Route, TreeSearch, tree_search};

@@ -3,6 +3,7 @@
 mod index_file;
 mod leaf_routes;
 mod pre_norm_attention;
+mod search_strategy;
 mod streaming_index;
 mod tree_cross_attention;
 mod tree_index;
@@ -11,6 +12,7 @@ pub use index_file::IndexError;
 pub use pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
+pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};
 pub use tree_index::TreeIndex;
