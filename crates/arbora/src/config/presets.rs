@@ -131,7 +131,7 @@ pub(super) fn copy(preset: Preset) -> RunConfig {
             data: Source::Copy(CopyConfig {
                 curriculum: Some(Curriculum {
                     start: 16,
-                    steps: 80,
+                    steps: 40,
                 }),
                 ..CopyConfig::default()
             }),
@@ -142,10 +142,10 @@ pub(super) fn copy(preset: Preset) -> RunConfig {
                 ghosts: GhostNodes::Masked,
                 ..published.architecture
             },
-            lambda_guide: 3.0,
+            lambda_guide: 1.0,
             trainer: TrainerConfig {
-                steps: 700,
-                eval_every: 50,
+                steps: 600,
+                eval_every: 25,
                 checkpoint_every: 100,
                 learning_rate: 2e-3,
                 warmup_steps: 100,
