@@ -12,6 +12,7 @@ use arbora_rl::train::TrainerConfig;
 use arbora_tasks::copy::CopyConfig;
 use arbora_tasks::gp::GpConfig;
 use arbora_tasks::images::ImageCompletionConfig;
+use arbora_tasks::series::SeriesConfig;
 use arbora_tree::{Layout, TokenOrder};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,10 @@ pub enum Task {
     Copy,
     /// Regression on functions drawn from Gaussian processes.
     Gp,
+    /// Classification of time series by windows.
+    Series,
+    /// Regression on the rewards of the wheel bandit, for loops that learn while they choose.
+    Bandit,
 }
 
 impl Task {
@@ -39,6 +44,8 @@ impl Task {
             Self::Images => "images",
             Self::Copy => "copy",
             Self::Gp => "gp",
+            Self::Series => "series",
+            Self::Bandit => "bandit",
         }
     }
 }
@@ -120,6 +127,34 @@ pub enum Source {
     Copy(CopyConfig),
     /// Functions drawn from Gaussian processes.
     Gp(GpConfig),
+    /// Windows of the bundled time series, BasicMotions.
+    SeriesSample(SeriesConfig),
+    /// Windows of the time series in `.ts` files, gzipped or not.
+    Series {
+        /// Training series.
+        train: PathBuf,
+        /// Test series.
+        test: PathBuf,
+        /// Steps of a window.
+        #[serde(default = "default_window")]
+        window: usize,
+        /// Steps from the start of one window to the start of the next.
+        #[serde(default = "default_stride")]
+        stride: usize,
+        /// Whether every series is one window, whatever its length.
+        #[serde(default)]
+        whole: bool,
+    },
+    /// Interactions with wheel bandits, drawn.
+    Bandit(arbora_tasks::bandit::BanditConfig),
+}
+
+fn default_window() -> usize {
+    SeriesConfig::default().window
+}
+
+fn default_stride() -> usize {
+    SeriesConfig::default().stride
 }
 
 /// The network, less what the data decide.
@@ -202,7 +237,24 @@ impl Source {
     /// If the working directory cannot be read.
     pub fn absolute(self) -> std::io::Result<Self> {
         Ok(match self {
-            Self::Sample | Self::Copy(_) | Self::Gp(_) => self,
+            Self::Sample
+            | Self::Copy(_)
+            | Self::Gp(_)
+            | Self::SeriesSample(_)
+            | Self::Bandit(_) => self,
+            Self::Series {
+                train,
+                test,
+                window,
+                stride,
+                whole,
+            } => Self::Series {
+                train: std::path::absolute(train)?,
+                test: std::path::absolute(test)?,
+                window,
+                stride,
+                whole,
+            },
             Self::Idx { train, test } => Self::Idx {
                 train: std::path::absolute(train)?,
                 test: std::path::absolute(test)?,
@@ -218,6 +270,24 @@ impl Source {
             },
         })
     }
+
+    /// How time series are cut into windows, if these are time series.
+    pub fn windows(&self) -> Option<SeriesConfig> {
+        match *self {
+            Self::SeriesSample(config) => Some(config),
+            Self::Series {
+                window,
+                stride,
+                whole,
+                ..
+            } => Some(SeriesConfig {
+                window,
+                stride,
+                whole,
+            }),
+            _ => None,
+        }
+    }
 }
 
 impl RunConfig {
@@ -227,6 +297,8 @@ impl RunConfig {
             Task::Images => presets::images(preset),
             Task::Copy => presets::copy(preset),
             Task::Gp => presets::gp(preset),
+            Task::Series => presets::series(preset),
+            Task::Bandit => presets::bandit(preset),
         }
     }
 
@@ -304,6 +376,8 @@ impl RunConfig {
             ),
             Task::Copy => matches!(self.data, Source::Copy(_)),
             Task::Gp => matches!(self.data, Source::Gp(_)),
+            Task::Series => self.data.windows().is_some(),
+            Task::Bandit => matches!(self.data, Source::Bandit(_)),
         };
         if !fits {
             bail!("data: of another task than {}", self.task.name());
@@ -348,6 +422,22 @@ impl RunConfig {
         match &self.data {
             Source::Copy(copy) => copy.check().map_err(|error| anyhow!("data.{error}"))?,
             Source::Gp(gp) => gp.check().map_err(|error| anyhow!("data.{error}"))?,
+            Source::Bandit(bandit) => {
+                bandit.check().map_err(|error| anyhow!("data.{error}"))?;
+                for (key, value) in [
+                    ("data.max_context", bandit.max_context),
+                    ("data.target_contexts", bandit.target_contexts),
+                ] {
+                    if value > LARGEST_SIZE {
+                        bail!("{key}: expected at most {LARGEST_SIZE}, got {value}");
+                    }
+                }
+            }
+            Source::SeriesSample(_) | Source::Series { .. } => self
+                .data
+                .windows()
+                .map_or(Ok(()), |windows| windows.check())
+                .map_err(|error| anyhow!("data.{error}"))?,
             Source::Sample | Source::Idx { .. } | Source::Folder { .. } => {}
         }
         if let Some(points) = &self.points {

@@ -68,12 +68,12 @@ pub fn copy_problem(batch: CopyBatch, answers: &[usize]) -> Problem {
     }
 }
 
-fn mean(counts: &[usize]) -> f64 {
+pub(crate) fn mean(counts: &[usize]) -> f64 {
     counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64
 }
 
 /// The mask, unless it masks nothing: unmasked attention is faster.
-fn needed(mask: Tensor<2, Bool>, counts: &[usize]) -> Option<Tensor<2, Bool>> {
+pub(crate) fn needed(mask: Tensor<2, Bool>, counts: &[usize]) -> Option<Tensor<2, Bool>> {
     let [_, padded] = mask.dims();
     counts.iter().any(|count| *count < padded).then_some(mask)
 }

@@ -154,6 +154,122 @@ fn damaged_pictures_are_refused() {
     }
 }
 
+/// A `.ts` file of two channels with its rows from line 5 on.
+fn ts(rows: &str) -> String {
+    format!("@problemName toy\n@dimensions 2\n@classLabel true up down\n@data\n{rows}\n")
+}
+
+/// The refusal of training on time series.
+fn refuse_series(place: &Place, more: &[&str]) -> String {
+    let data =
+        r#"data={"kind":"series","train":"train.ts","test":"test.ts","window":3,"stride":3}"#;
+    let args = ["train", "series", "--out", "out", "--set", data];
+    place.refuse(&[&args[..], more].concat())
+}
+
+#[test]
+fn damaged_time_series_are_refused_with_file_and_line() {
+    let whole = "1,2,3:4,5,6:up\n6,5,4:3,2,1:down";
+    let cases: [(&str, &[&str]); 6] = [
+        (
+            "1,?,3:4,5,6:up",
+            &[":5: ", "channel 0, step 1", "missing", "`?`"],
+        ),
+        (
+            "1,2,3:4,5,6:up\n1,2,3:4,NaN,6:up",
+            &[":6: ", "channel 1, step 1", "missing"],
+        ),
+        (
+            "1,2,3:4,5:up",
+            &[":5: ", "channel 1: expected 3 steps", "got 2"],
+        ),
+        (
+            "1,2,3:4,5,6:left",
+            &[":5: ", "expected one of the classes up, down", "`left`"],
+        ),
+        ("1,2,3:up", &[":5: ", "expected 2 channels", "got 1"]),
+        ("", &["there are no series"]),
+    ];
+    for file in ["train.ts", "test.ts"] {
+        for (rows, words) in &cases {
+            let place = Place::new();
+            fs::write(place.path("train.ts"), ts(whole)).unwrap();
+            fs::write(place.path("test.ts"), ts(whole)).unwrap();
+            fs::write(place.path(file), ts(rows)).unwrap();
+            let message = refuse_series(&place, &[]);
+            assert_says(&message, &[file]);
+            assert_says(&message, words);
+        }
+    }
+}
+
+#[test]
+fn time_series_that_do_not_fit_are_refused() {
+    let place = Place::new();
+    let whole = "1,2,3:4,5,6:up\n6,5,4:3,2,1:down";
+    fs::write(place.path("train.ts"), ts(whole)).unwrap();
+    assert_says(
+        &refuse_series(&place, &[]),
+        &["test.ts", "No such file or directory"],
+    );
+    // Lengths may differ, but each series must give a window.
+    fs::write(
+        place.path("test.ts"),
+        ts("1,2,3,4:4,5,6,7:up\n6,5:3,2:down"),
+    )
+    .unwrap();
+    assert_says(
+        &refuse_series(&place, &[]),
+        &[
+            "test.ts",
+            "series 1 of the test set",
+            "at least 3 steps",
+            "got 2",
+        ],
+    );
+    let other = ts(whole).replace("up down", "down up");
+    fs::write(place.path("test.ts"), other).unwrap();
+    assert_says(
+        &refuse_series(&place, &[]),
+        &[
+            "test.ts",
+            "classes of the test set",
+            "up, down",
+            "got down, up",
+        ],
+    );
+    fs::write(place.path("test.ts"), ts(whole)).unwrap();
+    for (setting, words) in [
+        ("data.window=0", "data.window: expected at least 1, got 0"),
+        ("data.stride=0", "data.stride: expected at least 1, got 0"),
+        ("data.window=4", "at least 4 steps, the window, got 3"),
+        ("data.windw=4", "did you mean data.window?"),
+        ("reward=negative-mse", "negative-mse needs values"),
+        ("model=oracle-route", "does not know which token answers"),
+    ] {
+        assert_says(&refuse_series(&place, &["--set", setting]), &[words]);
+    }
+}
+
+#[test]
+fn bandits_without_context_or_beyond_measure_are_refused() {
+    let place = Place::new();
+    for (setting, words) in [
+        ("data.min_context=0", "data.min_context = 0"),
+        ("data.target_contexts=0", "data.target_contexts = 0"),
+        ("data.max_context=0", "data.max_context: expected at least"),
+        (
+            "data.max_context=999999",
+            "data.max_context: expected at most 65536",
+        ),
+        ("reward=accuracy", "accuracy needs classes"),
+        (r#"data={"kind":"copy"}"#, "of another task than bandit"),
+    ] {
+        let args = ["train", "bandit", "--out", "out", "--set", setting];
+        assert_says(&place.refuse(&args), &[words]);
+    }
+}
+
 #[test]
 fn problems_without_context_targets_or_room_are_refused() {
     let place = Place::new();

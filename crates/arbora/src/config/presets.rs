@@ -5,9 +5,11 @@ use arbora_attention::GhostNodes;
 use arbora_models::{Initialization, RewardKind, StdKind};
 use arbora_rl::train::{OptimizerConfig, TrainerConfig};
 use arbora_rl::{BaselineConfig, PolicyGradientConfig};
+use arbora_tasks::bandit::BanditConfig;
 use arbora_tasks::copy::{CopyConfig, Curriculum};
 use arbora_tasks::gp::GpConfig;
 use arbora_tasks::images::ImageCompletionConfig;
+use arbora_tasks::series::SeriesConfig;
 use arbora_tree::{Layout, TokenOrder};
 
 /// The published network of all tasks.
@@ -180,6 +182,67 @@ pub(super) fn gp(preset: Preset) -> RunConfig {
                 eval_every: 3_000,
                 learning_rate: 1e-3,
                 warmup_steps: 500,
+                policy_gradient: batch_mean(&published.trainer),
+                ..published.trainer
+            },
+            ..published
+        },
+    }
+}
+
+pub(super) fn series(preset: Preset) -> RunConfig {
+    let base = published(Task::Series, Source::SeriesSample(SeriesConfig::default()));
+    let published = RunConfig {
+        reward: RewardKind::Accuracy,
+        ..base
+    };
+    match preset {
+        Preset::Published => published,
+        Preset::Small => RunConfig {
+            architecture: Architecture {
+                encoder_layers: 2,
+                initialization: Initialization::HePositions,
+                layout: Layout::LeftFilled,
+                ghosts: GhostNodes::Masked,
+                ..published.architecture
+            },
+            trainer: TrainerConfig {
+                steps: 600,
+                eval_every: 100,
+                checkpoint_every: 100,
+                learning_rate: 1e-3,
+                warmup_steps: 50,
+                policy_gradient: batch_mean(&published.trainer),
+                ..published.trainer
+            },
+            ..published
+        },
+    }
+}
+
+pub(super) fn bandit(preset: Preset) -> RunConfig {
+    let base = published(Task::Bandit, Source::Bandit(BanditConfig::default()));
+    let published = RunConfig {
+        eval_items: 160,
+        test_items: 1_600,
+        architecture: Architecture {
+            // Tokens are encoded one by one and trees fill from the left, so that contexts can grow.
+            encoder_layers: 0,
+            layout: Layout::LeftFilled,
+            ghosts: GhostNodes::Masked,
+            ..NETWORK
+        },
+        ..base
+    };
+    match preset {
+        Preset::Published => published,
+        Preset::Small => RunConfig {
+            trainer: TrainerConfig {
+                steps: 4_000,
+                eval_every: 500,
+                checkpoint_every: 500,
+                learning_rate: 1e-3,
+                warmup_steps: 100,
                 policy_gradient: batch_mean(&published.trainer),
                 ..published.trainer
             },

@@ -5,6 +5,7 @@ use crate::problem::{Problem, copy_problem};
 use anyhow::Result;
 use arbora_models::{EmbeddingKind, HeadKind, StdKind};
 use arbora_tasks::TaskError;
+use arbora_tasks::bandit::{BanditConfig, BanditRegression, X_DIM};
 use arbora_tasks::copy::{Copy, CopyConfig};
 use arbora_tasks::gp::{GpConfig, GpRegression, Kernel};
 use burn::tensor::Device;
@@ -149,6 +150,66 @@ impl TaskData for GpTask {
 
     fn items(&self) -> &'static str {
         "functions of each kernel"
+    }
+
+    fn count(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// Rewards of wheel bandits.
+pub struct BanditTask {
+    bandit: BanditRegression,
+    std: StdKind,
+}
+
+impl BanditTask {
+    pub fn new(config: BanditConfig, std: StdKind) -> Result<Self> {
+        let bandit = BanditRegression::new(config).map_err(|error| with_path("data", error))?;
+        Ok(Self { bandit, std })
+    }
+}
+
+impl TaskData for BanditTask {
+    fn features(&self) -> Features {
+        Features {
+            d_context: X_DIM + 1,
+            d_query: X_DIM,
+            d_position: X_DIM,
+            head: HeadKind::Gaussian {
+                dim: 1,
+                std: self.std,
+            },
+            embedding: EmbeddingKind::Points,
+            most_tokens: self.bandit.config().max_context,
+        }
+    }
+
+    fn training(
+        &self,
+        seed: u64,
+        step: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Problem, TaskError> {
+        Ok(self.bandit.batch(seed, step, batch_size, device)?.into())
+    }
+
+    fn evaluation(
+        &self,
+        items: usize,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Vec<Problem>, TaskError> {
+        let batches = items.div_ceil(batch_size.max(1));
+        let batches = self
+            .bandit
+            .eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
+        Ok(batches.map(Problem::from).collect())
+    }
+
+    fn items(&self) -> &'static str {
+        "wheels"
     }
 
     fn count(&self) -> Option<usize> {

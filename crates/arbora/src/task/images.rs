@@ -39,7 +39,7 @@ impl ImageTask {
             } => ImageSet::from_folder(path, *size)
                 .and_then(|set| set.split(*held_out, EVALUATION_SEED))
                 .map_err(|error| with_path("data", error))?,
-            Source::Copy(_) | Source::Gp(_) => bail!("data: expected images"),
+            _ => bail!("data: expected images"),
         };
         train
             .check_same_size(&test)

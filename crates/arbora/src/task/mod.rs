@@ -2,6 +2,7 @@
 
 mod generated;
 pub mod images;
+mod series;
 
 pub use images::ImageTask;
 
@@ -92,6 +93,12 @@ pub fn load(config: &RunConfig) -> Result<Arc<dyn TaskData>> {
         }
         Source::Copy(copy) => Arc::new(generated::CopyTask::new(*copy)?),
         Source::Gp(gp) => Arc::new(generated::GpTask::new(*gp, config.architecture.std)?),
+        Source::SeriesSample(_) | Source::Series { .. } => {
+            Arc::new(series::SeriesTask::load(&config.data)?)
+        }
+        Source::Bandit(bandit) => {
+            Arc::new(generated::BanditTask::new(*bandit, config.architecture.std)?)
+        }
     };
     let features = task.features();
     config.check_features(&features)?;
