@@ -583,6 +583,23 @@ fn collect(
     Ok(())
 }
 
+/// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
+pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<(String, &'a Value, &'a Value)> {
+    let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
+        return (wanted != found).then(|| (String::new(), wanted, found));
+    };
+    let keys = left.keys().chain(right.keys());
+    keys.into_iter().find_map(|key| {
+        let (wanted, found) = (&wanted[key], &found[key]);
+        let (inner, wanted, found) = difference(wanted, found)?;
+        let path = match inner.as_str() {
+            "" => key.clone(),
+            _ => format!("{key}.{inner}"),
+        };
+        Some((path, wanted, found))
+    })
+}
+
 /// Settings whose value is one of several forms, some of them objects.
 fn is_choice(path: &str) -> bool {
     path == "architecture.order"
