@@ -3,7 +3,8 @@
 use crate::{points, small};
 use arbora_attention::Route;
 use arbora_models::{
-    Context, EmbeddingKind, HeadKind, LossOptions, ModelConfig, Prediction, ReTreeverConfig, Target,
+    Context, EmbeddingKind, HeadKind, LossOptions, ModelConfig, Prediction, ReTreeverConfig,
+    RewardKind, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{assert_close, device, random, uniforms, values};
