@@ -584,7 +584,10 @@ fn collect(
 }
 
 /// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
-pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<(String, &'a Value, &'a Value)> {
+pub fn difference<'a>(
+    wanted: &'a Value,
+    found: &'a Value,
+) -> Option<(String, &'a Value, &'a Value)> {
     let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
         return (wanted != found).then(|| (String::new(), wanted, found));
     };
@@ -706,10 +709,7 @@ mod tests {
         ];
         let config = small().layered(None, &settings).unwrap();
         assert_eq!(config.architecture.order, TokenOrder::Random { seed: 4 });
-        assert!(matches!(
-            config.data,
-            Source::Folder { held_out: 3, .. }
-        ));
+        assert!(matches!(config.data, Source::Folder { held_out: 3, .. }));
         let baseline = config.trainer.policy_gradient.baseline;
         assert_eq!(baseline, BaselineConfig::Constant { value: -1.5 });
     }
@@ -721,10 +721,7 @@ mod tests {
             "data.held_out=5".to_string(),
         ];
         let config = small().layered(None, &settings).unwrap();
-        assert!(matches!(
-            config.data,
-            Source::Folder { held_out: 5, .. }
-        ));
+        assert!(matches!(config.data, Source::Folder { held_out: 5, .. }));
         assert!(refusal(&["data.held_out=5"]).contains("unknown key data.held_out"));
     }
 

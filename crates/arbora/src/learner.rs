@@ -3,7 +3,7 @@
 use crate::config::{ModelKind, RunConfig};
 use crate::problem::Problem;
 use crate::task::Features;
-use arbora_attention::{Route, SearchOutput};
+use arbora_attention::{Route, SearchOptions, SearchOutput, SearchStrategy};
 use arbora_models::prediction::masked_average;
 use arbora_models::{
     CrossAttentionModel, LossOptions, PerceiverIo, Prediction, ReTreever, RewardKind, Target,
@@ -55,6 +55,8 @@ pub struct TaskModel {
     network: Network,
     #[module(skip)]
     objective: Objective,
+    #[module(skip)]
+    search: Option<SearchOptions>,
 }
 
 impl TaskModel {
@@ -89,7 +91,18 @@ impl TaskModel {
                 .baseline
                 .needs_greedy_reward(),
         };
-        Self { network, objective }
+        Self {
+            network,
+            objective,
+            search: None,
+        }
+    }
+
+    /// The same weights measured with another search than one greedy path.
+    #[must_use]
+    pub fn with_search(mut self, search: SearchOptions) -> Self {
+        self.search = Some(search);
+        self
     }
 
     /// The same weights with another way down the tree: what the learned route is worth.
@@ -254,7 +267,22 @@ impl TrainableModel for TaskModel {
     }
 
     fn evaluate(&self, problem: Problem, rng: &mut ChaCha8Rng) -> Vec<Measurement> {
-        let (prediction, search) = self.predict(&problem, rng);
+        let (prediction, counts) = match (&self.network, &self.search) {
+            (Network::ReTreever(model), Some(search)) => {
+                let numbers = match search.strategy {
+                    SearchStrategy::Samples { count } => Some(numbers(model, &problem, count, rng)),
+                    SearchStrategy::Greedy | SearchStrategy::Beam { .. } => None,
+                };
+                let index = model.index(&problem.context);
+                let queries = problem.queries.clone();
+                let (prediction, found) = model.predict_options(queries, &index, search, numbers);
+                (prediction, Some((found.selected, found.read)))
+            }
+            _ => {
+                let (prediction, found) = self.predict(&problem, rng);
+                (prediction, found.map(|found| (found.selected, found.read)))
+            }
+        };
         let mask = problem.target_mask.as_ref();
         let mean = |values: Tensor<2>| {
             let mean = masked_average(values, mask);
@@ -272,8 +300,8 @@ impl TrainableModel for TaskModel {
                 })
             }
         };
-        let (selected, read) = match search {
-            Some(search) => (mean(search.selected.float()), mean(search.read.float())),
+        let (selected, read) = match counts {
+            Some((selected, read)) => (mean(selected.float()), mean(read.float())),
             None => (self.attended(&problem), self.attended(&problem)),
         };
         let mut measured = vec![

@@ -19,6 +19,10 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     if args.random_route && !config.model.has_tree() {
         bail!("--random-route: {} walks no tree", config.model.name());
     }
+    if !args.search.is_empty() && config.model != ModelKind::ReTreever {
+        bail!("--search: {} has no learned route", config.model.name());
+    }
+    let searches = super::search::options(&args.search, args.temperature)?;
     let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
     for error in passed_over {
         eprintln!("{error}; using step {}", checkpoint.state().step);
@@ -32,6 +36,11 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         model = model.with_walk(Walk::Random);
     }
     let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
+    if !searches.is_empty() {
+        let text = super::search::compare(&model, &searches, &problems, &config, &args)?;
+        super::show(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let means = model.measure(problems, config.trainer.seed);
     let items = match config.test_items {
         0 => task.count().unwrap_or(0),

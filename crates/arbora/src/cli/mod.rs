@@ -2,6 +2,7 @@
 
 mod compare;
 mod eval;
+mod search;
 mod train;
 
 use crate::config::{ModelKind, Preset, Task};
@@ -40,8 +41,9 @@ enum Command {
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine")]
     Compare(CompareArgs),
     /// Measure a trained run on its test items.
-    #[command(after_help = "Example:
-  arbora eval runs/images-retreever-1 --json")]
+    #[command(after_help = "Examples:
+  arbora eval runs/images-retreever-1 --json
+  arbora eval runs/images-retreever-1 --search greedy,samples=4,beam=4 --temperature 0.5")]
     Eval(EvalArgs),
 }
 
@@ -124,6 +126,22 @@ struct EvalArgs {
     /// Walk the trees at random instead of by the learned policy.
     #[arg(long)]
     random_route: bool,
+    /// How to search: greedy, samples=K or beam=W. Several, separated by commas, are compared in one
+    /// table [default: greedy].
+    #[arg(
+        long,
+        value_name = "SEARCH",
+        value_delimiter = ',',
+        value_parser = search::strategy,
+        conflicts_with = "random_route"
+    )]
+    search: Vec<arbora_attention::SearchStrategy>,
+    /// Divides the policy's logits while searching: below 1 sharpens samples and beams.
+    #[arg(long, default_value_t = 1.0, requires = "search")]
+    temperature: f64,
+    /// Also write the table of searches to this Markdown file.
+    #[arg(long, value_name = "FILE", requires = "search")]
+    markdown: Option<PathBuf>,
     /// Print the numbers as JSON on standard output.
     #[arg(long)]
     json: bool,

@@ -139,7 +139,12 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
 }
 
 /// A trainer whose run folder is there, with its settings.
-pub(super) fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) -> Result<Trainer> {
+pub(super) fn prepare(
+    config: &RunConfig,
+    features: &Features,
+    out: &Path,
+    resume: bool,
+) -> Result<Trainer> {
     let fingerprint = config.fingerprint(features)?;
     let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
         .resume(resume)

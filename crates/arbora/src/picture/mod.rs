@@ -136,10 +136,10 @@ fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
 }
 
 /// Writes a file beside `path` and renames it.
-fn save(bytes: &[u8], path: &Path) -> Result<()> {
+pub(crate) fn save(bytes: &[u8], path: &Path) -> Result<()> {
     let mut partial = OsString::from(path);
     partial.push(".partial");
-    let failed = || format!("{}: cannot write the picture", path.display());
+    let failed = || format!("{}: cannot be written", path.display());
     fs::write(&partial, bytes).with_context(failed)?;
     let renamed = fs::rename(&partial, path);
     if renamed.is_err() {

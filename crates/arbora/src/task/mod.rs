@@ -96,9 +96,10 @@ pub fn load(config: &RunConfig) -> Result<Arc<dyn TaskData>> {
         Source::SeriesSample(_) | Source::Series { .. } => {
             Arc::new(series::SeriesTask::load(&config.data)?)
         }
-        Source::Bandit(bandit) => {
-            Arc::new(generated::BanditTask::new(*bandit, config.architecture.std)?)
-        }
+        Source::Bandit(bandit) => Arc::new(generated::BanditTask::new(
+            *bandit,
+            config.architecture.std,
+        )?),
     };
     let features = task.features();
     config.check_features(&features)?;
