@@ -1,14 +1,14 @@
 //! Configuration of a run: presets, files and single settings, in layers.
 
+use crate::task::Features;
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora_attention::GhostNodes;
-use crate::task::Features;
 use arbora_models::{
-    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig, ReTreeverConfig, RewardKind,
-    StdKind, init::stable_hash, latents_for,
+    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
+    ReTreeverConfig, RewardKind, StdKind, init::stable_hash, latents_for,
 };
-use arbora_rl::train::TrainerConfig;
 use arbora_rl::BaselineConfig;
+use arbora_rl::train::TrainerConfig;
 use arbora_tasks::copy::CopyConfig;
 use arbora_tasks::gp::GpConfig;
 use arbora_tasks::images::ImageCompletionConfig;
@@ -76,7 +76,10 @@ impl ModelKind {
 
     /// Whether it is ReTreever with some way down its tree.
     pub fn has_tree(self) -> bool {
-        matches!(self, Self::ReTreever | Self::RandomRoute | Self::OracleRoute)
+        matches!(
+            self,
+            Self::ReTreever | Self::RandomRoute | Self::OracleRoute
+        )
     }
 }
 
@@ -491,7 +494,10 @@ fn collect(
 }
 
 /// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
-pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<(String, &'a Value, &'a Value)> {
+pub fn difference<'a>(
+    wanted: &'a Value,
+    found: &'a Value,
+) -> Option<(String, &'a Value, &'a Value)> {
     let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
         return (wanted != found).then(|| (String::new(), wanted, found));
     };

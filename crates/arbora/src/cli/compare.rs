@@ -76,9 +76,10 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             }
         }
     }
+    let names: Vec<&str> = args.models.iter().map(|model| model.name()).collect();
     eprintln!(
-        "{} models, {} on {backend}, folder {}",
-        args.models.len(),
+        "{}: {} on {backend}, folder {}",
+        names.join(", "),
         setting.base.task.name(),
         setting.out.display()
     );
@@ -203,7 +204,7 @@ impl Setting {
         let mut name = format!("{}-seed{seed}", model.name());
         if let Some(rate) = rate {
             config.trainer.learning_rate = rate;
-            name += &format!("-rate{rate}");
+            name += &format!("-rate{rate:e}");
         }
         Plan {
             config,
@@ -236,7 +237,7 @@ impl Setting {
                 }
                 // A rate that is too high has lost, and the others have not.
                 Err(error) if diverged(&error) && rates.len() > 1 => {
-                    eprintln!("{} at learning rate {rate}: {error}", model.name());
+                    eprintln!("{} at learning rate {rate:e}: {error}", model.name());
                     None
                 }
                 Err(error) => return Err(error),
@@ -257,7 +258,7 @@ impl Setting {
             bail!("{}: training diverged at every learning rate", model.name());
         };
         eprintln!(
-            "{}: learning rate {rate} of {}, held-out log-likelihood {log_likelihood:.4}",
+            "{}: learning rate {rate:e} of {}, held-out log-likelihood {log_likelihood:.4}",
             model.name(),
             tried.len()
         );

@@ -90,8 +90,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         .iter()
         .map(|(model, _, report)| {
             // All test items, and also where a resumed run had no step left to evaluate.
-            let problems =
-                task.evaluation(config.test_items, config.eval_batch_size, &device)?;
+            let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
             let measured = report.model.measure(problems, config.trainer.seed);
             Ok((*model, measured, report.seconds))
         })
@@ -140,7 +139,12 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
 }
 
 /// A trainer whose run folder is there, with its settings.
-pub(super) fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) -> Result<Trainer> {
+pub(super) fn prepare(
+    config: &RunConfig,
+    features: &Features,
+    out: &Path,
+    resume: bool,
+) -> Result<Trainer> {
     let fingerprint = config.fingerprint(features)?;
     let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
         .resume(resume)
