@@ -306,8 +306,9 @@ Accuracies from a secondary source. The share of tokens is derived from the meth
 static GP: Experiment = Experiment {
     name: "gp",
     title: "Regression on functions drawn from Gaussian processes",
-    about: "A model sees some points of a function and predicts others, each as a normal distribution. \
-It is trained on functions of the RBF kernel; those of the other kernels it has never seen.",
+    about: "\
+A model sees some points of a function and predicts others, each as a normal distribution. It is trained on
+functions of the RBF kernel; those of the other kernels it has never seen.",
     task: "gp",
     settings: &["architecture.encoder_layers=6"],
     rows: &[
@@ -383,9 +384,10 @@ macro_rules! published {
 static COPY: Experiment = Experiment {
     name: "copy",
     title: "The copy task",
-    about: "A model reads a random sequence of N / 2 characters and writes it in reverse: the token that \
-answers each query is known, and no other helps. Our settings differ from the published ones in the \
-curriculum, the initialisation, the guide of the policy, its baseline, the tree's layout and the optimiser.",
+    about: "\
+A model reads a random sequence of N / 2 characters and writes it in reverse: the token that answers each query
+is known, and no other helps. Our settings differ from the published ones in the curriculum, the initialisation,
+the guide of the policy and its baseline, the tree's layout, and the optimiser; both are below.",
     task: "copy",
     settings: &[],
     rows: &[
@@ -426,9 +428,10 @@ Accuracy in %, by the length N of the whole sequence.
 static COPY_ABLATION: Experiment = Experiment {
     name: "copy-ablation",
     title: "What teaches the policy",
-    about: "The copy task with N = 256, trained without the guide but for one row. Rows differ in one \
-setting: the reward, the weight of the policy gradient (λ_RL) or its baseline. The others have the \
-accuracy as reward, weight 1 and the mean of the batch as baseline.",
+    about: "\
+The copy task with N = 256, trained without the guide but for one row. Rows differ in one setting: the reward,
+the weight of the policy gradient (λ_RL) or its baseline. The others have the accuracy as reward, weight 1 and
+the mean of the batch as baseline.",
     task: "copy",
     settings: &[
         "data.length=256",

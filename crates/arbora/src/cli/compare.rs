@@ -97,7 +97,6 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         });
     }
     // Seed by seed: what is finished at any time is fair to every model.
-    let mut problems = None;
     for seed in &args.seeds {
         for results in &mut models {
             let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
@@ -105,11 +104,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             let Some(model) = setting.trained(&plan)? else {
                 return interrupted(&setting.out);
             };
-            let problems = match &problems {
-                Some(problems) => problems,
-                None => problems.insert(setting.problems(setting.base.test_items)?),
-            };
-            results.runs.push(setting.measure(&plan, &model, problems)?);
+            results.runs.push(setting.measure(&plan, &model)?);
         }
     }
     let comparison = Comparison {
@@ -288,14 +283,15 @@ impl Setting {
         Ok((!report.interrupted && !interrupter.should_stop()).then_some(report.model))
     }
 
-    fn measure(&self, plan: &Plan, model: &TaskModel, problems: &[Problem]) -> Result<Run> {
+    fn measure(&self, plan: &Plan, model: &TaskModel) -> Result<Run> {
         let seed = plan.config.trainer.seed;
+        let problems = self.problems(self.base.test_items)?;
         Ok(Run {
             seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
-            metrics: model.measure(problems.iter().cloned(), seed),
-            query_seconds: self.query_seconds(model, problems)?,
+            query_seconds: self.query_seconds(model, &problems)?,
+            metrics: model.measure(problems, seed),
             training_seconds: training_seconds(&plan.folder)?,
         })
     }
