@@ -41,9 +41,18 @@ pub fn shown(command: &Command) -> String {
         .unwrap_or_default();
     std::iter::once(program)
         .chain(command.get_args())
-        .map(|part| part.to_string_lossy().into_owned())
+        .map(|part| quoted(&part.to_string_lossy()))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// A word as a shell takes it, in quotes where it would not take it as it is.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=+.,:/@%".contains(letter);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 /// Runs a command to its end with the terminal's output.
@@ -91,4 +100,19 @@ pub fn have(program: &str) -> bool {
 /// Whether this process runs as root.
 pub fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_as_a_shell_takes_them() {
+        let mut command = Command::new("/usr/bin/arbora");
+        command.args(["--set", "a=1", r#"b={"kind":"x"}"#, "it's"]);
+        assert_eq!(
+            shown(&command),
+            r#"arbora --set a=1 'b={"kind":"x"}' 'it'\''s'"#
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask reproduce`: the tables of `docs/results`, from training to text.
 
+mod experiments;
 mod runs;
 mod table;
 
@@ -8,32 +9,33 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::page::{self, Machine};
 use crate::shell;
+use experiments::{AT_RANDOM, Column, Experiment, Name};
 use runs::{Run, State};
-use table::{Results, Row, Variant};
+use table::{Measured, Reached, Results, Settings};
 
 /// Train the models of a results table and write the table.
 ///
 /// Finished runs are kept and unfinished ones resumed, so the command can be stopped at any time and
-/// called again. Every number of the table is measured on all test images from the runs' last
+/// called again. Every number of the table is measured on all test items from the runs' last
 /// checkpoints. The text of the table's page outside its generated part is kept.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask reproduce images
   cargo xtask reproduce images --steps 2000 --set trainer.eval_every=500
-  cargo xtask reproduce images --only-table")]
+  cargo xtask reproduce copy --plan
+  cargo xtask reproduce copy --only-table --partial")]
 pub struct Args {
     /// What to reproduce.
-    what: Experiment,
-    /// Training steps of each run. New runs take the preset's without it.
+    what: Name,
+    /// Training steps of each run. New runs take the row's or the preset's without it.
     #[arg(long)]
     steps: Option<u64>,
-    /// One run of each model per seed.
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2])]
+    /// One run of each row per seed [default: the seeds of the row].
+    #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
     /// A setting of every run, as `arbora train --set` takes it. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -41,107 +43,124 @@ pub struct Args {
     /// Train nothing: measure the finished runs again and write the table.
     #[arg(long)]
     only_table: bool,
+    /// Write the table without the runs that are not finished, and say so.
+    #[arg(long, requires = "only_table")]
+    partial: bool,
+    /// Train, measure and write nothing: print how far each run is and the command that trains it.
+    #[arg(long, conflicts_with = "only_table")]
+    plan: bool,
+    /// The `arbora` that trains and measures [default: the one compiled in release].
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
 }
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Experiment {
-    /// Image completion on the bundled sample: ReTreever, its random control and dense attention.
-    Images,
-}
-
-/// The models that are trained, by their names on the command line.
-const MODELS: [&str; 3] = ["cross-attention", "retreever", "random-route"];
-
-/// What the generated parts of pages are marked with.
-const GENERATOR: &str = "cargo xtask reproduce images";
-
-/// Where the runs lie, below the root of the workspace.
-const RUNS: &str = "runs/reproduce/images";
 
 /// Runs the task.
 ///
 /// # Errors
 /// When a run fails or holds other settings than asked for, or a page cannot be written.
 pub fn run(args: &Args) -> Result<()> {
-    let Experiment::Images = args.what;
-    let mut seeds = args.seeds.clone();
-    seeds.sort_unstable();
-    seeds.dedup();
-    ensure!(!seeds.is_empty(), "--seeds: expected at least one");
+    let experiment = args.what.experiment();
     let root = shell::root();
-    // Seed by seed: a table over the seeds that are complete is then fair at any time.
-    let mut planned = Vec::new();
-    for seed in &seeds {
-        for model in MODELS {
-            let folder = PathBuf::from(RUNS).join(format!("{model}-seed{seed}"));
-            let mut settings = vec![
-                ("model".to_string(), Value::from(model)),
-                ("trainer.seed".to_string(), Value::from(*seed)),
-                ("compare_with".to_string(), Value::Null),
-            ];
-            if let Some(steps) = args.steps {
-                settings.push(("trainer.steps".into(), Value::from(steps)));
-            }
-            for setting in &args.settings {
-                settings.push(runs::setting(setting)?);
-            }
-            planned.push(Run {
-                model,
-                seed: *seed,
-                folder,
-                settings,
-            });
-        }
-    }
+    let planned = plan(experiment, args)?;
 
     // All mistakes before the first hour of training.
-    let mut unfinished = Vec::new();
+    let mut states = Vec::new();
     for run in &planned {
-        if run.state(&root)? != State::Finished {
-            unfinished.push(run.folder.display().to_string());
+        states.push(run.state(&root)?);
+    }
+    if args.plan {
+        for (run, state) in planned.iter().zip(&states) {
+            println!("{}: {}", run.folder.display(), state.told());
+            if *state != State::Finished {
+                let command = run.training(Path::new("arbora"), *state, &root);
+                println!("  {}", shell::shown(&command));
+            }
         }
+        return Ok(());
     }
-    if args.only_table && !unfinished.is_empty() {
-        bail!("not finished: {}", unfinished.join(", "));
-    }
+    let (finished, missing) = match args.only_table {
+        true => {
+            let (finished, missing) = split(planned, &states);
+            if !missing.is_empty() && (!args.partial || finished.is_empty()) {
+                bail!("not finished: {}", missing.join(", "));
+            }
+            (finished, missing)
+        }
+        false => (planned, Vec::new()),
+    };
 
-    let program = build()?;
-    for (at, run) in planned.iter().enumerate() {
+    let program = match &args.program {
+        // Commands are started in the root of the workspace, wherever this one was.
+        Some(program) => std::path::absolute(program)
+            .with_context(|| format!("cannot find {}", program.display()))?,
+        None => build()?,
+    };
+    for (at, run) in finished.iter().enumerate() {
         let state = run.state(&root)?;
         println!(
             "[{}/{}] {}: {}",
             at + 1,
-            planned.len(),
+            finished.len(),
             run.folder.display(),
             state.plan()
         );
         if state != State::Finished {
-            train(&mut run.training(&program, &state, args, &root))?;
+            train(&mut run.training(&program, state, &root))?;
         }
     }
 
-    let settings = shared_settings(&planned, &root)?;
+    // Before the measuring, which takes minutes: these can refuse.
+    let settings = shared_settings(experiment, &finished, args, &root)?;
     let mut rows = Vec::new();
-    for run in &planned {
-        let variants: &[Variant] = match run.model {
-            "cross-attention" => &[Variant::Dense],
-            "retreever" => &[Variant::Learned, Variant::WalkingAtRandom],
-            _ => &[Variant::TrainedAtRandom],
-        };
-        for variant in variants {
-            println!("measuring {}: {}", run.folder.display(), variant.title());
-            rows.push(measure(run, *variant, &program, &root)?);
+    for run in &finished {
+        println!("measuring {}", run.folder.display());
+        rows.push(measure(experiment, run, false, &program, &root)?);
+        if run.row.at_random.is_some() {
+            println!("measuring {}, walking at random", run.folder.display());
+            rows.push(measure(experiment, run, true, &program, &root)?);
         }
     }
     let results = Results {
-        command: command_line(args, &seeds, &settings),
+        command: command_line(experiment, args, &rows),
         machine: Machine::this(),
         date: page::today()?,
+        not_finished: missing,
         settings,
-        summary: table::summarise(&rows),
-        rows,
+        summary: table::summarise(experiment, &rows),
+        runs: rows,
     };
-    write(&results, &root)
+    write(experiment, &results, &root)
+}
+
+/// All runs of an experiment, seed by seed: a table over the seeds that are complete is then fair at any
+/// time.
+fn plan(experiment: &'static Experiment, args: &Args) -> Result<Vec<Run>> {
+    let of = |row: &experiments::Row| match args.seeds.is_empty() {
+        true => row.seeds.to_vec(),
+        false => args.seeds.clone(),
+    };
+    let mut seeds: Vec<u64> = experiment.rows.iter().flat_map(of).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let mut planned = Vec::new();
+    for seed in seeds {
+        for row in experiment.rows.iter().filter(|row| of(row).contains(&seed)) {
+            planned.push(Run::new(experiment, row, seed, args)?);
+        }
+    }
+    Ok(planned)
+}
+
+/// The finished runs, and the names of the others.
+fn split(planned: Vec<Run>, states: &[State]) -> (Vec<Run>, Vec<String>) {
+    let (mut finished, mut missing) = (Vec::new(), Vec::new());
+    for (run, state) in planned.into_iter().zip(states) {
+        match state {
+            State::Finished => finished.push(run),
+            _ => missing.push(format!("{}-seed{}", run.row.name, run.seed)),
+        }
+    }
+    (finished, missing)
 }
 
 /// Compiles the command line in release and returns where it is.
@@ -178,15 +197,21 @@ fn train(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Measures one run on all test images.
-fn measure(run: &Run, variant: Variant, program: &Path, root: &Path) -> Result<Row> {
+/// Measures one run on all test items, walking as it was trained or at random.
+fn measure(
+    experiment: &Experiment,
+    run: &Run,
+    at_random: bool,
+    program: &Path,
+    root: &Path,
+) -> Result<Measured> {
     let mut command = Command::new(program);
     command
         .current_dir(root)
         .arg("eval")
         .arg(&run.folder)
         .arg("--json");
-    if variant == Variant::WalkingAtRandom {
+    if at_random {
         command.arg("--random-route");
     }
     let text = shell::output(&mut command)?;
@@ -200,79 +225,132 @@ fn measure(run: &Run, variant: Variant, program: &Path, root: &Path) -> Result<R
     );
     let missing = |key: &str| format!("output of arbora eval: no {key}");
     let whole = |key: &str| measured[key].as_u64().with_context(|| missing(key));
-    let metric = |key: &str| {
-        measured["metrics"][key]
-            .as_f64()
-            .with_context(|| missing(key))
+    let word = |key: &str| {
+        let word = measured[key].as_str().with_context(|| missing(key))?;
+        Ok::<_, anyhow::Error>(word.to_string())
     };
-    Ok(Row {
-        variant,
+    let metrics = serde_json::from_value(measured["metrics"].clone());
+    let mut reached = Vec::new();
+    // The walk at random was not trained.
+    for column in experiment.columns.iter().filter(|_| !at_random) {
+        if let Column::Reached(accuracy) = column {
+            let found = run.reached(*accuracy, root)?;
+            reached.push(Reached {
+                accuracy: *accuracy,
+                step: found.map(|(step, _)| step),
+                minutes: found.map(|(_, seconds)| seconds / 60.0),
+            });
+        }
+    }
+    let name = run.row.name;
+    Ok(Measured {
+        line: match at_random {
+            true => format!("{name}{AT_RANDOM}"),
+            false => name.to_string(),
+        },
         seed: run.seed,
         steps,
-        backend: measured["backend"]
-            .as_str()
-            .with_context(|| missing("backend"))?
-            .to_string(),
-        images: whole("images")?,
+        backend: word("backend")?,
+        items: whole("items")?,
+        of: word("of")?,
         parameters: whole("parameters")?,
-        training_seconds: run.training_seconds(root)?,
-        log_likelihood: metric("log_likelihood")?,
-        tokens_percent: metric("tokens_percent")?,
-        nodes_selected: metric("nodes_selected")?,
-        nodes_read: metric("nodes_read")?,
-        context_tokens: metric("context_tokens")?,
+        training_seconds: match at_random {
+            true => None,
+            false => Some(run.training_seconds(root)?),
+        },
+        metrics: metrics.with_context(|| missing("metrics"))?,
+        reached,
     })
 }
 
-/// What may differ between the runs of one table: what the table compares, and what changes no number
-/// in it.
-const FREE: [(&str, &[&str]); 2] = [
-    ("", &["model", "compare_with", "eval_images"]),
-    (
-        "trainer",
-        &["seed", "eval_every", "checkpoint_every", "keep_checkpoints"],
-    ),
+/// What may differ between the runs of any table: what it compares, and what changes no number in it.
+const FREE: [&str; 7] = [
+    "model",
+    "compare_with",
+    "eval_items",
+    "trainer.seed",
+    "trainer.eval_every",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
 ];
 
-/// The settings that all runs have in common.
-fn shared_settings(planned: &[Run], root: &Path) -> Result<Value> {
-    let mut shared: Option<(Value, &Run)> = None;
-    for run in planned {
-        let mut config = run.config(root)?;
-        for (group, keys) in FREE {
-            let group = match group {
-                "" => &mut config,
-                _ => &mut config[group],
-            };
-            if let Some(group) = group.as_object_mut() {
-                keys.iter().for_each(|key| drop(group.remove(*key)));
-            }
-        }
-        match &shared {
-            None => shared = Some((config, run)),
-            Some((first, other)) => {
-                if let Some(key) = runs::difference(first, &config, "") {
-                    bail!(
-                        "{} and {} differ in {key}: they do not belong in one table",
-                        other.folder.display(),
-                        run.folder.display()
-                    );
-                }
-            }
+/// The settings that all runs of a preset have in common, which is all but what the rows name.
+fn shared_settings(
+    experiment: &Experiment,
+    planned: &[Run],
+    args: &Args,
+    root: &Path,
+) -> Result<Vec<Settings>> {
+    let mut named = Vec::new();
+    for row in experiment.rows {
+        for setting in row.settings {
+            named.push(runs::setting(setting)?.0);
         }
     }
-    let (config, _) = shared.context("no runs")?;
-    Ok(config)
+    // What was asked of every run is the same in every run.
+    for setting in &args.settings {
+        let (key, _) = runs::setting(setting)?;
+        named.retain(|other| *other != key);
+    }
+    if args.steps.is_some() {
+        named.retain(|key| key != "trainer.steps");
+    }
+    let mut shared: Vec<(Settings, Option<&str>, &Run)> = Vec::new();
+    for run in planned {
+        let mut config = run.config(root)?;
+        let free = FREE.into_iter().chain(named.iter().map(String::as_str));
+        free.for_each(|key| remove(&mut config, key));
+        let group = shared.iter_mut().find(|group| group.1 == run.row.preset);
+        let Some((first, _, other)) = group else {
+            let rows = vec![run.row.name.to_string()];
+            shared.push((Settings { rows, config }, run.row.preset, run));
+            continue;
+        };
+        if let Some(key) = runs::difference(&first.config, &config, "") {
+            bail!(
+                "{} and {} differ in {key}: they do not belong in one table",
+                other.folder.display(),
+                run.folder.display()
+            );
+        }
+        if !first.rows.iter().any(|row| row == run.row.name) {
+            first.rows.push(run.row.name.to_string());
+        }
+    }
+    ensure!(!shared.is_empty(), "no runs");
+    Ok(shared.into_iter().map(|(settings, ..)| settings).collect())
 }
 
-/// The command that makes the results, with the steps spelled out.
-fn command_line(args: &Args, seeds: &[u64], settings: &Value) -> String {
-    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    let mut command = format!(
-        "cargo xtask reproduce images --steps {} --seeds {}",
-        settings["trainer"]["steps"],
-        seeds.join(",")
-    );
+/// Takes the value at a dotted key out of a configuration, if there is one.
+fn remove(config: &mut Value, key: &str) {
+    let (group, last) = match key.rsplit_once('.') {
+        Some((groups, last)) => {
+            let path = format!("/{}", groups.replace('.', "/"));
+            (config.pointer_mut(&path), last)
+        }
+        None => (Some(config), key),
+    };
+    if let Some(group) = group.and_then(Value::as_object_mut) {
+        group.remove(last);
+    }
+}
+
+/// The command that makes the results, with the steps spelled out where they are those of a preset.
+fn command_line(experiment: &Experiment, args: &Args, runs: &[Measured]) -> String {
+    let mut command = experiment.generator();
+    let mut settings = experiment.settings.iter();
+    let mut rows = experiment.rows.iter().flat_map(|row| row.settings);
+    let set = |setting: &&str| setting.starts_with("trainer.steps=");
+    let fixed = settings.any(set) || rows.any(set);
+    let steps = runs.first().map(|run| run.steps);
+    let common = steps.filter(|steps| !fixed && runs.iter().all(|run| run.steps == *steps));
+    if let Some(steps) = args.steps.or(common) {
+        command.push_str(&format!(" --steps {steps}"));
+    }
+    if !args.seeds.is_empty() {
+        let seeds: Vec<String> = args.seeds.iter().map(u64::to_string).collect();
+        command.push_str(&format!(" --seeds {}", seeds.join(",")));
+    }
     for setting in &args.settings {
         // Quoted for a shell: values may be JSON.
         command.push_str(&format!(" --set '{setting}'"));
@@ -280,20 +358,43 @@ fn command_line(args: &Args, seeds: &[u64], settings: &Value) -> String {
     command
 }
 
-/// Writes the page, the numbers behind it and the README's table.
-fn write(results: &Results, root: &Path) -> Result<()> {
+/// Writes the page, the numbers behind it and, for a whole table, the README's.
+fn write(experiment: &Experiment, results: &Results, root: &Path) -> Result<()> {
     let folder = root.join("docs/results");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let generator = experiment.generator();
+    let path = folder.join(format!("{}.md", experiment.name));
+    if !path.exists() {
+        let start = format!("# {}\n\n{}\n", experiment.title, experiment.about);
+        page::replace(&path, &page::with_room(&start, &generator))?;
+    }
+    page::update(&path, &generator, &table::page(experiment, results))?;
     let json = serde_json::to_string_pretty(results)? + "\n";
-    page::replace(&folder.join("images.json"), &json)?;
-    for (file, text) in [
-        ("docs/results/images.md", table::page(results)),
-        ("README.md", table::readme(results)),
-    ] {
-        page::update(&root.join(file), GENERATOR, &text)?;
-        println!("wrote {file}");
+    page::replace(&path.with_extension("json"), &json)?;
+    println!("wrote docs/results/{}.md", experiment.name);
+    if experiment.in_readme && results.not_finished.is_empty() {
+        let text = table::readme(experiment, results);
+        page::update(&root.join("README.md"), &generator, &text)?;
+        println!("wrote README.md");
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Args {
+    /// As the command line gives them without an option.
+    pub fn of(what: Name) -> Self {
+        Self {
+            what,
+            steps: None,
+            seeds: Vec::new(),
+            settings: Vec::new(),
+            only_table: false,
+            partial: false,
+            plan: false,
+            program: None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -303,15 +404,10 @@ mod tests {
 
     fn runs(root: &Path, configs: &[Value]) -> Vec<Run> {
         let run = |(at, config): (usize, &Value)| {
-            let folder = PathBuf::from(at.to_string());
+            let folder = at.to_string();
             fs::create_dir(root.join(&folder)).unwrap();
             fs::write(root.join(&folder).join("config.json"), config.to_string()).unwrap();
-            Run {
-                model: "retreever",
-                seed: 0,
-                folder,
-                settings: Vec::new(),
-            }
+            runs::example(&folder, Vec::new())
         };
         configs.iter().enumerate().map(run).collect()
     }
@@ -319,20 +415,66 @@ mod tests {
     #[test]
     fn one_table_takes_runs_that_differ_in_what_it_compares_alone() {
         let root = tempfile::tempdir().unwrap();
-        let of = |model: &str, seed: u64, rate: f64| json!({"model": model, "trainer": {"seed": seed, "eval_every": seed, "learning_rate": rate}});
+        let of = |order: &str, seed: u64, rate: f64| json!({"architecture": {"order": order, "heads": 4}, "trainer": {"seed": seed, "eval_every": seed, "learning_rate": rate}});
         let planned = runs(
             root.path(),
             &[of("a", 0, 0.5), of("b", 1, 0.5), of("a", 2, 0.25)],
         );
+        let args = Args::of(Name::Orders);
+        let shared =
+            |planned| shared_settings(Name::Orders.experiment(), planned, &args, root.path());
+        let settings = shared(&planned[..2]).unwrap();
+        assert_eq!(settings.len(), 1);
         assert_eq!(
-            shared_settings(&planned[..2], root.path()).unwrap(),
-            json!({"trainer": {"learning_rate": 0.5}})
+            settings[0].config,
+            json!({"architecture": {"heads": 4}, "trainer": {"learning_rate": 0.5}})
         );
-        let error = shared_settings(&planned, root.path()).unwrap_err();
+        let error = shared(&planned).unwrap_err();
         assert!(
             error
                 .to_string()
                 .contains("0 and 2 differ in trainer.learning_rate")
         );
+    }
+
+    #[test]
+    fn runs_are_planned_seed_by_seed_with_the_seeds_of_their_rows() {
+        let folders = |what: Name, seeds: &[u64]| {
+            let args = Args {
+                seeds: seeds.to_vec(),
+                ..Args::of(what)
+            };
+            let planned = plan(what.experiment(), &args).unwrap();
+            let folders = planned.iter().map(|run| run.folder.display().to_string());
+            folders.collect::<Vec<_>>()
+        };
+        let orders = folders(Name::Orders, &[]);
+        assert_eq!(orders.len(), 12);
+        assert_eq!(orders[0], "runs/reproduce/orders/random-seed0");
+        assert_eq!(orders[6], "runs/reproduce/orders/random-seed1");
+        let copy = folders(Name::Copy, &[]);
+        assert_eq!(copy.len(), 7);
+        assert!(copy.iter().all(|folder| folder.ends_with("-seed0")));
+        assert_eq!(folders(Name::Images, &[5, 5, 4]).len(), 8);
+    }
+
+    #[test]
+    fn unfinished_runs_are_named() {
+        let planned = plan(Name::Copy.experiment(), &Args::of(Name::Copy)).unwrap();
+        let mut states = vec![State::Finished; planned.len()];
+        states[1] = State::Absent;
+        states[6] = State::Unfinished;
+        let (finished, missing) = split(planned, &states);
+        assert_eq!(finished.len(), 5);
+        assert_eq!(missing, ["ours-128-seed0", "published-256-seed0"]);
+    }
+
+    #[test]
+    fn keys_are_taken_out_wherever_they_are() {
+        let mut config = json!({"a": 1, "b": {"c": {"d": 2, "e": 3}}});
+        for key in ["a", "b.c.d", "b.x.y", "z"] {
+            remove(&mut config, key);
+        }
+        assert_eq!(config, json!({"b": {"c": {"e": 3}}}));
     }
 }

@@ -8,15 +8,33 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::Args;
+use super::experiments::{Experiment, Row};
+
+/// Where the runs of all experiments lie, below the root of the workspace.
+const RUNS: &str = "runs/reproduce";
 
 /// A run that a table needs.
 pub struct Run {
-    pub model: &'static str,
+    pub row: &'static Row,
     pub seed: u64,
     /// Relative to the root of the workspace.
     pub folder: PathBuf,
-    /// What its configuration must say, by dotted key.
+    /// What its configuration must say, by dotted key; of a key given twice the last value.
     pub settings: Vec<(String, Value)>,
+    /// What `arbora train` is called with, but for the folder.
+    arguments: Vec<String>,
+}
+
+/// A run of some row with settings and nothing else.
+#[cfg(test)]
+pub fn example(folder: &str, settings: Vec<(String, Value)>) -> Run {
+    Run {
+        row: &super::experiments::Name::Orders.experiment().rows[0],
+        seed: 1,
+        folder: folder.into(),
+        settings,
+        arguments: Vec::new(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +45,14 @@ pub enum State {
 }
 
 impl State {
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Absent => "not begun",
+            Self::Unfinished => "not finished",
+            Self::Finished => "finished",
+        }
+    }
+
     pub fn plan(self) -> &'static str {
         match self {
             Self::Absent => "training",
@@ -37,6 +63,52 @@ impl State {
 }
 
 impl Run {
+    /// The run of a row with a seed.
+    ///
+    /// # Errors
+    /// When a setting is none.
+    pub fn new(experiment: &Experiment, row: &'static Row, seed: u64, args: &Args) -> Result<Self> {
+        let steps = args.steps.map(|steps| format!("trainer.steps={steps}"));
+        let given = ["compare_with=null"].into_iter();
+        let given = given.chain(experiment.settings.iter().copied());
+        let given = given.chain(row.settings.iter().copied());
+        let given = given.chain(steps.as_deref());
+        let given: Vec<&str> = given
+            .chain(args.settings.iter().map(String::as_str))
+            .collect();
+
+        let mut arguments = vec!["train".to_string(), experiment.task.to_string()];
+        let mut settings = vec![
+            ("task".to_string(), Value::from(experiment.task)),
+            ("model".to_string(), Value::from(row.model)),
+            ("trainer.seed".to_string(), Value::from(seed)),
+        ];
+        if let Some(preset) = row.preset {
+            arguments.extend(["--preset".into(), preset.into()]);
+            // A configuration does not say what it started from. This tells the presets apart.
+            if preset == "published" {
+                settings.push(("architecture.layout".into(), Value::from("published")));
+            }
+        }
+        arguments.extend(["--model".into(), row.model.into()]);
+        arguments.extend(["--seed".into(), seed.to_string()]);
+        for text in given {
+            arguments.extend(["--set".into(), text.into()]);
+            let (key, value) = setting(text)?;
+            settings.retain(|(other, _)| *other != key);
+            settings.push((key, value));
+        }
+        Ok(Self {
+            row,
+            seed,
+            folder: Path::new(RUNS)
+                .join(experiment.name)
+                .join(format!("{}-seed{seed}", row.name)),
+            settings,
+            arguments,
+        })
+    }
+
     /// How far the run is.
     ///
     /// # Errors
@@ -82,46 +154,64 @@ impl Run {
     }
 
     /// The command that trains the run, or the rest of it.
-    pub fn training(&self, program: &Path, state: &State, args: &Args, root: &Path) -> Command {
+    pub fn training(&self, program: &Path, state: State, root: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(root).args(["train", "images", "--out"]);
-        command.arg(&self.folder);
-        if *state == State::Unfinished {
-            command.arg("--resume");
-            return command;
-        }
-        command.args(["--model", self.model, "--seed", &self.seed.to_string()]);
-        command.args(["--set", "compare_with=null"]);
-        if let Some(steps) = args.steps {
-            command.args(["--set", &format!("trainer.steps={steps}")]);
-        }
-        for setting in &args.settings {
-            command.args(["--set", setting]);
-        }
+        command.current_dir(root);
+        match state {
+            State::Unfinished => command.args(&self.arguments[..2]).arg("--resume"),
+            _ => command.args(&self.arguments),
+        };
+        command.arg("--out").arg(&self.folder);
         command
     }
 
     /// Wall-clock seconds of all training steps, without evaluations and checkpoints.
     pub fn training_seconds(&self, root: &Path) -> Result<f64> {
-        let path = root.join(&self.folder).join("timing.jsonl");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let (steps, seconds) = training_time(&text);
+        let (steps, seconds) = training_time(&self.log("timing.jsonl", root)?, u64::MAX);
         let expected = self.steps(root)?;
         ensure!(
             steps == expected,
             "{}: expected the times of {expected} steps, got {steps}",
-            path.display()
+            self.folder.join("timing.jsonl").display()
         );
         Ok(seconds)
     }
+
+    /// The step of the first evaluation during training whose accuracy was at least `accuracy`, and
+    /// the seconds of all training steps up to it. `None` if there was no such evaluation.
+    pub fn reached(&self, accuracy: f64, root: &Path) -> Result<Option<(u64, f64)>> {
+        let Some(step) = first_reached(&self.log("metrics.jsonl", root)?, accuracy) else {
+            return Ok(None);
+        };
+        let (_, seconds) = training_time(&self.log("timing.jsonl", root)?, step);
+        Ok(Some((step, seconds)))
+    }
+
+    fn log(&self, name: &str, root: &Path) -> Result<String> {
+        let path = root.join(&self.folder).join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
 }
 
-/// Number of training steps in a timing log, and the sum of their seconds.
-fn training_time(log: &str) -> (u64, f64) {
+/// The step of the first evaluation in a log with at least this accuracy.
+fn first_reached(log: &str, accuracy: f64) -> Option<u64> {
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["split"] == "valid")
+        .find(|line| {
+            line["accuracy"]
+                .as_f64()
+                .is_some_and(|found| found >= accuracy)
+        })
+        .and_then(|line| line["step"].as_u64())
+}
+
+/// Number of training steps up to `last` in a timing log, and the sum of their seconds.
+fn training_time(log: &str, last: u64) -> (u64, f64) {
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|line| line["split"] == "train")
+        .filter(|line| line["step"].as_u64().is_some_and(|step| step <= last))
         .filter_map(|line| line["seconds"].as_f64())
         .fold((0, 0.0), |(steps, sum), seconds| (steps + 1, sum + seconds))
 }
@@ -139,7 +229,7 @@ pub fn setting(text: &str) -> Result<(String, Value)> {
 }
 
 /// The value at a dotted key; null where there is none.
-fn at<'a>(config: &'a Value, key: &str) -> &'a Value {
+pub fn at<'a>(config: &'a Value, key: &str) -> &'a Value {
     key.split('.').fold(config, |value, part| &value[part])
 }
 
@@ -180,15 +270,9 @@ mod tests {
     use serde_json::json;
 
     fn run(settings: &[(&str, Value)]) -> Run {
-        Run {
-            model: "retreever",
-            seed: 1,
-            folder: "run".into(),
-            settings: settings
-                .iter()
-                .map(|(key, value)| (key.to_string(), value.clone()))
-                .collect(),
-        }
+        let settings = settings.iter();
+        let settings = settings.map(|(key, value)| (key.to_string(), value.clone()));
+        example("run", settings.collect())
     }
 
     #[test]
@@ -248,6 +332,64 @@ mod tests {
         let log = "{\"step\":1,\"split\":\"train\",\"seconds\":0.5}\n\
                    {\"step\":1,\"split\":\"valid\",\"seconds\":9}\n\
                    {\"step\":2,\"split\":\"train\",\"seconds\":0.25}\n";
-        assert_eq!(training_time(log), (2, 0.75));
+        assert_eq!(training_time(log, u64::MAX), (2, 0.75));
+        assert_eq!(training_time(log, 1), (1, 0.5));
+    }
+
+    #[test]
+    fn an_accuracy_is_reached_at_the_first_evaluation_that_measured_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        let metrics = [
+            r#"{"step":1,"split":"train","accuracy":1.0}"#,
+            r#"{"step":1,"split":"valid","accuracy":0.5}"#,
+            r#"{"step":2,"split":"valid","accuracy":0.995}"#,
+            r#"{"step":3,"split":"valid","accuracy":0.9}"#,
+            r#"{"step":4,"split":"valid","accuracy":0.997}"#,
+        ];
+        fs::write(folder.join("metrics.jsonl"), metrics.join("\n")).unwrap();
+        let timing: String = (1..=4)
+            .map(|step| format!("{{\"step\":{step},\"split\":\"train\",\"seconds\":2.0}}\n"))
+            .collect();
+        fs::write(folder.join("timing.jsonl"), timing).unwrap();
+        let run = run(&[]);
+        assert_eq!(run.reached(0.99, root.path()).unwrap(), Some((2, 4.0)));
+        assert_eq!(run.reached(0.4, root.path()).unwrap(), Some((1, 2.0)));
+        assert_eq!(run.reached(0.999, root.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn later_settings_win_and_a_resumed_run_gets_none() {
+        let experiment = super::super::experiments::Name::CopyAblation.experiment();
+        let row = experiment.rows.iter().find(|row| row.name == "guide");
+        let args = Args {
+            steps: Some(7),
+            ..Args::of(super::super::experiments::Name::CopyAblation)
+        };
+        let run = Run::new(experiment, row.unwrap(), 3, &args).unwrap();
+        assert_eq!(
+            run.folder,
+            Path::new("runs/reproduce/copy-ablation/guide-seed3")
+        );
+        for (key, value) in [("lambda_guide", json!(1)), ("trainer.steps", json!(7))] {
+            let found: Vec<&Value> = run
+                .settings
+                .iter()
+                .filter_map(|(name, value)| (name == key).then_some(value))
+                .collect();
+            assert_eq!(found, [&value], "{key}");
+        }
+        let shown = |state| {
+            let command = run.training(Path::new("arbora"), state, Path::new("."));
+            crate::shell::shown(&command)
+        };
+        assert!(shown(State::Absent).ends_with(
+            "--set lambda_guide=1 --set trainer.steps=7 --out runs/reproduce/copy-ablation/guide-seed3"
+        ));
+        assert_eq!(
+            shown(State::Unfinished),
+            "arbora train copy --resume --out runs/reproduce/copy-ablation/guide-seed3"
+        );
     }
 }

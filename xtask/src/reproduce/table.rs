@@ -1,58 +1,42 @@
 //! From the numbers of single runs to the text of a results page.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::experiments::{Column, Experiment, Reading};
 use crate::page::{Machine, thousands};
 
-/// What a row of the table is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Variant {
-    Dense,
-    Learned,
-    WalkingAtRandom,
-    TrainedAtRandom,
-}
-
-impl Variant {
-    /// In the order of the table.
-    pub const ALL: [Self; 4] = [
-        Self::Dense,
-        Self::Learned,
-        Self::WalkingAtRandom,
-        Self::TrainedAtRandom,
-    ];
-
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Dense => "CrossAttentionModel (all tokens)",
-            Self::Learned => "ReTreever (learned route)",
-            Self::WalkingAtRandom => "the same ReTreever, walking at random",
-            Self::TrainedAtRandom => "ReTreever trained with random routes",
-        }
-    }
-}
-
-/// The numbers of one run on all test images.
+/// The numbers of one run on all test items.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    pub variant: Variant,
+pub struct Measured {
+    /// The line of the table that it belongs to.
+    pub line: String,
     pub seed: u64,
     pub steps: u64,
     pub backend: String,
-    pub images: u64,
+    pub items: u64,
+    /// What an item is, in the plural.
+    pub of: String,
     pub parameters: u64,
-    /// Wall clock of the training steps, for the JSON alone: runs may share the machine with others.
-    pub training_seconds: f64,
-    /// Nats per pixel.
-    pub log_likelihood: f64,
-    pub tokens_percent: f64,
-    pub nodes_selected: f64,
-    pub nodes_read: f64,
-    pub context_tokens: f64,
+    /// Wall clock of the training steps; `None` where the line is trained as another one.
+    pub training_seconds: Option<f64>,
+    pub metrics: BTreeMap<String, f64>,
+    /// When the run was this good, for experiments that ask.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reached: Vec<Reached>,
+}
+
+/// When the held-out accuracy of a training first was at least this high.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reached {
+    pub accuracy: f64,
+    /// `None` where it never was.
+    pub step: Option<u64>,
+    /// Of the training steps alone.
+    pub minutes: Option<f64>,
 }
 
 /// A mean over seeds with the sample standard deviation, which one seed alone does not have.
@@ -82,18 +66,23 @@ impl Statistic {
     }
 }
 
-/// A row of the table: one variant over all seeds.
+/// A line of the table: one row over all its seeds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    pub variant: Variant,
+    pub line: String,
+    pub title: &'static str,
     pub seeds: usize,
     pub parameters: u64,
-    pub log_likelihood: Statistic,
-    pub tokens_percent: Statistic,
-    pub nodes_selected: Statistic,
-    pub nodes_read: Statistic,
-    /// `None` where the variant is trained as another one.
+    pub metrics: BTreeMap<String, Statistic>,
+    /// `None` where the line is trained as another one.
     pub training_seconds: Option<Statistic>,
+}
+
+/// What the runs of some rows have in common.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    pub rows: Vec<String>,
+    pub config: Value,
 }
 
 /// Everything behind a results page.
@@ -102,110 +91,124 @@ pub struct Results {
     pub command: String,
     pub machine: Machine,
     pub date: String,
-    /// What all runs share.
-    pub settings: Value,
+    /// Runs that are missing in a partial table.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_finished: Vec<String>,
+    pub settings: Vec<Settings>,
     pub summary: Vec<Summary>,
-    pub rows: Vec<Row>,
+    pub runs: Vec<Measured>,
 }
 
-/// Means and deviations over seeds, in the table's order.
-pub fn summarise(rows: &[Row]) -> Vec<Summary> {
-    let summary = |variant: Variant| {
-        let rows: Vec<&Row> = rows.iter().filter(|row| row.variant == variant).collect();
-        let first = rows.first()?;
-        let over = |number: fn(&Row) -> f64| {
-            Statistic::of(&rows.iter().map(|row| number(row)).collect::<Vec<_>>())
-        };
+/// Means and deviations over seeds, in the table's order. Lines without a run are left out.
+pub fn summarise(experiment: &Experiment, runs: &[Measured]) -> Vec<Summary> {
+    let summary = |(line, title): (String, &'static str)| {
+        let runs: Vec<&Measured> = of(runs, &line).collect();
+        let first = runs.first()?;
+        let metrics = first.metrics.keys().map(|name| {
+            let numbers = runs.iter().filter_map(|run| run.metrics.get(name).copied());
+            (name.clone(), Statistic::of(&numbers.collect::<Vec<_>>()))
+        });
+        let seconds: Vec<f64> = runs.iter().filter_map(|run| run.training_seconds).collect();
         Some(Summary {
-            variant,
-            seeds: rows.len(),
+            title,
+            seeds: runs.len(),
             parameters: first.parameters,
-            log_likelihood: over(|row| row.log_likelihood),
-            tokens_percent: over(|row| row.tokens_percent),
-            nodes_selected: over(|row| row.nodes_selected),
-            nodes_read: over(|row| row.nodes_read),
-            training_seconds: (variant != Variant::WalkingAtRandom)
-                .then(|| over(|row| row.training_seconds)),
+            metrics: metrics.collect(),
+            training_seconds: (!seconds.is_empty()).then(|| Statistic::of(&seconds)),
+            line,
         })
     };
-    Variant::ALL.into_iter().filter_map(summary).collect()
+    experiment.lines().into_iter().filter_map(summary).collect()
 }
 
 /// The generated part of the results page.
-pub fn page(results: &Results) -> String {
+pub fn page(experiment: &Experiment, results: &Results) -> String {
     let Results {
         command,
         machine,
         date,
+        not_finished,
         settings,
         summary,
-        rows,
+        runs,
     } = results;
     let mut text = String::new();
-    let (steps, images, backend) = rows.first().map_or((0, 0, ""), |row| {
-        (row.steps, row.images, row.backend.as_str())
-    });
     let mut line = |part: String| {
         text.push_str(&part);
         text.push('\n');
     };
     line(format!("```sh\n{command}\n```\n"));
+    let (items, of, backend) = runs.first().map_or((0, "", ""), |run| {
+        (run.items, run.of.as_str(), run.backend.as_str())
+    });
+    let steps = match common_steps(runs) {
+        Some(steps) => format!("{} steps per run, measured", thousands(steps)),
+        None => "Measured".to_string(),
+    };
     line(format!(
-        "{} steps per run, {} held-out images, backend {backend}. Table made on {date} on {} with {} \
-         threads.\n",
-        thousands(steps),
-        thousands(images),
+        "{steps} on {} {of}, backend {backend}. Table made on {date} on {} with {} threads.\n",
+        thousands(items),
         machine.cpu,
         machine.threads
     ));
-    line(summary_table(summary));
-    line("## What is seen\n".to_string());
-    line(reading(rows));
-    line("## Single runs\n".to_string());
-    line(
-        "| model | seed | log-likelihood | % tokens | nodes selected | nodes read |\n\
-         |---|---:|---:|---:|---:|---:|"
-            .to_string(),
-    );
-    for variant in Variant::ALL {
-        for row in rows.iter().filter(|row| row.variant == variant) {
-            line(format!(
-                "| {} | {} | {:.4} | {:.2} | {:.2} | {:.2} |",
-                variant.title(),
-                row.seed,
-                row.log_likelihood,
-                row.tokens_percent,
-                row.nodes_selected,
-                row.nodes_read
-            ));
-        }
+    if !not_finished.is_empty() {
+        line(format!(
+            "**Not finished, and not in this table:** {}.\n",
+            not_finished.join(", ")
+        ));
     }
-    line(PUBLISHED.to_string());
-    line("## Settings of all runs\n".to_string());
-    line(format!("```json\n{settings:#}\n```"));
+    line(summary_table(experiment, summary, runs));
+    if experiment
+        .columns
+        .iter()
+        .any(|column| matches!(column, Column::Reached(_)))
+    {
+        line(REACHED.to_string());
+    }
+    if let Some(reading) = &experiment.reading {
+        line("## What is seen\n".to_string());
+        line(words(reading, runs));
+    }
+    if summary.iter().any(|line| line.seeds > 1) {
+        line("## Single runs\n".to_string());
+        line(single_runs(experiment, summary, runs));
+    }
+    if !experiment.published.is_empty() {
+        line("## Published numbers\n".to_string());
+        line(experiment.published.to_string());
+    }
+    for Settings { rows, config } in settings {
+        line(match settings.len() {
+            1 => "## Settings of all runs\n".to_string(),
+            _ => format!("## Settings of {}\n", rows.join(", ")),
+        });
+        line(format!("```json\n{config:#}\n```\n"));
+    }
     text
 }
 
 /// The README's table.
-pub fn readme(results: &Results) -> String {
-    let (steps, images) = results
-        .rows
+pub fn readme(experiment: &Experiment, results: &Results) -> String {
+    let (items, of) = results
+        .runs
         .first()
-        .map_or((0, 0), |row| (row.steps, row.images));
+        .map_or((0, ""), |run| (run.items, run.of.as_str()));
     let seeds = results.summary.first().map_or(0, |summary| summary.seeds);
-    let mut text = summary_table(&results.summary);
+    let steps = common_steps(&results.runs).map_or(String::new(), |steps| {
+        format!("{} training steps, ", thousands(steps))
+    });
+    let page = format!("docs/results/{}.md", experiment.name);
+    let mut text = summary_table(experiment, &results.summary, &results.runs);
     let _ = write!(
         text,
-        "\n{} training steps, {seeds} {}, {} held-out images of the bundled sample, on {} with {} \
-         threads. Made by `{}`; single runs and settings: \
-         [docs/results/images.md](docs/results/images.md).\n",
-        thousands(steps),
+        "\n{steps}{seeds} {}, {} {of} of the bundled sample, on {} with {} threads. Made by `{}`; single \
+         runs and settings: [{page}]({page}).\n",
         if seeds == 1 {
             "seed"
         } else {
             "seeds (mean ± standard deviation)"
         },
-        thousands(images),
+        thousands(items),
         results.machine.cpu,
         results.machine.threads,
         results.command
@@ -213,67 +216,170 @@ pub fn readme(results: &Results) -> String {
     text
 }
 
-fn summary_table(summary: &[Summary]) -> String {
-    let mut text =
-        "| model | held-out log-likelihood, nats per pixel | % tokens | nodes selected | \
-                    nodes read | parameters |\n|---|---:|---:|---:|---:|---:|\n"
-            .to_string();
-    for row in summary {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {} |",
-            row.variant.title(),
-            row.log_likelihood.text(3),
-            row.tokens_percent.text(1),
-            row.nodes_selected.text(1),
-            row.nodes_read.text(1),
-            thousands(row.parameters)
-        );
+/// What the columns of steps and minutes are.
+const REACHED: &str = "\
+A step and minutes say when a run first had the accuracy in one of its evaluations, which are on fewer items than
+the table's accuracy (`eval_items`, every `trainer.eval_every` steps in the run's settings). Minutes are those of
+the training steps alone; other work on the machine is in them.
+";
+
+/// The steps of a run, where all have as many.
+fn common_steps(runs: &[Measured]) -> Option<u64> {
+    let steps = runs.first()?.steps;
+    runs.iter().all(|run| run.steps == steps).then_some(steps)
+}
+
+impl Column {
+    fn title(&self) -> String {
+        match self {
+            Self::Metric { title, .. } => (*title).to_string(),
+            Self::Parameters => "parameters".into(),
+            Self::Steps => "steps".into(),
+            Self::Reached(accuracy) => {
+                // A tenth of a percent is exact in one digit, and the error of the product is not.
+                let percent = (accuracy * 1000.0).round() / 10.0;
+                format!("{percent} % accuracy at")
+            }
+        }
+    }
+
+    fn cell(&self, line: &Summary, runs: &[&Measured]) -> String {
+        match self {
+            Self::Metric {
+                name,
+                scale,
+                digits,
+                ..
+            } => line.metrics.get(*name).map_or(String::new(), |number| {
+                let scaled = Statistic {
+                    mean: scale * number.mean,
+                    sd: number.sd.map(|sd| scale * sd),
+                };
+                scaled.text(*digits)
+            }),
+            Self::Parameters => thousands(line.parameters),
+            Self::Steps => {
+                let mut steps: Vec<u64> = runs.iter().map(|run| run.steps).collect();
+                steps.dedup();
+                let steps: Vec<String> = steps.into_iter().map(thousands).collect();
+                steps.join("; ")
+            }
+            Self::Reached(accuracy) => {
+                let cells = runs.iter().filter_map(|run| run.reached_text(*accuracy));
+                cells.collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+}
+
+impl Measured {
+    fn reached_text(&self, accuracy: f64) -> Option<String> {
+        let found = self
+            .reached
+            .iter()
+            .find(|reached| reached.accuracy == accuracy)?;
+        Some(match (found.step, found.minutes) {
+            (Some(step), Some(minutes)) => format!("step {}, {minutes:.1} min", thousands(step)),
+            _ => format!("not within {} steps", thousands(self.steps)),
+        })
+    }
+}
+
+fn summary_table(experiment: &Experiment, summary: &[Summary], runs: &[Measured]) -> String {
+    let titles: Vec<String> = experiment.columns.iter().map(Column::title).collect();
+    let mut text = format!(
+        "| model | {} |\n|---|{}\n",
+        titles.join(" | "),
+        "---:|".repeat(titles.len())
+    );
+    if experiment.rows.iter().any(|row| row.model != row.name) {
+        // Rows of one model: their titles say what is varied.
+        text = text.replacen("| model |", "| |", 1);
+    }
+    for line in summary {
+        let runs: Vec<&Measured> = of(runs, &line.line).collect();
+        let cells = experiment
+            .columns
+            .iter()
+            .map(|column| column.cell(line, &runs));
+        let cells: Vec<String> = cells.collect();
+        let _ = writeln!(text, "| {} | {} |", line.title, cells.join(" | "));
+    }
+    text
+}
+
+/// A table with a line per run, with the metrics of the experiment's columns.
+fn single_runs(experiment: &Experiment, summary: &[Summary], runs: &[Measured]) -> String {
+    let metrics = experiment.columns.iter().filter_map(|column| match column {
+        Column::Metric {
+            name,
+            title,
+            scale,
+            digits,
+        } => Some((*name, *title, *scale, digits + 1)),
+        _ => None,
+    });
+    let metrics: Vec<_> = metrics.collect();
+    let titles: Vec<&str> = metrics.iter().map(|(_, title, ..)| *title).collect();
+    let mut text = format!(
+        "| | seed | {} |\n|---|---:|{}\n",
+        titles.join(" | "),
+        "---:|".repeat(titles.len())
+    );
+    for line in summary {
+        for run in of(runs, &line.line) {
+            let cell = |(name, _, scale, digits): &(&str, &str, f64, usize)| {
+                let number = run.metrics.get(*name);
+                number.map_or(String::new(), |number| {
+                    format!("{:.digits$}", scale * number, digits = *digits)
+                })
+            };
+            let cells: Vec<String> = metrics.iter().map(cell).collect();
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} |",
+                line.title,
+                run.seed,
+                cells.join(" | ")
+            );
+        }
     }
     text
 }
 
 /// What the numbers say, in words that follow from them alone.
-fn reading(rows: &[Row]) -> String {
+fn words(reading: &Reading, runs: &[Measured]) -> String {
     let mut text = String::new();
-    let learned: Vec<&Row> = of(rows, Variant::Learned).collect();
-    if let Some(dense) = of(rows, Variant::Dense).next() {
-        let percent: Vec<f64> = learned.iter().map(|row| row.tokens_percent).collect();
-        let read: Vec<f64> = learned.iter().map(|row| row.nodes_read).collect();
-        let selected: Vec<f64> = learned.iter().map(|row| row.nodes_selected).collect();
-        if !learned.is_empty() {
-            let _ = write!(
-                text,
-                "A context has {:.1} pixels in the mean. Dense attention reads all of them; ReTreever \
-                 reads {:.1} nodes per query and attends to {:.1} of them ({:.1} % of the tokens). ",
-                dense.context_tokens,
-                Statistic::of(&read).mean,
-                Statistic::of(&selected).mean,
-                Statistic::of(&percent).mean
-            );
-        }
+    let learned: Vec<&Measured> = of(runs, reading.learned).collect();
+    let mean = |name: &str| {
+        let numbers = learned.iter().filter_map(|run| run.metrics.get(name));
+        Statistic::of(&numbers.copied().collect::<Vec<_>>()).mean
+    };
+    if let Some(dense) = of(runs, reading.dense).next()
+        && !learned.is_empty()
+        && let Some(tokens) = dense.metrics.get("context_tokens")
+    {
+        let _ = write!(
+            text,
+            "A context has {tokens:.1} {} in the mean. Dense attention reads all of them; ReTreever reads \
+             {:.1} nodes per query and attends to {:.1} of them ({:.1} % of the tokens). ",
+            reading.tokens,
+            mean("nodes_read"),
+            mean("nodes_selected"),
+            mean("tokens_percent")
+        );
     }
-    let comparisons = [
-        (Variant::Dense, "dense attention with the same encoder"),
-        (
-            Variant::WalkingAtRandom,
-            "the same trained weights walking at random",
-        ),
-        (
-            Variant::TrainedAtRandom,
-            "ReTreever trained with random routes",
-        ),
-    ];
-    for (variant, name) in comparisons {
+    for (line, name) in reading.others {
         let differences: Vec<f64> = learned
             .iter()
-            .filter_map(|row| {
-                let other = of(rows, variant).find(|other| other.seed == row.seed)?;
-                Some(row.log_likelihood - other.log_likelihood)
+            .filter_map(|run| {
+                let other = of(runs, line).find(|other| other.seed == run.seed)?;
+                let number = |run: &Measured| run.metrics.get(reading.metric).copied();
+                Some(reading.scale * (number(run)? - number(other)?))
             })
             .collect();
         if !differences.is_empty() {
-            text.push_str(&comparison(&differences, name));
+            text.push_str(&comparison(reading, &differences, name));
         }
     }
     text.push_str(match learned.len() {
@@ -285,12 +391,15 @@ fn reading(rows: &[Row]) -> String {
     text.trim_end().to_string() + "\n"
 }
 
-fn of(rows: &[Row], variant: Variant) -> impl Iterator<Item = &Row> {
-    rows.iter().filter(move |row| row.variant == variant)
+fn of<'a>(runs: &'a [Measured], line: &str) -> impl Iterator<Item = &'a Measured> {
+    runs.iter().filter(move |run| run.line == line)
 }
 
-/// One sentence on ReTreever's log-likelihood less that of another, seed by seed.
-fn comparison(differences: &[f64], other: &str) -> String {
+/// One sentence on ReTreever's number less that of another, seed by seed.
+fn comparison(reading: &Reading, differences: &[f64], other: &str) -> String {
+    let Reading {
+        digits, name, unit, ..
+    } = *reading;
     let mean = Statistic::of(differences).mean;
     let lowest = differences.iter().copied().fold(f64::INFINITY, f64::min);
     let highest = differences
@@ -298,65 +407,91 @@ fn comparison(differences: &[f64], other: &str) -> String {
         .copied()
         .fold(f64::NEG_INFINITY, f64::max);
     let direction = if mean >= 0.0 { "above" } else { "below" };
+    let range = format!("(differences {lowest:+.digits$} to {highest:+.digits$})");
     let consistency = if differences.len() == 1 {
         "on the one seed".to_string()
     } else if lowest > 0.0 || highest < 0.0 {
-        format!("on every seed (differences {lowest:+.3} to {highest:+.3})")
+        format!("on every seed {range}")
     } else {
-        format!("in the mean but not on every seed (differences {lowest:+.3} to {highest:+.3})")
+        format!("in the mean but not on every seed {range}")
     };
     format!(
-        "Its log-likelihood is {:.3} nats per pixel {direction} that of {other}, {consistency}. ",
+        "Its {name} is {:.digits$} {unit} {direction} that of {other}, {consistency}. ",
         mean.abs()
     )
 }
 
-/// What the authors report, for orientation.
-const PUBLISHED: &str = "
-## Published numbers
-
-Other data, a larger encoder and far more training: the values cannot be compared with those above,
-only the order of the models can.
-
-| data | Transformer + Cross Attention | ReTreever | Perceiver IO | ReTreever, % tokens |
-|---|---:|---:|---:|---:|
-| CelebA, 32×32 | 3.88 ± 0.01 | 3.52 ± 0.01 | 3.20 ± 0.01 | 4.6 |
-| EMNIST | 1.41 ± 0.00 | 1.30 ± 0.01 | 1.25 ± 0.01 | 4.6 |
-
-Log-likelihood in nats per pixel. Source: the authors' blog post on Tree Cross Attention (the paper is
-arXiv 2309.17388). The share of tokens is derived from the method, not quoted.
-";
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reproduce::experiments::Name;
 
-    fn row(variant: Variant, seed: u64, log_likelihood: f64) -> Row {
-        Row {
-            variant,
+    fn run(line: &str, seed: u64, log_likelihood: f64) -> Measured {
+        let metrics = [
+            ("log_likelihood", log_likelihood),
+            ("accuracy", 0.995),
+            ("tokens_percent", 10.0),
+            ("nodes_selected", 8.0),
+            ("nodes_read", 13.0),
+            ("context_tokens", 80.0),
+        ];
+        let at_random = line.ends_with("random");
+        Measured {
+            line: line.into(),
             seed,
             steps: 10,
             backend: "flex".into(),
-            images: 100,
+            items: 100,
+            of: "test images".into(),
             parameters: 1_234_567,
-            training_seconds: 60.0 + seed as f64,
-            log_likelihood,
-            tokens_percent: 10.0,
-            nodes_selected: 8.0,
-            nodes_read: 13.0,
-            context_tokens: 80.0,
+            training_seconds: (!at_random).then_some(60.0 + seed as f64),
+            metrics: metrics.map(|(name, number)| (name.into(), number)).into(),
+            reached: Vec::new(),
         }
     }
 
-    fn rows() -> Vec<Row> {
+    const AT_RANDOM: &str = "retreever-walking-at-random";
+
+    fn runs() -> Vec<Measured> {
         vec![
-            row(Variant::Learned, 0, 0.5),
-            row(Variant::Dense, 0, 0.75),
-            row(Variant::WalkingAtRandom, 0, 0.25),
-            row(Variant::Learned, 1, 1.0),
-            row(Variant::Dense, 1, 1.5),
-            row(Variant::WalkingAtRandom, 1, 1.25),
+            run("retreever", 0, 0.5),
+            run("cross-attention", 0, 0.75),
+            run(AT_RANDOM, 0, 0.25),
+            run("retreever", 1, 1.0),
+            run("cross-attention", 1, 1.5),
+            run(AT_RANDOM, 1, 1.25),
         ]
+    }
+
+    fn results(experiment: &Experiment, runs: Vec<Measured>) -> Results {
+        Results {
+            command: experiment.generator(),
+            machine: Machine {
+                cpu: "some CPU".into(),
+                threads: 2,
+            },
+            date: "2026-01-01".into(),
+            not_finished: Vec::new(),
+            settings: vec![Settings {
+                rows: vec!["retreever".into()],
+                config: serde_json::json!({"trainer": {"steps": 10}}),
+            }],
+            summary: summarise(experiment, &runs),
+            runs,
+        }
+    }
+
+    /// All rows of every table have as many cells.
+    fn assert_even(text: &str) {
+        let mut expected = None;
+        for line in text.lines() {
+            let cells = line.matches('|').count();
+            match (line.starts_with('|'), expected) {
+                (false, _) => expected = None,
+                (true, None) => expected = Some(cells),
+                (true, Some(expected)) => assert_eq!(cells, expected, "{line}"),
+            }
+        }
     }
 
     #[test]
@@ -368,15 +503,12 @@ mod tests {
     }
 
     #[test]
-    fn summaries_group_by_variant_in_the_order_of_the_table() {
-        let summary = summarise(&rows());
-        let variants: Vec<Variant> = summary.iter().map(|row| row.variant).collect();
-        assert_eq!(
-            variants,
-            [Variant::Dense, Variant::Learned, Variant::WalkingAtRandom]
-        );
-        assert_eq!(summary[0].log_likelihood.mean, 1.125);
-        assert_eq!(summary[1].log_likelihood.mean, 0.75);
+    fn summaries_group_by_line_in_the_order_of_the_table() {
+        let summary = summarise(Name::Images.experiment(), &runs());
+        let lines: Vec<&str> = summary.iter().map(|line| line.line.as_str()).collect();
+        assert_eq!(lines, ["cross-attention", "retreever", AT_RANDOM]);
+        assert_eq!(summary[0].metrics["log_likelihood"].mean, 1.125);
+        assert_eq!(summary[1].metrics["log_likelihood"].mean, 0.75);
         assert_eq!(summary[1].seeds, 2);
         assert_eq!(summary[1].training_seconds.unwrap().mean, 60.5);
         // Nothing was trained to walk trained weights at random.
@@ -385,7 +517,8 @@ mod tests {
 
     #[test]
     fn the_reading_pairs_models_by_seed_and_says_when_seeds_disagree() {
-        let text = reading(&rows());
+        let reading = Name::Images.experiment().reading.as_ref().unwrap();
+        let text = words(reading, &runs());
         assert!(
             text.contains("0.375 nats per pixel below that of dense attention"),
             "{text}"
@@ -403,29 +536,57 @@ mod tests {
 
     #[test]
     fn tables_have_as_many_cells_in_every_row() {
-        let results = Results {
-            command: "cargo xtask reproduce images".into(),
-            machine: Machine {
-                cpu: "some CPU".into(),
-                threads: 2,
-            },
-            date: "2026-01-01".into(),
-            settings: serde_json::json!({"trainer": {"steps": 10}}),
-            summary: summarise(&rows()),
-            rows: rows(),
-        };
-        for text in [page(&results), readme(&results)] {
-            let mut expected = None;
-            for line in text.lines() {
-                let cells = line.matches('|').count();
-                match (line.starts_with('|'), expected) {
-                    (false, _) => expected = None,
-                    (true, None) => expected = Some(cells),
-                    (true, Some(expected)) => assert_eq!(cells, expected, "{line}"),
-                }
-            }
+        let experiment = Name::Images.experiment();
+        let results = results(experiment, runs());
+        for text in [page(experiment, &results), readme(experiment, &results)] {
+            assert_even(&text);
             assert!(text.contains("1,234,567"));
         }
-        assert!(readme(&results).contains("2 seeds (mean ± standard deviation)"));
+        assert!(readme(experiment, &results).contains("2 seeds (mean ± standard deviation)"));
+    }
+
+    #[test]
+    fn runs_of_classes_say_when_they_were_how_good() {
+        let experiment = Name::Copy.experiment();
+        let reached = |accuracy, step: Option<u64>| Reached {
+            accuracy,
+            step,
+            minutes: step.map(|step| step as f64 / 4.0),
+        };
+        let mut quick = run("ours-64", 0, -0.01);
+        quick.reached = vec![reached(0.99, Some(5)), reached(0.999, None)];
+        let mut slow = run("published-64", 0, -0.02);
+        slow.steps = 1000;
+        slow.reached = vec![reached(0.99, None), reached(0.999, None)];
+        let mut results = results(experiment, vec![quick, slow]);
+        results.not_finished = vec!["ours-128-seed0".into()];
+        let text = page(experiment, &results);
+        assert_even(&text);
+        assert!(
+            text.contains("| | steps | held-out accuracy, % |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("99 % accuracy at | 99.9 % accuracy at |"),
+            "{text}"
+        );
+        assert!(text.contains("| 99.50 |"), "{text}");
+        assert!(
+            text.contains("| step 5, 1.2 min | not within 10 steps |"),
+            "{text}"
+        );
+        assert!(text.contains("| not within 1,000 steps | not within 1,000 steps |"));
+        assert!(
+            text.contains("not in this table:** ours-128-seed0."),
+            "{text}"
+        );
+        assert!(
+            !text.contains("steps per run"),
+            "the rows have different steps"
+        );
+        assert!(
+            !text.contains("## Single runs"),
+            "the table has them already"
+        );
     }
 }

@@ -76,9 +76,10 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             }
         }
     }
+    let names: Vec<&str> = args.models.iter().map(|model| model.name()).collect();
     eprintln!(
-        "{} models, {} on {backend}, folder {}",
-        args.models.len(),
+        "{}: {} on {backend}, folder {}",
+        names.join(", "),
         setting.base.task.name(),
         setting.out.display()
     );
@@ -96,7 +97,6 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         });
     }
     // Seed by seed: what is finished at any time is fair to every model.
-    let mut problems = None;
     for seed in &args.seeds {
         for results in &mut models {
             let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
@@ -104,11 +104,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             let Some(model) = setting.trained(&plan)? else {
                 return interrupted(&setting.out);
             };
-            let problems = match &problems {
-                Some(problems) => problems,
-                None => problems.insert(setting.problems(setting.base.test_items)?),
-            };
-            results.runs.push(setting.measure(&plan, &model, problems)?);
+            results.runs.push(setting.measure(&plan, &model)?);
         }
     }
     let comparison = Comparison {
@@ -203,7 +199,7 @@ impl Setting {
         let mut name = format!("{}-seed{seed}", model.name());
         if let Some(rate) = rate {
             config.trainer.learning_rate = rate;
-            name += &format!("-rate{rate}");
+            name += &format!("-rate{rate:e}");
         }
         Plan {
             config,
@@ -236,7 +232,7 @@ impl Setting {
                 }
                 // A rate that is too high has lost, and the others have not.
                 Err(error) if diverged(&error) && rates.len() > 1 => {
-                    eprintln!("{} at learning rate {rate}: {error}", model.name());
+                    eprintln!("{} at learning rate {rate:e}: {error}", model.name());
                     None
                 }
                 Err(error) => return Err(error),
@@ -257,7 +253,7 @@ impl Setting {
             bail!("{}: training diverged at every learning rate", model.name());
         };
         eprintln!(
-            "{}: learning rate {rate} of {}, held-out log-likelihood {log_likelihood:.4}",
+            "{}: learning rate {rate:e} of {}, held-out log-likelihood {log_likelihood:.4}",
             model.name(),
             tried.len()
         );
@@ -287,14 +283,15 @@ impl Setting {
         Ok((!report.interrupted && !interrupter.should_stop()).then_some(report.model))
     }
 
-    fn measure(&self, plan: &Plan, model: &TaskModel, problems: &[Problem]) -> Result<Run> {
+    fn measure(&self, plan: &Plan, model: &TaskModel) -> Result<Run> {
         let seed = plan.config.trainer.seed;
+        let problems = self.problems(self.base.test_items)?;
         Ok(Run {
             seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
-            metrics: model.measure(problems.iter().cloned(), seed),
-            query_seconds: self.query_seconds(model, problems)?,
+            query_seconds: self.query_seconds(model, &problems)?,
+            metrics: model.measure(problems, seed),
             training_seconds: training_seconds(&plan.folder)?,
         })
     }

@@ -261,7 +261,7 @@ impl Comparison {
         for model in &self.models {
             let mut row = vec![model.model.name().to_owned()];
             if rates {
-                row.push(model.learning_rate.to_string());
+                row.push(format!("{:e}", model.learning_rate));
             }
             row.extend(qualities.iter().map(|name| model.quality(name)));
             row.push(model.cell("tokens_percent", 1));
@@ -272,7 +272,7 @@ impl Comparison {
             };
             row.push(number(|run| 1e6 * run.query_seconds, 1));
             row.push(number_text(model.runs.first().map(|run| run.parameters)));
-            row.push(number(|run| run.training_seconds, 0));
+            row.push(number(|run| run.training_seconds, 1));
             rows.push(row);
         }
         rows
@@ -289,7 +289,7 @@ impl Comparison {
                 let number = tried.log_likelihood;
                 rows.push(vec![
                     model.model.name().into(),
-                    tried.learning_rate.to_string(),
+                    format!("{:e}", tried.learning_rate),
                     number.map_or("diverged".into(), |number| format!("{number:.4}")),
                 ]);
             }
