@@ -10,6 +10,8 @@ mod index;
 mod kernels;
 #[path = "backend/layer.rs"]
 mod layer;
+#[path = "backend/policy.rs"]
+mod policy;
 #[path = "backend/search.rs"]
 mod search;
 #[path = "backend/strategy.rs"]
