@@ -12,6 +12,8 @@ mod kernels;
 mod layer;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
+#[path = "backend/policy.rs"]
+mod policy;
 #[path = "backend/search.rs"]
 mod search;
 #[path = "backend/strategy.rs"]

@@ -208,6 +208,26 @@ impl ReTreever {
         (self.decoder.decode(search.context.clone()), search)
     }
 
+    /// The probabilities that the policy gives to the children of the nodes on a path; see
+    /// [`TreeCrossAttention::policy_along`].
+    ///
+    /// - queries: `[batch, queries, d_query]`
+    /// - path: `[batch, queries, decisions + 1]`, as a search returns it
+    /// - returns `[batch, queries, decisions, branching]`, the decision at the root first
+    ///
+    /// # Panics
+    /// As [`TreeCrossAttention::policy_along`].
+    #[track_caller]
+    pub fn policy_along(
+        &self,
+        queries: Tensor<3>,
+        index: &TreeIndex,
+        path: Tensor<3, Int>,
+    ) -> Tensor<4> {
+        let queries = self.encoder.embed_queries(queries);
+        self.attention.policy_along(queries, index, path)
+    }
+
     /// Answers queries from all leaves, with the same weights.
     ///
     /// - queries: `[batch, queries, d_query]`

@@ -249,6 +249,11 @@ impl TrainableModel for TaskModel {
         if let Some(guide) = losses.guide {
             output = output.with_metric("guide", guide);
         }
+        let is_accuracy = matches!(reward, RewardKind::Published | RewardKind::Accuracy);
+        if let (Target::Classes(_), true) = (target, is_accuracy) {
+            let right = masked_average(losses.reward.clone(), losses.rollout.mask.as_ref());
+            output = output.with_metric("accuracy", right);
+        }
         if !learned {
             // There is no policy to learn.
             return output;

@@ -3,7 +3,7 @@
 use arbora_rl::train::{EvaluationReport, Progress, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A progress bar with loss, log-likelihood and share of tokens.
+/// A progress bar with loss, log-likelihood (for classes their accuracy) and share of tokens.
 pub struct Bar {
     bar: ProgressBar,
     evaluated: String,
@@ -26,10 +26,10 @@ impl Bar {
 impl Progress for Bar {
     fn on_step(&mut self, report: &StepReport) {
         let number = |name| report.metric(name).unwrap_or(f32::NAN);
+        let quality = quality(report.metric("log_likelihood"), report.metric("accuracy"));
         self.bar.set_message(format!(
-            "loss {:.3}  log-lik {:.3}  tokens {:.1} %{}",
+            "loss {:.3}  {quality}  tokens {:.1} %{}",
             number("loss"),
-            number("log_likelihood"),
             number("tokens_percent"),
             self.evaluated
         ));
@@ -41,19 +41,35 @@ impl Progress for Bar {
     }
 
     fn on_evaluation(&mut self, report: &EvaluationReport) {
-        let log_likelihood = report.metric("log_likelihood").unwrap_or(f64::NAN);
-        self.evaluated = format!("  held-out {log_likelihood:.3}");
+        let accuracy = report.metric("accuracy");
+        let log_likelihood = report.metric("log_likelihood");
+        let short = match (accuracy, log_likelihood) {
+            (Some(accuracy), _) => format!("{:.2} %", 100.0 * accuracy),
+            (None, log_likelihood) => format!("{:.3}", log_likelihood.unwrap_or(f64::NAN)),
+        };
+        self.evaluated = format!("  held-out {short}");
         if self.bar.is_hidden() {
             // A log file still says how far the run is.
-            let name = self.bar.prefix();
-            eprintln!(
-                "{name}: step {}, held-out log-likelihood {log_likelihood:.4}",
-                report.step
-            );
+            let (name, step) = (self.bar.prefix(), report.step);
+            match accuracy {
+                Some(_) => eprintln!("{name}: step {step}, held-out accuracy {short}"),
+                None => eprintln!(
+                    "{name}: step {step}, held-out log-likelihood {:.4}",
+                    log_likelihood.unwrap_or(f64::NAN)
+                ),
+            }
         }
     }
 
     fn on_notice(&mut self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
+    }
+}
+
+/// By what a person judges a step: the accuracy where there are classes.
+fn quality(log_likelihood: Option<f32>, accuracy: Option<f32>) -> String {
+    match accuracy {
+        Some(accuracy) => format!("accuracy {:.1} %", 100.0 * accuracy),
+        None => format!("log-lik {:.3}", log_likelihood.unwrap_or(f32::NAN)),
     }
 }

@@ -1,8 +1,9 @@
 //! What a finished run leaves to look at.
 
-use crate::config::ModelKind;
+use crate::config::{ModelKind, RunConfig};
 use crate::picture::curves::{self, Panel, Series};
 use anyhow::{Context as _, Result};
+use arbora_models::RewardKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,53 +13,78 @@ use std::path::Path;
 /// - runs: name and run folder of each
 ///
 /// # Errors
-/// If a run's `metrics.jsonl` cannot be read or a picture cannot be written.
+/// If a run's `metrics.jsonl` or settings cannot be read, or a picture cannot be written.
 pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
+    let panels = panels(runs)?;
+    for file in ["curves.png", "curves.svg"] {
+        curves::draw(&panels, &folder.join(file))?;
+    }
+    Ok(())
+}
+
+/// The curves of one or more runs of a task: loss, quality (where there are classes with their
+/// accuracy), share of tokens, entropy and reward. What no run logged has no panel; there is always
+/// the first.
+///
+/// - runs: name and run folder of each
+///
+/// # Errors
+/// If a run's `metrics.jsonl` or settings cannot be read.
+pub fn panels<P: AsRef<Path>>(runs: &[(&str, P)]) -> Result<Vec<Panel>> {
     let logs = runs
         .iter()
-        .map(|(name, run)| Ok((*name, read_log(&run.join("metrics.jsonl"))?)))
+        .map(|(name, run)| Ok((*name, read_log(&run.as_ref().join("metrics.jsonl"))?)))
         .collect::<Result<Vec<_>>>()?;
-    let panel = |title: &str, y_label: &str, split: &str, key: &str| Panel {
+    let has_classes = logs
+        .iter()
+        .flat_map(|(_, log)| log)
+        .any(|line| line.get("accuracy").is_some());
+    let mut reward = ("", 1.0);
+    for (_, run) in runs {
+        let config = RunConfig::read(&run.as_ref().join("config.json"))?;
+        reward = reward_unit(config.reward, has_classes);
+    }
+    let panel = |title: &str, (y_label, scale): (&str, f64), split: &str, key: &str| Panel {
         title: title.into(),
         y_label: y_label.into(),
         series: logs
             .iter()
             .map(|(name, log)| Series {
                 name: (*name).into(),
-                points: points(log, split, key),
+                points: points(log, split, key, scale),
                 ..Series::default()
             })
             .filter(|series| !series.points.is_empty())
             .collect(),
         ..Panel::default()
     };
-    let panels = [
-        panel("Training loss", "nats", "train", "loss"),
-        panel(
-            "Log-likelihood, training",
-            "nats per query",
-            "train",
-            "log_likelihood",
-        ),
-        panel(
-            "Log-likelihood, held out",
-            "nats per query",
-            "valid",
-            "log_likelihood",
-        ),
-        panel("Share of tokens selected", "%", "train", "tokens_percent"),
-        panel(
-            "Entropy of the policy",
-            "nats per decision",
-            "train",
-            "entropy",
-        ),
-        panel("Reward", "nats", "train", "reward"),
+    let per_query = ("nats per query", 1.0);
+    let mut panels = vec![
+        panel("Training loss", ("nats", 1.0), "train", "loss"),
+        panel("Share of tokens selected", ("%", 1.0), "train", "tokens_percent"),
+        panel("Log-likelihood, training", per_query, "train", "log_likelihood"),
+        panel("Log-likelihood, held out", per_query, "valid", "log_likelihood"),
+        panel("Accuracy, training", PERCENT, "train", "accuracy"),
+        panel("Accuracy, held out", PERCENT, "valid", "accuracy"),
+        panel("Entropy of the policy", ("nats per decision", 1.0), "train", "entropy"),
+        panel("Reward", reward, "train", "reward"),
     ];
-    for file in ["curves.png", "curves.svg"] {
-        curves::draw(&panels, &folder.join(file))?;
+    let mut first = true;
+    panels.retain(|panel| std::mem::take(&mut first) || !panel.series.is_empty());
+    Ok(panels)
+}
+
+/// A share, drawn in per cent.
+const PERCENT: (&str, f64) = ("%", 100.0);
+
+/// Name and scale of the rewards of a task, with classes or without.
+fn reward_unit(kind: RewardKind, has_classes: bool) -> (&'static str, f64) {
+    match kind {
+        RewardKind::Published if has_classes => ("% of answers right", 100.0),
+        RewardKind::Accuracy => ("% of answers right", 100.0),
+        RewardKind::Published | RewardKind::LogLikelihood => ("nats per query", 1.0),
+        RewardKind::NegativeMse => ("negative squared error", 1.0),
     }
-    Ok(())
 }
 
 fn read_log(path: &Path) -> Result<Vec<Value>> {
@@ -71,10 +97,10 @@ fn read_log(path: &Path) -> Result<Vec<Value>> {
         .collect())
 }
 
-fn points(log: &[Value], split: &str, key: &str) -> Vec<(f64, f64)> {
+fn points(log: &[Value], split: &str, key: &str, scale: f64) -> Vec<(f64, f64)> {
     log.iter()
         .filter(|line| line["split"] == split)
-        .filter_map(|line| Some((line["step"].as_f64()?, line[key].as_f64()?)))
+        .filter_map(|line| Some((line["step"].as_f64()?, scale * line[key].as_f64()?)))
         .collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod index_file;
 mod leaf_routes;
+mod policy_probabilities;
 mod pre_norm_attention;
 mod search_strategy;
 mod streaming_index;

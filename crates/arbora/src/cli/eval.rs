@@ -1,37 +1,34 @@
 //! `arbora eval`
 
 use super::EvalArgs;
-use crate::backend;
-use crate::config::{ModelKind, RunConfig};
-use crate::learner::{TaskModel, Walk};
-use crate::task;
+use super::trained::TrainedRun;
+use crate::config::ModelKind;
+use crate::learner::Walk;
 use anyhow::{Result, bail};
-use arbora_rl::train::Checkpoint;
 use burn::module::Module;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    if !args.run.is_dir() {
-        bail!("{}: expected a run folder", args.run.display());
+    let model = TrainedRun::config(&args.run)?.model;
+    if args.random_route && !model.has_tree() {
+        bail!("--random-route: {} walks no tree", model.name());
     }
-    let config = RunConfig::read(&args.run.join("config.json"))?;
-    if args.random_route && !config.model.has_tree() {
-        bail!("--random-route: {} walks no tree", config.model.name());
-    }
-    if !args.search.is_empty() && config.model != ModelKind::ReTreever {
-        bail!("--search: {} has no learned route", config.model.name());
+    if !args.search.is_empty() && model != ModelKind::ReTreever {
+        bail!("--search: {} has no learned route", model.name());
     }
     let searches = super::search::options(&args.search, args.temperature)?;
-    let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
-    for error in passed_over {
-        eprintln!("{error}; using step {}", checkpoint.state().step);
-    }
-    let task = task::load(&config)?;
-    let features = task.features();
-    checkpoint.expect_fingerprint(&config.fingerprint(&features)?)?;
-    let (backend, device) = backend::open(args.backend.as_deref())?;
-    let mut model = checkpoint.load_model(TaskModel::new(&config, &features, &device))?;
+    let run = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let items = run.test_items();
+    let TrainedRun {
+        config,
+        task,
+        mut model,
+        step,
+        backend,
+        device,
+    } = run;
     if args.random_route {
         model = model.with_walk(Walk::Random);
     }
@@ -42,11 +39,6 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let means = model.measure(problems, config.trainer.seed);
-    let items = match config.test_items {
-        0 => task.count().unwrap_or(0),
-        items => items,
-    };
-    let step = checkpoint.state().step;
     let text = if args.json {
         let route = match config.model {
             ModelKind::CrossAttention | ModelKind::Perceiver => "none",
@@ -63,12 +55,23 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         .to_string()
     } else {
         let (name, of) = (config.model.name(), task.items());
-        let title = format!("{name} at step {step}, {items} {of}");
-        let lines = means
-            .iter()
-            .map(|(name, mean)| format!("\n{name:<16} {mean:>10.4}"));
-        title + &lines.collect::<String>()
+        format!("{name} at step {step}, {items} {of}{}", lines(&means))
     };
     super::show(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The numbers, one a line. Where there are classes, their accuracy comes first, in per cent: that is
+/// what a person asks for.
+fn lines(means: &BTreeMap<String, f64>) -> String {
+    let is_accuracy = |name: &str| name == "accuracy" || name.starts_with("accuracy_");
+    let (accuracies, others): (Vec<_>, Vec<_>) =
+        means.iter().partition(|(name, _)| is_accuracy(name));
+    let accuracies = accuracies
+        .into_iter()
+        .map(|(name, mean)| format!("\n{name:<16} {:>8.2} %", 100.0 * mean));
+    let others = others
+        .into_iter()
+        .map(|(name, mean)| format!("\n{name:<16} {mean:>10.4}"));
+    accuracies.chain(others).collect()
 }

@@ -2,18 +2,21 @@
 
 mod compare;
 mod eval;
+mod inspect;
 mod search;
 mod train;
+mod trained;
 
 use crate::config::{ModelKind, Preset, Task};
 use anyhow::{Context as _, Error, Result};
 use arbora_rl::train::TrainError;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Attention over trees: train and measure.
+/// Attention over trees: train, measure and look inside.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
@@ -45,6 +48,12 @@ enum Command {
   arbora eval runs/images-retreever-1 --json
   arbora eval runs/images-retreever-1 --search greedy,samples=4,beam=4 --temperature 0.5")]
     Eval(EvalArgs),
+    /// Draw what a trained run does with one query: the path down its tree, what it selected, how sure
+    /// it was; and the curves of the run.
+    #[command(after_help = "Examples:
+  arbora inspect runs/images-retreever-1 --item 3 --query 400
+  arbora inspect runs/copy-retreever-1 --json --out pictures")]
+    Inspect(InspectArgs),
 }
 
 /// Arguments of `train`.
@@ -147,6 +156,29 @@ struct EvalArgs {
     json: bool,
 }
 
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Which test item, from 0 [default: 0].
+    #[arg(long)]
+    item: Option<usize>,
+    /// Which of its queries, from 0; for images the pixel, row by row [default: the middle of an
+    /// image, otherwise 0].
+    #[arg(long)]
+    query: Option<usize>,
+    /// Where the pictures go [default: the folder `inspect` in the run's].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Where to compute; one of the backends compiled in.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Print the numbers as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command line of this process.
 ///
 /// Exit codes: 0 done; 130 stopped by Ctrl-C with a checkpoint; 1 a computation that failed (a loss that
@@ -162,6 +194,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Inspect(args) => inspect::run(args),
     };
     match outcome {
         Ok(code) => code,
@@ -192,6 +225,15 @@ fn show(text: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }
+}
+
+/// Writes a file beside its place and renames it: it is whole or absent.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let mut beside = OsString::from(path);
+    beside.push(".unfinished");
+    std::fs::write(&beside, text)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An error and its causes in one line, whatever they contain. A cause that the text above it quotes

@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Test images in the picture of completions, from the front: the sample is balanced by class.
 const PICTURE_ROWS: usize = 8;
 /// Pixels shown to the models in that picture.
-const PICTURE_CONTEXT: usize = 100;
+pub(super) const PICTURE_CONTEXT: usize = 100;
 
 /// A run's settings, in its folder.
 pub(super) const CONFIG: &str = "config.json";
@@ -198,11 +198,8 @@ pub(super) fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), Train
 }
 
 fn write_config(config: &RunConfig, out: &Path) -> Result<()> {
-    let path = out.join(CONFIG);
-    let beside = out.join("config.json.unfinished");
-    std::fs::write(&beside, serde_json::to_string_pretty(config)? + "\n")
-        .and_then(|()| std::fs::rename(&beside, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    let text = serde_json::to_string_pretty(config)? + "\n";
+    super::write_whole(&out.join(CONFIG), &text)
 }
 
 fn first_free(config: &RunConfig) -> PathBuf {

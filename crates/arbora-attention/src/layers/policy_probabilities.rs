@@ -1,0 +1,102 @@
+//! What the policy thinks along a path.
+
+use super::tree_cross_attention::TreeCrossAttention;
+use super::tree_index::TreeIndex;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Int, Tensor};
+
+impl TreeCrossAttention {
+    /// The probabilities that the policy gives to the children of the nodes on a path, at temperature
+    /// 1: what a picture of a search shows beside the nodes. For inference: it repeats work of the
+    /// search, on the nodes that the search read and on no others.
+    ///
+    /// # Shapes
+    /// - queries: `[batch, queries, d_model]`
+    /// - path: `[batch, queries, decisions + 1]`, as a search returns it
+    /// - returns `[batch, queries, decisions, branching]`, the decision at the root first. Ghosts have
+    ///   probability 0, and so has every child of a node that is itself a ghost. The others of a
+    ///   decision sum to 1, also where only one child is real and nothing was decided.
+    ///
+    /// # Panics
+    /// If axes disagree, the tree has no decision, or the index is of other weights (see
+    /// [`TreeIndex::check`]).
+    #[track_caller]
+    pub fn policy_along(
+        &self,
+        queries: Tensor<3>,
+        index: &TreeIndex,
+        path: Tensor<3, Int>,
+    ) -> Tensor<4> {
+        index.expect(&self.attention);
+        let shape = &index.shape;
+        let (decisions, branching) = (shape.decisions(), shape.branching());
+        assert!(
+            decisions > 0,
+            "policy_along: decisions: expected at least 1, got 0"
+        );
+        let query = self.attention.project_queries(queries).query;
+        let [batch, count, heads, head_dim] = query.dims();
+        let [examples, nodes, ..] = index.key.dims();
+        assert_eq!(
+            batch, examples,
+            "policy_along: axis 0 of queries: expected {examples}, got {batch}"
+        );
+        let expected = [batch, count, decisions + 1];
+        let got = path.dims();
+        assert_eq!(
+            got, expected,
+            "policy_along: path: expected {expected:?}, got {got:?}"
+        );
+
+        let device = query.device();
+        let group = [batch, count, branching];
+        let slot = Tensor::<1, Int>::arange(0..branching as i64, &device)
+            .reshape([1, 1, branching])
+            .expand(group);
+        let length = index.lengths.clone().reshape([batch, 1, 1]).expand(group);
+        let first_node = (Tensor::<1, Int>::arange(0..batch as i64, &device) * nodes as i64)
+            .reshape([batch, 1, 1])
+            .expand(group);
+        let (rows, ghosts): (Vec<_>, Vec<_>) = (0..decisions)
+            .map(|depth| {
+                // The children of the node at this depth.
+                let height = decisions - depth;
+                let parent = path.clone().slice([0..batch, 0..count, depth..depth + 1]);
+                let child = (parent * branching as i64).expand(group) + slot.clone();
+                let ghost = (child.clone() * shape.span(height) as i64)
+                    .greater_equal(length.clone())
+                    .unsqueeze_dim::<4>(2);
+                // Slots past the last stored node are ghosts; any stored node can stand in for them.
+                let stored = child.clamp(0, shape.width(height) as i64 - 1);
+                let row = stored + first_node.clone() + shape.offset(height) as i64;
+                (row.unsqueeze_dim::<4>(2), ghost)
+            })
+            .unzip();
+
+        let children = [batch, count, decisions, branching];
+        let ghosts = Tensor::cat(ghosts, 2); // [batch, queries, decisions, branching]
+        let key = index
+            .key
+            .clone()
+            .reshape([batch * nodes, heads * head_dim])
+            .select(0, Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]))
+            .reshape([batch * count, decisions * branching, heads, head_dim])
+            .swap_dims(1, 2); // [batch · queries, heads, children, head_dim]
+        let query = query.reshape([batch * count, heads, head_dim, 1]);
+        let logits = key.matmul(query) * (head_dim as f64).powf(-0.5);
+        let logits = logits
+            .reshape([batch * count, heads, decisions, branching])
+            .mask_fill(
+                ghosts
+                    .clone()
+                    .reshape([batch * count, 1, decisions, branching])
+                    .expand([batch * count, heads, decisions, branching]),
+                f32::MIN,
+            );
+        // Where all children are ghosts the softmax gives each a share, which the mask takes back.
+        softmax(logits, 3)
+            .mean_dim(1)
+            .reshape(children)
+            .mask_fill(ghosts, 0.0)
+    }
+}
