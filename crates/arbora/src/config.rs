@@ -1,14 +1,14 @@
 //! Configuration of a run: presets, files and single settings, in layers.
 
+use crate::task::Features;
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora_attention::GhostNodes;
-use crate::task::Features;
 use arbora_models::{
-    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig, ReTreeverConfig, RewardKind,
-    StdKind, init::stable_hash, latents_for,
+    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
+    ReTreeverConfig, RewardKind, StdKind, init::stable_hash, latents_for,
 };
-use arbora_rl::train::TrainerConfig;
 use arbora_rl::BaselineConfig;
+use arbora_rl::train::TrainerConfig;
 use arbora_tasks::copy::CopyConfig;
 use arbora_tasks::gp::GpConfig;
 use arbora_tasks::images::ImageCompletionConfig;
@@ -83,7 +83,10 @@ impl ModelKind {
 
     /// Whether it is ReTreever with some way down its tree.
     pub fn has_tree(self) -> bool {
-        matches!(self, Self::ReTreever | Self::RandomRoute | Self::OracleRoute)
+        matches!(
+            self,
+            Self::ReTreever | Self::RandomRoute | Self::OracleRoute
+        )
     }
 }
 
@@ -580,6 +583,23 @@ fn collect(
     Ok(())
 }
 
+/// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
+pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<(String, &'a Value, &'a Value)> {
+    let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
+        return (wanted != found).then(|| (String::new(), wanted, found));
+    };
+    let keys = left.keys().chain(right.keys());
+    keys.into_iter().find_map(|key| {
+        let (wanted, found) = (&wanted[key], &found[key]);
+        let (inner, wanted, found) = difference(wanted, found)?;
+        let path = match inner.as_str() {
+            "" => key.clone(),
+            _ => format!("{key}.{inner}"),
+        };
+        Some((path, wanted, found))
+    })
+}
+
 /// Settings whose value is one of several forms, some of them objects.
 fn is_choice(path: &str) -> bool {
     path == "architecture.order"
@@ -602,6 +622,20 @@ mod tests {
         RunConfig::preset(Task::Images, Preset::Small)
     }
 
+    fn grey(channels: usize) -> Features {
+        Features {
+            d_context: 2 + channels,
+            d_query: 2,
+            d_position: 2,
+            head: HeadKind::Gaussian {
+                dim: channels,
+                std: StdKind::Bounded,
+            },
+            embedding: arbora_models::EmbeddingKind::Points,
+            most_tokens: 196,
+        }
+    }
+
     fn refusal(settings: &[&str]) -> String {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
         format!("{:#}", small().layered(None, &settings).unwrap_err())
@@ -609,10 +643,36 @@ mod tests {
 
     #[test]
     fn presets_are_valid_and_survive_json() {
-        for preset in [Preset::Small, Preset::Published] {
-            let config = RunConfig::preset(Task::Images, preset);
-            assert_eq!(config.layered(None, &[]).unwrap(), config);
+        for task in Task::value_variants() {
+            for preset in [Preset::Small, Preset::Published] {
+                let config = RunConfig::preset(*task, preset);
+                assert_eq!(config.layered(None, &[]).unwrap(), config);
+                assert_eq!(config.task, *task);
+            }
         }
+    }
+
+    #[test]
+    fn data_of_another_task_and_settings_that_do_not_fit_the_data_are_refused() {
+        assert!(refusal(&[r#"data={"kind":"copy"}"#]).contains("of another task than images"));
+        let features = grey(1);
+        let fits = |setting: &str| {
+            let config = small().layered(None, &[setting.to_string()]).unwrap();
+            config
+                .check_features(&features)
+                .map_err(|error| error.to_string())
+        };
+        let message = fits(r#"architecture.order={"axis":2}"#).unwrap_err();
+        assert!(
+            message.contains("positions have 2 coordinates"),
+            "{message}"
+        );
+        assert!(
+            fits("reward=accuracy")
+                .unwrap_err()
+                .contains("needs classes")
+        );
+        assert_eq!(fits("reward=negative-mse"), Ok(()));
     }
 
     #[test]
@@ -648,7 +708,7 @@ mod tests {
         assert_eq!(config.architecture.order, TokenOrder::Random { seed: 4 });
         assert!(matches!(
             config.data,
-            ImageSource::Folder { held_out: 3, .. }
+            Source::Folder { held_out: 3, .. }
         ));
         let baseline = config.trainer.policy_gradient.baseline;
         assert_eq!(baseline, BaselineConfig::Constant { value: -1.5 });
@@ -663,7 +723,7 @@ mod tests {
         let config = small().layered(None, &settings).unwrap();
         assert!(matches!(
             config.data,
-            ImageSource::Folder { held_out: 5, .. }
+            Source::Folder { held_out: 5, .. }
         ));
         assert!(refusal(&["data.held_out=5"]).contains("unknown key data.held_out"));
     }
@@ -682,7 +742,6 @@ mod tests {
         assert!(refusal(&["trainer.clip_norm=0"]).starts_with("trainer.clip_norm: expected"));
         assert!(refusal(&["points.min_targets=0"]).starts_with("points.min_targets = 0: there"));
         assert!(refusal(&["architecture.heads=5"]).contains("expected a divisor of 64"));
-        assert!(refusal(&["architecture.order={\"axis\":2}"]).contains("axes 0 (row)"));
         assert!(refusal(&["batch_size"]).contains("expected key=value"));
         assert!(
             refusal(&[r#"trainer.policy_gradient.baseline={"kind":"leave_one_out"}"#])
@@ -697,7 +756,7 @@ mod tests {
             let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
             base.layered(None, &settings)
                 .unwrap()
-                .fingerprint(channels)
+                .fingerprint(&grey(channels))
                 .unwrap()
         };
         assert_eq!(print(&[], 1), print(&["trainer.steps=5"], 1));

@@ -277,7 +277,10 @@ impl TrainableModel for TaskModel {
             None => (self.attended(&problem), self.attended(&problem)),
         };
         let mut measured = vec![
-            ("log_likelihood", mean(prediction.log_likelihood(&problem.target))),
+            (
+                "log_likelihood",
+                mean(prediction.log_likelihood(&problem.target)),
+            ),
             ("tokens_percent", 100.0 * selected / problem.tokens),
             ("nodes_selected", selected),
             ("nodes_read", read),

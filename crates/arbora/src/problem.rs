@@ -1,8 +1,8 @@
 //! What every task hands to every model: a batch of questions about contexts.
 
 use arbora_models::{Context, Target};
-use arbora_tasks::copy::CopyBatch;
 use arbora_tasks::RegressionBatch;
+use arbora_tasks::copy::CopyBatch;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 /// A batch of questions, their contexts and the truth.
@@ -77,4 +77,3 @@ pub(crate) fn needed(mask: Tensor<2, Bool>, counts: &[usize]) -> Option<Tensor<2
     let [_, padded] = mask.dims();
     counts.iter().any(|count| *count < padded).then_some(mask)
 }
-

@@ -1,7 +1,7 @@
 //! What a finished run leaves to look at.
 
-use crate::picture::curves::{self, Panel, Series};
 use crate::config::ModelKind;
+use crate::picture::curves::{self, Panel, Series};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;

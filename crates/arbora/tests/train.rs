@@ -75,7 +75,7 @@ fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
 fn eval_repeats_the_numbers_that_training_ended_with() {
     let place = Place::new();
     // All test images during training too, so that the log has the same numbers a third time.
-    let args = ["--out", "out", "--json", "--set", "eval_images=0"];
+    let args = ["--out", "out", "--json", "--set", "eval_items=0"];
     let trained = parse(&place.train(&args));
     assert_eq!(trained["run"], "out");
     let trained = &trained["models"]["retreever"];
@@ -83,7 +83,7 @@ fn eval_repeats_the_numbers_that_training_ended_with() {
 
     let evaluated = place.eval("out", &[]);
     assert_eq!(evaluated["step"], 6);
-    assert_eq!(evaluated["images"], IMAGES[1]);
+    assert_eq!(evaluated["items"], IMAGES[1]);
     assert_eq!(evaluated["backend"], "flex");
     assert_finite(&evaluated["metrics"]);
     let log = place.metrics("out");
@@ -259,7 +259,7 @@ fn a_folder_of_colour_pictures_is_a_data_set() {
     let trained = parse(&place.train(&["--set", &data, "--out", "out", "--json"]));
     assert_finite(&trained["models"]["retreever"]);
     let evaluated = place.eval("out", &[]);
-    assert_eq!(evaluated["images"], 2);
+    assert_eq!(evaluated["items"], 2);
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn the_bundled_sample_needs_no_file() {
     let data = r#"data={"kind":"sample"}"#;
     let trained = parse(&place.train(&["--set", data, "--out", "out", "--json"]));
     assert_finite(&trained["models"]["retreever"]);
-    assert!(place.eval("out", &[])["images"].as_u64().unwrap() >= 1000);
+    assert!(place.eval("out", &[])["items"].as_u64().unwrap() >= 1000);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use crate::{points, small};
 use arbora_attention::Route;
 use arbora_models::{
-    Context, EmbeddingKind, HeadKind, LossOptions, ModelConfig, Prediction, ReTreeverConfig, Target,
+    Context, EmbeddingKind, HeadKind, LossOptions, ModelConfig, Prediction, ReTreeverConfig,
+    RewardKind, Target,
 };
 use arbora_rl::PolicyGradientConfig;
 use arbora_testing::{assert_close, device, random, uniforms, values};
@@ -216,4 +217,81 @@ fn no_sample_is_refused() {
             ..LossOptions::default()
         },
     );
+}
+
+#[test]
+fn a_guide_is_the_cross_entropy_per_decision_of_the_path_that_attention_draws() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 8, None, &device());
+    let target = Target::Values(truth());
+    let guided = |numbers: Option<Tensor<2>>| {
+        let options = LossOptions {
+            guide: numbers,
+            ..LossOptions::default()
+        };
+        let route = Route::Sampled(self::numbers());
+        model.losses(&context, queries(), &target, None, route, options)
+    };
+    let with = guided(Some(uniforms([2, 3], 9, &device())));
+    let without = guided(None);
+    assert!(without.guide.is_none());
+    assert_close(with.tree, without.tree, 1e-6, 1e-6);
+    // A tree over 8 tokens has 2 binary decisions; an untrained policy is near ln 2 for each.
+    let guide = with.guide.unwrap().into_scalar::<f32>();
+    assert!((0.3..1.5).contains(&guide), "{guide}");
+}
+
+#[test]
+fn rewards_of_classes_are_right_or_wrong_or_the_negative_cross_entropy() {
+    let logits = Tensor::<3>::from_data([[[2.0, 0.0], [0.0, 1.0]]], &device());
+    let prediction = Prediction::Classes { logits };
+    let class = Tensor::<2, Int>::from_data([[0, 0]], &device());
+    let target = Target::Classes(class);
+    let reward = |kind| values(prediction.reward(&target, kind));
+    assert_eq!(reward(RewardKind::Published), [1.0, 0.0]);
+    assert_eq!(reward(RewardKind::Accuracy), [1.0, 0.0]);
+    let expected = [
+        -(1.0f32 + (-2.0f32).exp()).ln(),
+        -(1.0f32 + 1.0f32.exp()).ln(),
+    ];
+    for (got, expected) in reward(RewardKind::LogLikelihood).iter().zip(expected) {
+        assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "expected classes, got values")]
+fn values_have_no_accuracy() {
+    let one = Tensor::<3>::ones([1, 1, 1], &device());
+    let prediction = Prediction::Gaussian {
+        mean: one.clone(),
+        std: one.clone(),
+    };
+    prediction.reward(&Target::Values(one), RewardKind::Accuracy);
+}
+
+#[test]
+fn an_oracle_walks_to_the_tokens_it_is_told() {
+    let config = ReTreeverConfig::new(small()).with_order(arbora_tree::TokenOrder::KdTree);
+    let model = config.init(1, &device());
+    let context = points(2, 8, None, &device());
+    let tokens = Tensor::<2, Int>::from_data([[3, 0, 7], [1, 1, 6]], &device());
+    let path = model.paths_to(tokens.clone(), &context);
+    let index = model.index(&context);
+    let found = model.predict(queries(), &index, Route::Given(path.clone()));
+    let integers = |tensor: Tensor<3, Int>| tensor.into_data().iter::<i64>().collect::<Vec<_>>();
+    assert_eq!(integers(found.search.path), integers(path.clone()));
+    // The leaves of the last node hold the token.
+    let order: Vec<i64> = model
+        .tree(&context)
+        .order()
+        .into_data()
+        .iter::<i64>()
+        .collect();
+    let told: Vec<i64> = tokens.into_data().iter::<i64>().collect();
+    for (row, token) in told.iter().enumerate() {
+        let last = integers(path.clone())[row * 3 + 2] as usize;
+        let leaves = &order[row / 3 * 8 + last * 2..][..2];
+        assert!(leaves.contains(token), "{row}");
+    }
 }

@@ -2,7 +2,8 @@
 
 use crate::{Parameter, parameters, small};
 use arbora_models::{
-    CrossAttentionConfig, EmbeddingKind, HeadKind, ModelConfig, ReTreeverConfig, StdKind,
+    CrossAttentionConfig, EmbeddingKind, HeadKind, Initialization, ModelConfig, ReTreeverConfig,
+    StdKind,
 };
 use arbora_testing::device;
 use burn::module::Module;
@@ -44,6 +45,28 @@ fn one_seed_gives_these_weights_on_every_backend() {
             .unwrap_or_else(|| panic!("no parameter {path}"));
         assert_eq!(parameter.values[..2], first, "{path}");
     }
+}
+
+#[test]
+fn he_positions_widens_the_weights_after_positions_and_nothing_else() {
+    let config = |initialization| {
+        let model = small()
+            .with_embedding(EmbeddingKind::Sequence)
+            .with_initialization(initialization);
+        parameters(&ReTreeverConfig::new(model).init(7, &device()))
+    };
+    let published = config(Initialization::Published);
+    let wide = config(Initialization::HePositions);
+    let mut widened = 0;
+    for (narrow, wide) in published.iter().zip(&wide) {
+        let after = narrow.path.contains("sequence.layers") && narrow.path.ends_with("weight");
+        let factor = if after { 6f32.sqrt() } else { 1.0 };
+        widened += usize::from(after);
+        for (narrow, wide) in narrow.values.iter().zip(&wide.values) {
+            assert!((narrow * factor - wide).abs() < 1e-5);
+        }
+    }
+    assert_eq!(widened, 6, "three layers for tokens and three for queries");
 }
 
 /// The first two numbers of some parameters of the small model with seed 7.

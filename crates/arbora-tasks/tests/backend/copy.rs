@@ -70,5 +70,8 @@ fn a_curriculum_masks_what_takes_no_part_and_keeps_every_answer_reachable() {
     let whole = copy.batch(1, 4, 2, &device()).unwrap();
     assert!(whole.context_mask().is_none() && whole.target_mask().is_none());
     let evaluated = copy.eval_batch(1, 0, 2, &device()).unwrap();
-    assert!(evaluated.context_mask().is_none(), "evaluation is at full length");
+    assert!(
+        evaluated.context_mask().is_none(),
+        "evaluation is at full length"
+    );
 }

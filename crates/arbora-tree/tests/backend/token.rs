@@ -1,6 +1,6 @@
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 fn tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
     let [_, count, _] = tokens.dims();
@@ -128,4 +128,35 @@ fn an_order_of_another_length_is_refused() {
     let short = TokenTreeShape::new(3, 2, Layout::LeftFilled);
     let order = TokenOrder::Given.permutation(&random([1, 3, 2], 1, &device()), None, &short);
     TokenTree::build(tokens, None, order, shape, &MeanAggregator);
+}
+
+#[test]
+fn paths_to_tokens_end_at_the_nodes_over_them() {
+    for (count, branching) in [(1usize, 2), (5, 5), (7, 2), (13, 3), (26, 5)] {
+        for layout in [Layout::LeftFilled, Layout::Published] {
+            let shape = TokenTreeShape::new(count, branching, layout);
+            let tokens = random([2, count, 2], 3, &device());
+            let order = TokenOrder::Random { seed: 5 }.permutation(&tokens, None, &shape);
+            let tree = TokenTree::build(tokens, None, order.clone(), shape, &MeanAggregator);
+            let asked = Tensor::<1, Int>::arange(0..count as i64, &device())
+                .reshape([1, count])
+                .expand([2, count]);
+            let paths = tree.paths_to_tokens(asked);
+            let steps = shape.decisions() + 1;
+            assert_eq!(paths.dims(), [2, count, steps]);
+            let paths: Vec<i64> = paths.into_data().iter::<i64>().collect();
+            let order: Vec<i64> = order.into_data().iter::<i64>().collect();
+            for example in 0..2 {
+                for token in 0..count {
+                    let at = |leaf: &usize| order[example * count + leaf] == token as i64;
+                    let leaf = (0..count).find(at).unwrap();
+                    let path = &paths[(example * count + token) * steps..][..steps];
+                    for (depth, node) in path.iter().enumerate() {
+                        let height = shape.height() - depth;
+                        assert_eq!(*node as usize, shape.ancestor(leaf, height));
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod compare;
 mod eval;
 mod train;
 
@@ -30,6 +31,14 @@ enum Command {
   arbora train images --set 'data={\"kind\":\"folder\",\"path\":\"faces\",\"size\":[32,32],\"held_out\":40}'
   arbora train images --out runs/mine --resume")]
     Train(TrainArgs),
+    /// Train several models with one budget and put their numbers into one table.
+    ///
+    /// Every run is a run folder like any other. Finished ones are kept and unfinished ones resumed, so
+    /// the command can be stopped at any time and called again.
+    #[command(after_help = "Examples:
+  arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
+  arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine")]
+    Compare(CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Example:
   arbora eval runs/images-retreever-1 --json")]
@@ -70,6 +79,40 @@ struct TrainArgs {
     json: bool,
 }
 
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// What to learn.
+    task: Task,
+    /// Which models learn it.
+    #[arg(long, value_name = "MODELS", value_delimiter = ',', required = true)]
+    models: Vec<ModelKind>,
+    /// Where settings start.
+    #[arg(long, default_value = "small")]
+    preset: Preset,
+    /// A JSON file with any part of the settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting of all runs, by its path in config.json. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Where to compute; one of the backends compiled in.
+    #[arg(long)]
+    backend: Option<String>,
+    /// One run of each model per seed.
+    #[arg(long, value_name = "SEEDS", value_delimiter = ',', default_value = "0")]
+    seeds: Vec<u64>,
+    /// Learning rates to choose from, by each model for itself on the first seed.
+    #[arg(long, value_name = "RATES", value_delimiter = ',')]
+    rates: Vec<f64>,
+    /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Print the numbers as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 struct EvalArgs {
@@ -99,6 +142,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Eval(args) => eval::run(args),
     };
     match outcome {

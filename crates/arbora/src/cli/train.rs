@@ -22,7 +22,7 @@ const PICTURE_ROWS: usize = 8;
 const PICTURE_CONTEXT: usize = 100;
 
 /// A run's settings, in its folder.
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let config = configure(&args)?;
@@ -90,8 +90,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         .iter()
         .map(|(model, _, report)| {
             // All test items, and also where a resumed run had no step left to evaluate.
-            let problems =
-                task.evaluation(config.test_items, config.eval_batch_size, &device)?;
+            let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
             let measured = report.model.measure(problems, config.trainer.seed);
             Ok((*model, measured, report.seconds))
         })
@@ -140,7 +139,7 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
 }
 
 /// A trainer whose run folder is there, with its settings.
-fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) -> Result<Trainer> {
+pub(super) fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) -> Result<Trainer> {
     let fingerprint = config.fingerprint(features)?;
     let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
         .resume(resume)
@@ -153,7 +152,7 @@ fn prepare(config: &RunConfig, features: &Features, out: &Path, resume: bool) ->
     Ok(trainer)
 }
 
-fn fit(
+pub(super) fn fit(
     trainer: Trainer,
     config: &RunConfig,
     task: &Arc<dyn TaskData>,
@@ -173,7 +172,7 @@ fn fit(
 }
 
 /// Refuses a path that cannot become a new run's folder.
-fn refuse_taken(out: &Path) -> Result<(), TrainError> {
+pub(super) fn refuse_taken(out: &Path) -> Result<(), TrainError> {
     if out.exists() && !out.is_dir() {
         return Err(TrainError::NotAFolder { path: out.into() });
     }
@@ -185,7 +184,7 @@ fn refuse_taken(out: &Path) -> Result<(), TrainError> {
 }
 
 /// Refuses a run that cannot be continued. One that ended before its first checkpoint can.
-fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), TrainError> {
+pub(super) fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), TrainError> {
     match Checkpoint::newest(out) {
         Ok((checkpoint, _)) => checkpoint.expect_fingerprint(fingerprint),
         Err(TrainError::Missing { .. }) => Ok(()),

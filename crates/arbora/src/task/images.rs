@@ -46,8 +46,7 @@ impl ImageTask {
             .context("test images beside training images")?;
         let points = config.points.clone().unwrap_or_default();
         let completion = |set| {
-            ImageCompletion::new(set, points.clone())
-                .map_err(|error| with_path("points", error))
+            ImageCompletion::new(set, points.clone()).map_err(|error| with_path("points", error))
         };
         Ok(Self {
             train: completion(train)?,

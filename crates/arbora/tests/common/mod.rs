@@ -134,7 +134,7 @@ pub fn tiny() -> Value {
         "compare_with": null,
         "batch_size": 2,
         "eval_batch_size": 4,
-        "eval_images": 4,
+        "eval_items": 4,
         "architecture": {
             "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 0,
         },

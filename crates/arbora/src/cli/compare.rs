@@ -1,0 +1,385 @@
+//! `arbora compare`: several models, one budget, one table.
+
+mod published;
+mod table;
+
+use super::CompareArgs;
+use super::train::{CONFIG, fit, prepare, refuse_taken, refuse_unusable};
+use crate::config::{ModelKind, RunConfig};
+use crate::learner::TaskModel;
+use crate::problem::Problem;
+use crate::task::{self, Features, TaskData};
+use crate::{backend, config};
+use anyhow::{Context as _, Result, bail};
+use arbora_rl::train::{Checkpoint, TrainError};
+use burn::module::Module;
+use burn::tensor::Device;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use table::{Comparison, ModelResults, Run, Tried};
+
+/// Test batches whose forward pass is timed, at most.
+const TIMED_BATCHES: usize = 64;
+
+/// A run of the comparison: its settings and where it lies.
+struct Plan {
+    config: RunConfig,
+    folder: PathBuf,
+}
+
+/// What the runs of a comparison share.
+struct Setting {
+    base: RunConfig,
+    task: Arc<dyn TaskData>,
+    features: Features,
+    device: Device,
+    out: PathBuf,
+}
+
+pub fn run(args: CompareArgs) -> Result<ExitCode> {
+    let base = configure(&args)?;
+    let (backend, device) = backend::open(args.backend.as_deref())?;
+    // The control that asks most of the data decides whether they will do.
+    let demanding = args
+        .models
+        .iter()
+        .find(|model| **model == ModelKind::OracleRoute);
+    let task = task::load(&RunConfig {
+        model: *demanding.unwrap_or(&args.models[0]),
+        ..base.clone()
+    })?;
+    let setting = Setting {
+        features: task.features(),
+        out: args.out.clone().unwrap_or_else(|| first_free(&base)),
+        base,
+        task,
+        device,
+    };
+    // All mistakes before the first hour of training.
+    if setting.out.exists() && !setting.out.is_dir() {
+        return Err(TrainError::NotAFolder { path: setting.out }.into());
+    }
+    let rates: Vec<Option<f64>> = match args.rates.is_empty() {
+        true => vec![None],
+        false => args.rates.iter().copied().map(Some).collect(),
+    };
+    for model in &args.models {
+        for seed in &args.seeds {
+            for rate in &rates {
+                setting
+                    .plan(*model, *seed, *rate)
+                    .check(&setting.features)?;
+            }
+        }
+    }
+    eprintln!(
+        "{} models, {} on {backend}, folder {}",
+        args.models.len(),
+        setting.base.task.name(),
+        setting.out.display()
+    );
+
+    let mut models = Vec::new();
+    for model in &args.models {
+        let Some((rate, tried)) = setting.choose_rate(*model, args.seeds[0], &rates)? else {
+            return interrupted(&setting.out);
+        };
+        models.push(ModelResults {
+            model: *model,
+            learning_rate: rate.unwrap_or(setting.base.trainer.learning_rate),
+            tried,
+            runs: Vec::new(),
+        });
+    }
+    // Seed by seed: what is finished at any time is fair to every model.
+    let mut problems = None;
+    for seed in &args.seeds {
+        for results in &mut models {
+            let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
+            let plan = setting.plan(results.model, *seed, rate);
+            let Some(model) = setting.trained(&plan)? else {
+                return interrupted(&setting.out);
+            };
+            let problems = match &problems {
+                Some(problems) => problems,
+                None => problems.insert(setting.problems(setting.base.test_items)?),
+            };
+            results.runs.push(setting.measure(&plan, &model, problems)?);
+        }
+    }
+    let comparison = Comparison {
+        settings: setting.base,
+        items: setting.task.items(),
+        count: setting.task.count(),
+        backend,
+        threads: std::thread::available_parallelism().map_or(1, |threads| threads.get()),
+        seeds: args.seeds,
+        models,
+    };
+    write(&comparison, &setting.out)?;
+    super::show(&match args.json {
+        true => comparison.json().to_string(),
+        false => format!(
+            "{}\nfolder with the runs, {TABLE} and {NUMBERS}: {}",
+            comparison.text(),
+            setting.out.display()
+        ),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The table, in the comparison's folder.
+const TABLE: &str = "compare.md";
+/// The numbers behind it.
+const NUMBERS: &str = "compare.json";
+
+fn configure(args: &CompareArgs) -> Result<RunConfig> {
+    refuse_doubled("--models", args.models.iter().map(|model| model.name()))?;
+    refuse_doubled("--seeds", &args.seeds)?;
+    refuse_doubled("--rates", &args.rates)?;
+    let preset = RunConfig::preset(args.task, args.preset);
+    let mut base = preset.layered(args.config.as_deref(), &args.settings)?;
+    if base.task != args.task {
+        bail!(
+            "the settings are for task {}, asked for {}",
+            base.task.name(),
+            args.task.name()
+        );
+    }
+    base.compare_with = None;
+    base.data = base
+        .data
+        .absolute()
+        .context("cannot read the working directory")?;
+    Ok(base)
+}
+
+/// Refuses a list that names something twice.
+fn refuse_doubled<T: ToString>(option: &str, values: impl IntoIterator<Item = T>) -> Result<()> {
+    let mut seen = Vec::new();
+    for value in values {
+        let value = value.to_string();
+        if seen.contains(&value) {
+            bail!("{option}: {value} is given twice");
+        }
+        seen.push(value);
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// Refuses settings out of range and a folder with another run.
+    fn check(&self, features: &Features) -> Result<()> {
+        self.config.check()?;
+        if !self.folder.join(CONFIG).exists() {
+            return Ok(refuse_taken(&self.folder)?);
+        }
+        let found = RunConfig::read(&self.folder.join(CONFIG))?;
+        // Through text like what was found: numbers of many digits need not survive it unchanged.
+        let wanted: RunConfig = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
+        let [wanted, found] = [&wanted, &found].map(serde_json::to_value);
+        if let Some((key, wanted, found)) = config::difference(&wanted?, &found?) {
+            bail!(
+                "{}: holds a run with other settings: {key} is {found}, asked for {wanted}",
+                self.folder.display()
+            );
+        }
+        let fingerprint = self.config.fingerprint(features)?;
+        Ok(refuse_unusable(&self.folder, &fingerprint)?)
+    }
+}
+
+impl Setting {
+    fn plan(&self, model: ModelKind, seed: u64, rate: Option<f64>) -> Plan {
+        let mut config = RunConfig {
+            model,
+            ..self.base.clone()
+        };
+        config.trainer.seed = seed;
+        let mut name = format!("{}-seed{seed}", model.name());
+        if let Some(rate) = rate {
+            config.trainer.learning_rate = rate;
+            name += &format!("-rate{rate}");
+        }
+        Plan {
+            config,
+            folder: self.out.join(name),
+        }
+    }
+
+    fn problems(&self, items: usize) -> Result<Vec<Problem>> {
+        let batch_size = self.base.eval_batch_size;
+        Ok(self.task.evaluation(items, batch_size, &self.device)?)
+    }
+
+    /// The learning rate whose run has the highest log-likelihood on the problems that a training
+    /// evaluates with, and what every rate came to. `None` after Ctrl-C.
+    fn choose_rate(
+        &self,
+        model: ModelKind,
+        seed: u64,
+        rates: &[Option<f64>],
+    ) -> Result<Option<(Option<f64>, Vec<Tried>)>> {
+        let mut tried = Vec::new();
+        for rate in rates.iter().flatten() {
+            let plan = self.plan(model, seed, Some(*rate));
+            let log_likelihood = match self.trained(&plan) {
+                Ok(None) => return Ok(None),
+                Ok(Some(model)) => {
+                    let problems = self.problems(self.base.eval_items)?;
+                    let measured = model.measure(problems, seed);
+                    measured.get("log_likelihood").copied()
+                }
+                // A rate that is too high has lost, and the others have not.
+                Err(error) if diverged(&error) && rates.len() > 1 => {
+                    eprintln!("{} at learning rate {rate}: {error}", model.name());
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            tried.push(Tried {
+                learning_rate: *rate,
+                log_likelihood: log_likelihood.filter(|number| number.is_finite()),
+            });
+        }
+        if tried.is_empty() {
+            return Ok(Some((None, tried)));
+        }
+        let best = tried
+            .iter()
+            .filter_map(|tried| Some((tried.log_likelihood?, tried.learning_rate)))
+            .max_by(|one, other| one.0.total_cmp(&other.0));
+        let Some((log_likelihood, rate)) = best else {
+            bail!("{}: training diverged at every learning rate", model.name());
+        };
+        eprintln!(
+            "{}: learning rate {rate} of {}, held-out log-likelihood {log_likelihood:.4}",
+            model.name(),
+            tried.len()
+        );
+        Ok(Some((Some(rate), tried)))
+    }
+
+    /// The trained model of a run: from its folder where it is finished, else after training what is
+    /// missing. `None` after Ctrl-C.
+    fn trained(&self, plan: &Plan) -> Result<Option<TaskModel>> {
+        let Plan { config, folder } = plan;
+        let resume = folder.join(CONFIG).exists();
+        if resume && let Ok((checkpoint, _)) = Checkpoint::newest(folder) {
+            if checkpoint.state().step == config.trainer.steps {
+                eprintln!("{}: finished before", folder.display());
+                let model = TaskModel::new(config, &self.features, &self.device);
+                return Ok(Some(checkpoint.load_model(model)?));
+            }
+        }
+        eprintln!(
+            "{}: {}",
+            folder.display(),
+            if resume { "resuming" } else { "training" }
+        );
+        let trainer = prepare(config, &self.features, folder, resume)?;
+        let interrupter = trainer.interrupter();
+        let report = fit(trainer, config, &self.task, &self.device)?;
+        Ok((!report.interrupted && !interrupter.should_stop()).then_some(report.model))
+    }
+
+    fn measure(&self, plan: &Plan, model: &TaskModel, problems: &[Problem]) -> Result<Run> {
+        let seed = plan.config.trainer.seed;
+        Ok(Run {
+            seed,
+            folder: plan.folder.clone(),
+            parameters: model.num_params(),
+            metrics: model.measure(problems.iter().cloned(), seed),
+            query_seconds: self.query_seconds(model, problems)?,
+            training_seconds: training_seconds(&plan.folder)?,
+        })
+    }
+
+    /// Wall-clock time of a forward pass (context and queries, from features to predictions) by the
+    /// number of its queries, the median over batches.
+    fn query_seconds(&self, model: &TaskModel, problems: &[Problem]) -> Result<f64> {
+        let mut times = Vec::new();
+        // The first batch twice: what starts up at a first call is no part of a query.
+        for problem in problems
+            .iter()
+            .take(1)
+            .chain(problems)
+            .take(1 + TIMED_BATCHES)
+        {
+            let mut numbers = arbora_rl::seed::step_rng(0, 0);
+            self.device.sync().context("the device gave up")?;
+            let started = Instant::now();
+            let prediction = model.predict(problem, &mut numbers);
+            self.device.sync().context("the device gave up")?;
+            let seconds = started.elapsed().as_secs_f64();
+            drop(prediction);
+            let [examples, queries, _] = problem.queries.dims();
+            times.push(seconds / (examples * queries) as f64);
+        }
+        let times = times.get_mut(1..).unwrap_or_default();
+        times.sort_by(f64::total_cmp);
+        Ok(times.get(times.len() / 2).copied().unwrap_or(f64::NAN))
+    }
+}
+
+/// Whether a training ended because its numbers did.
+fn diverged(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref::<TrainError>(),
+        Some(TrainError::NonFinite { .. })
+    )
+}
+
+/// Wall-clock seconds of all training steps of a run, over all its parts.
+fn training_seconds(folder: &Path) -> Result<f64> {
+    let path = folder.join("timing.jsonl");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["split"] == "train")
+        .filter_map(|line| line["seconds"].as_f64())
+        .sum())
+}
+
+fn first_free(config: &RunConfig) -> PathBuf {
+    (1..u64::MAX)
+        .map(|n| PathBuf::from(format!("runs/{}-compare-{n}", config.task.name())))
+        .find(|path| !path.exists())
+        .expect("fewer runs than numbers")
+}
+
+fn interrupted(out: &Path) -> Result<ExitCode> {
+    eprintln!(
+        "stopped; continue with the same command and --out {}",
+        out.display()
+    );
+    Ok(ExitCode::from(130))
+}
+
+/// Writes numbers and table beside their places and renames them: each is whole or as it was.
+fn write(comparison: &Comparison, out: &Path) -> Result<()> {
+    let files: BTreeMap<&str, String> = [
+        (TABLE, comparison.page()),
+        (
+            NUMBERS,
+            serde_json::to_string_pretty(&comparison.json())? + "\n",
+        ),
+    ]
+    .into();
+    let beside = |name: &str| out.join(format!("{name}.unfinished"));
+    for (name, text) in &files {
+        std::fs::write(beside(name), text)
+            .with_context(|| format!("cannot write {}", out.join(name).display()))?;
+    }
+    for name in files.keys() {
+        std::fs::rename(beside(name), out.join(name))
+            .with_context(|| format!("cannot write {}", out.join(name).display()))?;
+    }
+    Ok(())
+}
