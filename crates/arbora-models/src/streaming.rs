@@ -14,9 +14,8 @@ use thiserror::Error;
 pub enum StreamRefused {
     /// The encoder attends among tokens, so that one more token changes all of them.
     #[error(
-        "growing contexts need tokens encoded one by one; this encoder has {layers} layers of \
-         self-attention, which change every token when one is appended \
-         (train with encoder_layers = 0)"
+        "growing contexts need tokens encoded one by one; self-attention in this encoder \
+         (encoder_layers = {layers}) changes every token when one is appended"
     )]
     Encoder {
         /// Its layers of self-attention.
