@@ -11,6 +11,7 @@
 //! - [`parts`]: embeddings, the published transformer block, the aggregator, the decoder
 //! - [`prediction`]: what models predict, its loss and its reward
 //! - [`init`]: seeded initialisation on the host, equal on every backend
+//! - [`streaming`]: contexts that grow and change token by token
 //! - [`store`]: saving and loading weights, as burnpack or safetensors
 //!
 //! # Feature flags
@@ -25,6 +26,7 @@ pub mod perceiver;
 pub mod prediction;
 pub mod retreever;
 pub mod store;
+pub mod streaming;
 
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
 pub use init::Initialization;
@@ -32,3 +34,4 @@ pub use parts::{Context, EmbeddingKind, ModelConfig};
 pub use perceiver::{PerceiverIo, PerceiverIoConfig, latents_for};
 pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
 pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};
+pub use streaming::{ReTreeverStream, StreamRefused};

@@ -15,7 +15,7 @@ use burn::nn::{
     PositionalEncodingConfig, Relu,
 };
 use burn::tensor::activation::gelu;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// How tokens and queries are embedded.
@@ -359,6 +359,47 @@ impl Embedding {
     /// # Panics
     /// If a sequence is longer than the configured number of positions.
     pub fn forward(&self, features: Tensor<3>) -> Tensor<3> {
+        let hidden = self.contents(features);
+        match &self.sequence {
+            None => hidden,
+            Some(sequence) => sequence.forward(sequence.positions.forward(hidden)),
+        }
+    }
+
+    /// [`forward`](Self::forward) for rows that stand elsewhere in their sequences.
+    ///
+    /// # Shapes
+    /// - features: `[batch, rows, features]`
+    /// - places: `[batch · rows]`, counted from 0; points have none, and ignore them
+    /// - returns `[batch, rows, d_model]`
+    ///
+    /// # Panics
+    /// If a place is not below the configured number of positions.
+    pub fn forward_at(&self, features: Tensor<3>, places: &[usize]) -> Tensor<3> {
+        let hidden = self.contents(features);
+        let Some(sequence) = &self.sequence else {
+            return hidden;
+        };
+        let positions = sequence.positions.sinusoids.clone();
+        let [_, most, width] = positions.dims();
+        let indices: Vec<i64> = places
+            .iter()
+            .map(|place| {
+                assert!(
+                    *place < most,
+                    "embedding: place: expected below {most}, got {place}"
+                );
+                *place as i64
+            })
+            .collect();
+        let indices = Tensor::from_data(TensorData::new(indices, [places.len()]), &hidden.device());
+        let [batch, rows, _] = hidden.dims();
+        let positions = positions.reshape([most, width]).select(0, indices);
+        sequence.forward(hidden + positions.reshape([batch, rows, width]))
+    }
+
+    /// What rows hold, wherever they stand.
+    fn contents(&self, features: Tensor<3>) -> Tensor<3> {
         let mut hidden = features;
         for (at, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(hidden);
@@ -366,13 +407,17 @@ impl Embedding {
                 hidden = elu(hidden);
             }
         }
-        let Some(sequence) = &self.sequence else {
-            return hidden;
-        };
-        let mut hidden = sequence.dropout.forward(sequence.positions.forward(hidden));
-        for (at, layer) in sequence.layers.iter().enumerate() {
+        hidden
+    }
+}
+
+impl SequenceEmbedding {
+    /// What follows once positions are added, `[batch, rows, d_model]` -> the same.
+    fn forward(&self, positioned: Tensor<3>) -> Tensor<3> {
+        let mut hidden = self.dropout.forward(positioned);
+        for (at, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(hidden);
-            if at + 1 < sequence.layers.len() {
+            if at + 1 < self.layers.len() {
                 hidden = Relu::new().forward(hidden);
             }
         }
@@ -417,6 +462,23 @@ impl Encoder {
     /// The embedded tokens, before any self-attention, `[batch, tokens, d_model]`.
     pub fn embed_context(&self, context: &Context) -> Tensor<3> {
         self.context.forward(context.features.clone())
+    }
+
+    /// [`embed_context`](Self::embed_context) for tokens that stand elsewhere in their sequences: see
+    /// [`Embedding::forward_at`].
+    pub fn embed_context_at(&self, features: Tensor<3>, places: &[usize]) -> Tensor<3> {
+        self.context.forward_at(features, places)
+    }
+
+    /// Blocks of self-attention; 0 encodes each token by itself.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The most tokens that a sequence embedding has positions for; points have no limit.
+    pub fn max_positions(&self) -> Option<usize> {
+        let sequence = self.context.sequence.as_ref()?;
+        Some(sequence.positions.max_sequence_size)
     }
 
     /// All blocks of self-attention among the rows of each example.

@@ -41,15 +41,15 @@ pub struct ReTreeverConfig {
 /// context is encoded and indexed once; each query then reads `O(b log N)` of its nodes.
 #[derive(Module, Debug)]
 pub struct ReTreever {
-    encoder: Encoder,
-    aggregator: BlockAggregator,
-    attention: TreeCrossAttention,
+    pub(crate) encoder: Encoder,
+    pub(crate) aggregator: BlockAggregator,
+    pub(crate) attention: TreeCrossAttention,
     decoder: Decoder,
-    branching: usize,
+    pub(crate) branching: usize,
     #[module(skip)]
-    layout: Layout,
+    pub(crate) layout: Layout,
     #[module(skip)]
-    order: TokenOrder,
+    pub(crate) order: TokenOrder,
 }
 
 /// What [`ReTreever::predict`] returns.

@@ -20,6 +20,8 @@ mod prediction;
 mod store;
 #[path = "backend/strategy.rs"]
 mod strategy;
+#[path = "backend/streaming.rs"]
+mod streaming;
 
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};
 use arbora_testing::{device, random, values};

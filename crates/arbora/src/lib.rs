@@ -39,6 +39,8 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod config;
 #[cfg(feature = "cli")]
+pub mod grow;
+#[cfg(feature = "cli")]
 pub mod learner;
 #[cfg(feature = "cli")]
 pub mod picture;

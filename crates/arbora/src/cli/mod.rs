@@ -2,6 +2,7 @@
 
 mod compare;
 mod eval;
+mod grow;
 mod inspect;
 mod search;
 mod train;
@@ -54,6 +55,16 @@ enum Command {
   arbora inspect runs/images-retreever-1 --item 3 --query 400
   arbora inspect runs/copy-retreever-1 --json --out pictures")]
     Inspect(InspectArgs),
+    /// Let a trained run choose: loops that learn while they choose, on contexts that grow.
+    ///
+    /// bandit: arms of the wheel bandit, with a run of the task bandit. optimisation: where to look for
+    /// the maximum of a function, with a run of the task gp. A model with a tree that encodes tokens one
+    /// by one (architecture.encoder_layers = 0) appends to its tree; others encode the whole context anew
+    /// in every round.
+    #[command(after_help = "Examples:
+  arbora grow runs/bandit-retreever-1
+  arbora grow runs/gp-cross-attention-1 --loop optimisation --rounds 20 --json")]
+    Grow(GrowArgs),
 }
 
 /// Arguments of `train`.
@@ -179,6 +190,37 @@ struct InspectArgs {
     json: bool,
 }
 
+/// Arguments of `grow`.
+#[derive(Debug, Args)]
+struct GrowArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Which loop [default: the one that fits the run's task].
+    #[arg(long = "loop", value_name = "LOOP")]
+    kind: Option<grow::Loop>,
+    /// Choices made in each world, 1 to 65536 [default: bandit 500, optimisation 40].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    rounds: Option<u64>,
+    /// Worlds (for the bandit: of each radius), 1 to 4096 [default: bandit 10, optimisation 50].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_096))]
+    repeats: Option<u64>,
+    /// How predictions become choices.
+    #[arg(long, default_value = "thompson")]
+    choice: crate::grow::Choice,
+    /// Seed of worlds and choices.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where to compute; one of the backends compiled in.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Where the curves go [default: the run's folder].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Print the numbers as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command line of this process.
 ///
 /// Exit codes: 0 done; 130 stopped by Ctrl-C with a checkpoint; 1 a computation that failed (a loss that
@@ -195,6 +237,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Grow(args) => grow::run(args),
     };
     match outcome {
         Ok(code) => code,

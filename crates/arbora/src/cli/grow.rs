@@ -1,0 +1,471 @@
+//! `arbora grow`
+
+use super::GrowArgs;
+use crate::backend;
+use crate::config::{ModelKind, RunConfig, Source, Task};
+use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
+use crate::learner::TaskModel;
+use crate::picture::curves::{self, Panel, Series, Spread};
+use crate::task;
+use anyhow::{Context as _, Result, bail};
+use arbora_rl::train::Checkpoint;
+use burn::tensor::Device;
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Rounds at the end of a bandit loop that are also looked at by themselves: what was learned.
+const LAST: usize = 100;
+/// Points of a curve, at most.
+const POINTS: usize = 100;
+
+/// Which loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Loop {
+    /// Pull arms of the wheel bandit.
+    Bandit,
+    /// Look for the maximum of functions drawn from Gaussian processes.
+    Optimisation,
+}
+
+impl Loop {
+    fn of(task: Task) -> Option<Self> {
+        match task {
+            Task::Bandit => Some(Self::Bandit),
+            Task::Gp => Some(Self::Optimisation),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bandit => "bandit",
+            Self::Optimisation => "optimisation",
+        }
+    }
+}
+
+/// A model of the run and what it attends to.
+struct Player {
+    view: View,
+    cost: Cost,
+}
+
+pub fn run(args: GrowArgs) -> Result<ExitCode> {
+    if !args.run.is_dir() {
+        bail!("{}: expected a run folder", args.run.display());
+    }
+    let config = RunConfig::read(&args.run.join("config.json"))?;
+    let kind = fitting(args.kind, config.task)?;
+    let out = args.out.as_deref().unwrap_or(&args.run);
+    if out.exists() && !out.is_dir() {
+        bail!("{}: expected a folder for the curves", out.display());
+    }
+    let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
+    let step = checkpoint.state().step;
+    for error in passed_over {
+        eprintln!("{error}; using step {step}");
+    }
+    let features = task::load(&config)?.features();
+    checkpoint.expect_fingerprint(&config.fingerprint(&features)?)?;
+    let (backend, device) = backend::open(args.backend.as_deref())?;
+    let model = checkpoint.load_model(TaskModel::new(&config, &features, &device))?;
+
+    let (rounds, repeats) = match kind {
+        Loop::Bandit => (500, 10),
+        Loop::Optimisation => (40, 50),
+    };
+    let settings = Settings {
+        rounds: args.rounds.map_or(rounds, |rounds| rounds as usize),
+        repeats: args.repeats.map_or(repeats, |repeats| repeats as usize),
+        random_rounds: match &config.data {
+            Source::Bandit(bandit) => bandit.min_context,
+            Source::Gp(gp) => gp.min_context,
+            _ => unreachable!("a loop that fits the task"),
+        },
+        choice: args.choice,
+        seed: args.seed,
+    };
+    if settings.rounds > features.most_tokens {
+        eprintln!(
+            "contexts grow to {} tokens; the run was trained with at most {}",
+            settings.rounds, features.most_tokens
+        );
+    }
+    let views: &[View] = match config.model {
+        ModelKind::ReTreever | ModelKind::OracleRoute => {
+            &[View::Learned, View::Random, View::AllLeaves]
+        }
+        ModelKind::RandomRoute => &[View::Random, View::AllLeaves],
+        ModelKind::CrossAttention | ModelKind::Perceiver => &[View::Whole],
+    };
+    let results = match &config.data {
+        Source::Gp(gp) => {
+            let objectives = optimisation::objectives(gp.kernel, &settings);
+            let mut played = Vec::new();
+            for view in views {
+                let (regrets, cost) = with_bar(*view, &settings, |tick| {
+                    optimisation::run(&model, *view, &objectives, &settings, &device, tick)
+                })?;
+                played.push((Player { view: *view, cost }, regrets));
+            }
+            let random = optimisation::random_search(&objectives, &settings);
+            Results::Optimisation { played, random }
+        }
+        _ => {
+            let mut played = Vec::new();
+            for view in views {
+                let (regrets, cost) = with_bar(*view, &settings, |tick| {
+                    bandit::run(&model, *view, &settings, &device, tick)
+                })?;
+                played.push((Player { view: *view, cost }, regrets));
+            }
+            Results::Bandit { played }
+        }
+    };
+    let anew = encoded_anew(&model, &device);
+    draw(&results, &settings, kind, out)?;
+    let text = match args.json {
+        true => {
+            let mut value = results.json(&settings);
+            value["run"] = args.run.to_string_lossy().into();
+            value["model"] = json!(config.model);
+            value["step"] = step.into();
+            value["backend"] = backend.into();
+            value["loop"] = json!(kind);
+            value["streamed"] = anew.is_none().into();
+            value["encoded_anew_because"] = json!(anew);
+            value.to_string()
+        }
+        false => {
+            let how = match &anew {
+                None => "each round appends to the trees".to_owned(),
+                Some(reason) => format!("each round encodes the whole context anew: {reason}"),
+            };
+            format!(
+                "{} at step {step}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}",
+                config.model.name(),
+                kind.name(),
+                settings.rounds,
+                settings.repeats,
+                match settings.choice {
+                    Choice::Thompson => "Thompson sampling",
+                    Choice::Ucb => "upper confidence bounds",
+                },
+                results.text(&settings),
+                out.join(file(kind, "svg")).display()
+            )
+        }
+    };
+    super::show(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The loop asked for, if it fits the run.
+fn fitting(asked: Option<Loop>, task: Task) -> Result<Loop> {
+    let name = task.name();
+    match (Loop::of(task), asked) {
+        (Some(fits), None) => Ok(fits),
+        (Some(fits), Some(asked)) if fits == asked => Ok(fits),
+        (_, Some(Loop::Bandit)) => {
+            bail!("--loop bandit needs a run of the task bandit, this one is of {name}")
+        }
+        (_, Some(Loop::Optimisation)) => {
+            bail!("--loop optimisation needs a run of the task gp, this one is of {name}")
+        }
+        (None, None) => bail!("loops need a run of the task bandit or gp, this one is of {name}"),
+    }
+}
+
+/// Why every round encodes the whole context, if it does.
+fn encoded_anew(model: &TaskModel, device: &Device) -> Option<String> {
+    match model.retreever() {
+        Some(_) => refusal(model, device).map(|refused| refused.to_string()),
+        None => Some("this model has no tree to append to".into()),
+    }
+}
+
+/// Runs a loop with a progress bar, hidden where standard error is no terminal.
+fn with_bar<T>(
+    view: View,
+    settings: &Settings,
+    play: impl FnOnce(&mut dyn FnMut()) -> Result<T>,
+) -> Result<T> {
+    let bar = ProgressBar::new(settings.rounds as u64);
+    let template = "{prefix:>16} {bar:24} {pos}/{len} [{elapsed}<{eta}]";
+    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+    bar.set_prefix(view.name());
+    let played = play(&mut || bar.inc(1));
+    bar.finish();
+    played
+}
+
+/// What the players of a loop achieved.
+enum Results {
+    Bandit {
+        played: Vec<(Player, Vec<bandit::Regrets>)>,
+    },
+    Optimisation {
+        played: Vec<(Player, optimisation::Regrets)>,
+        random: optimisation::Regrets,
+    },
+}
+
+/// Rounds after which simple regret is reported.
+fn marks(rounds: usize) -> Vec<usize> {
+    let mut marks: Vec<usize> = [5, 10, 20, 40, 80, 160, 320]
+        .into_iter()
+        .filter(|mark| *mark < rounds)
+        .collect();
+    marks.push(rounds);
+    marks
+}
+
+/// The simple regrets of all functions after a number of rounds.
+fn after(regrets: &optimisation::Regrets, rounds: usize) -> Vec<f64> {
+    regrets.iter().map(|one| one[rounds - 1]).collect()
+}
+
+impl Results {
+    fn players(&self) -> Vec<&Player> {
+        match self {
+            Self::Bandit { played } => played.iter().map(|(player, _)| player).collect(),
+            Self::Optimisation { played, .. } => played.iter().map(|(player, _)| player).collect(),
+        }
+    }
+
+    fn json(&self, settings: &Settings) -> Value {
+        let rounds = settings.rounds;
+        let number = |values: Vec<f64>| {
+            let (mean, error) = mean_and_error(&values);
+            json!({ "mean": mean, "standard_error": error })
+        };
+        let cost = |player: &Player| {
+            json!({
+                "nodes_read": player.cost.nodes_read,
+                "milliseconds_per_round": {
+                    "middle": player.cost.milliseconds(0.5), "end": player.cost.milliseconds(1.0),
+                },
+            })
+        };
+        let methods: Vec<Value> = match self {
+            Self::Bandit { played } => played
+                .iter()
+                .map(|(player, regrets)| {
+                    let regrets: Vec<Value> = regrets
+                        .iter()
+                        .map(|regret| {
+                            let last = rounds.saturating_sub(LAST);
+                            json!({
+                                "delta": regret.delta,
+                                "percent_of_uniform": number(regret.percent(0, rounds)),
+                                "last_percent_of_uniform": number(regret.percent(last, rounds)),
+                            })
+                        })
+                        .collect();
+                    json!({ "view": player.view, "regret": regrets, "cost": cost(player) })
+                })
+                .collect(),
+            Self::Optimisation { played, random } => {
+                let regret = |regrets: &optimisation::Regrets| -> Vec<Value> {
+                    let rounds = marks(rounds).into_iter();
+                    rounds
+                        .map(|round| {
+                            json!({ "round": round, "simple_regret": number(after(regrets, round)) })
+                        })
+                        .collect()
+                };
+                let played = played.iter().map(|(player, regrets)| {
+                    let regret = regret(regrets);
+                    json!({ "view": player.view, "regret": regret, "cost": cost(player) })
+                });
+                let search = json!({ "view": "random-search", "regret": regret(random) });
+                played.chain([search]).collect()
+            }
+        };
+        json!({
+            "rounds": rounds, "repeats": settings.repeats, "random_rounds": settings.random_rounds,
+            "choice": settings.choice, "seed": settings.seed, "methods": methods,
+        })
+    }
+
+    fn text(&self, settings: &Settings) -> String {
+        let rounds = settings.rounds;
+        let mut names: Vec<&str> = self.players().iter().map(|one| one.view.name()).collect();
+        let costs = costs(&self.players(), rounds);
+        let (over_repeats, over_functions) = match settings.repeats {
+            1 => ("", ""),
+            _ => (
+                ", mean ± standard error over repeats",
+                ", mean ± standard error over functions",
+            ),
+        };
+        let quality = match self {
+            Self::Bandit { played } => {
+                let block = |from: usize| {
+                    let rows = bandit::DELTAS.iter().enumerate().map(|(at, delta)| {
+                        let cells = played
+                            .iter()
+                            .map(|(_, regrets)| cell(&regrets[at].percent(from, rounds), 2));
+                        (delta.to_string(), cells.collect())
+                    });
+                    table("delta", &names, rows.collect())
+                };
+                let mut text = format!("regret in % of uniform choice{over_repeats}\n{}", block(0));
+                if rounds > LAST {
+                    text += &format!("\n\nover the last {LAST} rounds\n{}", block(rounds - LAST));
+                }
+                text
+            }
+            Self::Optimisation { played, random } => {
+                names.push("random search");
+                let rows = marks(rounds).into_iter().map(|round| {
+                    let all = played.iter().map(|(_, regrets)| regrets).chain([random]);
+                    let cells = all.map(|regrets| cell(&after(regrets, round), 4));
+                    (round.to_string(), cells.collect())
+                });
+                format!(
+                    "simple regret after each round{over_functions}\n{}",
+                    table("round", &names, rows.collect())
+                )
+            }
+        };
+        format!("{quality}\n\n{costs}")
+    }
+}
+
+/// What rounds cost, for a person.
+fn costs(players: &[&Player], rounds: usize) -> String {
+    let names: Vec<&str> = players.iter().map(|player| player.view.name()).collect();
+    let row = |text: &str, cell: &dyn Fn(&Player) -> String| {
+        (
+            text.to_owned(),
+            players.iter().map(|one| cell(one)).collect(),
+        )
+    };
+    let time = |share: f64| move |one: &Player| format!("{:.2}", one.cost.milliseconds(share));
+    let read = |one: &Player| match one.cost.nodes_read {
+        Some(read) => format!("{read:.1}"),
+        None => "-".into(),
+    };
+    let rows = vec![
+        row(&format!("ms at {} tokens", rounds / 2), &time(0.5)),
+        row(&format!("ms at {rounds} tokens"), &time(1.0)),
+        row("nodes read", &read),
+    ];
+    let table = table("", &names, rows);
+    format!("cost of a round of all worlds, nodes read per query at the end\n{table}")
+}
+
+/// Mean and standard error.
+fn cell(values: &[f64], decimals: usize) -> String {
+    let (mean, error) = mean_and_error(values);
+    match error.is_finite() {
+        true => format!("{mean:.decimals$} ± {error:.decimals$}"),
+        false => format!("{mean:.decimals$}"),
+    }
+}
+
+fn table(corner: &str, names: &[&str], rows: Vec<(String, Vec<String>)>) -> String {
+    let line = |first: &str, cells: &mut dyn Iterator<Item = &str>| {
+        let cells: String = cells.map(|cell| format!(" {cell:>18}")).collect();
+        format!("{first:<16}{cells}")
+    };
+    let mut lines = vec![line(corner, &mut names.iter().copied())];
+    lines.extend(
+        rows.iter()
+            .map(|(first, cells)| line(first, &mut cells.iter().map(String::as_str))),
+    );
+    lines.join("\n")
+}
+
+fn file(kind: Loop, ending: &str) -> String {
+    format!("grow-{}.{ending}", kind.name())
+}
+
+/// Draws regret by round and time by length of context.
+fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Result<()> {
+    let rounds = settings.rounds;
+    let shown: Vec<usize> = (1..=rounds).step_by(rounds.div_ceil(POINTS)).collect();
+    let mut panels: Vec<Panel> = match results {
+        Results::Bandit { played } => bandit::DELTAS
+            .iter()
+            .enumerate()
+            .map(|(at, delta)| Panel {
+                title: format!("Regret, core of radius {delta}"),
+                x_label: "round".into(),
+                y_label: "% of uniform choice so far".into(),
+                series: played
+                    .iter()
+                    .map(|(player, regrets)| {
+                        let measure = |round| regrets[at].percent(0, round);
+                        series(player.view.name(), &shown, measure)
+                    })
+                    .collect(),
+                ..Panel::default()
+            })
+            .collect(),
+        Results::Optimisation { played, random } => {
+            let named = played
+                .iter()
+                .map(|(player, regrets)| (player.view.name(), regrets))
+                .chain([("random search", random)]);
+            vec![Panel {
+                title: "Simple regret".into(),
+                x_label: "round".into(),
+                y_label: "maximum - best seen".into(),
+                series: named
+                    .map(|(name, regrets)| series(name, &shown, |round| after(regrets, round)))
+                    .collect(),
+                ..Panel::default()
+            }]
+        }
+    };
+    panels.push(Panel {
+        title: "Time of a round".into(),
+        x_label: "tokens of context".into(),
+        y_label: "ms, all worlds".into(),
+        series: results
+            .players()
+            .iter()
+            .map(|player| Series {
+                name: player.view.name().into(),
+                points: shown
+                    .iter()
+                    .filter(|round| **round > settings.random_rounds)
+                    .map(|round| (*round as f64 - 1.0, 1e3 * player.cost.seconds[round - 1]))
+                    .collect(),
+                ..Series::default()
+            })
+            .collect(),
+        ..Panel::default()
+    });
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    for ending in ["png", "svg"] {
+        curves::draw(&panels, &out.join(file(kind, ending)))?;
+    }
+    Ok(())
+}
+
+/// Means with a band of one standard error to either side.
+fn series(name: &str, rounds: &[usize], measure: impl Fn(usize) -> Vec<f64>) -> Series {
+    let numbers: Vec<(f64, f64, f64)> = rounds
+        .iter()
+        .map(|round| {
+            let (mean, error) = mean_and_error(&measure(*round));
+            (*round as f64, mean, error)
+        })
+        .collect();
+    let band = numbers
+        .iter()
+        .map(|(_, mean, error)| (mean - error, mean + error));
+    Series {
+        name: name.into(),
+        points: numbers.iter().map(|(x, mean, _)| (*x, *mean)).collect(),
+        spread: Spread::Band(band.collect()),
+    }
+}
