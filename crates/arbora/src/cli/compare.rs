@@ -265,12 +265,13 @@ impl Setting {
     fn trained(&self, plan: &Plan) -> Result<Option<TaskModel>> {
         let Plan { config, folder } = plan;
         let resume = folder.join(CONFIG).exists();
-        if resume && let Ok((checkpoint, _)) = Checkpoint::newest(folder) {
-            if checkpoint.state().step == config.trainer.steps {
-                eprintln!("{}: finished before", folder.display());
-                let model = TaskModel::new(config, &self.features, &self.device);
-                return Ok(Some(checkpoint.load_model(model)?));
-            }
+        if resume
+            && let Ok((checkpoint, _)) = Checkpoint::newest(folder)
+            && checkpoint.state().step == config.trainer.steps
+        {
+            eprintln!("{}: finished before", folder.display());
+            let model = TaskModel::new(config, &self.features, &self.device);
+            return Ok(Some(checkpoint.load_model(model)?));
         }
         eprintln!(
             "{}: {}",
