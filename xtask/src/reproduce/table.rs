@@ -218,9 +218,9 @@ pub fn readme(experiment: &Experiment, results: &Results) -> String {
 
 /// What the columns of steps and minutes are.
 const REACHED: &str = "\
-A step and minutes say when a run first had the accuracy in one of its evaluations, which are on fewer items than
-the table's accuracy (`eval_items`, every `trainer.eval_every` steps in the run's settings). Minutes are those of
-the training steps alone; other work on the machine is in them.
+A step and minutes say when a run first had the accuracy in one of its evaluations (every `trainer.eval_every`
+steps on `eval_items` items, in each run's settings). Minutes are those of the training steps alone; other work on
+the machine is in them.
 ";
 
 /// The steps of a run, where all have as many.
@@ -407,6 +407,9 @@ fn comparison(reading: &Reading, differences: &[f64], other: &str) -> String {
         .copied()
         .fold(f64::NEG_INFINITY, f64::max);
     let direction = if mean >= 0.0 { "above" } else { "below" };
+    if lowest == 0.0 && highest == 0.0 {
+        return format!("Its {name} is that of {other}. ");
+    }
     let range = format!("(differences {lowest:+.digits$} to {highest:+.digits$})");
     let consistency = if differences.len() == 1 {
         "on the one seed".to_string()
@@ -532,6 +535,9 @@ mod tests {
         assert!(text.contains("attends to 8.0 of them (10.0 % of the tokens)"));
         assert!(!text.contains("trained with random routes"));
         assert!(text.contains("With so few seeds"));
+        let same = [run("retreever", 0, 0.5), run("perceiver", 0, 0.5)];
+        let text = words(reading, &same);
+        assert!(text.contains("is that of Perceiver IO"), "{text}");
     }
 
     #[test]
