@@ -1,5 +1,6 @@
 //! The command line.
 
+mod dashboard;
 mod eval;
 mod inspect;
 mod train;
@@ -74,6 +75,9 @@ struct TrainArgs {
     /// Continue the run in the folder, with its own settings.
     #[arg(long)]
     resume: bool,
+    /// Plot the run in the terminal while it trains, in place of the progress bar.
+    #[arg(long, conflicts_with = "json")]
+    dashboard: bool,
     /// Print the final numbers as JSON on standard output.
     #[arg(long)]
     json: bool,
