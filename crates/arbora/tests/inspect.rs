@@ -27,10 +27,14 @@ const COPY: &str = r#"{
     "trainer": { "steps": 4, "eval_every": 2, "checkpoint_every": 4, "warmup_steps": 0 }
 }"#;
 
-fn train_copy(place: &Place, more: &[&str]) {
+/// Trains the copy run; what it says on standard error.
+fn train_copy(place: &Place, more: &[&str]) -> String {
     fs::write(place.path("copy.json"), COPY).unwrap();
     let train = ["train", "copy", "--config", "copy.json", "--out", "out"];
-    place.succeed(&[&train, more].concat());
+    let output = place.run(&[&train, more].concat());
+    let stderr = common::stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    stderr
 }
 
 fn inspect(place: &Place, more: &[&str]) -> Value {
@@ -180,7 +184,8 @@ fn items_of_a_batch_are_told_apart_and_a_query_is_told_the_same_twice() {
 #[test]
 fn a_person_gets_the_same_in_lines() {
     let place = Place::new();
-    train_copy(&place, &[]);
+    let told = train_copy(&place, &[]);
+    assert!(told.contains("step 4, held-out accuracy "), "{told}");
     let text = place.succeed(&["inspect", "out"]);
     let first = "retreever at step 4: copy, item 0, query 0\nanswers ";
     assert!(text.starts_with(first), "{text}");
