@@ -15,6 +15,7 @@
 //! # Feature flags
 //!
 //! - `cli` (default): the `arbora` command and what it is made of
+//! - `dashboard`: `arbora train --dashboard`, which plots a run in the terminal
 //! - `flex` (default), `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backend features of the same names
 //!

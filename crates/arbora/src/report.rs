@@ -61,12 +61,32 @@ pub fn panels<P: AsRef<Path>>(runs: &[(&str, P)]) -> Result<Vec<Panel>> {
     let per_query = ("nats per query", 1.0);
     let mut panels = vec![
         panel("Training loss", ("nats", 1.0), "train", "loss"),
-        panel("Share of tokens selected", ("%", 1.0), "train", "tokens_percent"),
-        panel("Log-likelihood, training", per_query, "train", "log_likelihood"),
-        panel("Log-likelihood, held out", per_query, "valid", "log_likelihood"),
+        panel(
+            "Share of tokens selected",
+            ("%", 1.0),
+            "train",
+            "tokens_percent",
+        ),
+        panel(
+            "Log-likelihood, training",
+            per_query,
+            "train",
+            "log_likelihood",
+        ),
+        panel(
+            "Log-likelihood, held out",
+            per_query,
+            "valid",
+            "log_likelihood",
+        ),
         panel("Accuracy, training", PERCENT, "train", "accuracy"),
         panel("Accuracy, held out", PERCENT, "valid", "accuracy"),
-        panel("Entropy of the policy", ("nats per decision", 1.0), "train", "entropy"),
+        panel(
+            "Entropy of the policy",
+            ("nats per decision", 1.0),
+            "train",
+            "entropy",
+        ),
         panel("Reward", reward, "train", "reward"),
     ];
     let mut first = true;

@@ -79,7 +79,10 @@ impl TreeCrossAttention {
             .key
             .clone()
             .reshape([batch * nodes, heads * head_dim])
-            .select(0, Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]))
+            .select(
+                0,
+                Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]),
+            )
             .reshape([batch * count, decisions * branching, heads, head_dim])
             .swap_dims(1, 2); // [batch · queries, heads, children, head_dim]
         let query = query.reshape([batch * count, heads, head_dim, 1]);

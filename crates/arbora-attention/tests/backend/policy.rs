@@ -22,7 +22,12 @@ fn probabilities_along_a_path_multiply_to_its_log_probability() {
     let layer = layer(GhostNodes::Masked, &device());
     let queries = random([3, 5, 6], 2, &device()) * 3.0;
     for (branching, layout) in cases() {
-        let tree = mean_tree(random([3, 19, 6], 1, &device()), &LENGTHS, branching, layout);
+        let tree = mean_tree(
+            random([3, 19, 6], 1, &device()),
+            &LENGTHS,
+            branching,
+            layout,
+        );
         let index = layer.index(&tree);
         let decisions = tree.shape().decisions();
         let numbers = random([3, 5, decisions], 3, &device()).abs() % 1.0;
@@ -44,7 +49,12 @@ fn probabilities_sum_to_one_and_ghosts_have_none() {
     let layer = layer(GhostNodes::Masked, &device());
     let queries = random([3, 2, 6], 2, &device());
     for (branching, layout) in cases() {
-        let tree = mean_tree(random([3, 19, 6], 1, &device()), &LENGTHS, branching, layout);
+        let tree = mean_tree(
+            random([3, 19, 6], 1, &device()),
+            &LENGTHS,
+            branching,
+            layout,
+        );
         let shape = *tree.shape();
         let index = layer.index(&tree);
         let path = layer.search(queries.clone(), &index, Route::Greedy).path;

@@ -8,7 +8,9 @@ use super::trained::TrainedRun;
 use crate::config::{RunConfig, Task};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
-use crate::picture::retrieval::{self, ImageInset, Level, NodeState, RetrievalPicture, SequenceInset};
+use crate::picture::retrieval::{
+    self, ImageInset, Level, NodeState, RetrievalPicture, SequenceInset,
+};
 use crate::problem::Problem;
 use crate::report;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -148,7 +150,7 @@ fn inspect(run: &TrainedRun, item: usize, query: Option<usize>) -> Result<Inspec
     let items = run.test_items();
     ensure!(
         item < items,
-        "--item: expected below {items}, the {} of the test, got {item}",
+        "--item: expected below {items} ({}), got {item}",
         run.task.items()
     );
     let case = load(run, item)?;
@@ -267,7 +269,10 @@ fn taking_part(problem: &Problem) -> Vec<bool> {
 
 /// The queries of a problem of one example; padding stands behind them.
 fn asked(problem: &Problem) -> usize {
-    taking_part(problem).into_iter().filter(|part| *part).count()
+    taking_part(problem)
+        .into_iter()
+        .filter(|part| *part)
+        .count()
 }
 
 /// The decisions of all queries of the first test problems.
@@ -277,7 +282,9 @@ fn confidence_of(run: &TrainedRun) -> Result<ConfidencePicture> {
     let problems = run.task.evaluation(left, batch_size, &run.device)?;
     let mut queries = Vec::new();
     // Problems of other kinds than trained on would blur the picture.
-    let problems = problems.into_iter().filter(|problem| problem.kind.is_none());
+    let problems = problems
+        .into_iter()
+        .filter(|problem| problem.kind.is_none());
     for (index, problem) in problems.enumerate() {
         let count = left.min(problem.queries.dims()[0]);
         if count == 0 {
@@ -389,7 +396,13 @@ fn answer(run: &TrainedRun, case: &Case, walk: &Walk, query: usize) -> (Value, V
 
 /// The first of the largest numbers.
 fn largest(numbers: &[f32]) -> usize {
-    let better = |best: usize, at: usize| if numbers[at] > numbers[best] { at } else { best };
+    let better = |best: usize, at: usize| {
+        if numbers[at] > numbers[best] {
+            at
+        } else {
+            best
+        }
+    };
     (0..numbers.len()).fold(0, better)
 }
 
@@ -467,7 +480,11 @@ fn text(numbers: &Map<String, Value>) -> String {
         text += &format!("\n{depth:>5}  {:>5}", step["child"]);
         text += &match step["forced"] == true {
             true => "  no choice".into(),
-            false => format!("  {:>11.3}  {:>7.3}", number("probability"), number("entropy")),
+            false => format!(
+                "  {:>11.3}  {:>7.3}",
+                number("probability"),
+                number("entropy")
+            ),
         };
     }
     text

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod compare;
+mod dashboard;
 mod eval;
 mod grow;
 mod inspect;
@@ -96,6 +97,9 @@ struct TrainArgs {
     /// Continue the run in the folder, with its own settings.
     #[arg(long)]
     resume: bool,
+    /// Plot the run in the terminal while it trains, in place of the progress bar.
+    #[arg(long, conflicts_with = "json")]
+    dashboard: bool,
     /// Print the final numbers as JSON on standard output.
     #[arg(long)]
     json: bool,

@@ -1,6 +1,6 @@
 //! `arbora train`
 
-use super::TrainArgs;
+use super::{TrainArgs, dashboard};
 use crate::config::{ModelKind, RunConfig};
 use crate::learner::TaskModel;
 use crate::progress::Bar;
@@ -25,6 +25,9 @@ pub(super) const PICTURE_CONTEXT: usize = 100;
 pub(super) const CONFIG: &str = "config.json";
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
+    if args.dashboard {
+        dashboard::check()?;
+    }
     let config = configure(&args)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
     let task = task::load(&config)?;
@@ -65,6 +68,14 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
             eprintln!("{name} on {backend}, run folder {}", out.display());
         }
         let interrupter = trainer.interrupter();
+        #[cfg(feature = "dashboard")]
+        let (trainer, _notices) = match args.dashboard {
+            true => {
+                let (trainer, notices) = dashboard::show(trainer, &config, &features);
+                (trainer, Some(notices))
+            }
+            false => (trainer, None),
+        };
         let report = fit(trainer, &config, &task, &device)?;
         if report.interrupted || interrupter.should_stop() {
             return interrupted(&out, report.step);

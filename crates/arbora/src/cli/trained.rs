@@ -1,9 +1,9 @@
 //! A finished or unfinished run, ready to be asked.
 
+use crate::backend;
 use crate::config::RunConfig;
 use crate::learner::TaskModel;
 use crate::task::{self, TaskData};
-use crate::backend;
 use anyhow::{Result, bail};
 use arbora_rl::train::Checkpoint;
 use burn::tensor::Device;

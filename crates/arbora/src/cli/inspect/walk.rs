@@ -146,5 +146,8 @@ pub fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// Counts and indices on the host.
 pub fn counts<const D: usize>(tensor: Tensor<D, Int>) -> Vec<usize> {
     let numbers = tensor.into_data();
-    numbers.iter::<i64>().map(|number| number as usize).collect()
+    numbers
+        .iter::<i64>()
+        .map(|number| number as usize)
+        .collect()
 }
