@@ -164,9 +164,9 @@ pub struct Growing<'model> {
 }
 
 enum Memory<'model> {
-    Stream(ReTreeverStream<'model>),
+    Stream(Box<ReTreeverStream<'model>>),
     /// Places and values, `[batch, tokens, …]`; `None` before the first.
-    Whole(Option<(Tensor<3>, Tensor<3>)>),
+    Whole(Option<Box<(Tensor<3>, Tensor<3>)>>),
 }
 
 /// Why the contexts of a model are encoded anew in every round; `None` where they are streamed.
@@ -189,7 +189,9 @@ impl<'model> Growing<'model> {
         Self {
             model,
             view,
-            memory: stream.map_or(Memory::Whole(None), Memory::Stream),
+            memory: stream.map_or(Memory::Whole(None), |stream| {
+                Memory::Stream(Box::new(stream))
+            }),
             rng: rng(seed, Purpose::Evaluation, 0),
             nodes_read: None,
             device: device.clone(),
@@ -247,19 +249,21 @@ impl<'model> Growing<'model> {
                 stream.append(Context::points(x, y, None).features)?;
             }
             Memory::Whole(points) => {
-                *points = Some(match points.take() {
+                let grown = match points.take().map(|points| *points) {
                     None => (x, y),
                     Some((xs, ys)) => (Tensor::cat(vec![xs, x], 1), Tensor::cat(vec![ys, y], 1)),
-                });
+                };
+                *points = Some(Box::new(grown));
             }
         }
         Ok(())
     }
 }
 
-fn context(points: &Option<(Tensor<3>, Tensor<3>)>) -> Context {
+#[track_caller]
+fn context(points: &Option<Box<(Tensor<3>, Tensor<3>)>>) -> Context {
     let points = points.clone();
-    let (x, y) = points.expect("growing: predict: expected at least 1 token, got 0");
+    let (x, y) = *points.expect("growing: predict: expected at least 1 token, got 0");
     Context::points(x, y, None)
 }
 
