@@ -428,11 +428,7 @@ fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Resul
             .iter()
             .map(|player| Series {
                 name: player.view.name().into(),
-                points: shown
-                    .iter()
-                    .filter(|round| **round > settings.random_rounds)
-                    .map(|round| (*round as f64 - 1.0, 1e3 * player.cost.seconds[round - 1]))
-                    .collect(),
+                points: player.cost.by_tokens(settings.random_rounds),
                 ..Series::default()
             })
             .collect(),

@@ -143,9 +143,19 @@ impl Cost {
         let count = self.seconds.len();
         let width = (count / 10).max(1).min(count);
         let first = ((count as f64 * share) as usize).min(count - width);
-        let mut near = self.seconds[first..first + width].to_vec();
-        near.sort_unstable_by(f64::total_cmp);
-        1e3 * near[width / 2]
+        1e3 * median(&self.seconds[first..first + width])
+    }
+
+    /// Tokens of context and milliseconds per round, by medians over a twentieth of the rounds, the
+    /// first `skip` left out.
+    pub fn by_tokens(&self, skip: usize) -> Vec<(f64, f64)> {
+        let rounds = self.seconds.get(skip..).unwrap_or_default();
+        let width = (rounds.len() / 20).max(1);
+        let medians = rounds.chunks(width).enumerate().map(|(at, chunk)| {
+            let tokens = skip + at * width + chunk.len() / 2;
+            (tokens as f64, 1e3 * median(chunk))
+        });
+        medians.collect()
     }
 }
 
@@ -307,6 +317,13 @@ fn unanswered(context: Context, queries: Tensor<3>) -> Problem {
     }
 }
 
+/// The greater of the two middle values where there are two.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Times a round.
 fn timed<T>(seconds: &mut Vec<f64>, round: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
@@ -359,6 +376,10 @@ mod tests {
         };
         assert_eq!(cost.milliseconds(0.0), 5.0);
         assert_eq!(cost.milliseconds(1.0), 95.0);
+        let curve = cost.by_tokens(20);
+        assert_eq!(curve.len(), 20);
+        assert_eq!((curve[0], curve[19]), ((22.0, 22.0), (98.0, 98.0)));
+        assert_eq!(cost.by_tokens(200), []);
         let single = Cost {
             seconds: vec![0.25],
             nodes_read: None,
