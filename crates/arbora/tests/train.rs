@@ -5,7 +5,7 @@ mod common;
 
 use common::{IMAGES, Place, SIZE, parse};
 use image::{Rgb, RgbImage};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 
 /// All numbers of a JSON value are finite, and there is at least one: NaN is written as `null`.
@@ -307,4 +307,37 @@ fn a_reader_that_leaves_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", common::stderr(&output));
+}
+
+#[test]
+fn windows_of_time_series_are_classified() {
+    let place = Place::new();
+    // Two classes that one look at any step tells apart.
+    let row = |value: i32, class: &str| {
+        let channel = |value: i32| vec![value.to_string(); 6].join(",");
+        format!("{}:{}:{class}\n", channel(value), channel(-value))
+    };
+    let rows = row(1, "up") + &row(-1, "down");
+    let header = "@dimensions 2\n@classLabel true up down\n@data\n";
+    for name in ["train.ts", "test.ts"] {
+        fs::write(place.path(name), format!("{header}{}", rows.repeat(4))).unwrap();
+    }
+    let data = json!({
+        "kind": "series", "train": "train.ts", "test": "test.ts", "window": 4, "stride": 2,
+    });
+    let settings = json!({
+        "data": data, "batch_size": 8,
+        "architecture": {
+            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 1,
+        },
+        "trainer": { "steps": 60, "eval_every": 30, "learning_rate": 0.02, "warmup_steps": 0 },
+    });
+    fs::write(place.path("series.json"), settings.to_string()).unwrap();
+    let args = ["--config", "series.json", "--out", "out", "--json"];
+    let out = place.succeed(&[&["train", "series"], &args[..]].concat());
+    assert_eq!(parse(&out)["models"]["retreever"]["accuracy"], 1.0, "{out}");
+    let measured = place.eval("out", &[]);
+    assert_eq!(measured["items"], 16, "two windows of each of eight series");
+    assert_eq!(measured["of"], "test windows");
+    assert_eq!(measured["metrics"]["context_tokens"], 4.0);
 }

@@ -1,14 +1,12 @@
 //! `arbora grow`
 
 use super::GrowArgs;
-use crate::backend;
-use crate::config::{ModelKind, RunConfig, Source, Task};
+use super::trained::TrainedRun;
+use crate::config::{ModelKind, Source, Task};
 use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
 use crate::learner::TaskModel;
 use crate::picture::curves::{self, Panel, Series, Spread};
-use crate::task;
 use anyhow::{Context as _, Result, bail};
-use arbora_rl::train::Checkpoint;
 use burn::tensor::Device;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -56,24 +54,20 @@ struct Player {
 }
 
 pub fn run(args: GrowArgs) -> Result<ExitCode> {
-    if !args.run.is_dir() {
-        bail!("{}: expected a run folder", args.run.display());
-    }
-    let config = RunConfig::read(&args.run.join("config.json"))?;
-    let kind = fitting(args.kind, config.task)?;
+    let kind = fitting(args.kind, TrainedRun::config(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
     if out.exists() && !out.is_dir() {
         bail!("{}: expected a folder for the curves", out.display());
     }
-    let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
-    let step = checkpoint.state().step;
-    for error in passed_over {
-        eprintln!("{error}; using step {step}");
-    }
-    let features = task::load(&config)?.features();
-    checkpoint.expect_fingerprint(&config.fingerprint(&features)?)?;
-    let (backend, device) = backend::open(args.backend.as_deref())?;
-    let model = checkpoint.load_model(TaskModel::new(&config, &features, &device))?;
+    let TrainedRun {
+        config,
+        task,
+        model,
+        step,
+        backend,
+        device,
+    } = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let most_tokens = task.features().most_tokens;
 
     let (rounds, repeats) = match kind {
         Loop::Bandit => (500, 10),
@@ -90,10 +84,10 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         choice: args.choice,
         seed: args.seed,
     };
-    if settings.rounds > features.most_tokens {
+    if settings.rounds > most_tokens {
         eprintln!(
             "contexts grow to {} tokens; the run was trained with at most {}",
-            settings.rounds, features.most_tokens
+            settings.rounds, most_tokens
         );
     }
     let views: &[View] = match config.model {
@@ -434,11 +428,7 @@ fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Resul
             .iter()
             .map(|player| Series {
                 name: player.view.name().into(),
-                points: shown
-                    .iter()
-                    .filter(|round| **round > settings.random_rounds)
-                    .map(|round| (*round as f64 - 1.0, 1e3 * player.cost.seconds[round - 1]))
-                    .collect(),
+                points: player.cost.by_tokens(settings.random_rounds),
                 ..Series::default()
             })
             .collect(),

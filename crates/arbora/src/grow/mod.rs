@@ -143,9 +143,19 @@ impl Cost {
         let count = self.seconds.len();
         let width = (count / 10).max(1).min(count);
         let first = ((count as f64 * share) as usize).min(count - width);
-        let mut near = self.seconds[first..first + width].to_vec();
-        near.sort_unstable_by(f64::total_cmp);
-        1e3 * near[width / 2]
+        1e3 * median(&self.seconds[first..first + width])
+    }
+
+    /// Tokens of context and milliseconds per round, by medians over a twentieth of the rounds, the
+    /// first `skip` left out.
+    pub fn by_tokens(&self, skip: usize) -> Vec<(f64, f64)> {
+        let rounds = self.seconds.get(skip..).unwrap_or_default();
+        let width = (rounds.len() / 20).max(1);
+        let medians = rounds.chunks(width).enumerate().map(|(at, chunk)| {
+            let tokens = skip + at * width + chunk.len() / 2;
+            (tokens as f64, 1e3 * median(chunk))
+        });
+        medians.collect()
     }
 }
 
@@ -164,9 +174,9 @@ pub struct Growing<'model> {
 }
 
 enum Memory<'model> {
-    Stream(ReTreeverStream<'model>),
+    Stream(Box<ReTreeverStream<'model>>),
     /// Places and values, `[batch, tokens, …]`; `None` before the first.
-    Whole(Option<(Tensor<3>, Tensor<3>)>),
+    Whole(Option<Box<(Tensor<3>, Tensor<3>)>>),
 }
 
 /// Why the contexts of a model are encoded anew in every round; `None` where they are streamed.
@@ -189,7 +199,9 @@ impl<'model> Growing<'model> {
         Self {
             model,
             view,
-            memory: stream.map_or(Memory::Whole(None), Memory::Stream),
+            memory: stream.map_or(Memory::Whole(None), |stream| {
+                Memory::Stream(Box::new(stream))
+            }),
             rng: rng(seed, Purpose::Evaluation, 0),
             nodes_read: None,
             device: device.clone(),
@@ -247,19 +259,21 @@ impl<'model> Growing<'model> {
                 stream.append(Context::points(x, y, None).features)?;
             }
             Memory::Whole(points) => {
-                *points = Some(match points.take() {
+                let grown = match points.take().map(|points| *points) {
                     None => (x, y),
                     Some((xs, ys)) => (Tensor::cat(vec![xs, x], 1), Tensor::cat(vec![ys, y], 1)),
-                });
+                };
+                *points = Some(Box::new(grown));
             }
         }
         Ok(())
     }
 }
 
-fn context(points: &Option<(Tensor<3>, Tensor<3>)>) -> Context {
+#[track_caller]
+fn context(points: &Option<Box<(Tensor<3>, Tensor<3>)>>) -> Context {
     let points = points.clone();
-    let (x, y) = points.expect("growing: predict: expected at least 1 token, got 0");
+    let (x, y) = *points.expect("growing: predict: expected at least 1 token, got 0");
     Context::points(x, y, None)
 }
 
@@ -301,6 +315,13 @@ fn unanswered(context: Context, queries: Tensor<3>) -> Problem {
         kind: None,
         answers: None,
     }
+}
+
+/// The greater of the two middle values where there are two.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Times a round.
@@ -355,6 +376,10 @@ mod tests {
         };
         assert_eq!(cost.milliseconds(0.0), 5.0);
         assert_eq!(cost.milliseconds(1.0), 95.0);
+        let curve = cost.by_tokens(20);
+        assert_eq!(curve.len(), 20);
+        assert_eq!((curve[0], curve[19]), ((22.0, 22.0), (98.0, 98.0)));
+        assert_eq!(cost.by_tokens(200), []);
         let single = Cost {
             seconds: vec![0.25],
             nodes_read: None,

@@ -55,14 +55,12 @@ pub fn run(
             let predictions =
                 (round >= settings.random_rounds).then(|| growing.predict(questions.clone()));
             let mut seen = (Vec::new(), Vec::new());
-            for world in 0..worlds {
+            for (world, numbers) in numbers.iter_mut().enumerate() {
                 let at = match &predictions {
-                    None => numbers[world].random_range(0..CANDIDATES),
+                    None => numbers.random_range(0..CANDIDATES),
                     Some(predictions) => {
                         let own = world * CANDIDATES..(world + 1) * CANDIDATES;
-                        settings
-                            .choice
-                            .take(&predictions[own], &mut numbers[world])?
+                        settings.choice.take(&predictions[own], numbers)?
                     }
                 };
                 seen.0.push(candidate(at) as f32);
