@@ -276,8 +276,6 @@ static SERIES: Experiment = Experiment {
         SELECTED,
         READ,
         Column::Parameters,
-        Column::Reached(0.99),
-        Column::Reached(0.999),
     ],
     reading: Some(Reading {
         metric: "accuracy",
