@@ -352,11 +352,15 @@ Matérn. The share of tokens is derived from the method, not quoted.
 
 /// A length of the copy task with our settings.
 macro_rules! ours {
-    ($length:literal) => {
+    ($length:literal, $steps:literal) => {
         variant(
             concat!("ours-", $length),
             concat!("N = ", $length, ", our settings"),
-            &[concat!("data.length=", $length), "trainer.eval_every=25"],
+            &[
+                concat!("data.length=", $length),
+                concat!("trainer.steps=", $steps),
+                "trainer.eval_every=25",
+            ],
         )
     };
 }
@@ -389,10 +393,10 @@ the guide of the policy and its baseline, the tree's layout, and the optimiser; 
     task: "copy",
     settings: &[],
     rows: &[
-        ours!("64"),
-        ours!("128"),
-        ours!("256"),
-        ours!("512"),
+        ours!("64", "600"),
+        ours!("128", "600"),
+        ours!("256", "600"),
+        ours!("512", "1000"),
         published!("64"),
         published!("128"),
         published!("256"),

@@ -824,9 +824,9 @@ mod tests {
         let one = [panel("loss", Vec::new())];
         assert_eq!(message(&[], "a.png"), "a plot needs at least one panel");
         assert!(message(&one, "a.gif").ends_with("a.gif: expected a name ending in .png or .svg"));
-        assert!(message(&one, "none/a.png").contains("none/a.png: cannot write the picture"));
+        assert!(message(&one, "none/a.png").contains("none/a.png: cannot be written"));
         std::fs::create_dir(folder.path().join("folder.png")).unwrap();
-        assert!(message(&one, "folder.png").contains("folder.png: cannot write the picture"));
+        assert!(message(&one, "folder.png").contains("folder.png: cannot be written"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
