@@ -396,7 +396,16 @@ the guide of the policy and its baseline, the tree's layout, and the optimiser; 
         ours!("64", "600"),
         ours!("128", "600"),
         ours!("256", "600"),
-        ours!("512", "1000"),
+        variant(
+            "ours-512",
+            "N = 512, our settings, curriculum twice as long",
+            &[
+                "data.length=512",
+                "trainer.steps=700",
+                "trainer.eval_every=25",
+                r#"data.curriculum={"start":16,"steps":80}"#,
+            ],
+        ),
         published!("64"),
         published!("128"),
         published!("256"),
