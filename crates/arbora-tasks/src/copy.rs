@@ -33,7 +33,7 @@ pub struct Curriculum {
     pub steps: u64,
 }
 
-/// Configuration of [`Copy`].
+/// Configuration of [`SequenceCopy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CopyConfig {
@@ -101,7 +101,7 @@ impl CopyConfig {
 /// answers are those characters from the last to the first, then the end sign. A query carries
 /// nothing but its position.
 #[derive(Clone, Copy, Debug)]
-pub struct Copy {
+pub struct SequenceCopy {
     config: CopyConfig,
 }
 
@@ -143,7 +143,7 @@ impl CopyBatch {
     }
 }
 
-impl Copy {
+impl SequenceCopy {
     /// The task of a configuration.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The copy task on a device.
 
-use arbora_tasks::copy::{Copy, CopyConfig, Curriculum};
+use arbora_tasks::copy::{CopyConfig, Curriculum, SequenceCopy};
 use arbora_testing::{device, values};
 use burn::tensor::{Int, Tensor};
 
@@ -15,7 +15,7 @@ fn tokens(one_hot: Tensor<3>) -> Vec<i64> {
 
 #[test]
 fn answers_are_the_context_from_its_end_and_then_the_end_sign() {
-    let copy = Copy::new(CopyConfig {
+    let copy = SequenceCopy::new(CopyConfig {
         length: 12,
         ..CopyConfig::default()
     })
@@ -39,7 +39,7 @@ fn answers_are_the_context_from_its_end_and_then_the_end_sign() {
 
 #[test]
 fn batches_repeat_by_seed_and_step_and_differ_from_those_of_evaluation() {
-    let copy = Copy::new(CopyConfig::default()).unwrap();
+    let copy = SequenceCopy::new(CopyConfig::default()).unwrap();
     let step = |seed, step| classes(copy.batch(seed, step, 2, &device()).unwrap().classes);
     let eval = |seed, index| classes(copy.eval_batch(seed, index, 2, &device()).unwrap().classes);
     assert_eq!(step(1, 5), step(1, 5));
@@ -56,7 +56,7 @@ fn a_curriculum_masks_what_takes_no_part_and_keeps_every_answer_reachable() {
         curriculum: Some(Curriculum { start: 3, steps: 2 }),
         ..CopyConfig::default()
     };
-    let copy = Copy::new(config).unwrap();
+    let copy = SequenceCopy::new(config).unwrap();
     let flags = |mask: Tensor<2, burn::tensor::Bool>| {
         mask.into_data().iter::<bool>().collect::<Vec<bool>>()
     };

@@ -6,19 +6,19 @@ use anyhow::Result;
 use arbora_models::{EmbeddingKind, HeadKind, StdKind};
 use arbora_tasks::TaskError;
 use arbora_tasks::bandit::{BanditConfig, BanditRegression, X_DIM};
-use arbora_tasks::copy::{Copy, CopyConfig};
+use arbora_tasks::copy::{CopyConfig, SequenceCopy};
 use arbora_tasks::gp::{GpConfig, GpRegression, Kernel};
 use burn::tensor::Device;
 
 /// Sequences to be mirrored.
 pub struct CopyTask {
-    copy: Copy,
+    copy: SequenceCopy,
     answers: Vec<usize>,
 }
 
 impl CopyTask {
     pub fn new(config: CopyConfig) -> Result<Self> {
-        let copy = Copy::new(config).map_err(|error| with_path("data", error))?;
+        let copy = SequenceCopy::new(config).map_err(|error| with_path("data", error))?;
         let answers = copy.answers();
         Ok(Self { copy, answers })
     }
