@@ -33,9 +33,11 @@ pub use functions::{
     tree_search,
 };
 pub use layers::{
-    IndexError, PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
-    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, StrategyOutput,
-    StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
+    PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
+    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,
+    TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

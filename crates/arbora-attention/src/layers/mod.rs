@@ -5,6 +5,7 @@ mod leaf_routes;
 mod policy_probabilities;
 mod pre_norm_attention;
 mod search_strategy;
+mod self_attention;
 mod streaming_index;
 mod tree_cross_attention;
 mod tree_index;
@@ -14,6 +15,10 @@ pub use pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
+pub use self_attention::{
+    AttentionKindConfig, AttentionMasks, Kind, SelfAttention, SelfAttentionConfig,
+    SelfAttentionInput, SelfAttentionOutput,
+};
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};
 pub use tree_index::TreeIndex;

@@ -1,0 +1,55 @@
+use burn::tensor::{Bool, Tensor};
+
+/// What attention leaves out. Kinds take some of these and panic on the others.
+#[derive(Clone, Debug, Default)]
+pub struct AttentionMasks {
+    /// Keys over padding, `[batch, keys]`, `true` = masked out. In self-attention the queries there take no part
+    /// either.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// Pairs, `[batch, queries, keys]`, `true` = masked out.
+    pub pairs: Option<Tensor<3, Bool>>,
+    /// Whether a query sees no key after it. With more keys than queries, the queries are the last
+    /// tokens: query `i` stands at `i + keys - queries`.
+    pub causal: bool,
+}
+
+impl AttentionMasks {
+    #[track_caller]
+    pub(super) fn check(&self, batch: usize, queries: usize, keys: usize) {
+        if let Some(padding) = &self.padding {
+            let got = padding.dims();
+            assert_eq!(
+                got,
+                [batch, keys],
+                "self_attention: padding [batch, keys]: expected {:?}, got {got:?}",
+                [batch, keys]
+            );
+        }
+        if let Some(pairs) = &self.pairs {
+            let got = pairs.dims();
+            assert_eq!(
+                got,
+                [batch, queries, keys],
+                "self_attention: pairs [batch, queries, keys]: expected {:?}, got {got:?}",
+                [batch, queries, keys]
+            );
+        }
+        assert!(
+            !self.causal || keys >= queries,
+            "self_attention: causal: expected at least as many keys as queries ({queries}), got {keys}"
+        );
+    }
+
+    /// Panics where a mask is there that a kind does not take.
+    #[track_caller]
+    pub(super) fn only(&self, kind: &str, pairs: bool, causal: bool) {
+        assert!(
+            pairs || self.pairs.is_none(),
+            "self_attention: pairs: {kind} takes no mask of pairs, got one"
+        );
+        assert!(
+            causal || !self.causal,
+            "self_attention: causal: {kind} has no causal form, got a causal mask"
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! Multi-head attention whose way of attending is one of several kinds.
+
+mod dense;
+mod kind;
+mod masks;
+
+pub use kind::{AttentionKindConfig, Kind};
+pub use masks::AttentionMasks;
+
+use crate::flops;
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Bool, Device, Tensor};
+use kind::{HeadSizes, Projected};
+
+/// Configuration of [`SelfAttention`].
+#[derive(Config, Debug)]
+pub struct SelfAttentionConfig {
+    /// Width of tokens.
+    pub d_model: usize,
+    /// Number of query heads; must divide `d_model`.
+    pub heads: usize,
+    /// Number of key and value heads, which must divide `heads`; `None` means as many. Query head `h`
+    /// reads key and value head `h / (heads / kv_heads)`.
+    #[config(default = "None")]
+    pub kv_heads: Option<usize>,
+    /// How queries attend.
+    #[config(default = "AttentionKindConfig::Dense")]
+    pub kind: AttentionKindConfig,
+    /// Whether the projections add a bias.
+    #[config(default = true)]
+    pub bias: bool,
+}
+
+/// Multi-head attention with projections outside, and the way of attending inside.
+///
+/// The projections of queries, keys, values and outputs belong to this module and not to the
+/// [`Kind`], so that their parameter ids, and the optimiser's state for them, survive a change of kind by
+/// [`with_kind`](Self::with_kind): how a dense model becomes a Treeformer.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// `W_q`, `[d_model, heads · head_dim]`
+    pub query: Linear,
+    /// `W_k`, `[d_model, kv_heads · head_dim]`
+    pub key: Linear,
+    /// `W_v`, `[d_model, kv_heads · head_dim]`
+    pub value: Linear,
+    /// `W_o`, `[heads · head_dim, d_model]`
+    pub output: Linear,
+    /// How queries attend.
+    pub kind: Kind,
+    #[module(skip)]
+    sizes: HeadSizes,
+}
+
+/// What [`SelfAttention::forward`] reads.
+#[derive(Clone, Debug)]
+pub struct SelfAttentionInput {
+    /// `[batch, tokens, d_model]`: queries, and keys and values where there is no context.
+    pub tokens: Tensor<3>,
+    /// `[batch, context tokens, d_model]`: keys and values of cross-attention.
+    pub context: Option<Tensor<3>>,
+    /// What takes no part.
+    pub masks: AttentionMasks,
+}
+
+impl SelfAttentionInput {
+    /// Attention among tokens `[batch, tokens, d_model]`, nothing masked.
+    pub fn new(tokens: Tensor<3>) -> Self {
+        Self {
+            tokens,
+            context: None,
+            masks: AttentionMasks::default(),
+        }
+    }
+
+    /// Attention from queries `[batch, queries, d_model]` to a context `[batch, tokens, d_model]`.
+    pub fn cross(queries: Tensor<3>, context: Tensor<3>) -> Self {
+        Self {
+            context: Some(context),
+            ..Self::new(queries)
+        }
+    }
+
+    /// Leaves out padding: `[batch, keys]`, `true` = masked out. In self-attention the queries there take no
+    /// part either.
+    #[must_use]
+    pub fn mask_pad(mut self, padding: Tensor<2, Bool>) -> Self {
+        self.masks.padding = Some(padding);
+        self
+    }
+
+    /// Leaves out pairs: `[batch, queries, keys]`, `true` = masked out.
+    #[must_use]
+    pub fn mask_attn(mut self, pairs: Tensor<3, Bool>) -> Self {
+        self.masks.pairs = Some(pairs);
+        self
+    }
+
+    /// Hides from every token those that come after it.
+    #[must_use]
+    pub fn causal(mut self) -> Self {
+        self.masks.causal = true;
+        self
+    }
+}
+
+/// What [`SelfAttention::forward`] returns.
+#[derive(Clone, Debug)]
+pub struct SelfAttentionOutput {
+    /// `[batch, tokens, d_model]`
+    pub context: Tensor<3>,
+}
+
+impl SelfAttentionConfig {
+    /// Initialises the layer on a device.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `d_model`, or `kv_heads` does not divide `heads`.
+    #[track_caller]
+    pub fn init(&self, device: &Device) -> SelfAttention {
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        assert!(
+            self.heads > 0 && self.d_model.is_multiple_of(self.heads),
+            "self_attention: heads: expected a divisor of {}, got {}",
+            self.d_model,
+            self.heads
+        );
+        assert!(
+            kv_heads > 0 && self.heads.is_multiple_of(kv_heads),
+            "self_attention: kv_heads: expected a divisor of {}, got {kv_heads}",
+            self.heads
+        );
+        let sizes = HeadSizes {
+            heads: self.heads,
+            kv_heads,
+            head_dim: self.d_model / self.heads,
+        };
+        let linear = |input: usize, output: usize| {
+            LinearConfig::new(input, output)
+                .with_bias(self.bias)
+                .init(device)
+        };
+        SelfAttention {
+            query: linear(self.d_model, self.d_model),
+            key: linear(self.d_model, kv_heads * sizes.head_dim),
+            value: linear(self.d_model, kv_heads * sizes.head_dim),
+            output: linear(self.d_model, self.d_model),
+            kind: self.kind.init(sizes, device),
+            sizes,
+        }
+    }
+}
+
+impl SelfAttention {
+    /// The same projections with another way of attending, freshly initialised.
+    #[must_use]
+    pub fn with_kind(self, kind: &AttentionKindConfig, device: &Device) -> Self {
+        Self {
+            kind: kind.init(self.sizes, device),
+            ..self
+        }
+    }
+
+    /// Attends.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, tokens, d_model]`
+    /// - returns `[batch, tokens, d_model]`
+    ///
+    /// # Panics
+    /// If an axis disagrees with the others, or the kind does not take a mask that is there.
+    #[track_caller]
+    pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
+        let SelfAttentionInput {
+            tokens,
+            context,
+            masks,
+        } = input;
+        self.check_width("tokens", &tokens);
+        let is_self = context.is_none();
+        let context = context.unwrap_or_else(|| tokens.clone());
+        self.check_width("context", &context);
+        let [batch, queries, d_model] = tokens.dims();
+        let [contexts, keys, _] = context.dims();
+        assert_eq!(
+            contexts, batch,
+            "self_attention: axis 0 of context: expected {batch}, got {contexts}"
+        );
+        masks.check(batch, queries, keys);
+        flops::record(|total| {
+            total.query += batch * queries;
+            total.key += batch * keys;
+            total.value += batch * keys;
+            total.output += batch * queries;
+        });
+        let HeadSizes {
+            heads, kv_heads, ..
+        } = self.sizes;
+        let projected = Projected {
+            query: self.by_head(self.query.forward(tokens), heads),
+            key: self.by_head(self.key.forward(context.clone()), kv_heads),
+            value: self.by_head(self.value.forward(context), kv_heads),
+            masks,
+            is_self,
+        };
+        let attended = self.kind.attend(projected);
+        SelfAttentionOutput {
+            context: self
+                .output
+                .forward(attended.context.reshape([batch, queries, d_model])),
+        }
+    }
+
+    /// `[batch, rows, heads · head_dim]` -> `[batch, rows, heads, head_dim]`
+    fn by_head(&self, projected: Tensor<3>, heads: usize) -> Tensor<4> {
+        let [batch, rows, _] = projected.dims();
+        projected.reshape([batch, rows, heads, self.sizes.head_dim])
+    }
+
+    #[track_caller]
+    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
+        let (width, expected) = (tensor.dims()[2], self.sizes.heads * self.sizes.head_dim);
+        assert_eq!(
+            width, expected,
+            "self_attention: axis 2 of {name}: expected {expected}, got {width}"
+        );
+    }
+}
