@@ -168,7 +168,9 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
     let mut expected = [0.0f64; 4];
     for token in 0..3 {
         let exponential = |child: usize| {
-            let dot: f32 = (0..3).map(|at| weight[child * 3 + at] * x[token * 3 + at]).sum();
+            let dot: f32 = (0..3)
+                .map(|at| weight[child * 3 + at] * x[token * 3 + at])
+                .sum();
             (f64::from(dot) / temperature).exp()
         };
         let total: f64 = (0..4).map(exponential).sum();
@@ -179,7 +181,10 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
         }
     }
     for (got, expected) in got.iter().zip(expected) {
-        assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} {expected}");
+        assert!(
+            (f64::from(*got) - expected).abs() < 1e-5,
+            "{got} {expected}"
+        );
     }
 }
 

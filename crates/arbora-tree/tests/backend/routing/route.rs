@@ -23,7 +23,9 @@ fn walk(x: &[f32], weight: &[Vec<f32>], shape: &CompleteTree) -> (Vec<usize>, Ve
             let a = logit(node);
             (usize::from(a >= 0.0), a.abs())
         } else {
-            let logits: Vec<f64> = (0..branching).map(|c| logit(node * branching + c)).collect();
+            let logits: Vec<f64> = (0..branching)
+                .map(|c| logit(node * branching + c))
+                .collect();
             let mut order: Vec<usize> = (0..branching).collect();
             order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
             (order[0], logits[order[0]] - logits[order[1]])
@@ -43,7 +45,10 @@ fn routes_and_margins_follow_the_definition() {
         let routing = tree.route(x.clone(), None);
         let height = tree.height();
         assert_eq!(routing.path.dims(), [2, tokens, heads, height + 1]);
-        let (path, margins) = (integers(routing.path.clone()), values(routing.margins.clone()));
+        let (path, margins) = (
+            integers(routing.path.clone()),
+            values(routing.margins.clone()),
+        );
         let (x, least) = (values(x), values(routing.least_margin()));
         for token in 0..2 * tokens * heads {
             let used = token % heads / (heads / trees);
@@ -122,9 +127,14 @@ fn masked_tokens_have_no_leaf_and_change_no_other() {
         }
     }
     // What masked tokens hold does not matter.
-    let other = x.clone().slice_assign([1..2, 3..5], random([1, 2, 2, 4], 9, &device()) * 50.0);
+    let other = x
+        .clone()
+        .slice_assign([1..2, 3..5], random([1, 2, 2, 4], 9, &device()) * 50.0);
     let again = tree.route(other, Some(mask.clone()));
-    assert_eq!(integers(again.path), integers(tree.route(x, Some(mask)).path));
+    assert_eq!(
+        integers(again.path),
+        integers(tree.route(x, Some(mask)).path)
+    );
 }
 
 #[test]
@@ -164,7 +174,10 @@ fn the_scale_of_a_token_changes_no_route_and_zero_stays_zero() {
     let tree = tree(4, &[2, 2], 1);
     let x = random([1, 9, 1, 4], 6, &device());
     let far = tree.route(x.clone() * 1000.0, None);
-    assert_eq!(integers(far.path), integers(tree.route(x.clone(), None).path));
+    assert_eq!(
+        integers(far.path),
+        integers(tree.route(x.clone(), None).path)
+    );
     let raw = RoutingTreeConfig::new(4, vec![2, 2])
         .with_normalize(false)
         .with_seed(3)
@@ -190,7 +203,10 @@ fn a_tree_of_height_0_has_one_leaf() {
     let x = random([1, 2, 2, 3], 8, &device());
     let routing = tree.route(x.clone(), Some(padding(&[1], 2, &device())));
     assert_eq!(integers(routing.path.clone()), [0, 0, NO_LEAF, NO_LEAF]);
-    assert_eq!(values(routing.least_margin()), [f32::MAX, f32::MAX, 0.0, 0.0]);
+    assert_eq!(
+        values(routing.least_margin()),
+        [f32::MAX, f32::MAX, 0.0, 0.0]
+    );
     let candidates = tree.best_leaves(x, None, 3);
     assert_eq!(candidates.leaves.dims(), [1, 2, 2, 1]);
     assert_eq!(values(candidates.scores), [0.0; 4]);
