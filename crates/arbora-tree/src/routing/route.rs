@@ -131,8 +131,8 @@ impl RoutingTree {
         if taken.is_empty() {
             taken.push(Tensor::full([trees, count, 1], f32::MAX, &rows.device()));
         }
-        let mut path = heads.from_rows(Tensor::cat(path, 2));
-        let mut margins = heads.from_rows(Tensor::cat(taken, 2));
+        let mut path = heads.to_heads(Tensor::cat(path, 2));
+        let mut margins = heads.to_heads(Tensor::cat(taken, 2));
         if let Some(mask) = mask {
             let width = path.dims()[3];
             path = path.mask_fill(heads.spread("route", mask.clone(), width), NO_LEAF);
@@ -182,8 +182,8 @@ impl RoutingTree {
         }
         let width = beam.nodes.dims()[2];
         let beam = beam.best(width, &path[self.height()]);
-        let mut leaves = heads.from_rows(beam.nodes);
-        let mut scores = heads.from_rows(beam.scores);
+        let mut leaves = heads.to_heads(beam.nodes);
+        let mut scores = heads.to_heads(beam.scores);
         if let Some(mask) = mask {
             let mask = heads.spread("best_leaves", mask, width);
             leaves = leaves.mask_fill(mask.clone(), NO_LEAF);

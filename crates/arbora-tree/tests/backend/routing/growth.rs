@@ -1,6 +1,6 @@
 //! Growth by a level, median splits, files.
 
-use super::{EPSILON, all_to_the_last_child, integers, tree};
+use super::{integers, tree};
 use arbora_testing::{autodiff_device, device, random, values};
 use arbora_tree::{Growth, RoutingTree, RoutingTreeConfig};
 use burn::module::{Module, Param};
@@ -198,7 +198,6 @@ fn the_same_seed_draws_weights_of_unit_projections() {
     let square = weight.iter().map(|w| w * w).sum::<f32>() / weight.len() as f32;
     // 5120 draws: five standard errors of the variance are 10 %.
     assert!((square * 64.0 - 1.0).abs() < 0.1, "{square}");
-    assert!(EPSILON < 1.0 && all_to_the_last_child(wide).height() == 2);
 }
 
 #[test]

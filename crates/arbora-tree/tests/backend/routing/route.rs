@@ -1,10 +1,10 @@
 //! Hard decisions.
 
 use super::{EPSILON, all_to_the_last_child, integers, tree};
-use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
+use arbora_testing::{assert_close, autodiff_device, device, padding, random, skip, values};
 use arbora_tree::{CompleteTree, NO_LEAF, Routing, RoutingTreeConfig};
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 
 /// The path and margins of one token by the definition, in double precision.
 fn walk(x: &[f32], weight: &[Vec<f32>], shape: &CompleteTree) -> (Vec<usize>, Vec<f64>) {
@@ -219,6 +219,37 @@ fn one_token_is_routed_as_it_is_among_others() {
     let among = integers(tree.route(x.clone(), None).path);
     let alone = integers(tree.route(x.narrow(1, 3, 1), None).path);
     assert_eq!(alone, among[9..12]);
+}
+
+#[test]
+fn more_tokens_than_are_evaluated_at_once_are_routed_as_fewer() {
+    // 16384 weights per token in the second level: chunks of 1024 tokens.
+    let tree = tree(256, &[2, 64], 1);
+    let x = random([1, 1100, 1, 256], 11, &device());
+    let whole = tree.route(x.clone(), None);
+    let (leaves, least) = (integers(whole.leaves()), values(whole.least_margin()));
+    for first in [0, 1000] {
+        let part = tree.route(x.clone().narrow(1, first, 100), None);
+        for (at, leaf) in integers(part.leaves()).into_iter().enumerate() {
+            if least[first + at] > EPSILON {
+                assert_eq!(leaf, leaves[first + at]);
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_routed_in_single_precision() {
+    if !device().supports_dtype(DType::F16) {
+        return skip("the backend has no half precision");
+    }
+    let tree = tree(4, &[2, 3], 1);
+    let half = random([1, 9, 1, 4], 12, &device()).cast(FloatDType::F16);
+    let single = half.clone().cast(FloatDType::F32);
+    let (half, single) = (tree.route(half, None), tree.route(single, None));
+    assert_eq!(half.margins.dtype(), DType::F32);
+    assert_eq!(integers(half.path), integers(single.path));
+    assert_eq!(values(half.margins), values(single.margins));
 }
 
 #[test]
