@@ -4,6 +4,7 @@
 //! Kernels take single precision. Other types, and tensors on other devices of the same backend, are
 //! left to the reference bodies.
 
+mod attention_tiles;
 mod dense_attention;
 mod feed_forward;
 mod rows;
