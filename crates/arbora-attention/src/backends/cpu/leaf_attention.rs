@@ -342,12 +342,11 @@ pub(crate) fn forward(
     assert_eq!(log_total.len(), dims.query_rows());
     let leaves = Leaves::new(&dims, &inputs);
     let most = leaves.most_queries();
-    let chunks = |chunk: usize| leaves.all().map(move |leaf| (leaf, chunk));
-    let count = |chunk: usize| -> usize {
-        let counts = chunks(chunk).map(|(leaf, chunk)| leaves.queries(leaf).len().div_ceil(chunk));
-        counts.sum()
+    let tasks_of = |chunk: usize| -> usize {
+        let queries = leaves.all().map(|leaf| leaves.queries(leaf).len());
+        queries.map(|queries| queries.div_ceil(chunk)).sum()
     };
-    let chunk = match count(QUERIES) >= TASKS / 2 {
+    let chunk = match tasks_of(QUERIES) >= TASKS / 2 {
         true => QUERIES,
         false => QUERIES / 4,
     };
@@ -523,4 +522,189 @@ pub(crate) fn candidate_gates(
                 keys: seen,
             });
         });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dense_attention::{self, DenseDims};
+    use super::*;
+
+    /// Numbers in -1..1 that look random.
+    fn numbers(length: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    struct Case {
+        dims: LeafDims,
+        query: Vec<f32>,
+        key: Vec<f32>,
+        value: Vec<f32>,
+        bias: Vec<f32>,
+        query_leaf: Vec<i64>,
+        key_leaf: Vec<i64>,
+        grad: Vec<f32>,
+    }
+
+    impl Case {
+        /// Leaves by `leaf`, a function of numbers in 0..1.
+        fn new(dims: LeafDims, leaf: impl Fn(f32) -> i64) -> Self {
+            let leaves = |length, seed| -> Vec<i64> {
+                let numbers = numbers(length, seed).into_iter();
+                numbers.map(|number| leaf(0.5 + 0.5 * number)).collect()
+            };
+            Self {
+                dims,
+                query: numbers(dims.query_rows() * dims.head_dim, 1),
+                key: numbers(dims.key_rows() * dims.head_dim, 2),
+                value: numbers(dims.key_rows() * dims.value_dim, 3),
+                bias: numbers(dims.key_rows(), 4),
+                query_leaf: leaves(dims.query_rows(), 5),
+                key_leaf: leaves(dims.key_rows(), 6),
+                grad: numbers(dims.query_rows() * dims.value_dim, 7),
+            }
+        }
+
+        /// Context, logarithm of the total, the gradients of query, key, value and bias, and that of gates.
+        fn run(&self) -> [Vec<f32>; 7] {
+            let dims = self.dims;
+            let nan = |length| vec![f32::NAN; length];
+            let inputs = LeafInputs {
+                query: &self.query,
+                key: &self.key,
+                value: &self.value,
+                query_leaf: &self.query_leaf,
+                key_leaf: &self.key_leaf,
+            };
+            let mut context = nan(self.grad.len());
+            let mut log_total = nan(dims.query_rows());
+            forward(dims, inputs, &self.bias, &mut context, &mut log_total);
+            let outputs = LeafOutputs {
+                context: &context,
+                log_total: &log_total,
+                grad: &self.grad,
+            };
+            let mut gradients =
+                [&self.query, &self.key, &self.value, &self.bias].map(|input| nan(input.len()));
+            let targets = gradients.each_mut().map(|gradient| gradient.as_mut_slice());
+            backward(dims, inputs, &self.bias, outputs, targets);
+            let mut gates = nan(self.bias.len());
+            candidate_gates(dims, inputs, outputs, &mut gates);
+            let [query, key, value, bias] = gradients;
+            [context, log_total, query, key, value, bias, gates]
+        }
+    }
+
+    const DIMS: LeafDims = LeafDims {
+        batch: 1,
+        queries: 300,
+        keys: 700,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 5,
+        value_dim: 7,
+        leaves: 3,
+        scale: 0.9,
+        causal: Some(350),
+        dropout: Some(Dropout { rate: 0.3, seed: 1 }),
+    };
+
+    #[test]
+    fn one_leaf_cut_into_parts_is_dense_attention() {
+        let dims = LeafDims {
+            heads: 1,
+            leaves: 1,
+            causal: None,
+            dropout: None,
+            ..DIMS
+        };
+        let mut case = Case::new(dims, |_| 0);
+        case.bias.fill(0.0);
+        let got = case.run();
+        let dense = DenseDims {
+            batch: 1,
+            queries: dims.queries,
+            rows: dims.keys,
+            first_key: 0,
+            heads: 1,
+            head_dim: dims.head_dim,
+            value_dim: dims.value_dim,
+            scale: dims.scale,
+        };
+        let (query, key, value) = (&case.query, &case.key, &case.value);
+        let (mut context, mut total) = (vec![0.0; case.grad.len()], vec![0.0; dims.query_rows()]);
+        dense_attention::forward(dense, query, key, value, None, &mut context, &mut total);
+        let [mut d_query, mut d_key, mut d_value] =
+            [query, key, value].map(|input| vec![0.0; input.len()]);
+        dense_attention::backward(
+            dense,
+            query,
+            key,
+            value,
+            None,
+            &context,
+            &total,
+            &case.grad,
+            &mut d_query,
+            &mut d_key,
+            &mut d_value,
+        );
+        let expected = [context, total, d_query, d_key, d_value];
+        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            for (got, expected) in got.iter().zip(expected) {
+                assert!(
+                    (got - expected).abs() < 1e-5,
+                    "{index}: {got}, expected {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        // Skewed: most rows share a leaf, some have none, and one leaf is empty.
+        let case = Case::new(DIMS, |number| match number {
+            0.0..0.1 => -1,
+            0.1..0.2 => 2,
+            _ => 0,
+        });
+        let [one, three] = [1, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let results = pool.build().unwrap().install(|| case.run());
+            results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        });
+        assert!(one == three);
+    }
+
+    #[test]
+    fn everything_is_written_whatever_the_leaves() {
+        for queries_leaf in [-1, 0, 3] {
+            for keys_leaf in [-1, 0, 1, 3] {
+                let mut case = Case::new(LeafDims { batch: 2, ..DIMS }, |_| 0);
+                case.query_leaf.fill(queries_leaf);
+                case.key_leaf.fill(keys_leaf);
+                assert!(case.run().iter().flatten().all(|number| number.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_ordered_by_leaf_then_position() {
+        // Two positions of two heads, each its own group.
+        let by_leaf = ByLeaf::new(&[1, 0, 0, 7], 2, 2, 2, 2);
+        assert_eq!(by_leaf.rows(0, 0), [2]);
+        assert_eq!(by_leaf.rows(0, 1), [0]);
+        assert_eq!(by_leaf.rows(1, 0), [1]);
+        assert_eq!(by_leaf.rows(1, 1), [0; 0]);
+        assert_eq!(by_leaf.rows(1, 2), [3]);
+        // One group of both heads.
+        let by_leaf = ByLeaf::new(&[1, 0, 0, -1, 1, 0], 3, 2, 1, 2);
+        assert_eq!(by_leaf.rows(0, 0), [1, 2, 5]);
+        assert_eq!(by_leaf.rows(0, 1), [0, 4]);
+        assert_eq!(by_leaf.rows(0, 2), [3]);
+    }
 }

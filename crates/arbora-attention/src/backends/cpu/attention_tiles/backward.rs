@@ -229,10 +229,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             if !P::PLAIN {
                 // Lanes without a query have no weight.
                 log_total[count..padded(count)].fill(f32::MAX);
-                places.queries.clear();
-                places
-                    .queries
-                    .extend(queries.iter().map(|row| pairs.query(*row)));
+                places.hold_queries(&pairs, queries);
             }
             for (first, vectors) in tiles(A::MANY_REGISTERS, count) {
                 let lanes_used = (count - first).min(vectors * LANES);
@@ -287,19 +284,14 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                     );
                 }
                 if !P::PLAIN {
-                    places.keys.clear();
-                    places.keys.extend(rows.iter().map(|row| pairs.key(*row)));
+                    places.hold_keys(&pairs, rows);
                     d_bias[..rows.len() * LANES].fill(0.0);
                 }
                 d_key[..rows.len() * key_columns].fill(0.0);
                 d_value[..rows.len() * value_columns].fill(0.0);
                 for (first, vectors) in tiles(A::MANY_REGISTERS, count) {
                     let end = first + vectors * LANES;
-                    let of_tile = match P::PLAIN {
-                        true => &[],
-                        false => &places.queries[first..count.min(end)],
-                    };
-                    let (here, sight) = Places::new(&pairs, of_tile, &places.keys);
+                    let (here, sight) = places.tile(&pairs, first..end);
                     if sight == Sight::Nothing {
                         continue;
                     }

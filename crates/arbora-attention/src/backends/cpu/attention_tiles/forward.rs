@@ -107,10 +107,7 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
                 room,
             ]);
         if !P::PLAIN {
-            places.queries.clear();
-            places
-                .queries
-                .extend(queries.iter().map(|row| pairs.query(*row)));
+            places.hold_queries(&pairs, queries);
         }
         for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
             let count = (queries.len() - first).min(vectors * LANES);
@@ -137,16 +134,11 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
                 );
             }
             if !P::PLAIN {
-                places.keys.clear();
-                places.keys.extend(rows.iter().map(|row| pairs.key(*row)));
+                places.hold_keys(&pairs, rows);
             }
             for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
                 let width = vectors * LANES;
-                let of_tile = match P::PLAIN {
-                    true => &[],
-                    false => &places.queries[first..queries.len().min(first + width)],
-                };
-                let (here, sight) = Places::new(&pairs, of_tile, &places.keys);
+                let (here, sight) = places.tile(&pairs, first..first + width);
                 if sight == Sight::Nothing {
                     // Nor does it see any of the later keys; these are its first only if it sees none.
                     if block == 0 {

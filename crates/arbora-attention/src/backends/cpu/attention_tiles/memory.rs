@@ -1,9 +1,10 @@
 //! Where tasks read and write.
 
 use super::super::simd::LANES;
-use super::{KeyPlace, QueryPlace};
+use super::{KeyPlace, Pairs, Places, QueryPlace, Sight};
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Room for the results of chunks that are summed later; none where there is one chunk.
 pub(in super::super) fn parts(chunks: usize, length: usize) -> Vec<f32> {
@@ -98,21 +99,77 @@ struct Line([f32; LANES]);
 #[derive(Default)]
 pub(in super::super) struct Scratch {
     lines: Vec<Line>,
-    places: Places,
+    places: HeldPlaces,
 }
 
 /// Places of the queries and of the keys that a task holds.
 #[derive(Default)]
-pub(super) struct Places {
-    pub(super) queries: Vec<QueryPlace>,
-    pub(super) keys: Vec<KeyPlace>,
+pub(super) struct HeldPlaces {
+    queries: QueryLanes,
+    keys: Vec<KeyPlace>,
+}
+
+/// Places of queries, as whole vectors: lanes without a query repeat the last one's.
+#[derive(Default)]
+struct QueryLanes {
+    positions: Vec<u32>,
+    states: Vec<u32>,
+}
+
+impl HeldPlaces {
+    pub(super) fn hold_queries(&mut self, pairs: &impl Pairs, rows: &[usize]) {
+        let QueryLanes { positions, states } = &mut self.queries;
+        positions.clear();
+        states.clear();
+        for row in rows {
+            let QueryPlace { position, state } = pairs.query(*row);
+            positions.push(position);
+            states.push(state);
+        }
+        for lanes in [positions, states] {
+            let last = lanes.last().copied().unwrap_or(0);
+            lanes.resize(lanes.len().next_multiple_of(LANES), last);
+        }
+    }
+
+    pub(super) fn hold_keys(&mut self, pairs: &impl Pairs, rows: &[usize]) {
+        self.keys.clear();
+        self.keys.extend(rows.iter().map(|row| pairs.key(*row)));
+    }
+
+    /// Those of a tile of queries and of the keys, and how much of these the tile sees.
+    #[inline(always)]
+    pub(super) fn tile<P: Pairs>(&self, pairs: &P, queries: Range<usize>) -> (Places<'_>, Sight) {
+        let keys = self.keys.as_slice();
+        let positions = match P::PLAIN {
+            true => &[],
+            false => &self.queries.positions[queries.clone()],
+        };
+        let sight = match (positions, keys) {
+            _ if P::PLAIN => Sight::All,
+            ([.., last], [key, ..]) if key.position > *last => Sight::Nothing,
+            ([first, ..], [.., key]) if key.position > *first => Sight::Some,
+            _ => Sight::All,
+        };
+        let places = Places {
+            positions,
+            states: match P::PLAIN {
+                true => &[],
+                false => &self.queries.states[queries],
+            },
+            keys,
+            partial: sight == Sight::Some,
+            dropping: pairs.dropping(),
+        };
+        (places, sight)
+    }
 }
 
 impl Scratch {
     pub(super) fn reserve<const PIECES: usize>(
         &mut self,
         lengths: [usize; PIECES],
-    ) -> ([&mut [f32]; PIECES], &mut Places) {
+    ) -> ([&mut [f32]; PIECES], &mut HeldPlaces) {
         let lines = lengths.map(|length| length.div_ceil(LANES));
         self.lines.resize(lines.iter().sum(), Line([0.0; LANES]));
         let mut rest = self.lines.as_mut_slice();

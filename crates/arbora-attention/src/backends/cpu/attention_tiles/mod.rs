@@ -135,10 +135,13 @@ impl Pairs for Plain {
     }
 }
 
-/// The places of a tile of queries and a tile of keys. Empty if pairs are plain.
+/// The places of a tile of queries and a tile of keys; none if pairs are plain.
 #[derive(Clone, Copy)]
 struct Places<'a> {
-    queries: &'a [QueryPlace],
+    /// Of queries, whole vectors.
+    positions: &'a [u32],
+    /// Of queries, whole vectors.
+    states: &'a [u32],
     keys: &'a [KeyPlace],
     /// Whether some query may not see some key.
     partial: bool,
@@ -153,24 +156,7 @@ enum Sight {
     All,
 }
 
-impl<'a> Places<'a> {
-    #[inline(always)]
-    fn new<P: Pairs>(pairs: &P, queries: &'a [QueryPlace], keys: &'a [KeyPlace]) -> (Self, Sight) {
-        let sight = match (queries, keys) {
-            _ if P::PLAIN => Sight::All,
-            ([.., query], [key, ..]) if key.position > query.position => Sight::Nothing,
-            ([query, ..], [.., key]) if key.position > query.position => Sight::Some,
-            _ => Sight::All,
-        };
-        let places = Self {
-            queries,
-            keys,
-            partial: sight == Sight::Some,
-            dropping: pairs.dropping(),
-        };
-        (places, sight)
-    }
-
+impl Places<'_> {
     /// The numbers of one key and a vector of queries, with another in place of those of unseen pairs.
     #[inline(always)]
     fn hide<A: Arithmetic>(
@@ -181,12 +167,15 @@ impl<'a> Places<'a> {
         instead: f32,
     ) -> A::Vector {
         let position = self.keys[key].position;
+        let last_seen = words(self.positions, vector);
         let mut lanes = [0.0; LANES];
         A::store(numbers, &mut lanes);
-        for (lane, query) in lanes.iter_mut().zip(&self.queries[vector * LANES..]) {
-            if position > query.position {
-                *lane = instead;
-            }
+        for (lane, last_seen) in lanes.iter_mut().zip(last_seen) {
+            *lane = if position > *last_seen {
+                instead
+            } else {
+                *lane
+            };
         }
         A::load(&lanes)
     }
@@ -195,12 +184,20 @@ impl<'a> Places<'a> {
     #[inline(always)]
     fn kept<A: Arithmetic>(&self, dropping: Dropping, key: usize, vector: usize) -> A::Vector {
         let position = self.keys[key].position;
+        let states = words(self.states, vector);
         let mut lanes = [0.0; LANES];
-        for (lane, query) in lanes.iter_mut().zip(&self.queries[vector * LANES..]) {
-            if pair_number(query.state, position) >= dropping.threshold {
-                *lane = dropping.factor;
-            }
+        for (lane, state) in lanes.iter_mut().zip(states) {
+            let stays = pair_number(*state, position) >= dropping.threshold;
+            *lane = if stays { dropping.factor } else { 0.0 };
         }
         A::load(&lanes)
     }
+}
+
+/// One vector of what belongs to queries.
+#[inline(always)]
+fn words(array: &[u32], vector: usize) -> &[u32; LANES] {
+    array[vector * LANES..]
+        .first_chunk()
+        .expect("places of queries are whole vectors")
 }
