@@ -409,7 +409,7 @@ pub(crate) fn backward(
     let key_parts = tasks.iter().map(|task| task.part + 1).max().unwrap_or(1);
     let mut parts_of_query = parts(key_parts, d_query.len());
     let to_query = target(d_query, &mut parts_of_query);
-    let [to_key, to_value, to_bias] = [d_key, d_value, d_bias].map(|array| Shared::new(array));
+    let [to_key, to_value, to_bias] = [d_key, d_value, d_bias].map(Shared::new);
     tasks
         .par_iter()
         .with_min_len(tasks.len() / TASKS)

@@ -190,9 +190,10 @@ pub(super) fn transpose<'a, A: Arithmetic>(
         for column in (0..columns).step_by(LANES) {
             let here = LANES.min(columns - column);
             let mut block = [A::splat(0.0); LANES];
-            for lane in 0..LANES.min(count - vector * LANES) {
+            let used = LANES.min(count - vector * LANES);
+            for (lane, numbers) in block.iter_mut().enumerate().take(used) {
                 let row = &row(vector * LANES + lane)[column..];
-                block[lane] = match row.first_chunk() {
+                *numbers = match row.first_chunk() {
                     Some(row) if here == LANES => A::load(row),
                     _ => {
                         let mut part = [0.0; LANES];
