@@ -29,7 +29,8 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, tree_build,
+    BlockWeights, CandidateKeys, FeedForwardWeights, LeafAttentionInput, LeafAttentionOutput,
+    Route, TreeSearch, candidate_keys, dense_attention, feed_forward, leaf_attention, tree_build,
     tree_search,
 };
 pub use layers::{
@@ -40,5 +41,6 @@ pub use layers::{
     TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
-    DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,
+    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
+    TreeBuildOptions, TreeSearchOptions,
 };
