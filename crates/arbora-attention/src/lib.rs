@@ -35,12 +35,12 @@ pub use functions::{
     tree_search,
 };
 pub use layers::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
-    PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
-    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
-    SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,
-    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
-    TreeSharing,
+    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, IndexError, Kind,
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router,
+    RouterConfig, RoutingReport, SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy,
+    SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput,
+    StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig,
+    TreeIndex, TreeScope, TreeSharing,
 };
 pub use ops::{
     DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,

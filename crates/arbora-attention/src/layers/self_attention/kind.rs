@@ -1,3 +1,4 @@
+use super::cache::{CacheState, DenseCache, FineCache};
 use super::router::RoutingReport;
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
@@ -54,6 +55,16 @@ pub(super) struct Projected {
     pub seed: Option<u64>,
 }
 
+/// The next tokens of an incremental call, projected.
+pub(super) struct CachedRows {
+    /// `[batch, new, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub value: Tensor<4>,
+}
+
 /// What a kind found.
 pub(super) struct Attended {
     /// `[batch, queries, heads, head_dim]`
@@ -78,6 +89,25 @@ impl Kind {
         match self {
             Self::Dense(dense) => dense.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
+        }
+    }
+
+    /// What an incremental call starts with.
+    pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
+        match self {
+            Self::Dense(_) => CacheState::Dense(DenseCache::default()),
+            Self::TreeFine(tree) => {
+                let shape = tree.router.query.shape();
+                CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
+            }
+        }
+    }
+
+    /// As configurations name it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::TreeFine(_) => "tree-fine",
         }
     }
 }

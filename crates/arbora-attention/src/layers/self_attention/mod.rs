@@ -1,12 +1,15 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
 mod alignment;
+mod cache;
 mod dense;
 mod kind;
 mod masks;
+mod pages;
 mod router;
 mod tree_fine;
 
+pub use cache::AttentionCache;
 pub use kind::{AttentionKindConfig, Kind};
 pub use masks::AttentionMasks;
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};

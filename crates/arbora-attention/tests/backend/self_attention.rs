@@ -1,0 +1,1 @@
+//! Attention with projections outside and kinds inside.
