@@ -12,6 +12,8 @@ mod kernels;
 mod layer;
 #[path = "backend/leaf_attention.rs"]
 mod leaf_attention;
+#[path = "backend/leaf_kernels.rs"]
+mod leaf_kernels;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
 #[path = "backend/policy.rs"]
