@@ -2,6 +2,8 @@
 
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/decode_fine.rs"]
+mod decode_fine;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
 #[path = "backend/index.rs"]
