@@ -29,16 +29,18 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, CandidateKeys, FeedForwardWeights, LeafAttentionInput, LeafAttentionOutput,
-    Route, TreeSearch, candidate_keys, dense_attention, feed_forward, leaf_attention, tree_build,
+    BlockWeights, CandidateKeys, EmptyLeaf, FeedForwardWeights, LeafAttentionInput,
+    LeafAttentionOutput, Route, TreeFineInput, TreeFineOptions, TreeFineOutput, TreeSearch,
+    candidate_keys, dense_attention, feed_forward, leaf_attention, tree_build, tree_fine,
     tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
-    PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
-    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, IndexError, Kind,
+    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router,
+    RouterConfig, RoutingReport, SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy,
+    SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput,
+    StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig,
+    TreeIndex, TreeScope, TreeSharing,
 };
 pub use ops::{
     DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,

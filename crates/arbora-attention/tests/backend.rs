@@ -2,6 +2,8 @@
 
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/decode_fine.rs"]
+mod decode_fine;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
 #[path = "backend/index.rs"]
@@ -20,10 +22,14 @@ mod leaf_routes;
 mod policy;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/self_attention.rs"]
+mod self_attention;
 #[path = "backend/strategy.rs"]
 mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
+#[path = "backend/tree_fine.rs"]
+mod tree_fine;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 
