@@ -33,7 +33,7 @@ pub use functions::{
     tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
+    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
     PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
     SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
     SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,

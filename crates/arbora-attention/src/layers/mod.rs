@@ -16,7 +16,7 @@ pub use pre_norm_attention::{
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use self_attention::{
-    AttentionKindConfig, AttentionMasks, Kind, SelfAttention, SelfAttentionConfig,
+    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, SelfAttention, SelfAttentionConfig,
     SelfAttentionInput, SelfAttentionOutput,
 };
 pub use streaming_index::StreamingIndex;

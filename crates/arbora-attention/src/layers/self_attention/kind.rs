@@ -1,5 +1,8 @@
 use super::AttentionMasks;
+use super::big_bird::{BigBird, BigBirdConfig};
 use super::dense;
+use super::linformer::{Linformer, LinformerConfig};
+use super::performer::{Performer, PerformerConfig};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,6 +14,12 @@ pub enum AttentionKindConfig {
     /// Every query to every key.
     #[default]
     Dense,
+    /// Every query to learned mixtures of keys.
+    Linformer(LinformerConfig),
+    /// Blocks of queries to a window, to random blocks and to global ones.
+    BigBird(BigBirdConfig),
+    /// An estimate of attention to every key from random features.
+    Performer(PerformerConfig),
 }
 
 /// How queries attend.
@@ -18,6 +27,12 @@ pub enum AttentionKindConfig {
 pub enum Kind {
     /// Every query to every key. Takes every mask.
     Dense(dense::Dense),
+    /// Every query to learned mixtures of keys. Takes padding.
+    Linformer(Linformer),
+    /// Blocks of queries to a window, to random blocks and to global ones. Takes padding.
+    BigBird(BigBird),
+    /// An estimate of attention to every key from random features. Takes padding and causal masks.
+    Performer(Performer),
 }
 
 /// Heads and their width.
@@ -51,10 +66,25 @@ pub(super) struct Attended {
 }
 
 impl AttentionKindConfig {
+    /// The same settings for a given layer of a model: kinds that draw random numbers draw others in every
+    /// layer.
+    #[must_use]
+    pub fn for_layer(&self, layer: usize) -> Self {
+        let layer = layer as u64;
+        match self.clone() {
+            Self::BigBird(big_bird) => Self::BigBird(BigBirdConfig { layer, ..big_bird }),
+            Self::Performer(performer) => Self::Performer(PerformerConfig { layer, ..performer }),
+            other => other,
+        }
+    }
+
+    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
-        let _ = (sizes, device);
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
+            Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
+            Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
+            Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
         }
     }
 }
@@ -64,6 +94,9 @@ impl Kind {
     pub(super) fn attend(&self, input: Projected) -> Attended {
         match self {
             Self::Dense(dense) => dense.attend(input),
+            Self::Linformer(linformer) => linformer.attend(input),
+            Self::BigBird(big_bird) => big_bird.attend(input),
+            Self::Performer(performer) => performer.attend(input),
         }
     }
 }

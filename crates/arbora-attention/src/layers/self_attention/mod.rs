@@ -1,11 +1,17 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
+mod big_bird;
 mod dense;
 mod kind;
+mod linformer;
 mod masks;
+mod performer;
 
+pub use big_bird::{BigBird, BigBirdConfig};
 pub use kind::{AttentionKindConfig, Kind};
+pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;
+pub use performer::{Performer, PerformerConfig};
 
 use crate::flops;
 use burn::config::Config;
