@@ -29,8 +29,8 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, tree_build,
-    tree_search,
+    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, prefix_attention,
+    prefix_sums, tree_build, tree_search,
 };
 pub use layers::{
     AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,

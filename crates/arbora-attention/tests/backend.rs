@@ -14,6 +14,8 @@ mod layer;
 mod leaf_routes;
 #[path = "backend/policy.rs"]
 mod policy;
+#[path = "backend/prefix_attention.rs"]
+mod prefix_attention;
 #[path = "backend/search.rs"]
 mod search;
 #[path = "backend/strategy.rs"]
