@@ -29,15 +29,15 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, prefix_attention,
-    prefix_sums, tree_build, tree_search,
+    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward,
+    prefix_attention, prefix_sums, tree_build, tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
-    PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
-    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind, Linformer,
+    LinformerConfig, Performer, PerformerConfig, PreNormAttention, PreNormAttentionConfig,
+    ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError, SearchOutput,
+    SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput,
+    StrategyOutput, StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
 };
 pub use ops::{
     DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,

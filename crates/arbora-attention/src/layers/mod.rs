@@ -16,8 +16,9 @@ pub use pre_norm_attention::{
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use self_attention::{
-    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, SelfAttention, SelfAttentionConfig,
-    SelfAttentionInput, SelfAttentionOutput,
+    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, Kind, Linformer, LinformerConfig,
+    Performer, PerformerConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    SelfAttentionOutput,
 };
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};

@@ -5,7 +5,7 @@ use crate::ops::DenseAttentionOptions;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use rand::SeedableRng;
-use rand::seq::index;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -68,14 +68,13 @@ impl BigBirdConfig {
             return (0..blocks).collect();
         }
         let reach = self.window / 2;
-        let is_fixed =
-            |block: usize| block < self.global || query_block.abs_diff(block) <= reach;
-        let (mut seen, others): (Vec<usize>, Vec<usize>) =
+        let is_fixed = |block: usize| block < self.global || query_block.abs_diff(block) <= reach;
+        let (mut seen, mut others): (Vec<usize>, Vec<usize>) =
             (0..blocks).partition(|block| is_fixed(*block));
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream((self.layer << 32) ^ query_block as u64);
-        let drawn = index::sample(&mut rng, others.len(), self.random.min(others.len()));
-        seen.extend(drawn.iter().map(|at| others[at]));
+        let (drawn, _) = others.partial_shuffle(&mut rng, self.random);
+        seen.extend_from_slice(drawn);
         seen.sort_unstable();
         seen
     }
@@ -222,15 +221,10 @@ impl BigBird {
 
 /// Rows of zeros after the rows of axis 1.
 fn with_zero_rows(rows: Tensor<4>, count: usize) -> Tensor<4> {
-    if count == 0 {
-        return rows;
+    match count {
+        0 => rows,
+        _ => rows.pad([(0, 0), (0, count), (0, 0), (0, 0)], 0.0),
     }
-    let [batch, _, heads, width] = rows.dims();
-    let zeros = Tensor::zeros(
-        [batch, count, heads, width],
-        (&rows.device(), rows.dtype()),
-    );
-    Tensor::cat(vec![rows, zeros], 1)
 }
 
 #[cfg(test)]

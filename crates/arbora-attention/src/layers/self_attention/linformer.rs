@@ -142,9 +142,7 @@ fn mixtures(projections: &[Linear], rows: Tensor<4>) -> Tensor<4> {
         .collect();
     let weights: Tensor<3> = Tensor::stack(weights, 0); // [count, keys, rank]
     let rank = weights.dims()[2];
-    let rows = rows
-        .reshape([batch, keys, count, columns])
-        .swap_dims(1, 2); // [batch, count, keys, columns]
+    let rows = rows.reshape([batch, keys, count, columns]).swap_dims(1, 2); // [batch, count, keys, columns]
     weights
         .swap_dims(1, 2)
         .reshape([1, count, rank, keys])

@@ -86,11 +86,8 @@ impl PerformerConfig {
     fn draw(&self, dim: usize) -> Vec<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(self.layer);
-        let mut gaussian = || -> Vec<f64> {
-            (0..dim)
-                .map(|_| StandardNormal.sample(&mut rng))
-                .collect()
-        };
+        let mut gaussian =
+            || -> Vec<f64> { (0..dim).map(|_| StandardNormal.sample(&mut rng)).collect() };
         let mut directions: Vec<f32> = Vec::with_capacity(self.features * dim);
         // Orthogonal unit vectors of the group that is being filled.
         let mut group: Vec<Vec<f64>> = Vec::with_capacity(dim);
@@ -153,10 +150,7 @@ impl Performer {
         let key = self.key_features(key, masks.padding, masks.causal);
 
         // One more column gives the sums of weights.
-        let ones = Tensor::ones(
-            [batch, keys, kv_heads, 1],
-            (&value.device(), value.dtype()),
-        );
+        let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
         let value = Tensor::cat(vec![value, ones], 3);
         let sums = match masks.causal {
             true => prefix_attention(query, key, value),
@@ -202,8 +196,7 @@ impl Performer {
         let [batch, keys, kv_heads, _] = key.dims();
         let exponents = self.exponents(key);
         let shape = exponents.dims();
-        let padding =
-            padding.map(|padding| padding.reshape([batch, keys, 1, 1]).expand(shape));
+        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]).expand(shape));
         let shift = match causal {
             // No key has an exponent over half the squared length of a direction.
             true => {
@@ -266,9 +259,8 @@ mod tests {
     #[test]
     fn orthogonal_directions_are_orthogonal_within_their_group() {
         let rows = config(7, true, 3).draw(4);
-        let row = |at: usize| -> Vec<f64> {
-            rows[at * 4..][..4].iter().map(|x| f64::from(*x)).collect()
-        };
+        let row =
+            |at: usize| -> Vec<f64> { rows[at * 4..][..4].iter().map(|x| f64::from(*x)).collect() };
         for (a, b) in [(0, 1), (0, 3), (2, 3), (4, 5), (5, 6)] {
             let cosine = dot(&row(a), &row(b)) / norm(&row(a)) / norm(&row(b));
             assert!(cosine.abs() < 1e-6, "{a} {b} {cosine}");
