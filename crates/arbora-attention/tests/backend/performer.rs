@@ -135,10 +135,10 @@ fn more_features_estimate_softmax_attention_better() {
             .sum::<f32>()
             / 8.0
     };
-    let (few, some, many) = (mean_error(8), mean_error(64), mean_error(512));
-    println!("8 features: {few}, 64: {some}, 512: {many}");
-    // Eight times the features: the error falls by about the root of eight.
-    assert!(some < 0.5 * few && many < 0.5 * some && many < 0.05);
+    let (few, some, many) = (mean_error(8), mean_error(128), mean_error(2048));
+    println!("8 features: {few}, 128: {some}, 2048: {many}");
+    // Sixteen times the features: the error falls to about a quarter.
+    assert!(some < 0.45 * few && many < 0.45 * some && many < 0.01);
 }
 
 #[test]
