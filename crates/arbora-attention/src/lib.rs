@@ -29,16 +29,21 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward,
-    prefix_attention, prefix_sums, tree_build, tree_search,
+    BlockWeights, CandidateKeys, EmptyLeaf, FeedForwardWeights, LeafAttentionInput,
+    LeafAttentionOutput, Route, TreeFineInput, TreeFineOptions, TreeFineOutput, TreeSearch,
+    candidate_keys, dense_attention, feed_forward, leaf_attention, prefix_attention, prefix_sums,
+    tree_build, tree_fine, tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind, Linformer,
-    LinformerConfig, Performer, PerformerConfig, PreNormAttention, PreNormAttentionConfig,
-    ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError, SearchOutput,
-    SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput,
-    StrategyOutput, StreamingIndex, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind,
+    Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
+    PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
+    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
+    SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,
+    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
+    TreeSharing,
 };
 pub use ops::{
-    DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,
+    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
+    TreeBuildOptions, TreeSearchOptions,
 };

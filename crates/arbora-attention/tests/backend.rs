@@ -14,6 +14,8 @@ mod kernels;
 mod kinds;
 #[path = "backend/layer.rs"]
 mod layer;
+#[path = "backend/leaf_attention.rs"]
+mod leaf_attention;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
 #[path = "backend/linformer.rs"]

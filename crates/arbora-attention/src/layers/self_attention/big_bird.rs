@@ -1,6 +1,6 @@
-use super::dense::repeat_heads;
 use super::kind::{Attended, Projected};
 use crate::functions::dense_attention;
+use crate::functions::masked_attention::repeat_heads;
 use crate::ops::DenseAttentionOptions;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
@@ -123,6 +123,7 @@ impl BigBird {
             value,
             masks,
             is_self,
+            ..
         } = input;
         masks.only("big_bird", false, false);
         assert!(
@@ -150,7 +151,10 @@ impl BigBird {
             1 => parts.remove(0),
             _ => Tensor::cat(parts, 1),
         };
-        Attended { context }
+        Attended {
+            context,
+            routing: None,
+        }
     }
 
     /// Attention of the blocks from `global` on, `[batch, tokens - global · block, heads, head_dim]`.

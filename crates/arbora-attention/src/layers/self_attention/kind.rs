@@ -1,8 +1,10 @@
-use super::AttentionMasks;
 use super::big_bird::{BigBird, BigBirdConfig};
-use super::dense;
 use super::linformer::{Linformer, LinformerConfig};
 use super::performer::{Performer, PerformerConfig};
+use super::router::RoutingReport;
+use super::tree_fine::{TreeFine, TreeFineConfig};
+use super::{AttentionMasks, dense};
+use arbora_tree::routing::Surrogate;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,8 @@ pub enum AttentionKindConfig {
     BigBird(BigBirdConfig),
     /// An estimate of attention to every key from random features.
     Performer(PerformerConfig),
+    /// Every query to the keys of its own leaf.
+    TreeFine(TreeFineConfig),
 }
 
 /// How queries attend.
@@ -33,6 +37,8 @@ pub enum Kind {
     BigBird(BigBird),
     /// An estimate of attention to every key from random features. Takes padding and causal masks.
     Performer(Performer),
+    /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
+    TreeFine(TreeFine),
 }
 
 /// Heads and their width.
@@ -57,25 +63,38 @@ pub(super) struct Projected {
     pub masks: AttentionMasks,
     /// Whether queries and keys are the same tokens.
     pub is_self: bool,
+    /// What the gradient of a route is, if this call says it.
+    pub surrogate: Option<Surrogate>,
+    /// Where the randomness of this call comes from.
+    pub seed: Option<u64>,
 }
 
 /// What a kind found.
 pub(super) struct Attended {
     /// `[batch, queries, heads, head_dim]`
     pub context: Tensor<4>,
+    /// Where rows went, for kinds that route.
+    pub routing: Option<RoutingReport>,
 }
 
 impl AttentionKindConfig {
-    /// The same settings for a given layer of a model: kinds that draw random numbers draw others in every
+    /// The settings of a layer, made from those of a model: kinds that draw random numbers draw others in every
     /// layer.
     #[must_use]
     pub fn for_layer(&self, layer: usize) -> Self {
         let layer = layer as u64;
-        match self.clone() {
-            Self::BigBird(big_bird) => Self::BigBird(BigBirdConfig { layer, ..big_bird }),
-            Self::Performer(performer) => Self::Performer(PerformerConfig { layer, ..performer }),
-            other => other,
+        let mut kind = self.clone();
+        match &mut kind {
+            Self::Dense | Self::Linformer(_) => {}
+            Self::BigBird(big_bird) => big_bird.layer = layer,
+            Self::Performer(performer) => performer.layer = layer,
+            Self::TreeFine(tree) => {
+                // An odd factor, so that no two layers share a seed.
+                let step = layer.wrapping_mul(0xd134_2543_de82_ef95);
+                tree.router.seed = tree.router.seed.wrapping_add(step);
+            }
         }
+        kind
     }
 
     #[track_caller]
@@ -85,6 +104,7 @@ impl AttentionKindConfig {
             Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
             Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
             Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
+            Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
         }
     }
 }
@@ -97,6 +117,7 @@ impl Kind {
             Self::Linformer(linformer) => linformer.attend(input),
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
+            Self::TreeFine(tree) => tree.attend(input),
         }
     }
 }

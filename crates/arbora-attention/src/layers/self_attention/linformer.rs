@@ -1,6 +1,6 @@
-use super::dense::repeat_heads;
 use super::kind::{Attended, HeadSizes, Projected};
 use crate::functions::dense_attention;
+use crate::functions::masked_attention::repeat_heads;
 use crate::ops::DenseAttentionOptions;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -116,6 +116,7 @@ impl Linformer {
         let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
         Attended {
             context: dense_attention(query, key, value, None, options),
+            routing: None,
         }
     }
 }

@@ -1,19 +1,25 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
+mod alignment;
 mod big_bird;
 mod dense;
 mod kind;
 mod linformer;
 mod masks;
 mod performer;
+mod router;
+mod tree_fine;
 
 pub use big_bird::{BigBird, BigBirdConfig};
 pub use kind::{AttentionKindConfig, Kind};
 pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;
 pub use performer::{Performer, PerformerConfig};
+pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
+pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
+use arbora_tree::routing::Surrogate;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -69,6 +75,10 @@ pub struct SelfAttentionInput {
     pub context: Option<Tensor<3>>,
     /// What takes no part.
     pub masks: AttentionMasks,
+    /// What the gradient of a route is, for kinds that route; `None`: what their configuration says.
+    pub surrogate: Option<Surrogate>,
+    /// Seed of this call's randomness: dropout, and the rows drawn for an alignment loss.
+    pub seed: Option<u64>,
 }
 
 impl SelfAttentionInput {
@@ -78,6 +88,8 @@ impl SelfAttentionInput {
             tokens,
             context: None,
             masks: AttentionMasks::default(),
+            surrogate: None,
+            seed: None,
         }
     }
 
@@ -110,6 +122,20 @@ impl SelfAttentionInput {
         self.masks.causal = true;
         self
     }
+
+    /// Takes another gradient of routes in this call, as annealing does. Kinds that do not route ignore it.
+    #[must_use]
+    pub fn with_surrogate(mut self, surrogate: Surrogate) -> Self {
+        self.surrogate = Some(surrogate);
+        self
+    }
+
+    /// Seeds the randomness of this call. Give every step of a training its own, and every layer.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
 }
 
 /// What [`SelfAttention::forward`] returns.
@@ -117,6 +143,8 @@ impl SelfAttentionInput {
 pub struct SelfAttentionOutput {
     /// `[batch, tokens, d_model]`
     pub context: Tensor<3>,
+    /// Where queries and keys went, and the losses that train trees, for kinds that route.
+    pub routing: Option<RoutingReport>,
 }
 
 impl SelfAttentionConfig {
@@ -183,6 +211,8 @@ impl SelfAttention {
             tokens,
             context,
             masks,
+            surrogate,
+            seed,
         } = input;
         self.check_width("tokens", &tokens);
         let is_self = context.is_none();
@@ -210,12 +240,15 @@ impl SelfAttention {
             value: self.by_head(self.value.forward(context), kv_heads),
             masks,
             is_self,
+            surrogate,
+            seed,
         };
         let attended = self.kind.attend(projected);
         SelfAttentionOutput {
             context: self
                 .output
                 .forward(attended.context.reshape([batch, queries, d_model])),
+            routing: attended.routing,
         }
     }
 

@@ -170,6 +170,7 @@ impl Performer {
                 DType::F16 | DType::BF16 => context.cast(dtype),
                 _ => context,
             },
+            routing: None,
         }
     }
 
