@@ -6,6 +6,8 @@ mod big_bird;
 mod build;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
+#[path = "backend/flops.rs"]
+mod flops;
 #[path = "backend/index.rs"]
 mod index;
 #[path = "backend/kernels.rs"]

@@ -115,6 +115,11 @@ pub struct BigBird {
 }
 
 impl BigBird {
+    /// The pattern.
+    pub fn config(&self) -> &BigBirdConfig {
+        &self.config
+    }
+
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
         let Projected {
