@@ -43,7 +43,7 @@ fn by_equation(
         let kv_head = head / 2;
         let weight = |of: &[burn::nn::Linear]| {
             let weight = of[kv_head % of.len()].weight.val();
-            let first = weight.slice([0..tokens]).transpose();
+            let first = weight.narrow(0, 0, tokens).transpose();
             first.unsqueeze::<3>().repeat_dim(0, batch)
         };
         let slice = |rows: &Tensor<3>, at: usize| {
