@@ -141,10 +141,12 @@ fn the_draw_of_a_layer_changes_what_is_read() {
     let input = random([1, 32, D_MODEL], 4, &device());
     let forward = |kind: &AttentionKindConfig| {
         let input = SelfAttentionInput::new(input.clone());
-        values(layer(kind, &device()).forward(input).context)
+        layer(kind, &device()).forward(input).context
     };
-    assert_eq!(forward(&first), forward(&first.for_layer(1)));
-    assert_ne!(forward(&first), forward(&first.for_layer(2)));
+    let (same, other) = (forward(&first.for_layer(1)), forward(&first.for_layer(2)));
+    assert_close(same, forward(&first), 1e-6, 1e-6);
+    let greatest: f32 = (other - forward(&first)).abs().max().into_scalar();
+    assert!(greatest > 1e-2, "{greatest}");
 }
 
 /// A matrix of scores would be 1 GiB, more than the CPU driver of Vulkan gives a buffer.
