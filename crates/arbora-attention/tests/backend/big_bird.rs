@@ -192,3 +192,13 @@ fn an_even_window_is_refused() {
     let kind = AttentionKindConfig::BigBird(config(4, 2, 1, 1));
     layer(&kind, &device());
 }
+
+#[test]
+#[should_panic(expected = "cache: big-bird has no causal form")]
+fn a_cache_is_refused() {
+    let _ = layer(
+        &AttentionKindConfig::BigBird(BigBirdConfig::default()),
+        &device(),
+    )
+    .cache(1, &device());
+}

@@ -165,6 +165,24 @@ fn a_causal_performer_does_not_leak() {
 }
 
 #[test]
+fn calls_with_a_cache_are_one_causal_call() {
+    let layer = layer(&config(12, 0), &device());
+    let tokens = random([2, 13, D_MODEL], 3, &device());
+    let expected = layer
+        .forward(SelfAttentionInput::new(tokens.clone()).causal())
+        .context;
+    let mut cache = layer.cache(2, &device());
+    let mut first = 0;
+    let parts = [1, 5, 1, 6].map(|count| {
+        let rows = tokens.clone().narrow(1, first, count);
+        first += count;
+        layer.forward_cached(rows, &mut cache).context
+    });
+    assert_eq!((cache.tokens(), cache.keys_read()), (13, 0));
+    assert_close(Tensor::cat(parts.to_vec(), 1), expected, 1e-4, 1e-4);
+}
+
+#[test]
 fn gradients_of_a_causal_performer_match_finite_differences() {
     let kind = config(6, 2);
     let weights = random_data([1, 5, D_MODEL], 11);

@@ -299,7 +299,7 @@ mod tests {
         }
         for (block, times) in times.into_iter().enumerate() {
             // 3 of 8 others; four standard deviations are 122.
-            let expected = if [0, 4, 5, 6].contains(&block) {
+            let expected: u32 = if [0, 4, 5, 6].contains(&block) {
                 4000
             } else {
                 1500
