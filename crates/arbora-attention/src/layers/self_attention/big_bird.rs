@@ -15,8 +15,8 @@ const DENSE: DenseAttentionOptions = DenseAttentionOptions {
 
 /// Settings of BigBird ([arXiv 2007.14062](https://arxiv.org/abs/2007.14062)): tokens stand in blocks, and
 /// every block attends to its neighbours, to some blocks drawn at random and to a few global ones. The
-/// defaults are those of the paper's BIGBIRD-ITC base model (its table of hyperparameters), where global tokens are
-/// tokens of the text.
+/// defaults are those of the released code, which takes the first and the last block as global where this takes
+/// the first two.
 ///
 /// Takes padding, in self-attention. Refuses causal masks, masks of pairs and cross-attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
