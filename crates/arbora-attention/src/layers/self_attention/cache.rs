@@ -1,5 +1,6 @@
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
+use super::performer::PerformerCache;
 use super::{Kind, SelfAttention, SelfAttentionOutput, dense};
 use crate::flops;
 use arbora_tree::shape::CompleteTree;
@@ -20,6 +21,7 @@ pub struct AttentionCache {
 pub(super) enum CacheState {
     Dense(DenseCache),
     TreeFine(FineCache),
+    Performer(PerformerCache),
 }
 
 impl AttentionCache {
@@ -34,12 +36,17 @@ impl AttentionCache {
         match &self.state {
             CacheState::Dense(cache) => cache.read,
             CacheState::TreeFine(cache) => cache.read,
+            CacheState::Performer(_) => 0,
         }
     }
 }
 
 impl SelfAttention {
     /// A cache for `batch` examples that has seen no token.
+    ///
+    /// # Panics
+    /// If the kind has no causal form.
+    #[track_caller]
     #[must_use]
     pub fn cache(&self, batch: usize, device: &Device) -> AttentionCache {
         AttentionCache {
@@ -54,8 +61,8 @@ impl SelfAttention {
     ///
     /// Dense attention appends keys and values, and reads them all. Attention within leaves keeps them in pages
     /// of one leaf each: a query reads the pages of its leaf alone, or, where that is empty, what its policy for empty
-    /// leaves asks for. It reads leaves back from the device once per call. Nothing is dropped, and the report on
-    /// routing is left out.
+    /// leaves asks for. It reads leaves back from the device once per call. Performer keeps sums over keys, whose size does not
+    /// grow. Nothing is dropped, and the report on routing is left out.
     ///
     /// # Shapes
     /// - tokens: `[batch, new tokens, d_model]`, none of them padding
@@ -99,6 +106,9 @@ impl SelfAttention {
         let context = match (&self.kind, &mut cache.state) {
             (Kind::Dense(_), CacheState::Dense(state)) => state.attend(rows),
             (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
+            (Kind::Performer(performer), CacheState::Performer(state)) => {
+                performer.attend_cached(rows, state)
+            }
             (kind, _) => panic!(
                 "self_attention: cache: expected one of {}, got one of another kind of attention",
                 kind.name()

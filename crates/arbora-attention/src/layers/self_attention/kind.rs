@@ -1,4 +1,7 @@
+use super::big_bird::{BigBird, BigBirdConfig};
 use super::cache::{CacheState, DenseCache, FineCache};
+use super::linformer::{Linformer, LinformerConfig};
+use super::performer::{Performer, PerformerCache, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
@@ -14,6 +17,12 @@ pub enum AttentionKindConfig {
     /// Every query to every key.
     #[default]
     Dense,
+    /// Every query to learned mixtures of keys.
+    Linformer(LinformerConfig),
+    /// Blocks of queries to a window, to random blocks and to global ones.
+    BigBird(BigBirdConfig),
+    /// An estimate of attention to every key from random features.
+    Performer(PerformerConfig),
     /// Every query to the keys of its own leaf.
     TreeFine(TreeFineConfig),
 }
@@ -23,6 +32,12 @@ pub enum AttentionKindConfig {
 pub enum Kind {
     /// Every query to every key. Takes every mask.
     Dense(dense::Dense),
+    /// Every query to learned mixtures of keys. Takes padding.
+    Linformer(Linformer),
+    /// Blocks of queries to a window, to random blocks and to global ones. Takes padding.
+    BigBird(BigBird),
+    /// An estimate of attention to every key from random features. Takes padding and causal masks.
+    Performer(Performer),
     /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
     TreeFine(TreeFine),
 }
@@ -74,10 +89,32 @@ pub(super) struct Attended {
 }
 
 impl AttentionKindConfig {
+    /// The settings of a layer, made from those of a model: kinds that draw random numbers draw others in every
+    /// layer.
+    #[must_use]
+    pub fn for_layer(&self, layer: usize) -> Self {
+        let layer = layer as u64;
+        let mut kind = self.clone();
+        match &mut kind {
+            Self::Dense | Self::Linformer(_) => {}
+            Self::BigBird(big_bird) => big_bird.layer = layer,
+            Self::Performer(performer) => performer.layer = layer,
+            Self::TreeFine(tree) => {
+                // An odd factor, so that no two layers share a seed.
+                let step = layer.wrapping_mul(0xd134_2543_de82_ef95);
+                tree.router.seed = tree.router.seed.wrapping_add(step);
+            }
+        }
+        kind
+    }
+
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
+            Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
+            Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
+            Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
             Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
         }
     }
@@ -88,14 +125,23 @@ impl Kind {
     pub(super) fn attend(&self, input: Projected) -> Attended {
         match self {
             Self::Dense(dense) => dense.attend(input),
+            Self::Linformer(linformer) => linformer.attend(input),
+            Self::BigBird(big_bird) => big_bird.attend(input),
+            Self::Performer(performer) => performer.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
         }
     }
 
     /// What an incremental call starts with.
+    #[track_caller]
     pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
         match self {
             Self::Dense(_) => CacheState::Dense(DenseCache::default()),
+            Self::Performer(_) => CacheState::Performer(PerformerCache::default()),
+            Self::Linformer(_) | Self::BigBird(_) => panic!(
+                "self_attention: cache: {} has no causal form, and so none token by token",
+                self.name()
+            ),
             Self::TreeFine(tree) => {
                 let shape = tree.router.query.shape();
                 CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
@@ -104,9 +150,12 @@ impl Kind {
     }
 
     /// As configurations name it.
-    pub(super) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Dense(_) => "dense",
+            Self::Linformer(_) => "linformer",
+            Self::BigBird(_) => "big-bird",
+            Self::Performer(_) => "performer",
             Self::TreeFine(_) => "tree-fine",
         }
     }

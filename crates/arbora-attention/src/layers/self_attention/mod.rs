@@ -1,17 +1,23 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
 mod alignment;
+mod big_bird;
 mod cache;
 mod dense;
 mod kind;
+mod linformer;
 mod masks;
 mod pages;
+mod performer;
 mod router;
 mod tree_fine;
 
+pub use big_bird::{BigBird, BigBirdConfig};
 pub use cache::AttentionCache;
 pub use kind::{AttentionKindConfig, Kind};
+pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;
+pub use performer::{Performer, PerformerConfig};
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 
@@ -247,6 +253,10 @@ impl SelfAttention {
                 .forward(attended.context.reshape([batch, queries, d_model])),
             routing: attended.routing,
         }
+    }
+
+    pub(crate) fn sizes(&self) -> HeadSizes {
+        self.sizes
     }
 
     /// `[batch, rows, heads · head_dim]` -> `[batch, rows, heads, head_dim]`
