@@ -1,6 +1,7 @@
 //! What a finished run leaves to look at.
 
-use crate::config::{ModelKind, RunConfig};
+use crate::config::RunConfig;
+use crate::run::RunSettings as _;
 use crate::picture::curves::{self, Panel, Series};
 use anyhow::{Context as _, Result};
 use arbora_models::RewardKind;
@@ -124,8 +125,11 @@ fn points(log: &[Value], split: &str, key: &str, scale: f64) -> Vec<(f64, f64)> 
         .collect()
 }
 
-/// The final numbers of models, one line each.
-pub fn table(results: &[(ModelKind, BTreeMap<String, f64>, f64)]) -> String {
+/// What a finished run came to: its model, the means of its measurements, seconds of training.
+pub type Results = (&'static str, BTreeMap<String, f64>, f64);
+
+/// The final numbers of retrieval models, one line each.
+pub fn table(results: &[Results]) -> String {
     let classes = results
         .iter()
         .any(|(_, numbers, _)| numbers.contains_key("accuracy"));
@@ -146,7 +150,7 @@ pub fn table(results: &[(ModelKind, BTreeMap<String, f64>, f64)]) -> String {
         let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
         text += &format!(
             "\n{:<16}{} {:>18.4} {:>10.1} {:>12.1} {:>9.0}",
-            model.name(),
+            model,
             accuracy(&format!("{:.2}", 100.0 * number("accuracy"))),
             number("log_likelihood"),
             number("tokens_percent"),
