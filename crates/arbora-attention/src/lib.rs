@@ -29,16 +29,20 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, tree_build,
+    BlockWeights, CandidateKeys, EmptyLeaf, FeedForwardWeights, LeafAttentionInput,
+    LeafAttentionOutput, Route, TreeFineInput, TreeFineOptions, TreeFineOutput, TreeSearch,
+    candidate_keys, dense_attention, feed_forward, leaf_attention, tree_build, tree_fine,
     tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
-    PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
-    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
+    PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
+    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
+    SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,
+    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
+    TreeSharing,
 };
 pub use ops::{
-    DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,
+    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
+    TreeBuildOptions, TreeSearchOptions,
 };
