@@ -31,11 +31,12 @@ pub mod ops;
 pub use functions::{
     BlockWeights, CandidateKeys, EmptyLeaf, FeedForwardWeights, LeafAttentionInput,
     LeafAttentionOutput, Route, TreeFineInput, TreeFineOptions, TreeFineOutput, TreeSearch,
-    candidate_keys, dense_attention, feed_forward, leaf_attention, tree_build, tree_fine,
-    tree_search,
+    candidate_keys, dense_attention, feed_forward, leaf_attention, prefix_attention, prefix_sums,
+    tree_build, tree_fine, tree_search,
 };
 pub use layers::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind,
+    Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
     PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
     SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
     SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,

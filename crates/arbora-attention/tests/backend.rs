@@ -16,6 +16,8 @@ mod leaf_attention;
 mod leaf_routes;
 #[path = "backend/policy.rs"]
 mod policy;
+#[path = "backend/prefix_attention.rs"]
+mod prefix_attention;
 #[path = "backend/search.rs"]
 mod search;
 #[path = "backend/strategy.rs"]

@@ -4,6 +4,7 @@ mod dense_attention;
 mod feed_forward;
 mod leaf_attention;
 pub(crate) mod masked_attention;
+mod prefix_attention;
 mod several_paths;
 mod tree_build;
 mod tree_fine;
@@ -14,6 +15,7 @@ pub use feed_forward::{FeedForwardWeights, feed_forward};
 pub use leaf_attention::{
     CandidateKeys, LeafAttentionInput, LeafAttentionOutput, candidate_keys, leaf_attention,
 };
+pub use prefix_attention::{prefix_attention, prefix_sums};
 pub(crate) use several_paths::SeveralPaths;
 pub use tree_build::{BlockWeights, tree_build};
 pub use tree_fine::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};

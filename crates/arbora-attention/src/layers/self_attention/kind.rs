@@ -1,3 +1,6 @@
+use super::big_bird::{BigBird, BigBirdConfig};
+use super::linformer::{Linformer, LinformerConfig};
+use super::performer::{Performer, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
@@ -15,6 +18,12 @@ pub enum AttentionKindConfig {
     Dense,
     /// Every query to the keys of its own leaf.
     TreeFine(TreeFineConfig),
+    /// Every query to learned mixtures of keys.
+    Linformer(LinformerConfig),
+    /// Blocks of queries to a window, to random blocks and to global ones.
+    BigBird(BigBirdConfig),
+    /// An estimate of attention to every key from random features.
+    Performer(PerformerConfig),
 }
 
 /// How queries attend.
@@ -24,6 +33,12 @@ pub enum Kind {
     Dense(dense::Dense),
     /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
     TreeFine(TreeFine),
+    /// Every query to learned mixtures of keys. Takes padding.
+    Linformer(Linformer),
+    /// Blocks of queries to a window, to random blocks and to global ones. Takes padding.
+    BigBird(BigBird),
+    /// An estimate of attention to every key from random features. Takes padding and causal masks.
+    Performer(Performer),
 }
 
 /// Heads and their width.
@@ -63,11 +78,30 @@ pub(super) struct Attended {
 }
 
 impl AttentionKindConfig {
+    /// The same settings for a given layer of a model: kinds that draw random numbers draw others in every
+    /// layer.
+    #[must_use]
+    pub fn for_layer(&self, layer: usize) -> Self {
+        let layer = layer as u64;
+        match self.clone() {
+            Self::BigBird(big_bird) => Self::BigBird(BigBirdConfig { layer, ..big_bird }),
+            Self::Performer(performer) => Self::Performer(PerformerConfig { layer, ..performer }),
+            Self::TreeFine(mut tree) => {
+                tree.router.seed = tree.router.seed.wrapping_add(layer);
+                Self::TreeFine(tree)
+            }
+            other => other,
+        }
+    }
+
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
             Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
+            Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
+            Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
+            Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
         }
     }
 }
@@ -78,6 +112,9 @@ impl Kind {
         match self {
             Self::Dense(dense) => dense.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
+            Self::Linformer(linformer) => linformer.attend(input),
+            Self::BigBird(big_bird) => big_bird.attend(input),
+            Self::Performer(performer) => performer.attend(input),
         }
     }
 }

@@ -1,14 +1,20 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
 mod alignment;
+mod big_bird;
 mod dense;
 mod kind;
+mod linformer;
 mod masks;
+mod performer;
 mod router;
 mod tree_fine;
 
+pub use big_bird::{BigBird, BigBirdConfig};
 pub use kind::{AttentionKindConfig, Kind};
+pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;
+pub use performer::{Performer, PerformerConfig};
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 

@@ -1,0 +1,279 @@
+use super::kind::{Attended, Projected};
+use crate::functions::dense_attention;
+use crate::functions::masked_attention::repeat_heads;
+use crate::ops::DenseAttentionOptions;
+use burn::module::Module;
+use burn::tensor::{Bool, Int, Tensor, TensorData};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+const DENSE: DenseAttentionOptions = DenseAttentionOptions {
+    first_key: 0,
+    scale: None,
+};
+
+/// Settings of BigBird ([arXiv 2007.14062](https://arxiv.org/abs/2007.14062)): tokens stand in blocks, and
+/// every block attends to its neighbours, to some blocks drawn at random and to a few global ones. The
+/// defaults are those of the paper's BIGBIRD-ITC base model (its table of hyperparameters), where global tokens are
+/// tokens of the text.
+///
+/// Takes padding, in self-attention. Refuses causal masks, masks of pairs and cross-attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BigBirdConfig {
+    /// Tokens per block.
+    pub block: usize,
+    /// Blocks of the sliding window, the own block in its middle; odd.
+    pub window: usize,
+    /// Blocks drawn at random per query block, none of which is global or in the window.
+    pub random: usize,
+    /// Blocks at the beginning that attend to every block, and to which every block attends.
+    pub global: usize,
+    /// What the random blocks are drawn from, with `layer`.
+    pub seed: u64,
+    /// Which layer of a model this is: layers with different numbers draw different blocks.
+    pub layer: u64,
+}
+
+impl Default for BigBirdConfig {
+    fn default() -> Self {
+        Self {
+            block: 64,
+            window: 3,
+            random: 3,
+            global: 2,
+            seed: 0,
+            layer: 0,
+        }
+    }
+}
+
+impl BigBirdConfig {
+    /// The blocks whose keys the queries of a block see, ascending, among `blocks` blocks.
+    ///
+    /// The window is cut off at the ends. Random blocks are drawn among all others: which ones depends on the seed,
+    /// the layer, the query block and the number of blocks.
+    ///
+    /// # Panics
+    /// If `query_block` is not below `blocks`.
+    #[track_caller]
+    pub fn key_blocks(&self, query_block: usize, blocks: usize) -> Vec<usize> {
+        assert!(
+            query_block < blocks,
+            "big_bird: query block: expected one below {blocks}, got {query_block}"
+        );
+        if query_block < self.global {
+            return (0..blocks).collect();
+        }
+        let reach = self.window / 2;
+        let is_fixed = |block: usize| block < self.global || query_block.abs_diff(block) <= reach;
+        let (mut seen, mut others): (Vec<usize>, Vec<usize>) =
+            (0..blocks).partition(|block| is_fixed(*block));
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream((self.layer << 32) ^ query_block as u64);
+        let (drawn, _) = others.partial_shuffle(&mut rng, self.random);
+        seen.extend_from_slice(drawn);
+        seen.sort_unstable();
+        seen
+    }
+
+    /// How many blocks of keys are read per query block that is not global, among `blocks`. Blocks that see fewer
+    /// are filled up with masked ones.
+    pub(crate) fn width(&self, blocks: usize) -> usize {
+        (self.global + self.window + self.random).min(blocks)
+    }
+
+    #[track_caller]
+    pub(super) fn init(&self) -> BigBird {
+        assert!(
+            self.block > 0,
+            "big_bird: block: expected at least 1 token, got 0"
+        );
+        assert!(
+            self.window % 2 == 1,
+            "big_bird: window: expected an odd number of blocks, got {}",
+            self.window
+        );
+        BigBird {
+            config: self.clone(),
+        }
+    }
+}
+
+/// Block-sparse softmax attention: a window, random blocks and global blocks (arXiv 2007.14062, section 2).
+///
+/// Equal to dense attention with the mask that [`BigBirdConfig::key_blocks`] describes. Computed from gathered blocks
+/// of keys, so time and memory are linear in the number of tokens. Lengths that are no multiple of the block
+/// are filled up with masked tokens. The random blocks depend on the number of blocks, and so on how far a batch is
+/// padded; without random blocks padding changes nothing.
+#[derive(Module, Debug)]
+pub struct BigBird {
+    #[module(skip)]
+    config: BigBirdConfig,
+}
+
+impl BigBird {
+    #[track_caller]
+    pub(super) fn attend(&self, input: Projected) -> Attended {
+        let Projected {
+            query,
+            key,
+            value,
+            masks,
+            is_self,
+            ..
+        } = input;
+        masks.only("big_bird", false, false);
+        assert!(
+            is_self,
+            "self_attention: context: big_bird attends among the tokens of one sequence, got a context"
+        );
+        let (block, tokens) = (self.config.block, query.dims()[1]);
+        let blocks = tokens.div_ceil(block);
+        let global = self.config.global.min(blocks);
+        let mut parts = Vec::with_capacity(2);
+        if global > 0 {
+            let group = query.dims()[2] / key.dims()[2];
+            parts.push(dense_attention(
+                query.clone().narrow(1, 0, tokens.min(global * block)),
+                repeat_heads(key.clone(), group),
+                repeat_heads(value.clone(), group),
+                masks.padding.clone(),
+                DENSE,
+            ));
+        }
+        if global < blocks {
+            parts.push(self.sparse(query, key, value, masks.padding, global));
+        }
+        let context = match parts.len() {
+            1 => parts.remove(0),
+            _ => Tensor::cat(parts, 1),
+        };
+        Attended {
+            context,
+            routing: None,
+        }
+    }
+
+    /// Attention of the blocks from `global` on, `[batch, tokens - global · block, heads, head_dim]`.
+    fn sparse(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        padding: Option<Tensor<2, Bool>>,
+        global: usize,
+    ) -> Tensor<4> {
+        let [batch, tokens, heads, head_dim] = query.dims();
+        let kv_heads = key.dims()[2];
+        let block = self.config.block;
+        let blocks = tokens.div_ceil(block);
+        let (rows, width) = (blocks - global, self.config.width(blocks));
+        let device = query.device();
+
+        // Key blocks of every row, filled up with block 0, which `unused` masks.
+        let mut seen: Vec<i64> = Vec::with_capacity(rows * width);
+        let mut unused = Vec::with_capacity(rows * width);
+        for row in global..blocks {
+            let own = self.config.key_blocks(row, blocks);
+            seen.extend(own.iter().map(|block| *block as i64));
+            unused.extend((0..width).map(|at| at >= own.len()));
+            seen.resize(unused.len(), 0);
+        }
+        let seen = Tensor::<1, Int>::from_data(TensorData::from(seen.as_slice()), &device);
+
+        let missing = blocks * block - tokens;
+        let padding = match (missing, unused.contains(&true)) {
+            (0, false) => padding,
+            _ => Some(padding.unwrap_or_else(|| Tensor::full([batch, tokens], false, &device))),
+        };
+        let hidden = padding.map(|padding| {
+            let padding = match missing {
+                0 => padding,
+                _ => Tensor::cat(
+                    vec![padding, Tensor::full([batch, missing], true, &device)],
+                    1,
+                ),
+            };
+            let unused = TensorData::new(unused, [1, rows * width, 1]);
+            let unused = Tensor::<3, Bool>::from_data(unused, &device);
+            padding
+                .reshape([batch, blocks, block])
+                .select(1, seen.clone())
+                .bool_or(unused.expand([batch, rows * width, block]))
+                .reshape([batch * rows, width * block])
+        });
+
+        let group = heads / kv_heads;
+        let gather = |tokens: Tensor<4>| {
+            let gathered = with_zero_rows(tokens, missing)
+                .reshape([batch, blocks, block * kv_heads * head_dim])
+                .select(1, seen.clone())
+                .reshape([batch * rows, width * block, kv_heads, head_dim]);
+            repeat_heads(gathered, group)
+        };
+        let query = with_zero_rows(query, missing)
+            .narrow(1, global * block, rows * block)
+            .reshape([batch * rows, block, heads, head_dim]);
+        dense_attention(query, gather(key), gather(value), hidden, DENSE)
+            .reshape([batch, rows * block, heads, head_dim])
+            .narrow(1, 0, tokens - global * block)
+    }
+}
+
+/// Rows of zeros after the rows of axis 1.
+fn with_zero_rows(rows: Tensor<4>, count: usize) -> Tensor<4> {
+    match count {
+        0 => rows,
+        _ => rows.pad([(0, 0), (0, count), (0, 0), (0, 0)], 0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn random_blocks_are_distinct_and_neither_global_nor_in_the_window(
+            blocks in 1usize..40, reach in 0usize..3, random in 0usize..5, global in 0usize..4,
+            seed in any::<u64>(), layer in 0u64..9,
+        ) {
+            let config = BigBirdConfig { block: 4, window: 2 * reach + 1, random, global, seed, layer };
+            for row in 0..blocks {
+                let seen = config.key_blocks(row, blocks);
+                prop_assert!(seen.is_sorted_by(|a, b| a < b), "{seen:?}");
+                prop_assert!(seen.iter().all(|block| *block < blocks));
+                if row < global {
+                    prop_assert_eq!(seen.len(), blocks);
+                    continue;
+                }
+                let fixed = (0..blocks).filter(|at| *at < global || row.abs_diff(*at) <= reach);
+                let fixed: Vec<usize> = fixed.collect();
+                prop_assert!(fixed.iter().all(|block| seen.contains(block)));
+                let expected = fixed.len() + random.min(blocks - fixed.len());
+                prop_assert_eq!(seen.len(), expected);
+                prop_assert!(seen.len() <= config.width(blocks));
+                prop_assert_eq!(seen, config.key_blocks(row, blocks));
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_and_layers_draw_different_blocks() {
+        let draws = |seed, layer| {
+            let config = BigBirdConfig {
+                seed,
+                layer,
+                ..BigBirdConfig::default()
+            };
+            let rows = (2..64).map(|row| config.key_blocks(row, 64));
+            rows.collect::<Vec<_>>()
+        };
+        assert_ne!(draws(0, 0), draws(1, 0));
+        assert_ne!(draws(0, 0), draws(0, 1));
+    }
+}

@@ -1,0 +1,153 @@
+use super::kind::{Attended, HeadSizes, Projected};
+use crate::functions::dense_attention;
+use crate::functions::masked_attention::repeat_heads;
+use crate::ops::DenseAttentionOptions;
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Settings of Linformer ([arXiv 2006.04768](https://arxiv.org/abs/2006.04768)): every query attends to `rank`
+/// learned mixtures of keys instead of to the keys.
+///
+/// Takes padding. Refuses causal masks and masks of pairs: a mixture has no position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinformerConfig {
+    /// Most keys; a shorter input uses the weights of the first ones.
+    pub max_tokens: usize,
+    /// Number of mixtures, the paper's `k`.
+    pub rank: usize,
+    /// Whether every key and value head has projections of its own. The default, one for all heads of the
+    /// layer, is the paper's "headwise sharing" (section 4).
+    pub per_head: bool,
+    /// Whether keys and values are mixed by the same weights ("key-value sharing").
+    pub share_key_value: bool,
+}
+
+impl Default for LinformerConfig {
+    fn default() -> Self {
+        Self {
+            max_tokens: 512,
+            rank: 128,
+            per_head: false,
+            share_key_value: false,
+        }
+    }
+}
+
+/// Softmax attention to learned mixtures of the keys (arXiv 2006.04768, equation 7):
+/// `softmax(Q (E K)ᵀ / √head_dim) F V`.
+///
+/// A key over padding is zeroed before it is mixed, so that padding changes nothing. Linear in the number of
+/// tokens, in time and in memory.
+#[derive(Module, Debug)]
+pub struct Linformer {
+    /// `E`, `[max_tokens, rank]`: one for all heads, or one per key and value head.
+    pub key: Vec<Linear>,
+    /// `F`, as `E`; none where `E` mixes the values too.
+    pub value: Vec<Linear>,
+    #[module(skip)]
+    max_tokens: usize,
+}
+
+impl LinformerConfig {
+    /// Initialises as burn's linear layers do. A model that seeds its linear layers seeds these with them.
+    ///
+    /// # Panics
+    /// If `max_tokens` or `rank` is 0.
+    #[track_caller]
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Linformer {
+        assert!(
+            self.max_tokens > 0,
+            "linformer: max_tokens: expected at least 1, got 0"
+        );
+        assert!(self.rank > 0, "linformer: rank: expected at least 1, got 0");
+        let projections = || {
+            let count = if self.per_head { sizes.kv_heads } else { 1 };
+            (0..count)
+                .map(|_| {
+                    LinearConfig::new(self.max_tokens, self.rank)
+                        .with_bias(false)
+                        .init(device)
+                })
+                .collect()
+        };
+        Linformer {
+            key: projections(),
+            value: match self.share_key_value {
+                true => Vec::new(),
+                false => projections(),
+            },
+            max_tokens: self.max_tokens,
+        }
+    }
+}
+
+impl Linformer {
+    #[track_caller]
+    pub(super) fn attend(&self, input: Projected) -> Attended {
+        let Projected {
+            query,
+            key,
+            value,
+            masks,
+            ..
+        } = input;
+        masks.only("linformer", false, false);
+        let keys = key.dims()[1];
+        assert!(
+            keys <= self.max_tokens,
+            "linformer: keys: expected at most max_tokens = {}, got {keys}",
+            self.max_tokens
+        );
+        let group = query.dims()[2] / key.dims()[2];
+        let padding = masks.padding.as_ref();
+        let values = match self.value.is_empty() {
+            true => &self.key,
+            false => &self.value,
+        };
+        let key = mixtures(&self.key, without_padding(key, padding));
+        let value = mixtures(values, without_padding(value, padding));
+        let options = DenseAttentionOptions {
+            first_key: 0,
+            scale: None,
+        };
+        let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
+        Attended {
+            context: dense_attention(query, key, value, None, options),
+            routing: None,
+        }
+    }
+}
+
+/// Rows of zeros where `padding` is `true`.
+fn without_padding(rows: Tensor<4>, padding: Option<&Tensor<2, Bool>>) -> Tensor<4> {
+    let Some(padding) = padding else {
+        return rows;
+    };
+    let [batch, keys, _, _] = rows.dims();
+    let padding = padding.clone().reshape([batch, keys, 1, 1]);
+    let padding = padding.expand(rows.dims());
+    rows.mask_fill(padding, 0.0)
+}
+
+/// `[batch, keys, heads, width]` -> `[batch, rank, heads, width]`
+fn mixtures(projections: &[Linear], rows: Tensor<4>) -> Tensor<4> {
+    let [batch, keys, heads, width] = rows.dims();
+    // Heads with the same weights stand side by side, as columns of one product.
+    let (count, columns) = (projections.len(), heads * width / projections.len());
+    let weights: Vec<Tensor<2>> = projections
+        .iter()
+        .map(|projection| projection.weight.val().narrow(0, 0, keys))
+        .collect();
+    let weights: Tensor<3> = Tensor::stack(weights, 0); // [count, keys, rank]
+    let rank = weights.dims()[2];
+    let rows = rows.reshape([batch, keys, count, columns]).swap_dims(1, 2); // [batch, count, keys, columns]
+    weights
+        .swap_dims(1, 2)
+        .reshape([1, count, rank, keys])
+        .matmul(rows)
+        .swap_dims(1, 2)
+        .reshape([batch, rank, heads, width])
+}

@@ -1,0 +1,313 @@
+use super::kind::{Attended, HeadSizes, Projected};
+use crate::functions::prefix_attention;
+use burn::module::{Module, RunningState};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+
+/// Least sum of weights that is divided by.
+const SMALLEST: f64 = 1e-30;
+
+/// Greatest exponent of a key's feature in causal attention: the sum over a million such keys is far from the
+/// greatest single-precision number, `e^88`.
+const GREATEST_EXPONENT: f64 = 60.0;
+
+/// What an exponent over padding is set to before the greatest is taken.
+const MASKED: f64 = -1e30;
+
+/// Settings of Performer ([arXiv 2009.14794](https://arxiv.org/abs/2009.14794)): softmax attention estimated
+/// from random features (FAVOR+).
+///
+/// Takes padding and causal masks. Refuses masks of pairs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PerformerConfig {
+    /// Number of random features, the paper's `m`. The error of the estimate falls with its square root.
+    pub features: usize,
+    /// Whether the directions of features are orthogonal in groups of `head_dim`, which lowers the variance
+    /// (section 2.4), or independent.
+    pub orthogonal: bool,
+    /// What the directions are drawn from, with `layer`.
+    pub seed: u64,
+    /// Which layer of a model this is: layers with different numbers draw different directions.
+    pub layer: u64,
+}
+
+impl Default for PerformerConfig {
+    fn default() -> Self {
+        Self {
+            features: 256,
+            orthogonal: true,
+            seed: 0,
+            layer: 0,
+        }
+    }
+}
+
+/// Attention with positive random features (arXiv 2009.14794, lemma 1 and section 2.3).
+///
+/// With directions `w ~ N(0, I)` and `x' = x / head_dim^¼`, the features `φ(x) = exp(w · x' - |x'|² / 2)` have
+/// `E φ(q) · φ(k) = exp(q · k / √head_dim)`, so `Σ_j φ(q) · φ(k_j) v_j / Σ_j φ(q) · φ(k_j)` estimates softmax attention.
+/// The sums over keys are formed once, so time and memory are linear in the number of tokens.
+///
+/// # Numerical behaviour
+/// All in single precision at least. Exponents are shifted by the greatest of a query's features, and by the
+/// greatest of all keys' features of a head, both of which cancel. In causal attention the shift of keys does
+/// not depend on keys, since that would leak: keys of a norm over about `13 · head_dim^¼` then underflow to no
+/// weight. A query that sees no key gets 0.
+#[derive(Module, Debug)]
+pub struct Performer {
+    /// `[head_dim, features]`: drawn once, saved, not trained.
+    pub directions: RunningState<Tensor<2>>,
+}
+
+impl PerformerConfig {
+    /// Draws the directions on the host.
+    ///
+    /// # Panics
+    /// If `features` is 0.
+    #[track_caller]
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Performer {
+        assert!(
+            self.features > 0,
+            "performer: features: expected at least 1, got 0"
+        );
+        let rows = self.draw(sizes.head_dim); // [features, head_dim]
+        let rows = TensorData::new(rows, [self.features, sizes.head_dim]);
+        let directions = Tensor::<2>::from_data(rows, device).transpose();
+        Performer {
+            directions: RunningState::new(directions),
+        }
+    }
+
+    /// `[features, dim]`, row-major. Every row is distributed as `N(0, I)`.
+    fn draw(&self, dim: usize) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.layer);
+        let mut gaussian =
+            || -> Vec<f64> { (0..dim).map(|_| StandardNormal.sample(&mut rng)).collect() };
+        let mut directions: Vec<f32> = Vec::with_capacity(self.features * dim);
+        // Orthogonal unit vectors of the group that is being filled.
+        let mut group: Vec<Vec<f64>> = Vec::with_capacity(dim);
+        while directions.len() < self.features * dim {
+            let mut row = gaussian();
+            if self.orthogonal {
+                if group.len() == dim {
+                    group.clear();
+                }
+                // Twice, since one pass of Gram-Schmidt leaves rounding along nearly parallel vectors.
+                for _ in 0..2 {
+                    for unit in &group {
+                        let along = dot(&row, unit);
+                        row.iter_mut().zip(unit).for_each(|(x, u)| *x -= along * u);
+                    }
+                }
+                let size = norm(&row);
+                row.iter_mut().for_each(|x| *x /= size);
+                group.push(row.clone());
+                // The length of a Gaussian vector, independent of its direction.
+                let length = norm(&gaussian());
+                row.iter_mut().for_each(|x| *x *= length);
+            }
+            directions.extend(row.iter().map(|x| *x as f32));
+        }
+        directions
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn norm(a: &[f64]) -> f64 {
+    dot(a, a).sqrt()
+}
+
+impl Performer {
+    #[track_caller]
+    pub(super) fn attend(&self, input: Projected) -> Attended {
+        let Projected {
+            query,
+            key,
+            value,
+            masks,
+            ..
+        } = input;
+        masks.only("performer", false, true);
+        let dtype = query.dtype();
+        let single = |tensor: Tensor<4>| match dtype {
+            DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+            _ => tensor,
+        };
+        let (query, key, value) = (single(query), single(key), single(value));
+        let [batch, keys, kv_heads, width] = value.dims();
+
+        let exponents = self.exponents(query);
+        let greatest = exponents.clone().detach().max_dim(3);
+        let query = (exponents - greatest).exp();
+        let key = self.key_features(key, masks.padding, masks.causal);
+
+        // One more column gives the sums of weights.
+        let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
+        let value = Tensor::cat(vec![value, ones], 3);
+        let sums = match masks.causal {
+            true => prefix_attention(query, key, value),
+            false => linear_attention(query, key, value),
+        };
+        let context = sums.clone().narrow(3, 0, width);
+        let total = sums.narrow(3, width, 1);
+        // Divided by its own size first, as a constant: the square of a small total, which the derivative
+        // of a quotient holds, would be 0.
+        let size = total.clone().detach().clamp_min(SMALLEST);
+        let share = (total / size.clone()).clamp_min(SMALLEST);
+        let context = context / size / share;
+        Attended {
+            context: match dtype {
+                DType::F16 | DType::BF16 => context.cast(dtype),
+                _ => context,
+            },
+            routing: None,
+        }
+    }
+
+    /// Logarithms of features, `[batch, rows, heads, head_dim]` -> `[batch, rows, heads, features]`.
+    fn exponents(&self, rows: Tensor<4>) -> Tensor<4> {
+        let [batch, count, heads, head_dim] = rows.dims();
+        let rows = rows * (head_dim as f64).powf(-0.25);
+        let directions = self.directions.value().cast(rows.dtype());
+        let features = directions.dims()[1];
+        let along = rows
+            .clone()
+            .reshape([batch * count * heads, head_dim])
+            .matmul(directions)
+            .reshape([batch, count, heads, features]);
+        let squares = (rows.clone() * rows).sum_dim(3);
+        along - squares * 0.5
+    }
+
+    /// `[batch, keys, kv_heads, features]`, 0 over padding.
+    fn key_features(
+        &self,
+        key: Tensor<4>,
+        padding: Option<Tensor<2, Bool>>,
+        causal: bool,
+    ) -> Tensor<4> {
+        let [batch, keys, kv_heads, _] = key.dims();
+        let exponents = self.exponents(key);
+        let shape = exponents.dims();
+        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]).expand(shape));
+        let shift = match causal {
+            // No key has an exponent over half the squared length of a direction.
+            true => {
+                let directions = self.directions.value().cast(exponents.dtype());
+                let squares = (directions.clone() * directions).sum_dim(0);
+                (squares.max() * 0.5 - GREATEST_EXPONENT)
+                    .clamp_min(0.0)
+                    .reshape([1, 1, 1, 1])
+            }
+            false => {
+                let seen = exponents.clone().detach();
+                let seen = match &padding {
+                    None => seen,
+                    Some(padding) => seen.mask_fill(padding.clone(), MASKED),
+                };
+                seen.max_dim(3).max_dim(1).reshape([batch, 1, kv_heads, 1])
+            }
+        };
+        let exponents = exponents - shift;
+        match padding {
+            None => exponents.exp(),
+            // Before `exp` too, since a key over padding may lie above the greatest one.
+            Some(padding) => exponents
+                .mask_fill(padding.clone(), 0.0)
+                .exp()
+                .mask_fill(padding, 0.0),
+        }
+    }
+}
+
+/// `query · Σ_j keyⱼᵀ valueⱼ` with the shapes of [`prefix_attention`].
+fn linear_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+    let [batch, queries, heads, features] = query.dims();
+    let [_, _, kv_heads, width] = value.dims();
+    let group = heads / kv_heads;
+    let state = key.permute([0, 2, 3, 1]).matmul(value.swap_dims(1, 2)); // [batch, kv_heads, features, width]
+    query
+        .reshape([batch, queries, kv_heads, group, features])
+        .swap_dims(1, 2)
+        .reshape([batch, kv_heads, queries * group, features])
+        .matmul(state)
+        .reshape([batch, kv_heads, queries, group, width])
+        .swap_dims(1, 2)
+        .reshape([batch, queries, heads, width])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(features: usize, orthogonal: bool, seed: u64) -> PerformerConfig {
+        PerformerConfig {
+            features,
+            orthogonal,
+            seed,
+            layer: 0,
+        }
+    }
+
+    #[test]
+    fn orthogonal_directions_are_orthogonal_within_their_group() {
+        let rows = config(7, true, 3).draw(4);
+        let row =
+            |at: usize| -> Vec<f64> { rows[at * 4..][..4].iter().map(|x| f64::from(*x)).collect() };
+        for (a, b) in [(0, 1), (0, 3), (2, 3), (4, 5), (5, 6)] {
+            let cosine = dot(&row(a), &row(b)) / norm(&row(a)) / norm(&row(b));
+            assert!(cosine.abs() < 1e-6, "{a} {b} {cosine}");
+        }
+        let across = dot(&row(0), &row(4)) / norm(&row(0)) / norm(&row(4));
+        assert!(across.abs() > 1e-3, "{across}");
+    }
+
+    #[test]
+    fn products_of_features_estimate_the_exponential_without_bias() {
+        let (q, k) = ([0.5, -0.3, 0.8], [0.2, 0.7, 0.4]);
+        let exact = dot(&q, &k).exp();
+        for orthogonal in [true, false] {
+            let (seeds, features) = (400, 24);
+            let estimates: Vec<f64> = (0..seeds)
+                .map(|seed| {
+                    let rows = config(features, orthogonal, seed).draw(3);
+                    let product = |row: &[f32]| {
+                        let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+                        let feature = |x: &[f64]| (dot(&row, x) - dot(x, x) / 2.0).exp();
+                        feature(&q) * feature(&k)
+                    };
+                    rows.chunks(3).map(product).sum::<f64>() / features as f64
+                })
+                .collect();
+            let mean = estimates.iter().sum::<f64>() / seeds as f64;
+            let variance = estimates
+                .iter()
+                .map(|estimate| (estimate - mean).powi(2))
+                .sum::<f64>()
+                / seeds as f64;
+            let deviation = (variance / seeds as f64).sqrt();
+            assert!(
+                (mean - exact).abs() < 4.0 * deviation && deviation < 0.03,
+                "{orthogonal}: {mean} ± {deviation}, exact {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn seeds_and_layers_draw_different_directions() {
+        let other_layer = PerformerConfig {
+            layer: 1,
+            ..config(8, true, 0)
+        };
+        assert_ne!(config(8, true, 0).draw(4), config(8, true, 1).draw(4));
+        assert_ne!(config(8, true, 0).draw(4), other_layer.draw(4));
+    }
+}
