@@ -29,8 +29,8 @@ pub enum Initialization {
 }
 
 /// Draws the weights and biases of all [`Linear`](burn::nn::Linear) layers from their uniform
-/// distributions, and the rows of all [`Embedding`](burn::nn::Embedding)s and the weights of all
-/// [`LocalMixing`](crate::treeformer::LocalMixing)s from `N(0, 1)`, truncated as in [`truncated_normal`].
+/// distributions, and the rows of all [`Embedding`](burn::nn::Embedding)s from `N(0, 1)`, truncated as
+/// in [`truncated_normal`].
 /// Other parameters (the ones and zeros of norms, latents, routing trees) are left as they are.
 pub fn seeded<M: Module>(module: M, seed: u64, initialization: Initialization) -> M {
     module.map(&mut SeededLinear {
@@ -96,7 +96,7 @@ impl ModuleMapper for SeededLinear {
         // What holds the parameter itself: this crate has an embedding of its own, made of linear layers.
         let holder = self.containers.last().map(String::as_str);
         let path = self.path.join(".");
-        if let Some("Struct:Embedding" | "Struct:LocalMixing") = holder {
+        if holder == Some("Struct:Embedding") {
             return param.map(|tensor| {
                 let values = truncated_normal(tensor.dims(), 1.0, self.seed, &path);
                 Tensor::from_data(values, &tensor.device())

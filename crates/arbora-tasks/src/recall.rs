@@ -17,8 +17,21 @@ use crate::draws::{Purpose, generator};
 /// Most tokens of a sequence, and most symbols of each sort.
 const MOST: usize = 1 << 20;
 
-/// Configuration of [`Lookup::recall`], multi-query associative recall.
+/// Training on shorter sequences first: attention finds out what to look up many times sooner among few pairs.
+///
+/// A stage has as many tokens per step as the whole task: a quarter of the length means four times the
+/// examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Training steps, at least 1.
+    pub steps: u64,
+}
+
+/// Configuration of [`Lookup::recall`], multi-query associative recall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecallConfig {
     /// Tokens of a sequence: two for each pair, and the rest are queries.
@@ -29,6 +42,9 @@ pub struct RecallConfig {
     pub keys: usize,
     /// Different values.
     pub values: usize,
+    /// Shorter sequences first, in training alone, with fewer pairs in proportion (rounded down, at least
+    /// one).
+    pub curriculum: Vec<Stage>,
 }
 
 impl Default for RecallConfig {
@@ -36,8 +52,9 @@ impl Default for RecallConfig {
         Self {
             length: 512,
             pairs: 64,
-            keys: 128,
-            values: 128,
+            keys: 192,
+            values: 64,
+            curriculum: Vec::new(),
         }
     }
 }
@@ -53,8 +70,10 @@ impl RecallConfig {
             pairs,
             keys,
             values,
+            ..
         } = *self;
         check_symbols("pairs", pairs, keys, values)?;
+        check_stages(&self.curriculum, 3, length)?;
         // At most `MOST` pairs are left, so the product is small.
         if !(2 * pairs + 1..=MOST).contains(&length) {
             return Err(TaskError::Config {
@@ -70,8 +89,8 @@ impl RecallConfig {
     }
 }
 
-/// Configuration of [`Lookup::needle`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Configuration of [`Lookup::needle`], needles in a haystack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NeedleConfig {
     /// Tokens of a sequence.
@@ -86,6 +105,8 @@ pub struct NeedleConfig {
     pub fillers: usize,
     /// Queries, the last tokens of the sequence.
     pub queries: usize,
+    /// Shorter haystacks first, in training alone, with as many needles and queries.
+    pub curriculum: Vec<Stage>,
 }
 
 impl Default for NeedleConfig {
@@ -97,6 +118,7 @@ impl Default for NeedleConfig {
             values: 128,
             fillers: 256,
             queries: 16,
+            curriculum: Vec::new(),
         }
     }
 }
@@ -114,11 +136,13 @@ impl NeedleConfig {
             values,
             fillers,
             queries,
+            ..
         } = *self;
         check_symbols("needles", needles, keys, values)?;
         in_range("fillers", fillers, 1)?;
         in_range("queries", queries, 1)?;
         let least = 2 * needles + queries;
+        check_stages(&self.curriculum, least, length)?;
         if !(least..=MOST).contains(&length) {
             return Err(TaskError::Config {
                 key: "length",
@@ -128,6 +152,26 @@ impl NeedleConfig {
         }
         Ok(())
     }
+}
+
+fn check_stages(stages: &[Stage], least: usize, length: usize) -> Result<(), TaskError> {
+    for stage in stages {
+        if !(least..=length).contains(&stage.length) {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: format!("lengths from {least} to {length}"),
+                got: stage.length,
+            });
+        }
+        if stage.steps == 0 {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: "at least 1 step in every stage".into(),
+                got: 0,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_symbols(
@@ -164,8 +208,16 @@ pub struct LookupBatch {
 }
 
 /// A lookup task: sequences with pairs of a key and a value somewhere, and queries at the end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lookup {
+    whole: Layout,
+    /// What the first steps train on, and until which step.
+    stages: Vec<(u64, Layout)>,
+}
+
+/// How long sequences are, and of what.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
     length: usize,
     pairs: usize,
     keys: usize,
@@ -190,20 +242,18 @@ impl Lookup {
     /// As [`RecallConfig::check`].
     pub fn recall(config: RecallConfig) -> Result<Self, TaskError> {
         config.check()?;
-        let RecallConfig {
-            length,
-            pairs,
-            keys,
-            values,
-        } = config;
-        Ok(Self {
-            length,
-            pairs,
-            keys,
-            values,
-            fillers: 0,
-            queries: length - 2 * pairs,
-        })
+        let of_length = |length: usize| {
+            let pairs = (config.pairs * length / config.length).max(1);
+            Layout {
+                length,
+                pairs,
+                keys: config.keys,
+                values: config.values,
+                fillers: 0,
+                queries: length - 2 * pairs,
+            }
+        };
+        Ok(Self::new(config.length, &config.curriculum, of_length))
     }
 
     /// Needles in a haystack: pairs at random places among fillers, and at the end keys drawn from those
@@ -213,40 +263,46 @@ impl Lookup {
     /// As [`NeedleConfig::check`].
     pub fn needle(config: NeedleConfig) -> Result<Self, TaskError> {
         config.check()?;
-        let NeedleConfig {
+        let of_length = |length: usize| Layout {
             length,
-            needles,
-            keys,
-            values,
-            fillers,
-            queries,
-        } = config;
-        Ok(Self {
-            length,
-            pairs: needles,
-            keys,
-            values,
-            fillers,
-            queries,
-        })
+            pairs: config.needles,
+            keys: config.keys,
+            values: config.values,
+            fillers: config.fillers,
+            queries: config.queries,
+        };
+        Ok(Self::new(config.length, &config.curriculum, of_length))
+    }
+
+    fn new(length: usize, stages: &[Stage], of_length: impl Fn(usize) -> Layout) -> Self {
+        let mut until = 0u64;
+        let stages = stages.iter().map(|stage| {
+            until = until.saturating_add(stage.steps);
+            (until, of_length(stage.length))
+        });
+        Self {
+            stages: stages.collect(),
+            whole: of_length(length),
+        }
     }
 
     /// Tokens of a sequence.
     pub fn length(&self) -> usize {
-        self.length
+        self.whole.length
     }
 
     /// Different tokens.
     pub fn vocabulary(&self) -> usize {
-        self.keys + self.values + self.fillers
+        self.whole.vocabulary()
     }
 
     /// Different answers: the values.
     pub fn classes(&self) -> usize {
-        self.values
+        self.whole.values
     }
 
-    /// The batch of a training step: a pure function of seed and step.
+    /// The batch of a training step: a pure function of seed and step. In a curriculum there are more
+    /// examples of shorter sequences, about as many tokens in all.
     ///
     /// # Errors
     /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
@@ -257,7 +313,10 @@ impl Lookup {
         batch_size: usize,
         device: &Device,
     ) -> Result<LookupBatch, TaskError> {
-        self.draw(generator(seed, Purpose::Training, step), batch_size, device)
+        let stage = self.stages.iter().find(|(until, _)| step < *until);
+        let layout = stage.map_or(&self.whole, |(_, layout)| layout);
+        let examples = batch_size * self.whole.length / layout.length;
+        layout.draw(generator(seed, Purpose::Training, step), examples, device)
     }
 
     /// Evaluation batch `index`: a pure function of seed and index, from other streams than training
@@ -272,11 +331,14 @@ impl Lookup {
         batch_size: usize,
         device: &Device,
     ) -> Result<LookupBatch, TaskError> {
-        self.draw(
-            generator(seed, Purpose::Evaluation, index),
-            batch_size,
-            device,
-        )
+        let rng = generator(seed, Purpose::Evaluation, index);
+        self.whole.draw(rng, batch_size, device)
+    }
+}
+
+impl Layout {
+    fn vocabulary(&self) -> usize {
+        self.keys + self.values + self.fillers
     }
 
     fn draw(
@@ -359,7 +421,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Every query's key came once, and with the value that answers it.
-    fn assert_consistent(lookup: Lookup, seed: u64) -> Vec<usize> {
+    fn assert_consistent(lookup: Layout, seed: u64) -> Vec<usize> {
         let sequence = lookup.sequence(&mut ChaCha8Rng::seed_from_u64(seed));
         let body = lookup.length - lookup.queries;
         assert_eq!(sequence.tokens.len(), lookup.length);
@@ -394,7 +456,7 @@ mod tests {
             queries in 1usize..9,
         ) {
             let more = if fillers == 0 { 0 } else { more };
-            let lookup = Lookup {
+            let lookup = Layout {
                 length: 2 * pairs + more + queries,
                 pairs,
                 keys: pairs + more,
@@ -412,7 +474,7 @@ mod tests {
 
     #[test]
     fn needles_lie_everywhere_about_equally_often() {
-        let lookup = Lookup {
+        let lookup = Layout {
             length: 9,
             pairs: 2,
             keys: 4,
@@ -445,6 +507,25 @@ mod tests {
         assert!(recall(|c| c.pairs = usize::MAX).starts_with("pairs: expected 1 to"));
         assert!(recall(|c| c.keys = 63).starts_with("keys: expected 64 to"));
         assert!(recall(|c| c.values = 1).starts_with("values: expected 2 to"));
+        let stage = |length, steps| {
+            let config = RecallConfig {
+                curriculum: vec![Stage { length, steps }],
+                ..RecallConfig::default()
+            };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert!(
+            stage(2, 5)
+                .unwrap_err()
+                .starts_with("curriculum: expected lengths from 3 to 512")
+        );
+        assert!(stage(513, 5).unwrap_err().ends_with("got 513"));
+        assert!(
+            stage(64, 0)
+                .unwrap_err()
+                .contains("at least 1 step in every stage")
+        );
+        assert_eq!(stage(64, 1), Ok(()));
         let needle = |change: fn(&mut NeedleConfig)| {
             let mut config = NeedleConfig::default();
             change(&mut config);
@@ -461,7 +542,7 @@ mod tests {
         RecallConfig::default().check().unwrap();
         NeedleConfig::default().check().unwrap();
         let recall = Lookup::recall(RecallConfig::default()).unwrap();
-        assert_eq!((recall.vocabulary(), recall.classes()), (256, 128));
+        assert_eq!((recall.vocabulary(), recall.classes()), (256, 64));
         let needle = Lookup::needle(NeedleConfig::default()).unwrap();
         assert_eq!((needle.vocabulary(), needle.classes()), (448, 128));
     }

@@ -1,39 +1,41 @@
 use super::TreeformerConfig;
 use arbora_attention::{
-    AttentionKindConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    AttentionKindConfig, Kind, Router, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
     SelfAttentionOutput,
 };
-use burn::module::{Module, Param};
+use arbora_tree::routing::RoutingTree;
+use burn::module::Module;
 use burn::nn::transformer::{PositionWiseFeedForward, PositionWiseFeedForwardConfig};
-use burn::nn::{Dropout, DropoutConfig, Initializer, RmsNorm, RmsNormConfig};
+use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor};
 
-/// Adds to every token a learned share of the token before it, channel by channel: `x_t + w ⊙ x_{t-1}`,
-/// with zeros before the first.
+/// Adds to every token a learned map of the token before it: `x_t + W x_{t-1}`, with zeros before the first.
 ///
 /// A value then knows the key in front of it, so that one layer of attention can look it up.
 #[derive(Module, Debug)]
 pub struct LocalMixing {
-    /// `w`, `[d_model]`
-    pub weight: Param<Tensor<1>>,
+    /// `W`, `[d_model, d_model]`
+    pub before: Linear,
 }
 
 impl LocalMixing {
     pub(super) fn new(d_model: usize, device: &Device) -> Self {
         Self {
-            weight: Initializer::Zeros.init([d_model], device),
+            before: LinearConfig::new(d_model, d_model)
+                .with_bias(false)
+                .init(device),
         }
     }
 
     /// `[batch, tokens, d_model]` -> the same
     pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [batch, count, width] = tokens.dims();
+        let first = Tensor::zeros([batch, 1, width], &tokens.device());
         if count == 1 {
             return tokens;
         }
-        let first = Tensor::zeros([batch, 1, width], &tokens.device());
-        let before = Tensor::cat(vec![first, tokens.clone().narrow(1, 0, count - 1)], 1);
-        tokens + before * self.weight.val().reshape([1, 1, width])
+        let before = self.before.forward(tokens.clone().narrow(1, 0, count - 1));
+        tokens + Tensor::cat(vec![first, before], 1)
     }
 }
 
@@ -61,7 +63,6 @@ impl TreeformerBlock {
             attention: SelfAttentionConfig::new(config.d_model, config.heads)
                 .with_kv_heads(config.kv_heads)
                 .with_kind(kind)
-                .with_bias(false)
                 .init(device),
             feed_forward_norm: norm(),
             feed_forward: PositionWiseFeedForwardConfig::new(config.d_model, config.d_ff)
@@ -71,9 +72,44 @@ impl TreeformerBlock {
         }
     }
 
-    /// What attention of this block reads of tokens `[batch, tokens, d_model]`.
-    pub(super) fn normalized(&self, tokens: Tensor<3>) -> Tensor<3> {
-        self.attention_norm.forward(tokens)
+    /// The trees of queries and of keys, where there are any.
+    pub(super) fn trees(&self) -> Vec<RoutingTree> {
+        match &self.attention.kind {
+            Kind::TreeFine(tree) => trees(&tree.router),
+            Kind::Dense(_) | Kind::Linformer(_) | Kind::BigBird(_) | Kind::Performer(_) => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// The same with trees that split these tokens, `[batch, tokens, d_model]`, evenly.
+    #[track_caller]
+    pub(super) fn with_median_split(mut self, tokens: Tensor<3>) -> Self {
+        let tokens = self.attention_norm.forward(tokens);
+        let attention = &mut self.attention;
+        let query = attention.query.forward(tokens.clone());
+        let key = attention.key.forward(tokens);
+        let router = match &mut attention.kind {
+            Kind::TreeFine(tree) => &mut tree.router,
+            Kind::Dense(_) | Kind::Linformer(_) | Kind::BigBird(_) | Kind::Performer(_) => {
+                return self;
+            }
+        };
+        let (trees, dim) = (router.query.trees(), router.query.dim());
+        let queries = rows(query, trees, dim);
+        match router.key.take() {
+            None => {
+                let keys = rows(key, trees, dim);
+                let both = Tensor::cat(vec![queries, keys], 1);
+                router.query = router.query.clone().with_median_split(both);
+            }
+            Some(tree) => {
+                let keys = rows(key, trees, tree.dim());
+                router.query = router.query.clone().with_median_split(queries);
+                router.key = Some(tree.with_median_split(keys));
+            }
+        }
+        self
     }
 
     /// The tokens after this block, and all that attention found.
@@ -85,11 +121,27 @@ impl TreeformerBlock {
     ) -> (Tensor<3>, SelfAttentionOutput) {
         let attended = self
             .attention
-            .forward(input(self.normalized(tokens.clone())));
+            .forward(input(self.attention_norm.forward(tokens.clone())));
         let tokens = tokens + self.dropout.forward(attended.context.clone());
         let mapped = self
             .feed_forward
             .forward(self.feed_forward_norm.forward(tokens.clone()));
         (tokens + self.dropout.forward(mapped), attended)
     }
+}
+
+fn trees(router: &Router) -> Vec<RoutingTree> {
+    let keys = router.key.clone();
+    std::iter::once(router.query.clone()).chain(keys).collect()
+}
+
+/// What trees read of projected tokens, `[batch, tokens, width]` -> `[batch, tokens · group, trees, dim]`: heads
+/// that share a tree are rows of their own.
+fn rows(projected: Tensor<3>, trees: usize, dim: usize) -> Tensor<4> {
+    let [batch, tokens, width] = projected.dims();
+    let group = width / (trees * dim);
+    projected
+        .reshape([batch, tokens, trees, group, dim])
+        .swap_dims(2, 3) // [batch, tokens, group, trees, dim]
+        .reshape([batch, tokens * group, trees, dim])
 }

@@ -5,7 +5,8 @@ mod block;
 pub use block::{LocalMixing, TreeformerBlock};
 
 use crate::init::{Initialization, seeded};
-use arbora_attention::{AttentionKindConfig, SelfAttentionInput};
+use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
+use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{
@@ -41,7 +42,7 @@ pub struct TreeformerConfig {
     /// positions.
     #[config(default = 0)]
     pub max_positions: usize,
-    /// Whether every token gets a learned share of the one before it: [`LocalMixing`].
+    /// Whether every token gets a learned map of the one before it: [`LocalMixing`].
     #[config(default = true)]
     pub local_mixing: bool,
     /// Whether a token sees none after it.
@@ -61,14 +62,14 @@ pub struct TreeformerConfig {
 
 /// A transformer over tokens whose attention is of any kind: an encoder, or with `causal` a decoder.
 ///
-/// Tokens are embedded, optionally with learned positions and with a share of the token before
+/// Tokens are embedded, optionally with learned positions and with a map of the token before
 /// ([`LocalMixing`]), pass pre-norm blocks of attention and an MLP, and are mapped to classes one by one. With
-/// [`TreeFine`](AttentionKindConfig) in all layers this is the Treeformer of
+/// [`TreeFine`](AttentionKindConfig::TreeFine) in all layers this is the Treeformer of
 /// [Madaan et al.](https://arxiv.org/abs/2208.09015); with dense attention it is the transformer that one
 /// starts from.
 ///
 /// How this differs from the paper: normalisation comes before attention and MLPs and is by the root mean
-/// square, and projections of attention have no bias.
+/// square, and positions and local mixing are choices.
 #[derive(Module, Debug)]
 pub struct Treeformer {
     embedding: Embedding,
@@ -86,7 +87,10 @@ pub struct Treeformer {
 /// What [`Treeformer::forward`] takes beside tokens.
 #[derive(Clone, Debug, Default)]
 pub struct TreeformerOptions {
-    /// Seed of what is random in this call; without it nothing may be.
+    /// Another gradient of routes than the layers have, as annealing takes.
+    pub surrogate: Option<Surrogate>,
+    /// Seed of what attention draws in this call (dropout within leaves, rows whose routes are aligned), other
+    /// numbers in every layer.
     pub seed: Option<u64>,
 }
 
@@ -95,6 +99,9 @@ pub struct TreeformerOptions {
 pub struct TreeformerOutput {
     /// Unnormalised log-probabilities of classes, `[batch, tokens, classes]`.
     pub logits: Tensor<3>,
+    /// Where tokens went in each layer, and the losses that train its trees; `None` for layers that do not
+    /// route.
+    pub routing: Vec<Option<RoutingReport>>,
 }
 
 impl TreeformerConfig {
@@ -132,10 +139,10 @@ impl TreeformerConfig {
     }
 
     /// How the tokens attend in a layer.
-    fn kind(&self, layer: usize) -> AttentionKindConfig {
+    pub fn kind(&self, layer: usize) -> AttentionKindConfig {
         match layer < self.dense_layers {
             true => AttentionKindConfig::Dense,
-            false => self.attention.clone(),
+            false => self.attention.for_layer(layer),
         }
     }
 }
@@ -144,11 +151,19 @@ impl Treeformer {
     /// Another way of attending in some layers, freshly initialised. All other weights, and so the
     /// optimiser's state for them, stay: how a dense model becomes a Treeformer.
     ///
+    /// Trees and random features depend on the seeds in `kind` and the layer. Other weights that a kind brings
+    /// (Linformer's projections) are drawn from the seed given.
+    ///
     /// # Panics
     /// If a layer is not there.
     #[must_use]
     #[track_caller]
-    pub fn with_attention(mut self, kind: &AttentionKindConfig, layers: Range<usize>) -> Self {
+    pub fn with_attention(
+        mut self,
+        kind: &AttentionKindConfig,
+        layers: Range<usize>,
+        seed: u64,
+    ) -> Self {
         let count = self.blocks.len();
         assert!(
             layers.end <= count,
@@ -157,10 +172,41 @@ impl Treeformer {
         let device = self.head.weight.val().device();
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             if layers.contains(&layer) {
-                block.attention = block.attention.clone().with_kind(kind, &device);
+                let attention = block.attention.clone();
+                let mut attention = attention.with_kind(&kind.for_layer(layer), &device);
+                let seed = layer_seed(seed, layer);
+                attention.kind = seeded(attention.kind, seed, Initialization::Unit);
+                block.attention = attention;
             }
         }
         self
+    }
+
+    /// The same with all trees split evenly: layer by layer, half of the queries and keys that some
+    /// sequences make there go to either side of every node
+    /// ([`RoutingTree::with_median_split`]).
+    ///
+    /// - tokens: `[batch, tokens]`, no padding among them
+    #[must_use]
+    #[track_caller]
+    pub fn with_median_split(mut self, tokens: Tensor<2, Int>) -> Self {
+        let mut hidden = self.embed(tokens, None);
+        for layer in 0..self.blocks.len() {
+            let block = self.blocks[layer].clone();
+            let block = block.with_median_split(hidden.clone());
+            hidden = block.forward(hidden, |tokens| self.input(tokens, None)).0;
+            self.blocks[layer] = block;
+        }
+        self
+    }
+
+    /// The trees that route tokens, those of queries before those of keys, layer by layer. An optimiser should
+    /// not decay them.
+    pub fn trees(&self) -> Vec<RoutingTree> {
+        self.blocks
+            .iter()
+            .flat_map(TreeformerBlock::trees)
+            .collect()
     }
 
     /// Predicts classes at every token.
@@ -181,14 +227,20 @@ impl Treeformer {
         options: &TreeformerOptions,
     ) -> TreeformerOutput {
         let mut hidden = self.embed(tokens, padding.as_ref());
-        for block in &self.blocks {
-            hidden = block
-                .forward(hidden, |tokens| self.input(tokens, padding.clone()))
-                .0;
+        let mut routing = Vec::with_capacity(self.blocks.len());
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (next, attended) = block.forward(hidden, |tokens| {
+                let mut input = self.input(tokens, padding.clone());
+                input.surrogate = options.surrogate;
+                input.seed = options.seed.map(|seed| layer_seed(seed, layer));
+                input
+            });
+            hidden = next;
+            routing.push(attended.routing);
         }
-        let _ = options.seed;
         TreeformerOutput {
             logits: self.head.forward(self.norm.forward(hidden)),
+            routing,
         }
     }
 
@@ -232,4 +284,9 @@ impl Treeformer {
         }
         self.dropout.forward(hidden)
     }
+}
+
+/// A seed of a layer of its own, far from those of other layers and calls.
+fn layer_seed(seed: u64, layer: usize) -> u64 {
+    seed.wrapping_add((layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }

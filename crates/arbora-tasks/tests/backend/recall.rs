@@ -1,6 +1,6 @@
 //! Recall and needles on a device.
 
-use arbora_tasks::recall::{Lookup, LookupBatch, NeedleConfig, RecallConfig};
+use arbora_tasks::recall::{Lookup, LookupBatch, NeedleConfig, RecallConfig, Stage};
 use arbora_testing::device;
 use burn::tensor::{Int, Tensor};
 use std::collections::BTreeMap;
@@ -42,6 +42,7 @@ fn recall_asks_everywhere_after_the_pairs() {
         pairs: 5,
         keys: 7,
         values: 4,
+        curriculum: Vec::new(),
     })
     .unwrap();
     let batch = recall.batch(3, 0, 4, &device()).unwrap();
@@ -58,6 +59,7 @@ fn needles_are_asked_for_at_the_end() {
         values: 5,
         fillers: 9,
         queries: 4,
+        curriculum: Vec::new(),
     })
     .unwrap();
     let batch = needle.batch(3, 0, 4, &device()).unwrap();
@@ -81,4 +83,48 @@ fn batches_repeat_by_seed_and_step_and_differ_from_those_of_evaluation() {
     assert_eq!(step(2), step(2));
     assert_ne!(step(2), eval(2));
     assert!(needle.eval_batch(1, 0, 0, &device()).is_err());
+}
+
+#[test]
+fn a_curriculum_trains_on_shorter_sequences_first_and_evaluates_whole_ones() {
+    let curriculum = vec![
+        Stage {
+            length: 10,
+            steps: 2,
+        },
+        Stage {
+            length: 20,
+            steps: 1,
+        },
+    ];
+    let recall = Lookup::recall(RecallConfig {
+        length: 40,
+        pairs: 12,
+        keys: 14,
+        values: 4,
+        curriculum: curriculum.clone(),
+    })
+    .unwrap();
+    for (step, shape, queries) in [
+        (0, [8, 10], 4),
+        (1, [8, 10], 4),
+        (2, [4, 20], 8),
+        (3, [2, 40], 16),
+    ] {
+        let batch = recall.batch(3, step, 2, &device()).unwrap();
+        assert_eq!(batch.tokens.dims(), shape, "step {step}");
+        assert_answers_can_be_looked_up(batch, 14, queries);
+    }
+    let whole = recall.eval_batch(3, 0, 2, &device()).unwrap();
+    assert_eq!(whole.tokens.dims(), [2, 40]);
+    let needle = Lookup::needle(NeedleConfig {
+        length: 40,
+        needles: 3,
+        keys: 6,
+        values: 5,
+        fillers: 9,
+        queries: 4,
+        curriculum,
+    });
+    assert_answers_can_be_looked_up(needle.unwrap().batch(3, 0, 2, &device()).unwrap(), 6, 4);
 }
