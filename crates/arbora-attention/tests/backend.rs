@@ -1,19 +1,29 @@
 //! The suite that every backend runs: `cargo xtask test-all-backends`.
 
+#[path = "backend/big_bird.rs"]
+mod big_bird;
 #[path = "backend/build.rs"]
 mod build;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
+#[path = "backend/flops.rs"]
+mod flops;
 #[path = "backend/index.rs"]
 mod index;
 #[path = "backend/kernels.rs"]
 mod kernels;
+#[path = "backend/kinds.rs"]
+mod kinds;
 #[path = "backend/layer.rs"]
 mod layer;
 #[path = "backend/leaf_attention.rs"]
 mod leaf_attention;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
+#[path = "backend/linformer.rs"]
+mod linformer;
+#[path = "backend/performer.rs"]
+mod performer;
 #[path = "backend/policy.rs"]
 mod policy;
 #[path = "backend/prefix_attention.rs"]

@@ -115,6 +115,11 @@ pub struct BigBird {
 }
 
 impl BigBird {
+    /// The pattern.
+    pub fn config(&self) -> &BigBirdConfig {
+        &self.config
+    }
+
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
         let Projected {
@@ -179,31 +184,27 @@ impl BigBird {
         for row in global..blocks {
             let own = self.config.key_blocks(row, blocks);
             seen.extend(own.iter().map(|block| *block as i64));
-            unused.extend((0..width).map(|at| at >= own.len()));
+            unused.extend((0..width).map(|at| i64::from(at >= own.len())));
             seen.resize(unused.len(), 0);
         }
         let seen = Tensor::<1, Int>::from_data(TensorData::from(seen.as_slice()), &device);
 
+        // In integers, since bools do not keep one type of storage on all backends.
         let missing = blocks * block - tokens;
-        let padding = match (missing, unused.contains(&true)) {
-            (0, false) => padding,
-            _ => Some(padding.unwrap_or_else(|| Tensor::full([batch, tokens], false, &device))),
-        };
-        let hidden = padding.map(|padding| {
-            let padding = match missing {
-                0 => padding,
-                _ => Tensor::cat(
-                    vec![padding, Tensor::full([batch, missing], true, &device)],
-                    1,
-                ),
+        let is_whole = missing == 0 && !unused.contains(&1);
+        let hidden = (padding.is_some() || !is_whole).then(|| {
+            let padding = match padding {
+                Some(padding) => padding.int(),
+                None => Tensor::zeros([batch, tokens], &device),
             };
             let unused = TensorData::new(unused, [1, rows * width, 1]);
-            let unused = Tensor::<3, Bool>::from_data(unused, &device);
             padding
+                .pad([(0, 0), (0, missing)], 1)
                 .reshape([batch, blocks, block])
                 .select(1, seen.clone())
-                .bool_or(unused.expand([batch, rows * width, block]))
+                .add(Tensor::<3, Int>::from_data(unused, &device))
                 .reshape([batch * rows, width * block])
+                .greater_elem(0)
         });
 
         let group = heads / kv_heads;

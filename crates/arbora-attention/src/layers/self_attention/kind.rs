@@ -16,14 +16,14 @@ pub enum AttentionKindConfig {
     /// Every query to every key.
     #[default]
     Dense,
-    /// Every query to the keys of its own leaf.
-    TreeFine(TreeFineConfig),
     /// Every query to learned mixtures of keys.
     Linformer(LinformerConfig),
     /// Blocks of queries to a window, to random blocks and to global ones.
     BigBird(BigBirdConfig),
     /// An estimate of attention to every key from random features.
     Performer(PerformerConfig),
+    /// Every query to the keys of its own leaf.
+    TreeFine(TreeFineConfig),
 }
 
 /// How queries attend.
@@ -31,14 +31,14 @@ pub enum AttentionKindConfig {
 pub enum Kind {
     /// Every query to every key. Takes every mask.
     Dense(dense::Dense),
-    /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
-    TreeFine(TreeFine),
     /// Every query to learned mixtures of keys. Takes padding.
     Linformer(Linformer),
     /// Blocks of queries to a window, to random blocks and to global ones. Takes padding.
     BigBird(BigBird),
     /// An estimate of attention to every key from random features. Takes padding and causal masks.
     Performer(Performer),
+    /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
+    TreeFine(TreeFine),
 }
 
 /// Heads and their width.
@@ -78,30 +78,33 @@ pub(super) struct Attended {
 }
 
 impl AttentionKindConfig {
-    /// The same settings for a given layer of a model: kinds that draw random numbers draw others in every
+    /// The settings of a layer, made from those of a model: kinds that draw random numbers draw others in every
     /// layer.
     #[must_use]
     pub fn for_layer(&self, layer: usize) -> Self {
         let layer = layer as u64;
-        match self.clone() {
-            Self::BigBird(big_bird) => Self::BigBird(BigBirdConfig { layer, ..big_bird }),
-            Self::Performer(performer) => Self::Performer(PerformerConfig { layer, ..performer }),
-            Self::TreeFine(mut tree) => {
-                tree.router.seed = tree.router.seed.wrapping_add(layer);
-                Self::TreeFine(tree)
+        let mut kind = self.clone();
+        match &mut kind {
+            Self::Dense | Self::Linformer(_) => {}
+            Self::BigBird(big_bird) => big_bird.layer = layer,
+            Self::Performer(performer) => performer.layer = layer,
+            Self::TreeFine(tree) => {
+                // An odd factor, so that no two layers share a seed.
+                let step = layer.wrapping_mul(0xd134_2543_de82_ef95);
+                tree.router.seed = tree.router.seed.wrapping_add(step);
             }
-            other => other,
         }
+        kind
     }
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
-            Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
             Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
             Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
             Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
+            Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
         }
     }
 }
@@ -111,10 +114,10 @@ impl Kind {
     pub(super) fn attend(&self, input: Projected) -> Attended {
         match self {
             Self::Dense(dense) => dense.attend(input),
-            Self::TreeFine(tree) => tree.attend(input),
             Self::Linformer(linformer) => linformer.attend(input),
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
+            Self::TreeFine(tree) => tree.attend(input),
         }
     }
 }

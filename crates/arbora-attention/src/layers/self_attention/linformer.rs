@@ -85,6 +85,11 @@ impl LinformerConfig {
 }
 
 impl Linformer {
+    /// Number of mixtures of keys.
+    pub fn rank(&self) -> usize {
+        self.key[0].weight.dims()[1]
+    }
+
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
         let Projected {

@@ -252,6 +252,10 @@ impl SelfAttention {
         }
     }
 
+    pub(crate) fn sizes(&self) -> HeadSizes {
+        self.sizes
+    }
+
     /// `[batch, rows, heads · head_dim]` -> `[batch, rows, heads, head_dim]`
     fn by_head(&self, projected: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, rows, _] = projected.dims();

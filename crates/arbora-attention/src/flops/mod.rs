@@ -1,7 +1,18 @@
-//! Counting of work: how many rows the layers of this crate project.
+//! Counting of work: how many rows the layers of this crate project, and what kinds of attention cost.
 //!
 //! Keys and values are meant to be projected once per tree and queries once per search. [`count`]
 //! shows whether that holds in a program.
+//!
+//! [`CostShape`] says by formula how many floating-point operations each kind of self-attention takes, from sizes
+//! alone or with measured leaves, and [`RunCost`] adds them up over a run. [`published`] compares the formulas
+//! with the numbers that the Treeformer paper printed.
+
+mod cost;
+pub mod published;
+mod run;
+
+pub use cost::{AttentionCost, CostShape};
+pub use run::{LayerCost, RunCost};
 
 use std::cell::Cell;
 

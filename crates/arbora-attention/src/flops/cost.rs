@@ -1,0 +1,368 @@
+use crate::layers::{BigBirdConfig, Kind, SelfAttention};
+use std::iter::Sum;
+use std::ops::Add;
+
+/// Operations per score of a softmax: scale, subtract the greatest, exponential, sum, divide. Fits the published
+/// numbers.
+const SOFTMAX: f64 = 5.0;
+
+/// Floating-point operations of attention on one example in one layer; a multiplication with an addition is two.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AttentionCost {
+    /// Between the projections: scores, weights, means of values, and routing.
+    pub core: f64,
+    /// Of queries, keys, values and outputs.
+    pub projections: f64,
+}
+
+impl AttentionCost {
+    /// Core and projections.
+    pub fn total(&self) -> f64 {
+        self.core + self.projections
+    }
+
+    /// This core as a share of another one, which the published tables print as "FLOPs" with dense attention as
+    /// the other. 1 where both are 0.
+    pub fn core_ratio(&self, dense: &Self) -> f64 {
+        match dense.core {
+            0.0 => 1.0,
+            core => self.core / core,
+        }
+    }
+}
+
+impl Add for AttentionCost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            core: self.core + other.core,
+            projections: self.projections + other.projections,
+        }
+    }
+}
+
+impl Sum for AttentionCost {
+    fn sum<I: Iterator<Item = Self>>(costs: I) -> Self {
+        costs.fold(Self::default(), Add::add)
+    }
+}
+
+/// Sizes of one layer on one example, and what each kind of attention costs at these sizes.
+///
+/// Costs are those of a forward pass at inference. Causal attention counts as if every pair were formed, as is usual
+/// and as [`LeafCounts::cost_ratio`](arbora_tree::routing::LeafCounts::cost_ratio) counts. Padding costs whatever it
+/// is counted as: pass real tokens for an ideal cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostShape {
+    /// Queries.
+    pub queries: usize,
+    /// Keys.
+    pub keys: usize,
+    /// Width of tokens.
+    pub d_model: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+}
+
+impl CostShape {
+    /// Self-attention among `tokens` tokens, with as many key heads as query heads.
+    pub fn new(tokens: usize, d_model: usize, heads: usize) -> Self {
+        Self {
+            queries: tokens,
+            keys: tokens,
+            d_model,
+            heads,
+            kv_heads: heads,
+        }
+    }
+
+    /// The same with a number of key and value heads.
+    #[must_use]
+    pub fn with_kv_heads(self, kv_heads: usize) -> Self {
+        Self { kv_heads, ..self }
+    }
+
+    /// The same with a number of keys.
+    #[must_use]
+    pub fn with_keys(self, keys: usize) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// Softmax attention to every key: `4 n² d + 5 H n²`, projections `8 n d²`.
+    pub fn dense(&self) -> AttentionCost {
+        self.with_core(self.pairs() * self.per_pair())
+    }
+
+    /// TF-Attention: the pairs that meet in a leaf at the price of dense ones, and the routing of queries and keys,
+    /// `4 n d Σ_l b_l`, where a binary level has one hyperplane per node and so counts 1.
+    ///
+    /// - branching: factor per level, root first
+    /// - share: of all query-key pairs, those that meet in a leaf, averaged over heads:
+    ///   [`LeafCounts::cost_ratio`](arbora_tree::routing::LeafCounts::cost_ratio), [`share_of_pairs`](Self::share_of_pairs)
+    ///   or [`balanced_share`](Self::balanced_share)
+    pub fn tree_fine(&self, branching: &[usize], share: f64) -> AttentionCost {
+        let routing: usize = branching.iter().map(|factor| logits(*factor)).sum();
+        let routing = routing as f64 * self.per_logit();
+        self.with_core(share * self.pairs() * self.per_pair() + routing)
+    }
+
+    /// TC-Attention at inference: routing along one path, values added up per leaf, and one row of `d` numbers per level
+    /// read: `4 n h d + 2 n d + 2 n (h + 1) d` for a binary tree. Sums over the nodes do not grow with the
+    /// number of tokens and are left out, as in the published formula.
+    pub fn tree_coarse(&self, branching: &[usize]) -> AttentionCost {
+        let routing: usize = branching.iter().map(|factor| logits(*factor)).sum();
+        let levels = (branching.len() + 1) as f64;
+        let (query, key) = self.numbers();
+        self.with_core(routing as f64 * self.per_logit() + 2.0 * key + 2.0 * levels * query)
+    }
+
+    /// TC-Attention with every inner node evaluated for every token, as while training: queries, keys and a reading of the
+    /// nodes by the queries, `3 · 2 n (2^h - 1) d` for a binary tree. That the published numbers are these
+    /// is a fit: see [`published`](super::published).
+    pub fn tree_coarse_all_nodes(&self, branching: &[usize]) -> AttentionCost {
+        let mut nodes = 1;
+        let mut all = 0;
+        for factor in branching {
+            all += nodes * logits(*factor);
+            nodes *= factor;
+        }
+        let reading = 2.0 * self.numbers().0;
+        self.with_core(all as f64 * (self.per_logit() + reading))
+    }
+
+    /// A cost of TC-Attention whose projections of queries and keys are folded into the tree: `4 n d²` are left.
+    #[must_use]
+    pub fn folded(&self, cost: AttentionCost) -> AttentionCost {
+        let (query, key) = self.numbers();
+        let projections = 2.0 * self.d_model as f64 * (query + key);
+        AttentionCost {
+            projections,
+            ..cost
+        }
+    }
+
+    /// Linformer: mixing keys and values, and dense attention to `rank` mixtures: `8 n k d + 5 H n k`.
+    pub fn linformer(&self, rank: usize) -> AttentionCost {
+        let mixing = 2.0 * rank as f64 * 2.0 * self.numbers().1;
+        let attention = self.with_keys(rank);
+        self.with_core(mixing + attention.pairs() * self.per_pair())
+    }
+
+    /// BigBird: the queries of global blocks attend to every key, all others to the keys of as many blocks as are gathered
+    /// for them.
+    pub fn big_bird(&self, config: &BigBirdConfig) -> AttentionCost {
+        let blocks = self.keys.div_ceil(config.block);
+        let global = (config.global.min(blocks) * config.block).min(self.queries);
+        let gathered = (config.width(blocks) * config.block).min(self.keys);
+        let pairs = global * self.keys + (self.queries - global) * gathered;
+        self.with_core(pairs as f64 * self.per_pair())
+    }
+
+    /// Performer: features of queries and keys (a product with `m` directions, and five operations per feature, as a
+    /// softmax has per score), sums over keys and their reading by queries: `8 n m d + 14 n m H`.
+    pub fn performer(&self, features: usize) -> AttentionCost {
+        let (query, key) = self.numbers();
+        let heads = (self.queries * self.heads + self.keys * self.kv_heads) as f64;
+        let maps = 2.0 * (query + key) + SOFTMAX * heads;
+        // One more column of values gives the sums of weights.
+        let sums = 2.0 * (query + key + heads);
+        self.with_core(features as f64 * (maps + sums))
+    }
+
+    /// The share of pairs that meet when all leaves are equally full.
+    pub fn balanced_share(branching: &[usize]) -> f64 {
+        1.0 / branching.iter().product::<usize>() as f64
+    }
+
+    /// The share of pairs that meet in a leaf, from the number of queries and of keys per leaf; 0 where there is no
+    /// query or no key.
+    ///
+    /// # Panics
+    /// If there are other numbers of leaves for keys than for queries.
+    #[track_caller]
+    pub fn share_of_pairs(queries: &[usize], keys: &[usize]) -> f64 {
+        assert_eq!(
+            keys.len(),
+            queries.len(),
+            "share_of_pairs: leaves of keys: expected {}, got {}",
+            queries.len(),
+            keys.len()
+        );
+        let meet: usize = queries.iter().zip(keys).map(|(q, k)| q * k).sum();
+        let all = queries.iter().sum::<usize>() * keys.iter().sum::<usize>();
+        meet as f64 / all.max(1) as f64
+    }
+
+    fn with_core(&self, core: f64) -> AttentionCost {
+        let (query, key) = self.numbers();
+        // Queries and outputs; keys and values.
+        let projections = 2.0 * self.d_model as f64 * (2.0 * query + 2.0 * key);
+        AttentionCost { core, projections }
+    }
+
+    fn pairs(&self) -> f64 {
+        self.queries as f64 * self.keys as f64
+    }
+
+    /// Cost of a pair in all heads: a score, its weight, and the value weighted.
+    fn per_pair(&self) -> f64 {
+        4.0 * self.d_model as f64 + SOFTMAX * self.heads as f64
+    }
+
+    /// Cost of one routing logit for every query and every key.
+    fn per_logit(&self) -> f64 {
+        let (query, key) = self.numbers();
+        2.0 * (query + key)
+    }
+
+    /// Numbers in projected queries, and in projected keys.
+    fn numbers(&self) -> (f64, f64) {
+        let head_dim = self.d_model as f64 / self.heads as f64;
+        let query = self.queries as f64 * self.d_model as f64;
+        (query, self.keys as f64 * self.kv_heads as f64 * head_dim)
+    }
+}
+
+/// Linear functions per node: a binary node decides by one hyperplane.
+fn logits(factor: usize) -> usize {
+    match factor {
+        2 => 1,
+        factor => factor,
+    }
+}
+
+impl Kind {
+    /// What attending costs at the given sizes.
+    ///
+    /// - share: for kinds whose pairs meet in leaves, the measured share of pairs that do; `None` means leaves
+    ///   that are equally full. Other kinds do not read it.
+    pub fn cost(&self, shape: &CostShape, share: Option<f64>) -> AttentionCost {
+        match self {
+            Self::Dense(_) => shape.dense(),
+            Self::TreeFine(tree) => {
+                let branching = tree.router.query.shape().factors();
+                let share = share.unwrap_or_else(|| CostShape::balanced_share(branching));
+                shape.tree_fine(branching, share)
+            }
+            Self::Linformer(linformer) => shape.linformer(linformer.rank()),
+            Self::BigBird(big_bird) => shape.big_bird(big_bird.config()),
+            Self::Performer(performer) => shape.performer(performer.features()),
+        }
+    }
+
+    /// The kind as configurations spell it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::TreeFine(_) => "tree-fine",
+            Self::Linformer(_) => "linformer",
+            Self::BigBird(_) => "big-bird",
+            Self::Performer(_) => "performer",
+        }
+    }
+}
+
+impl SelfAttention {
+    /// The sizes of this layer for one example.
+    pub fn cost_shape(&self, queries: usize, keys: usize) -> CostShape {
+        let sizes = self.sizes();
+        CostShape::new(queries, sizes.heads * sizes.head_dim, sizes.heads)
+            .with_keys(keys)
+            .with_kv_heads(sizes.kv_heads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SHAPE: CostShape = CostShape {
+        queries: 48,
+        keys: 48,
+        d_model: 16,
+        heads: 4,
+        kv_heads: 4,
+    };
+
+    #[test]
+    fn formulas_are_those_of_the_documentation() {
+        let (n, d, heads) = (48.0, 16.0, 4.0);
+        let dense = SHAPE.dense();
+        assert_eq!(dense.core, 4.0 * n * n * d + 5.0 * heads * n * n);
+        assert_eq!(dense.projections, 8.0 * n * d * d);
+        let balanced = SHAPE.tree_fine(&[2, 2, 2], 0.125);
+        assert_eq!(balanced.core, dense.core / 8.0 + 4.0 * n * d * 3.0);
+        let wide = SHAPE.tree_fine(&[10, 3], 0.0);
+        assert_eq!(wide.core, 4.0 * n * d * 13.0);
+        let path = SHAPE.tree_coarse(&[2; 5]).core;
+        assert_eq!(path, 4.0 * n * 5.0 * d + 2.0 * n * d + 2.0 * n * 6.0 * d);
+        let all = SHAPE.tree_coarse_all_nodes(&[2; 5]);
+        assert_eq!(all.core, 3.0 * 2.0 * n * 31.0 * d);
+        assert_eq!(SHAPE.folded(all).projections, 4.0 * n * d * d);
+        assert_eq!(SHAPE.folded(all).core, all.core);
+        let all = SHAPE.tree_coarse_all_nodes(&[3, 4]).core;
+        assert_eq!(all, 3.0 * 2.0 * n * (3.0 + 12.0) * d);
+        let linformer = SHAPE.linformer(7).core;
+        assert_eq!(linformer, 8.0 * n * 7.0 * d + 5.0 * heads * n * 7.0);
+        let performer = SHAPE.performer(9).core;
+        assert_eq!(performer, 8.0 * n * 9.0 * d + 14.0 * n * 9.0 * heads);
+    }
+
+    #[test]
+    fn a_height_of_zero_costs_what_dense_attention_costs() {
+        assert_eq!(SHAPE.tree_fine(&[], 1.0), SHAPE.dense());
+    }
+
+    #[test]
+    fn big_bird_counts_the_pairs_it_forms() {
+        let config = BigBirdConfig {
+            block: 4,
+            window: 3,
+            random: 1,
+            global: 1,
+            ..BigBirdConfig::default()
+        };
+        let pairs = 4.0 * 48.0 + 44.0 * 20.0;
+        let expected = pairs * (4.0 * 16.0 + 5.0 * 4.0);
+        assert_eq!(SHAPE.big_bird(&config).core, expected);
+        let covering = BigBirdConfig {
+            random: 12,
+            ..config
+        };
+        assert_eq!(SHAPE.big_bird(&covering), SHAPE.dense());
+    }
+
+    #[test]
+    fn fewer_key_heads_project_and_route_fewer_numbers() {
+        let grouped = SHAPE.with_kv_heads(1);
+        let (n, d) = (48.0, 16.0);
+        assert_eq!(grouped.dense().core, SHAPE.dense().core);
+        let projections = 4.0 * n * d * d + 4.0 * n * d * d / 4.0;
+        assert_eq!(grouped.dense().projections, projections);
+        assert_eq!(
+            grouped.tree_fine(&[2], 0.0).core,
+            2.0 * n * d + 2.0 * n * d / 4.0
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn shares_lie_between_balance_and_one_leaf(counts in prop::collection::vec(0usize..50, 1..20)) {
+            let share = CostShape::share_of_pairs(&counts, &counts);
+            prop_assert!(share <= 1.0);
+            if counts.iter().sum::<usize>() > 0 {
+                prop_assert!(share >= CostShape::balanced_share(&[counts.len()]) - 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "share_of_pairs: leaves of keys: expected 2, got 1")]
+    fn other_leaves_of_keys_are_refused() {
+        CostShape::share_of_pairs(&[1, 2], &[3]);
+    }
+}
