@@ -160,6 +160,14 @@ pub enum AnyModel {
 }
 
 impl AnyModel {
+    /// The name used on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval(model) => model.name(),
+            Self::Sequence(model) => model.name(),
+        }
+    }
+
     /// The model, for a task of retrieval.
     ///
     /// # Errors
@@ -210,6 +218,11 @@ impl ValueEnum for AnyModel {
             Retrieval(ModelKind::CrossAttention),
             Retrieval(ModelKind::Perceiver),
             Sequence(SequenceModelKind::Dense),
+            Sequence(SequenceModelKind::TreeFine),
+            Sequence(SequenceModelKind::TreeFineKary),
+            Sequence(SequenceModelKind::Linformer),
+            Sequence(SequenceModelKind::BigBird),
+            Sequence(SequenceModelKind::Performer),
         ]
     }
 
@@ -653,7 +666,11 @@ mod tests {
     #[test]
     fn every_task_and_model_of_both_families_can_be_named() {
         let tasks = Task::value_variants().iter().map(|task| task.name());
-        let tasks = tasks.chain(SequenceTask::value_variants().iter().map(|task| task.name()));
+        let tasks = tasks.chain(
+            SequenceTask::value_variants()
+                .iter()
+                .map(|task| task.name()),
+        );
         assert!(tasks.eq(AnyTask::value_variants().iter().map(|task| task.name())));
         let count = ModelKind::value_variants().len() + SequenceModelKind::value_variants().len();
         assert_eq!(AnyModel::value_variants().len(), count);

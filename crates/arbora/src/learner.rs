@@ -1,5 +1,7 @@
 //! Every model as the trainer wants it: what a step minimises and what an evaluation measures.
 
+pub mod sequence;
+
 use crate::config::{ModelKind, RunConfig};
 use crate::problem::Problem;
 use crate::task::Features;

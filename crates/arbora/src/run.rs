@@ -40,8 +40,7 @@ pub struct Column {
 }
 
 /// The batch of a seed and a step.
-pub type TrainingBatches<B> =
-    Box<dyn Fn(u64, u64, &Device) -> Result<B, TaskError> + Send + Sync>;
+pub type TrainingBatches<B> = Box<dyn Fn(u64, u64, &Device) -> Result<B, TaskError> + Send + Sync>;
 
 /// The settings of a run, and what they make.
 pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'static {

@@ -76,9 +76,7 @@ impl TreeformerBlock {
     pub(super) fn trees(&self) -> Vec<RoutingTree> {
         match &self.attention.kind {
             Kind::TreeFine(tree) => trees(&tree.router),
-            Kind::Dense(_) | Kind::Linformer(_) | Kind::BigBird(_) | Kind::Performer(_) => {
-                Vec::new()
-            }
+            _ => Vec::new(),
         }
     }
 
@@ -91,9 +89,7 @@ impl TreeformerBlock {
         let key = attention.key.forward(tokens);
         let router = match &mut attention.kind {
             Kind::TreeFine(tree) => &mut tree.router,
-            Kind::Dense(_) | Kind::Linformer(_) | Kind::BigBird(_) | Kind::Performer(_) => {
-                return self;
-            }
+            _ => return self,
         };
         let (trees, dim) = (router.query.trees(), router.query.dim());
         let queries = rows(query, trees, dim);

@@ -182,18 +182,21 @@ impl Treeformer {
         self
     }
 
-    /// The same with all trees split evenly: layer by layer, half of the queries and keys that some
-    /// sequences make there go to either side of every node
+    /// The same with trees that split evenly: layer by layer, half of the queries and keys that some sequences
+    /// make there go to either side of every binary node
     /// ([`RoutingTree::with_median_split`]).
     ///
     /// - tokens: `[batch, tokens]`, no padding among them
+    /// - layers: whose trees, counted from 0; layers without trees are passed over
     #[must_use]
     #[track_caller]
-    pub fn with_median_split(mut self, tokens: Tensor<2, Int>) -> Self {
+    pub fn with_median_split(mut self, tokens: Tensor<2, Int>, layers: &[usize]) -> Self {
         let mut hidden = self.embed(tokens, None);
         for layer in 0..self.blocks.len() {
-            let block = self.blocks[layer].clone();
-            let block = block.with_median_split(hidden.clone());
+            let mut block = self.blocks[layer].clone();
+            if layers.contains(&layer) {
+                block = block.with_median_split(hidden.clone());
+            }
             hidden = block.forward(hidden, |tokens| self.input(tokens, None)).0;
             self.blocks[layer] = block;
         }

@@ -70,7 +70,11 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 fn sequence(args: &EvalArgs) -> Result<ExitCode> {
     let name = TrainedRun::<SequenceConfig>::config(&args.run)?.model_name();
     if args.random_route || !args.search.is_empty() {
-        let option = if args.random_route { "--random-route" } else { "--search" };
+        let option = if args.random_route {
+            "--random-route"
+        } else {
+            "--search"
+        };
         bail!("{option}: {name} walks no tree");
     }
     let run = TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?;

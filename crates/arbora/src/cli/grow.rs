@@ -2,7 +2,7 @@
 
 use super::GrowArgs;
 use super::trained::{TrainedRun, refuse_sequences};
-use crate::config::{ModelKind, Source, Task};
+use crate::config::{ModelKind, RunConfig, Source, Task};
 use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
 use crate::learner::TaskModel;
 use crate::picture::curves::{self, Panel, Series, Spread};

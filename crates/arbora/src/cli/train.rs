@@ -78,7 +78,8 @@ fn retrieval(task: Task, args: TrainArgs) -> Result<ExitCode> {
         #[cfg(feature = "dashboard")]
         let (trainer, _notices) = match args.dashboard {
             true => {
-                let (trainer, notices) = dashboard::show(trainer, &dashboard::names(&config, &task.features()));
+                let (trainer, notices) =
+                    dashboard::show(trainer, &dashboard::names(&config, &task.features()));
                 (trainer, Some(notices))
             }
             false => (trainer, None),

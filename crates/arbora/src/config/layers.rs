@@ -12,11 +12,7 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be read, a key is unknown (the nearest known one is named) or a value has
 /// the wrong type or range.
-pub fn layered<C: RunSettings>(
-    base: &C,
-    file: Option<&Path>,
-    settings: &[String],
-) -> Result<C> {
+pub fn layered<C: RunSettings>(base: &C, file: Option<&Path>, settings: &[String]) -> Result<C> {
     let mut value = serde_json::to_value(base)?;
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
@@ -49,8 +45,8 @@ pub fn layered<C: RunSettings>(
 /// # Errors
 /// If the file is missing, is no JSON or holds unknown or invalid settings.
 pub fn read<C: RunSettings>(path: &Path) -> Result<C> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let config: C = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a configuration of this version", path.display()))?;
     config
@@ -145,4 +141,3 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
         .map(|(_, known)| format!("; did you mean {known}?"))
         .unwrap_or_default()
 }
-

@@ -272,6 +272,12 @@ impl SequenceConfig {
         })
     }
 
+    /// The same settings, starting from the weights of another run.
+    #[must_use]
+    pub fn started_from(self, run: Option<PathBuf>) -> Self {
+        Self { from: run, ..self }
+    }
+
     /// The sequences.
     ///
     /// # Errors
@@ -412,9 +418,16 @@ impl SequenceConfig {
             );
         }
         self.lookup()?;
-        if a.causal && matches!(self.model, SequenceModelKind::Linformer | SequenceModelKind::BigBird)
+        if a.causal
+            && matches!(
+                self.model,
+                SequenceModelKind::Linformer | SequenceModelKind::BigBird
+            )
         {
-            bail!("architecture.causal: {} has no causal form", self.model.name());
+            bail!(
+                "architecture.causal: {} has no causal form",
+                self.model.name()
+            );
         }
         let trainer = &self.trainer;
         trainer

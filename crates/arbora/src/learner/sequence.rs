@@ -2,6 +2,7 @@
 
 use crate::config::sequence::SequenceConfig;
 use arbora_attention::RoutingReport;
+use arbora_attention::flops::RunCost;
 use arbora_models::prediction::masked_average;
 use arbora_models::{
     Prediction, RewardKind, Target, Treeformer, TreeformerOptions, TreeformerOutput,
@@ -158,8 +159,8 @@ impl TrainableModel for SequenceModel {
         let prediction = Prediction::Classes { logits };
         let target = Target::Classes(lookup.classes);
         let mask = lookup.target_mask;
-        let asked = (examples * tokens) as f64
-            - mask.clone().int().sum().into_scalar::<i64>() as f64;
+        let asked =
+            (examples * tokens) as f64 - mask.clone().int().sum().into_scalar::<i64>() as f64;
         let mean = |values| f64::from(masked_average(values, Some(&mask)).into_scalar::<f32>());
         let likelihood = mean(prediction.log_likelihood(&target));
         let accuracy = mean(prediction.reward(&target, RewardKind::Accuracy));
@@ -180,7 +181,13 @@ fn cost(
     tokens: usize,
 ) -> Vec<Measurement> {
     let weight = examples as f64;
-    let percent = 100.0 * network.core_flops_share(routing, tokens);
+    let mut cost = RunCost::default();
+    for (layer, (block, report)) in network.blocks.iter().zip(routing).enumerate() {
+        // Costs are linear in the share of pairs that meet, so the mean over examples is exact.
+        let share = report.as_ref().map(mean_ratio);
+        cost.record(layer, &block.attention, [tokens, tokens], share);
+    }
+    let percent = 100.0 * cost.core_ratio();
     let mut measured = vec![Measurement::new(
         "core_flops_percent",
         percent * weight,
@@ -190,9 +197,8 @@ fn cost(
     if reports.is_empty() {
         return measured;
     }
-    let of = |report: &RoutingReport| report.cost_ratio.clone().mean().into_scalar::<f32>();
-    let ratio = reports.iter().map(|report| f64::from(of(report))).sum::<f64>();
-    let ratio = ratio / reports.len() as f64;
+    let ratios = reports.iter().map(|report| mean_ratio(report));
+    let ratio = ratios.sum::<f64>() / reports.len() as f64;
     measured.push(Measurement::new("cost_ratio", ratio * weight, weight));
     // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
     measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
@@ -210,4 +216,9 @@ fn cost(
     measured.push(Measurement::new("leaf_tokens_min", least * weight, weight));
     measured.push(Measurement::new("leaf_tokens_max", most * weight, weight));
     measured
+}
+
+/// The share of pairs that meet in a leaf, the mean over examples and trees.
+fn mean_ratio(report: &RoutingReport) -> f64 {
+    f64::from(report.cost_ratio.clone().mean().into_scalar::<f32>())
 }

@@ -6,10 +6,12 @@ use crate::learner::sequence::{SequenceBatch, SequenceModel};
 use crate::run::{Column, RunSettings, Sizes, TrainingBatches};
 use crate::task::EVALUATION_SEED;
 use anyhow::Result;
+use arbora_attention::AttentionKindConfig;
 use arbora_rl::seed::{Purpose, derive};
 use arbora_rl::train::{Checkpoint, TrainError, TrainerConfig};
 use arbora_tasks::TaskError;
 use arbora_tasks::recall::Lookup;
+use burn::module::Module as _;
 use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -94,30 +96,33 @@ impl RunSettings for SequenceConfig {
     }
 
     fn init(&self, data: &Lookup, device: &Device) -> Result<SequenceModel> {
+        let layers = 0..self.architecture.layers;
         let Some(from) = &self.from else {
-            return Ok(self.split(self.blank(data, device), data, device, 0)?);
+            let fresh: Vec<usize> = layers.collect();
+            return Ok(self.split(self.blank(data, device), data, device, &fresh)?);
         };
         let (source, checkpoint) = self.source(from, data)?;
-        let loaded = checkpoint.load_model(source.blank(data, device))?;
+        let mut network = checkpoint
+            .load_model(source.blank(data, device))?
+            .into_network();
         let (had, wanted) = (source.treeformer(data), self.treeformer(data));
-        let first = (0..self.architecture.layers)
-            .find(|layer| !same_attention(&had.kind(*layer), &wanted.kind(*layer)))
-            .unwrap_or(self.architecture.layers);
         let seed = derive(self.trainer.seed, Purpose::Parameters);
-        let layers = self.architecture.layers;
-        let started = SequenceModel::new(self, loaded.into_network()).map_network(|network| {
-            // Layer by layer: those that attend as they did keep their trees.
-            (first..layers).fold(network, |network, layer| {
-                match same_attention(&had.kind(layer), &wanted.kind(layer)) {
-                    true => network,
-                    false => {
-                        let kind = wanted.base_kind(layer);
-                        network.with_attention(&kind, layer..layer + 1, seed)
-                    }
-                }
-            })
-        });
-        Ok(self.split(started, data, device, first)?)
+        let mut fresh = Vec::new();
+        for layer in layers {
+            let kind = match layer < wanted.dense_layers {
+                true => Default::default(),
+                false => wanted.attention.clone(),
+            };
+            let old = network.blocks[layer].attention.kind.clone();
+            network = network.with_attention(&kind, layer..layer + 1, seed);
+            if same_weights(&had.kind(layer), &wanted.kind(layer)) {
+                let new = &mut network.blocks[layer].attention.kind;
+                *new = new.clone().load_record(old.into_record());
+            } else {
+                fresh.push(layer);
+            }
+        }
+        Ok(self.split(SequenceModel::new(self, network), data, device, &fresh)?)
     }
 
     fn blank(&self, data: &Lookup, device: &Device) -> SequenceModel {
@@ -173,14 +178,14 @@ impl RunSettings for SequenceConfig {
 }
 
 impl SequenceConfig {
-    /// Splits the activations of a training batch evenly by all trees of a model that are new: those of
-    /// the layers from `first` on.
+    /// Splits the activations of some sequences evenly by the trees of a model that are new: those of the
+    /// layers `fresh`.
     fn split(
         &self,
         model: SequenceModel,
         data: &Lookup,
         device: &Device,
-        first: usize,
+        fresh: &[usize],
     ) -> Result<SequenceModel, TaskError> {
         if !self.trees.median_split || self.router().is_none() {
             return Ok(model);
@@ -188,7 +193,7 @@ impl SequenceConfig {
         // Whole sequences of a stream that no step trains on.
         let seed = derive(self.trainer.seed, Purpose::Parameters);
         let batch = data.eval_batch(seed, 0, self.batch_size, device)?;
-        Ok(model.map_network(|network| network.with_median_split(batch.tokens, first)))
+        Ok(model.map_network(|network| network.with_median_split(batch.tokens, fresh)))
     }
 
     /// The settings and the newest checkpoint of the run to start from.
@@ -240,5 +245,18 @@ impl SequenceConfig {
         }
         checkpoint.expect_fingerprint(&source.fingerprint(&theirs)?)?;
         Ok((source, checkpoint))
+    }
+}
+
+/// Whether the weights of one way of attending are weights of the other.
+fn same_weights(one: &AttentionKindConfig, other: &AttentionKindConfig) -> bool {
+    match (one, other) {
+        (AttentionKindConfig::TreeFine(one), AttentionKindConfig::TreeFine(other)) => {
+            let (one, other) = (&one.router, &other.router);
+            one.branching == other.branching
+                && one.scope == other.scope
+                && one.sharing == other.sharing
+        }
+        (one, other) => one == other,
     }
 }
