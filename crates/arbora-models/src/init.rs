@@ -22,11 +22,16 @@ pub enum Initialization {
     /// network), which keeps the size of a signal (He et al. 2015, arXiv 1502.01852). Positions then reach
     /// attention at full size, and it learns to look them up several times sooner.
     HePositions,
+    /// `U(-√(3/fan_in), √(3/fan_in))` for weights, whose variance is then `1/fan_in`, and 0 for biases: a
+    /// linear layer keeps the size of a signal (LeCun et al. 1998, "Efficient BackProp"). Attention starts
+    /// out three times as sharp as with the published weights.
+    Unit,
 }
 
 /// Draws the weights and biases of all [`Linear`](burn::nn::Linear) layers from their uniform
-/// distributions. Other parameters (the ones and zeros of layer norms, latents) are left as they
-/// are.
+/// distributions, and the rows of all [`Embedding`](burn::nn::Embedding)s from `N(0, 1)`, truncated as
+/// in [`truncated_normal`].
+/// Other parameters (the ones and zeros of norms, latents, routing trees) are left as they are.
 pub fn seeded<M: Module>(module: M, seed: u64, initialization: Initialization) -> M {
     module.map(&mut SeededLinear {
         seed,
@@ -88,30 +93,41 @@ impl ModuleMapper for SeededLinear {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let in_linear = self
-            .containers
-            .iter()
-            .any(|container| container == "Struct:Linear");
-        if !in_linear {
+        // What holds the parameter itself: this crate has an embedding of its own, made of linear layers.
+        let holder = self.containers.last().map(String::as_str);
+        let path = self.path.join(".");
+        if holder == Some("Struct:Embedding") {
+            return param.map(|tensor| {
+                let values = truncated_normal(tensor.dims(), 1.0, self.seed, &path);
+                Tensor::from_data(values, &tensor.device())
+                    .set_require_grad(tensor.is_require_grad())
+            });
+        }
+        if holder != Some("Struct:Linear") {
             return param;
         }
         let after_positions = self
             .containers
             .iter()
             .any(|container| container == "Struct:SequenceEmbedding");
-        let path = self.path.join(".");
         param.map(|tensor| {
             let shape = tensor.dims();
             if D == 2 {
                 self.fan_in = shape[0];
             }
-            let wide =
-                self.initialization == Initialization::HePositions && after_positions && D == 2;
-            let spread = if wide { 6.0f32 } else { 1.0 };
+            let spread: f32 = match self.initialization {
+                Initialization::HePositions if after_positions && D == 2 => 6.0,
+                Initialization::Unit if D == 2 => 3.0,
+                Initialization::Unit => 0.0,
+                _ => 1.0,
+            };
             let bound = (spread / self.fan_in as f32).sqrt();
             let mut rng = generator(self.seed, &path);
             let values: Vec<f32> = (0..shape.iter().product())
-                .map(|_| rng.random_range(-bound..bound))
+                .map(|_| match bound > 0.0 {
+                    true => rng.random_range(-bound..bound),
+                    false => 0.0,
+                })
                 .collect();
             // A new tensor asks for no gradient: without this the layer would never train.
             Tensor::from_data(TensorData::new(values, shape), &tensor.device())

@@ -8,6 +8,8 @@
 //! - [`cross_attention`]: [`CrossAttentionModel`], the same model with dense cross attention
 //! - [`perceiver`]: [`PerceiverIo`], the same parts around a fixed number of learned latents
 //!   (arXiv 2107.14795)
+//! - [`treeformer`]: [`Treeformer`], a transformer over tokens whose attention is of any kind
+//!   (arXiv 2208.09015)
 //! - [`parts`]: embeddings, the published transformer block, the aggregator, the decoder
 //! - [`prediction`]: what models predict, its loss and its reward
 //! - [`init`]: seeded initialisation on the host, equal on every backend
@@ -27,6 +29,7 @@ pub mod prediction;
 pub mod retreever;
 pub mod store;
 pub mod streaming;
+pub mod treeformer;
 
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
 pub use init::Initialization;
@@ -35,3 +38,4 @@ pub use perceiver::{PerceiverIo, PerceiverIoConfig, latents_for};
 pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
 pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};
 pub use streaming::{ReTreeverStream, StreamRefused};
+pub use treeformer::{Treeformer, TreeformerConfig, TreeformerOptions, TreeformerOutput};

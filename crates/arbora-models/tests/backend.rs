@@ -23,6 +23,9 @@ mod strategy;
 #[path = "backend/streaming.rs"]
 mod streaming;
 
+#[path = "backend/treeformer.rs"]
+mod treeformer;
+
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};
 use arbora_testing::{device, random, values};
 use burn::module::{Module, ModuleVisitor, Param};

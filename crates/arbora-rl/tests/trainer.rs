@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use arbora_rl::train::{
-    Checkpoint, EvaluationReport, Measurement, NoEvaluation, OptimizerConfig, Progress, StepOutput,
-    StepReport, TrainError, TrainReport, TrainableModel, Trainer, TrainerConfig, load_model,
+    Checkpoint, EvaluationReport, Measurement, NoEvaluation, OptimizerConfig, ParameterGroup,
+    Progress, StepOutput, StepReport, TrainError, TrainReport, TrainableModel, Trainer,
+    TrainerConfig, load_model,
 };
 use arbora_rl::{BaselineConfig, PolicyGradientConfig};
 use bandit::{Bandit, contexts, held_out};
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn::train::Interrupter;
 use rand_chacha::ChaCha8Rng;
@@ -815,4 +816,113 @@ fn weight_decay_pulls_parameters_towards_zero() {
             .sum::<f32>()
     };
     assert!(decayed(5.0) < decayed(0.0));
+}
+
+/// Three numbers of which the loss sees nothing: every gradient is 0, and there. The first two have a
+/// treatment of their own.
+#[derive(Module, Debug)]
+struct Indifferent {
+    undecayed: Param<Tensor<1>>,
+    slow: Param<Tensor<1>>,
+    other: Param<Tensor<1>>,
+    /// How much the loss grows with every number.
+    #[module(skip)]
+    slope: f64,
+}
+
+impl Indifferent {
+    fn new(slope: f64) -> Self {
+        let one = || Param::from_tensor(Tensor::from_floats([1.0], &device()));
+        Self {
+            undecayed: one(),
+            slow: one(),
+            other: one(),
+            slope,
+        }
+    }
+
+    fn numbers(&self) -> [f32; 3] {
+        [&self.undecayed, &self.slow, &self.other].map(|number| number.val().into_scalar())
+    }
+}
+
+impl TrainableModel for Indifferent {
+    type Batch = ();
+
+    fn training_step(&self, (): (), _: &mut ChaCha8Rng) -> StepOutput {
+        let sum = self.undecayed.val() + self.slow.val() + self.other.val();
+        StepOutput::new(sum * self.slope)
+    }
+
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let group = |path: &str, decays, rate| ParameterGroup {
+            parameters: ParamGroup::from_path(path),
+            decays,
+            rate,
+        };
+        vec![group("undecayed", false, 1.0), group("slow", true, 0.25)]
+    }
+
+    fn evaluate(&self, (): (), _: &mut ChaCha8Rng) -> Vec<Measurement> {
+        Vec::new()
+    }
+}
+
+fn fit_indifferent(slope: f64, weight_decay: f32) -> [f32; 3] {
+    let run = TempDir::new().unwrap();
+    let config = TrainerConfig {
+        steps: 4,
+        learning_rate: 0.1,
+        final_learning_rate: 0.1,
+        clip_norm: None,
+        optimizer: OptimizerConfig {
+            weight_decay,
+            ..OptimizerConfig::default()
+        },
+        ..TrainerConfig::default()
+    };
+    let batches = |_: u64, _: u64, _: &Device| Ok::<_, std::convert::Infallible>(());
+    // Half of the steps in a second process's place: groups hold for parameters read from disk.
+    let trainer = || Trainer::new(config.clone(), run.path(), "indifferent");
+    trainer()
+        .stop_after(Some(2))
+        .fit(
+            Indifferent::new(slope),
+            batches,
+            NoEvaluation::new(),
+            &device(),
+        )
+        .unwrap();
+    let report = trainer()
+        .resume(true)
+        .fit(
+            Indifferent::new(slope),
+            batches,
+            NoEvaluation::new(),
+            &device(),
+        )
+        .unwrap();
+    report.model.numbers()
+}
+
+#[test]
+fn weight_decay_spares_the_parameters_that_a_model_exempts() {
+    let [undecayed, slow, other] = fit_indifferent(0.0, 5.0);
+    assert_eq!(undecayed, 1.0);
+    // Every step takes the rate times the decay of what is left.
+    assert!((other - 0.5f32.powi(4)).abs() < 1e-6, "{other}");
+    assert!((slow - 0.875f32.powi(4)).abs() < 1e-6, "{slow}");
+}
+
+#[test]
+fn a_group_of_parameters_learns_at_a_rate_of_its_own() {
+    for decay in [0.0, 1e-9] {
+        let [one, slow, other] = fit_indifferent(1.0, decay);
+        // Adam takes the whole rate on a constant slope.
+        assert!(
+            (one - 0.6).abs() < 1e-4 && (other - 0.6).abs() < 1e-4,
+            "{one} {other}"
+        );
+        assert!((slow - 0.9).abs() < 1e-4, "{slow}");
+    }
 }

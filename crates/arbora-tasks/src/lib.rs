@@ -6,6 +6,7 @@
 //! - [`images`]: sets of images from IDX files, from a folder of PNG and JPEG files or from the
 //!   bundled sample, and image completion: predict unseen pixels from a few seen ones
 //! - [`copy`]: random sequences to be written in reverse, the task of the Tree Cross Attention paper
+//! - [`recall`]: associative recall and needles in a haystack: look up what a key came with
 //! - [`series`]: sets of time series from `.ts` files or from the bundled sample, and their
 //!   classification by windows
 //! - [`gp`]: regression on functions drawn from Gaussian processes
@@ -51,6 +52,7 @@ mod files;
 pub mod gp;
 pub mod images;
 pub mod optimisation;
+pub mod recall;
 pub mod series;
 pub mod shuffle;
 

@@ -22,6 +22,8 @@ mod completion;
 mod copy;
 #[path = "backend/gp.rs"]
 mod gp;
+#[path = "backend/recall.rs"]
+mod recall;
 #[path = "backend/series.rs"]
 mod series;
 

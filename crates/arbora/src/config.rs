@@ -1,7 +1,7 @@
 //! Configuration of a run: presets, files and single settings, in layers.
 
 use crate::task::Features;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use arbora_attention::GhostNodes;
 use arbora_models::{
     CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
@@ -15,11 +15,17 @@ use arbora_tasks::images::ImageCompletionConfig;
 use arbora_tasks::series::SeriesConfig;
 use arbora_tree::{Layout, TokenOrder};
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+pub(crate) mod layers;
 mod presets;
+mod retrieval;
+pub mod sequence;
+
+pub use layers::difference;
+use sequence::{SequenceModelKind, SequenceTask};
 
 /// What is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -87,6 +93,144 @@ impl ModelKind {
             self,
             Self::ReTreever | Self::RandomRoute | Self::OracleRoute
         )
+    }
+}
+
+/// What is learned, of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnyTask {
+    /// Answering queries from a context.
+    Retrieval(Task),
+    /// Classifying the tokens of a sequence.
+    Sequence(SequenceTask),
+}
+
+impl AnyTask {
+    /// The name used on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval(task) => task.name(),
+            Self::Sequence(task) => task.name(),
+        }
+    }
+
+    /// Whether it is of the family of sequences.
+    pub fn is_sequence(self) -> bool {
+        matches!(self, Self::Sequence(_))
+    }
+
+    /// The task that the settings in a run folder name; `None` where they cannot be read or name none,
+    /// which whoever reads them whole will say.
+    pub fn of_run(folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+        let settings: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Self::from_str(settings["task"].as_str()?, false).ok()
+    }
+}
+
+impl ValueEnum for AnyTask {
+    fn value_variants<'a>() -> &'a [Self] {
+        use AnyTask::{Retrieval, Sequence};
+        &[
+            Retrieval(Task::Images),
+            Retrieval(Task::Copy),
+            Retrieval(Task::Gp),
+            Retrieval(Task::Series),
+            Retrieval(Task::Bandit),
+            Sequence(SequenceTask::Recall),
+            Sequence(SequenceTask::Needle),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Retrieval(task) => task.to_possible_value(),
+            Self::Sequence(task) => task.to_possible_value(),
+        }
+    }
+}
+
+/// Which model learns, of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnyModel {
+    /// A model that answers queries from a context.
+    Retrieval(ModelKind),
+    /// A transformer over the tokens of a sequence.
+    Sequence(SequenceModelKind),
+}
+
+impl AnyModel {
+    /// The name used on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval(model) => model.name(),
+            Self::Sequence(model) => model.name(),
+        }
+    }
+
+    /// The model, for a task of retrieval.
+    ///
+    /// # Errors
+    /// If it is of the other family.
+    pub fn retrieval(self) -> Result<ModelKind> {
+        match self {
+            Self::Retrieval(model) => Ok(model),
+            Self::Sequence(model) => bail!(
+                "--model: {} learns sequences; here: {}",
+                model.name(),
+                names(ModelKind::value_variants())
+            ),
+        }
+    }
+
+    /// The model, for a task on sequences.
+    ///
+    /// # Errors
+    /// If it is of the other family.
+    pub fn sequence(self) -> Result<SequenceModelKind> {
+        match self {
+            Self::Sequence(model) => Ok(model),
+            Self::Retrieval(model) => bail!(
+                "--model: {} learns retrieval; here: {}",
+                model.name(),
+                names(SequenceModelKind::value_variants())
+            ),
+        }
+    }
+}
+
+/// The names of values on the command line.
+fn names<V: ValueEnum>(values: &[V]) -> String {
+    let names: Vec<String> = values
+        .iter()
+        .filter_map(|value| Some(value.to_possible_value()?.get_name().to_owned()))
+        .collect();
+    names.join(", ")
+}
+
+impl ValueEnum for AnyModel {
+    fn value_variants<'a>() -> &'a [Self] {
+        use AnyModel::{Retrieval, Sequence};
+        &[
+            Retrieval(ModelKind::ReTreever),
+            Retrieval(ModelKind::RandomRoute),
+            Retrieval(ModelKind::OracleRoute),
+            Retrieval(ModelKind::CrossAttention),
+            Retrieval(ModelKind::Perceiver),
+            Sequence(SequenceModelKind::Dense),
+            Sequence(SequenceModelKind::TreeFine),
+            Sequence(SequenceModelKind::TreeFineKary),
+            Sequence(SequenceModelKind::Linformer),
+            Sequence(SequenceModelKind::BigBird),
+            Sequence(SequenceModelKind::Performer),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Retrieval(model) => model.to_possible_value(),
+            Self::Sequence(model) => model.to_possible_value(),
+        }
     }
 }
 
@@ -302,61 +446,11 @@ impl RunConfig {
         }
     }
 
-    /// Puts a configuration file (JSON, any part of the whole) and single settings
-    /// (`trainer.steps=100`) over this one.
-    ///
-    /// # Errors
-    /// If the file cannot be read, a key is unknown (the nearest known one is named) or a value has
-    /// the wrong type or range.
-    pub fn layered(&self, file: Option<&Path>, settings: &[String]) -> Result<Self> {
-        let mut value = serde_json::to_value(self)?;
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            let layer: Value = serde_json::from_str(&text)
-                .with_context(|| format!("{} is not JSON", path.display()))?;
-            if !layer.is_object() {
-                bail!("{}: expected a JSON object of settings", path.display());
-            }
-            put(&mut value, layer).with_context(|| format!("in {}", path.display()))?;
-        }
-        for setting in settings {
-            let (key, text) = setting
-                .split_once('=')
-                .ok_or_else(|| anyhow!("--set {setting}: expected key=value"))?;
-            // A bare word is a string, so that names need no quotes.
-            let layer = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
-            let layer = key.rsplit('.').fold(layer, |inner, part| {
-                Value::Object([(part.to_owned(), inner)].into_iter().collect())
-            });
-            put(&mut value, layer).with_context(|| format!("--set {setting}"))?;
-        }
-        let config: Self = serde_json::from_value(value)?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// Reads a configuration that a run folder holds.
-    ///
-    /// # Errors
-    /// If the file is missing, is no JSON or holds unknown or invalid settings.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let config: Self = serde_json::from_str(&text).with_context(|| {
-            format!("{} is not a configuration of this version", path.display())
-        })?;
-        config
-            .check()
-            .with_context(|| format!("in {}", path.display()))?;
-        Ok(config)
-    }
-
     /// Checks what types alone do not.
     ///
     /// # Errors
     /// With the first setting that is out of range.
-    pub fn check(&self) -> Result<()> {
+    fn check_settings(&self) -> Result<()> {
         let a = &self.architecture;
         let sizes = [
             ("batch_size", self.batch_size, 1),
@@ -520,7 +614,7 @@ impl RunConfig {
     ///
     /// # Errors
     /// If the configuration cannot be written as JSON.
-    pub fn fingerprint(&self, features: &Features) -> Result<String> {
+    fn architecture_fingerprint(&self, features: &Features) -> Result<String> {
         let text = match self.model {
             ModelKind::CrossAttention => serde_json::to_string(&self.cross_attention(features))?,
             ModelKind::Perceiver => serde_json::to_string(&self.perceiver(features))?,
@@ -530,96 +624,10 @@ impl RunConfig {
     }
 }
 
-/// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
-/// the wrong type is reported with its key.
-fn put(base: &mut Value, layer: Value) -> Result<()> {
-    let mut found = Vec::new();
-    collect(base, layer, &mut Vec::new(), &mut found)?;
-    for (path, value) in found {
-        let mut slot = &mut *base;
-        for key in &path {
-            slot = &mut slot[key];
-        }
-        *slot = value;
-        RunConfig::deserialize(&*base).with_context(|| path.join("."))?;
-    }
-    Ok(())
-}
-
-/// The settings of `layer` by their paths in `base`. A choice that carries settings of its own (an
-/// object that names its `kind`, or a value that replaces another type) is one setting; single settings
-/// of the choice already made can be changed alone.
-fn collect(
-    base: &Value,
-    layer: Value,
-    path: &mut Vec<String>,
-    found: &mut Vec<(Vec<String>, Value)>,
-) -> Result<()> {
-    match (base, layer) {
-        (Value::Object(base), Value::Object(layer))
-            if (!base.contains_key("kind") || !layer.contains_key("kind"))
-                && !is_choice(&path.join(".")) =>
-        {
-            for (key, value) in layer {
-                let slot = base.get(&key);
-                path.push(key);
-                match slot {
-                    Some(slot) => collect(slot, value, path, found)?,
-                    None => {
-                        let wrong = path.join(".");
-                        path.pop();
-                        let known = base.keys().map(|known| {
-                            let parts = path.iter().chain([known]);
-                            parts.map(String::as_str).collect::<Vec<_>>().join(".")
-                        });
-                        bail!("unknown key {wrong}{}", nearest(&wrong, known));
-                    }
-                }
-                path.pop();
-            }
-        }
-        (_, layer) => found.push((path.clone(), layer)),
-    }
-    Ok(())
-}
-
-/// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
-pub fn difference<'a>(
-    wanted: &'a Value,
-    found: &'a Value,
-) -> Option<(String, &'a Value, &'a Value)> {
-    let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
-        return (wanted != found).then(|| (String::new(), wanted, found));
-    };
-    let keys = left.keys().chain(right.keys());
-    keys.into_iter().find_map(|key| {
-        let (wanted, found) = (&wanted[key], &found[key]);
-        let (inner, wanted, found) = difference(wanted, found)?;
-        let path = match inner.as_str() {
-            "" => key.clone(),
-            _ => format!("{key}.{inner}"),
-        };
-        Some((path, wanted, found))
-    })
-}
-
-/// Settings whose value is one of several forms, some of them objects.
-fn is_choice(path: &str) -> bool {
-    path == "architecture.order"
-}
-
-/// `; did you mean …?` with the most similar of the known names.
-fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
-    known
-        .map(|known| (strsim::damerau_levenshtein(name, &known), known))
-        .min()
-        .map(|(_, known)| format!("; did you mean {known}?"))
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::RunSettings as _;
 
     fn small() -> RunConfig {
         RunConfig::preset(Task::Images, Preset::Small)
@@ -652,6 +660,22 @@ mod tests {
                 assert_eq!(config.layered(None, &[]).unwrap(), config);
                 assert_eq!(config.task, *task);
             }
+        }
+    }
+
+    #[test]
+    fn every_task_and_model_of_both_families_can_be_named() {
+        let tasks = Task::value_variants().iter().map(|task| task.name());
+        let tasks = tasks.chain(
+            SequenceTask::value_variants()
+                .iter()
+                .map(|task| task.name()),
+        );
+        assert!(tasks.eq(AnyTask::value_variants().iter().map(|task| task.name())));
+        let count = ModelKind::value_variants().len() + SequenceModelKind::value_variants().len();
+        assert_eq!(AnyModel::value_variants().len(), count);
+        for model in AnyModel::value_variants() {
+            assert_ne!(model.retrieval().is_ok(), model.sequence().is_ok());
         }
     }
 
@@ -753,7 +777,7 @@ mod tests {
             let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
             base.layered(None, &settings)
                 .unwrap()
-                .fingerprint(&grey(channels))
+                .architecture_fingerprint(&grey(channels))
                 .unwrap()
         };
         assert_eq!(print(&[], 1), print(&["trainer.steps=5"], 1));

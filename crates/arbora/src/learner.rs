@@ -1,5 +1,7 @@
 //! Every model as the trainer wants it: what a step minimises and what an evaluation measures.
 
+pub mod sequence;
+
 use crate::config::{ModelKind, RunConfig};
 use crate::problem::Problem;
 use crate::task::Features;
@@ -13,7 +15,6 @@ use arbora_rl::train::{Decisions, Measurement, StepOutput, TrainableModel};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
 
 /// The models that learn tasks.
 #[derive(Module, Debug)]
@@ -118,29 +119,6 @@ impl TaskModel {
             Network::ReTreever(model) => Some(model),
             Network::Dense(_) | Network::Perceiver(_) => None,
         }
-    }
-
-    /// Means of every measurement over problems, by name: what an evaluation during training with
-    /// the same seed reports.
-    pub fn measure(
-        &self,
-        problems: impl IntoIterator<Item = Problem>,
-        seed: u64,
-    ) -> BTreeMap<String, f64> {
-        let mut totals: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        for (index, problem) in problems.into_iter().enumerate() {
-            let purpose = arbora_rl::seed::Purpose::Evaluation;
-            let mut rng = arbora_rl::seed::rng(seed, purpose, index as u64);
-            for measured in self.evaluate(problem, &mut rng) {
-                let (sum, weight) = totals.entry(measured.name).or_default();
-                *sum += measured.sum;
-                *weight += measured.weight;
-            }
-        }
-        totals
-            .into_iter()
-            .map(|(name, (sum, weight))| (name, sum / weight))
-            .collect()
     }
 
     /// Answers the queries of a problem, with the search where there is one.

@@ -27,10 +27,13 @@ impl Progress for Bar {
     fn on_step(&mut self, report: &StepReport) {
         let number = |name| report.metric(name).unwrap_or(f32::NAN);
         let quality = quality(report.metric("log_likelihood"), report.metric("accuracy"));
+        let tokens = report
+            .metric("tokens_percent")
+            .map(|percent| format!("  tokens {percent:.1} %"))
+            .unwrap_or_default();
         self.bar.set_message(format!(
-            "loss {:.3}  {quality}  tokens {:.1} %{}",
+            "loss {:.3}  {quality}{tokens}{}",
             number("loss"),
-            number("tokens_percent"),
             self.evaluated
         ));
         // Not the number of calls: a resumed run starts in the middle.

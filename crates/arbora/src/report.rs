@@ -1,7 +1,8 @@
 //! What a finished run leaves to look at.
 
-use crate::config::{ModelKind, RunConfig};
+use crate::config::RunConfig;
 use crate::picture::curves::{self, Panel, Series};
+use crate::run::RunSettings as _;
 use anyhow::{Context as _, Result};
 use arbora_models::RewardKind;
 use serde_json::Value;
@@ -124,8 +125,11 @@ fn points(log: &[Value], split: &str, key: &str, scale: f64) -> Vec<(f64, f64)> 
         .collect()
 }
 
-/// The final numbers of models, one line each.
-pub fn table(results: &[(ModelKind, BTreeMap<String, f64>, f64)]) -> String {
+/// What a finished run came to: its model, the means of its measurements, seconds of training.
+pub type Results = (&'static str, BTreeMap<String, f64>, f64);
+
+/// The final numbers of retrieval models, one line each.
+pub fn table(results: &[Results]) -> String {
     let classes = results
         .iter()
         .any(|(_, numbers, _)| numbers.contains_key("accuracy"));
@@ -146,11 +150,90 @@ pub fn table(results: &[(ModelKind, BTreeMap<String, f64>, f64)]) -> String {
         let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
         text += &format!(
             "\n{:<16}{} {:>18.4} {:>10.1} {:>12.1} {:>9.0}",
-            model.name(),
+            model,
             accuracy(&format!("{:.2}", 100.0 * number("accuracy"))),
             number("log_likelihood"),
             number("tokens_percent"),
             number("nodes_read"),
+            seconds
+        );
+    }
+    text
+}
+
+/// Draws the curves of runs on sequences as `curves.png` and `curves.svg` in a folder: loss, accuracy, and
+/// what attention costs and its trees cost to learn where a run logged that.
+///
+/// - runs: name and run folder of each
+///
+/// # Errors
+/// If a run's `metrics.jsonl` cannot be read, or a picture cannot be written.
+pub fn draw_sequence_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
+    let logs = runs
+        .iter()
+        .map(|(name, run)| Ok((*name, read_log(&run.join("metrics.jsonl"))?)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut panels: Vec<Panel> = [
+        ("Training loss", ("nats", 1.0), "train", "loss"),
+        ("Accuracy, training", PERCENT, "train", "accuracy"),
+        ("Accuracy, held out", PERCENT, "valid", "accuracy"),
+        (
+            "Core FLOPs, held out",
+            ("% of dense", 1.0),
+            "valid",
+            "core_flops_percent",
+        ),
+        (
+            "Effective leaves, held out",
+            ("leaves", 1.0),
+            "valid",
+            "effective_leaves",
+        ),
+        ("Balance loss", ("1 at balance", 1.0), "train", "balance"),
+        ("Alignment loss", ("nats", 1.0), "train", "alignment"),
+    ]
+    .into_iter()
+    .map(|(title, (y_label, scale), split, key)| Panel {
+        title: title.into(),
+        y_label: y_label.into(),
+        series: logs
+            .iter()
+            .map(|(name, log)| Series {
+                name: (*name).into(),
+                points: points(log, split, key, scale),
+                ..Series::default()
+            })
+            .filter(|series| !series.points.is_empty())
+            .collect(),
+        ..Panel::default()
+    })
+    .collect();
+    let mut first = true;
+    panels.retain(|panel| std::mem::take(&mut first) || !panel.series.is_empty());
+    for file in ["curves.png", "curves.svg"] {
+        curves::draw(&panels, &folder.join(file))?;
+    }
+    Ok(())
+}
+
+/// The final numbers of models on sequences, one line each.
+pub fn sequence_table(results: &[Results]) -> String {
+    let mut text = format!(
+        "{:<16} {:>10} {:>18} {:>13} {:>17} {:>9}",
+        "model", "accuracy", "held-out log-lik", "core FLOPs %", "effective leaves", "seconds"
+    );
+    for (model, numbers, seconds) in results {
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
+        let leaves = numbers
+            .get("effective_leaves")
+            .map_or("-".into(), |leaves| format!("{leaves:.2}"));
+        text += &format!(
+            "\n{:<16} {:>10.2} {:>18.4} {:>13.1} {:>17} {:>9.0}",
+            model,
+            100.0 * number("accuracy"),
+            number("log_likelihood"),
+            number("core_flops_percent"),
+            leaves,
             seconds
         );
     }

@@ -2,6 +2,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer};
 use serde::{Deserialize, Serialize};
 
+use super::ParameterGroup;
 use crate::schedule::Cosine;
 use crate::{ConfigError, PolicyGradientConfig};
 
@@ -88,12 +89,7 @@ impl OptimizerConfig {
     /// The optimizer, without state.
     pub fn init(&self) -> ModuleOptimizer {
         if self.weight_decay > 0.0 {
-            AdamWConfig::new()
-                .with_beta_1(self.beta_1)
-                .with_beta_2(self.beta_2)
-                .with_epsilon(self.epsilon)
-                .with_weight_decay(self.weight_decay)
-                .init()
+            self.with_decay(self.weight_decay).init()
         } else {
             AdamConfig::new()
                 .with_beta_1(self.beta_1)
@@ -102,6 +98,30 @@ impl OptimizerConfig {
                 .with_weight_decay(None::<WeightDecayConfig>)
                 .init()
         }
+    }
+
+    /// The optimizer, without state, for a model with these groups of parameters.
+    pub(crate) fn init_for(&self, groups: &[ParameterGroup]) -> ModuleOptimizer {
+        // Without decay all groups are treated alike here: their rates are the schedule's concern.
+        if self.weight_decay == 0.0 {
+            return self.init();
+        }
+        groups.iter().fold(self.init(), |optimizer, group| {
+            let decay = if group.decays { self.weight_decay } else { 0.0 };
+            optimizer.with_group(
+                group.parameters.clone(),
+                self.with_decay(decay).build(),
+                None,
+            )
+        })
+    }
+
+    fn with_decay(&self, weight_decay: f32) -> AdamWConfig {
+        AdamWConfig::new()
+            .with_beta_1(self.beta_1)
+            .with_beta_2(self.beta_2)
+            .with_epsilon(self.epsilon)
+            .with_weight_decay(weight_decay)
     }
 }
 

@@ -51,6 +51,6 @@ pub use config::{OptimizerConfig, TrainerConfig};
 pub use error::TrainError;
 pub use model::{
     BatchSource, Decisions, EvaluationReport, EvaluationSource, Measurement, NoEvaluation,
-    Progress, StepOutput, StepReport, TrainableModel,
+    ParameterGroup, Progress, StepOutput, StepReport, TrainableModel,
 };
 pub use trainer::{TrainReport, Trainer};

@@ -1,7 +1,7 @@
 use std::fmt::Display;
 use std::marker::PhantomData;
 
-use burn::module::{Module, ModuleDisplay};
+use burn::module::{Module, ModuleDisplay, ParamGroup};
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,11 +19,30 @@ pub trait TrainableModel: Module + ModuleDisplay + Display + 'static {
     /// must come from it, or a resumed run does not continue the same numbers.
     fn training_step(&self, batch: Self::Batch, rng: &mut ChaCha8Rng) -> StepOutput;
 
+    /// Parameters that the optimiser treats in another way than the others. Asked once, before the first step;
+    /// where a parameter is in several groups, the last one counts.
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        Vec::new()
+    }
+
     /// Measures one evaluation batch. The model is in validation mode, off the autodiff device.
     ///
     /// `rng` depends on the seed and the batch's index alone, so that evaluations at different
     /// steps draw the same numbers.
     fn evaluate(&self, batch: Self::Batch, rng: &mut ChaCha8Rng) -> Vec<Measurement>;
+}
+
+/// Parameters with a treatment of their own.
+#[derive(Clone, Debug)]
+pub struct ParameterGroup {
+    /// Which.
+    pub parameters: ParamGroup,
+    /// Whether weight decay pulls them to 0, as it does all others. Where a parameter's direction decides and
+    /// not its size, as in the hyperplanes of a routing tree, decay does nothing but shrink gradients, or lets
+    /// the bias decide alone.
+    pub decays: bool,
+    /// Their learning rate relative to that of all others.
+    pub rate: f64,
 }
 
 /// What a training step hands to the trainer.

@@ -10,7 +10,9 @@ use std::time::Instant;
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress as Position};
 use burn::data::dataset::DatasetError;
 use burn::module::Module;
-use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::lr_scheduler::DynLrScheduler;
+use burn::optim::lr_scheduler::constant::ConstantLr;
+use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use burn::train::logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger};
@@ -33,8 +35,8 @@ use burn::train::{
 use super::checkpoint::{self, CheckpointState};
 use super::log::{Line, Log, Numbers};
 use super::{
-    BatchSource, EvaluationReport, EvaluationSource, Measurement, Progress, StepOutput, StepReport,
-    TrainError, TrainableModel, TrainerConfig,
+    BatchSource, EvaluationReport, EvaluationSource, Measurement, ParameterGroup, Progress,
+    StepOutput, StepReport, TrainError, TrainableModel, TrainerConfig,
 };
 use crate::seed::{self, Purpose};
 use crate::{PolicyGradient, clip_global_norm, global_norm};
@@ -313,6 +315,7 @@ pub(crate) struct Session {
     pub(crate) step: u64,
     pub(crate) stop_after: Option<u64>,
     pub(crate) optimizer: ModuleOptimizer,
+    pub(crate) groups: Vec<ParameterGroup>,
     pub(crate) metrics: Log,
     pub(crate) timing: Log,
     pub(crate) progress: Box<dyn Progress>,
@@ -366,6 +369,16 @@ impl<M: TrainableModel> SupervisedLearningStrategy<Learned<M>> for Steps {
 }
 
 impl Session {
+    /// The learning rates of a step whose general one is `rate`.
+    fn rates(&self, rate: f64) -> ModuleLearningRate {
+        let general = ModuleLrScheduler::new(ConstantLr::from(rate));
+        let mut rates = self.groups.iter().fold(general, |rates, group| {
+            let rate = DynLrScheduler::from(ConstantLr::from(rate * group.rate));
+            rates.with_group(group.parameters.clone(), rate)
+        });
+        rates.step()
+    }
+
     fn run<M: TrainableModel>(
         &mut self,
         model: &mut Learned<M>,
@@ -405,7 +418,8 @@ impl Session {
             refuse_non_finite(step, "the gradient norm", norm)?;
             metrics.push(("gradient_norm".into(), norm));
             let rate = schedule.rate(self.step);
-            model.model = self.optimizer.step(rate, model.model.clone(), gradients);
+            let rates = self.rates(rate);
+            model.model = self.optimizer.step(rates, model.model.clone(), gradients);
             self.step = step;
 
             let seconds = started.elapsed().as_secs_f64();

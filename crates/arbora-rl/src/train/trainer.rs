@@ -175,15 +175,19 @@ impl Trainer {
         config.validate()?;
 
         let checkpoint = prepare(&run, resume)?;
-        let mut optimizer = config.optimizer.init();
         let mut estimator = config.policy_gradient.init();
         let mut model = model;
+        if let Some((checkpoint, _)) = &checkpoint {
+            checkpoint.expect_fingerprint(&fingerprint)?;
+            checkpoint.expect_settings(&config)?;
+            model = checkpoint.load_model(model)?;
+        }
+        // After the parameters, whose ids a checkpoint replaces.
+        let groups = model.parameter_groups();
+        let mut optimizer = config.optimizer.init_for(&groups);
         let resumed_from = match checkpoint {
             None => None,
             Some((checkpoint, passed_over)) => {
-                checkpoint.expect_fingerprint(&fingerprint)?;
-                checkpoint.expect_settings(&config)?;
-                model = checkpoint.load_model(model)?;
                 optimizer = checkpoint.load_optimizer(optimizer)?;
                 let state = checkpoint.state();
                 estimator.baseline_mut().load_state(state.baseline);
@@ -216,6 +220,7 @@ impl Trainer {
             step,
             stop_after,
             optimizer,
+            groups,
             progress,
             device: train_device.clone(),
             last_evaluation: None,

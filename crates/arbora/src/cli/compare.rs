@@ -5,10 +5,9 @@ mod table;
 
 use super::CompareArgs;
 use super::train::{CONFIG, fit, prepare, refuse_taken, refuse_unusable};
-use crate::config::{ModelKind, RunConfig};
-use crate::learner::TaskModel;
-use crate::problem::Problem;
-use crate::task::{self, Features, TaskData};
+use crate::config::sequence::SequenceConfig;
+use crate::config::{AnyModel, AnyTask, RunConfig};
+use crate::run::{RunSettings, measure};
 use crate::{backend, config};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError};
@@ -18,7 +17,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 use table::{Comparison, ModelResults, Run, Tried};
 
@@ -26,37 +24,56 @@ use table::{Comparison, ModelResults, Run, Tried};
 const TIMED_BATCHES: usize = 64;
 
 /// A run of the comparison: its settings and where it lies.
-struct Plan {
-    config: RunConfig,
+struct Plan<C> {
+    config: C,
     folder: PathBuf,
 }
 
 /// What the runs of a comparison share.
-struct Setting {
-    base: RunConfig,
-    task: Arc<dyn TaskData>,
-    features: Features,
+struct Setting<C: RunSettings> {
+    base: C,
+    data: C::Data,
     device: Device,
     out: PathBuf,
 }
 
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
-    let base = configure(&args)?;
+    match args.task {
+        AnyTask::Retrieval(task) => {
+            if args.from.is_some() {
+                bail!("--from: {} starts from fresh weights", task.name());
+            }
+            let models = all(&args.models, AnyModel::retrieval)?;
+            let base = RunConfig {
+                compare_with: None,
+                ..configure(&args, task, RunConfig::preset(task, args.preset))?
+            };
+            compare(args, models, base)
+        }
+        AnyTask::Sequence(task) => {
+            let models = all(&args.models, AnyModel::sequence)?;
+            let preset = SequenceConfig::preset(task, args.preset)?;
+            let base = configure(&args, task, preset.started_from(args.from.clone()))?;
+            compare(args, models, base)
+        }
+    }
+}
+
+fn all<K>(models: &[AnyModel], family: fn(AnyModel) -> Result<K>) -> Result<Vec<K>> {
+    models.iter().map(|model| family(*model)).collect()
+}
+
+fn compare<C: RunSettings>(
+    args: CompareArgs,
+    models: Vec<C::ModelKind>,
+    base: C,
+) -> Result<ExitCode> {
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    // The control that asks most of the data decides whether they will do.
-    let demanding = args
-        .models
-        .iter()
-        .find(|model| **model == ModelKind::OracleRoute);
-    let task = task::load(&RunConfig {
-        model: *demanding.unwrap_or(&args.models[0]),
-        ..base.clone()
-    })?;
+    let data = base.clone().with_model(models[0]).load()?;
     let setting = Setting {
-        features: task.features(),
         out: args.out.clone().unwrap_or_else(|| first_free(&base)),
         base,
-        task,
+        data,
         device,
     };
     // All mistakes before the first hour of training.
@@ -67,40 +84,38 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         true => vec![None],
         false => args.rates.iter().copied().map(Some).collect(),
     };
-    for model in &args.models {
+    for model in &models {
         for seed in &args.seeds {
             for rate in &rates {
-                setting
-                    .plan(*model, *seed, *rate)
-                    .check(&setting.features)?;
+                setting.plan(*model, *seed, *rate).check(&setting.data)?;
             }
         }
     }
-    let names: Vec<&str> = args.models.iter().map(|model| model.name()).collect();
+    let names: Vec<&str> = models.iter().map(|model| setting.name(*model)).collect();
     eprintln!(
         "{}: {} on {backend}, folder {}",
         names.join(", "),
-        setting.base.task.name(),
+        setting.base.task_name(),
         setting.out.display()
     );
 
-    let mut models = Vec::new();
-    for model in &args.models {
+    let mut results = Vec::new();
+    for model in &models {
         let Some((rate, tried)) = setting.choose_rate(*model, args.seeds[0], &rates)? else {
             return interrupted(&setting.out);
         };
-        models.push(ModelResults {
-            model: *model,
-            learning_rate: rate.unwrap_or(setting.base.trainer.learning_rate),
+        results.push(ModelResults {
+            model: setting.name(*model),
+            learning_rate: rate.unwrap_or(setting.base.trainer().learning_rate),
             tried,
             runs: Vec::new(),
         });
     }
     // Seed by seed: what is finished at any time is fair to every model.
     for seed in &args.seeds {
-        for results in &mut models {
+        for (model, results) in models.iter().zip(&mut results) {
             let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
-            let plan = setting.plan(results.model, *seed, rate);
+            let plan = setting.plan(*model, *seed, rate);
             let Some(model) = setting.trained(&plan)? else {
                 return interrupted(&setting.out);
             };
@@ -108,13 +123,17 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
     }
     let comparison = Comparison {
-        settings: setting.base,
-        items: setting.task.items(),
-        count: setting.task.count(),
+        task: setting.base.task_name(),
+        sizes: setting.base.sizes(),
+        steps: setting.base.trainer().steps,
+        settings: serde_json::to_value(&setting.base)?,
+        columns: C::COLUMNS,
+        items: C::items(&setting.data),
+        count: C::count(&setting.data),
         backend,
         threads: std::thread::available_parallelism().map_or(1, |threads| threads.get()),
         seeds: args.seeds,
-        models,
+        models: results,
     };
     write(&comparison, &setting.out)?;
     super::show(&match args.json {
@@ -133,25 +152,19 @@ const TABLE: &str = "compare.md";
 /// The numbers behind it.
 const NUMBERS: &str = "compare.json";
 
-fn configure(args: &CompareArgs) -> Result<RunConfig> {
+fn configure<C: RunSettings>(args: &CompareArgs, task: C::Task, preset: C) -> Result<C> {
     refuse_doubled("--models", args.models.iter().map(|model| model.name()))?;
     refuse_doubled("--seeds", &args.seeds)?;
     refuse_doubled("--rates", &args.rates)?;
-    let preset = RunConfig::preset(args.task, args.preset);
-    let mut base = preset.layered(args.config.as_deref(), &args.settings)?;
-    if base.task != args.task {
+    let base = preset.layered(args.config.as_deref(), &args.settings)?;
+    if base.task() != task {
         bail!(
             "the settings are for task {}, asked for {}",
-            base.task.name(),
+            base.task_name(),
             args.task.name()
         );
     }
-    base.compare_with = None;
-    base.data = base
-        .data
-        .absolute()
-        .context("cannot read the working directory")?;
-    Ok(base)
+    base.absolute().context("cannot read the working directory")
 }
 
 /// Refuses a list that names something twice.
@@ -167,16 +180,17 @@ fn refuse_doubled<T: ToString>(option: &str, values: impl IntoIterator<Item = T>
     Ok(())
 }
 
-impl Plan {
+impl<C: RunSettings> Plan<C> {
     /// Refuses settings out of range and a folder with another run.
-    fn check(&self, features: &Features) -> Result<()> {
+    fn check(&self, data: &C::Data) -> Result<()> {
         self.config.check()?;
+        self.config.check_data(data)?;
         if !self.folder.join(CONFIG).exists() {
             return Ok(refuse_taken(&self.folder)?);
         }
-        let found = RunConfig::read(&self.folder.join(CONFIG))?;
+        let found = C::read(&self.folder.join(CONFIG))?;
         // Through text like what was found: numbers of many digits need not survive it unchanged.
-        let wanted: RunConfig = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
+        let wanted: C = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
         let [wanted, found] = [&wanted, &found].map(serde_json::to_value);
         if let Some((key, wanted, found)) = config::difference(&wanted?, &found?) {
             bail!(
@@ -184,21 +198,22 @@ impl Plan {
                 self.folder.display()
             );
         }
-        let fingerprint = self.config.fingerprint(features)?;
+        let fingerprint = self.config.fingerprint(data)?;
         Ok(refuse_unusable(&self.folder, &fingerprint)?)
     }
 }
 
-impl Setting {
-    fn plan(&self, model: ModelKind, seed: u64, rate: Option<f64>) -> Plan {
-        let mut config = RunConfig {
-            model,
-            ..self.base.clone()
-        };
-        config.trainer.seed = seed;
-        let mut name = format!("{}-seed{seed}", model.name());
+impl<C: RunSettings> Setting<C> {
+    fn name(&self, model: C::ModelKind) -> &'static str {
+        self.base.clone().with_model(model).model_name()
+    }
+
+    fn plan(&self, model: C::ModelKind, seed: u64, rate: Option<f64>) -> Plan<C> {
+        let mut config = self.base.clone().with_model(model);
+        config.trainer_mut().seed = seed;
+        let mut name = format!("{}-seed{seed}", config.model_name());
         if let Some(rate) = rate {
-            config.trainer.learning_rate = rate;
+            config.trainer_mut().learning_rate = rate;
             name += &format!("-rate{rate:e}");
         }
         Plan {
@@ -207,16 +222,15 @@ impl Setting {
         }
     }
 
-    fn problems(&self, items: usize) -> Result<Vec<Problem>> {
-        let batch_size = self.base.eval_batch_size;
-        Ok(self.task.evaluation(items, batch_size, &self.device)?)
+    fn batches(&self, items: usize) -> Result<Vec<C::Batch>> {
+        Ok(self.base.evaluation(&self.data, items, &self.device)?)
     }
 
     /// The learning rate whose run has the highest log-likelihood on the problems that a training
     /// evaluates with, and what every rate came to. `None` after Ctrl-C.
     fn choose_rate(
         &self,
-        model: ModelKind,
+        model: C::ModelKind,
         seed: u64,
         rates: &[Option<f64>],
     ) -> Result<Option<(Option<f64>, Vec<Tried>)>> {
@@ -226,13 +240,13 @@ impl Setting {
             let log_likelihood = match self.trained(&plan) {
                 Ok(None) => return Ok(None),
                 Ok(Some(model)) => {
-                    let problems = self.problems(self.base.eval_items)?;
-                    let measured = model.measure(problems, seed);
+                    let batches = self.batches(self.base.sizes().eval_items)?;
+                    let measured = measure(&model, batches, seed);
                     measured.get("log_likelihood").copied()
                 }
                 // A rate that is too high has lost, and the others have not.
                 Err(error) if diverged(&error) && rates.len() > 1 => {
-                    eprintln!("{} at learning rate {rate:e}: {error}", model.name());
+                    eprintln!("{} at learning rate {rate:e}: {error}", self.name(model));
                     None
                 }
                 Err(error) => return Err(error),
@@ -250,11 +264,14 @@ impl Setting {
             .filter_map(|tried| Some((tried.log_likelihood?, tried.learning_rate)))
             .max_by(|one, other| one.0.total_cmp(&other.0));
         let Some((log_likelihood, rate)) = best else {
-            bail!("{}: training diverged at every learning rate", model.name());
+            bail!(
+                "{}: training diverged at every learning rate",
+                self.name(model)
+            );
         };
         eprintln!(
             "{}: learning rate {rate:e} of {}, held-out log-likelihood {log_likelihood:.4}",
-            model.name(),
+            self.name(model),
             tried.len()
         );
         Ok(Some((Some(rate), tried)))
@@ -262,15 +279,15 @@ impl Setting {
 
     /// The trained model of a run: from its folder where it is finished, else after training what is
     /// missing. `None` after Ctrl-C.
-    fn trained(&self, plan: &Plan) -> Result<Option<TaskModel>> {
+    fn trained(&self, plan: &Plan<C>) -> Result<Option<C::Model>> {
         let Plan { config, folder } = plan;
         let resume = folder.join(CONFIG).exists();
         if resume
             && let Ok((checkpoint, _)) = Checkpoint::newest(folder)
-            && checkpoint.state().step == config.trainer.steps
+            && checkpoint.state().step == config.trainer().steps
         {
             eprintln!("{}: finished before", folder.display());
-            let model = TaskModel::new(config, &self.features, &self.device);
+            let model = config.blank(&self.data, &self.device);
             return Ok(Some(checkpoint.load_model(model)?));
         }
         eprintln!(
@@ -278,45 +295,43 @@ impl Setting {
             folder.display(),
             if resume { "resuming" } else { "training" }
         );
-        let trainer = prepare(config, &self.features, folder, resume)?;
+        let model = config.init(&self.data, &self.device)?;
+        let trainer = prepare(config, &self.data, folder, resume)?;
         let interrupter = trainer.interrupter();
-        let report = fit(trainer, config, &self.task, &self.device)?;
+        let report = fit(trainer, config, &self.data, model, &self.device)?;
         Ok((!report.interrupted && !interrupter.should_stop()).then_some(report.model))
     }
 
-    fn measure(&self, plan: &Plan, model: &TaskModel) -> Result<Run> {
-        let seed = plan.config.trainer.seed;
-        let problems = self.problems(self.base.test_items)?;
+    fn measure(&self, plan: &Plan<C>, model: &C::Model) -> Result<Run> {
+        let seed = plan.config.trainer().seed;
+        let batches = self.batches(self.base.sizes().test_items)?;
         Ok(Run {
             seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
-            query_seconds: self.query_seconds(model, &problems)?,
-            metrics: model.measure(problems, seed),
+            query_seconds: self.query_seconds(model, &batches)?,
+            metrics: measure(model, batches, seed),
             training_seconds: training_seconds(&plan.folder)?,
         })
     }
 
-    /// Wall-clock time of a forward pass (context and queries, from features to predictions) by the
-    /// number of its queries, the median over batches.
-    fn query_seconds(&self, model: &TaskModel, problems: &[Problem]) -> Result<f64> {
+    /// Wall-clock time of a forward pass (from features to predictions) by the number of its queries, the
+    /// median over batches.
+    fn query_seconds(&self, model: &C::Model, batches: &[C::Batch]) -> Result<f64> {
         let mut times = Vec::new();
         // The first batch twice: what starts up at a first call is no part of a query.
-        for problem in problems
+        for batch in batches
             .iter()
             .take(1)
-            .chain(problems)
+            .chain(batches)
             .take(1 + TIMED_BATCHES)
         {
             let mut numbers = arbora_rl::seed::step_rng(0, 0);
             self.device.sync().context("the device gave up")?;
             let started = Instant::now();
-            let prediction = model.predict(problem, &mut numbers);
+            let queries = C::answer(model, batch, &mut numbers);
             self.device.sync().context("the device gave up")?;
-            let seconds = started.elapsed().as_secs_f64();
-            drop(prediction);
-            let [examples, queries, _] = problem.queries.dims();
-            times.push(seconds / (examples * queries) as f64);
+            times.push(started.elapsed().as_secs_f64() / queries as f64);
         }
         let times = times.get_mut(1..).unwrap_or_default();
         times.sort_by(f64::total_cmp);
@@ -345,9 +360,9 @@ fn training_seconds(folder: &Path) -> Result<f64> {
         .sum())
 }
 
-fn first_free(config: &RunConfig) -> PathBuf {
+fn first_free<C: RunSettings>(config: &C) -> PathBuf {
     (1..u64::MAX)
-        .map(|n| PathBuf::from(format!("runs/{}-compare-{n}", config.task.name())))
+        .map(|n| PathBuf::from(format!("runs/{}-compare-{n}", config.task_name())))
         .find(|path| !path.exists())
         .expect("fewer runs than numbers")
 }

@@ -18,7 +18,7 @@ pub fn check() -> Result<()> {
 }
 
 #[cfg(feature = "dashboard")]
-pub use shown::show;
+pub use shown::{names, show};
 
 #[cfg(feature = "dashboard")]
 mod shown {
@@ -32,17 +32,17 @@ mod shown {
 
     /// Takes over the terminal until the trainer is done. What a person should know is kept until what
     /// is returned is dropped: then it is printed. [`check`](super::check) comes first.
-    pub fn show(trainer: Trainer, config: &RunConfig, features: &Features) -> (Trainer, Notices) {
+    pub fn show(trainer: Trainer, names: &[&str]) -> (Trainer, Notices) {
         let notices = Rc::new(RefCell::new(Vec::new()));
         let renderer = TuiMetricsRendererWrapper::new(trainer.interrupter(), None);
         let trainer = trainer
             .progress(Keep(notices.clone()))
-            .renderer(Box::new(renderer), &names(config, features));
+            .renderer(Box::new(renderer), names);
         (trainer, Notices(notices))
     }
 
-    /// The numbers that are plotted: what the model reports at every step or evaluation.
-    fn names(config: &RunConfig, features: &Features) -> Vec<&'static str> {
+    /// The numbers of a retrieval that are plotted: what the model reports at every step or evaluation.
+    pub fn names(config: &RunConfig, features: &Features) -> Vec<&'static str> {
         let mut names = vec!["loss", "log_likelihood"];
         if matches!(features.head, HeadKind::Classes { .. }) {
             names.push("accuracy");

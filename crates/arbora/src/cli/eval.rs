@@ -2,8 +2,10 @@
 
 use super::EvalArgs;
 use super::trained::TrainedRun;
-use crate::config::ModelKind;
+use crate::config::sequence::SequenceConfig;
+use crate::config::{AnyTask, ModelKind, RunConfig};
 use crate::learner::Walk;
+use crate::run::{RunSettings as _, measure};
 use anyhow::{Result, bail};
 use burn::module::Module;
 use serde_json::json;
@@ -11,7 +13,10 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    let model = TrainedRun::config(&args.run)?.model;
+    if let Some(AnyTask::Sequence(_)) = AnyTask::of_run(&args.run) {
+        return sequence(&args);
+    }
+    let model = TrainedRun::<RunConfig>::config(&args.run)?.model;
     if args.random_route && !model.has_tree() {
         bail!("--random-route: {} walks no tree", model.name());
     }
@@ -19,7 +24,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         bail!("--search: {} has no learned route", model.name());
     }
     let searches = super::search::options(&args.search, args.temperature)?;
-    let run = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let run: TrainedRun = TrainedRun::load(&args.run, args.backend.as_deref())?;
     let items = run.test_items();
     let TrainedRun {
         config,
@@ -38,7 +43,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         super::show(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let means = model.measure(problems, config.trainer.seed);
+    let means = measure(&model, problems, config.trainer.seed);
     let text = if args.json {
         let route = match config.model {
             ModelKind::CrossAttention | ModelKind::Perceiver => "none",
@@ -56,6 +61,35 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     } else {
         let (name, of) = (config.model.name(), task.items());
         format!("{name} at step {step}, {items} {of}{}", lines(&means))
+    };
+    super::show(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A run on sequences, whose models have one way to be measured.
+fn sequence(args: &EvalArgs) -> Result<ExitCode> {
+    let name = TrainedRun::<SequenceConfig>::config(&args.run)?.model_name();
+    if args.random_route || !args.search.is_empty() {
+        let option = if args.random_route {
+            "--random-route"
+        } else {
+            "--search"
+        };
+        bail!("{option}: {name} walks no tree");
+    }
+    let run = TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?;
+    let items = run.test_items();
+    let of = SequenceConfig::items(&run.task);
+    let batches = run.config.evaluation(&run.task, items, &run.device)?;
+    let means = measure(&run.model, batches, run.config.trainer.seed);
+    let text = match args.json {
+        true => json!({
+            "run": args.run.to_string_lossy(), "model": name, "step": run.step,
+            "backend": run.backend, "items": items, "of": of,
+            "parameters": run.model.num_params(), "metrics": means,
+        })
+        .to_string(),
+        false => format!("{name} at step {}, {items} {of}{}", run.step, lines(&means)),
     };
     super::show(&text)?;
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,8 @@
 //! `arbora grow`
 
 use super::GrowArgs;
-use super::trained::TrainedRun;
-use crate::config::{ModelKind, Source, Task};
+use super::trained::{TrainedRun, refuse_sequences};
+use crate::config::{ModelKind, RunConfig, Source, Task};
 use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
 use crate::learner::TaskModel;
 use crate::picture::curves::{self, Panel, Series, Spread};
@@ -54,12 +54,13 @@ struct Player {
 }
 
 pub fn run(args: GrowArgs) -> Result<ExitCode> {
-    let kind = fitting(args.kind, TrainedRun::config(&args.run)?.task)?;
+    refuse_sequences("grow", &args.run)?;
+    let kind = fitting(args.kind, TrainedRun::<RunConfig>::config(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
     if out.exists() && !out.is_dir() {
         bail!("{}: expected a folder for the curves", out.display());
     }
-    let TrainedRun {
+    let TrainedRun::<RunConfig> {
         config,
         task,
         model,

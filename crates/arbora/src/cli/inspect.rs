@@ -4,7 +4,7 @@ mod walk;
 
 use super::InspectArgs;
 use super::train::PICTURE_CONTEXT;
-use super::trained::TrainedRun;
+use super::trained::{TrainedRun, refuse_sequences};
 use crate::config::{RunConfig, Task};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
@@ -32,7 +32,8 @@ const FORMATS: [&str; 2] = ["svg", "png"];
 const NUMBERS: &str = "inspect.json";
 
 pub fn run(args: InspectArgs) -> Result<ExitCode> {
-    let config = TrainedRun::config(&args.run)?;
+    refuse_sequences("inspect", &args.run)?;
+    let config = TrainedRun::<RunConfig>::config(&args.run)?;
     let out = args.out.unwrap_or_else(|| args.run.join("inspect"));
     ensure!(
         !out.exists() || out.is_dir(),
@@ -50,7 +51,7 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let run = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let run: TrainedRun = TrainedRun::load(&args.run, args.backend.as_deref())?;
     let item = args.item.unwrap_or(0);
     let inspected = inspect(&run, item, args.query)?;
     let confidence = confidence_of(&run)?;

@@ -9,7 +9,7 @@ mod search;
 mod train;
 mod trained;
 
-use crate::config::{ModelKind, Preset, Task};
+use crate::config::{AnyModel, AnyTask, Preset};
 use anyhow::{Context as _, Error, Result};
 use arbora_rl::train::TrainError;
 use clap::{Args, Parser, Subcommand};
@@ -35,7 +35,10 @@ enum Command {
   arbora train gp --model cross-attention
   arbora train images --set trainer.steps=2000 --set architecture.order=morton --out runs/mine
   arbora train images --set 'data={\"kind\":\"folder\",\"path\":\"faces\",\"size\":[32,32],\"held_out\":40}'
-  arbora train images --out runs/mine --resume")]
+  arbora train images --out runs/mine --resume
+  arbora train recall
+  arbora train recall --model tree-fine --from runs/recall-dense-1
+  arbora train needle --set data.length=1024")]
     Train(TrainArgs),
     /// Train several models with one budget and put their numbers into one table.
     ///
@@ -43,7 +46,8 @@ enum Command {
     /// the command can be stopped at any time and called again.
     #[command(after_help = "Examples:
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
-  arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine")]
+  arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
+  arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1")]
     Compare(CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
@@ -72,10 +76,10 @@ enum Command {
 #[derive(Debug, Args)]
 struct TrainArgs {
     /// What to learn.
-    task: Task,
-    /// Which model learns it [default: retreever].
+    task: AnyTask,
+    /// Which model learns it [default: retreever; for recall and needle: dense].
     #[arg(long)]
-    model: Option<ModelKind>,
+    model: Option<AnyModel>,
     /// Where settings start.
     #[arg(long, default_value = "small", conflicts_with = "resume")]
     preset: Preset,
@@ -91,6 +95,10 @@ struct TrainArgs {
     /// Seed of weights, data and decisions.
     #[arg(long)]
     seed: Option<u64>,
+    /// For recall and needle: start from the weights of the trained run in this folder, whose architecture
+    /// must be the same but for its attention. Trees are new, and split its activations evenly.
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    from: Option<PathBuf>,
     /// The run's folder [default: runs/TASK-MODEL-N with the first free N].
     #[arg(long, value_name = "FOLDER", required_if_eq("resume", "true"))]
     out: Option<PathBuf>,
@@ -109,10 +117,10 @@ struct TrainArgs {
 #[derive(Debug, Args)]
 struct CompareArgs {
     /// What to learn.
-    task: Task,
+    task: AnyTask,
     /// Which models learn it.
     #[arg(long, value_name = "MODELS", value_delimiter = ',', required = true)]
-    models: Vec<ModelKind>,
+    models: Vec<AnyModel>,
     /// Where settings start.
     #[arg(long, default_value = "small")]
     preset: Preset,
@@ -131,6 +139,9 @@ struct CompareArgs {
     /// Learning rates to choose from, by each model for itself on the first seed.
     #[arg(long, value_name = "RATES", value_delimiter = ',')]
     rates: Vec<f64>,
+    /// For recall and needle: every run starts from the weights of the trained run in this folder.
+    #[arg(long, value_name = "RUN")]
+    from: Option<PathBuf>,
     /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,

@@ -4,6 +4,7 @@ use super::EvalArgs;
 use crate::config::RunConfig;
 use crate::learner::TaskModel;
 use crate::problem::Problem;
+use crate::run::measure;
 use anyhow::{Context as _, Result};
 use arbora_attention::{SearchOptions, SearchStrategy};
 use serde_json::{Value, json};
@@ -80,7 +81,7 @@ pub fn compare(
     for search in searches {
         let model = model.clone().with_search(*search);
         let begun = Instant::now();
-        let mut means = model.measure(problems.iter().cloned(), config.trainer.seed);
+        let mut means = measure(&model, problems.iter().cloned(), config.trainer.seed);
         let seconds = begun.elapsed().as_secs_f64();
         means.insert(
             "microseconds_per_query".into(),

@@ -1,10 +1,13 @@
 //! `arbora train`
 
+mod sequence;
+
 use super::{TrainArgs, dashboard};
-use crate::config::{ModelKind, RunConfig};
+use crate::config::{AnyModel, AnyTask, RunConfig, Task};
 use crate::learner::TaskModel;
 use crate::progress::Bar;
-use crate::task::{self, Features, TaskData};
+use crate::report::Results;
+use crate::run::{RunSettings, measure};
 use crate::{backend, picture, report};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
@@ -14,7 +17,6 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Test images in the picture of completions, from the front: the sample is balanced by class.
 const PICTURE_ROWS: usize = 8;
@@ -28,14 +30,23 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if args.dashboard {
         dashboard::check()?;
     }
-    let config = configure(&args)?;
+    match args.task {
+        AnyTask::Sequence(task) => sequence::run(task, args),
+        AnyTask::Retrieval(task) => retrieval(task, args),
+    }
+}
+
+fn retrieval(task: Task, args: TrainArgs) -> Result<ExitCode> {
+    if args.from.is_some() {
+        bail!("--from: {} starts from fresh weights", task.name());
+    }
+    let model = args.model.map(AnyModel::retrieval).transpose()?;
+    let config: RunConfig = configure(&args, task, model, || {
+        Ok(RunConfig::preset(task, args.preset))
+    })?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let task = task::load(&config)?;
-    let features = task.features();
-    let out = match &args.out {
-        Some(out) => out.clone(),
-        None => first_free(&config),
-    };
+    let task = config.load()?;
+    let out = args.out.clone().unwrap_or_else(|| first_free(&config));
     let second = config
         .compare_with
         .filter(|model| *model != config.model)
@@ -51,18 +62,14 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     planned.extend(second);
     // Before the first step: the second run must not be refused after hours of the first.
     for (config, folder) in &planned {
-        if args.resume && folder.join(CONFIG).exists() {
-            refuse_unusable(folder, &config.fingerprint(&features)?)?;
-        } else {
-            refuse_taken(folder)?;
-        }
+        refuse(config, &task, folder, args.resume)?;
     }
 
     let mut trained = Vec::new();
     for (config, folder) in planned {
         // A resumed run may not have come to its second model.
         let resume = args.resume && folder.join(CONFIG).exists();
-        let trainer = prepare(&config, &features, &folder, resume)?;
+        let trainer = prepare(&config, &task, &folder, resume)?;
         if trained.is_empty() {
             let name = config.model.name();
             eprintln!("{name} on {backend}, run folder {}", out.display());
@@ -71,12 +78,14 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         #[cfg(feature = "dashboard")]
         let (trainer, _notices) = match args.dashboard {
             true => {
-                let (trainer, notices) = dashboard::show(trainer, &config, &features);
+                let (trainer, notices) =
+                    dashboard::show(trainer, &dashboard::names(&config, &task.features()));
                 (trainer, Some(notices))
             }
             false => (trainer, None),
         };
-        let report = fit(trainer, &config, &task, &device)?;
+        let model = config.blank(&task, &device);
+        let report = fit(trainer, &config, &task, model, &device)?;
         if report.interrupted || interrupter.should_stop() {
             return interrupted(&out, report.step);
         }
@@ -101,42 +110,49 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         .iter()
         .map(|(model, _, report)| {
             // All test items, and also where a resumed run had no step left to evaluate.
-            let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
-            let measured = report.model.measure(problems, config.trainer.seed);
-            Ok((*model, measured, report.seconds))
+            let problems = config.evaluation(&task, config.test_items, &device)?;
+            let measured = measure(&report.model, problems, config.trainer.seed);
+            Ok((model.name(), measured, report.seconds))
         })
         .collect::<Result<Vec<_>>>()?;
-    super::show(&summary(&out, results, args.json))?;
+    let text = report::table(&results);
+    super::show(&summary(&out, results, text, args.json))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn configure(args: &TrainArgs) -> Result<RunConfig> {
+/// The settings of a run: those of its folder where it is resumed, else a preset, and layers over them.
+fn configure<C: RunSettings>(
+    args: &TrainArgs,
+    task: C::Task,
+    model: Option<C::ModelKind>,
+    preset: impl FnOnce() -> Result<C>,
+) -> Result<C> {
     let base = match (&args.out, args.resume) {
         (Some(out), true) => {
             if !out.is_dir() {
                 bail!("{}: no run to resume here", out.display());
             }
-            RunConfig::read(&out.join(CONFIG))?
+            same_family(out, args.task)?;
+            C::read(&out.join(CONFIG))?
         }
-        _ => RunConfig::preset(args.task, args.preset),
+        _ => preset()?,
     };
     let mut config = base.layered(args.config.as_deref(), &args.settings)?;
-    if config.task != args.task {
+    if config.task() != task {
         bail!(
             "the settings are for task {}, asked for {}",
-            config.task.name(),
+            config.task_name(),
             args.task.name()
         );
     }
-    if let Some(model) = args.model {
-        config.model = model;
+    if let Some(model) = model {
+        config = config.with_model(model);
     }
     if let Some(seed) = args.seed {
-        config.trainer.seed = seed;
+        config.trainer_mut().seed = seed;
     }
     if !args.resume {
-        config.data = config
-            .data
+        config = config
             .absolute()
             .context("cannot read the working directory")?;
     }
@@ -149,17 +165,39 @@ fn configure(args: &TrainArgs) -> Result<RunConfig> {
     Ok(config)
 }
 
+/// Refuses a run folder of the other family by the name of its task, before its settings are read as
+/// what they are not.
+fn same_family(folder: &Path, asked: AnyTask) -> Result<()> {
+    match AnyTask::of_run(folder) {
+        Some(found) if found.is_sequence() != asked.is_sequence() => bail!(
+            "the settings are for task {}, asked for {}",
+            found.name(),
+            asked.name()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a folder that a run cannot begin in, or with `resume` one that cannot be continued.
+fn refuse<C: RunSettings>(config: &C, data: &C::Data, folder: &Path, resume: bool) -> Result<()> {
+    match resume && folder.join(CONFIG).exists() {
+        true => refuse_unusable(folder, &config.fingerprint(data)?)?,
+        false => refuse_taken(folder)?,
+    }
+    Ok(())
+}
+
 /// A trainer whose run folder is there, with its settings.
-pub(super) fn prepare(
-    config: &RunConfig,
-    features: &Features,
+pub(super) fn prepare<C: RunSettings>(
+    config: &C,
+    data: &C::Data,
     out: &Path,
     resume: bool,
 ) -> Result<Trainer> {
-    let fingerprint = config.fingerprint(features)?;
-    let trainer = Trainer::new(config.trainer.clone(), out, fingerprint)
+    let fingerprint = config.fingerprint(data)?;
+    let trainer = Trainer::new(config.trainer().clone(), out, fingerprint)
         .resume(resume)
-        .progress(Bar::new(config.model.name(), config.trainer.steps));
+        .progress(Bar::new(config.model_name(), config.trainer().steps));
     trainer.stop_on_ctrl_c()?;
     if !resume {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -168,23 +206,18 @@ pub(super) fn prepare(
     Ok(trainer)
 }
 
-pub(super) fn fit(
+pub(super) fn fit<C: RunSettings>(
     trainer: Trainer,
-    config: &RunConfig,
-    task: &Arc<dyn TaskData>,
+    config: &C,
+    data: &C::Data,
+    model: C::Model,
     device: &Device,
-) -> Result<TrainReport<TaskModel>> {
-    let problems = task.evaluation(config.eval_items, config.eval_batch_size, device)?;
-    let count = problems.len() as u64;
+) -> Result<TrainReport<C::Model>> {
+    let batches = config.evaluation(data, config.sizes().eval_items, device)?;
+    let count = batches.len() as u64;
     let evaluation =
-        move |index: u64, _: &Device| Ok::<_, TaskError>(problems[index as usize].clone());
-    let (training, batch_size) = (task.clone(), config.batch_size);
-    Ok(trainer.fit(
-        TaskModel::new(config, &task.features(), device),
-        move |seed, step, device: &Device| training.training(seed, step, batch_size, device),
-        (count, evaluation),
-        device,
-    )?)
+        move |index: u64, _: &Device| Ok::<_, TaskError>(batches[index as usize].clone());
+    Ok(trainer.fit(model, config.training(data), (count, evaluation), device)?)
 }
 
 /// Refuses a path that cannot become a new run's folder.
@@ -208,13 +241,13 @@ pub(super) fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), Train
     }
 }
 
-fn write_config(config: &RunConfig, out: &Path) -> Result<()> {
+fn write_config<C: RunSettings>(config: &C, out: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(config)? + "\n";
     super::write_whole(&out.join(CONFIG), &text)
 }
 
-fn first_free(config: &RunConfig) -> PathBuf {
-    let name = format!("{}-{}", config.task.name(), config.model.name());
+fn first_free<C: RunSettings>(config: &C) -> PathBuf {
+    let name = format!("{}-{}", config.task_name(), config.model_name());
     (1..u64::MAX)
         .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
         .find(|path| !path.exists())
@@ -229,21 +262,17 @@ fn interrupted(out: &Path, step: u64) -> Result<ExitCode> {
     Ok(ExitCode::from(130))
 }
 
-/// The final numbers, for a program or for a person.
-fn summary(
-    out: &Path,
-    results: Vec<(ModelKind, BTreeMap<String, f64>, f64)>,
-    as_json: bool,
-) -> String {
+/// The final numbers, for a program or for a person, who reads `text`.
+fn summary(out: &Path, results: Vec<Results>, text: String, as_json: bool) -> String {
     if as_json {
         let models: BTreeMap<_, _> = results
             .into_iter()
             .map(|(model, mut numbers, seconds)| {
                 numbers.insert("seconds".into(), seconds);
-                (model.name(), numbers)
+                (model, numbers)
             })
             .collect();
         return json!({ "run": out.to_string_lossy(), "models": models }).to_string();
     }
-    report::table(&results) + &format!("\nrun folder with curves: {}", out.display())
+    format!("{text}\nrun folder with curves: {}", out.display())
 }

@@ -1,20 +1,18 @@
 //! A finished or unfinished run, ready to be asked.
 
 use crate::backend;
-use crate::config::RunConfig;
-use crate::learner::TaskModel;
-use crate::task::{self, TaskData};
+use crate::config::{AnyTask, RunConfig};
+use crate::run::RunSettings;
 use anyhow::{Result, bail};
 use arbora_rl::train::Checkpoint;
 use burn::tensor::Device;
 use std::path::Path;
-use std::sync::Arc;
 
 /// A run folder's newest whole checkpoint with all that its model needs.
-pub struct TrainedRun {
-    pub config: RunConfig,
-    pub task: Arc<dyn TaskData>,
-    pub model: TaskModel,
+pub struct TrainedRun<C: RunSettings = RunConfig> {
+    pub config: C,
+    pub task: C::Data,
+    pub model: C::Model,
     /// Steps that the model was trained for.
     pub step: u64,
     /// The name of the backend that the model is on.
@@ -22,7 +20,7 @@ pub struct TrainedRun {
     pub device: Device,
 }
 
-impl TrainedRun {
+impl<C: RunSettings> TrainedRun<C> {
     /// Loads the run in a folder.
     ///
     /// # Errors
@@ -34,11 +32,10 @@ impl TrainedRun {
         for error in passed_over {
             eprintln!("{error}; using step {step}");
         }
-        let task = task::load(&config)?;
-        let features = task.features();
-        checkpoint.expect_fingerprint(&config.fingerprint(&features)?)?;
+        let task = config.load()?;
+        checkpoint.expect_fingerprint(&config.fingerprint(&task)?)?;
         let (backend, device) = backend::open(backend)?;
-        let model = checkpoint.load_model(TaskModel::new(&config, &features, &device))?;
+        let model = checkpoint.load_model(config.blank(&task, &device))?;
         Ok(Self {
             config,
             task,
@@ -53,19 +50,34 @@ impl TrainedRun {
     ///
     /// # Errors
     /// If there is no such folder, or no settings of this version in it.
-    pub fn config(run: &Path) -> Result<RunConfig> {
+    pub fn config(run: &Path) -> Result<C> {
         if !run.is_dir() {
             bail!("{}: expected a run folder", run.display());
         }
-        RunConfig::read(&run.join("config.json"))
+        C::read(&run.join("config.json"))
     }
 
     /// Items in the test set of the run, or as many as it asks to measure where they are generated
     /// without end.
     pub fn test_items(&self) -> usize {
-        match self.config.test_items {
-            0 => self.task.count().unwrap_or(0),
+        match self.config.sizes().test_items {
+            0 => C::count(&self.task).unwrap_or(0),
             items => items,
         }
+    }
+}
+
+/// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
+///
+/// # Errors
+/// If the run is of a task on sequences.
+pub fn refuse_sequences(command: &str, run: &Path) -> Result<()> {
+    match AnyTask::of_run(run) {
+        Some(AnyTask::Sequence(task)) => bail!(
+            "{}: a run of task {}, whose model retrieves nothing; {command} is for retrieval",
+            run.display(),
+            task.name()
+        ),
+        _ => Ok(()),
     }
 }

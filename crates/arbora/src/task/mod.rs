@@ -8,6 +8,7 @@ pub use images::ImageTask;
 
 use crate::config::{RunConfig, Source};
 use crate::problem::Problem;
+use crate::run::RunSettings as _;
 use anyhow::{Result, anyhow};
 use arbora_models::{EmbeddingKind, HeadKind};
 use arbora_tasks::TaskError;
@@ -101,11 +102,7 @@ pub fn load(config: &RunConfig) -> Result<Arc<dyn TaskData>> {
             config.architecture.std,
         )?),
     };
-    let features = task.features();
-    config.check_features(&features)?;
-    if config.model == crate::config::ModelKind::OracleRoute && !task.knows_answers() {
-        anyhow::bail!("oracle-route: this task does not know which token answers a query");
-    }
+    config.check_data(&task)?;
     Ok(task)
 }
 

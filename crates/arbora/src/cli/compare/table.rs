@@ -1,7 +1,7 @@
 //! From the numbers of single runs to a table.
 
 use super::published::{self, SOURCES};
-use crate::config::{ModelKind, RunConfig};
+use crate::run::{Column, Sizes};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct Tried {
 
 /// A model over all seeds.
 pub struct ModelResults {
-    pub model: ModelKind,
+    pub model: &'static str,
     /// The one of its runs.
     pub learning_rate: f64,
     /// What it was chosen from; empty where there was no choice.
@@ -36,8 +36,14 @@ pub struct ModelResults {
 
 /// Everything behind a table.
 pub struct Comparison {
+    pub task: &'static str,
+    pub sizes: Sizes,
+    /// Training steps of a run.
+    pub steps: u64,
     /// What all runs share; model, seed and learning rate are those of the runs.
-    pub settings: RunConfig,
+    pub settings: Value,
+    /// What stands beside the qualities.
+    pub columns: &'static [Column],
     /// What a test item is, in the plural.
     pub items: &'static str,
     /// Test items that there are, `None` where they are drawn.
@@ -176,7 +182,7 @@ impl Comparison {
     /// The numbers, for a program.
     pub fn json(&self) -> Value {
         json!({
-            "task": self.settings.task,
+            "task": self.task,
             "seeds": self.seeds,
             "backend": self.backend,
             "threads": self.threads,
@@ -197,9 +203,8 @@ impl Comparison {
 
     /// The tables and all that they stand on, for a reader.
     pub fn page(&self) -> String {
-        let trainer = &self.settings.trainer;
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let items = match self.settings.test_items {
+        let items = match self.sizes.test_items {
             0 => format!("all {} {}", self.count.unwrap_or(0), self.items),
             items => format!("{items} {}", self.items),
         };
@@ -210,9 +215,9 @@ impl Comparison {
              context included, by the number of queries; the median over at most {} batches. \
              Training: wall clock of the steps, without evaluations. Whatever else the machine did \
              is in both.\n",
-            self.settings.task.name(),
-            trainer.steps,
-            self.settings.batch_size,
+            self.task,
+            self.steps,
+            self.sizes.batch,
             seeds.join(", "),
             self.backend,
             self.threads,
@@ -249,23 +254,17 @@ impl Comparison {
             head.push("learning rate".into());
         }
         head.extend(qualities.iter().map(|name| title(name)));
-        let fixed = [
-            "% tokens",
-            "nodes read",
-            "µs per query",
-            "parameters",
-            "training, s",
-        ];
-        head.extend(fixed.map(String::from));
+        head.extend(self.columns.iter().map(|column| column.title.to_owned()));
+        head.extend(["µs per query", "parameters", "training, s"].map(String::from));
         let mut rows = vec![head];
         for model in &self.models {
-            let mut row = vec![model.model.name().to_owned()];
+            let mut row = vec![model.model.to_owned()];
             if rates {
                 row.push(format!("{:e}", model.learning_rate));
             }
             row.extend(qualities.iter().map(|name| model.quality(name)));
-            row.push(model.cell("tokens_percent", 1));
-            row.push(model.cell("nodes_read", 1));
+            let columns = self.columns.iter();
+            row.extend(columns.map(|column| model.cell(column.metric, column.digits)));
             let number = |number: fn(&Run) -> f64, digits| {
                 let statistic = model.over(|run| Some(number(run)));
                 statistic.map_or(String::new(), |statistic| statistic.text(digits))
@@ -288,7 +287,7 @@ impl Comparison {
             for tried in &model.tried {
                 let number = tried.log_likelihood;
                 rows.push(vec![
-                    model.model.name().into(),
+                    model.model.into(),
                     format!("{:e}", tried.learning_rate),
                     number.map_or("diverged".into(), |number| format!("{number:.4}")),
                 ]);
@@ -299,12 +298,12 @@ impl Comparison {
 
     /// Published numbers beside ours, and what to know about them.
     fn published(&self) -> Option<(Vec<Vec<String>>, String)> {
-        let published = published::of(self.settings.task)?;
+        let published = published::of(self.task)?;
         let mut head = vec!["model".to_owned(), format!("ours, {}", published.quality)];
         head.extend(published.columns.iter().map(ToString::to_string));
         let mut rows = vec![head];
         for (kind, numbers) in published.rows {
-            let ours = self.models.iter().find(|model| model.model == *kind);
+            let ours = self.models.iter().find(|model| model.model == kind.name());
             let ours = ours.map_or(String::new(), |model| model.quality(published.metric));
             let mut row = vec![kind.name().to_owned(), ours];
             row.extend(numbers.iter().map(ToString::to_string));
@@ -315,7 +314,7 @@ impl Comparison {
     }
 
     fn published_json(&self) -> Option<Value> {
-        let published = published::of(self.settings.task)?;
+        let published = published::of(self.task)?;
         let mut models = BTreeMap::new();
         for (kind, numbers) in published.rows {
             let numbers = published.columns.iter().zip(*numbers);
@@ -327,7 +326,7 @@ impl Comparison {
 
     /// The settings, less what the comparison varies.
     fn shared_settings(&self) -> Value {
-        let mut settings = json!(self.settings);
+        let mut settings = self.settings.clone();
         for key in ["model", "compare_with"] {
             settings.as_object_mut().map(|all| all.remove(key));
         }

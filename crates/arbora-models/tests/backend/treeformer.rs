@@ -1,0 +1,196 @@
+//! The Treeformer on a device.
+
+use crate::{gradients_of, parameters};
+use arbora_attention::AttentionKindConfig;
+use arbora_models::store::{load_weights, save_weights};
+use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
+use arbora_testing::{device, values};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+fn small() -> TreeformerConfig {
+    TreeformerConfig::new(7, 3)
+        .with_d_model(8)
+        .with_d_ff(8)
+        .with_layers(2)
+        .with_max_positions(6)
+}
+
+fn tokens(rows: &[[i64; 5]], device: &Device) -> Tensor<2, Int> {
+    let data = TensorData::new(rows.concat(), [rows.len(), 5]);
+    Tensor::from_data(data, device)
+}
+
+fn logits(
+    model: &Treeformer,
+    tokens: Tensor<2, Int>,
+    padding: Option<Tensor<2, Bool>>,
+) -> Vec<f32> {
+    let options = TreeformerOptions::default();
+    values(model.forward(tokens, padding, &options).logits)
+}
+
+fn assert_near(got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() < 1e-4, "{got} for {expected}");
+    }
+}
+
+fn ids<M: Module>(model: &M) -> Vec<ParamId> {
+    struct Ids(Vec<ParamId>);
+    impl ModuleVisitor for Ids {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push(param.id);
+        }
+    }
+    let mut ids = Ids(Vec::new());
+    model.visit(&mut ids);
+    ids.0
+}
+
+#[test]
+fn every_token_gets_its_classes() {
+    let model = small().init(1, &device());
+    let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device());
+    let output = model.forward(tokens, None, &TreeformerOptions::default());
+    assert_eq!(output.logits.dims(), [2, 5, 3]);
+}
+
+#[test]
+fn padding_changes_no_token_wherever_it_stands() {
+    let model = small().with_max_positions(0).init(1, &device());
+    let row = [1, 2, 3, 4, 5];
+    let padding = |row: [bool; 5]| Tensor::<2, Bool>::from_data([row], &device());
+    let classes = |row: [i64; 5], mask| {
+        let found = logits(&model, tokens(&[row], &device()), Some(padding(mask)));
+        found.chunks(3).map(<[f32]>::to_vec).collect::<Vec<_>>()
+    };
+    let behind = [false, false, false, true, true];
+    let before = [true, true, false, false, false];
+    let [first, other, shifted] = [
+        classes(row, behind),
+        classes([1, 2, 3, 0, 6], behind),
+        classes([6, 0, 1, 2, 3], before),
+    ];
+    for token in 0..3 {
+        assert_near(&first[token], &other[token]);
+        assert_near(&first[token], &shifted[token + 2]);
+    }
+}
+
+#[test]
+fn a_causal_model_sees_nothing_ahead() {
+    let model = small().with_causal(true).init(1, &device());
+    let classes = |row| logits(&model, tokens(&[row], &device()), None);
+    let (one, other) = (classes([1, 2, 3, 4, 5]), classes([1, 2, 3, 0, 6]));
+    assert_near(&one[..9], &other[..9]);
+    assert!((one[9] - other[9]).abs() > 1e-4);
+}
+
+#[test]
+fn a_token_reads_the_one_before_it_and_where_it_stands() {
+    let classes = |config: TreeformerConfig, row| {
+        let model = config.init(3, &device());
+        logits(&model, tokens(&[row], &device()), None)
+    };
+    let plain = small().with_local_mixing(false).with_max_positions(0);
+    // Without either a sequence is a set.
+    let [one, other] = [[1, 2, 3, 4, 5], [2, 1, 3, 4, 5]].map(|row| classes(plain.clone(), row));
+    assert_near(&one[6..], &other[6..]);
+    for config in [
+        small().with_local_mixing(false),
+        small().with_max_positions(0),
+    ] {
+        let [one, other] =
+            [[1, 2, 3, 4, 5], [2, 1, 3, 4, 5]].map(|row| classes(config.clone(), row));
+        assert!((one[12] - other[12]).abs() > 1e-5, "{config}");
+    }
+}
+
+#[test]
+fn another_way_of_attending_keeps_all_other_weights() {
+    let model = small().init(1, &device());
+    let swapped = model
+        .clone()
+        .with_attention(&AttentionKindConfig::Dense, 1..2, 5);
+    assert_eq!(ids(&model), ids(&swapped));
+    let row = tokens(&[[0, 1, 2, 3, 6]], &device());
+    assert_near(
+        &logits(&swapped, row.clone(), None),
+        &logits(&model, row, None),
+    );
+}
+
+#[test]
+#[should_panic(expected = "treeformer: layers: expected below 2, got 1..3")]
+fn layers_that_are_not_there_are_refused() {
+    let _ = small()
+        .init(1, &device())
+        .with_attention(&AttentionKindConfig::Dense, 1..3, 5);
+}
+
+#[test]
+#[should_panic(expected = "axis 1 of tokens: expected at most 4 positions, got 5")]
+fn sequences_longer_than_the_positions_are_refused() {
+    let model = small().with_max_positions(4).init(1, &device());
+    logits(&model, tokens(&[[0; 5]], &device()), None);
+}
+
+#[test]
+fn one_seed_gives_these_weights_on_every_backend() {
+    let found = parameters(&small().init(7, &device()));
+    for (path, first) in GOLDEN {
+        let parameter = found
+            .iter()
+            .find(|parameter| parameter.path == path)
+            .unwrap_or_else(|| panic!("no parameter {path}"));
+        assert_eq!(parameter.values[..2], first, "{path}");
+    }
+    let again = parameters(&small().init(7, &device()));
+    let other = parameters(&small().init(8, &device()));
+    for ((one, again), other) in found.iter().zip(&again).zip(&other) {
+        assert_eq!(one.values, again.values, "{}", one.path);
+        let constant = one.path.ends_with("gamma") || one.path.ends_with("bias");
+        assert_eq!(one.values == other.values, constant, "{}", one.path);
+    }
+}
+
+/// The first two numbers of some parameters of the small model with seed 7.
+const GOLDEN: [(&str, [f32; 2]); 4] = [
+    ("embedding.weight", [-1.1322179, -0.09658718]),
+    ("mixing.before.weight", [0.0, 0.0]),
+    ("blocks.1.attention.key.weight", [0.60616654, -0.44962707]),
+    ("head.bias", [0.0, 0.0]),
+];
+
+#[test]
+fn every_weight_that_matters_learns() {
+    let device = device().autodiff();
+    let model = small().init(1, &device).train();
+    let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device);
+    let output = model.forward(tokens, None, &TreeformerOptions::default());
+    let loss = output.logits.powi_scalar(2).mean();
+    for parameter in gradients_of(&model, &loss.backward()) {
+        assert!(
+            parameter.values.iter().any(|value| *value != 0.0),
+            "{} has no gradient",
+            parameter.path
+        );
+        assert!(parameter.values.iter().all(|value| value.is_finite()));
+    }
+}
+
+#[test]
+fn saved_weights_load_into_a_model_of_another_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    let saved = small().init(1, &device());
+    save_weights(&saved, &path).unwrap();
+    let loaded = load_weights(small().init(2, &device()), &path).unwrap();
+    let row = tokens(&[[0, 1, 2, 3, 6]], &device());
+    assert_eq!(
+        logits(&loaded, row.clone(), None),
+        logits(&saved, row, None)
+    );
+}

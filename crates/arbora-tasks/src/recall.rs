@@ -1,0 +1,549 @@
+//! Looking up: associative recall, and needles in a haystack.
+//!
+//! A sequence holds pairs of a key and a value; later tokens are keys again, and each asks for the value that
+//! came with it. Dense attention solves both tasks, and every answer lies at one place: attention that does
+//! not look there cannot know it. [`Lookup::recall`] has many pairs at the front and asks at all other
+//! places, after multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927).
+//! [`Lookup::needle`] has few pairs, scattered over tokens that mean nothing, and asks at the end.
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::TaskError;
+use crate::draws::{Purpose, generator};
+
+/// Most tokens of a sequence, and most symbols of each sort.
+const MOST: usize = 1 << 20;
+
+/// Training on shorter sequences first: attention finds out what to look up many times sooner among few pairs.
+///
+/// A stage has as many tokens per step as the whole task: a quarter of the length means four times the
+/// examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Training steps, at least 1.
+    pub steps: u64,
+}
+
+/// Configuration of [`Lookup::recall`], multi-query associative recall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecallConfig {
+    /// Tokens of a sequence: two for each pair, and the rest are queries.
+    pub length: usize,
+    /// Pairs of a key and a value.
+    pub pairs: usize,
+    /// Different keys, at least as many as pairs: no key comes twice.
+    pub keys: usize,
+    /// Different values.
+    pub values: usize,
+    /// Shorter sequences first, in training alone, with fewer pairs in proportion (rounded down, at least
+    /// one).
+    pub curriculum: Vec<Stage>,
+}
+
+impl Default for RecallConfig {
+    fn default() -> Self {
+        Self {
+            length: 512,
+            pairs: 64,
+            keys: 192,
+            values: 64,
+            curriculum: Vec::new(),
+        }
+    }
+}
+
+impl RecallConfig {
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), TaskError> {
+        let Self {
+            length,
+            pairs,
+            keys,
+            values,
+            ..
+        } = *self;
+        check_symbols("pairs", pairs, keys, values)?;
+        check_stages(&self.curriculum, 3, length)?;
+        // At most `MOST` pairs are left, so the product is small.
+        if !(2 * pairs + 1..=MOST).contains(&length) {
+            return Err(TaskError::Config {
+                key: "length",
+                expected: format!(
+                    "at least {}: two tokens for each pair and a query",
+                    2 * pairs + 1
+                ),
+                got: length,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Configuration of [`Lookup::needle`], needles in a haystack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NeedleConfig {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Needles: pairs of a key and a value.
+    pub needles: usize,
+    /// Different keys, at least as many as needles: no key comes twice.
+    pub keys: usize,
+    /// Different values.
+    pub values: usize,
+    /// Different tokens that mean nothing.
+    pub fillers: usize,
+    /// Queries, the last tokens of the sequence.
+    pub queries: usize,
+    /// Shorter haystacks first, in training alone, with as many needles and queries.
+    pub curriculum: Vec<Stage>,
+}
+
+impl Default for NeedleConfig {
+    fn default() -> Self {
+        Self {
+            length: 512,
+            needles: 8,
+            keys: 64,
+            values: 128,
+            fillers: 256,
+            queries: 16,
+            curriculum: Vec::new(),
+        }
+    }
+}
+
+impl NeedleConfig {
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), TaskError> {
+        let Self {
+            length,
+            needles,
+            keys,
+            values,
+            fillers,
+            queries,
+            ..
+        } = *self;
+        check_symbols("needles", needles, keys, values)?;
+        in_range("fillers", fillers, 1)?;
+        in_range("queries", queries, 1)?;
+        let least = 2 * needles + queries;
+        check_stages(&self.curriculum, least, length)?;
+        if !(least..=MOST).contains(&length) {
+            return Err(TaskError::Config {
+                key: "length",
+                expected: format!("{least} to {MOST}: two tokens for each needle, and the queries"),
+                got: length,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_stages(stages: &[Stage], least: usize, length: usize) -> Result<(), TaskError> {
+    for stage in stages {
+        if !(least..=length).contains(&stage.length) {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: format!("lengths from {least} to {length}"),
+                got: stage.length,
+            });
+        }
+        if stage.steps == 0 {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: "at least 1 step in every stage".into(),
+                got: 0,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_symbols(
+    pairs_key: &'static str,
+    pairs: usize,
+    keys: usize,
+    values: usize,
+) -> Result<(), TaskError> {
+    in_range(pairs_key, pairs, 1)?;
+    in_range("values", values, 2)?;
+    in_range("keys", keys, pairs)
+}
+
+fn in_range(key: &'static str, got: usize, least: usize) -> Result<(), TaskError> {
+    if (least..=MOST).contains(&got) {
+        return Ok(());
+    }
+    Err(TaskError::Config {
+        key,
+        expected: format!("{least} to {MOST}"),
+        got,
+    })
+}
+
+/// Sequences with the classes that some of their tokens ask for.
+#[derive(Clone, Debug)]
+pub struct LookupBatch {
+    /// `[batch, length]`: keys first, then values, then fillers, each sort numbered on from the last.
+    pub tokens: Tensor<2, Int>,
+    /// The value to answer each token with, counted from 0, `[batch, length]`; 0 where nothing is asked.
+    pub classes: Tensor<2, Int>,
+    /// Where nothing is asked, `[batch, length]`, `true` = takes no part.
+    pub target_mask: Tensor<2, Bool>,
+}
+
+/// A lookup task: sequences with pairs of a key and a value somewhere, and queries at the end.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    whole: Layout,
+    /// What the first steps train on, and until which step.
+    stages: Vec<(u64, Layout)>,
+}
+
+/// How long sequences are, and of what.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    length: usize,
+    pairs: usize,
+    keys: usize,
+    values: usize,
+    /// 0 where the pairs fill all places before the queries.
+    fillers: usize,
+    queries: usize,
+}
+
+/// A sequence on the host.
+struct Sequence {
+    tokens: Vec<i64>,
+    /// By query.
+    answers: Vec<i64>,
+}
+
+impl Lookup {
+    /// Multi-query associative recall: pairs at the front, then keys drawn from those shown, each asking for
+    /// its value.
+    ///
+    /// # Errors
+    /// As [`RecallConfig::check`].
+    pub fn recall(config: RecallConfig) -> Result<Self, TaskError> {
+        config.check()?;
+        let of_length = |length: usize| {
+            let pairs = (config.pairs * length / config.length).max(1);
+            Layout {
+                length,
+                pairs,
+                keys: config.keys,
+                values: config.values,
+                fillers: 0,
+                queries: length - 2 * pairs,
+            }
+        };
+        Ok(Self::new(config.length, &config.curriculum, of_length))
+    }
+
+    /// Needles in a haystack: pairs at random places among fillers, and at the end keys drawn from those
+    /// shown, each asking for its value.
+    ///
+    /// # Errors
+    /// As [`NeedleConfig::check`].
+    pub fn needle(config: NeedleConfig) -> Result<Self, TaskError> {
+        config.check()?;
+        let of_length = |length: usize| Layout {
+            length,
+            pairs: config.needles,
+            keys: config.keys,
+            values: config.values,
+            fillers: config.fillers,
+            queries: config.queries,
+        };
+        Ok(Self::new(config.length, &config.curriculum, of_length))
+    }
+
+    fn new(length: usize, stages: &[Stage], of_length: impl Fn(usize) -> Layout) -> Self {
+        let mut until = 0u64;
+        let stages = stages.iter().map(|stage| {
+            until = until.saturating_add(stage.steps);
+            (until, of_length(stage.length))
+        });
+        Self {
+            stages: stages.collect(),
+            whole: of_length(length),
+        }
+    }
+
+    /// Tokens of a sequence.
+    pub fn length(&self) -> usize {
+        self.whole.length
+    }
+
+    /// Different tokens.
+    pub fn vocabulary(&self) -> usize {
+        self.whole.vocabulary()
+    }
+
+    /// Different answers: the values.
+    pub fn classes(&self) -> usize {
+        self.whole.values
+    }
+
+    /// The batch of a training step: a pure function of seed and step. In a curriculum there are more
+    /// examples of shorter sequences, about as many tokens in all.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn batch(
+        &self,
+        seed: u64,
+        step: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<LookupBatch, TaskError> {
+        let stage = self.stages.iter().find(|(until, _)| step < *until);
+        let layout = stage.map_or(&self.whole, |(_, layout)| layout);
+        let examples = batch_size * self.whole.length / layout.length;
+        layout.draw(generator(seed, Purpose::Training, step), examples, device)
+    }
+
+    /// Evaluation batch `index`: a pure function of seed and index, from other streams than training
+    /// with the same seed.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn eval_batch(
+        &self,
+        seed: u64,
+        index: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<LookupBatch, TaskError> {
+        let rng = generator(seed, Purpose::Evaluation, index);
+        self.whole.draw(rng, batch_size, device)
+    }
+}
+
+impl Layout {
+    fn vocabulary(&self) -> usize {
+        self.keys + self.values + self.fillers
+    }
+
+    fn draw(
+        &self,
+        mut rng: ChaCha8Rng,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<LookupBatch, TaskError> {
+        if batch_size == 0 {
+            return Err(TaskError::EmptyBatch);
+        }
+        let body = self.length - self.queries;
+        let mut tokens = Vec::with_capacity(batch_size * self.length);
+        let mut classes = Vec::with_capacity(batch_size * self.length);
+        for _ in 0..batch_size {
+            let sequence = self.sequence(&mut rng);
+            tokens.extend(sequence.tokens);
+            classes.extend(std::iter::repeat_n(0, body));
+            classes.extend(sequence.answers);
+        }
+        let shape = [batch_size, self.length];
+        let unasked: Vec<bool> = (0..self.length).map(|place| place < body).collect();
+        let unasked = TensorData::new(unasked, [1, self.length]);
+        Ok(LookupBatch {
+            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
+            classes: Tensor::from_data(TensorData::new(classes, shape), device),
+            target_mask: Tensor::<2, Bool>::from_data(unasked, device).expand(shape),
+        })
+    }
+
+    fn sequence(&self, rng: &mut ChaCha8Rng) -> Sequence {
+        let body = self.length - self.queries;
+        let (first_value, first_filler) = (self.keys, self.keys + self.values);
+        let mut tokens: Vec<i64> = match self.fillers {
+            0 => vec![0; body],
+            _ => (0..body)
+                .map(|_| rng.random_range(first_filler..self.vocabulary()) as i64)
+                .collect(),
+        };
+        // Every pair as one place: `pairs` of `body - pairs` places, all choices equally likely.
+        let mut places = distinct(rng, body - self.pairs, self.pairs);
+        places.sort_unstable();
+        let keys = distinct(rng, self.keys, self.pairs);
+        let pairs: Vec<(i64, i64)> = keys
+            .into_iter()
+            .map(|key| (key as i64, rng.random_range(0..self.values) as i64))
+            .collect();
+        for (before, (place, (key, value))) in places.iter().zip(&pairs).enumerate() {
+            tokens[place + before] = *key;
+            tokens[place + before + 1] = first_value as i64 + value;
+        }
+        let answers = (0..self.queries)
+            .map(|_| {
+                let (key, value) = pairs[rng.random_range(0..self.pairs)];
+                tokens.push(key);
+                value
+            })
+            .collect();
+        Sequence { tokens, answers }
+    }
+}
+
+/// `count` different numbers below `below`, every ordered choice equally likely: the first steps of
+/// Fisher and Yates' shuffle.
+fn distinct(rng: &mut ChaCha8Rng, below: usize, count: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..below).collect();
+    for at in 0..count {
+        let other = rng.random_range(at..below);
+        all.swap(at, other);
+    }
+    all.truncate(count);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use std::collections::BTreeMap;
+
+    /// Every query's key came once, and with the value that answers it.
+    fn assert_consistent(lookup: Layout, seed: u64) -> Vec<usize> {
+        let sequence = lookup.sequence(&mut ChaCha8Rng::seed_from_u64(seed));
+        let body = lookup.length - lookup.queries;
+        assert_eq!(sequence.tokens.len(), lookup.length);
+        let (keys, values) = (lookup.keys as i64, lookup.values as i64);
+        let mut shown = BTreeMap::new();
+        let mut places = Vec::new();
+        for place in 0..body {
+            let token = sequence.tokens[place];
+            if token < keys {
+                let value = sequence.tokens[place + 1] - keys;
+                assert!((0..values).contains(&value), "a key without a value");
+                assert_eq!(shown.insert(token, value), None, "a key came twice");
+                places.push(place);
+            }
+            assert!((0..lookup.vocabulary() as i64).contains(&token));
+        }
+        assert_eq!(shown.len(), lookup.pairs);
+        for (key, answer) in sequence.tokens[body..].iter().zip(&sequence.answers) {
+            assert_eq!(shown.get(key), Some(answer));
+        }
+        places
+    }
+
+    proptest! {
+        #[test]
+        fn every_query_asks_for_a_key_that_came_once_with_its_value(
+            seed: u64,
+            pairs in 1usize..20,
+            more in 0usize..9,
+            values in 2usize..9,
+            fillers in 0usize..4,
+            queries in 1usize..9,
+        ) {
+            let more = if fillers == 0 { 0 } else { more };
+            let lookup = Layout {
+                length: 2 * pairs + more + queries,
+                pairs,
+                keys: pairs + more,
+                values,
+                fillers,
+                queries,
+            };
+            let places = assert_consistent(lookup, seed);
+            if fillers == 0 {
+                let front: Vec<usize> = (0..pairs).map(|pair| 2 * pair).collect();
+                prop_assert_eq!(places, front);
+            }
+        }
+    }
+
+    #[test]
+    fn needles_lie_everywhere_about_equally_often() {
+        let lookup = Layout {
+            length: 9,
+            pairs: 2,
+            keys: 4,
+            values: 2,
+            fillers: 2,
+            queries: 2,
+        };
+        // The ten ways to lay two pairs into seven places: 300 of each are expected, deviation 16.
+        let mut counts = BTreeMap::new();
+        for seed in 0..3000 {
+            let places = assert_consistent(lookup, seed);
+            *counts.entry(places).or_insert(0) += 1;
+        }
+        assert_eq!(counts.len(), 10, "{counts:?}");
+        assert!(
+            counts.values().all(|count| (220..380).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn settings_that_leave_no_room_or_repeat_keys_are_refused() {
+        let recall = |change: fn(&mut RecallConfig)| {
+            let mut config = RecallConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(recall(|c| c.length = 128).starts_with("length: expected at least 129"));
+        assert!(recall(|c| c.pairs = 0).starts_with("pairs: expected 1 to"));
+        assert!(recall(|c| c.pairs = usize::MAX).starts_with("pairs: expected 1 to"));
+        assert!(recall(|c| c.keys = 63).starts_with("keys: expected 64 to"));
+        assert!(recall(|c| c.values = 1).starts_with("values: expected 2 to"));
+        let stage = |length, steps| {
+            let config = RecallConfig {
+                curriculum: vec![Stage { length, steps }],
+                ..RecallConfig::default()
+            };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert!(
+            stage(2, 5)
+                .unwrap_err()
+                .starts_with("curriculum: expected lengths from 3 to 512")
+        );
+        assert!(stage(513, 5).unwrap_err().ends_with("got 513"));
+        assert!(
+            stage(64, 0)
+                .unwrap_err()
+                .contains("at least 1 step in every stage")
+        );
+        assert_eq!(stage(64, 1), Ok(()));
+        let needle = |change: fn(&mut NeedleConfig)| {
+            let mut config = NeedleConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(needle(|c| c.length = 31).starts_with("length: expected 32 to"));
+        assert!(needle(|c| c.needles = 0).starts_with("needles: expected 1 to"));
+        assert!(needle(|c| c.fillers = 0).starts_with("fillers: expected 1 to"));
+        assert!(needle(|c| c.queries = 0).starts_with("queries: expected 1 to"));
+    }
+
+    #[test]
+    fn the_defaults_are_as_hard_as_the_task_is_meant_to_be() {
+        RecallConfig::default().check().unwrap();
+        NeedleConfig::default().check().unwrap();
+        let recall = Lookup::recall(RecallConfig::default()).unwrap();
+        assert_eq!((recall.vocabulary(), recall.classes()), (256, 64));
+        let needle = Lookup::needle(NeedleConfig::default()).unwrap();
+        assert_eq!((needle.vocabulary(), needle.classes()), (448, 128));
+    }
+}

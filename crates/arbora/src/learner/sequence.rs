@@ -1,0 +1,224 @@
+//! The transformer as the trainer wants it: what a step minimises and what an evaluation measures.
+
+use crate::config::sequence::SequenceConfig;
+use arbora_attention::RoutingReport;
+use arbora_attention::flops::RunCost;
+use arbora_models::prediction::masked_average;
+use arbora_models::{
+    Prediction, RewardKind, Target, Treeformer, TreeformerOptions, TreeformerOutput,
+};
+use arbora_rl::train::{Measurement, ParameterGroup, StepOutput, TrainableModel};
+use arbora_tasks::recall::LookupBatch;
+use arbora_tree::routing::Surrogate;
+use burn::module::{Module, ParamGroup};
+use burn::tensor::Tensor;
+use rand::RngCore;
+use rand_chacha::ChaCha8Rng;
+
+/// Sequences, and how far the training is.
+#[derive(Clone, Debug)]
+pub struct SequenceBatch {
+    /// The sequences.
+    pub lookup: LookupBatch,
+    /// Share of the training that is done, 0 to 1.
+    pub progress: f64,
+}
+
+/// How a model is trained.
+#[derive(Clone, Copy, Debug)]
+struct Objective {
+    lambda_balance: f64,
+    lambda_alignment: f64,
+    /// The temperature of the candidates, where these are annealed.
+    anneal: Option<f64>,
+    tree_rate: f64,
+}
+
+/// A transformer with what its training needs.
+#[derive(Module, Debug)]
+pub struct SequenceModel {
+    network: Treeformer,
+    #[module(skip)]
+    objective: Objective,
+}
+
+impl SequenceModel {
+    /// A network, trained as a configuration says.
+    pub fn new(config: &SequenceConfig, network: Treeformer) -> Self {
+        let trees = &config.trees;
+        let annealed = config.router().filter(|_| trees.anneal);
+        Self {
+            network,
+            objective: Objective {
+                lambda_balance: trees.lambda_balance,
+                lambda_alignment: trees.lambda_alignment,
+                anneal: annealed.map(|router| router.surrogate.temperature()),
+                tree_rate: trees.rate,
+            },
+        }
+    }
+
+    /// The network alone.
+    pub fn into_network(self) -> Treeformer {
+        self.network
+    }
+
+    /// The same with another network.
+    #[must_use]
+    pub fn map_network(self, change: impl FnOnce(Treeformer) -> Treeformer) -> Self {
+        Self {
+            network: change(self.network),
+            ..self
+        }
+    }
+
+    /// What the network says of sequences.
+    pub fn forward(&self, batch: &LookupBatch, options: &TreeformerOptions) -> TreeformerOutput {
+        self.network.forward(batch.tokens.clone(), None, options)
+    }
+
+    /// The gradient of routes at this point of a training, where it is annealed: 4 candidates, then 2, then
+    /// 1, for a third of the steps each.
+    fn surrogate(&self, progress: f64) -> Option<Surrogate> {
+        let candidates = [4, 2, 1][((3.0 * progress) as usize).min(2)];
+        self.objective
+            .anneal
+            .map(|temperature| Surrogate::TopMargin {
+                candidates,
+                temperature,
+            })
+    }
+}
+
+impl TrainableModel for SequenceModel {
+    type Batch = SequenceBatch;
+
+    fn training_step(&self, batch: SequenceBatch, rng: &mut ChaCha8Rng) -> StepOutput {
+        let SequenceBatch { lookup, progress } = batch;
+        let options = TreeformerOptions {
+            surrogate: self.surrogate(progress),
+            seed: Some(rng.next_u64()),
+        };
+        let TreeformerOutput { logits, routing } = self.forward(&lookup, &options);
+        let prediction = Prediction::Classes { logits };
+        let target = Target::Classes(lookup.classes);
+        let mask = Some(&lookup.target_mask);
+        let task_loss = prediction.loss(&target, mask);
+        let right = masked_average(prediction.reward(&target, RewardKind::Accuracy), mask);
+
+        let reports: Vec<RoutingReport> = routing.into_iter().flatten().collect();
+        let mean = |loss: fn(&RoutingReport) -> Option<Tensor<1>>| {
+            let losses: Vec<Tensor<1>> = reports.iter().filter_map(loss).collect();
+            (!losses.is_empty()).then(|| Tensor::cat(losses, 0).mean())
+        };
+        let balance = mean(|report| report.balance_loss.clone());
+        let alignment = mean(|report| report.alignment_loss.clone());
+        let mut loss = task_loss.clone();
+        for (weight, auxiliary) in [
+            (self.objective.lambda_balance, &balance),
+            (self.objective.lambda_alignment, &alignment),
+        ] {
+            if let Some(auxiliary) = auxiliary {
+                loss = loss + auxiliary.clone() * weight;
+            }
+        }
+        let mut output = StepOutput::new(loss)
+            .with_metric("log_likelihood", -task_loss)
+            .with_metric("accuracy", right);
+        if !reports.is_empty() {
+            let ratios = reports.iter().map(|report| report.cost_ratio.clone());
+            let ratio = Tensor::cat(ratios.collect(), 1).mean();
+            output = output.with_metric("cost_ratio", ratio);
+        }
+        for (name, auxiliary) in [("balance", balance), ("alignment", alignment)] {
+            if let Some(auxiliary) = auxiliary {
+                output = output.with_metric(name, auxiliary);
+            }
+        }
+        output
+    }
+
+    /// Trees do not decay: a hyperplane drawn to 0 sends every token the way of its bias.
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let trees = self.network.trees();
+        if trees.is_empty() {
+            return Vec::new();
+        }
+        vec![ParameterGroup {
+            parameters: ParamGroup::ids_from_module(trees),
+            decays: false,
+            rate: self.objective.tree_rate,
+        }]
+    }
+
+    fn evaluate(&self, batch: SequenceBatch, _: &mut ChaCha8Rng) -> Vec<Measurement> {
+        let lookup = batch.lookup;
+        let TreeformerOutput { logits, routing } =
+            self.forward(&lookup, &TreeformerOptions::default());
+        let [examples, tokens] = lookup.tokens.dims();
+        let prediction = Prediction::Classes { logits };
+        let target = Target::Classes(lookup.classes);
+        let mask = lookup.target_mask;
+        let asked =
+            (examples * tokens) as f64 - mask.clone().int().sum().into_scalar::<i64>() as f64;
+        let mean = |values| f64::from(masked_average(values, Some(&mask)).into_scalar::<f32>());
+        let likelihood = mean(prediction.log_likelihood(&target));
+        let accuracy = mean(prediction.reward(&target, RewardKind::Accuracy));
+        let mut measured = vec![
+            Measurement::new("log_likelihood", likelihood * asked, asked),
+            Measurement::new("accuracy", accuracy * asked, asked),
+        ];
+        measured.extend(cost(&self.network, &routing, examples, tokens));
+        measured
+    }
+}
+
+/// What attention cost, by actual counts, and how tokens spread over leaves.
+fn cost(
+    network: &Treeformer,
+    routing: &[Option<RoutingReport>],
+    examples: usize,
+    tokens: usize,
+) -> Vec<Measurement> {
+    let weight = examples as f64;
+    let mut cost = RunCost::default();
+    for (layer, (block, report)) in network.blocks.iter().zip(routing).enumerate() {
+        // Costs are linear in the share of pairs that meet, so the mean over examples is exact.
+        let share = report.as_ref().map(mean_ratio);
+        cost.record(layer, &block.attention, [tokens, tokens], share);
+    }
+    let percent = 100.0 * cost.core_ratio();
+    let mut measured = vec![Measurement::new(
+        "core_flops_percent",
+        percent * weight,
+        weight,
+    )];
+    let reports: Vec<&RoutingReport> = routing.iter().flatten().collect();
+    if reports.is_empty() {
+        return measured;
+    }
+    let ratios = reports.iter().map(|report| mean_ratio(report));
+    let ratio = ratios.sum::<f64>() / reports.len() as f64;
+    measured.push(Measurement::new("cost_ratio", ratio * weight, weight));
+    // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
+    measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
+    let extremes = |read: fn(Tensor<3>) -> Tensor<3>| {
+        let counts = reports.iter().flat_map(|report| {
+            [report.counts.queries.clone(), report.counts.keys.clone()]
+                .map(|counts| f64::from(read(counts).mean().into_scalar::<f32>()))
+        });
+        counts.sum::<f64>() / (2 * reports.len()) as f64
+    };
+    let (least, most) = (
+        extremes(|counts| counts.min_dim(2)),
+        extremes(|counts| counts.max_dim(2)),
+    );
+    measured.push(Measurement::new("leaf_tokens_min", least * weight, weight));
+    measured.push(Measurement::new("leaf_tokens_max", most * weight, weight));
+    measured
+}
+
+/// The share of pairs that meet in a leaf, the mean over examples and trees.
+fn mean_ratio(report: &RoutingReport) -> f64 {
+    f64::from(report.cost_ratio.clone().mean().into_scalar::<f32>())
+}
