@@ -29,8 +29,9 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, FeedForwardWeights, Route, TreeSearch, dense_attention, feed_forward, prefix_attention,
-    prefix_sums, tree_build, tree_search,
+    BlockWeights, EmptyNode, FeedForwardWeights, NodeIndicators, Route, TreeCoarseOptions,
+    TreeCoarseState, TreeSearch, dense_attention, feed_forward, prefix_attention, prefix_sums,
+    tree_build, tree_coarse, tree_coarse_relaxed, tree_search,
 };
 pub use layers::{
     AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,

@@ -22,6 +22,8 @@ mod search;
 mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
+#[path = "backend/tree_coarse.rs"]
+mod tree_coarse;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

@@ -5,6 +5,7 @@ mod feed_forward;
 mod prefix_attention;
 mod several_paths;
 mod tree_build;
+mod tree_coarse;
 mod tree_search;
 
 pub use dense_attention::dense_attention;
@@ -12,4 +13,7 @@ pub use feed_forward::{FeedForwardWeights, feed_forward};
 pub use prefix_attention::{prefix_attention, prefix_sums};
 pub(crate) use several_paths::SeveralPaths;
 pub use tree_build::{BlockWeights, tree_build};
+pub use tree_coarse::{
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
+};
 pub use tree_search::{Route, TreeSearch, tree_search};
