@@ -29,17 +29,19 @@ pub mod layers;
 pub mod ops;
 
 pub use functions::{
-    BlockWeights, EmptyNode, FeedForwardWeights, NodeIndicators, Route, TreeCoarseOptions,
-    TreeCoarseState, TreeSearch, dense_attention, feed_forward, prefix_attention, prefix_sums,
-    tree_build, tree_coarse, tree_coarse_relaxed, tree_search,
+    BlockWeights, CandidateKeys, EmptyLeaf, EmptyNode, FeedForwardWeights, LeafAttentionInput, LeafAttentionOutput, NodeIndicators, Route, TreeCoarseOptions,
+    TreeCoarseState, TreeFineInput, TreeFineOptions, TreeFineOutput, TreeSearch, candidate_keys, dense_attention, feed_forward, leaf_attention, prefix_attention, prefix_sums,
+    tree_build, tree_coarse, tree_coarse_relaxed, tree_fine, tree_search,
 };
 pub use layers::{
-    AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
-    PreNormAttentionConfig, ProjectedQueries, QueryResidual, SearchOptions, SearchOptionsError,
-    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, IndexError, Kind, PreNormAttention,
+    PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
+    SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
+    SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,
+    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
+    TreeSharing,
 };
 pub use ops::{
-    DenseAttentionOptions, GhostNodes, TreeAttentionOps, TreeBuildOptions, TreeSearchOptions,
+    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
+    TreeBuildOptions, TreeSearchOptions,
 };

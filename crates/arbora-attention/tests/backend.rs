@@ -10,6 +10,8 @@ mod index;
 mod kernels;
 #[path = "backend/layer.rs"]
 mod layer;
+#[path = "backend/leaf_attention.rs"]
+mod leaf_attention;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
 #[path = "backend/policy.rs"]

@@ -11,10 +11,12 @@
 //!   a random direction, by clusters of encodings, random.
 //! - `token`: `TokenTree`, one tensor `[batch, nodes, dim]` in level order with its mask, built
 //!   bottom-up by an `Aggregator`, which tokens can be appended to and replaced in.
+//! - `routing`: `RoutingTree`, decision trees that send each token to a leaf, the differentiable scores that stand
+//!   in for their decisions, statistics of balance, and growth by a level.
 //!
 //! # Feature flags
 //!
-//! - `tensor` (default): `order` and `token`, which need burn. Without it the crate is [`shape`]
+//! - `tensor` (default): `order`, `token` and `routing`, which need burn. Without it the crate is [`shape`]
 //!   alone and `no_std` (it needs `alloc`).
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`, `fusion`:
 //!   burn's backend features of the same names. None is on by default.
@@ -25,12 +27,19 @@ extern crate alloc;
 
 #[cfg(feature = "tensor")]
 pub mod order;
+#[cfg(feature = "tensor")]
+pub mod routing;
 pub mod shape;
 #[cfg(feature = "tensor")]
 pub mod token;
 
 #[cfg(feature = "tensor")]
 pub use order::{OrderInput, TokenOrder};
+#[cfg(feature = "tensor")]
+pub use routing::{
+    Candidates, Growth, LeafCounts, NO_LEAF, Routing, RoutingTree, RoutingTreeConfig, Surrogate,
+    balance_loss,
+};
 pub use shape::{CompleteTree, Layout, TokenTreeShape};
 #[cfg(feature = "tensor")]
 pub use token::{Aggregator, Changed, MeanAggregator, StreamError, TokenTree};

@@ -263,6 +263,11 @@ impl CompleteTree {
         self.branching.len()
     }
 
+    /// The branching factor of each level, root first.
+    pub fn factors(&self) -> &[usize] {
+        &self.branching
+    }
+
     /// Children of a node of the given depth; 0 for leaves.
     pub fn branching(&self, depth: usize) -> usize {
         self.branching.get(depth).copied().unwrap_or(0)

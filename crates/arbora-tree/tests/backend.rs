@@ -3,6 +3,8 @@
 
 #[path = "backend/order.rs"]
 mod order;
+#[path = "backend/routing.rs"]
+mod routing;
 #[path = "backend/stream.rs"]
 mod stream;
 #[path = "backend/token.rs"]

@@ -1,9 +1,11 @@
 //! The gradient of each operator, as one step of the graph.
 
+mod leaf_attention;
+
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
-    TreeSearchOptions, TreeSearchPrimitive,
+    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -376,6 +378,68 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         _options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         panic!("dense_attention_backward: {SECOND_ORDER}");
+    }
+
+    fn leaf_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        leaf_attention::attend::<B, C>([query, key, value, key_bias], query_leaf, key_leaf, options)
+    }
+
+    fn leaf_attention_backward(
+        _query: FloatTensor<Self>,
+        _key: FloatTensor<Self>,
+        _value: FloatTensor<Self>,
+        _key_bias: FloatTensor<Self>,
+        _query_leaf: IntTensor<Self>,
+        _key_leaf: IntTensor<Self>,
+        _context: FloatTensor<Self>,
+        _log_total: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _options: LeafAttentionOptions,
+    ) -> LeafAttentionGradients<Self> {
+        panic!("leaf_attention_backward: {SECOND_ORDER}");
+    }
+
+    fn candidate_keys(
+        context: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        candidate_leaf: IntTensor<Self>,
+        log_total: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> FloatTensor<Self> {
+        leaf_attention::candidate_keys::<B, C>(
+            context,
+            gate,
+            [query, key, value, log_total],
+            query_leaf,
+            candidate_leaf,
+            options,
+        )
+    }
+
+    fn candidate_keys_backward(
+        _query: FloatTensor<Self>,
+        _key: FloatTensor<Self>,
+        _value: FloatTensor<Self>,
+        _query_leaf: IntTensor<Self>,
+        _candidate_leaf: IntTensor<Self>,
+        _context: FloatTensor<Self>,
+        _log_total: FloatTensor<Self>,
+        _grad: FloatTensor<Self>,
+        _options: LeafAttentionOptions,
+    ) -> FloatTensor<Self> {
+        panic!("candidate_keys_backward: {SECOND_ORDER}");
     }
 
     fn tree_build(

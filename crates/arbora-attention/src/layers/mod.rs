@@ -16,8 +16,9 @@ pub use pre_norm_attention::{
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use self_attention::{
-    AttentionKindConfig, AttentionMasks, Kind, SelfAttention, SelfAttentionConfig,
-    SelfAttentionInput, SelfAttentionOutput,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, Kind, Router, RouterConfig,
+    RoutingReport, SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput,
+    TreeFine, TreeFineConfig, TreeScope, TreeSharing,
 };
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};

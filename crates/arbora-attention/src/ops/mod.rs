@@ -1,9 +1,14 @@
 //! The operators of tree attention, declared on burn's `Backend`.
 
+mod leaf_attention;
 mod primitive;
 pub mod reference;
 #[cfg(feature = "fusion")]
 mod specs;
+
+pub use leaf_attention::{Dropout, LeafAttentionOptions};
+#[cfg(any(feature = "cpu-kernels", feature = "cube-kernels"))]
+pub(crate) use leaf_attention::{pair_number, row_state};
 
 use arbora_tree::TokenTreeShape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
@@ -115,6 +120,20 @@ pub enum AttentionMask<B: Backend> {
     None,
     /// `[batch, rows - first_key]`, `true` = masked out
     Keys(BoolTensor<B>),
+}
+
+/// Gradients of attention within leaves.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct LeafAttentionGradients<B: Backend> {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: FloatTensor<B>,
+    /// `[batch, keys, kv_heads]`
+    pub key_bias: FloatTensor<B>,
 }
 
 /// The weights of the transformer block that summarises siblings:
@@ -334,6 +353,106 @@ pub trait TreeAttentionOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let _ = (context, log_total);
         reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+    }
+
+    /// Attention of every query to the keys of its own leaf; see
+    /// [`leaf_attention`](crate::leaf_attention) for shapes and meaning.
+    ///
+    /// `key_bias` is zero where there is none. Returns the context
+    /// `[batch, queries, heads, value_dim]` and, without a gradient and in at least single precision, the
+    /// logarithm of the softmax's denominator `[batch, queries, heads]`, `f32::MIN` for a query that sees
+    /// no key.
+    #[fusion(meta = specs::leaf_attention)]
+    fn leaf_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::leaf_attention::<Self>(
+            query, key, value, key_bias, query_leaf, key_leaf, options,
+        )
+    }
+
+    /// Gradients of query, key, value and key bias through attention within leaves. `context` and
+    /// `log_total` are its outputs, `grad` the gradient of its context.
+    #[fusion(meta = specs::leaf_attention_backward)]
+    #[allow(clippy::too_many_arguments)]
+    fn leaf_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> LeafAttentionGradients<Self> {
+        let _ = (context, log_total);
+        reference::leaf_attention_backward::<Self>(
+            query, key, value, key_bias, query_leaf, key_leaf, grad, options,
+        )
+    }
+
+    /// The context, unchanged. What it does is its gradient; see
+    /// [`candidate_keys`](crate::candidate_keys).
+    #[fusion(meta = |context, _, _, _, _, _, _, _, _| context.clone())]
+    #[allow(clippy::too_many_arguments)]
+    fn candidate_keys(
+        context: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        candidate_leaf: IntTensor<Self>,
+        log_total: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> FloatTensor<Self> {
+        let _ = (
+            gate,
+            query,
+            key,
+            value,
+            query_leaf,
+            candidate_leaf,
+            log_total,
+            options,
+        );
+        context
+    }
+
+    /// The gradient of the gates of [`candidate_keys`](Self::candidate_keys), `[batch, keys, kv_heads]`.
+    /// `grad` is the gradient of its output.
+    #[fusion(meta = specs::candidate_keys_backward)]
+    #[allow(clippy::too_many_arguments)]
+    fn candidate_keys_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        candidate_leaf: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> FloatTensor<Self> {
+        reference::candidate_keys_backward::<Self>(
+            query,
+            key,
+            value,
+            query_leaf,
+            candidate_leaf,
+            context,
+            log_total,
+            grad,
+            options,
+        )
     }
 
     /// All nodes of trees, bottom-up from their leaves by a transformer block; see

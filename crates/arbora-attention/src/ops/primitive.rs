@@ -172,6 +172,16 @@ impl<B: Backend> Float<B> {
         Self(B::float_log(self.0))
     }
 
+    /// Of numbers of any size: past 80 nothing changes that single precision can tell from 1, and the
+    /// exponential stays finite.
+    pub fn sigmoid(self) -> Self {
+        Self(B::sigmoid(B::float_clamp(
+            self.0,
+            scalar(-80.0),
+            scalar(80.0),
+        )))
+    }
+
     pub fn clamp_min(self, least: f64) -> Self {
         Self(B::float_clamp_min(self.0, scalar(least)))
     }
@@ -233,6 +243,10 @@ impl<B: Backend> Integer<B> {
 
     pub fn expand<const D: usize>(self, shape: [usize; D]) -> Self {
         Self(B::int_expand(self.0, Shape::from(shape)))
+    }
+
+    pub fn swap_dims(self, first: usize, second: usize) -> Self {
+        Self(B::int_swap_dims(self.0, first, second))
     }
 
     pub fn cast_like(self, like: &Self) -> Self {

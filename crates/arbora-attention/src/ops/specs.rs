@@ -2,8 +2,9 @@
 
 use super::{
     AttentionMaskMetadata, BlockPrimitiveMetadata, DenseAttentionOptions,
-    FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata, RoutePrimitiveMetadata,
-    TreeBuildGradientsMetadata, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitiveMetadata,
+    FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata, LeafAttentionGradientsMetadata,
+    LeafAttentionOptions, RoutePrimitiveMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
+    TreeSearchOptions, TreeSearchPrimitiveMetadata,
 };
 use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
@@ -56,6 +57,65 @@ pub(super) fn dense_attention(
             at_least_single(query.dtype),
         ),
     )
+}
+
+pub(super) fn leaf_attention(
+    query: &TensorSpec,
+    _key: &TensorSpec,
+    value: &TensorSpec,
+    _key_bias: &TensorSpec,
+    _query_leaf: &TensorSpec,
+    _key_leaf: &TensorSpec,
+    _options: &LeafAttentionOptions,
+) -> (TensorSpec, TensorSpec) {
+    let [batch, queries, heads, _] = query.shape.dims();
+    (
+        TensorSpec::new(
+            Shape::from([batch, queries, heads, value.shape[3]]),
+            query.dtype,
+        ),
+        TensorSpec::new(
+            Shape::from([batch, queries, heads]),
+            at_least_single(query.dtype),
+        ),
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn leaf_attention_backward(
+    query: &TensorSpec,
+    key: &TensorSpec,
+    value: &TensorSpec,
+    key_bias: &TensorSpec,
+    _query_leaf: &TensorSpec,
+    _key_leaf: &TensorSpec,
+    _context: &TensorSpec,
+    _log_total: &TensorSpec,
+    _grad: &TensorSpec,
+    _options: &LeafAttentionOptions,
+) -> LeafAttentionGradientsMetadata {
+    LeafAttentionGradientsMetadata {
+        query: query.clone(),
+        key: key.clone(),
+        value: value.clone(),
+        key_bias: key_bias.clone(),
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn candidate_keys_backward(
+    _query: &TensorSpec,
+    key: &TensorSpec,
+    _value: &TensorSpec,
+    _query_leaf: &TensorSpec,
+    _candidate_leaf: &TensorSpec,
+    _context: &TensorSpec,
+    _log_total: &TensorSpec,
+    _grad: &TensorSpec,
+    _options: &LeafAttentionOptions,
+) -> TensorSpec {
+    let [batch, keys, kv_heads, _] = key.shape.dims();
+    TensorSpec::new(Shape::from([batch, keys, kv_heads]), key.dtype)
 }
 
 pub(super) fn tree_build(

@@ -44,7 +44,7 @@ pub(super) fn sort_by_random_projection(tokens: &mut [usize], points: &Points, s
 
 /// `count` independent draws from N(0, 1) (Box and Muller 1958); draw `i` depends on the seed and
 /// `i` alone.
-fn normal_draws(seed: u64, count: usize) -> Vec<f64> {
+pub(crate) fn normal_draws(seed: u64, count: usize) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // The upper 53 bits, in (0, 1]: the logarithm of 0 would be no number.
     let mut uniform = || ((rng.next_u64() >> 11) + 1) as f64 * (-53f64).exp2();

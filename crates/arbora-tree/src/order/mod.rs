@@ -9,6 +9,7 @@ mod clusters;
 mod directions;
 mod points;
 
+pub(crate) use self::directions::normal_draws;
 use self::points::Points;
 use crate::shape::TokenTreeShape;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};

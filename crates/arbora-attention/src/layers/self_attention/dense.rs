@@ -1,7 +1,7 @@
-use super::AttentionMasks;
 use super::kind::{Attended, Projected};
-use crate::functions::dense_attention;
-use crate::ops::DenseAttentionOptions;
+use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
+use crate::functions::{LeafAttentionInput, dense_attention, leaf_attention};
+use crate::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor};
 
@@ -19,49 +19,64 @@ impl Dense {
             masks,
             ..
         } = input;
-        let group = query.dims()[2] / key.dims()[2];
-        let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-        let context = match masks.causal || masks.pairs.is_some() {
-            false => {
+        let [batch, queries, heads, _] = query.dims();
+        let [_, keys, kv_heads, _] = key.dims();
+        let group = heads / kv_heads;
+        let causal = masks.causal.then(|| keys - queries);
+        let context = match (masks.pairs, causal) {
+            (None, None) => {
+                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
                 let options = DenseAttentionOptions {
                     first_key: 0,
                     scale: None,
                 };
                 dense_attention(query, key, value, masks.padding, options)
             }
-            true => {
-                let hidden = hidden(&masks, &query, key.dims()[1]);
+            (None, Some(offset)) => in_one_leaf(query, key, value, masks.padding, offset),
+            (Some(pairs), causal) => {
+                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
+                let shape = [batch, queries, keys];
+                let hidden = hidden_pairs(shape, masks.padding.as_ref(), causal, &query.device())
+                    .bool_or(pairs.reshape([batch, 1, queries, keys]));
                 masked(query, key, value, hidden)
             }
         };
-        Attended { context }
+        Attended {
+            context,
+            routing: None,
+        }
     }
 }
 
-/// Which pairs a query does not see, `[batch, 1, queries, keys]`, `true` = masked out.
-fn hidden(masks: &AttentionMasks, query: &Tensor<4>, keys: usize) -> Tensor<4, Bool> {
-    let [batch, queries, _, _] = query.dims();
-    let shape = [batch, 1, queries, keys];
-    let mut hidden = Tensor::<4, Int>::zeros(shape, &query.device()).bool();
-    if let Some(padding) = &masks.padding {
-        let padding = padding.clone().reshape([batch, 1, 1, keys]).expand(shape);
-        hidden = hidden.bool_or(padding);
+/// Causal attention: all rows in one leaf. No matrix of scores is held where a backend has a kernel.
+pub(super) fn in_one_leaf(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    padding: Option<Tensor<2, Bool>>,
+    offset: usize,
+) -> Tensor<4> {
+    let [batch, queries, heads, _] = query.dims();
+    let [_, keys, kv_heads, _] = key.dims();
+    let device = query.device().without_autodiff();
+    let mut key_leaf = Tensor::<3, Int>::zeros([batch, keys, kv_heads], &device);
+    if let Some(padding) = padding {
+        let padding = padding.unsqueeze_dim::<3>(2).repeat_dim(2, kv_heads);
+        key_leaf = key_leaf.mask_fill(padding, -1);
     }
-    if let Some(pairs) = &masks.pairs {
-        hidden = hidden.bool_or(pairs.clone().reshape(shape));
-    }
-    if masks.causal {
-        let device = query.device();
-        let last = Tensor::<1, Int>::arange(0..queries as i64, &device)
-            .add_scalar((keys - queries) as i64)
-            .reshape([1, 1, queries, 1])
-            .expand(shape);
-        let key = Tensor::<1, Int>::arange(0..keys as i64, &device)
-            .reshape([1, 1, 1, keys])
-            .expand(shape);
-        hidden = hidden.bool_or(key.greater(last));
-    }
-    hidden
+    let input = LeafAttentionInput {
+        query,
+        key,
+        value,
+        query_leaf: Tensor::zeros([batch, queries, heads], &device),
+        key_leaf,
+        key_bias: None,
+    };
+    let options = LeafAttentionOptions {
+        causal: Some(offset),
+        ..LeafAttentionOptions::new(1)
+    };
+    leaf_attention(input, options).context
 }
 
 /// Attention with a mask of pairs. A query that sees no key gets 0.
@@ -71,35 +86,8 @@ fn masked(
     value: Tensor<4>,
     hidden: Tensor<4, Bool>,
 ) -> Tensor<4> {
-    let [batch, queries, heads, head_dim] = query.dims();
-    let keys = key.dims()[1];
-    let hidden = hidden.expand([batch, heads, queries, keys]);
+    let head_dim = query.dims()[3];
     let scale = (head_dim as f64).powf(-0.5);
-    let by_head = |rows: Tensor<4>| rows.swap_dims(1, 2);
     let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
-    let weights = quiet_softmax_of(logits, hidden);
-    weights.matmul(by_head(value)).swap_dims(1, 2)
-}
-
-/// Softmax over the last axis of what is not masked out; zeros where everything is.
-fn quiet_softmax_of(logits: Tensor<4>, hidden: Tensor<4, Bool>) -> Tensor<4> {
-    const MASKED: f64 = -1e30;
-    const SMALLEST: f64 = 1e-30;
-    let logits = logits.mask_fill(hidden.clone(), MASKED);
-    let greatest = logits.clone().detach().max_dim(3);
-    let exponential = (logits - greatest).exp().mask_fill(hidden, 0.0);
-    let total = exponential.clone().sum_dim(3).clamp_min(SMALLEST);
-    exponential / total
-}
-
-/// `[batch, rows, kv_heads, width]` -> `[batch, rows, kv_heads · group, width]`, each head `group` times in a
-/// row.
-pub(super) fn repeat_heads(rows: Tensor<4>, group: usize) -> Tensor<4> {
-    if group == 1 {
-        return rows;
-    }
-    let [batch, count, heads, width] = rows.dims();
-    rows.reshape([batch, count, heads, 1, width])
-        .repeat_dim(3, group)
-        .reshape([batch, count, heads * group, width])
+    by_head(softmax_of_visible(logits, hidden).matmul(by_head(value)))
 }

@@ -1,5 +1,7 @@
-use super::AttentionMasks;
-use super::dense;
+use super::router::RoutingReport;
+use super::tree_fine::{TreeFine, TreeFineConfig};
+use super::{AttentionMasks, dense};
+use arbora_tree::routing::Surrogate;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,8 @@ pub enum AttentionKindConfig {
     /// Every query to every key.
     #[default]
     Dense,
+    /// Every query to the keys of its own leaf.
+    TreeFine(TreeFineConfig),
 }
 
 /// How queries attend.
@@ -18,6 +22,8 @@ pub enum AttentionKindConfig {
 pub enum Kind {
     /// Every query to every key. Takes every mask.
     Dense(dense::Dense),
+    /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
+    TreeFine(TreeFine),
 }
 
 /// Heads and their width.
@@ -42,19 +48,26 @@ pub(super) struct Projected {
     pub masks: AttentionMasks,
     /// Whether queries and keys are the same tokens.
     pub is_self: bool,
+    /// What the gradient of a route is, if this call says it.
+    pub surrogate: Option<Surrogate>,
+    /// Where the randomness of this call comes from.
+    pub seed: Option<u64>,
 }
 
 /// What a kind found.
 pub(super) struct Attended {
     /// `[batch, queries, heads, head_dim]`
     pub context: Tensor<4>,
+    /// Where rows went, for kinds that route.
+    pub routing: Option<RoutingReport>,
 }
 
 impl AttentionKindConfig {
+    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
-        let _ = (sizes, device);
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
+            Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
         }
     }
 }
@@ -64,6 +77,7 @@ impl Kind {
     pub(super) fn attend(&self, input: Projected) -> Attended {
         match self {
             Self::Dense(dense) => dense.attend(input),
+            Self::TreeFine(tree) => tree.attend(input),
         }
     }
 }

@@ -1,13 +1,19 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
+mod alignment;
 mod dense;
 mod kind;
 mod masks;
+mod router;
+mod tree_fine;
 
 pub use kind::{AttentionKindConfig, Kind};
 pub use masks::AttentionMasks;
+pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
+pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
+use arbora_tree::routing::Surrogate;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -63,6 +69,10 @@ pub struct SelfAttentionInput {
     pub context: Option<Tensor<3>>,
     /// What takes no part.
     pub masks: AttentionMasks,
+    /// What the gradient of a route is, for kinds that route; `None`: what their configuration says.
+    pub surrogate: Option<Surrogate>,
+    /// Seed of this call's randomness: dropout, and the rows drawn for an alignment loss.
+    pub seed: Option<u64>,
 }
 
 impl SelfAttentionInput {
@@ -72,6 +82,8 @@ impl SelfAttentionInput {
             tokens,
             context: None,
             masks: AttentionMasks::default(),
+            surrogate: None,
+            seed: None,
         }
     }
 
@@ -104,6 +116,20 @@ impl SelfAttentionInput {
         self.masks.causal = true;
         self
     }
+
+    /// Takes another gradient of routes in this call, as annealing does. Kinds that do not route ignore it.
+    #[must_use]
+    pub fn with_surrogate(mut self, surrogate: Surrogate) -> Self {
+        self.surrogate = Some(surrogate);
+        self
+    }
+
+    /// Seeds the randomness of this call. Give every step of a training its own, and every layer.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
 }
 
 /// What [`SelfAttention::forward`] returns.
@@ -111,6 +137,8 @@ impl SelfAttentionInput {
 pub struct SelfAttentionOutput {
     /// `[batch, tokens, d_model]`
     pub context: Tensor<3>,
+    /// Where queries and keys went, and the losses that train trees, for kinds that route.
+    pub routing: Option<RoutingReport>,
 }
 
 impl SelfAttentionConfig {
@@ -177,6 +205,8 @@ impl SelfAttention {
             tokens,
             context,
             masks,
+            surrogate,
+            seed,
         } = input;
         self.check_width("tokens", &tokens);
         let is_self = context.is_none();
@@ -204,12 +234,15 @@ impl SelfAttention {
             value: self.by_head(self.value.forward(context), kv_heads),
             masks,
             is_self,
+            surrogate,
+            seed,
         };
         let attended = self.kind.attend(projected);
         SelfAttentionOutput {
             context: self
                 .output
                 .forward(attended.context.reshape([batch, queries, d_model])),
+            routing: attended.routing,
         }
     }
 

@@ -1,10 +1,11 @@
 //! Gradients of the reference bodies, found by differentiating them.
 
-use super::{dense_attention, feed_forward, tree_build, tree_search};
+use super::{dense_attention, feed_forward, leaf_attention, tree_build, tree_search};
 use crate::ops::primitive::Float;
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, RoutePrimitive, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
+    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
+    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
 };
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -108,6 +109,48 @@ pub fn dense_attention_backward<B: Backend>(
         gradient::<B>(&key, &mut gradients),
         gradient::<B>(&value, &mut gradients),
     )
+}
+
+/// Reference of [`TreeAttentionOps::leaf_attention_backward`](crate::ops::TreeAttentionOps::leaf_attention_backward).
+#[allow(clippy::too_many_arguments)]
+pub fn leaf_attention_backward<B: Backend>(
+    query: FloatTensor<B>,
+    key: FloatTensor<B>,
+    value: FloatTensor<B>,
+    key_bias: FloatTensor<B>,
+    query_leaf: IntTensor<B>,
+    key_leaf: IntTensor<B>,
+    grad: FloatTensor<B>,
+    options: LeafAttentionOptions,
+) -> LeafAttentionGradients<B> {
+    if query.shape().num_elements() * key.shape().num_elements() == 0 {
+        // Attention to nothing is a constant, which has nothing to differentiate.
+        let zeros = |tensor: FloatTensor<B>| Float::<B>(tensor).zeros_like().0;
+        return LeafAttentionGradients {
+            query: zeros(query),
+            key: zeros(key),
+            value: zeros(value),
+            key_bias: zeros(key_bias),
+        };
+    }
+    let [query, key, value, key_bias] = [query, key, value, key_bias].map(track::<B>);
+    let (context, _) = leaf_attention::<Autodiff<B>>(
+        query.clone(),
+        key.clone(),
+        value.clone(),
+        key_bias.clone(),
+        query_leaf,
+        key_leaf,
+        options,
+    );
+    let mut gradients = backward::<B>(context, grad);
+    let mut gradient = |tensor| gradient::<B>(tensor, &mut gradients);
+    LeafAttentionGradients {
+        query: gradient(&query),
+        key: gradient(&key),
+        value: gradient(&value),
+        key_bias: gradient(&key_bias),
+    }
 }
 
 /// Reference of [`TreeAttentionOps::tree_build_backward`](crate::ops::TreeAttentionOps::tree_build_backward).

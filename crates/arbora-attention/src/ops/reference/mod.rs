@@ -6,15 +6,17 @@
 mod dense_attention;
 mod feed_forward;
 mod gradient;
+mod leaf_attention;
 mod tree_build;
 mod tree_search;
 
 pub use dense_attention::dense_attention;
 pub use feed_forward::feed_forward;
 pub use gradient::{
-    dense_attention_backward, feed_forward_backward, tree_build_backward, tree_context_backward,
-    tree_policy_backward,
+    dense_attention_backward, feed_forward_backward, leaf_attention_backward, tree_build_backward,
+    tree_context_backward, tree_policy_backward,
 };
+pub use leaf_attention::{candidate_keys_backward, leaf_attention};
 pub use tree_build::tree_build;
 pub use tree_search::tree_search;
 

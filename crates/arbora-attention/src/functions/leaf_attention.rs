@@ -1,0 +1,293 @@
+use crate::ops::{LeafAttentionOptions, TreeAttentionOps};
+use burn::backend::Dispatch;
+use burn::tensor::{Int, Tensor};
+
+/// What [`leaf_attention`] attends with and to. `heads` is a multiple of `kv_heads`.
+#[derive(Clone, Debug)]
+pub struct LeafAttentionInput {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: Tensor<4>,
+    /// The leaf of each query, `[batch, queries, heads]`. A query whose leaf is outside `0..leaves` takes
+    /// no part.
+    pub query_leaf: Tensor<3, Int>,
+    /// The leaf of each key, `[batch, keys, kv_heads]`. A key whose leaf is outside `0..leaves` is seen by
+    /// no query.
+    pub key_leaf: Tensor<3, Int>,
+    /// Added to the logits of a key after the scale, `[batch, keys, kv_heads]`; finite.
+    pub key_bias: Option<Tensor<3>>,
+}
+
+/// What [`leaf_attention`] returns.
+#[derive(Clone, Debug)]
+pub struct LeafAttentionOutput {
+    /// `[batch, queries, heads, value_dim]`, zero for a query that sees no key.
+    pub context: Tensor<4>,
+    /// The logarithm of the softmax's denominator, `[batch, queries, heads]`, in at least single precision
+    /// and without a gradient; `f32::MIN` for a query that sees no key.
+    pub log_total: Tensor<3>,
+}
+
+/// Softmax attention of every query to the keys of its own leaf: TF-Attention of
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1, with the leaves given.
+///
+/// ```text
+/// s_ij = scale * query_i . key_j + bias_j
+/// context_i = sum over j with leaf_j = leaf_i of  exp(s_ij) / total_i * keep_ij * value_j
+/// ```
+///
+/// where `total_i` is the sum of `exp(s_ij)` over the same keys: the softmax is that of the leaf. Query
+/// head `h` reads the key head `h / (heads / kv_heads)`. If
+/// [`causal`](LeafAttentionOptions::causal), a query sees of its leaf only the keys up to its own position.
+/// `keep_ij` is 1 without dropout.
+///
+/// The gradient reaches query, key, value and key bias. That of a bias is the sum of its logits'
+/// gradients. With `key_bias = log p - detach(log p)`, which is zero, the probability `p` with which a key
+/// is in its leaf gets the gradient that it would have if keys counted by it.
+///
+/// Where a backend has a kernel, time grows with the sum over leaves of their queries times their keys, and
+/// memory with queries plus keys: beside inputs and outputs it holds the order of rows by leaf, and
+/// tiles. No matrix of queries by keys exists. One leaf that holds most rows costs what dense attention
+/// costs.
+///
+/// # Panics
+/// If an axis disagrees with the others, if there are no leaves, if `heads` is not a multiple of
+/// `kv_heads`, or if the rate of dropout is not in `0.0..1.0`.
+#[track_caller]
+pub fn leaf_attention(
+    input: LeafAttentionInput,
+    options: LeafAttentionOptions,
+) -> LeafAttentionOutput {
+    const NAME: &str = "leaf_attention";
+    let LeafAttentionInput {
+        query,
+        key,
+        value,
+        query_leaf,
+        key_leaf,
+        key_bias,
+    } = input;
+    check(
+        NAME,
+        &query,
+        &key,
+        &value,
+        ("query_leaf", &query_leaf),
+        ("key_leaf", &key_leaf),
+        &options,
+    );
+    let [batch, keys, kv_heads, _] = key.dims();
+    if let Some(dropout) = options.dropout {
+        assert!(
+            (0.0..1.0).contains(&dropout.rate),
+            "{NAME}: rate of dropout: expected a number in 0.0..1.0, got {}",
+            dropout.rate
+        );
+    }
+    let key_bias = match key_bias {
+        None => Tensor::zeros([batch, keys, kv_heads], (&key.device(), key.dtype())),
+        Some(bias) => {
+            expect(
+                NAME,
+                "key_bias",
+                ["batch", "keys", "kv_heads"],
+                bias.dims(),
+                [batch, keys, kv_heads],
+            );
+            bias
+        }
+    };
+    let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+        query.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+        key_bias.into_dispatch(),
+        query_leaf.into_dispatch(),
+        key_leaf.into_dispatch(),
+        options,
+    );
+    LeafAttentionOutput {
+        context: Tensor::from_dispatch(context),
+        log_total: Tensor::from_dispatch(log_total),
+    }
+}
+
+/// What [`candidate_keys`] compares, none of which gets a gradient but the gate.
+#[derive(Clone, Debug)]
+pub struct CandidateKeys {
+    /// `[batch, keys, kv_heads]`, zero: it is there for its gradient.
+    pub gate: Tensor<3>,
+    /// As attention had it, `[batch, queries, heads, head_dim]`.
+    pub query: Tensor<4>,
+    /// As attention had it, `[batch, keys, kv_heads, head_dim]`.
+    pub key: Tensor<4>,
+    /// As attention had it, `[batch, keys, kv_heads, value_dim]`.
+    pub value: Tensor<4>,
+    /// As attention had it, `[batch, queries, heads]`.
+    pub query_leaf: Tensor<3, Int>,
+    /// One other leaf per key, `[batch, keys, kv_heads]`; outside `0..leaves`: none.
+    pub candidate_leaf: Tensor<3, Int>,
+    /// As attention returned it, `[batch, queries, heads]`.
+    pub log_total: Tensor<3>,
+}
+
+/// The context of [`leaf_attention`], unchanged, and a gradient for moving keys to another leaf.
+///
+/// Attention within leaves says nothing about the leaves that a key is not in. What if key `j` were in its
+/// candidate leaf as well? Each query of that leaf would give it the weight `u / (total + u)` with
+/// `u = exp(scale * query . key)`, and its context would move towards the value of `j`. The gradient of
+/// `gate_j` is the gain of that:
+///
+/// ```text
+/// sum over i with leaf_i = candidate_j of  u_ij / (total_i + u_ij) * grad_i . (value_j - context_i)
+/// ```
+///
+/// over the queries that may see `j` by the causal rule, where `grad_i` is the gradient of the returned
+/// context. The weight is below 1, unlike `u / total`, and is computed as the sigmoid of
+/// `scale * query . key - log_total`, so that no exponential overflows; it is 1 for a query that sees no
+/// key of its own leaf. There is no dropout in it.
+///
+/// The gradient of the returned context passes through to `context`; nothing else gets one. Time and
+/// memory are as those of [`leaf_attention`].
+///
+/// # Shapes
+/// - context: `[batch, queries, heads, value_dim]`, as is what is returned
+/// - the others: see [`CandidateKeys`]
+///
+/// # Panics
+/// If an axis disagrees with the others, if there are no leaves, or if `heads` is not a multiple of
+/// `kv_heads`.
+#[track_caller]
+pub fn candidate_keys(
+    context: Tensor<4>,
+    candidates: CandidateKeys,
+    options: LeafAttentionOptions,
+) -> Tensor<4> {
+    const NAME: &str = "candidate_keys";
+    let CandidateKeys {
+        gate,
+        query,
+        key,
+        value,
+        query_leaf,
+        candidate_leaf,
+        log_total,
+    } = candidates;
+    check(
+        NAME,
+        &query,
+        &key,
+        &value,
+        ("query_leaf", &query_leaf),
+        ("candidate_leaf", &candidate_leaf),
+        &options,
+    );
+    let [batch, queries, heads, _] = query.dims();
+    let [_, keys, kv_heads, value_dim] = value.dims();
+    expect(
+        NAME,
+        "gate",
+        ["batch", "keys", "kv_heads"],
+        gate.dims(),
+        [batch, keys, kv_heads],
+    );
+    expect(
+        NAME,
+        "log_total",
+        ["batch", "queries", "heads"],
+        log_total.dims(),
+        [batch, queries, heads],
+    );
+    expect(
+        NAME,
+        "context",
+        ["batch", "queries", "heads", "value_dim"],
+        context.dims(),
+        [batch, queries, heads, value_dim],
+    );
+    Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::candidate_keys(
+        context.into_dispatch(),
+        gate.into_dispatch(),
+        query.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+        query_leaf.into_dispatch(),
+        candidate_leaf.into_dispatch(),
+        log_total.into_dispatch(),
+        options,
+    ))
+}
+
+/// Checks what both functions take.
+#[track_caller]
+fn check(
+    name: &str,
+    query: &Tensor<4>,
+    key: &Tensor<4>,
+    value: &Tensor<4>,
+    (query_leaf_name, query_leaf): (&str, &Tensor<3, Int>),
+    (key_leaf_name, key_leaf): (&str, &Tensor<3, Int>),
+    options: &LeafAttentionOptions,
+) {
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, keys, kv_heads, _] = key.dims();
+    let [_, _, _, value_dim] = value.dims();
+    assert!(
+        options.leaves > 0,
+        "{name}: leaves: expected at least 1, got 0"
+    );
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "{name}: query: axis heads: expected a multiple of kv_heads = {kv_heads}, got {heads}"
+    );
+    expect(
+        name,
+        "key",
+        ["batch", "keys", "kv_heads", "head_dim"],
+        key.dims(),
+        [batch, keys, kv_heads, head_dim],
+    );
+    expect(
+        name,
+        "value",
+        ["batch", "keys", "kv_heads", "value_dim"],
+        value.dims(),
+        [batch, keys, kv_heads, value_dim],
+    );
+    expect(
+        name,
+        query_leaf_name,
+        ["batch", "queries", "heads"],
+        query_leaf.dims(),
+        [batch, queries, heads],
+    );
+    expect(
+        name,
+        key_leaf_name,
+        ["batch", "keys", "kv_heads"],
+        key_leaf.dims(),
+        [batch, keys, kv_heads],
+    );
+}
+
+#[track_caller]
+fn expect<const D: usize>(
+    name: &str,
+    tensor: &str,
+    axes: [&str; D],
+    got: [usize; D],
+    expected: [usize; D],
+) {
+    for axis in 0..D {
+        assert!(
+            got[axis] == expected[axis],
+            "{name}: {tensor}: axis {}: expected {}, got {}",
+            axes[axis],
+            expected[axis],
+            got[axis]
+        );
+    }
+}

@@ -1,0 +1,294 @@
+//! Attention within the leaves of trees: routing, attention, and how the trees learn.
+
+mod empty_leaf;
+mod relaxed;
+mod top_margin;
+
+pub use empty_leaf::EmptyLeaf;
+pub(crate) use empty_leaf::{Leaved, WithinLeaves};
+
+use super::leaf_attention::{LeafAttentionInput, LeafAttentionOutput, leaf_attention};
+use crate::ops::{Dropout, LeafAttentionOptions};
+use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
+use burn::tensor::{Bool, Int, Tensor};
+
+/// What [`tree_fine`] attends with and to. `heads` is a multiple of `kv_heads`.
+#[derive(Clone, Debug)]
+pub struct TreeFineInput {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: Tensor<4>,
+    /// Queries that take no part, `[batch, queries]`, `true` = masked out: their context is 0.
+    pub query_padding: Option<Tensor<2, Bool>>,
+    /// Keys that take no part, `[batch, keys]`, `true` = masked out.
+    pub key_padding: Option<Tensor<2, Bool>>,
+    /// Whether query `i` and key `i` are of the same token, which [`EmptyLeaf::SelfKey`] needs.
+    pub is_self: bool,
+}
+
+impl TreeFineInput {
+    /// Attention among tokens: query `i` and key `i` are of the same token.
+    pub fn among(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Self {
+        Self {
+            is_self: true,
+            ..Self::cross(query, key, value)
+        }
+    }
+
+    /// Attention to other tokens than those that ask.
+    pub fn cross(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Self {
+        Self {
+            query,
+            key,
+            value,
+            query_padding: None,
+            key_padding: None,
+            is_self: false,
+        }
+    }
+
+    /// Leaves out padded keys, `[batch, keys]`, `true` = masked out, and among tokens the queries there too.
+    #[must_use]
+    pub fn mask_pad(mut self, padding: Tensor<2, Bool>) -> Self {
+        if self.is_self {
+            self.query_padding = Some(padding.clone());
+        }
+        self.key_padding = Some(padding);
+        self
+    }
+}
+
+/// What [`tree_fine`] needs to know besides tensors and trees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TreeFineOptions {
+    /// What a query gets whose leaf has no key that it may see.
+    pub empty_leaf: EmptyLeaf,
+    /// What the gradient of a route is, on autodiff devices.
+    pub surrogate: Surrogate,
+    /// `None`: every query sees all keys of its leaf. `Some(offset)`: query `i` sees the keys `j` of its leaf
+    /// with `j <= i + offset`.
+    pub causal: Option<usize>,
+    /// Factor on the dot products; `None` means `head_dim^-1/2`.
+    pub scale: Option<f64>,
+    /// Dropout of the weights within a leaf.
+    pub dropout: Option<Dropout>,
+}
+
+impl Default for TreeFineOptions {
+    /// [`EmptyLeaf::AncestorMean`], the default surrogate, not causal, scale `head_dim^-1/2`, no dropout.
+    fn default() -> Self {
+        Self {
+            empty_leaf: EmptyLeaf::default(),
+            surrogate: Surrogate::default(),
+            causal: None,
+            scale: None,
+            dropout: None,
+        }
+    }
+}
+
+/// What [`tree_fine`] returns.
+#[derive(Clone, Debug)]
+pub struct TreeFineOutput {
+    /// `[batch, queries, heads, value_dim]`
+    pub context: Tensor<4>,
+    /// The ways of queries.
+    pub query: Routing,
+    /// The ways of keys.
+    pub key: Routing,
+}
+
+/// Attention within the leaves of decision trees: TF-Attention of
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1, for your own projections.
+///
+/// Trees send every query and every key to a leaf. A query attends to the keys of its own leaf, with the
+/// softmax over these alone. With `L` equally full leaves that is `1 / L` of the work of dense attention. Trees that send
+/// everything to one leaf give dense attention (Lemma 1), and so does a tree of height 0. A tree may have more leaves
+/// than there are keys: the queries of empty leaves follow [`EmptyLeaf`], which the paper leaves open.
+///
+/// A tree as wide as a head routes every head for itself; with several trees, head `h` uses tree
+/// `h / (heads / trees)`. A tree as wide as all heads together routes a token's heads, side by side, to one leaf.
+///
+/// # How trees learn
+///
+/// A route has no derivative, and under hard routing the derivative with respect to the share of a query in its own leaf is
+/// exactly 0. On an autodiff device the [`Surrogate`] says what takes its place:
+///
+/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit. Queries
+///   compare what they got with what they would have got in their next best leaves, `candidates - 1` attentions more,
+///   mixed by weights that are 0 in value. Keys learn by their weight in their own leaf, through the logarithm of its
+///   probability, and by what they would change in the next best ones ([`candidate_keys`](crate::candidate_keys)). Every gradient is
+///   bounded by the gradient of the context times the size of values. With one candidate no route gets a gradient:
+///   the softmax over one is constant, and only auxiliary losses train the trees.
+/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all leaves through the mask
+///   `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs every pair of a query and a key: time and memory of
+///   the backward pass grow with `queries · keys`. A query whose leaf has no key gives no signal, since the
+///   relaxed quotient is undefined there. Dropout is left out of this gradient.
+/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so training and
+///   inference differ until the temperature is low. An oracle, as costly as the former. It takes no dropout.
+///
+/// # Shapes
+/// - query: `[batch, queries, heads, head_dim]`
+/// - key: `[batch, keys, kv_heads, head_dim]`
+/// - value: `[batch, keys, kv_heads, value_dim]`
+/// - context: `[batch, queries, heads, value_dim]`; 0 for masked queries, and for queries that may see no key at all
+///
+/// # Panics
+/// If an axis is 0 or disagrees with another or with a tree, if the trees of queries and keys have not the same shape, with
+/// [`EmptyLeaf::SelfKey`] unless queries and keys are of the same tokens, or with [`Surrogate::Soft`] and dropout on an
+/// autodiff device.
+#[track_caller]
+pub fn tree_fine(
+    input: TreeFineInput,
+    queries: &RoutingTree,
+    keys: &RoutingTree,
+    options: TreeFineOptions,
+) -> TreeFineOutput {
+    check(&input, queries, keys, &options);
+    let query = queries.route(
+        tree_input(input.query.clone(), queries),
+        input.query_padding.clone(),
+    );
+    let key = keys.route(
+        tree_input(input.key.clone(), keys),
+        input.key_padding.clone(),
+    );
+    let context = if input.query.device().is_autodiff() {
+        let call = Call {
+            queries,
+            keys,
+            query_leaf: head_leaves(&query, input.query.dims()[2]),
+            key_leaf: head_leaves(&key, input.key.dims()[2]),
+            within: WithinLeaves::new(queries.shape(), &options),
+            input,
+        };
+        match options.surrogate {
+            Surrogate::TopMargin {
+                candidates,
+                temperature,
+            } => call.top_margin(candidates, temperature),
+            Surrogate::DenseGradient { .. } => call.dense_gradient(&options.surrogate),
+            Surrogate::Soft { .. } => call.soft(&options.surrogate),
+        }
+    } else {
+        let query_leaf = head_leaves(&query, input.query.dims()[2]);
+        let key_leaf = head_leaves(&key, input.key.dims()[2]);
+        let leaved = Leaved::new(&input, query_leaf, key_leaf);
+        WithinLeaves::new(queries.shape(), &options)
+            .attend(leaved)
+            .context
+    };
+    TreeFineOutput {
+        context,
+        query,
+        key,
+    }
+}
+
+/// One call on an autodiff device, its rows routed.
+struct Call<'a> {
+    input: TreeFineInput,
+    queries: &'a RoutingTree,
+    keys: &'a RoutingTree,
+    /// `[batch, queries, heads]`
+    query_leaf: Tensor<3, Int>,
+    /// `[batch, keys, kv_heads]`
+    key_leaf: Tensor<3, Int>,
+    within: WithinLeaves<'a>,
+}
+
+impl Call<'_> {
+    fn leaved(&self) -> Leaved {
+        Leaved::new(&self.input, self.query_leaf.clone(), self.key_leaf.clone())
+    }
+
+    /// What routes the queries, `[batch, queries, heads or 1, dim]`.
+    fn query_rows(&self) -> Tensor<4> {
+        tree_input(self.input.query.clone(), self.queries)
+    }
+
+    /// What routes the keys, `[batch, keys, kv_heads or 1, dim]`.
+    fn key_rows(&self) -> Tensor<4> {
+        tree_input(self.input.key.clone(), self.keys)
+    }
+}
+
+/// What a tree routes: rows by head as they are, or all heads side by side.
+///
+/// - rows: `[batch, rows, heads, head_dim]`
+/// - returns `[batch, rows, heads, head_dim]` or `[batch, rows, 1, heads · head_dim]`
+#[track_caller]
+pub(crate) fn tree_input(rows: Tensor<4>, tree: &RoutingTree) -> Tensor<4> {
+    let [batch, count, heads, head_dim] = rows.dims();
+    if tree.dim() == head_dim {
+        return rows;
+    }
+    assert!(
+        tree.trees() == 1 && tree.dim() == heads * head_dim,
+        "tree_fine: width of the tree: expected {head_dim} for trees of heads, or one tree of {}, got {} of {}",
+        heads * head_dim,
+        tree.trees(),
+        tree.dim()
+    );
+    rows.reshape([batch, count, 1, heads * head_dim])
+}
+
+/// The leaf of every head, `[batch, rows, heads]`.
+pub(crate) fn head_leaves(routing: &Routing, heads: usize) -> Tensor<3, Int> {
+    to_heads(routing.leaves(), heads)
+}
+
+/// `[batch, rows, heads or 1]` -> `[batch, rows, heads]`
+fn to_heads<K: burn::tensor::kind::Basic>(rows: Tensor<3, K>, heads: usize) -> Tensor<3, K> {
+    match rows.dims()[2] == heads {
+        true => rows,
+        false => rows.repeat_dim(2, heads),
+    }
+}
+
+#[track_caller]
+fn check(
+    input: &TreeFineInput,
+    queries: &RoutingTree,
+    keys: &RoutingTree,
+    options: &TreeFineOptions,
+) {
+    let [batch, count, _, _] = input.query.dims();
+    let [_, key_count, _, _] = input.key.dims();
+    assert_eq!(
+        keys.shape(),
+        queries.shape(),
+        "tree_fine: shape of the trees of keys: expected {:?}, got {:?}",
+        queries.shape(),
+        keys.shape()
+    );
+    assert!(
+        !input.is_self || count == key_count,
+        "tree_fine: axis 1 of key: expected {count}, the number of queries, got {key_count}"
+    );
+    assert!(
+        input.is_self || options.empty_leaf != EmptyLeaf::SelfKey,
+        "tree_fine: empty_leaf: expected another policy than self-key where queries and keys are of different tokens, got self-key"
+    );
+    for (name, mask, rows) in [
+        (
+            "query_padding [batch, queries]",
+            &input.query_padding,
+            count,
+        ),
+        ("key_padding [batch, keys]", &input.key_padding, key_count),
+    ] {
+        if let Some(mask) = mask {
+            assert_eq!(
+                mask.dims(),
+                [batch, rows],
+                "tree_fine: {name}: expected {:?}, got {:?}",
+                [batch, rows],
+                mask.dims()
+            );
+        }
+    }
+}

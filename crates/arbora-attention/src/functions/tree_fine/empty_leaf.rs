@@ -1,0 +1,284 @@
+//! Hard attention within leaves, and what queries of empty leaves get.
+
+use super::{
+    LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineInput, TreeFineOptions,
+    leaf_attention,
+};
+use crate::functions::masked_attention::repeat_heads;
+use arbora_tree::shape::CompleteTree;
+use burn::tensor::{Bool, Int, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What a query gets whose leaf has no key that it may see. Treeformer does not say; a finite mask before the
+/// softmax would silently give the mean of all values.
+///
+/// Where even the root has no key, every policy gives 0. Padded queries get 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyLeaf {
+    /// Zero.
+    Zero,
+    /// The mean of the values under the deepest ancestor of the leaf that has keys; under a causal rule, of
+    /// those keys that the query may see.
+    #[default]
+    AncestorMean,
+    /// Attention to the keys under that ancestor. A query may then read as many keys as dense attention
+    /// does.
+    AncestorAttend,
+    /// The value of the query's own token. In self-attention alone.
+    SelfKey,
+}
+
+/// Rows with their leaves.
+#[derive(Clone)]
+pub(crate) struct Leaved {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: Tensor<4>,
+    /// `[batch, queries, heads]`
+    pub query_leaf: Tensor<3, Int>,
+    /// `[batch, keys, kv_heads]`
+    pub key_leaf: Tensor<3, Int>,
+    /// `[batch, keys, kv_heads]`
+    pub key_bias: Option<Tensor<3>>,
+    /// The values of the tokens that ask, `[batch, queries, kv_heads, value_dim]`.
+    pub own_value: Option<Tensor<4>>,
+}
+
+impl Leaved {
+    pub fn new(
+        input: &TreeFineInput,
+        query_leaf: Tensor<3, Int>,
+        key_leaf: Tensor<3, Int>,
+    ) -> Self {
+        Self {
+            query: input.query.clone(),
+            key: input.key.clone(),
+            value: input.value.clone(),
+            query_leaf,
+            key_leaf,
+            key_bias: None,
+            own_value: input.is_self.then(|| input.value.clone()),
+        }
+    }
+
+    /// The same rows as constants.
+    pub fn without_autodiff(self) -> Self {
+        Self {
+            query: self.query.without_autodiff(),
+            key: self.key.without_autodiff(),
+            value: self.value.without_autodiff(),
+            query_leaf: self.query_leaf.without_autodiff(),
+            key_leaf: self.key_leaf.without_autodiff(),
+            key_bias: None,
+            own_value: self.own_value.map(Tensor::without_autodiff),
+        }
+    }
+}
+
+/// How to attend within leaves.
+#[derive(Clone, Copy)]
+pub(crate) struct WithinLeaves<'a> {
+    shape: &'a CompleteTree,
+    empty_leaf: EmptyLeaf,
+    options: LeafAttentionOptions,
+}
+
+impl<'a> WithinLeaves<'a> {
+    pub fn new(shape: &'a CompleteTree, options: &TreeFineOptions) -> Self {
+        Self {
+            shape,
+            empty_leaf: options.empty_leaf,
+            options: LeafAttentionOptions {
+                leaves: shape.leaves(),
+                scale: options.scale,
+                causal: options.causal,
+                dropout: options.dropout,
+            },
+        }
+    }
+
+    pub fn options(&self) -> LeafAttentionOptions {
+        self.options
+    }
+
+    /// Attention of each query to the keys of its leaf, or what the policy gives it.
+    pub fn attend(&self, rows: Leaved) -> LeafAttentionOutput {
+        let found = leaf_attention(
+            LeafAttentionInput {
+                query: rows.query.clone(),
+                key: rows.key.clone(),
+                value: rows.value.clone(),
+                query_leaf: rows.query_leaf.clone(),
+                key_leaf: rows.key_leaf.clone(),
+                key_bias: rows.key_bias.clone(),
+            },
+            self.options,
+        );
+        if self.empty_leaf == EmptyLeaf::Zero || self.shape.height() == 0 {
+            return found;
+        }
+        let waiting = still_waiting(rows.query_leaf.clone(), &found.log_total);
+        // Queries that wait have context 0, and the others get 0 here: a sum puts them together.
+        let fallback = match (self.empty_leaf, self.options.causal) {
+            (EmptyLeaf::SelfKey, _) => own_values(&rows, waiting),
+            (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, waiting),
+            _ => self.climb(rows, waiting),
+        };
+        LeafAttentionOutput {
+            context: found.context + fallback,
+            log_total: found.log_total,
+        }
+    }
+
+    /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no query that
+    /// waits an attention reads nothing.
+    fn climb(&self, rows: Leaved, mut waiting: Tensor<3, Int>) -> Tensor<4> {
+        let is_mean = self.empty_leaf == EmptyLeaf::AncestorMean;
+        let (query, key, mut options) = match is_mean {
+            true => (
+                zeros_of_width_1(&rows.query),
+                zeros_of_width_1(&rows.key),
+                LeafAttentionOptions {
+                    dropout: None,
+                    ..self.options
+                },
+            ),
+            false => (rows.query, rows.key, self.options),
+        };
+        let mut total: Option<Tensor<4>> = None;
+        for depth in (0..self.shape.height()).rev() {
+            options.leaves = self.shape.width(depth);
+            let below = self.shape.leaves() / options.leaves;
+            let found = leaf_attention(
+                LeafAttentionInput {
+                    query: query.clone(),
+                    key: key.clone(),
+                    value: rows.value.clone(),
+                    query_leaf: ancestor(waiting.clone(), below),
+                    key_leaf: ancestor(rows.key_leaf.clone(), below),
+                    key_bias: None,
+                },
+                options,
+            );
+            waiting = still_waiting(waiting, &found.log_total);
+            total = Some(match total {
+                None => found.context,
+                Some(total) => total + found.context,
+            });
+        }
+        total.expect("a tree with empty leaves has a root above them")
+    }
+
+    /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that wait.
+    fn ancestor_means(&self, rows: &Leaved, waiting: Tensor<3, Int>) -> Tensor<4> {
+        let [batch, _, kv_heads, value_dim] = rows.value.dims();
+        let leaves = self.shape.leaves();
+        let device = rows.query_leaf.device();
+        let each_leaf = Tensor::<1, Int>::arange(0..leaves as i64, &device)
+            .reshape([1, leaves, 1])
+            .repeat_dim(0, batch)
+            .repeat_dim(2, kv_heads);
+        let one_per_leaf =
+            Tensor::zeros([batch, leaves, kv_heads, 1], (&device, rows.value.dtype()));
+        let options = LeafAttentionOptions::new(leaves);
+        // Equal logits: attention of a query in each leaf is the mean of its values, and the denominator
+        // counts them.
+        let means = leaf_attention(
+            LeafAttentionInput {
+                query: one_per_leaf.clone(),
+                key: zeros_of_width_1(&rows.key),
+                value: rows.value.clone(),
+                query_leaf: each_leaf.clone(),
+                key_leaf: rows.key_leaf.clone(),
+                key_bias: None,
+            },
+            options,
+        );
+        let counts = means.log_total.exp().unsqueeze_dim::<4>(3); // 0 for empty leaves
+        let sums = means.context.cast(counts.dtype()) * counts.clone();
+        let mut carried: Option<Tensor<4>> = None;
+        for depth in 0..=self.shape.height() {
+            let width = self.shape.width(depth);
+            let below = leaves / width;
+            let under = |leaves: Tensor<4>, last: usize| {
+                leaves
+                    .reshape([batch, width, below, kv_heads * last])
+                    .sum_dim(2)
+                    .reshape([batch, width, kv_heads, last])
+            };
+            let count = under(counts.clone(), 1);
+            let mean = under(sums.clone(), value_dim) / count.clone().clamp_min(1.0);
+            carried = Some(match carried {
+                None => mean,
+                Some(above) => {
+                    let branching = self.shape.branching(depth - 1);
+                    let above = above
+                        .reshape([batch, width / branching, 1, kv_heads * value_dim])
+                        .repeat_dim(2, branching)
+                        .reshape([batch, width, kv_heads, value_dim]);
+                    let empty = count.lower_elem(0.5).expand(mean.dims());
+                    mean.mask_where(empty, above)
+                }
+            });
+        }
+        let value = carried.expect("there is a root").cast(rows.value.dtype());
+        // One key in each leaf: attention to it reads it.
+        leaf_attention(
+            LeafAttentionInput {
+                query: zeros_of_width_1(&rows.query),
+                key: one_per_leaf,
+                value,
+                query_leaf: waiting,
+                key_leaf: each_leaf,
+                key_bias: None,
+            },
+            options,
+        )
+        .context
+    }
+}
+
+/// The leaves of the queries that saw no key; -1 for the others.
+fn still_waiting(leaf: Tensor<3, Int>, log_total: &Tensor<3>) -> Tensor<3, Int> {
+    leaf.mask_fill(answered(log_total), -1)
+}
+
+/// `true` for queries that saw a key.
+fn answered(log_total: &Tensor<3>) -> Tensor<3, Bool> {
+    log_total
+        .clone()
+        .without_autodiff()
+        .greater_elem(f32::MIN / 2.0)
+}
+
+/// The node that `below` leaves are under, by leaf; -1 stays.
+fn ancestor(leaf: Tensor<3, Int>, below: usize) -> Tensor<3, Int> {
+    let masked = leaf.clone().lower_elem(0);
+    let leaf = leaf.clamp_min(0);
+    // Division of integers rounds differently between backends; what is left is exact.
+    let rest = leaf.clone().remainder_scalar(below as i64);
+    ((leaf - rest) / below as i64).mask_fill(masked, -1)
+}
+
+/// Values of the own tokens for the queries that wait, 0 for the others.
+fn own_values(rows: &Leaved, waiting: Tensor<3, Int>) -> Tensor<4> {
+    let own = rows
+        .own_value
+        .clone()
+        .expect("checked: self-key is for self-attention");
+    let group = rows.query.dims()[2] / own.dims()[2];
+    let own = repeat_heads(own, group);
+    let others = waiting.lower_elem(0).unsqueeze_dim::<4>(3);
+    own.clone().mask_fill(others.expand(own.dims()), 0.0)
+}
+
+/// Rows whose dot products are all 0, `[batch, rows, heads, 1]`.
+fn zeros_of_width_1(rows: &Tensor<4>) -> Tensor<4> {
+    let [batch, count, heads, _] = rows.dims();
+    let device = rows.device().without_autodiff();
+    Tensor::zeros([batch, count, heads, 1], (&device, rows.dtype()))
+}

@@ -1,0 +1,129 @@
+//! The mask of indicators, relaxed: every pair of a query and a key.
+
+use super::Call;
+use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
+use arbora_tree::routing::Surrogate;
+use burn::tensor::{Bool, Int, Tensor};
+
+/// Products and quotients stay finite in single precision, in the backward pass too.
+const SMALLEST: f64 = 1e-18;
+
+impl Call<'_> {
+    /// Attention within leaves, with the straight-through gradient of all indicators.
+    pub(super) fn dense_gradient(self, surrogate: &Surrogate) -> Tensor<4> {
+        let context = self.within.attend(self.leaved()).context;
+        if self.queries.leaves() == 1 {
+            return context;
+        }
+        let (query, key) = self.probabilities(surrogate);
+        let indicators = |leaf: &Tensor<3, Int>, probability: Tensor<4>| {
+            let constant = probability.clone().without_autodiff();
+            one_hot(leaf, constant.dims()[3]) + (probability - constant)
+        };
+        let query = indicators(&self.query_leaf, query);
+        let key = indicators(&self.key_leaf, key);
+
+        let (logits, hidden) = self.scores();
+        let logits = logits.without_autodiff();
+        // The maximum over all keys, not those of the leaf: pairs of other leaves must not overflow.
+        let greatest = logits.clone().mask_fill(hidden.clone(), -1e30).max_dim(3);
+        let weights = (logits - greatest)
+            .clamp_max(0.0)
+            .exp()
+            .mask_fill(hidden, 0.0);
+        let weights = self.shared(query, key) * weights; // [batch, heads, queries, keys]
+        let group = self.input.query.dims()[2] / self.input.key.dims()[2];
+        let value = by_head(repeat_heads(
+            self.input.value.clone().without_autodiff(),
+            group,
+        ));
+        let total = weights.clone().sum_dim(3);
+        let none = total.clone().without_autodiff().lower_elem(SMALLEST);
+        let relaxed = weights.matmul(value) / total.mask_fill(none.clone(), 1.0);
+        let none = none.expand(relaxed.dims());
+        let relaxed = by_head(relaxed.mask_fill(none, 0.0));
+        let constant = relaxed.clone().without_autodiff();
+        let gradient = relaxed - constant;
+        let dtype = context.dtype();
+        context + gradient.cast(dtype)
+    }
+
+    /// Attention to all keys, weighted by the probability of a common leaf.
+    #[track_caller]
+    pub(super) fn soft(self, surrogate: &Surrogate) -> Tensor<4> {
+        let rate = self.within.options().dropout.map_or(0.0, |it| it.rate);
+        assert!(
+            rate == 0.0,
+            "tree_fine: dropout: expected a rate of 0 with the soft surrogate, got {rate}"
+        );
+        let (query, key) = self.probabilities(surrogate);
+        let (logits, hidden) = self.scores();
+        let shared = self.shared(query, key).clamp_min(1e-30);
+        let weights = softmax_of_visible(logits + shared.log(), hidden);
+        let group = self.input.query.dims()[2] / self.input.key.dims()[2];
+        let value = by_head(repeat_heads(self.input.value.clone(), group));
+        let context = by_head(weights.cast(value.dtype()).matmul(value));
+        let padded = self.query_leaf.lower_elem(0).unsqueeze_dim::<4>(3);
+        let padded = padded.expand(context.dims());
+        context.mask_fill(padded, 0.0)
+    }
+
+    /// Of the leaves, for queries and keys: `[batch, rows, heads or 1, leaves]`.
+    fn probabilities(&self, surrogate: &Surrogate) -> (Tensor<4>, Tensor<4>) {
+        (
+            self.queries.masked_leaf_probabilities(
+                self.query_rows(),
+                self.input.query_padding.clone(),
+                surrogate,
+            ),
+            self.keys.masked_leaf_probabilities(
+                self.key_rows(),
+                self.input.key_padding.clone(),
+                surrogate,
+            ),
+        )
+    }
+
+    /// `M`, how far query and key share a leaf: `[batch, heads, queries, keys]`.
+    fn shared(&self, query: Tensor<4>, key: Tensor<4>) -> Tensor<4> {
+        let heads = self.input.query.dims()[2];
+        let spread = |rows: Tensor<4>| {
+            let now = rows.dims()[2];
+            by_head(repeat_heads(rows, heads / now))
+        };
+        spread(query).matmul(spread(key).swap_dims(2, 3))
+    }
+
+    /// The logits of all pairs, `[batch, heads, queries, keys]` in single precision, and those that a query does not see.
+    fn scores(&self) -> (Tensor<4>, Tensor<4, Bool>) {
+        let [batch, queries, heads, head_dim] = self.input.query.dims();
+        let [_, keys, kv_heads, _] = self.input.key.dims();
+        let options = self.within.options();
+        let single = |rows: &Tensor<4>| rows.clone().cast(burn::tensor::FloatDType::F32);
+        let query = by_head(single(&self.input.query)) * options.scale(head_dim);
+        let key = by_head(repeat_heads(single(&self.input.key), heads / kv_heads));
+        let hidden = hidden_pairs(
+            [batch, queries, keys],
+            self.input.key_padding.as_ref(),
+            options.causal,
+            &self.input.query.device(),
+        );
+        (
+            query.matmul(key.swap_dims(2, 3)),
+            hidden.expand([batch, heads, queries, keys]),
+        )
+    }
+}
+
+/// Indicators of leaves, `[batch, rows, heads, leaves]`; zeros for rows without one.
+fn one_hot(leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
+    let [batch, rows, heads] = leaf.dims();
+    let shape = [batch, rows, heads, leaves];
+    let each =
+        Tensor::<1, Int>::arange(0..leaves as i64, &leaf.device()).reshape([1, 1, 1, leaves]);
+    leaf.clone()
+        .unsqueeze_dim::<4>(3)
+        .expand(shape)
+        .equal(each.expand(shape))
+        .float()
+}

@@ -1,0 +1,102 @@
+//! Gradients of routes from the best few leaves.
+
+use super::{Call, Leaved, to_heads};
+use crate::functions::leaf_attention::{CandidateKeys, candidate_keys};
+use arbora_tree::routing::{Candidates, RoutingTree};
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{Bool, Int, Tensor};
+
+impl Call<'_> {
+    /// Attention within leaves, whose routes get gradients from `candidates` leaves each.
+    pub(super) fn top_margin(self, candidates: usize, temperature: f64) -> Tensor<4> {
+        let best = |tree: &RoutingTree, rows, mask: &Option<Tensor<2, Bool>>| {
+            tree.best_leaves(rows, mask.clone(), candidates)
+        };
+        if candidates.min(self.queries.leaves()) == 1 {
+            return self.within.attend(self.leaved()).context;
+        }
+        let query = best(self.queries, self.query_rows(), &self.input.query_padding);
+        let key = best(self.keys, self.key_rows(), &self.input.key_padding);
+        let [_, _, kv_heads, _] = self.input.key.dims();
+
+        let log_probability = column(log_softmax(key.scores.clone() / temperature, 3), 0);
+        let constants = self.leaved().without_autodiff();
+        let found = self.within.attend(Leaved {
+            key_bias: Some(to_heads(nothing_but_gradient(log_probability), kv_heads)),
+            ..self.leaved()
+        });
+        let context = self.candidate_keys(found, &key, &constants, temperature);
+        self.candidate_queries(context, &query, constants, temperature)
+    }
+
+    /// Gates of the leaves that keys are not in.
+    fn candidate_keys(
+        &self,
+        found: crate::functions::LeafAttentionOutput,
+        candidates: &Candidates,
+        constants: &Leaved,
+        temperature: f64,
+    ) -> Tensor<4> {
+        let [_, _, kv_heads, _] = self.input.key.dims();
+        let probability = softmax(candidates.scores.clone() / temperature, 3);
+        let mut context = found.context;
+        for candidate in 1..candidates.scores.dims()[3] {
+            let gate = nothing_but_gradient(column(probability.clone(), candidate));
+            let compared = CandidateKeys {
+                gate: to_heads(gate, kv_heads).cast(context.dtype()),
+                query: constants.query.clone(),
+                key: constants.key.clone(),
+                value: constants.value.clone(),
+                query_leaf: constants.query_leaf.clone(),
+                candidate_leaf: to_heads(leaf(candidates, candidate), kv_heads),
+                log_total: found.log_total.clone(),
+            };
+            context = candidate_keys(context, compared, self.within.options());
+        }
+        context
+    }
+
+    /// The context mixed with what queries would get in other leaves, by weights that are 0 in value.
+    fn candidate_queries(
+        &self,
+        context: Tensor<4>,
+        candidates: &Candidates,
+        constants: Leaved,
+        temperature: f64,
+    ) -> Tensor<4> {
+        let [_, _, heads, _] = context.dims();
+        let probability = softmax(candidates.scores.clone() / temperature, 3);
+        let own = context.clone().without_autodiff();
+        let mut mixed = context;
+        for candidate in 0..candidates.scores.dims()[3] {
+            let outcome = match candidate {
+                0 => own.clone(),
+                _ => {
+                    let rows = Leaved {
+                        query_leaf: to_heads(leaf(candidates, candidate), heads),
+                        ..constants.clone()
+                    };
+                    self.within.attend(rows).context
+                }
+            };
+            let gate = nothing_but_gradient(column(probability.clone(), candidate));
+            mixed = mixed + gate.unsqueeze_dim::<4>(3).cast(outcome.dtype()) * outcome;
+        }
+        mixed
+    }
+}
+
+/// Zero with the gradient of `value`.
+fn nothing_but_gradient(value: Tensor<3>) -> Tensor<3> {
+    value.clone() - value.without_autodiff()
+}
+
+/// `[batch, rows, heads, count]` -> `[batch, rows, heads]`
+fn column(rows: Tensor<4>, at: usize) -> Tensor<3> {
+    rows.narrow(3, at, 1).squeeze_dim(3)
+}
+
+/// One candidate of every row, `[batch, rows, heads]`.
+fn leaf(candidates: &Candidates, at: usize) -> Tensor<3, Int> {
+    candidates.leaves.clone().narrow(3, at, 1).squeeze_dim(3)
+}

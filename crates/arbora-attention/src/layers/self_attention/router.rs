@@ -1,0 +1,246 @@
+use super::kind::HeadSizes;
+use crate::functions::tree_input;
+use arbora_tree::routing::{
+    LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate, balance_loss,
+};
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What shares one tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeScope {
+    /// Every key and value head has its own tree, which reads that head's rows. The query heads that read
+    /// a key head share its tree.
+    #[default]
+    PerHead,
+    /// One tree reads the rows of all heads side by side, and all heads of a token go to the same leaf.
+    PerLayer,
+}
+
+/// Whether queries and keys are routed by the same trees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeSharing {
+    /// The same, as published (Treeformer, equation 3).
+    #[default]
+    Shared,
+    /// Trees of the same shape each. Queries and keys are distributed differently, so this fits them
+    /// better, at twice the parameters; empty leaves are more likely at first.
+    Separate,
+}
+
+/// How much of dense attention the routes are aligned with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlignmentConfig {
+    /// Query rows and key rows drawn per call; all rows where there are no more.
+    pub rows: usize,
+}
+
+impl Default for AlignmentConfig {
+    fn default() -> Self {
+        Self { rows: 64 }
+    }
+}
+
+/// Configuration of a [`Router`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouterConfig {
+    /// Branching factor per level, root first, each at least 2. Empty: one leaf, and attention within it is
+    /// dense attention.
+    pub branching: Vec<usize>,
+    /// What shares one tree.
+    pub scope: TreeScope,
+    /// Whether queries and keys share their trees.
+    pub sharing: TreeSharing,
+    /// Whether rows are divided by their root mean square before the tree.
+    pub normalize: bool,
+    /// What the gradient of a route is, unless a call says otherwise.
+    pub surrogate: Surrogate,
+    /// Whether the report carries a balance loss. It evaluates every node for every token.
+    pub balance_loss: bool,
+    /// Whether the report carries an alignment loss.
+    pub alignment: Option<AlignmentConfig>,
+    /// Step by which biases follow the counts of children after every call on an autodiff device; 0 is off.
+    pub balance_rate: f64,
+    /// Seed of the weights. Layers should differ in it.
+    pub seed: u64,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            branching: vec![2; 4],
+            scope: TreeScope::default(),
+            sharing: TreeSharing::default(),
+            normalize: true,
+            surrogate: Surrogate::default(),
+            balance_loss: true,
+            alignment: None,
+            balance_rate: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl RouterConfig {
+    /// The defaults with the given branching factors, root first.
+    pub fn new(branching: impl Into<Vec<usize>>) -> Self {
+        Self {
+            branching: branching.into(),
+            ..Self::default()
+        }
+    }
+
+    /// # Panics
+    /// As [`RoutingTreeConfig::init`], and if queries and keys share one tree per layer while their widths
+    /// differ.
+    #[track_caller]
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Router {
+        let HeadSizes {
+            heads,
+            kv_heads,
+            head_dim,
+        } = sizes;
+        let (trees, query, key) = match self.scope {
+            TreeScope::PerHead => (kv_heads, head_dim, head_dim),
+            TreeScope::PerLayer => (1, heads * head_dim, kv_heads * head_dim),
+        };
+        assert!(
+            query == key || self.sharing == TreeSharing::Separate,
+            "router: width of keys: expected {query}, as queries have, for one shared tree per layer, got {key}"
+        );
+        let tree = |dim: usize, seed: u64| {
+            RoutingTreeConfig::new(dim, self.branching.clone())
+                .with_trees(trees)
+                .with_normalize(self.normalize)
+                .with_balance_rate(self.balance_rate)
+                .with_seed(seed)
+                .init(device)
+        };
+        // Far from the seeds that a model gives to its other layers.
+        let key_seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        Router {
+            query: tree(query, self.seed),
+            key: (self.sharing == TreeSharing::Separate).then(|| tree(key, key_seed)),
+            surrogate: self.surrogate,
+            balance_loss: self.balance_loss,
+            alignment: self.alignment,
+        }
+    }
+}
+
+/// Routes queries and keys to leaves.
+///
+/// Keep its parameters out of weight decay: see [`RoutingTree::parameter_ids`].
+#[derive(Module, Debug)]
+pub struct Router {
+    /// The trees of queries, and of keys where these have none.
+    pub query: RoutingTree,
+    /// The trees of keys.
+    pub key: Option<RoutingTree>,
+    #[module(skip)]
+    pub(super) surrogate: Surrogate,
+    #[module(skip)]
+    pub(super) balance_loss: bool,
+    #[module(skip)]
+    pub(super) alignment: Option<AlignmentConfig>,
+}
+
+/// Where queries and keys went, and what it costs.
+///
+/// `trees` is the number of key and value heads, or 1 with [`TreeScope::PerLayer`].
+#[derive(Clone, Debug)]
+pub struct RoutingReport {
+    /// The ways of queries. Its axis of heads has length 1 with [`TreeScope::PerLayer`].
+    pub query: Routing,
+    /// The ways of keys.
+    pub key: Routing,
+    /// How many queries and how many keys each leaf holds, padding excluded. The queries of all heads of a
+    /// tree are counted.
+    pub counts: LeafCounts,
+    /// The pairs of a query and a key in one leaf, as a share of all pairs: `[batch, trees]`, 1 / leaves for
+    /// balanced leaves and 1 if one leaf holds everything.
+    pub cost_ratio: Tensor<2>,
+    /// How unevenly nodes send tokens to their children, at least 1, the mean of queries and keys.
+    /// Differentiable; on autodiff devices alone. The caller weighs it and adds it to the loss.
+    pub balance_loss: Option<Tensor<1>>,
+    /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the trees alone; on
+    /// autodiff devices alone. The caller weighs it and adds it to the loss.
+    pub alignment_loss: Option<Tensor<1>>,
+}
+
+impl Router {
+    /// The trees that route keys.
+    pub fn key_tree(&self) -> &RoutingTree {
+        self.key.as_ref().unwrap_or(&self.query)
+    }
+
+    /// Routes queries and keys; no gradient.
+    ///
+    /// # Shapes
+    /// - query: `[batch, queries, heads, head_dim]`
+    /// - key: `[batch, keys, kv_heads, head_dim]`
+    /// - masks: `[batch, queries]` and `[batch, keys]`, `true` = masked out, routed to leaf -1
+    #[track_caller]
+    pub fn route(
+        &self,
+        query: Tensor<4>,
+        key: Tensor<4>,
+        query_mask: Option<Tensor<2, Bool>>,
+        key_mask: Option<Tensor<2, Bool>>,
+    ) -> (Routing, Routing) {
+        let keys = self.key_tree();
+        (
+            self.query.route(tree_input(query, &self.query), query_mask),
+            keys.route(tree_input(key, keys), key_mask),
+        )
+    }
+
+    /// What to report about a call that routed these rows so. On an autodiff device the trees' balance biases
+    /// follow.
+    ///
+    /// - query, key: what was routed, as [`route`](Self::route) takes it
+    /// - masks: `[batch, queries]` and `[batch, keys]`
+    #[track_caller]
+    pub(super) fn report(
+        &self,
+        (query, key): (Tensor<4>, Tensor<4>),
+        (query_mask, key_mask): (Option<Tensor<2, Bool>>, Option<Tensor<2, Bool>>),
+        routes: (Routing, Routing),
+        surrogate: &Surrogate,
+    ) -> RoutingReport {
+        let counts = LeafCounts::new(&routes.0, &routes.1);
+        let is_training = query.device().is_autodiff();
+        if is_training {
+            match &self.key {
+                None => self.query.track_balance(&[&routes.0, &routes.1]),
+                Some(tree) => {
+                    self.query.track_balance(&[&routes.0]);
+                    tree.track_balance(&[&routes.1]);
+                }
+            }
+        }
+        let balance_loss = (is_training && self.balance_loss).then(|| {
+            let loss = |tree: &RoutingTree, rows, routing, mask: Option<Tensor<2, Bool>>| {
+                let rows = tree_input(rows, tree);
+                let probabilities = tree.node_probabilities(rows, mask.clone(), surrogate);
+                balance_loss(&probabilities, routing, mask)
+            };
+            let query = loss(&self.query, query, &routes.0, query_mask);
+            let key = loss(self.key_tree(), key, &routes.1, key_mask);
+            (query + key) / 2.0
+        });
+        RoutingReport {
+            cost_ratio: counts.cost_ratio(),
+            counts,
+            query: routes.0,
+            key: routes.1,
+            balance_loss,
+            alignment_loss: None,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+use super::kind::{Attended, HeadSizes, Projected};
+use super::router::{Router, RouterConfig};
+use crate::functions::{EmptyLeaf, TreeFineInput, TreeFineOptions, tree_fine};
+use crate::ops::Dropout;
+use burn::module::Module;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+/// Configuration of [`TreeFine`].
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TreeFineConfig {
+    /// The trees, and how they learn.
+    pub router: RouterConfig,
+    /// What a query gets whose leaf has no key that it may see.
+    pub empty_leaf: EmptyLeaf,
+    /// Rate of dropout of the weights within a leaf, in `0.0..1.0`. It drops on autodiff devices alone, and there
+    /// [`SelfAttentionInput::with_seed`](super::SelfAttentionInput::with_seed) has to be called.
+    pub dropout: f64,
+}
+
+impl TreeFineConfig {
+    /// The defaults with the given branching factors, root first.
+    pub fn new(branching: impl Into<Vec<usize>>) -> Self {
+        Self {
+            router: RouterConfig::new(branching),
+            ..Self::default()
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeFine {
+        assert!(
+            (0.0..1.0).contains(&self.dropout),
+            "tree_fine: dropout: expected a rate in 0.0..1.0, got {}",
+            self.dropout
+        );
+        TreeFine {
+            router: self.router.init(sizes, device),
+            empty_leaf: self.empty_leaf,
+            dropout: self.dropout,
+        }
+    }
+}
+
+/// Attention of every query to the keys of its own leaf: TF-Attention of
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1. See [`tree_fine`](crate::tree_fine()).
+#[derive(Module, Debug)]
+pub struct TreeFine {
+    /// The trees.
+    pub router: Router,
+    #[module(skip)]
+    empty_leaf: EmptyLeaf,
+    #[module(skip)]
+    dropout: f64,
+}
+
+impl TreeFine {
+    #[track_caller]
+    pub(super) fn attend(&self, input: Projected) -> Attended {
+        input.masks.only("tree-fine", false, true);
+        let causal = input.masks.causal;
+        let (queries, keys) = (input.query.dims()[1], input.key.dims()[1]);
+        let key_padding = input.masks.padding;
+        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let is_training = input.query.device().is_autodiff();
+        let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
+        let options = TreeFineOptions {
+            empty_leaf: self.empty_leaf,
+            surrogate,
+            causal: causal.then(|| keys - queries),
+            scale: None,
+            dropout: self.dropout(is_training, input.seed),
+        };
+        let rows = (input.query.clone(), input.key.clone());
+        let found = tree_fine(
+            TreeFineInput {
+                query: input.query,
+                key: input.key,
+                value: input.value,
+                query_padding: query_padding.clone(),
+                key_padding: key_padding.clone(),
+                is_self: input.is_self,
+            },
+            &self.router.query,
+            self.router.key_tree(),
+            options,
+        );
+        let mut report = self.router.report(
+            rows.clone(),
+            (query_padding.clone(), key_padding.clone()),
+            (found.query, found.key),
+            &surrogate,
+        );
+        if is_training && let Some(alignment) = self.router.alignment {
+            report.alignment_loss = Some(self.router.alignment_loss(
+                rows,
+                (query_padding, key_padding),
+                (&report.query, &report.key),
+                (options.causal, surrogate.temperature()),
+                (alignment.rows, input.seed),
+            ));
+        }
+        Attended {
+            context: found.context,
+            routing: Some(report),
+        }
+    }
+
+    #[track_caller]
+    fn dropout(&self, is_training: bool, seed: Option<u64>) -> Option<Dropout> {
+        if self.dropout == 0.0 || !is_training {
+            return None;
+        }
+        let seed = seed.unwrap_or_else(|| {
+            panic!(
+                "tree_fine: seed: dropout of {} on an autodiff device needs one per call, see with_seed",
+                self.dropout
+            )
+        });
+        Some(Dropout {
+            rate: self.dropout,
+            seed,
+        })
+    }
+}

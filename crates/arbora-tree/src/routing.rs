@@ -1,0 +1,311 @@
+//! Decision trees that route tokens: which leaf a query or a key belongs to.
+//!
+//! A [`RoutingTree`] is a complete tree whose inner nodes decide by linear functions of the token. A
+//! *binary* level (branching factor 2) has one hyperplane `a = <w, x> + b` per node, and a token goes to
+//! child 1, the right one, exactly when `a >= 0`. A *k-ary* level has one linear logit per child, and a token
+//! goes to the child with the largest, ties to the lowest index. [`RoutingTree::route`] follows these decisions;
+//! they are what an attention over leaves or paths reads (Treeformer, arXiv 2208.09015, sections 3.1 and 3.2).
+//!
+//! A decision has no derivative. [`Surrogate`] names the differentiable scores that stand in for it,
+//! and [`RoutingTree::best_leaves`] gives the best few leaves with such scores. All of them rank the
+//! leaves so that the routed leaf is first.
+//!
+//! # Margin scores
+//!
+//! The score of a leaf is `z = -Σ (best child's logit - own child's logit)` over its ancestors; for a
+//! hyperplane the term is `-ReLU(-S a)` with `S = 1` for the right child and `-1` for the left one. The routed
+//! leaf has `z = 0` and every other leaf `z <= 0`, so `argmax z` is the routed leaf at any height
+//! (DTSemNet, arXiv 2408.09135, section 3, for binary trees). A product of sigmoids has no such
+//! property: its best leaf and the routed one differ for more than a third of random inputs at height 6.
+//!
+//! # Layout
+//!
+//! Tokens are `[batch, tokens, heads, dim]`. A tree routes one or several heads: with `trees` trees, head `h`
+//! uses tree `h / (heads / trees)`. All routing is in single precision; half precision is cast up. Nodes
+//! are named by their depth and their index within it, from the left ([`CompleteTree`]).
+
+mod balance;
+mod growth;
+mod level;
+mod route;
+mod split;
+mod surrogate;
+
+pub use balance::{LeafCounts, balance_loss};
+pub use growth::Growth;
+pub use level::RoutingLevel;
+pub use route::{Candidates, NO_LEAF, Routing};
+pub use surrogate::Surrogate;
+
+use crate::shape::CompleteTree;
+use burn::config::Config;
+use burn::module::{Module, ParamId};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
+
+/// Configuration of a [`RoutingTree`].
+#[derive(Config, Debug)]
+pub struct RoutingTreeConfig {
+    /// Width of the tokens that are routed: of one head.
+    pub dim: usize,
+    /// Branching factor per level, root first, each at least 2. Empty: the root is the only leaf.
+    pub branching: Vec<usize>,
+    /// Independent trees: one per key/value head, or 1 for the whole layer.
+    #[config(default = 1)]
+    pub trees: usize,
+    /// Whether tokens are divided by their root mean square before the tree. Straight-through gradients of
+    /// [`Surrogate::DenseGradient`] vanish where `|a|` exceeds its clip, which was made for inputs of unit
+    /// size; and the temperature of every surrogate then means the same at any scale of the tokens. Tokens
+    /// that are exactly zero stay zero.
+    #[config(default = true)]
+    pub normalize: bool,
+    /// Step of the bias that [`RoutingTree::track_balance`] adds to the logits against skew; 0 for none.
+    #[config(default = "0.0")]
+    pub balance_rate: f64,
+    /// Seed of the weights, which are drawn from `N(0, 1/dim)` on the host. Biases start at 0.
+    #[config(default = 0)]
+    pub seed: u64,
+}
+
+impl RoutingTreeConfig {
+    /// A tree with random hyperplanes through the origin.
+    ///
+    /// # Panics
+    /// If `dim` or `trees` is 0, a branching factor is below 2, or `balance_rate` is negative or not finite.
+    #[track_caller]
+    pub fn init(&self, device: &Device) -> RoutingTree {
+        for (name, value) in [("dim", self.dim), ("trees", self.trees)] {
+            assert!(
+                value >= 1,
+                "routing_tree: {name}: expected at least 1, got 0"
+            );
+        }
+        assert!(
+            self.balance_rate.is_finite() && self.balance_rate >= 0.0,
+            "routing_tree: balance_rate: expected a finite number of at least 0, got {}",
+            self.balance_rate
+        );
+        for (level, factor) in self.branching.iter().enumerate() {
+            growth::check_factor(level, *factor);
+        }
+        let shape = CompleteTree::new(self.branching.clone());
+        let levels = (0..shape.height())
+            .map(|depth| {
+                let outputs = level::outputs(&shape, depth);
+                let weight = growth::random_weight(
+                    [self.trees, outputs, self.dim],
+                    growth::level_seed(self.seed, depth),
+                    1.0,
+                );
+                let bias = vec![0.0; self.trees * outputs];
+                RoutingLevel::new(weight, bias, shape.branching(depth), device)
+            })
+            .collect();
+        RoutingTree {
+            levels,
+            shape,
+            trees: self.trees,
+            dim: self.dim,
+            normalize: self.normalize,
+            balance_rate: self.balance_rate,
+            seed: self.seed,
+            device: device.clone(),
+        }
+    }
+}
+
+/// Decision trees that route tokens to leaves; see the [module](self).
+///
+/// # Weight decay
+///
+/// Exempt the parameters from it: decay draws the weights to 0, and a tree without weights sends every token the
+/// way of its biases. They are [`parameter_ids`](Self::parameter_ids), and they are found below containers named
+/// `Struct:RoutingTree` by a module visitor.
+///
+/// # Balance state
+///
+/// The biases of [`track_balance`](Self::track_balance) are saved and loaded with the module. As with
+/// burn's batch norm, they are not parameters, and clones of a module share them.
+#[derive(Module, Debug)]
+pub struct RoutingTree {
+    /// One module per level, root first: growth leaves the parameters of the others, their ids and so
+    /// their optimiser state, as they are.
+    levels: Vec<RoutingLevel>,
+    #[module(skip)]
+    shape: CompleteTree,
+    #[module(skip)]
+    trees: usize,
+    #[module(skip)]
+    dim: usize,
+    #[module(skip)]
+    normalize: bool,
+    #[module(skip)]
+    balance_rate: f64,
+    #[module(skip)]
+    seed: u64,
+    /// Where a tree without levels grows its first.
+    #[module(skip)]
+    device: Device,
+}
+
+impl RoutingTree {
+    /// The shape of each tree.
+    pub fn shape(&self) -> &CompleteTree {
+        &self.shape
+    }
+
+    /// Decisions on the way from the root to a leaf.
+    pub fn height(&self) -> usize {
+        self.shape.height()
+    }
+
+    /// Leaves of each tree.
+    pub fn leaves(&self) -> usize {
+        self.shape.leaves()
+    }
+
+    /// Number of independent trees.
+    pub fn trees(&self) -> usize {
+        self.trees
+    }
+
+    /// Width of a token's head.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The levels, root first, each with its parameters.
+    pub fn levels(&self) -> &[RoutingLevel] {
+        &self.levels
+    }
+
+    /// The tree with other parameters at one level, which keep their ids.
+    ///
+    /// # Shapes
+    /// - weight: `[trees, outputs, dim]`, where `outputs` is the number of nodes at that depth, times the branching
+    ///   factor where that is not 2
+    /// - bias: `[trees, outputs]`
+    ///
+    /// # Panics
+    /// If the level does not exist or the shapes differ.
+    #[track_caller]
+    pub fn with_parameters(mut self, depth: usize, weight: Tensor<3>, bias: Tensor<2>) -> Self {
+        assert!(
+            depth < self.height(),
+            "routing_tree: level: expected below {}, got {depth}",
+            self.height()
+        );
+        let level = self.levels.remove(depth).with_parameters(weight, bias);
+        self.levels.insert(depth, level);
+        self
+    }
+
+    /// The ids of all weights and biases, root first: what is to be exempt from weight decay.
+    pub fn parameter_ids(&self) -> Vec<ParamId> {
+        self.levels
+            .iter()
+            .flat_map(|level| [level.weight.id, level.bias.id])
+            .collect()
+    }
+
+    /// The tokens as the levels read them: normalised, in single precision, grouped by tree.
+    ///
+    /// - returns `[trees, rows, dim]`, where `rows = batch * tokens * (heads / trees)`
+    #[track_caller]
+    fn rows(&self, operation: &str, x: Tensor<4>) -> (Tensor<3>, Heads) {
+        let [batch, tokens, heads, dim] = x.dims();
+        assert!(
+            dim == self.dim,
+            "{operation}: axis 3 of x: expected {}, got {dim}",
+            self.dim
+        );
+        let heads = Heads::new(operation, [batch, tokens, heads], self.trees);
+        let mut x = heads.to_rows(x.cast(FloatDType::F32));
+        if self.normalize {
+            let square = x.clone().square().mean_dim(2);
+            let zero = square.clone().equal_elem(0.0);
+            x = x / square.mask_fill(zero, 1.0).sqrt();
+        }
+        (x, heads)
+    }
+}
+
+/// How heads are grouped onto trees.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    trees: usize,
+}
+
+impl Heads {
+    #[track_caller]
+    fn new(operation: &str, [batch, tokens, heads]: [usize; 3], trees: usize) -> Self {
+        for (axis, length) in [batch, tokens, heads].into_iter().enumerate() {
+            assert!(
+                length >= 1,
+                "{operation}: axis {axis} of x: expected at least 1, got 0"
+            );
+        }
+        assert!(
+            heads.is_multiple_of(trees),
+            "{operation}: heads: expected a multiple of {trees} trees, got {heads}"
+        );
+        Self {
+            batch,
+            tokens,
+            heads,
+            trees,
+        }
+    }
+
+    /// Heads per tree.
+    fn group(&self) -> usize {
+        self.heads / self.trees
+    }
+
+    /// `[batch, tokens, heads, width]` to `[trees, rows, width]`.
+    fn to_rows<K: Basic>(self, x: Tensor<4, K>) -> Tensor<3, K> {
+        let width = x.dims()[3];
+        let (positions, group) = (self.batch * self.tokens, self.group());
+        x.reshape([positions, self.trees, group, width]) // [batch * tokens, trees, group, width]
+            .swap_dims(0, 1)
+            .reshape([self.trees, positions * group, width])
+    }
+
+    /// The inverse of [`to_rows`](Self::to_rows).
+    fn from_rows<K: Basic>(self, rows: Tensor<3, K>) -> Tensor<4, K> {
+        let width = rows.dims()[2];
+        let (positions, group) = (self.batch * self.tokens, self.group());
+        rows.reshape([self.trees, positions, group, width])
+            .swap_dims(0, 1)
+            .reshape([self.batch, self.tokens, self.heads, width])
+    }
+
+    /// A mask of tokens as a mask of `[batch, tokens, heads, width]`.
+    #[track_caller]
+    fn spread(self, operation: &str, mask: Tensor<2, Bool>, width: usize) -> Tensor<4, Bool> {
+        let expected = [self.batch, self.tokens];
+        assert!(
+            mask.dims() == expected,
+            "{operation}: mask: expected {expected:?}, got {:?}",
+            mask.dims()
+        );
+        mask.reshape([self.batch, self.tokens, 1, 1]).expand([
+            self.batch,
+            self.tokens,
+            self.heads,
+            width,
+        ])
+    }
+}
+
+/// 0, 1, 2, … along the last axis of a tensor of the given shape.
+fn counting<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D, Int> {
+    let mut row = [1; D];
+    row[D - 1] = dims[D - 1];
+    Tensor::<1, Int>::arange(0..dims[D - 1] as i64, device)
+        .reshape(row)
+        .expand(dims)
+}

@@ -1,0 +1,231 @@
+//! How evenly tokens spread over leaves, and what pulls them apart.
+
+use super::{Heads, Routing, RoutingTree};
+use burn::tensor::{Bool, IndexingUpdateOp, Tensor};
+
+/// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
+///
+/// Counts are exact up to 2^24 tokens.
+#[derive(Clone, Debug)]
+pub struct LeafCounts {
+    /// `[batch, trees, leaves]`; the heads of a tree are summed.
+    pub queries: Tensor<3>,
+    /// `[batch, trees, leaves]`
+    pub keys: Tensor<3>,
+}
+
+impl LeafCounts {
+    /// Counts the leaves of two routings, which may be the same one.
+    ///
+    /// # Panics
+    /// If they differ in batch, number of trees or leaves.
+    #[track_caller]
+    pub fn new(queries: &Routing, keys: &Routing) -> Self {
+        let (queries, keys) = (leaf_counts(queries), leaf_counts(keys));
+        assert_eq!(
+            queries.dims(),
+            keys.dims(),
+            "leaf_counts: batch, trees and leaves of keys: expected {:?}, got {:?}",
+            queries.dims(),
+            keys.dims()
+        );
+        Self { queries, keys }
+    }
+
+    /// The share of all query-key pairs that meet in a leaf, `Σ_l nq_l nk_l / (nq nk)`, `[batch, trees]`: the cost of attention
+    /// within leaves relative to dense attention. `1 / leaves` when all leaves are equally full, 1 when one leaf
+    /// has everything. 0 where there is no query or no key.
+    pub fn cost_ratio(&self) -> Tensor<2> {
+        let (meet, all) = self.pairs();
+        meet / all.clamp_min(1.0)
+    }
+
+    /// `1 / cost_ratio`, `[batch, trees]`: how many equally full leaves would cost the same. 0 where there is no query or
+    /// no key. Infinite where there are both and no leaf has both.
+    pub fn effective_leaves(&self) -> Tensor<2> {
+        let (meet, all) = self.pairs();
+        let none = all.clone().equal_elem(0.0);
+        (all / meet).mask_fill(none, 0.0)
+    }
+
+    /// Pairs in common leaves, and all pairs: `[batch, trees]` each.
+    fn pairs(&self) -> (Tensor<2>, Tensor<2>) {
+        let meet = (self.queries.clone() * self.keys.clone()).sum_dim(2);
+        let all = self.queries.clone().sum_dim(2) * self.keys.clone().sum_dim(2);
+        (meet.squeeze_dim(2), all.squeeze_dim(2))
+    }
+}
+
+/// Tokens per leaf, `[batch, trees, leaves]`.
+fn leaf_counts(routing: &Routing) -> Tensor<3> {
+    let Heads {
+        batch,
+        tokens,
+        trees,
+        ..
+    } = routing.heads();
+    let group = routing.heads().group();
+    let leaves = routing
+        .leaves()
+        .reshape([batch, tokens, trees, group])
+        .swap_dims(1, 2) // [batch, trees, tokens, group]
+        .reshape([batch, trees, tokens * group]);
+    let counted = leaves.clone().greater_equal_elem(0).float();
+    let zeros = Tensor::zeros([batch, trees, routing.shape().leaves()], &leaves.device());
+    // Whole numbers: their sum does not depend on the order.
+    zeros.scatter(2, leaves.clamp_min(0), counted, IndexingUpdateOp::Add)
+}
+
+/// Tokens per child of every node of a depth, batch pooled: `[trees, nodes, branching]`.
+fn child_counts(counts: Tensor<2>, routing: &Routing, depth: usize) -> Tensor<3> {
+    let [trees, leaves] = counts.dims();
+    let shape = routing.shape();
+    let children = shape.width(depth + 1);
+    counts
+        .reshape([trees, children, leaves / children])
+        .sum_dim(2)
+        .reshape([trees, shape.width(depth), shape.branching(depth)])
+}
+
+/// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where `f_c` is the share of the
+/// tokens at the node that go to child `c` and `P_c` their mean probability of `c` given the node.
+///
+/// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every node. Nodes
+/// of a depth are weighted by the share of the tokens that reach them, then depths and trees are averaged. The loss is 1 where
+/// all children are equally likely, and the branching factor where every token surely goes to one child. The shares
+/// carry no gradient. Batch and heads of a tree are pooled; masked tokens count nothing. A tree of height 0 has loss 1, and so
+/// has a tree without unmasked tokens; both without gradient.
+///
+/// # Shapes
+/// - probabilities: per depth from the root to the leaves `[batch, tokens, heads, nodes]`, see
+///   [`RoutingTree::node_probabilities`]
+/// - routing: of the same tokens
+/// - mask: `[batch, tokens]`, `true` = masked out, beyond the tokens that `routing` masks
+/// - returns `[1]`
+///
+/// # Panics
+/// If the shapes disagree.
+#[track_caller]
+pub fn balance_loss(
+    probabilities: &[Tensor<4>],
+    routing: &Routing,
+    mask: Option<Tensor<2, Bool>>,
+) -> Tensor<1> {
+    let heads = routing.heads();
+    let shape = routing.shape();
+    assert_eq!(
+        probabilities.len(),
+        shape.height() + 1,
+        "balance_loss: depths of probabilities: expected {}, got {}",
+        shape.height() + 1,
+        probabilities.len()
+    );
+    let mut routing = routing.clone();
+    if let Some(mask) = mask {
+        let width = shape.height() + 1;
+        let mask = heads.spread("balance_loss", mask, width);
+        routing.path = routing.path.mask_fill(mask, super::NO_LEAF);
+    }
+    let device = routing.path.device();
+    if shape.height() == 0 {
+        return Tensor::ones([1], &device);
+    }
+    let counts = leaf_counts(&routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
+    let tokens = counts.clone().sum_dim(1); // [trees, 1]
+    let path = heads.to_rows(routing.path.clone()); // [trees, rows, height + 1]
+    let [trees, rows, _] = path.dims();
+    let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0).float();
+    let path = path.clamp_min(0);
+
+    let mut total = Tensor::<2>::zeros([trees, 1], &device);
+    for depth in 0..shape.height() {
+        let (width, branching) = (shape.width(depth), shape.branching(depth));
+        let child = &probabilities[depth + 1];
+        let expected = [heads.batch, heads.tokens, heads.heads, width * branching];
+        assert_eq!(
+            child.dims(),
+            expected,
+            "balance_loss: probabilities at depth {}: expected {expected:?}, got {:?}",
+            depth + 1,
+            child.dims()
+        );
+        let index = path
+            .clone()
+            .narrow(2, depth, 1)
+            .unsqueeze_dim::<4>(3)
+            .expand([trees, rows, 1, branching]);
+        let siblings = heads
+            .to_rows(child.clone())
+            .reshape([trees, rows, width, branching])
+            .gather(2, index.clone());
+        // The routed node is the likeliest of its depth, so this divides by at least 1 / nodes.
+        let given_node = siblings.clone() / siblings.sum_dim(3); // [trees, rows, 1, branching]
+        let counts = child_counts(counts.clone(), &routing, depth);
+        let shares = counts.clone() / counts.sum_dim(2).clamp_min(1.0); // [trees, nodes, branching]
+        let shares = shares
+            .unsqueeze_dim::<4>(1)
+            .expand([trees, rows, width, branching])
+            .gather(2, index);
+        let per_row = (shares * given_node).sum_dim(3).squeeze_dim::<3>(3);
+        let sum = (per_row * keep.clone()).sum_dim(1).squeeze_dim::<2>(2); // [trees, 1]
+        total = total + sum * branching as f32;
+    }
+    let mean = total / tokens.clone().clamp_min(1.0) / shape.height() as f32;
+    mean.mask_fill(tokens.equal_elem(0.0), 1.0).mean()
+}
+
+impl RoutingTree {
+    /// Moves the balance biases one step against the skew of given routings: by `balance_rate` down for a child with more
+    /// tokens than the mean of its siblings, up for one with fewer. The hyperplane of a binary node moves by
+    /// `balance_rate` towards the side with fewer tokens. The loss is untouched (auxiliary-loss-free
+    /// balancing, arXiv 2408.15664, there for experts).
+    ///
+    /// Tokens of all routings are pooled, over batch and heads of a tree: give those of queries and keys together. Masked
+    /// tokens count nothing. Nothing happens where `balance_rate` is 0 or `routings` is empty. To be called
+    /// once per training step; the state is shared by clones of the module.
+    ///
+    /// # Panics
+    /// If a routing is of other trees.
+    #[track_caller]
+    pub fn track_balance(&self, routings: &[&Routing]) {
+        for routing in routings {
+            assert!(
+                routing.shape() == &self.shape && routing.trees() == self.trees,
+                "track_balance: routing: expected {} trees {:?}, got {} trees {:?}",
+                self.trees,
+                self.shape.factors(),
+                routing.trees(),
+                routing.shape().factors()
+            );
+        }
+        let Some(first) = routings.first() else {
+            return;
+        };
+        if self.balance_rate == 0.0 {
+            return;
+        }
+        let counts = routings
+            .iter()
+            .map(|routing| leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0))
+            .reduce(|sum, counts| sum + counts)
+            .expect("there is a first routing");
+        for (depth, level) in self.levels.iter().enumerate() {
+            let counts = child_counts(counts.clone(), first, depth);
+            let [trees, nodes, branching] = counts.dims();
+            let excess = if branching == 2 {
+                let at = |child| counts.clone().narrow(2, child, 1);
+                at(1) - at(0)
+            } else {
+                counts.clone() - counts.mean_dim(2)
+            };
+            let outputs = excess.dims()[2] * nodes;
+            let step = excess.sign().reshape([trees, outputs]) * self.balance_rate;
+            let old = level.balance.value_sync();
+            // Where a model trains, its tensors are on a device with gradients, and a buffer has none.
+            let new = (old.without_autodiff() - step.without_autodiff()).detach();
+            level.balance.update(new);
+            // A record is made of the value that is in sync.
+            level.balance.value_sync();
+        }
+    }
+}

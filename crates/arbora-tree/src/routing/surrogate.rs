@@ -1,0 +1,278 @@
+//! Differentiable scores in place of decisions.
+
+use super::level::{children, margin_terms, one_hot};
+use super::{Heads, RoutingTree};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Which differentiable scores stand in for the decisions of a [`RoutingTree`].
+///
+/// The best leaf by any of them is the routed one. Temperatures divide the scores before a softmax and
+/// are positive.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Surrogate {
+    /// Dense Gradient Trees as published (arXiv 2102.07567, and the authors' code): every decision counts `+s` or
+    /// `-s` for the leaves on its two sides, whatever its margin, so a leaf with `m` wrong decisions on its
+    /// path scores `(height - 2m) s`. The backward pass is a straight-through estimator:
+    /// `∂L/∂a = 2 · 1[|a| <= clip] · ∂L/∂â`.
+    ///
+    /// A k-ary node, which the paper does not have, counts `s` for the child it takes and 0 for the others; its
+    /// backward pass is that of `s · softmax(logits / temperature)`.
+    DenseGradient {
+        /// Of the softmax over leaves.
+        temperature: f64,
+        /// Margins beyond it pass no gradient; 1 as published.
+        clip: f64,
+        /// The size `s` of a decision. `None` as published: the mean of `|a|` over all outputs of a tree and all
+        /// unmasked tokens of the batch, without gradient. That makes the scores of a token depend on the batch
+        /// it is in, and on later tokens of its own sequence; give a constant where that matters.
+        scale: Option<f64>,
+    },
+    /// Margin scores; an attention mixes the best few leaves by a softmax over theirs
+    /// ([`RoutingTree::best_leaves`]). The forward pass can stay exactly the routed one.
+    TopMargin {
+        /// How many leaves, the routed one included.
+        candidates: usize,
+        /// Of the softmax over the candidates.
+        temperature: f64,
+    },
+    /// Margin scores with a softmax over all leaves, to be annealed towards temperature 0.
+    Soft {
+        /// Of the softmax over leaves.
+        temperature: f64,
+    },
+}
+
+impl Default for Surrogate {
+    /// [`TopMargin`](Self::TopMargin) with two candidates and temperature 1.
+    fn default() -> Self {
+        Self::TopMargin {
+            candidates: 2,
+            temperature: 1.0,
+        }
+    }
+}
+
+impl Surrogate {
+    /// What the scores are divided by before a softmax.
+    pub fn temperature(&self) -> f64 {
+        match *self {
+            Self::DenseGradient { temperature, .. }
+            | Self::TopMargin { temperature, .. }
+            | Self::Soft { temperature } => temperature,
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, operation: &str) {
+        let positive = |name: &str, value: f64| {
+            assert!(
+                value.is_finite() && value > 0.0,
+                "{operation}: {name}: expected a finite positive number, got {value}"
+            );
+        };
+        positive("temperature", self.temperature());
+        match *self {
+            Self::DenseGradient { clip, scale, .. } => {
+                assert!(
+                    clip > 0.0,
+                    "{operation}: clip: expected a positive number, got {clip}"
+                );
+                if let Some(scale) = scale {
+                    positive("scale", scale);
+                }
+            }
+            Self::TopMargin { candidates, .. } => assert!(
+                candidates >= 1,
+                "{operation}: candidates: expected at least 1, got 0"
+            ),
+            Self::Soft { .. } => {}
+        }
+    }
+}
+
+impl RoutingTree {
+    /// The scores of the nodes of every depth, from the root to the leaves: sums of the terms of their ancestors.
+    /// All nodes are evaluated. See [`masked_node_scores`](Self::masked_node_scores), which differs for
+    /// [`Surrogate::DenseGradient`] without a scale alone.
+    ///
+    /// # Shapes
+    /// - x: `[batch, tokens, heads, dim]`
+    /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root scores 0
+    ///
+    /// # Panics
+    /// If an axis is 0 or disagrees with the tree, `heads` is no multiple of `trees`, or a number of the surrogate
+    /// is out of its range.
+    #[track_caller]
+    pub fn node_scores(&self, x: Tensor<4>, surrogate: &Surrogate) -> Vec<Tensor<4>> {
+        self.masked_node_scores(x, None, surrogate)
+    }
+
+    /// [`node_scores`](Self::node_scores) whose statistics leave out masked tokens. Masked tokens get scores too, which are
+    /// to be ignored.
+    ///
+    /// - mask: `[batch, tokens]`, `true` = masked out
+    ///
+    /// # Panics
+    /// As [`node_scores`](Self::node_scores), and if the mask has another shape.
+    #[track_caller]
+    pub fn masked_node_scores(
+        &self,
+        x: Tensor<4>,
+        mask: Option<Tensor<2, Bool>>,
+        surrogate: &Surrogate,
+    ) -> Vec<Tensor<4>> {
+        surrogate.check("node_scores");
+        let (rows, heads) = self.rows("node_scores", x);
+        let [trees, count, _] = rows.dims();
+        let logits: Vec<Tensor<4>> = self
+            .levels
+            .iter()
+            .map(|level| level.functions().logits(rows.clone()))
+            .collect();
+        let keep = mask.map(|mask| keep_rows(mask, heads, "node_scores"));
+        let terms = decision_terms(logits, keep, surrogate);
+
+        let device = rows.device().without_autodiff();
+        let mut scores = vec![Tensor::<3>::zeros([trees, count, 1], &device)];
+        for term in terms {
+            let [_, _, nodes, branching] = term.dims();
+            let parents = scores[scores.len() - 1].clone().unsqueeze_dim::<4>(3);
+            scores.push((parents + term).reshape([trees, count, nodes * branching]));
+        }
+        scores
+            .into_iter()
+            .map(|rows| heads.from_rows(rows))
+            .collect()
+    }
+
+    /// The probability of every leaf: softmax of its score over the temperature.
+    ///
+    /// All leaves take part, for [`Surrogate::TopMargin`] too; its candidates are those of
+    /// [`best_leaves`](Self::best_leaves).
+    ///
+    /// - returns `[batch, tokens, heads, leaves]`
+    ///
+    /// # Panics
+    /// As [`node_scores`](Self::node_scores).
+    #[track_caller]
+    pub fn leaf_probabilities(&self, x: Tensor<4>, surrogate: &Surrogate) -> Tensor<4> {
+        self.masked_leaf_probabilities(x, None, surrogate)
+    }
+
+    /// [`leaf_probabilities`](Self::leaf_probabilities) whose statistics leave out masked tokens, as
+    /// [`masked_node_scores`](Self::masked_node_scores).
+    #[track_caller]
+    pub fn masked_leaf_probabilities(
+        &self,
+        x: Tensor<4>,
+        mask: Option<Tensor<2, Bool>>,
+        surrogate: &Surrogate,
+    ) -> Tensor<4> {
+        let mut scores = self.masked_node_scores(x, mask, surrogate);
+        let leaves = scores.swap_remove(self.height());
+        softmax(leaves / surrogate.temperature(), 3)
+    }
+
+    /// The probabilities of the nodes of every depth, from the root to the leaves: at each depth the softmax of the
+    /// scores over the temperature. These are not sums of leaf probabilities: each depth is a distribution of its own.
+    ///
+    /// - mask: `[batch, tokens]`, `true` = masked out, left out of statistics as in
+    ///   [`masked_node_scores`](Self::masked_node_scores)
+    /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root has 1
+    ///
+    /// # Panics
+    /// As [`masked_node_scores`](Self::masked_node_scores).
+    #[track_caller]
+    pub fn node_probabilities(
+        &self,
+        x: Tensor<4>,
+        mask: Option<Tensor<2, Bool>>,
+        surrogate: &Surrogate,
+    ) -> Vec<Tensor<4>> {
+        self.masked_node_scores(x, mask, surrogate)
+            .into_iter()
+            .map(|scores| softmax(scores / surrogate.temperature(), 3))
+            .collect()
+    }
+}
+
+/// What each decision adds to the scores of a node's children, per level.
+///
+/// - logits: per level `[trees, rows, nodes, logits]`
+/// - keep: `[trees, rows, 1]`, 1 for unmasked rows
+/// - returns per level `[trees, rows, nodes, branching]`
+pub(super) fn decision_terms(
+    logits: Vec<Tensor<4>>,
+    keep: Option<Tensor<3>>,
+    surrogate: &Surrogate,
+) -> Vec<Tensor<4>> {
+    let Surrogate::DenseGradient {
+        temperature,
+        clip,
+        scale,
+    } = *surrogate
+    else {
+        return logits.into_iter().map(margin_terms).collect();
+    };
+    let Some(first) = logits.first() else {
+        return Vec::new();
+    };
+    let scale = match scale {
+        Some(scale) => Tensor::full([1, 1, 1, 1], scale, &first.device().without_autodiff()),
+        None => mean_size(&logits, keep),
+    };
+    logits
+        .into_iter()
+        .map(|logits| {
+            if logits.dims()[3] == 1 {
+                let constant = logits.clone().without_autodiff();
+                let passes = constant.clone().abs().lower_equal_elem(clip).float();
+                let sign = constant.greater_equal_elem(0.0).float() * 2.0 - 1.0;
+                let right = sign * scale.clone() + straight_through(logits * passes * 2.0);
+                Tensor::cat(vec![right.clone().neg(), right], 3)
+            } else {
+                let branching = logits.dims()[3];
+                let child = children(logits.clone().without_autodiff());
+                let taken = one_hot(child.unsqueeze_dim::<4>(3), branching);
+                let soft = softmax(logits / temperature, 3);
+                (taken + straight_through(soft)) * scale.clone()
+            }
+        })
+        .collect()
+}
+
+/// Zero with the gradient of `value`.
+fn straight_through(value: Tensor<4>) -> Tensor<4> {
+    let constant = value.clone().without_autodiff();
+    value - constant
+}
+
+/// Mean of `|a|` per tree over the kept rows and all outputs, `[trees, 1, 1, 1]`, without gradient.
+fn mean_size(logits: &[Tensor<4>], keep: Option<Tensor<3>>) -> Tensor<4> {
+    let [trees, count, _, _] = logits[0].dims();
+    let device = logits[0].device().without_autodiff();
+    let keep = keep.unwrap_or_else(|| Tensor::ones([trees, count, 1], &device));
+    let mut outputs = 0;
+    let mut total = Tensor::<3>::zeros([trees, 1, 1], &device);
+    for level in logits {
+        let [_, _, nodes, per_node] = level.dims();
+        outputs += nodes * per_node;
+        let sizes = level.clone().without_autodiff().abs();
+        let per_row = sizes.reshape([trees, count, nodes * per_node]).sum_dim(2);
+        total = total + (per_row * keep.clone()).sum_dim(1);
+    }
+    let kept = keep.sum_dim(1).clamp_min(1.0) * outputs as f32;
+    (total / kept).unsqueeze_dim(3)
+}
+
+/// 1 for unmasked rows, 0 for masked ones: `[trees, rows, 1]`.
+#[track_caller]
+pub(super) fn keep_rows(mask: Tensor<2, Bool>, heads: Heads, operation: &str) -> Tensor<3> {
+    heads
+        .to_rows(heads.spread(operation, mask, 1))
+        .bool_not()
+        .float()
+}

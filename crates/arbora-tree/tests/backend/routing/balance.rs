@@ -1,0 +1,209 @@
+//! Statistics and control of balance.
+
+use super::{all_to_the_last_child, surrogates, tree};
+use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
+use arbora_tree::{
+    CompleteTree, LeafCounts, NO_LEAF, Routing, RoutingTree, RoutingTreeConfig, Surrogate,
+    balance_loss,
+};
+use burn::tensor::{Tensor, TensorData};
+
+fn given(leaves: &[i64], dims: [usize; 3], branching: &[usize], trees: usize) -> Routing {
+    let leaves = Tensor::from_data(TensorData::new(leaves.to_vec(), dims), &device());
+    Routing::from_leaves(leaves, &CompleteTree::new(branching.to_vec()), trees)
+}
+
+#[test]
+fn leaves_are_counted_per_example_and_tree_without_masked_tokens() {
+    // Two examples of two tokens, four heads on two trees of three leaves.
+    let leaves = [0, 1, 2, 2, 0, 0, 1, NO_LEAF, 2, 2, 2, 2, NO_LEAF, NO_LEAF, NO_LEAF, NO_LEAF];
+    let queries = given(&leaves, [2, 2, 4], &[3], 2);
+    let keys = given(&[0, 1, 0, 2, 1, 1, 0, 0], [2, 2, 2], &[3], 2);
+    let counts = LeafCounts::new(&queries, &keys);
+    assert_eq!(
+        values(counts.queries),
+        [3.0, 1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0, 2.0]
+    );
+    assert_eq!(
+        values(counts.keys),
+        [2.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    );
+}
+
+#[test]
+fn the_cost_ratio_is_the_share_of_pairs_that_meet() {
+    // Even, all in one leaf, disjoint, no query.
+    let queries = [0, 1, 2, 3, 1, 1, 1, 1, 0, 0, 1, 1, NO_LEAF, NO_LEAF, NO_LEAF, NO_LEAF];
+    let keys = [3, 2, 1, 0, 1, 1, 1, 1, 2, 2, 3, 3, 0, 1, 2, 3];
+    let routing = |leaves| given(leaves, [4, 4, 1], &[2, 2], 1);
+    let counts = LeafCounts::new(&routing(&queries), &routing(&keys));
+    assert_eq!(values(counts.cost_ratio()), [0.25, 1.0, 0.0, 0.0]);
+    assert_eq!(values(counts.effective_leaves()), [4.0, 1.0, f32::INFINITY, 0.0]);
+}
+
+#[test]
+fn the_balance_loss_is_1_at_balance_and_the_branching_factor_at_collapse() {
+    let tree = tree(4, &[2, 2, 2], 1);
+    let soft = Surrogate::Soft { temperature: 1.0 };
+    // Exactly undecided: probabilities are equal whatever the shares are.
+    let zero = Tensor::zeros([1, 6, 1, 4], &device());
+    let routing = tree.route(zero.clone(), None);
+    let loss = balance_loss(&tree.node_probabilities(zero, None, &soft), &routing, None);
+    assert!((loss.into_scalar::<f32>() - 1.0).abs() < 1e-5);
+
+    let x = random([1, 6, 1, 4], 1, &device());
+    let collapsed = all_to_the_last_child(tree);
+    let sure = Surrogate::Soft { temperature: 1e-5 };
+    let routing = collapsed.route(x.clone(), None);
+    let loss = balance_loss(&collapsed.node_probabilities(x, None, &sure), &routing, None);
+    assert!((loss.into_scalar::<f32>() - 2.0).abs() < 1e-4);
+}
+
+#[test]
+fn the_balance_loss_is_its_definition() {
+    let tree = tree(4, &[3, 2], 1);
+    let x = random([1, 9, 1, 4], 2, &device());
+    let soft = Surrogate::Soft { temperature: 1.0 };
+    let probabilities = tree.node_probabilities(x.clone(), None, &soft);
+    let routing = tree.route(x, None);
+    let loss: f32 = balance_loss(&probabilities, &routing, None).into_scalar();
+
+    let mut expected = 0.0;
+    for (depth, branching) in [(0, 3), (1, 2)] {
+        let nodes = super::integers(routing.nodes(depth));
+        let children = super::integers(routing.nodes(depth + 1));
+        let p = values(probabilities[depth + 1].clone());
+        let width = p.len() / 9;
+        for node in 0..tree.shape().width(depth) {
+            let here: Vec<usize> = (0..9).filter(|t| nodes[*t] as usize == node).collect();
+            for child in node * branching..(node + 1) * branching {
+                let goes = here.iter().filter(|t| children[**t] as usize == child).count() as f32;
+                let given_node = |token: &usize| {
+                    let siblings = &p[token * width + node * branching..][..branching];
+                    p[token * width + child] / siblings.iter().sum::<f32>()
+                };
+                let sum: f32 = here.iter().map(given_node).sum();
+                // Weighted by here / 9, of f = goes / here and P = sum / here.
+                if !here.is_empty() {
+                    expected += branching as f32 * goes * sum / here.len() as f32 / 9.0 / 2.0;
+                }
+            }
+        }
+    }
+    assert!((loss - expected).abs() < 1e-5, "expected {expected}, got {loss}");
+}
+
+#[test]
+fn masked_tokens_do_not_count_in_the_balance_loss() {
+    let tree = tree(4, &[2, 3], 2);
+    let x = random([1, 6, 4, 4], 3, &device());
+    for surrogate in surrogates() {
+        let loss = |x: Tensor<4>, mask: Option<_>, in_routing: bool| {
+            let probabilities = tree.node_probabilities(x.clone(), mask.clone(), &surrogate);
+            let routing = tree.route(x, if in_routing { mask.clone() } else { None });
+            balance_loss(&probabilities, &routing, mask)
+        };
+        let mask = padding(&[4], 6, &device());
+        let short = loss(x.clone().narrow(1, 0, 4), None, true);
+        assert_close(loss(x.clone(), Some(mask.clone()), true), short.clone(), 1e-5, 0.0);
+        assert_close(loss(x.clone(), Some(mask), false), short, 1e-5, 0.0);
+        let nothing = padding(&[0], 6, &device());
+        assert_eq!(values(loss(x.clone(), Some(nothing), true)), [1.0]);
+    }
+    let flat = super::tree(4, &[], 1);
+    let probabilities = flat.node_probabilities(x.clone(), None, &Surrogate::default());
+    let loss = balance_loss(&probabilities, &flat.route(x, None), None);
+    assert_eq!(values(loss), [1.0]);
+}
+
+#[test]
+fn descent_on_the_balance_loss_evens_out_a_skewed_tree() {
+    let mut tree = RoutingTreeConfig::new(4, vec![2]).init(&autodiff_device());
+    let x = random([1, 200, 1, 4], 4, &device()) + 0.7;
+    let soft = Surrogate::Soft { temperature: 1.0 };
+    let ratio = |tree: &RoutingTree| {
+        let routing = tree.route(x.clone(), None);
+        LeafCounts::new(&routing, &routing).cost_ratio().into_scalar::<f32>()
+    };
+    let before = ratio(&tree);
+    for _ in 0..40 {
+        let probabilities = tree.node_probabilities(x.clone(), None, &soft);
+        let loss = balance_loss(&probabilities, &tree.route(x.clone(), None), None);
+        let gradients = loss.backward();
+        let level = &tree.levels()[0];
+        let (weight, bias) = (level.weight.val(), level.bias.val());
+        let step = bias.grad(&gradients).unwrap() * 1.0;
+        tree = tree.with_parameters(0, weight, bias.without_autodiff() - step);
+    }
+    let after = ratio(&tree);
+    assert!(before > 0.8 && after < 0.6, "{before} {after}");
+}
+
+#[test]
+fn tracking_converges_to_balance_on_a_skewed_input() {
+    for branching in [vec![2, 2], vec![4], vec![3, 2]] {
+        let tree = RoutingTreeConfig::new(4, branching)
+            .with_trees(2)
+            .with_balance_rate(0.02)
+            .init(&device());
+        let queries = random([1, 120, 2, 4], 5, &device()) + 0.6;
+        let keys = random([1, 120, 2, 4], 6, &device()) + 0.6;
+        let ratio = || {
+            let queries = tree.route(queries.clone(), None);
+            let keys = tree.route(keys.clone(), None);
+            values(LeafCounts::new(&queries, &keys).cost_ratio())
+        };
+        let (before, even) = (ratio(), 1.0 / tree.leaves() as f32);
+        for _ in 0..120 {
+            let queries = tree.route(queries.clone(), None);
+            tree.track_balance(&[&queries, &tree.route(keys.clone(), None)]);
+        }
+        for (before, after) in before.into_iter().zip(ratio()) {
+            assert!(after < 1.2 * even, "from {before} to {after}, even is {even}");
+        }
+    }
+}
+
+#[test]
+fn a_step_of_tracking_moves_against_the_skew_and_ignores_masked_tokens() {
+    let config = RoutingTreeConfig::new(4, vec![2]).with_balance_rate(0.5);
+    let balance = |tree: &RoutingTree| values(tree.levels()[0].balance.value());
+    let tracked = |leaves: &[i64]| {
+        let tree = config.init(&device());
+        tree.track_balance(&[&given(leaves, [1, leaves.len(), 1], &[2], 1)]);
+        balance(&tree)
+    };
+    assert_eq!(tracked(&[1, 1, 0]), [-0.5]);
+    assert_eq!(tracked(&[0, 1, 0]), [0.5]);
+    assert_eq!(tracked(&[0, 1]), [0.0]);
+    assert_eq!(tracked(&[0, NO_LEAF, NO_LEAF]), [0.5]);
+
+    let ternary = RoutingTreeConfig::new(4, vec![3]).with_balance_rate(0.5).init(&device());
+    ternary.track_balance(&[&given(&[2, 2, 2, 1, 0, 1], [1, 6, 1], &[3], 1)]);
+    assert_eq!(balance(&ternary), [0.5, 0.0, -0.5]);
+
+    let off = RoutingTreeConfig::new(4, vec![2]).init(&device());
+    off.track_balance(&[&given(&[1, 1], [1, 2, 1], &[2], 1)]);
+    assert_eq!(balance(&off), [0.0]);
+}
+
+#[test]
+fn balance_biases_take_no_gradient_and_move_routes() {
+    let config = RoutingTreeConfig::new(4, vec![2]).with_balance_rate(1e3);
+    let tree = config.init(&autodiff_device());
+    let x = random([1, 5, 1, 4], 7, &device());
+    tree.track_balance(&[&given(&[1, 1], [1, 2, 1], &[2], 1)]);
+    assert_eq!(super::integers(tree.route(x.clone(), None).leaves()), [0; 5]);
+    let scores = tree.best_leaves(x, None, 2).scores;
+    let gradients = scores.sum().backward();
+    let level = &tree.levels()[0];
+    assert_eq!(values(level.bias.val().grad(&gradients).unwrap()), [-5.0]);
+    assert!(!level.balance.value().is_require_grad());
+}
+
+#[test]
+#[should_panic(expected = "track_balance: routing: expected 1 trees [2], got 1 trees [3]")]
+fn a_routing_of_another_tree_is_refused() {
+    let tree = RoutingTreeConfig::new(4, vec![2]).init(&device());
+    tree.track_balance(&[&given(&[0], [1, 1, 1], &[3], 1)]);
+}
