@@ -275,7 +275,7 @@ impl Heads {
     }
 
     /// The inverse of [`to_rows`](Self::to_rows).
-    fn from_rows<K: Basic>(self, rows: Tensor<3, K>) -> Tensor<4, K> {
+    fn to_heads<K: Basic>(self, rows: Tensor<3, K>) -> Tensor<4, K> {
         let width = rows.dims()[2];
         let (positions, group) = (self.batch * self.tokens, self.group());
         rows.reshape([self.trees, positions, group, width])

@@ -44,8 +44,10 @@ impl LeafCounts {
     /// no key. Infinite where there are both and no leaf has both.
     pub fn effective_leaves(&self) -> Tensor<2> {
         let (meet, all) = self.pairs();
-        let none = all.clone().equal_elem(0.0);
-        (all / meet).mask_fill(none, 0.0)
+        let (apart, none) = (meet.clone().equal_elem(0.0), all.clone().equal_elem(0.0));
+        (all / meet.clamp_min(1.0))
+            .mask_fill(apart, f32::INFINITY)
+            .mask_fill(none, 0.0)
     }
 
     /// Pairs in common leaves, and all pairs: `[batch, trees]` each.

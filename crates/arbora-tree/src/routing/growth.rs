@@ -12,6 +12,8 @@ use rand_chacha::ChaCha8Rng;
 /// How the decisions of a new level start (Treeformer, arXiv 2208.09015, section 3.3, grows trees by random levels or by ones
 /// that send everything to one node).
 #[derive(Clone, Debug)]
+// One is made when a tree grows, and none is kept: a box would only burden callers.
+#[allow(clippy::large_enum_variant)]
 pub enum Growth {
     /// Weights from `N(0, 1/dim)`, biases 0: every leaf is cut in two by chance, and the function that the model
     /// computes jumps. With the seed of the tree's configuration the level is the one that a tree

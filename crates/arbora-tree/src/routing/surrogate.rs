@@ -144,7 +144,7 @@ impl RoutingTree {
         }
         scores
             .into_iter()
-            .map(|rows| heads.from_rows(rows))
+            .map(|rows| heads.to_heads(rows))
             .collect()
     }
 

@@ -12,9 +12,12 @@ fn leaf_scores(tree: &RoutingTree, x: Tensor<4>, surrogate: &Surrogate) -> Tenso
 }
 
 fn largest(values: &[f32]) -> usize {
-    (0..values.len()).fold(0, |best, at| {
-        if values[at] > values[best] { at } else { best }
-    })
+    (0..values.len()).fold(
+        0,
+        |best, at| {
+            if values[at] > values[best] { at } else { best }
+        },
+    )
 }
 
 #[test]
