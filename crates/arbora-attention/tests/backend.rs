@@ -4,6 +4,10 @@
 mod build;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
+#[path = "backend/folded.rs"]
+mod folded;
+#[path = "backend/grow.rs"]
+mod grow;
 #[path = "backend/index.rs"]
 mod index;
 #[path = "backend/kernels.rs"]
@@ -26,6 +30,8 @@ mod strategy;
 mod stream;
 #[path = "backend/tree_coarse.rs"]
 mod tree_coarse;
+#[path = "backend/tree_coarse_layer.rs"]
+mod tree_coarse_layer;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

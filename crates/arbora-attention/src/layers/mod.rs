@@ -16,9 +16,10 @@ pub use pre_norm_attention::{
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use self_attention::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, Kind, Router, RouterConfig,
-    RoutingReport, SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput,
-    TreeFine, TreeFineConfig, TreeScope, TreeSharing,
+    AlignmentConfig, AttentionKindConfig, AttentionMasks, FoldedTreeCoarse, Kind, Router,
+    RouterConfig, RoutingReport, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    SelfAttentionOutput, TreeCoarse, TreeCoarseConfig, TreeFine, TreeFineConfig, TreeScope,
+    TreeSharing,
 };
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};

@@ -386,7 +386,7 @@ fn gradients_of_indicators_are_dense_and_exact_also_where_nodes_are_empty() {
 }
 
 #[test]
-fn straight_through_keeps_hard_values_and_gives_every_node_a_gradient() {
+fn straight_through_keeps_hard_values_and_passes_every_gradient_but_those_of_roots_and_padding() {
     let autodiff = autodiff_device();
     let tree = CompleteTree::new(vec![2, 2]);
     let leaves = Leaves {
@@ -394,10 +394,9 @@ fn straight_through_keeps_hard_values_and_gives_every_node_a_gradient() {
         of: vec![1, -1, 2],
     };
     let hard = indicators(&leaves, &tree, &autodiff);
-    let scores: Vec<Tensor<4>> = (0..3)
-        .map(|depth| random([1, 3, 1, 1 << depth], depth as u64, &autodiff).require_grad())
-        .collect();
-    let relaxed = hard.clone().straight_through(&scores, 0.5);
+    let probabilities = [0, 1, 2]
+        .map(|depth| random([1, 3, 1, 1 << depth], depth as u64, &autodiff).require_grad());
+    let relaxed = hard.clone().straight_through(&probabilities);
     assert_eq!(
         values(relaxed.nodes().clone()),
         values(hard.nodes().clone())
@@ -405,46 +404,31 @@ fn straight_through_keeps_hard_values_and_gives_every_node_a_gradient() {
     let weight = random([1, 3, 1, 7], 9, &autodiff);
     let gradients = (relaxed.into_nodes() * weight.clone()).sum().backward();
     assert!(
-        scores[0].grad(&gradients).is_none(),
+        probabilities[0].grad(&gradients).is_none(),
         "the root has no choice"
     );
-    let leaf_scores = scores[2].clone().detach().require_grad();
-    let soft = burn::tensor::activation::softmax(leaf_scores.clone() / 0.5, 3);
-    let expected = (soft * weight.narrow(3, 3, 4)).sum().backward();
-    let expected = leaf_scores.grad(&expected).unwrap();
-    let got = scores[2].grad(&gradients).unwrap();
-    let of = |rows: &Tensor<4>, token: usize| rows.clone().narrow(1, token, 1);
-    for token in [0, 2] {
-        assert_close(of(&got, token), of(&expected, token), 1e-6, 1e-5);
-        assert!(values(of(&got, token)).iter().all(|x| x.abs() > 1e-6));
+    for (depth, first) in [(1, 1), (2, 3)] {
+        let got = values(probabilities[depth].grad(&gradients).unwrap());
+        let width = 1 << depth;
+        let mut expected = values(weight.clone().narrow(3, first, width));
+        expected[width..2 * width].fill(0.0);
+        assert_eq!(got, expected);
     }
-    assert!(
-        values(of(&got, 1)).iter().all(|x| *x == 0.0),
-        "padding gets no gradient"
-    );
 }
 
 #[test]
-fn soft_indicators_sum_to_one_per_depth_and_to_nothing_at_padding() {
+fn soft_indicators_are_the_probabilities_but_at_roots_and_padding() {
     let tree = CompleteTree::new(vec![3, 2]);
     let leaves = Leaves {
         shape: [1, 2, 1],
         of: vec![4, -1],
     };
-    let scores: Vec<Tensor<4>> = [1, 3, 6]
-        .map(|width| random([1, 2, 1, width], 1, &device()))
-        .into();
-    let soft = indicators(&leaves, &tree, &device())
-        .soft(&scores, 1.0)
-        .into_nodes();
-    for (depth, width) in [1, 3, 6].into_iter().enumerate() {
-        let total = soft.clone().narrow(3, tree.offset(depth), width).sum_dim(3);
-        let total = values(total);
-        assert!(
-            (total[0] - 1.0).abs() < 1e-5 && total[1] == 0.0,
-            "depth {depth}: {total:?}"
-        );
-    }
+    let probabilities = [1, 3, 6].map(|width| random([1, 2, 1, width], 1, &device()));
+    let soft = indicators(&leaves, &tree, &device()).soft(&probabilities);
+    let soft = values(soft.into_nodes());
+    let given = |depth: usize| values(probabilities[depth].clone().narrow(1, 0, 1));
+    assert_eq!(soft[..10], [vec![1.0], given(1), given(2)].concat());
+    assert_eq!(soft[10..], [0.0; 10]);
 }
 
 #[test]
@@ -551,12 +535,12 @@ fn alpha_has_one_weight_per_depth() {
 }
 
 #[test]
-#[should_panic(expected = "node_indicators: scores: expected one per depth (3), got 2")]
-fn scores_are_needed_for_every_depth() {
+#[should_panic(expected = "node_indicators: probabilities: expected one per depth (3), got 2")]
+fn probabilities_are_needed_for_every_depth() {
     let tree = CompleteTree::new(vec![2, 2]);
     let leaves = Leaves::random([1, 3, 1], &tree, 0.0, 1);
-    let scores = [1, 2].map(|width| random([1, 3, 1, width], 1, &device()));
-    let _ = indicators(&leaves, &tree, &device()).soft(&scores, 1.0);
+    let probabilities = [1, 2].map(|width| random([1, 3, 1, width], 1, &device()));
+    let _ = indicators(&leaves, &tree, &device()).soft(&probabilities);
 }
 
 proptest! {

@@ -1,5 +1,4 @@
 use arbora_tree::CompleteTree;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 
 /// Which nodes a token passes, `[batch, tokens, heads, nodes]` with the nodes in level order: 1 along its path and
@@ -45,18 +44,19 @@ impl NodeIndicators {
         Self::new(Tensor::cat(depths, 3), tree)
     }
 
-    /// The same indicators forward; backward, per depth, the softmax of `scores / temperature` over its nodes (a
-    /// straight-through estimator, Treeformer section 3.3). The root, where every token is, gets no gradient.
+    /// The same indicators forward; backward, the given probabilities (a straight-through estimator, Treeformer
+    /// section 3.3). The root, where every token is, gets no gradient.
     ///
     /// # Shapes
-    /// - scores: one `[batch, tokens, heads, nodes of the depth]` per depth, root first
+    /// - probabilities: one `[batch, tokens, heads, nodes of the depth]` per depth, root first, as
+    ///   [`RoutingTree::node_probabilities`](arbora_tree::RoutingTree::node_probabilities) gives them
     ///
     /// # Panics
     /// If a depth is missing or an axis disagrees.
     #[must_use]
     #[track_caller]
-    pub fn straight_through(self, scores: &[Tensor<4>], temperature: f64) -> Self {
-        let soft = self.soft(scores, temperature).nodes;
+    pub fn straight_through(self, probabilities: &[Tensor<4>]) -> Self {
+        let soft = self.soft(probabilities).nodes;
         // The difference is exactly zero, so the forward value stays exactly hard.
         let zero = soft.clone() - soft.detach();
         Self {
@@ -65,30 +65,30 @@ impl NodeIndicators {
         }
     }
 
-    /// Per depth, the softmax of `scores / temperature` over its nodes, forward and backward; 0 for tokens that take
-    /// no part. Shapes and panics as [`straight_through`](Self::straight_through).
+    /// The given probabilities, forward and backward; 0 for tokens that take no part. Shapes and panics as
+    /// [`straight_through`](Self::straight_through).
     #[must_use]
     #[track_caller]
-    pub fn soft(&self, scores: &[Tensor<4>], temperature: f64) -> Self {
+    pub fn soft(&self, probabilities: &[Tensor<4>]) -> Self {
+        let depths = self.tree.height() + 1;
         assert_eq!(
-            scores.len(),
-            self.tree.height() + 1,
-            "node_indicators: scores: expected one per depth ({}), got {}",
-            self.tree.height() + 1,
-            scores.len()
+            probabilities.len(),
+            depths,
+            "node_indicators: probabilities: expected one per depth ({depths}), got {}",
+            probabilities.len()
         );
         let [batch, tokens, heads, _] = self.nodes.dims();
         let takes_part = self.nodes.clone().narrow(3, 0, 1);
-        let depths = scores.iter().enumerate().map(|(depth, scores)| {
+        let depths = probabilities.iter().enumerate().map(|(depth, nodes)| {
             let expected = [batch, tokens, heads, self.tree.width(depth)];
             assert!(
-                scores.dims() == expected,
-                "node_indicators: scores of depth {depth}: expected {expected:?}, got {:?}",
-                scores.dims()
+                nodes.dims() == expected,
+                "node_indicators: probabilities of depth {depth}: expected {expected:?}, got {:?}",
+                nodes.dims()
             );
             match depth {
                 0 => takes_part.clone(),
-                _ => softmax(scores.clone() / temperature, 3) * takes_part.clone(),
+                _ => nodes.clone() * takes_part.clone(),
             }
         });
         Self {

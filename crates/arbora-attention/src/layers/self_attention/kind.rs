@@ -1,4 +1,5 @@
 use super::router::RoutingReport;
+use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
 use arbora_tree::routing::Surrogate;
@@ -15,6 +16,8 @@ pub enum AttentionKindConfig {
     Dense,
     /// Every query to the keys of its own leaf.
     TreeFine(TreeFineConfig),
+    /// The mean of values in each node on a query's path.
+    TreeCoarse(TreeCoarseConfig),
 }
 
 /// How queries attend.
@@ -24,6 +27,8 @@ pub enum Kind {
     Dense(dense::Dense),
     /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
     TreeFine(TreeFine),
+    /// The mean of values in each node on a query's path: TC-Attention. Takes padding and the causal mask.
+    TreeCoarse(TreeCoarse),
 }
 
 /// Heads and their width.
@@ -68,6 +73,7 @@ impl AttentionKindConfig {
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
             Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
+            Self::TreeCoarse(config) => Kind::TreeCoarse(config.init(sizes, device)),
         }
     }
 }
@@ -78,6 +84,16 @@ impl Kind {
         match self {
             Self::Dense(dense) => dense.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
+            Self::TreeCoarse(tree) => tree.attend(input),
+        }
+    }
+
+    /// As configurations name it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::TreeFine(_) => "tree-fine",
+            Self::TreeCoarse(_) => "tree-coarse",
         }
     }
 }

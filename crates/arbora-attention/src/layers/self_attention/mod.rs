@@ -2,14 +2,19 @@
 
 mod alignment;
 mod dense;
+mod folded_tree_coarse;
+mod grow;
 mod kind;
 mod masks;
 mod router;
+mod tree_coarse;
 mod tree_fine;
 
+pub use folded_tree_coarse::FoldedTreeCoarse;
 pub use kind::{AttentionKindConfig, Kind};
 pub use masks::AttentionMasks;
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
+pub use tree_coarse::{TreeCoarse, TreeCoarseConfig};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
