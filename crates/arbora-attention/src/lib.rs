@@ -36,12 +36,12 @@ pub use functions::{
     tree_fine, tree_search,
 };
 pub use layers::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, FoldedTreeCoarse, IndexError, Kind,
-    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router,
-    RouterConfig, RoutingReport, SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy,
-    SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput,
-    StreamingIndex, TreeCoarse, TreeCoarseConfig, TreeCrossAttention, TreeCrossAttentionConfig,
-    TreeFine, TreeFineConfig, TreeIndex, TreeScope, TreeSharing,
+    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, FoldedTreeCoarse,
+    IndexError, Kind, PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
+    Router, RouterConfig, RoutingReport, SearchOptions, SearchOptionsError, SearchOutput,
+    SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput,
+    StrategyOutput, StreamingIndex, TreeCoarse, TreeCoarseConfig, TreeCrossAttention,
+    TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope, TreeSharing,
 };
 pub use ops::{
     DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,

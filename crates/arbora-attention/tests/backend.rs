@@ -2,6 +2,10 @@
 
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/decode_coarse.rs"]
+mod decode_coarse;
+#[path = "backend/decode_fine.rs"]
+mod decode_fine;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
 #[path = "backend/folded.rs"]
@@ -16,6 +20,8 @@ mod kernels;
 mod layer;
 #[path = "backend/leaf_attention.rs"]
 mod leaf_attention;
+#[path = "backend/leaf_kernels.rs"]
+mod leaf_kernels;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
 #[path = "backend/policy.rs"]
@@ -24,6 +30,8 @@ mod policy;
 mod prefix_attention;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/self_attention.rs"]
+mod self_attention;
 #[path = "backend/strategy.rs"]
 mod strategy;
 #[path = "backend/stream.rs"]
@@ -32,6 +40,8 @@ mod stream;
 mod tree_coarse;
 #[path = "backend/tree_coarse_layer.rs"]
 mod tree_coarse_layer;
+#[path = "backend/tree_fine.rs"]
+mod tree_fine;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

@@ -16,8 +16,8 @@ pub use pre_norm_attention::{
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
 pub use self_attention::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, FoldedTreeCoarse, Kind, Router,
-    RouterConfig, RoutingReport, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, FoldedTreeCoarse, Kind,
+    Router, RouterConfig, RoutingReport, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
     SelfAttentionOutput, TreeCoarse, TreeCoarseConfig, TreeFine, TreeFineConfig, TreeScope,
     TreeSharing,
 };

@@ -1,9 +1,10 @@
 //! Tree-coarse without projections of queries and keys.
 
+use crate::self_attention::with_fixed_projections;
 use crate::tree_coarse_layer::{coarse, layer};
 use arbora_attention::{
-    Kind, RouterConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput, TreeCoarseConfig,
-    TreeScope, TreeSharing, flops,
+    AttentionKindConfig, Kind, RouterConfig, SelfAttention, SelfAttentionConfig,
+    SelfAttentionInput, TreeCoarseConfig, TreeScope, TreeSharing, flops,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use burn::module::Module;
@@ -66,9 +67,10 @@ fn folding_changes_nothing() {
 fn folding_needs_no_biases_of_projections() {
     let kind = config(&[2, 2], TreeScope::PerHead, TreeSharing::Separate);
     let layer = SelfAttentionConfig::new(8, 4)
-        .with_kind(arbora_attention::AttentionKindConfig::TreeCoarse(kind))
+        .with_kind(AttentionKindConfig::TreeCoarse(kind))
         .with_bias(false)
         .init(&device());
+    let layer = with_fixed_projections(layer);
     assert_folds(&layer);
 }
 

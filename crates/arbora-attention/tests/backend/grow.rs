@@ -1,5 +1,6 @@
 //! Layers whose trees grow by a level.
 
+use crate::self_attention::with_fixed_projections;
 use crate::tree_coarse_layer::{coarse, layer as coarse_layer};
 use arbora_attention::{
     AttentionKindConfig, Kind, Router, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
@@ -11,12 +12,13 @@ use burn::module::ParamId;
 use burn::tensor::{Device, Tensor};
 
 fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAttention {
-    SelfAttentionConfig::new(8, 4)
-        .with_kv_heads(Some(kv_heads))
-        .with_kind(AttentionKindConfig::TreeFine(TreeFineConfig::new(
-            branching,
-        )))
-        .init(device)
+    let kind = AttentionKindConfig::TreeFine(TreeFineConfig::new(branching));
+    with_fixed_projections(
+        SelfAttentionConfig::new(8, 4)
+            .with_kv_heads(Some(kv_heads))
+            .with_kind(kind)
+            .init(device),
+    )
 }
 
 fn router(layer: &SelfAttention) -> &Router {

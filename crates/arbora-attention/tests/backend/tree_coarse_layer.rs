@@ -1,5 +1,6 @@
 //! Tree-coarse as a kind of self-attention.
 
+use crate::self_attention::with_fixed_projections;
 use arbora_attention::{
     AlignmentConfig, AttentionKindConfig, Kind, RouterConfig, SelfAttention, SelfAttentionConfig,
     SelfAttentionInput, TreeCoarse, TreeCoarseConfig, TreeScope, TreeSharing,
@@ -26,10 +27,12 @@ const SURROGATES: [Surrogate; 3] = [
 
 /// Width 8, four query heads.
 pub fn layer(config: TreeCoarseConfig, kv_heads: usize, device: &Device) -> SelfAttention {
-    SelfAttentionConfig::new(8, 4)
-        .with_kv_heads(Some(kv_heads))
-        .with_kind(AttentionKindConfig::TreeCoarse(config))
-        .init(device)
+    with_fixed_projections(
+        SelfAttentionConfig::new(8, 4)
+            .with_kv_heads(Some(kv_heads))
+            .with_kind(AttentionKindConfig::TreeCoarse(config))
+            .init(device),
+    )
 }
 
 pub fn coarse(layer: &SelfAttention) -> &TreeCoarse {

@@ -8,8 +8,8 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 /// The decisions of all nodes of one depth.
 ///
-/// A binary level has one output per node, a hyperplane. A k-ary level has one per child, those of a
-/// node side by side.
+/// A binary level has one output per node, a hyperplane. A k-ary level has one per child, those of
+/// a node side by side.
 #[derive(Module, Debug)]
 pub struct RoutingLevel {
     /// `[trees, outputs, dim]`
@@ -56,8 +56,8 @@ impl RoutingLevel {
         self.branching
     }
 
-    /// The same level with other biases, `trees * outputs` numbers, and no balance bias. The parameter
-    /// keeps its id.
+    /// The same level with other biases, `trees * outputs` numbers, and no balance bias. The
+    /// parameter keeps its id.
     pub(super) fn with_bias(self, values: Vec<f32>) -> Self {
         let bias = self.bias.map(|old| {
             let new = TensorData::new(values, old.dims());
@@ -148,9 +148,10 @@ impl LinearFunctions {
 
     /// The logits of some nodes of each row.
     ///
-    /// Copying a weight vector per row takes a fraction of the time of all logits, from 16 outputs on. Its backward
-    /// pass adds the copies up again, which is slower than a matrix product up to about as many outputs
-    /// as a node's weights have elements (both measured on the CPU, 8192 rows, dim 16 to 96).
+    /// Copying a weight vector per row takes a fraction of the time of all logits, from 16 outputs
+    /// on. Its backward pass adds the copies up again, which is slower than a matrix product up to
+    /// about as many outputs as a node's weights have elements (both measured on the CPU, 8192
+    /// rows, dim 16 to 96).
     ///
     /// - rows: `[trees, rows, dim]`
     /// - nodes: `[trees, rows, picked]`
@@ -218,7 +219,8 @@ impl LinearFunctions {
 const COPIED_ELEMENTS: usize = 1 << 24;
 
 /// The child that each node takes: child 1 of a binary node where its logit is at least 0, else the
-/// child with the largest logit, ties to the lowest index. Logits that are not numbers give some child.
+/// child with the largest logit, ties to the lowest index. Logits that are not numbers give some
+/// child.
 ///
 /// - logits: `[trees, rows, nodes, logits]`
 /// - returns `[trees, rows, nodes]`
@@ -260,7 +262,8 @@ pub(super) fn margin_terms(logits: Tensor<4>) -> Tensor<4> {
     }
 }
 
-/// Position of the maximum along the last axis, the first of several; burn's own may be any of them.
+/// Position of the maximum along the last axis, the first of several; burn's own may be any of
+/// them.
 pub(super) fn first_maximum<const D: usize>(values: Tensor<D>) -> Tensor<D, Int> {
     let dims = values.dims();
     let last = dims[D - 1] as i64 - 1;

@@ -11,19 +11,21 @@ pub const NO_LEAF: i64 = -1;
 /// The way of each token from the root to its leaf. It carries no gradient.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// The node at each depth, by its index within that depth: `[batch, tokens, heads, height + 1]`. The
-    /// root is node 0, the last entry is the leaf. [`NO_LEAF`] throughout for masked tokens.
+    /// The node at each depth, by its index within that depth: `[batch, tokens, heads, height +
+    /// 1]`. The root is node 0, the last entry is the leaf. [`NO_LEAF`] throughout for masked
+    /// tokens.
     pub path: Tensor<4, Int>,
-    /// By how much each decision was taken, at least 0: `|a|` of a binary node, the best child's logit
-    /// minus the second best's of a k-ary one. `[batch, tokens, heads, height]`, and one entry of
-    /// `f32::MAX` for a tree of height 0, which decides nothing. Zero for masked tokens.
+    /// By how much each decision was taken, at least 0: `|a|` of a binary node, the best child's
+    /// logit minus the second best's of a k-ary one. `[batch, tokens, heads, height]`, and one
+    /// entry of `f32::MAX` for a tree of height 0, which decides nothing. Zero for masked tokens.
     pub margins: Tensor<4>,
     shape: CompleteTree,
     trees: usize,
 }
 
 impl Routing {
-    /// The routing that ends at given leaves; its margins are `f32::MAX`, since nothing was decided.
+    /// The routing that ends at given leaves; its margins are `f32::MAX`, since nothing was
+    /// decided.
     ///
     /// # Shapes
     /// - leaves: `[batch, tokens, heads]`, [`NO_LEAF`] for masked tokens
@@ -66,7 +68,8 @@ impl Routing {
         self.nodes(self.shape.height())
     }
 
-    /// The node of each token at one depth, `[batch, tokens, heads]`; [`NO_LEAF`] for masked tokens.
+    /// The node of each token at one depth, `[batch, tokens, heads]`; [`NO_LEAF`] for masked
+    /// tokens.
     ///
     /// # Panics
     /// If the tree is not that high.
@@ -80,8 +83,9 @@ impl Routing {
         self.path.clone().narrow(3, depth, 1).squeeze_dim(3)
     }
 
-    /// The smallest margin on each token's way, `[batch, tokens, heads]`: how far it is from another leaf.
-    /// Rounding on another backend can only change routes whose least margin is of the order of rounding.
+    /// The smallest margin on each token's way, `[batch, tokens, heads]`: how far it is from
+    /// another leaf. Rounding on another backend can only change routes whose least margin is of
+    /// the order of rounding.
     pub fn least_margin(&self) -> Tensor<3> {
         self.margins.clone().min_dim(3).squeeze_dim(3)
     }
@@ -107,8 +111,9 @@ impl Routing {
 pub struct Candidates {
     /// Distinct leaves, best first, `[batch, tokens, heads, count]`; [`NO_LEAF`] for masked tokens.
     pub leaves: Tensor<4, Int>,
-    /// Their margin scores, at most 0, `[batch, tokens, heads, count]`: 0 for the first (up to rounding where a decision
-    /// is that close), and 0 throughout for masked tokens. Differentiable.
+    /// Their margin scores, at most 0, `[batch, tokens, heads, count]`: 0 for the first (up to
+    /// rounding where a decision is that close), and 0 throughout for masked tokens.
+    /// Differentiable.
     pub scores: Tensor<4>,
 }
 
@@ -122,7 +127,8 @@ impl RoutingTree {
     /// - mask: `[batch, tokens]`, `true` = masked out: the token gets [`NO_LEAF`]
     ///
     /// # Panics
-    /// If an axis is 0 or disagrees with the tree or the mask, or `heads` is no multiple of `trees`.
+    /// If an axis is 0 or disagrees with the tree or the mask, or `heads` is no multiple of
+    /// `trees`.
     #[track_caller]
     pub fn route(&self, x: Tensor<4>, mask: Option<Tensor<2, Bool>>) -> Routing {
         let (rows, heads) = self.rows("route", x.without_autodiff());
@@ -147,12 +153,13 @@ impl RoutingTree {
         }
     }
 
-    /// The `count` leaves with the largest margin scores, best first; the first is the routed one. Where the
-    /// tree has fewer leaves, all of them.
+    /// The `count` leaves with the largest margin scores, best first; the first is the routed one.
+    /// Where the tree has fewer leaves, all of them.
     ///
-    /// A beam of `count` nodes per level finds exactly these: no term of the score is positive, and some child of every
-    /// node adds 0, so a node outside the beam has `count` leaves elsewhere that score at least as well as any of
-    /// its own. Leaves with equal scores come in the same order on every backend.
+    /// A beam of `count` nodes per level finds exactly these: no term of the score is positive, and
+    /// some child of every node adds 0, so a node outside the beam has `count` leaves elsewhere
+    /// that score at least as well as any of its own. Leaves with equal scores come in the same
+    /// order on every backend.
     ///
     /// # Shapes
     /// - x: `[batch, tokens, heads, dim]`
@@ -192,7 +199,8 @@ impl RoutingTree {
         Candidates { leaves, scores }
     }
 
-    /// The nodes on the path, `height + 1` tensors, and the margins, `height` tensors: `[trees, rows, 1]` each.
+    /// The nodes on the path, `height + 1` tensors, and the margins, `height` tensors: `[trees,
+    /// rows, 1]` each.
     fn descend(&self, rows: &Tensor<3>) -> (Vec<Tensor<3, Int>>, Vec<Tensor<3>>) {
         let [trees, count, _] = rows.dims();
         let mut node = Tensor::<3, Int>::zeros([trees, count, 1], &rows.device());
@@ -242,10 +250,11 @@ impl Beam {
         }
     }
 
-    /// The best `count` nodes in order, the routed one first. With a decision of exactly 0 others score as well as that
-    /// one, and rounding can make them score better.
+    /// The best `count` nodes in order, the routed one first. With a decision of exactly 0 others
+    /// score as well as that one, and rounding can make them score better.
     ///
-    /// It takes the maximum `count` times: burn's sorts are not stable and run on the host for most backends.
+    /// It takes the maximum `count` times: burn's sorts are not stable and run on the host for most
+    /// backends.
     ///
     /// - routed: `[trees, rows, 1]`
     fn best(self, count: usize, routed: &Tensor<3, Int>) -> Self {

@@ -1,14 +1,15 @@
 use super::indicators::NodeIndicators;
 use super::means::{NodeSums, by_node, each_head, sum_weights};
-use super::{EmptyNode, at_least_single, causal};
-use arbora_tree::CompleteTree;
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+use super::{EmptyNode, causal};
+use arbora_tree::{CompleteTree, Routing};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 /// What causal TC-attention remembers of the keys so far: the sum of values and the count of every node,
 /// `nodes · (value_dim + 1)` numbers per example and head, however many keys there were.
 #[derive(Clone, Debug)]
 pub struct TreeCoarseState {
-    /// `[batch, nodes, kv_heads, value_dim + 1]`, nodes in level order, the last column counts keys.
+    /// `[batch, nodes, kv_heads, value_dim + 1]` in single precision, nodes in level order, the last column counts
+    /// keys.
     sums: Tensor<4>,
     tree: CompleteTree,
 }
@@ -23,7 +24,10 @@ impl TreeCoarseState {
         device: &Device,
     ) -> Self {
         Self {
-            sums: Tensor::zeros([batch, tree.nodes(), kv_heads, value_dim + 1], device),
+            sums: Tensor::zeros(
+                [batch, tree.nodes(), kv_heads, value_dim + 1],
+                (device, DType::F32),
+            ),
             tree: tree.clone(),
         }
     }
@@ -57,7 +61,7 @@ impl TreeCoarseState {
             value.dims(),
             key_leaves.dims()
         );
-        let value = at_least_single(value);
+        let value = value.cast(DType::F32);
         let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
         let absent = key_leaves
             .clone()
@@ -98,7 +102,7 @@ impl TreeCoarseState {
     ) -> Tensor<4> {
         let [batch, queries, heads] = query_leaves.dims();
         self.check(heads, &alpha);
-        let alpha = at_least_single(alpha);
+        let alpha = alpha.cast(DType::F32);
         let [_, _, _, width] = self.sums.dims();
         let path = self.paths(query_leaves.clone());
         let depths = path.dims()[3];
@@ -162,9 +166,9 @@ impl TreeCoarseState {
         let before = self.by_head();
         self.append(key_leaves.clone(), value.clone());
         let query = NodeIndicators::of_leaves(query_leaves, &self.tree).into_nodes();
-        let weight = query * by_node(at_least_single(alpha), &self.tree);
+        let weight = query * by_node(alpha.cast(DType::F32), &self.tree);
         let key = NodeIndicators::of_leaves(key_leaves, &self.tree).into_nodes();
-        let value = at_least_single(value);
+        let value = value.cast(DType::F32);
         causal(weight, key, value, Some(before), &self.tree, empty_node).cast(dtype)
     }
 
@@ -180,14 +184,14 @@ impl TreeCoarseState {
     /// Positions in level order of the nodes above leaves, `[batch, tokens, heads, height + 1]`; those of the
     /// first leaf for a negative one.
     fn paths(&self, leaves: Tensor<3, Int>) -> Tensor<4, Int> {
-        let [batch, tokens, heads] = leaves.dims();
-        let leaves = leaves.clamp_min(0).reshape([batch, tokens, heads, 1]);
-        let depths = (0..=self.tree.height()).map(|depth| {
-            let span = (self.tree.leaves() / self.tree.width(depth)) as i64;
-            // On libtorch burn divides integers in single precision, which is exact below 2^24 leaves.
-            (leaves.clone() / span) + self.tree.offset(depth) as i64
-        });
-        Tensor::cat(depths.collect(), 3)
+        let path = Routing::from_leaves(leaves.clamp_min(0), &self.tree, 1).path;
+        let depths = self.tree.height() + 1;
+        let first: Vec<i64> = (0..depths)
+            .map(|depth| self.tree.offset(depth) as i64)
+            .collect();
+        let first = TensorData::new(first, [1, 1, 1, depths]);
+        let first = Tensor::from_data(first, (&path.device(), path.dtype()));
+        path + first
     }
 
     #[track_caller]

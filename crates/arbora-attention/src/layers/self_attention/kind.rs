@@ -1,7 +1,9 @@
+use super::cache::{CacheState, DenseCache, FineCache};
 use super::router::RoutingReport;
 use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
+use crate::functions::TreeCoarseState;
 use arbora_tree::routing::Surrogate;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -59,6 +61,16 @@ pub(super) struct Projected {
     pub seed: Option<u64>,
 }
 
+/// The next tokens of an incremental call, projected.
+pub(super) struct CachedRows {
+    /// `[batch, new, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub value: Tensor<4>,
+}
+
 /// What a kind found.
 pub(super) struct Attended {
     /// `[batch, queries, heads, head_dim]`
@@ -85,6 +97,25 @@ impl Kind {
             Self::Dense(dense) => dense.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
             Self::TreeCoarse(tree) => tree.attend(input),
+        }
+    }
+
+    /// What an incremental call starts with.
+    pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
+        match self {
+            Self::Dense(_) => CacheState::Dense(DenseCache::default()),
+            Self::TreeFine(tree) => {
+                let shape = tree.router.query.shape();
+                CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
+            }
+            Self::TreeCoarse(tree) => {
+                let HeadSizes {
+                    kv_heads, head_dim, ..
+                } = sizes;
+                let shape = tree.router.query.shape();
+                let state = TreeCoarseState::new(batch, kv_heads, head_dim, shape, device);
+                CacheState::TreeCoarse(state)
+            }
         }
     }
 

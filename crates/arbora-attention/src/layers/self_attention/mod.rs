@@ -1,15 +1,18 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
 mod alignment;
+mod cache;
 mod dense;
 mod folded_tree_coarse;
 mod grow;
 mod kind;
 mod masks;
+mod pages;
 mod router;
 mod tree_coarse;
 mod tree_fine;
 
+pub use cache::AttentionCache;
 pub use folded_tree_coarse::FoldedTreeCoarse;
 pub use kind::{AttentionKindConfig, Kind};
 pub use masks::AttentionMasks;

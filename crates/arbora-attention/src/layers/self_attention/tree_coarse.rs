@@ -1,8 +1,8 @@
-use super::kind::{Attended, HeadSizes, Projected};
+use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
 use crate::functions::{
-    EmptyNode, NodeIndicators, TreeCoarseOptions, head_leaves, tree_coarse, tree_coarse_relaxed,
-    tree_input,
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse,
+    tree_coarse_relaxed, tree_input,
 };
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
 use burn::module::{Module, Param};
@@ -168,6 +168,27 @@ impl TreeCoarse {
             context,
             routing: Some(report),
         }
+    }
+
+    /// Attention of the next tokens to those of the state and themselves, `[batch, new, heads, head_dim]`.
+    #[track_caller]
+    pub(super) fn attend_cached(&self, rows: CachedRows, state: &mut TreeCoarseState) -> Tensor<4> {
+        let tree = self.router.query.shape();
+        assert_eq!(
+            state.tree(),
+            tree,
+            "tree_coarse: cache: expected one of trees {tree:?}, got {:?}",
+            state.tree()
+        );
+        let (heads, kv_heads) = (rows.query.dims()[2], rows.key.dims()[2]);
+        let (query, key) = self.router.route(rows.query, rows.key, None, None);
+        state.attend(
+            head_leaves(&query, heads),
+            head_leaves(&key, kv_heads),
+            rows.value,
+            self.alpha.val(),
+            self.empty_node,
+        )
     }
 }
 

@@ -87,8 +87,9 @@ fn published_scores_count_wrong_decisions() {
     for (token, scores) in scores.chunks(8).enumerate() {
         for (leaf, score) in scores.iter().enumerate() {
             let path = tree.shape().path(leaf);
-            // The nodes on a leaf's path other than on the routed one decide by their own sign: what is
-            // known without them is the parity of the wrong decisions, and all of them for the routed leaf.
+            // The nodes on a leaf's path other than on the routed one decide by their own sign:
+            // what is known without them is the parity of the wrong decisions, and all of them for
+            // the routed leaf.
             let decisions = path.len() as f32;
             let wrong = (decisions - score / scale as f32) / 2.0;
             assert!((wrong - wrong.round()).abs() < 1e-5);
