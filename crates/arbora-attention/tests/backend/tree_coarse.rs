@@ -138,6 +138,7 @@ fn cases() -> Vec<Case> {
         case(&[2], [1, 1, 1], [1, 1, 1], 0.0),
         case(&[2, 2], [2, 3, 1], [2, 4, 1], 1.0),
         case(&[2, 2, 2], [1, 131, 2], [1, 131, 2], 0.1),
+        case(&[2, 2], [1, 70, 2], [1, 131, 1], 0.1),
     ]
 }
 
@@ -488,27 +489,28 @@ fn the_state_holds_as_many_numbers_after_any_number_of_keys() {
 #[test]
 fn tokens_given_to_the_state_in_any_portions_are_the_causal_form() {
     let tree = CompleteTree::new(vec![2, 3, 2]);
-    let query = Leaves::random([2, 9, 4], &tree, 0.1, 1);
-    let key = Leaves::random([2, 9, 2], &tree, 0.1, 2);
-    let value = random([2, 9, 2, 3], 3, &device());
-    let alpha = random([4, 4], 4, &device());
-    for options in options(true) {
-        let expected = every_pair(&query, &key, value.clone(), alpha.clone(), &tree, options);
-        for portions in [vec![1; 9], vec![4, 1, 3, 1], vec![9]] {
+    for portions in [vec![1; 9], vec![4, 1, 3, 1], vec![9], vec![5, 130, 1]] {
+        let tokens = portions.iter().sum();
+        let query = Leaves::random([2, tokens, 4], &tree, 0.1, 1);
+        let key = Leaves::random([2, tokens, 2], &tree, 0.1, 2);
+        let value = random([2, tokens, 2, 3], 3, &device());
+        let alpha = random([4, 4], 4, &device());
+        for options in options(true) {
+            let expected = every_pair(&query, &key, value.clone(), alpha.clone(), &tree, options);
             let mut state = TreeCoarseState::new(2, 2, 3, &tree, &device());
             let mut first = 0;
-            let mut contexts = Vec::new();
-            for new in portions {
-                contexts.push(state.attend(
-                    query.tensor(&device()).narrow(1, first, new),
-                    key.tensor(&device()).narrow(1, first, new),
-                    value.clone().narrow(1, first, new),
+            let contexts = portions.iter().map(|new| {
+                let context = state.attend(
+                    query.tensor(&device()).narrow(1, first, *new),
+                    key.tensor(&device()).narrow(1, first, *new),
+                    value.clone().narrow(1, first, *new),
                     alpha.clone(),
                     options.empty_node,
-                ));
+                );
                 first += new;
-            }
-            assert_close(Tensor::cat(contexts, 1), expected.clone(), 1e-5, 1e-5);
+                context
+            });
+            assert_close(Tensor::cat(contexts.collect(), 1), expected, 1e-5, 1e-5);
         }
     }
 }
