@@ -52,9 +52,9 @@ impl Growth {
 }
 
 impl RoutingTree {
-    /// The tree with one more level below its leaves. Leaf `l` becomes the parent of the leaves `l
-    /// * branching` to `(l + 1) * branching - 1`. The other levels' parameters stay as they are and
-    /// keep their ids.
+    /// The tree with one more level below its leaves. Leaf `l` becomes the parent of the `branching`
+    /// leaves from `l * branching` on. The other levels' parameters stay as they are and keep their
+    /// ids.
     ///
     /// A tree of height 0 has no parameters and grows on the device that it was initialised on.
     ///
