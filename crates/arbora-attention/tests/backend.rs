@@ -48,6 +48,8 @@ mod strategy;
 mod stream;
 #[path = "backend/tree_coarse.rs"]
 mod tree_coarse;
+#[path = "backend/tree_coarse_gradients.rs"]
+mod tree_coarse_gradients;
 #[path = "backend/tree_coarse_layer.rs"]
 mod tree_coarse_layer;
 #[path = "backend/tree_fine.rs"]

@@ -108,7 +108,7 @@ pub fn prefix_sums(rows: Tensor<4>) -> Tensor<4> {
 ///
 /// Within chunks, then over the totals of chunks: burn's `cumsum` reads all elements before each one on GPU
 /// backends, which over the whole axis would be quadratic.
-fn running_sums(rows: Tensor<3>) -> Tensor<3> {
+pub(super) fn running_sums(rows: Tensor<3>) -> Tensor<3> {
     let [outer, count, width] = rows.dims();
     if count <= CHUNK {
         return rows.cumsum(1);
@@ -128,7 +128,7 @@ fn running_sums(rows: Tensor<3>) -> Tensor<3> {
 }
 
 /// Each row at the place of the next one; zeros first.
-fn shifted(rows: Tensor<3>) -> Tensor<3> {
+pub(super) fn shifted(rows: Tensor<3>) -> Tensor<3> {
     let [outer, count, width] = rows.dims();
     let first = Tensor::zeros([outer, 1, width], (&rows.device(), rows.dtype()));
     Tensor::cat(vec![first, rows.narrow(1, 0, count - 1)], 1)
@@ -149,7 +149,7 @@ fn later_keys(chunk: usize, group: usize, like: &Tensor<4>) -> Tensor<4, Bool> {
 }
 
 /// Rows of zeros before and after the rows of axis 1.
-fn with_zero_rows(rows: Tensor<4>, before: usize, after: usize) -> Tensor<4> {
+pub(super) fn with_zero_rows(rows: Tensor<4>, before: usize, after: usize) -> Tensor<4> {
     let [batch, _, heads, width] = rows.dims();
     let options = (rows.device(), rows.dtype());
     let zeros = |count: usize| Tensor::zeros([batch, count, heads, width], (&options.0, options.1));

@@ -12,7 +12,7 @@ use arbora_attention::{
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Growth, RoutingTree, RoutingTreeConfig, Surrogate};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use host::Host;
 
 pub(crate) fn tree(
@@ -313,6 +313,46 @@ fn training_sees_the_values_of_inference_bit_for_bit() {
             };
             assert_eq!(run(&autodiff_device()), run(&device()), "{surrogate:?}");
         }
+    }
+}
+
+#[test]
+fn half_precision_follows_single_precision() {
+    let device = autodiff_device();
+    if !device.supports_dtype(DType::F16) {
+        arbora_testing::skip("the device has no half precision");
+        return;
+    }
+    // Numbers that both hold exactly, so that both are routed alike.
+    let half = |rows: Tensor<4>| rows.cast(DType::F16);
+    let exact = |rows: Tensor<4>| half(rows).cast(DType::F32);
+    for surrogate in surrogates() {
+        let trees = tree(6, &[2, 2, 2], 2, 5, &device);
+        let single = input(9, 9, &device);
+        let single = TreeFineInput {
+            query: exact(single.query),
+            key: exact(single.key),
+            value: exact(single.value),
+            ..single
+        };
+        let halved = TreeFineInput {
+            query: half(single.query.clone()).detach().require_grad(),
+            key: half(single.key.clone()),
+            value: half(single.value.clone()),
+            ..single.clone()
+        };
+        let options = TreeFineOptions {
+            surrogate,
+            ..TreeFineOptions::default()
+        };
+        let expected = tree_fine(single, &trees, &trees, options).context;
+        let found = tree_fine(halved.clone(), &trees, &trees, options).context;
+        assert_eq!(found.dtype(), DType::F16);
+        assert_close(found.clone().cast(DType::F32), expected, 1e-2, 1e-2);
+        let gradients = found.sum().backward();
+        let gradient = halved.query.grad(&gradients).expect("it is read");
+        let gradient = values(gradient.cast(DType::F32));
+        assert!(gradient.iter().all(|x| x.is_finite()));
     }
 }
 

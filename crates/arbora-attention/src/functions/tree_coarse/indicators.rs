@@ -1,5 +1,5 @@
 use arbora_tree::CompleteTree;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 /// Which nodes a token passes, `[batch, tokens, heads, nodes]` with the nodes in level order: 1 along its path and
 /// 0 elsewhere, or a relaxation of that. All 0 for a token that takes no part.
@@ -35,7 +35,8 @@ impl NodeIndicators {
             .reshape([batch, tokens, heads, 1])
             .expand(all)
             .equal(every.reshape([1, 1, 1, count]).expand(all));
-        let mut depths = vec![own.float()];
+        // Counts in half precision would be inexact beyond 2048.
+        let mut depths = vec![own.float().cast(DType::F32)];
         for depth in (0..tree.height()).rev() {
             let children = depths[depths.len() - 1].clone();
             depths.push(children_summed(children, tree.branching(depth)));

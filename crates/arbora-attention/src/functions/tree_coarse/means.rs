@@ -1,7 +1,8 @@
 use super::EmptyNode;
 use super::indicators::children_summed;
 use arbora_tree::CompleteTree;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::kind::Basic;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 /// Indicators that sum to less than this are those of a node without keys.
 const NO_KEYS: f64 = 1e-6;
@@ -100,21 +101,10 @@ pub(super) fn path_table(
     tree: &CompleteTree,
     empty_node: EmptyNode,
 ) -> Tensor<4> {
-    let [batch, _, kv_heads, width] = leaves.dims();
-    let value_dim = width - 1;
-    let mut sums = vec![leaves];
-    for depth in (0..tree.height()).rev() {
-        let (parents, branching) = (tree.width(depth), tree.branching(depth));
-        let children = sums[sums.len() - 1].clone();
-        let parent = children
-            .reshape([batch, parents, branching, kv_heads, width])
-            .sum_dim(2)
-            .reshape([batch, parents, kv_heads, width]);
-        sums.push(parent);
-    }
+    let value_dim = leaves.dims()[3] - 1;
     let alpha_rows = alpha.dims()[0];
     let mut above: Option<(Tensor<4>, Tensor<4>)> = None; // means and rows of the table
-    for (depth, sums) in sums.into_iter().rev().enumerate() {
+    for (depth, sums) in sums_of_depths(leaves, tree).into_iter().enumerate() {
         let own = NodeSums {
             values: sums.clone().narrow(3, 0, value_dim).swap_dims(1, 2),
             counts: sums.narrow(3, value_dim, 1).swap_dims(1, 2),
@@ -143,6 +133,49 @@ pub(super) fn path_table(
     each_head(table, heads).swap_dims(1, 2)
 }
 
+/// Values with one more column that counts the keys, `[batch, keys, kv_heads, value_dim + 1]`: it goes through the same
+/// sums. Zeros for keys that take no part, whatever stood there.
+pub(super) fn counted(value: Tensor<4>, leaves: &Tensor<3, Int>) -> Tensor<4> {
+    let [batch, keys, kv_heads, value_dim] = value.dims();
+    let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
+    let absent = leaves
+        .clone()
+        .lower_elem(0)
+        .reshape([batch, keys, kv_heads, 1])
+        .expand([batch, keys, kv_heads, value_dim + 1]);
+    Tensor::cat(vec![value, ones], 3).mask_fill(absent, 0.0)
+}
+
+/// The sums over the keys of each leaf, `[batch, leaves, kv_heads, width]`, of rows
+/// `[batch, keys, kv_heads, width]` that are zero where a key has no leaf.
+pub(super) fn leaf_sums(rows: Tensor<4>, leaves: Tensor<3, Int>, tree: &CompleteTree) -> Tensor<4> {
+    let [batch, _, kv_heads, width] = rows.dims();
+    let options = (&rows.device(), rows.dtype());
+    Tensor::zeros([batch, tree.leaves(), kv_heads, width], options).scatter(
+        1,
+        rows_of_leaves(leaves, width),
+        rows,
+        IndexingUpdateOp::Add,
+    )
+}
+
+/// The sums of nodes per depth, root first, from those of leaves: each `[batch, nodes, kv_heads, width]`.
+pub(super) fn sums_of_depths(leaves: Tensor<4>, tree: &CompleteTree) -> Vec<Tensor<4>> {
+    let [batch, _, kv_heads, width] = leaves.dims();
+    let mut depths = vec![leaves];
+    for depth in (0..tree.height()).rev() {
+        let (parents, branching) = (tree.width(depth), tree.branching(depth));
+        let children = depths[depths.len() - 1].clone();
+        let parent = children
+            .reshape([batch, parents, branching, kv_heads, width])
+            .sum_dim(2)
+            .reshape([batch, parents, kv_heads, width]);
+        depths.push(parent);
+    }
+    depths.reverse();
+    depths
+}
+
 /// Leaves `[batch, tokens, heads]` as indices of rows of `width` numbers; the first leaf where there is none.
 pub(super) fn rows_of_leaves(leaves: Tensor<3, Int>, width: usize) -> Tensor<4, Int> {
     let [batch, tokens, heads] = leaves.dims();
@@ -162,7 +195,7 @@ fn each_child(parents: Tensor<4>, branching: usize) -> Tensor<4> {
 }
 
 /// `[batch, kv_heads, rows, width]` -> `[batch, heads, rows, width]`, each head as often as query heads share it.
-pub(super) fn each_head(rows: Tensor<4>, heads: usize) -> Tensor<4> {
+pub(super) fn each_head<K: Basic>(rows: Tensor<4, K>, heads: usize) -> Tensor<4, K> {
     let [batch, kv_heads, count, width] = rows.dims();
     if kv_heads == heads {
         return rows;

@@ -1,5 +1,6 @@
 //! TC-attention: the mean of the values in each node on a query's path.
 
+mod causal;
 mod indicators;
 mod means;
 mod state;
@@ -10,8 +11,12 @@ pub use state::TreeCoarseState;
 use super::prefix_attention::{prefix_attention, prefix_sums};
 use super::several_paths::at_least_single;
 use arbora_tree::CompleteTree;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
-use means::{NodeSums, by_node, each_head, means, path_table, rows_of_leaves, sum_weights};
+use burn::tensor::{Int, Tensor};
+use causal::CausalRoutes;
+use means::{
+    NodeSums, by_node, counted, each_head, leaf_sums, means, path_table, rows_of_leaves,
+    sum_weights,
+};
 use serde::{Deserialize, Serialize};
 
 /// What a node without keys gives to the queries that pass it. The paper (arXiv 2208.09015, section 3.2) leaves
@@ -45,7 +50,8 @@ pub struct TreeCoarseOptions {
 /// [`tree_coarse_relaxed`].
 ///
 /// Costs `tokens · value_dim` for the sums of leaves and for one row per query, and `leaves · height · value_dim`
-/// for the table of those rows. Causal means depend on the query, and cost `tokens · nodes · value_dim`.
+/// for the table of those rows. Causal means differ from query to query, and cost `tokens · (64 + height) · value_dim` and a
+/// table of all nodes per 64 tokens.
 ///
 /// # Shapes
 /// - query_leaves: `[batch, queries, heads]`, the leaf of each query; negative = takes no part, and gets 0
@@ -68,7 +74,6 @@ pub fn tree_coarse(
     tree: &CompleteTree,
     options: TreeCoarseOptions,
 ) -> Tensor<4> {
-    let [batch, keys, kv_heads] = key_leaves.dims();
     Axes {
         query: query_leaves.dims(),
         key: key_leaves.dims(),
@@ -76,36 +81,20 @@ pub fn tree_coarse(
         alpha: alpha.dims(),
     }
     .check(tree, options);
-    let absent = key_leaves.clone().lower_elem(0);
-    let absent = absent
-        .reshape([batch, keys, kv_heads, 1])
-        .expand(value.dims());
-    // What stands at padding may be anything, infinities included.
-    let value = value.mask_fill(absent.clone(), 0.0);
-    if options.causal {
-        return tree_coarse_relaxed(
-            NodeIndicators::of_leaves(query_leaves, tree),
-            NodeIndicators::of_leaves(key_leaves, tree),
-            value,
-            alpha,
-            options,
-        );
-    }
     let [_, _, heads] = query_leaves.dims();
     let (dtype, value_dim) = (value.dtype(), value.dims()[3]);
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
-
-    // One more column counts the keys: it goes through the same sums.
-    let width = value_dim + 1;
-    let present = 1.0 - absent.narrow(3, 0, 1).float().cast(value.dtype());
-    let rows = Tensor::cat(vec![value, present], 3);
-    let index = rows_of_leaves(key_leaves, width);
-    let empty = Tensor::zeros(
-        [batch, tree.leaves(), kv_heads, width],
-        (&rows.device(), rows.dtype()),
-    );
-    let leaves = empty.scatter(1, index, rows, IndexingUpdateOp::Add);
-
+    if options.causal {
+        let routes = CausalRoutes {
+            query_leaves,
+            key_leaves,
+            before: None,
+            tree,
+            empty_node: options.empty_node,
+        };
+        return routes.attend(value, alpha).cast(dtype);
+    }
+    let leaves = leaf_sums(counted(value, &key_leaves), key_leaves, tree);
     let table = path_table(leaves, alpha, heads, tree, options.empty_node);
     let absent = query_leaves.clone().lower_elem(0);
     let context = table.gather(1, rows_of_leaves(query_leaves, value_dim));
@@ -120,7 +109,7 @@ pub fn tree_coarse(
 ///
 /// With indicators of hard routes it is [`tree_coarse`]. Its gradients are exact and dense: every node of a depth
 /// gets one, also those on nobody's path, at a cost linear in the number of tokens,
-/// `tokens · nodes · value_dim`. With `δ_i` the gradient of output `i`, `c_j` the keys of node `j` of depth `l`,
+/// `tokens · nodes · value_dim`; the indicators alone are `tokens · heads · nodes` numbers. With `δ_i` the gradient of output `i`, `c_j` the keys of node `j` of depth `l`,
 /// and `γ_j = alpha_l Σ_{i: P_l(q_i) = j} δ_i`:
 /// - to the indicator of query `i` in `j`: `alpha_l δ_i · ν_j`
 /// - to the indicator of key `i` in `j`: `γ_j · (v_i - ν_j) / max(c_j, 1)`; the second term comes from the count
@@ -165,7 +154,7 @@ pub fn tree_coarse_relaxed(
     let weight = query.into_nodes() * by_node(alpha, &tree);
     let key = key.into_nodes();
     let context = match options.causal {
-        true => causal(weight, key, value, None, &tree, options.empty_node),
+        true => causal(weight, key, value, &tree, options.empty_node),
         false => {
             let by_head = |rows: Tensor<4>| rows.swap_dims(1, 2);
             let sums = NodeSums {
@@ -189,28 +178,13 @@ fn causal(
     weight: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    before: Option<NodeSums>,
     tree: &CompleteTree,
     empty_node: EmptyNode,
 ) -> Tensor<4> {
     let ([_, queries, heads, _], [_, keys, ..]) = (weight.dims(), key.dims());
     let counts = prefix_sums(key.clone()).narrow(1, keys - queries, queries);
-    let counts = match &before {
-        None => counts,
-        Some(before) => counts + before.counts.clone().swap_dims(1, 3).swap_dims(2, 3),
-    };
     let counts = each_head(counts.swap_dims(1, 2), heads).swap_dims(1, 2);
-    let weight = sum_weights(weight, counts, tree, empty_node);
-    let context = prefix_attention(weight.clone(), key, value);
-    match before {
-        None => context,
-        Some(before) => {
-            let earlier = weight
-                .swap_dims(1, 2)
-                .matmul(each_head(before.values, heads));
-            context + earlier.swap_dims(1, 2)
-        }
-    }
+    prefix_attention(sum_weights(weight, counts, tree, empty_node), key, value)
 }
 
 /// Axes that must agree.

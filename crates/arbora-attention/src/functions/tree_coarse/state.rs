@@ -1,8 +1,8 @@
-use super::indicators::NodeIndicators;
-use super::means::{NodeSums, by_node, each_head, sum_weights};
-use super::{EmptyNode, causal};
-use arbora_tree::{CompleteTree, Routing};
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use super::EmptyNode;
+use super::causal::{CausalRoutes, path_rows, path_weights, positions, weighted};
+use super::means::counted;
+use arbora_tree::CompleteTree;
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 
 /// What causal TC-attention remembers of the keys so far: the sum of values and the count of every node,
 /// `nodes · (value_dim + 1)` numbers per example and head, however many keys there were.
@@ -61,15 +61,8 @@ impl TreeCoarseState {
             value.dims(),
             key_leaves.dims()
         );
-        let value = value.cast(DType::F32);
-        let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
-        let absent = key_leaves
-            .clone()
-            .lower_elem(0)
-            .reshape([batch, keys, kv_heads, 1])
-            .expand([batch, keys, kv_heads, width]);
-        let rows = Tensor::cat(vec![value, ones], 3).mask_fill(absent, 0.0);
-        let path = self.paths(key_leaves); // [batch, keys, kv_heads, depths]
+        let rows = counted(value.cast(DType::F32), &key_leaves);
+        let path = positions(key_leaves, &self.tree); // [batch, keys, kv_heads, depths]
         let depths = path.dims()[3];
         let all = [batch, keys, depths, kv_heads, width];
         let flat = [batch, keys * depths, kv_heads, width];
@@ -102,32 +95,13 @@ impl TreeCoarseState {
     ) -> Tensor<4> {
         let [batch, queries, heads] = query_leaves.dims();
         self.check(heads, &alpha);
-        let alpha = alpha.cast(DType::F32);
-        let [_, _, _, width] = self.sums.dims();
-        let path = self.paths(query_leaves.clone());
+        let path = positions(query_leaves.clone(), &self.tree);
         let depths = path.dims()[3];
-        let index = path
-            .swap_dims(2, 3)
-            .reshape([batch, queries * depths, heads, 1])
-            .expand([batch, queries * depths, heads, width]);
-        let sums = each_head(self.sums.clone().swap_dims(1, 2), heads).swap_dims(1, 2);
-        // [batch, queries, heads, depths, width]
-        let rows = sums
-            .gather(1, index)
-            .reshape([batch, queries, depths, heads, width])
-            .swap_dims(2, 3);
-        let counts = rows
-            .clone()
-            .narrow(4, width - 1, 1)
-            .reshape([batch, queries, heads, depths]);
-        // A path is a tree whose nodes have one child each.
-        let chain = CompleteTree::uniform(1, self.tree.height());
-        let weight = by_node(alpha, &chain).expand(counts.dims());
-        let weight = sum_weights(weight, counts, &chain, empty_node);
-        let context = (rows.narrow(4, 0, width - 1)
-            * weight.reshape([batch, queries, heads, depths, 1]))
-        .sum_dim(3)
-        .reshape([batch, queries, heads, width - 1]);
+        let rows = path_rows(self.sums.clone(), path);
+        let counts = rows.clone().narrow(4, rows.dims()[4] - 1, 1);
+        let counts = counts.reshape([batch, queries, heads, depths]);
+        let weight = path_weights(alpha.cast(DType::F32), counts, empty_node);
+        let context = weighted(rows, weight);
         let absent = query_leaves
             .lower_elem(0)
             .reshape([batch, queries, heads, 1])
@@ -163,35 +137,18 @@ impl TreeCoarseState {
             self.append(key_leaves, value);
             return self.read(query_leaves, alpha, empty_node).cast(dtype);
         }
-        let before = self.by_head();
+        let before = self.sums.clone();
         self.append(key_leaves.clone(), value.clone());
-        let query = NodeIndicators::of_leaves(query_leaves, &self.tree).into_nodes();
-        let weight = query * by_node(alpha.cast(DType::F32), &self.tree);
-        let key = NodeIndicators::of_leaves(key_leaves, &self.tree).into_nodes();
-        let value = value.cast(DType::F32);
-        causal(weight, key, value, Some(before), &self.tree, empty_node).cast(dtype)
-    }
-
-    fn by_head(&self) -> NodeSums {
-        let value_dim = self.sums.dims()[3] - 1;
-        let sums = self.sums.clone().swap_dims(1, 2);
-        NodeSums {
-            values: sums.clone().narrow(3, 0, value_dim),
-            counts: sums.narrow(3, value_dim, 1),
-        }
-    }
-
-    /// Positions in level order of the nodes above leaves, `[batch, tokens, heads, height + 1]`; those of the
-    /// first leaf for a negative one.
-    fn paths(&self, leaves: Tensor<3, Int>) -> Tensor<4, Int> {
-        let path = Routing::from_leaves(leaves.clamp_min(0), &self.tree, 1).path;
-        let depths = self.tree.height() + 1;
-        let first: Vec<i64> = (0..depths)
-            .map(|depth| self.tree.offset(depth) as i64)
-            .collect();
-        let first = TensorData::new(first, [1, 1, 1, depths]);
-        let first = Tensor::from_data(first, (&path.device(), path.dtype()));
-        path + first
+        let routes = CausalRoutes {
+            query_leaves,
+            key_leaves,
+            before: Some(before),
+            tree: &self.tree,
+            empty_node,
+        };
+        routes
+            .attend(value.cast(DType::F32), alpha.cast(DType::F32))
+            .cast(dtype)
     }
 
     #[track_caller]

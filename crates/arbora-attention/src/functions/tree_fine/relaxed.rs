@@ -3,7 +3,7 @@
 use super::Call;
 use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
 use arbora_tree::routing::Surrogate;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
 /// Products and quotients stay finite in single precision, in the backward pass too.
 const SMALLEST: f64 = 1e-18;
@@ -34,7 +34,11 @@ impl Call<'_> {
         let weights = self.shared(query, key) * weights; // [batch, heads, queries, keys]
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
         let value = by_head(repeat_heads(
-            self.input.value.clone().without_autodiff(),
+            self.input
+                .value
+                .clone()
+                .without_autodiff()
+                .cast(FloatDType::F32),
             group,
         ));
         let total = weights.clone().sum_dim(3);
@@ -99,7 +103,7 @@ impl Call<'_> {
         let [batch, queries, heads, head_dim] = self.input.query.dims();
         let [_, keys, kv_heads, _] = self.input.key.dims();
         let options = self.within.options();
-        let single = |rows: &Tensor<4>| rows.clone().cast(burn::tensor::FloatDType::F32);
+        let single = |rows: &Tensor<4>| rows.clone().cast(FloatDType::F32);
         let query = by_head(single(&self.input.query)) * options.scale(head_dim);
         let key = by_head(repeat_heads(single(&self.input.key), heads / kv_heads));
         let hidden = hidden_pairs(

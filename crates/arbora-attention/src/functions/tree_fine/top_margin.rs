@@ -1,7 +1,7 @@
 //! Gradients of routes from the best few leaves.
 
 use super::{Call, Leaved, to_heads};
-use crate::functions::leaf_attention::{CandidateKeys, candidate_keys};
+use crate::functions::leaf_attention::{CandidateKeys, LeafAttentionOutput, candidate_keys};
 use arbora_tree::routing::{Candidates, RoutingTree};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Int, Tensor};
@@ -21,8 +21,9 @@ impl Call<'_> {
 
         let log_probability = column(log_softmax(key.scores.clone() / temperature, 3), 0);
         let constants = self.leaved().without_autodiff();
+        let key_bias = to_heads(nothing_but_gradient(log_probability), kv_heads);
         let found = self.within.attend(Leaved {
-            key_bias: Some(to_heads(nothing_but_gradient(log_probability), kv_heads)),
+            key_bias: Some(key_bias.cast(self.input.key.dtype())),
             ..self.leaved()
         });
         let context = self.candidate_keys(found, &key, &constants, temperature);
@@ -32,7 +33,7 @@ impl Call<'_> {
     /// Gates of the leaves that keys are not in.
     fn candidate_keys(
         &self,
-        found: crate::functions::LeafAttentionOutput,
+        found: LeafAttentionOutput,
         candidates: &Candidates,
         constants: &Leaved,
         temperature: f64,
