@@ -35,8 +35,8 @@ pub use functions::{
     tree_build, tree_fine, tree_search,
 };
 pub use layers::{
-    AlignmentConfig, AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig, IndexError, Kind,
-    Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
+    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig,
+    IndexError, Kind, Linformer, LinformerConfig, Performer, PerformerConfig, PreNormAttention,
     PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router, RouterConfig, RoutingReport,
     SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy, SelfAttention,
     SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput, StreamingIndex,

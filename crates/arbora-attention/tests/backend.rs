@@ -4,6 +4,8 @@
 mod big_bird;
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/decode_fine.rs"]
+mod decode_fine;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
 #[path = "backend/flops.rs"]
@@ -18,6 +20,8 @@ mod kinds;
 mod layer;
 #[path = "backend/leaf_attention.rs"]
 mod leaf_attention;
+#[path = "backend/leaf_kernels.rs"]
+mod leaf_kernels;
 #[path = "backend/leaf_routes.rs"]
 mod leaf_routes;
 #[path = "backend/linformer.rs"]
@@ -30,10 +34,14 @@ mod policy;
 mod prefix_attention;
 #[path = "backend/search.rs"]
 mod search;
+#[path = "backend/self_attention.rs"]
+mod self_attention;
 #[path = "backend/strategy.rs"]
 mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
+#[path = "backend/tree_fine.rs"]
+mod tree_fine;
 #[path = "backend/two_pass.rs"]
 mod two_pass;
 

@@ -1,28 +1,31 @@
 //! Decision trees that route tokens: which leaf a query or a key belongs to.
 //!
-//! A [`RoutingTree`] is a complete tree whose inner nodes decide by linear functions of the token. A
-//! *binary* level (branching factor 2) has one hyperplane `a = <w, x> + b` per node, and a token goes to
-//! child 1, the right one, exactly when `a >= 0`. A *k-ary* level has one linear logit per child, and a token
-//! goes to the child with the largest, ties to the lowest index. [`RoutingTree::route`] follows these decisions;
-//! they are what an attention over leaves or paths reads (Treeformer, arXiv 2208.09015, sections 3.1 and 3.2).
+//! A [`RoutingTree`] is a complete tree whose inner nodes decide by linear functions of the token.
+//! A *binary* level (branching factor 2) has one hyperplane `a = <w, x> + b` per node, and a token
+//! goes to child 1, the right one, exactly when `a >= 0`. A *k-ary* level has one linear logit per
+//! child, and a token goes to the child with the largest, ties to the lowest index.
+//! [`RoutingTree::route`] follows these decisions; they are what an attention over leaves or paths
+//! reads (Treeformer, arXiv 2208.09015, sections 3.1 and 3.2).
 //!
-//! A decision has no derivative. [`Surrogate`] names the differentiable scores that stand in for it,
-//! and [`RoutingTree::best_leaves`] gives the best few leaves with such scores. All of them rank the
-//! leaves so that the routed leaf is first.
+//! A decision has no derivative. [`Surrogate`] names the differentiable scores that stand in for
+//! it, and [`RoutingTree::best_leaves`] gives the best few leaves with such scores. All of them
+//! rank the leaves so that the routed leaf is first.
 //!
 //! # Margin scores
 //!
-//! The score of a leaf is `z = -Σ (best child's logit - own child's logit)` over its ancestors; for a
-//! hyperplane the term is `-ReLU(-S a)` with `S = 1` for the right child and `-1` for the left one. The routed
-//! leaf has `z = 0` and every other leaf `z <= 0`, so `argmax z` is the routed leaf at any height
-//! (DTSemNet, arXiv 2408.09135, section 3, for binary trees). A product of sigmoids has no such
-//! property: its best leaf and the routed one differ for more than a third of random inputs at height 6.
+//! The score of a leaf is `z = -Σ (best child's logit - own child's logit)` over its ancestors; for
+//! a hyperplane the term is `-ReLU(-S a)` with `S = 1` for the right child and `-1` for the left
+//! one. The routed leaf has `z = 0` and every other leaf `z <= 0`, so `argmax z` is the routed leaf
+//! at any height (DTSemNet, arXiv 2408.09135, for binary trees). A product of sigmoids
+//! has no such property: its best leaf and the routed one differ for more than a third of random
+//! inputs at height 6.
 //!
 //! # Layout
 //!
-//! Tokens are `[batch, tokens, heads, dim]`. A tree routes one or several heads: with `trees` trees, head `h`
-//! uses tree `h / (heads / trees)`. All routing is in single precision; half precision is cast up. Nodes
-//! are named by their depth and their index within it, from the left ([`CompleteTree`]).
+//! Tokens are `[batch, tokens, heads, dim]`. A tree routes one or several heads: with `trees`
+//! trees, head `h` uses tree `h / (heads / trees)`. All routing is in single precision; half
+//! precision is cast up. Nodes are named by their depth and their index within it, from the left
+//! ([`CompleteTree`]).
 
 mod balance;
 mod growth;
@@ -53,13 +56,14 @@ pub struct RoutingTreeConfig {
     /// Independent trees: one per key/value head, or 1 for the whole layer.
     #[config(default = 1)]
     pub trees: usize,
-    /// Whether tokens are divided by their root mean square before the tree. Straight-through gradients of
-    /// [`Surrogate::DenseGradient`] vanish where `|a|` exceeds its clip, which was made for inputs of unit
-    /// size; and the temperature of every surrogate then means the same at any scale of the tokens. Tokens
-    /// that are exactly zero stay zero.
+    /// Whether tokens are divided by their root mean square before the tree. Straight-through
+    /// gradients of [`Surrogate::DenseGradient`] vanish where `|a|` exceeds its clip, which was
+    /// made for inputs of unit size; and the temperature of every surrogate then means the same at
+    /// any scale of the tokens. Tokens that are exactly zero stay zero.
     #[config(default = true)]
     pub normalize: bool,
-    /// Step of the bias that [`RoutingTree::track_balance`] adds to the logits against skew; 0 for none.
+    /// Step of the bias that [`RoutingTree::track_balance`] adds to the logits against skew; 0 for
+    /// none.
     #[config(default = "0.0")]
     pub balance_rate: f64,
     /// Seed of the weights, which are drawn from `N(0, 1/dim)` on the host. Biases start at 0.
@@ -71,7 +75,8 @@ impl RoutingTreeConfig {
     /// A tree with random hyperplanes through the origin.
     ///
     /// # Panics
-    /// If `dim` or `trees` is 0, a branching factor is below 2, or `balance_rate` is negative or not finite.
+    /// If `dim` or `trees` is 0, a branching factor is below 2, or `balance_rate` is negative or
+    /// not finite.
     #[track_caller]
     pub fn init(&self, device: &Device) -> RoutingTree {
         for (name, value) in [("dim", self.dim), ("trees", self.trees)] {
@@ -118,18 +123,18 @@ impl RoutingTreeConfig {
 ///
 /// # Weight decay
 ///
-/// Exempt the parameters from it: decay draws the weights to 0, and a tree without weights sends every token the
-/// way of its biases. They are [`parameter_ids`](Self::parameter_ids), and they are found below containers named
-/// `Struct:RoutingTree` by a module visitor.
+/// Exempt the parameters from it: decay draws the weights to 0, and a tree without weights sends
+/// every token the way of its biases. They are [`parameter_ids`](Self::parameter_ids), and they are
+/// found below containers named `Struct:RoutingTree` by a module visitor.
 ///
 /// # Balance state
 ///
-/// The biases of [`track_balance`](Self::track_balance) are saved and loaded with the module. As with
-/// burn's batch norm, they are not parameters, and clones of a module share them.
+/// The biases of [`track_balance`](Self::track_balance) are saved and loaded with the module. As
+/// with burn's batch norm, they are not parameters, and clones of a module share them.
 #[derive(Module, Debug)]
 pub struct RoutingTree {
-    /// One module per level, root first: growth leaves the parameters of the others, their ids and so
-    /// their optimiser state, as they are.
+    /// One module per level, root first: growth leaves the parameters of the others, their ids and
+    /// so their optimiser state, as they are.
     levels: Vec<RoutingLevel>,
     #[module(skip)]
     shape: CompleteTree,
@@ -182,8 +187,8 @@ impl RoutingTree {
     /// The tree with other parameters at one level, which keep their ids.
     ///
     /// # Shapes
-    /// - weight: `[trees, outputs, dim]`, where `outputs` is the number of nodes at that depth, times the branching
-    ///   factor where that is not 2
+    /// - weight: `[trees, outputs, dim]`, where `outputs` is the number of nodes at that depth,
+    ///   times the branching factor where that is not 2
     /// - bias: `[trees, outputs]`
     ///
     /// # Panics
@@ -275,7 +280,7 @@ impl Heads {
     }
 
     /// The inverse of [`to_rows`](Self::to_rows).
-    fn from_rows<K: Basic>(self, rows: Tensor<3, K>) -> Tensor<4, K> {
+    fn to_heads<K: Basic>(self, rows: Tensor<3, K>) -> Tensor<4, K> {
         let width = rows.dims()[2];
         let (positions, group) = (self.batch * self.tokens, self.group());
         rows.reshape([self.trees, positions, group, width])

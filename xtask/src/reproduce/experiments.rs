@@ -55,6 +55,8 @@ pub struct Row {
     pub seeds: &'static [u64],
     /// A second line of the table: the same weights walking at random.
     pub at_random: Option<&'static str>,
+    /// An earlier row whose run with the same seed this one starts from.
+    pub from: Option<&'static str>,
 }
 
 /// A column of a table.
@@ -123,6 +125,7 @@ const fn model(name: &'static str, title: &'static str, seeds: &'static [u64]) -
         settings: &[],
         seeds,
         at_random: None,
+        from: None,
     }
 }
 
@@ -140,6 +143,7 @@ const fn variant(
         settings,
         seeds: &[0],
         at_random: None,
+        from: None,
     }
 }
 
@@ -579,8 +583,13 @@ mod tests {
             if let Some(reading) = &experiment.reading {
                 assert!(names.contains(reading.learned) && names.contains(reading.dense));
             }
-            for row in experiment.rows {
+            for (at, row) in experiment.rows.iter().enumerate() {
                 assert!(!row.seeds.is_empty());
+                if let Some(from) = row.from {
+                    let earlier = experiment.rows[..at].iter().find(|row| row.name == from);
+                    let earlier = earlier.expect("runs are trained in the order of rows");
+                    assert!(row.seeds.iter().all(|seed| earlier.seeds.contains(seed)));
+                }
                 for setting in experiment.settings.iter().chain(row.settings) {
                     super::super::runs::setting(setting).unwrap();
                 }

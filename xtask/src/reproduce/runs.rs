@@ -92,6 +92,14 @@ impl Run {
         }
         arguments.extend(["--model".into(), row.model.into()]);
         arguments.extend(["--seed".into(), seed.to_string()]);
+        let folder = |row: &str| {
+            let name = format!("{row}-seed{seed}");
+            Path::new(RUNS).join(experiment.name).join(name)
+        };
+        if let Some(from) = row.from {
+            let from = folder(from).to_string_lossy().into_owned();
+            arguments.extend(["--from".into(), from]);
+        }
         for text in given {
             arguments.extend(["--set".into(), text.into()]);
             let (key, value) = setting(text)?;
@@ -101,9 +109,7 @@ impl Run {
         Ok(Self {
             row,
             seed,
-            folder: Path::new(RUNS)
-                .join(experiment.name)
-                .join(format!("{}-seed{seed}", row.name)),
+            folder: folder(row.name),
             settings,
             arguments,
         })

@@ -3,8 +3,8 @@
 use super::cpu::{self, HostBackend, impl_tree_attention_ops};
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, RoutePrimitive, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
-    TreeSearchPrimitive,
+    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
+    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};

@@ -252,17 +252,6 @@ impl Kind {
             Self::Performer(performer) => shape.performer(performer.features()),
         }
     }
-
-    /// The kind as configurations spell it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Dense(_) => "dense",
-            Self::TreeFine(_) => "tree-fine",
-            Self::Linformer(_) => "linformer",
-            Self::BigBird(_) => "big-bird",
-            Self::Performer(_) => "performer",
-        }
-    }
 }
 
 impl SelfAttention {

@@ -144,7 +144,7 @@ fn bert_cells() -> Vec<PublishedCell> {
 }
 
 const BIG_BIRD: &str =
-    "blocks of 64, 3 in the window, 3 random, 2 global: BigBird's own base model";
+    "blocks of 64, 3 in the window, 3 random, 2 global: the released code of BigBird and of LRA";
 
 /// What a published share of TF-Attention says about its leaves.
 fn leaves_missing(shape: &CostShape, branching: &[usize], published: f64) -> String {

@@ -31,15 +31,6 @@ impl LeafAttentionOptions {
     pub(crate) fn dropping(&self) -> Option<Dropout> {
         self.dropout.filter(|dropout| dropout.rate > 0.0)
     }
-
-    /// The last key that a query may see, if `keys` are stored.
-    #[cfg(feature = "cpu-kernels")]
-    pub(crate) fn position(&self, query: usize, keys: usize) -> usize {
-        match self.causal {
-            None => keys,
-            Some(offset) => query.saturating_add(offset).min(keys),
-        }
-    }
 }
 
 /// Dropout of attention weights after the softmax.

@@ -7,7 +7,7 @@ pub mod reference;
 mod specs;
 
 pub use leaf_attention::{Dropout, LeafAttentionOptions};
-#[cfg(any(feature = "cpu-kernels", feature = "cube-kernels"))]
+#[cfg(feature = "cpu-kernels")]
 pub(crate) use leaf_attention::{pair_number, row_state};
 
 use arbora_tree::TokenTreeShape;

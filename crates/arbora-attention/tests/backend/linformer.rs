@@ -170,3 +170,9 @@ fn settings_are_read_from_json_and_unknown_ones_refused() {
     assert!(read(r#"{"kind":"linformer","ranks":7}"#).is_err());
     assert!(read(r#"{"kind":"linformers"}"#).is_err());
 }
+
+#[test]
+#[should_panic(expected = "cache: linformer has no causal form")]
+fn a_cache_is_refused() {
+    let _ = layer(&config(false, false), &device()).cache(1, &device());
+}

@@ -32,20 +32,23 @@ impl LeafCounts {
         Self { queries, keys }
     }
 
-    /// The share of all query-key pairs that meet in a leaf, `Σ_l nq_l nk_l / (nq nk)`, `[batch, trees]`: the cost of attention
-    /// within leaves relative to dense attention. `1 / leaves` when all leaves are equally full, 1 when one leaf
-    /// has everything. 0 where there is no query or no key.
+    /// The share of all query-key pairs that meet in a leaf, `Σ_l nq_l nk_l / (nq nk)`, `[batch,
+    /// trees]`: the cost of attention within leaves relative to dense attention. `1 / leaves` when
+    /// all leaves are equally full, 1 when one leaf has everything. 0 where there is no query or no
+    /// key.
     pub fn cost_ratio(&self) -> Tensor<2> {
         let (meet, all) = self.pairs();
         meet / all.clamp_min(1.0)
     }
 
-    /// `1 / cost_ratio`, `[batch, trees]`: how many equally full leaves would cost the same. 0 where there is no query or
-    /// no key. Infinite where there are both and no leaf has both.
+    /// `1 / cost_ratio`, `[batch, trees]`: how many equally full leaves would cost the same. 0
+    /// where there is no query or no key. Infinite where there are both and no leaf has both.
     pub fn effective_leaves(&self) -> Tensor<2> {
         let (meet, all) = self.pairs();
-        let none = all.clone().equal_elem(0.0);
-        (all / meet).mask_fill(none, 0.0)
+        let (apart, none) = (meet.clone().equal_elem(0.0), all.clone().equal_elem(0.0));
+        (all / meet.clamp_min(1.0))
+            .mask_fill(apart, f32::INFINITY)
+            .mask_fill(none, 0.0)
     }
 
     /// Pairs in common leaves, and all pairs: `[batch, trees]` each.
@@ -87,14 +90,16 @@ fn child_counts(counts: Tensor<2>, routing: &Routing, depth: usize) -> Tensor<3>
         .reshape([trees, shape.width(depth), shape.branching(depth)])
 }
 
-/// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where `f_c` is the share of the
-/// tokens at the node that go to child `c` and `P_c` their mean probability of `c` given the node.
+/// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where
+/// `f_c` is the share of the tokens at the node that go to child `c` and `P_c` their mean
+/// probability of `c` given the node.
 ///
-/// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every node. Nodes
-/// of a depth are weighted by the share of the tokens that reach them, then depths and trees are averaged. The loss is 1 where
-/// all children are equally likely, and the branching factor where every token surely goes to one child. The shares
-/// carry no gradient. Batch and heads of a tree are pooled; masked tokens count nothing. A tree of height 0 has loss 1, and so
-/// has a tree without unmasked tokens; both without gradient.
+/// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every
+/// node. Nodes of a depth are weighted by the share of the tokens that reach them, then depths and
+/// trees are averaged. The loss is 1 where all children are equally likely, and the branching
+/// factor where every token surely goes to one child. The shares carry no gradient. Batch and heads
+/// of a tree are pooled; masked tokens count nothing. A tree of height 0 has loss 1, and so has a
+/// tree without unmasked tokens; both without gradient.
 ///
 /// # Shapes
 /// - probabilities: per depth from the root to the leaves `[batch, tokens, heads, nodes]`, see
@@ -175,14 +180,15 @@ pub fn balance_loss(
 }
 
 impl RoutingTree {
-    /// Moves the balance biases one step against the skew of given routings: by `balance_rate` down for a child with more
-    /// tokens than the mean of its siblings, up for one with fewer. The hyperplane of a binary node moves by
-    /// `balance_rate` towards the side with fewer tokens. The loss is untouched (auxiliary-loss-free
-    /// balancing, arXiv 2408.15664, there for experts).
+    /// Moves the balance biases one step against the skew of given routings: by `balance_rate` down
+    /// for a child with more tokens than the mean of its siblings, up for one with fewer. The
+    /// hyperplane of a binary node moves by `balance_rate` towards the side with fewer tokens. The
+    /// loss is untouched (auxiliary-loss-free balancing, arXiv 2408.15664, there for experts).
     ///
-    /// Tokens of all routings are pooled, over batch and heads of a tree: give those of queries and keys together. Masked
-    /// tokens count nothing. Nothing happens where `balance_rate` is 0 or `routings` is empty. To be called
-    /// once per training step; the state is shared by clones of the module.
+    /// Tokens of all routings are pooled, over batch and heads of a tree: give those of queries and
+    /// keys together. Masked tokens count nothing. Nothing happens where `balance_rate` is 0 or
+    /// `routings` is empty. To be called once per training step; the state is shared by clones of
+    /// the module.
     ///
     /// # Panics
     /// If a routing is of other trees.
@@ -221,7 +227,8 @@ impl RoutingTree {
             let outputs = excess.dims()[2] * nodes;
             let step = excess.sign().reshape([trees, outputs]) * self.balance_rate;
             let old = level.balance.value_sync();
-            // Where a model trains, its tensors are on a device with gradients, and a buffer has none.
+            // Where a model trains, its tensors are on a device with gradients, and a buffer has
+            // none.
             let new = (old.without_autodiff() - step.without_autodiff()).detach();
             level.balance.update(new);
             // A record is made of the value that is in sync.

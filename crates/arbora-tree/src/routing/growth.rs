@@ -9,19 +9,21 @@ use burn::tensor::{Tensor, TensorData};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How the decisions of a new level start (Treeformer, arXiv 2208.09015, section 3.3, grows trees by random levels or by ones
-/// that send everything to one node).
+/// How the decisions of a new level start (Treeformer, arXiv 2208.09015, section 3.3, grows trees
+/// by random levels or by ones that send everything to one node).
 #[derive(Clone, Debug)]
+// One is made when a tree grows, and none is kept: a box would only burden callers.
+#[allow(clippy::large_enum_variant)]
 pub enum Growth {
-    /// Weights from `N(0, 1/dim)`, biases 0: every leaf is cut in two by chance, and the function that the model
-    /// computes jumps. With the seed of the tree's configuration the level is the one that a tree
-    /// initialised at full height has.
+    /// Weights from `N(0, 1/dim)`, biases 0: every leaf is cut in two by chance, and the function
+    /// that the model computes jumps. With the seed of the tree's configuration the level is the
+    /// one that a tree initialised at full height has.
     Random {
         /// Of the weights.
         seed: u64,
     },
-    /// Every token goes to the last child, so attention within leaves computes the same function as before. The
-    /// weights are small and not 0, so that gradients tell them apart.
+    /// Every token goes to the last child, so attention within leaves computes the same function as
+    /// before. The weights are small and not 0, so that gradients tell them apart.
     Preserve {
         /// Of the weights.
         seed: u64,
@@ -30,8 +32,8 @@ pub enum Growth {
         /// The last child's bias; the others' is 0.
         bias: f64,
     },
-    /// Random weights, by the seed of the tree's configuration, and biases that split the samples which reach a leaf
-    /// evenly, as [`RoutingTree::with_median_split`].
+    /// Random weights, by the seed of the tree's configuration, and biases that split the samples
+    /// which reach a leaf evenly, as [`RoutingTree::with_median_split`].
     MedianSplit {
         /// Tokens to split, `[batch, tokens, heads, dim]`, none of them masked.
         samples: Tensor<4>,
@@ -50,13 +52,15 @@ impl Growth {
 }
 
 impl RoutingTree {
-    /// The tree with one more level below its leaves. Leaf `l` becomes the parent of the leaves `l * branching` to
-    /// `(l + 1) * branching - 1`. The other levels' parameters stay as they are and keep their ids.
+    /// The tree with one more level below its leaves. Leaf `l` becomes the parent of the `branching`
+    /// leaves from `l * branching` on. The other levels' parameters stay as they are and keep their
+    /// ids.
     ///
     /// A tree of height 0 has no parameters and grows on the device that it was initialised on.
     ///
     /// # Panics
-    /// If `branching` is below 2, the number of nodes does not fit a `usize`, or the samples disagree with the tree.
+    /// If `branching` is below 2, the number of nodes does not fit a `usize`, or the samples
+    /// disagree with the tree.
     #[track_caller]
     pub fn grow(mut self, branching: usize, growth: &Growth) -> Self {
         let depth = self.height();
@@ -92,15 +96,16 @@ impl RoutingTree {
         }
     }
 
-    /// The tree with biases that split samples evenly, and without balance biases. Weights are kept: those of a new tree are
-    /// random directions.
+    /// The tree with biases that split samples evenly, and without balance biases. Weights are
+    /// kept: those of a new tree are random directions.
     ///
-    /// From the root down, a hyperplane's bias is minus the median of the projections of the samples that reach its
-    /// node: each child gets half of them, give or take one. The biases of a k-ary node are found by repeatedly
-    /// setting that of the child farthest from its share to where exactly its share comes to it, a coordinate
-    /// descent on the dual of the balanced assignment problem; shares are close to equal, not exactly equal. Nodes
-    /// that no sample reaches get 0. Equal samples cannot be split. The samples are read back to the host,
-    /// once per level.
+    /// From the root down, a hyperplane's bias is minus the median of the projections of the
+    /// samples that reach its node: each child gets half of them, give or take one. The biases of a
+    /// k-ary node are found by repeatedly setting that of the child farthest from its share to
+    /// where exactly its share comes to it, a coordinate descent on the dual of the balanced
+    /// assignment problem; shares are close to equal, not exactly equal. Nodes that no sample
+    /// reaches get 0. Equal samples cannot be split. The samples are read back to the host, once
+    /// per level.
     ///
     /// # Shapes
     /// - samples: `[batch, tokens, heads, dim]`, none of them masked
@@ -190,8 +195,8 @@ pub(super) fn level_seed(seed: u64, depth: usize) -> u64 {
     rng.next_u64()
 }
 
-/// Draws from `N(0, scale²/dim)`, `[trees, outputs, dim]`: the projection of a token of unit size has
-/// deviation `scale`.
+/// Draws from `N(0, scale²/dim)`, `[trees, outputs, dim]`: the projection of a token of unit size
+/// has deviation `scale`.
 pub(super) fn random_weight(dims: [usize; 3], seed: u64, scale: f64) -> TensorData {
     let deviation = scale / (dims[2] as f64).sqrt();
     let values: Vec<f32> = normal_draws(seed, dims.iter().product())

@@ -1,7 +1,7 @@
 //! Biases that split samples evenly, on the host.
 
-/// The bias of a hyperplane that sends the larger half of the projections to the right: minus the middle between
-/// the two halves. 0 without projections.
+/// The bias of a hyperplane that sends the larger half of the projections to the right: minus the
+/// middle between the two halves. 0 without projections.
 pub(super) fn median_bias(mut projections: Vec<f32>) -> f32 {
     projections.sort_unstable_by(f32::total_cmp);
     let half = projections.len() / 2;
@@ -24,9 +24,10 @@ fn between(below: f32, above: f32) -> f32 {
 /// - logits: of each sample, `branching` numbers side by side
 /// - returns `branching` numbers
 ///
-/// Each step takes the child that is farthest from its share and moves its bias to where exactly its share comes to
-/// it. That minimises `Σ_samples max_c (logit_c + bias_c) - share · Σ_c bias_c` along one coordinate, a convex
-/// function whose minimum is the balanced assignment. The best biases seen are returned.
+/// Each step takes the child that is farthest from its share and moves its bias to where exactly
+/// its share comes to it. That minimises `Σ_samples max_c (logit_c + bias_c) - share · Σ_c bias_c`
+/// along one coordinate, a convex function whose minimum is the balanced assignment. The best
+/// biases seen are returned.
 pub(super) fn equalising_biases(logits: &[f32], branching: usize) -> Vec<f32> {
     let mut biases = vec![0.0f32; branching];
     let samples = logits.len() / branching;

@@ -8,26 +8,27 @@ use serde::{Deserialize, Serialize};
 
 /// Which differentiable scores stand in for the decisions of a [`RoutingTree`].
 ///
-/// The best leaf by any of them is the routed one. Temperatures divide the scores before a softmax and
-/// are positive.
+/// The best leaf by any of them is the routed one. Temperatures divide the scores before a softmax
+/// and are positive.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Surrogate {
-    /// Dense Gradient Trees as published (arXiv 2102.07567, and the authors' code): every decision counts `+s` or
-    /// `-s` for the leaves on its two sides, whatever its margin, so a leaf with `m` wrong decisions on its
-    /// path scores `(height - 2m) s`. The backward pass is a straight-through estimator:
-    /// `∂L/∂a = 2 · 1[|a| <= clip] · ∂L/∂â`.
+    /// Dense Gradient Trees as published (arXiv 2102.07567, and the authors' code): every decision
+    /// counts `+s` or `-s` for the leaves on its two sides, whatever its margin, so a leaf with `m`
+    /// wrong decisions on its path scores `(height - 2m) s`. The backward pass is a
+    /// straight-through estimator: `∂L/∂a = 2 · 1[|a| <= clip] · ∂L/∂â`.
     ///
-    /// A k-ary node, which the paper does not have, counts `s` for the child it takes and 0 for the others; its
-    /// backward pass is that of `s · softmax(logits / temperature)`.
+    /// A k-ary node, which the paper does not have, counts `s` for the child it takes and 0 for the
+    /// others; its backward pass is that of `s · softmax(logits / temperature)`.
     DenseGradient {
         /// Of the softmax over leaves.
         temperature: f64,
         /// Margins beyond it pass no gradient; 1 as published.
         clip: f64,
-        /// The size `s` of a decision. `None` as published: the mean of `|a|` over all outputs of a tree and all
-        /// unmasked tokens of the batch, without gradient. That makes the scores of a token depend on the batch
-        /// it is in, and on later tokens of its own sequence; give a constant where that matters.
+        /// The size `s` of a decision. `None` as published: the mean of `|a|` over all outputs of a
+        /// tree and all unmasked tokens of the batch, without gradient. That makes the scores of a
+        /// token depend on the batch it is in, and on later tokens of its own sequence; give a
+        /// constant where that matters.
         scale: Option<f64>,
     },
     /// Margin scores; an attention mixes the best few leaves by a softmax over theirs
@@ -94,24 +95,26 @@ impl Surrogate {
 }
 
 impl RoutingTree {
-    /// The scores of the nodes of every depth, from the root to the leaves: sums of the terms of their ancestors.
-    /// All nodes are evaluated. See [`masked_node_scores`](Self::masked_node_scores), which differs for
+    /// The scores of the nodes of every depth, from the root to the leaves: sums of the terms of
+    /// their ancestors. All nodes are evaluated. See
+    /// [`masked_node_scores`](Self::masked_node_scores), which differs for
     /// [`Surrogate::DenseGradient`] without a scale alone.
     ///
     /// # Shapes
     /// - x: `[batch, tokens, heads, dim]`
-    /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root scores 0
+    /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root scores
+    ///   0
     ///
     /// # Panics
-    /// If an axis is 0 or disagrees with the tree, `heads` is no multiple of `trees`, or a number of the surrogate
-    /// is out of its range.
+    /// If an axis is 0 or disagrees with the tree, `heads` is no multiple of `trees`, or a number
+    /// of the surrogate is out of its range.
     #[track_caller]
     pub fn node_scores(&self, x: Tensor<4>, surrogate: &Surrogate) -> Vec<Tensor<4>> {
         self.masked_node_scores(x, None, surrogate)
     }
 
-    /// [`node_scores`](Self::node_scores) whose statistics leave out masked tokens. Masked tokens get scores too, which are
-    /// to be ignored.
+    /// [`node_scores`](Self::node_scores) whose statistics leave out masked tokens. Masked tokens
+    /// get scores too, which are to be ignored.
     ///
     /// - mask: `[batch, tokens]`, `true` = masked out
     ///
@@ -144,7 +147,7 @@ impl RoutingTree {
         }
         scores
             .into_iter()
-            .map(|rows| heads.from_rows(rows))
+            .map(|rows| heads.to_heads(rows))
             .collect()
     }
 
@@ -162,8 +165,8 @@ impl RoutingTree {
         self.masked_leaf_probabilities(x, None, surrogate)
     }
 
-    /// [`leaf_probabilities`](Self::leaf_probabilities) whose statistics leave out masked tokens, as
-    /// [`masked_node_scores`](Self::masked_node_scores).
+    /// [`leaf_probabilities`](Self::leaf_probabilities) whose statistics leave out masked tokens,
+    /// as [`masked_node_scores`](Self::masked_node_scores).
     #[track_caller]
     pub fn masked_leaf_probabilities(
         &self,
@@ -176,8 +179,9 @@ impl RoutingTree {
         softmax(leaves / surrogate.temperature(), 3)
     }
 
-    /// The probabilities of the nodes of every depth, from the root to the leaves: at each depth the softmax of the
-    /// scores over the temperature. These are not sums of leaf probabilities: each depth is a distribution of its own.
+    /// The probabilities of the nodes of every depth, from the root to the leaves: at each depth
+    /// the softmax of the scores over the temperature. These are not sums of leaf probabilities:
+    /// each depth is a distribution of its own.
     ///
     /// - mask: `[batch, tokens]`, `true` = masked out, left out of statistics as in
     ///   [`masked_node_scores`](Self::masked_node_scores)

@@ -8,6 +8,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend};
 
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
 /// Attention within leaves: a function of query, key, value and key bias.
 #[derive(Debug)]
 struct LeafAttention;
@@ -58,11 +60,11 @@ impl<B: Backend + TreeAttentionOps> Backward<B, 4> for LeafAttention {
 
 /// `inputs`: query, key, value and key bias.
 pub(super) fn attend<B: Backend + TreeAttentionOps, C: CheckpointStrategy>(
-    inputs: [FloatTensor<Autodiff<B, C>>; 4],
+    inputs: [Tracked<B, C>; 4],
     query_leaf: IntTensor<B>,
     key_leaf: IntTensor<B>,
     options: LeafAttentionOptions,
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> (Tracked<B, C>, Tracked<B, C>) {
     let nodes = inputs.each_ref().map(|input| input.node());
     let inputs = inputs.map(|input| input.into_primitive());
     let [query, key, value, key_bias] = inputs.clone();
@@ -87,7 +89,7 @@ pub(super) fn attend<B: Backend + TreeAttentionOps, C: CheckpointStrategy>(
         OpsKind::Tracked(step) => step.finish(state, context),
         OpsKind::UnTracked(step) => step.finish(context),
     };
-    (context, FloatTensor::<Autodiff<B, C>>::new(log_total))
+    (context, Tracked::<B, C>::new(log_total))
 }
 
 /// The identity of a context, which gives gates of candidates a gradient.
@@ -139,13 +141,13 @@ impl<B: Backend + TreeAttentionOps> Backward<B, 2> for CandidateKeys {
 
 /// `inputs`: query, key, value and the logarithm of the total.
 pub(super) fn candidate_keys<B: Backend + TreeAttentionOps, C: CheckpointStrategy>(
-    context: FloatTensor<Autodiff<B, C>>,
-    gate: FloatTensor<Autodiff<B, C>>,
-    inputs: [FloatTensor<Autodiff<B, C>>; 4],
+    context: Tracked<B, C>,
+    gate: Tracked<B, C>,
+    inputs: [Tracked<B, C>; 4],
     query_leaf: IntTensor<B>,
     candidate_leaf: IntTensor<B>,
     options: LeafAttentionOptions,
-) -> FloatTensor<Autodiff<B, C>> {
+) -> Tracked<B, C> {
     let nodes = [context.node(), gate.node()];
     let context = context.into_primitive();
     let state = CandidateKeysState {

@@ -4,8 +4,11 @@
 //! Kernels take single precision. Other types, and tensors on other devices of the same backend, are
 //! left to the reference bodies.
 
+mod attention_tiles;
 mod dense_attention;
 mod feed_forward;
+mod leaf_attention;
+mod leaf_tensors;
 mod rows;
 mod simd;
 mod tree_build;
@@ -21,6 +24,7 @@ use burn::backend::{Backend, TensorMetadata, try_read_sync};
 use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseDims;
 use feed_forward::{FeedForwardGradientSlices, FeedForwardSlices};
+pub(crate) use leaf_tensors::{candidate_keys_backward, leaf_attention, leaf_attention_backward};
 use tree_build::{BlockGradients, BlockSlices, BuildDims};
 use tree_search::{
     RouteSlices, SearchDims, SearchGradient, SearchGradients, SearchInputs, SearchOutputs,
@@ -102,6 +106,7 @@ macro_rules! on_host {
         ($($backend::host($tensor.clone()),)+)
     };
 }
+use on_host;
 
 pub(crate) fn tree_search<B: HostBackend>(
     query: FloatTensor<B>,
@@ -619,6 +624,62 @@ macro_rules! impl_tree_attention_ops {
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
                 cpu::dense_attention_backward::<Self>(
                     query, key, value, mask, context, log_total, grad, options,
+                )
+            }
+
+            fn leaf_attention(
+                query: FloatTensor<Self>,
+                key: FloatTensor<Self>,
+                value: FloatTensor<Self>,
+                key_bias: FloatTensor<Self>,
+                query_leaf: IntTensor<Self>,
+                key_leaf: IntTensor<Self>,
+                options: LeafAttentionOptions,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                cpu::leaf_attention::<Self>(
+                    query, key, value, key_bias, query_leaf, key_leaf, options,
+                )
+            }
+
+            fn leaf_attention_backward(
+                query: FloatTensor<Self>,
+                key: FloatTensor<Self>,
+                value: FloatTensor<Self>,
+                key_bias: FloatTensor<Self>,
+                query_leaf: IntTensor<Self>,
+                key_leaf: IntTensor<Self>,
+                context: FloatTensor<Self>,
+                log_total: FloatTensor<Self>,
+                grad: FloatTensor<Self>,
+                options: LeafAttentionOptions,
+            ) -> LeafAttentionGradients<Self> {
+                cpu::leaf_attention_backward::<Self>(
+                    query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
+                    options,
+                )
+            }
+
+            fn candidate_keys_backward(
+                query: FloatTensor<Self>,
+                key: FloatTensor<Self>,
+                value: FloatTensor<Self>,
+                query_leaf: IntTensor<Self>,
+                candidate_leaf: IntTensor<Self>,
+                context: FloatTensor<Self>,
+                log_total: FloatTensor<Self>,
+                grad: FloatTensor<Self>,
+                options: LeafAttentionOptions,
+            ) -> FloatTensor<Self> {
+                cpu::candidate_keys_backward::<Self>(
+                    query,
+                    key,
+                    value,
+                    query_leaf,
+                    candidate_leaf,
+                    context,
+                    log_total,
+                    grad,
+                    options,
                 )
             }
 

@@ -9,13 +9,15 @@
 
 mod dense_attention;
 mod feed_forward;
+mod leaf_attention;
 mod tree_build;
 mod tree_search;
 
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
-    TreeSearchOptions, TreeSearchPrimitive, reference,
+    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+    reference,
 };
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -113,6 +115,89 @@ impl TreeAttentionOps for CubeBackend {
             false => {
                 reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
             }
+        }
+    }
+
+    fn leaf_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &key_bias]);
+        match single && leaf_attention::fits(&query, &key, &value, &options) {
+            true => {
+                leaf_attention::attend(query, key, value, key_bias, query_leaf, key_leaf, options)
+            }
+            false => reference::leaf_attention::<Self>(
+                query, key, value, key_bias, query_leaf, key_leaf, options,
+            ),
+        }
+    }
+
+    fn leaf_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> LeafAttentionGradients<Self> {
+        let single = are_single([&query, &key, &value, &key_bias])
+            && are_single([&context, &log_total, &grad]);
+        match single && leaf_attention::fits(&query, &key, &value, &options) {
+            true => leaf_attention::backward(
+                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
+                options,
+            ),
+            false => reference::leaf_attention_backward::<Self>(
+                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
+            ),
+        }
+    }
+
+    fn candidate_keys_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        candidate_leaf: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> FloatTensor<Self> {
+        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        match single && leaf_attention::fits(&query, &key, &value, &options) {
+            true => leaf_attention::candidate_gates(
+                query,
+                key,
+                value,
+                query_leaf,
+                candidate_leaf,
+                context,
+                log_total,
+                grad,
+                options,
+            ),
+            false => reference::candidate_keys_backward::<Self>(
+                query,
+                key,
+                value,
+                query_leaf,
+                candidate_leaf,
+                context,
+                log_total,
+                grad,
+                options,
+            ),
         }
     }
 

@@ -4,8 +4,7 @@ use crate::functions::masked_attention::repeat_heads;
 use crate::ops::DenseAttentionOptions;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +15,8 @@ const DENSE: DenseAttentionOptions = DenseAttentionOptions {
 
 /// Settings of BigBird ([arXiv 2007.14062](https://arxiv.org/abs/2007.14062)): tokens stand in blocks, and
 /// every block attends to its neighbours, to some blocks drawn at random and to a few global ones. The
-/// defaults are those of the paper's BIGBIRD-ITC base model (its table of hyperparameters), where global tokens are
-/// tokens of the text.
+/// defaults are those of the released code, which takes the first and the last block as global where this takes
+/// the first two.
 ///
 /// Takes padding, in self-attention. Refuses causal masks, masks of pairs and cross-attention.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,13 +67,19 @@ impl BigBirdConfig {
             return (0..blocks).collect();
         }
         let reach = self.window / 2;
-        let is_fixed = |block: usize| block < self.global || query_block.abs_diff(block) <= reach;
-        let (mut seen, mut others): (Vec<usize>, Vec<usize>) =
-            (0..blocks).partition(|block| is_fixed(*block));
+        // The window, without what is global already.
+        let first = query_block.saturating_sub(reach).max(self.global);
+        let last = (query_block + reach).min(blocks - 1);
+        let mut seen: Vec<usize> = (0..self.global).chain(first..=last).collect();
+        // The blocks between the global ones and the window, then those after the window.
+        let (between, others) = (first - self.global, blocks - seen.len());
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream((self.layer << 32) ^ query_block as u64);
-        let (drawn, _) = others.partial_shuffle(&mut rng, self.random);
-        seen.extend_from_slice(drawn);
+        let drawn = distinct(self.random.min(others), others, &mut rng);
+        seen.extend(drawn.into_iter().map(|at| match at < between {
+            true => self.global + at,
+            false => last + 1 + at - between,
+        }));
         seen.sort_unstable();
         seen
     }
@@ -100,6 +105,20 @@ impl BigBirdConfig {
             config: self.clone(),
         }
     }
+}
+
+/// `amount` different numbers below `count`, every set equally likely (Floyd's algorithm).
+fn distinct(amount: usize, count: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut drawn = Vec::with_capacity(amount);
+    for last in count - amount..count {
+        let number = rng.random_range(0..=last);
+        drawn.push(if drawn.contains(&number) {
+            last
+        } else {
+            number
+        });
+    }
+    drawn
 }
 
 /// Block-sparse softmax attention: a window, random blocks and global blocks (arXiv 2007.14062, section 2).
@@ -260,6 +279,33 @@ mod tests {
                 prop_assert!(seen.len() <= config.width(blocks));
                 prop_assert_eq!(seen, config.key_blocks(row, blocks));
             }
+        }
+    }
+
+    #[test]
+    fn every_other_block_is_drawn_about_equally_often() {
+        let mut times = [0u32; 12];
+        for seed in 0..4000 {
+            let config = BigBirdConfig {
+                window: 3,
+                random: 3,
+                global: 1,
+                seed,
+                ..BigBirdConfig::default()
+            };
+            for block in config.key_blocks(5, 12) {
+                times[block] += 1;
+            }
+        }
+        for (block, times) in times.into_iter().enumerate() {
+            // 3 of 8 others; four standard deviations are 122.
+            let expected: u32 = if [0, 4, 5, 6].contains(&block) {
+                4000
+            } else {
+                1500
+            };
+            let allowed = if expected == 4000 { 0 } else { 122 };
+            assert!(expected.abs_diff(times) <= allowed, "{block}: {times}");
         }
     }
 

@@ -1,6 +1,7 @@
 use super::big_bird::{BigBird, BigBirdConfig};
+use super::cache::{CacheState, DenseCache, FineCache};
 use super::linformer::{Linformer, LinformerConfig};
-use super::performer::{Performer, PerformerConfig};
+use super::performer::{Performer, PerformerCache, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
@@ -69,6 +70,16 @@ pub(super) struct Projected {
     pub seed: Option<u64>,
 }
 
+/// The next tokens of an incremental call, projected.
+pub(super) struct CachedRows {
+    /// `[batch, new, heads, head_dim]`
+    pub query: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, new, kv_heads, head_dim]`
+    pub value: Tensor<4>,
+}
+
 /// What a kind found.
 pub(super) struct Attended {
     /// `[batch, queries, heads, head_dim]`
@@ -118,6 +129,34 @@ impl Kind {
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
+        }
+    }
+
+    /// What an incremental call starts with.
+    #[track_caller]
+    pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
+        match self {
+            Self::Dense(_) => CacheState::Dense(DenseCache::default()),
+            Self::Performer(_) => CacheState::Performer(PerformerCache::default()),
+            Self::Linformer(_) | Self::BigBird(_) => panic!(
+                "self_attention: cache: {} has no causal form, and so none token by token",
+                self.name()
+            ),
+            Self::TreeFine(tree) => {
+                let shape = tree.router.query.shape();
+                CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
+            }
+        }
+    }
+
+    /// As configurations name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::Linformer(_) => "linformer",
+            Self::BigBird(_) => "big-bird",
+            Self::Performer(_) => "performer",
+            Self::TreeFine(_) => "tree-fine",
         }
     }
 }

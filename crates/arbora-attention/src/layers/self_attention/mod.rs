@@ -2,15 +2,18 @@
 
 mod alignment;
 mod big_bird;
+mod cache;
 mod dense;
 mod kind;
 mod linformer;
 mod masks;
+mod pages;
 mod performer;
 mod router;
 mod tree_fine;
 
 pub use big_bird::{BigBird, BigBirdConfig};
+pub use cache::AttentionCache;
 pub use kind::{AttentionKindConfig, Kind};
 pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;

@@ -1,4 +1,4 @@
-use super::kind::{Attended, HeadSizes, Projected};
+use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
@@ -63,6 +63,13 @@ impl Default for PerformerConfig {
 pub struct Performer {
     /// `[head_dim, features]`: drawn once, saved, not trained.
     pub directions: RunningState<Tensor<2>>,
+}
+
+/// What a causal Performer remembers: sums over the keys so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PerformerCache {
+    /// `[batch, kv_heads, features, head_dim + 1]`
+    state: Option<Tensor<4>>,
 }
 
 impl PerformerConfig {
@@ -144,39 +151,40 @@ impl Performer {
         } = input;
         masks.only("performer", false, true);
         let dtype = query.dtype();
-        let single = |tensor: Tensor<4>| match dtype {
-            DType::F16 | DType::BF16 => tensor.cast(DType::F32),
-            _ => tensor,
-        };
-        let (query, key, value) = (single(query), single(key), single(value));
-        let [batch, keys, kv_heads, width] = value.dims();
-
-        let exponents = self.exponents(query);
-        let greatest = exponents.clone().detach().max_dim(3);
-        let query = (exponents - greatest).exp();
-        let key = self.key_features(key, masks.padding, masks.causal);
-
-        // One more column gives the sums of weights.
-        let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
-        let value = Tensor::cat(vec![value, ones], 3);
+        let query = self.query_features(single(query));
+        let key = self.key_features(single(key), masks.padding, masks.causal);
+        let value = with_ones(single(value));
         let sums = match masks.causal {
             true => prefix_attention(query, key, value),
-            false => linear_attention(query, key, value),
+            false => read(query, state(key, value)),
         };
-        let context = sums.clone().narrow(3, 0, width);
-        let total = sums.narrow(3, width, 1);
-        // Divided by its own size first, as a constant: the square of a small total, which the derivative
-        // of a quotient holds, would be 0.
-        let size = total.clone().detach().clamp_min(LEAST_SIZE);
-        let share = (total / size.clone()).clamp_min(LEAST_SHARE);
-        let context = context / size / share;
         Attended {
-            context: match dtype {
-                DType::F16 | DType::BF16 => context.cast(dtype),
-                _ => context,
-            },
+            context: quotient(sums).cast(dtype),
             routing: None,
         }
+    }
+
+    /// Causal attention of the next tokens to those of the cache and to themselves.
+    pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut PerformerCache) -> Tensor<4> {
+        let dtype = rows.query.dtype();
+        let query = self.query_features(single(rows.query));
+        let key = self.key_features(single(rows.key), None, true);
+        let value = with_ones(single(rows.value));
+        let own = state(key.clone(), value.clone());
+        let within = prefix_attention(query.clone(), key, value);
+        let (sums, total) = match cache.state.take() {
+            None => (within, own),
+            Some(before) => (within + read(query, before.clone()), before + own),
+        };
+        cache.state = Some(total);
+        quotient(sums).cast(dtype)
+    }
+
+    /// `[batch, queries, heads, features]`, the greatest of a query 1.
+    fn query_features(&self, query: Tensor<4>) -> Tensor<4> {
+        let exponents = self.exponents(query);
+        let greatest = exponents.clone().detach().max_dim(3);
+        (exponents - greatest).exp()
     }
 
     /// Logarithms of features, `[batch, rows, heads, head_dim]` -> `[batch, rows, heads, features]`.
@@ -228,12 +236,33 @@ impl Performer {
     }
 }
 
-/// `query · Σ_j keyⱼᵀ valueⱼ` with the shapes of [`prefix_attention`].
-fn linear_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+/// In single precision, if it was less.
+fn single(tensor: Tensor<4>) -> Tensor<4> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+        _ => tensor,
+    }
+}
+
+/// One more column, which gives the sums of weights.
+fn with_ones(value: Tensor<4>) -> Tensor<4> {
+    let [batch, keys, kv_heads, _] = value.dims();
+    let options = (&value.device(), value.dtype());
+    let ones = Tensor::ones([batch, keys, kv_heads, 1], options);
+    Tensor::cat(vec![value, ones], 3)
+}
+
+/// `Σ_j keyⱼᵀ valueⱼ`: `[batch, keys, kv_heads, features]`, `[batch, keys, kv_heads, width]`
+/// -> `[batch, kv_heads, features, width]`
+fn state(key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
+    key.permute([0, 2, 3, 1]).matmul(value.swap_dims(1, 2))
+}
+
+/// `query · state`, `[batch, queries, heads, width]`
+fn read(query: Tensor<4>, state: Tensor<4>) -> Tensor<4> {
     let [batch, queries, heads, features] = query.dims();
-    let [_, _, kv_heads, width] = value.dims();
+    let [_, kv_heads, _, width] = state.dims();
     let group = heads / kv_heads;
-    let state = key.permute([0, 2, 3, 1]).matmul(value.swap_dims(1, 2)); // [batch, kv_heads, features, width]
     query
         .reshape([batch, queries, kv_heads, group, features])
         .swap_dims(1, 2)
@@ -242,6 +271,18 @@ fn linear_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tenso
         .reshape([batch, kv_heads, queries, group, width])
         .swap_dims(1, 2)
         .reshape([batch, queries, heads, width])
+}
+
+/// Sums of weighted values over the sums of weights, which are the last column. 0 where these are 0.
+fn quotient(sums: Tensor<4>) -> Tensor<4> {
+    let width = sums.dims()[3] - 1;
+    let values = sums.clone().narrow(3, 0, width);
+    let total = sums.narrow(3, width, 1);
+    // Divided by its own size first, as a constant: the square of a small total, which the derivative of a
+    // quotient holds, would be 0.
+    let size = total.clone().detach().clamp_min(LEAST_SIZE);
+    let share = (total / size.clone()).clamp_min(LEAST_SHARE);
+    values / size / share
 }
 
 #[cfg(test)]

@@ -165,8 +165,9 @@ pub struct RoutingReport {
     /// The pairs of a query and a key in one leaf, as a share of all pairs: `[batch, trees]`, 1 / leaves for
     /// balanced leaves and 1 if one leaf holds everything.
     pub cost_ratio: Tensor<2>,
-    /// How unevenly nodes send tokens to their children, at least 1, the mean of queries and keys.
-    /// Differentiable; on autodiff devices alone. The caller weighs it and adds it to the loss.
+    /// How unevenly nodes send tokens to their children, the mean of queries and keys: 1 where children are
+    /// equally likely, the branching factor where one gets everything. Differentiable; on autodiff devices alone. The
+    /// caller weighs it and adds it to the loss.
     pub balance_loss: Option<Tensor<1>>,
     /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the trees alone; on
     /// autodiff devices alone. The caller weighs it and adds it to the loss.

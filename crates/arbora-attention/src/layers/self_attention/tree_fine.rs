@@ -1,9 +1,12 @@
-use super::kind::{Attended, HeadSizes, Projected};
+use super::cache::FineCache;
+use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{Router, RouterConfig};
-use crate::functions::{EmptyLeaf, TreeFineInput, TreeFineOptions, tree_fine};
+use crate::functions::{
+    EmptyLeaf, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves, head_leaves, tree_fine,
+};
 use crate::ops::Dropout;
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Configuration of [`TreeFine`].
@@ -105,6 +108,59 @@ impl TreeFine {
             context: found.context,
             routing: Some(report),
         }
+    }
+
+    /// Attention of the next tokens to those of the cache and themselves, `[batch, new, heads, head_dim]`.
+    #[track_caller]
+    pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut FineCache) -> Tensor<4> {
+        let shape = self.router.query.shape();
+        assert_eq!(
+            cache.shape(),
+            shape,
+            "tree_fine: cache: expected one of trees {shape:?}, got {:?}",
+            cache.shape()
+        );
+        let (query, key) = self
+            .router
+            .route(rows.query.clone(), rows.key.clone(), None, None);
+        let query_leaf = head_leaves(&query, rows.query.dims()[2]);
+        let key_leaf = head_leaves(&key, rows.key.dims()[2]);
+        let queries: usize = query_leaf.dims().iter().product();
+        let keys: usize = key_leaf.dims().iter().product();
+        // One transfer for both.
+        let leaves: Vec<i64> = Tensor::<1, Int>::cat(
+            vec![
+                query_leaf.clone().reshape([queries]),
+                key_leaf.reshape([keys]),
+            ],
+            0,
+        )
+        .into_data()
+        .iter::<i64>()
+        .collect();
+        let (asked, fresh) = leaves.split_at(queries);
+        let climbs = matches!(
+            self.empty_leaf,
+            EmptyLeaf::AncestorMean | EmptyLeaf::AncestorAttend
+        );
+        let gathered = cache.gather(&rows, asked, fresh, climbs);
+        cache.append(rows.key, rows.value.clone(), fresh);
+        let options = TreeFineOptions {
+            empty_leaf: self.empty_leaf,
+            // Keys of the past come first, in whatever order: every query of the call is after them.
+            causal: Some(gathered.before),
+            ..TreeFineOptions::default()
+        };
+        let leaved = Leaved {
+            query: rows.query,
+            key: gathered.key,
+            value: gathered.value,
+            query_leaf,
+            key_leaf: gathered.key_leaf,
+            key_bias: None,
+            own_value: Some(rows.value),
+        };
+        WithinLeaves::new(shape, &options).attend(leaved).context
     }
 
     #[track_caller]

@@ -54,6 +54,13 @@ fn gradients_of_margin_scores_match_finite_differences() {
     }
 }
 
+/// 1 at `[0, output, 1]` of `[1, 3, 3]`.
+fn unit_at(output: usize) -> Tensor<3> {
+    let mut numbers = [0.0f32; 9];
+    numbers[output * 3 + 1] = 1.0;
+    Tensor::<1>::from_floats(numbers, &device()).reshape([1, 3, 3])
+}
+
 #[test]
 fn gradients_reach_every_weight_and_bias_as_finite_differences_say() {
     let x = random([1, 4, 1, 3], 2, &device());
@@ -71,28 +78,15 @@ fn gradients_reach_every_weight_and_bias_as_finite_differences_say() {
             weighted(moved.node_scores(x.clone(), &MARGINS)).into_scalar()
         };
         for output in 0..3 {
-            let unit = step * Tensor::<2>::eye(3, &device()).narrow(0, output, 1);
+            let unit = Tensor::<2>::eye(3, &device()).narrow(0, output, 1) * step;
             let (up, down) = (bias.clone() + unit.clone(), bias.clone() - unit);
             let numeric = (loss(weight.clone(), up) - loss(weight.clone(), down)) / (2.0 * step);
             assert!((numeric - of_bias[output]).abs() < 5e-3 * (1.0 + numeric.abs()));
-            let unit = step * Tensor::<3>::eye_at(output);
+            let unit = unit_at(output) * step;
             let (up, down) = (weight.clone() + unit.clone(), weight.clone() - unit);
             let numeric = (loss(up, bias.clone()) - loss(down, bias.clone())) / (2.0 * step);
             assert!((numeric - of_weight[output * 3 + 1]).abs() < 5e-3 * (1.0 + numeric.abs()));
         }
-    }
-}
-
-/// 1 at `[0, output, 1]` of a `[1, 3, 3]` tensor.
-trait UnitAt {
-    fn eye_at(output: usize) -> Self;
-}
-
-impl UnitAt for Tensor<3> {
-    fn eye_at(output: usize) -> Self {
-        let mut numbers = [0.0f32; 9];
-        numbers[output * 3 + 1] = 1.0;
-        Tensor::<1>::from_floats(numbers, &device()).reshape([1, 3, 3])
     }
 }
 
@@ -168,7 +162,9 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
     let mut expected = [0.0f64; 4];
     for token in 0..3 {
         let exponential = |child: usize| {
-            let dot: f32 = (0..3).map(|at| weight[child * 3 + at] * x[token * 3 + at]).sum();
+            let dot: f32 = (0..3)
+                .map(|at| weight[child * 3 + at] * x[token * 3 + at])
+                .sum();
             (f64::from(dot) / temperature).exp()
         };
         let total: f64 = (0..4).map(exponential).sum();
@@ -179,7 +175,10 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
         }
     }
     for (got, expected) in got.iter().zip(expected) {
-        assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} {expected}");
+        assert!(
+            (f64::from(*got) - expected).abs() < 1e-5,
+            "{got} {expected}"
+        );
     }
 }
 

@@ -1,10 +1,10 @@
 //! Hard decisions.
 
 use super::{EPSILON, all_to_the_last_child, integers, tree};
-use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
+use arbora_testing::{assert_close, autodiff_device, device, padding, random, skip, values};
 use arbora_tree::{CompleteTree, NO_LEAF, Routing, RoutingTreeConfig};
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 
 /// The path and margins of one token by the definition, in double precision.
 fn walk(x: &[f32], weight: &[Vec<f32>], shape: &CompleteTree) -> (Vec<usize>, Vec<f64>) {
@@ -23,7 +23,9 @@ fn walk(x: &[f32], weight: &[Vec<f32>], shape: &CompleteTree) -> (Vec<usize>, Ve
             let a = logit(node);
             (usize::from(a >= 0.0), a.abs())
         } else {
-            let logits: Vec<f64> = (0..branching).map(|c| logit(node * branching + c)).collect();
+            let logits: Vec<f64> = (0..branching)
+                .map(|c| logit(node * branching + c))
+                .collect();
             let mut order: Vec<usize> = (0..branching).collect();
             order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
             (order[0], logits[order[0]] - logits[order[1]])
@@ -43,7 +45,10 @@ fn routes_and_margins_follow_the_definition() {
         let routing = tree.route(x.clone(), None);
         let height = tree.height();
         assert_eq!(routing.path.dims(), [2, tokens, heads, height + 1]);
-        let (path, margins) = (integers(routing.path.clone()), values(routing.margins.clone()));
+        let (path, margins) = (
+            integers(routing.path.clone()),
+            values(routing.margins.clone()),
+        );
         let (x, least) = (values(x), values(routing.least_margin()));
         for token in 0..2 * tokens * heads {
             let used = token % heads / (heads / trees);
@@ -122,9 +127,14 @@ fn masked_tokens_have_no_leaf_and_change_no_other() {
         }
     }
     // What masked tokens hold does not matter.
-    let other = x.clone().slice_assign([1..2, 3..5], random([1, 2, 2, 4], 9, &device()) * 50.0);
+    let other = x
+        .clone()
+        .slice_assign([1..2, 3..5], random([1, 2, 2, 4], 9, &device()) * 50.0);
     let again = tree.route(other, Some(mask.clone()));
-    assert_eq!(integers(again.path), integers(tree.route(x, Some(mask)).path));
+    assert_eq!(
+        integers(again.path),
+        integers(tree.route(x, Some(mask)).path)
+    );
 }
 
 #[test]
@@ -164,7 +174,10 @@ fn the_scale_of_a_token_changes_no_route_and_zero_stays_zero() {
     let tree = tree(4, &[2, 2], 1);
     let x = random([1, 9, 1, 4], 6, &device());
     let far = tree.route(x.clone() * 1000.0, None);
-    assert_eq!(integers(far.path), integers(tree.route(x.clone(), None).path));
+    assert_eq!(
+        integers(far.path),
+        integers(tree.route(x.clone(), None).path)
+    );
     let raw = RoutingTreeConfig::new(4, vec![2, 2])
         .with_normalize(false)
         .with_seed(3)
@@ -190,7 +203,10 @@ fn a_tree_of_height_0_has_one_leaf() {
     let x = random([1, 2, 2, 3], 8, &device());
     let routing = tree.route(x.clone(), Some(padding(&[1], 2, &device())));
     assert_eq!(integers(routing.path.clone()), [0, 0, NO_LEAF, NO_LEAF]);
-    assert_eq!(values(routing.least_margin()), [f32::MAX, f32::MAX, 0.0, 0.0]);
+    assert_eq!(
+        values(routing.least_margin()),
+        [f32::MAX, f32::MAX, 0.0, 0.0]
+    );
     let candidates = tree.best_leaves(x, None, 3);
     assert_eq!(candidates.leaves.dims(), [1, 2, 2, 1]);
     assert_eq!(values(candidates.scores), [0.0; 4]);
@@ -203,6 +219,37 @@ fn one_token_is_routed_as_it_is_among_others() {
     let among = integers(tree.route(x.clone(), None).path);
     let alone = integers(tree.route(x.narrow(1, 3, 1), None).path);
     assert_eq!(alone, among[9..12]);
+}
+
+#[test]
+fn more_tokens_than_are_evaluated_at_once_are_routed_as_fewer() {
+    // 16384 weights per token in the second level: chunks of 1024 tokens.
+    let tree = tree(256, &[2, 64], 1);
+    let x = random([1, 1100, 1, 256], 11, &device());
+    let whole = tree.route(x.clone(), None);
+    let (leaves, least) = (integers(whole.leaves()), values(whole.least_margin()));
+    for first in [0, 1000] {
+        let part = tree.route(x.clone().narrow(1, first, 100), None);
+        for (at, leaf) in integers(part.leaves()).into_iter().enumerate() {
+            if least[first + at] > EPSILON {
+                assert_eq!(leaf, leaves[first + at]);
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_is_routed_in_single_precision() {
+    if !device().supports_dtype(DType::F16) {
+        return skip("the backend has no half precision");
+    }
+    let tree = tree(4, &[2, 3], 1);
+    let half = random([1, 9, 1, 4], 12, &device()).cast(FloatDType::F16);
+    let single = half.clone().cast(FloatDType::F32);
+    let (half, single) = (tree.route(half, None), tree.route(single, None));
+    assert_eq!(half.margins.dtype(), DType::F32);
+    assert_eq!(integers(half.path), integers(single.path));
+    assert_eq!(values(half.margins), values(single.margins));
 }
 
 #[test]

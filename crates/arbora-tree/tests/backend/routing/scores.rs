@@ -12,9 +12,12 @@ fn leaf_scores(tree: &RoutingTree, x: Tensor<4>, surrogate: &Surrogate) -> Tenso
 }
 
 fn largest(values: &[f32]) -> usize {
-    (0..values.len()).fold(0, |best, at| {
-        if values[at] > values[best] { at } else { best }
-    })
+    (0..values.len()).fold(
+        0,
+        |best, at| {
+            if values[at] > values[best] { at } else { best }
+        },
+    )
 }
 
 #[test]
@@ -84,8 +87,9 @@ fn published_scores_count_wrong_decisions() {
     for (token, scores) in scores.chunks(8).enumerate() {
         for (leaf, score) in scores.iter().enumerate() {
             let path = tree.shape().path(leaf);
-            // The nodes on a leaf's path other than on the routed one decide by their own sign: what is
-            // known without them is the parity of the wrong decisions, and all of them for the routed leaf.
+            // The nodes on a leaf's path other than on the routed one decide by their own sign:
+            // what is known without them is the parity of the wrong decisions, and all of them for
+            // the routed leaf.
             let decisions = path.len() as f32;
             let wrong = (decisions - score / scale as f32) / 2.0;
             assert!((wrong - wrong.round()).abs() < 1e-5);

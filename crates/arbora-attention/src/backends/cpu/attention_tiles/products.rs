@@ -1,0 +1,238 @@
+//! Products of small matrices, one of them a tile of vectors.
+
+use super::super::simd::{Arithmetic, LANES};
+
+pub(super) fn padded(length: usize) -> usize {
+    length.next_multiple_of(LANES)
+}
+
+/// Products of a block of `ROWS` rows and `VECTORS` vectors of columns, all in registers:
+/// `sum over t < depth of a[row * a_row + t * a_step] * b[t * b_step + column]`.
+#[inline(always)]
+fn product<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    depth: usize,
+    a: &[f32],
+    [a_row, a_step]: [usize; 2],
+    b: &[f32],
+    b_step: usize,
+) -> [[A::Vector; VECTORS]; ROWS] {
+    let mut sums = [[A::splat(0.0); VECTORS]; ROWS];
+    if depth == 0 {
+        return sums;
+    }
+    assert!((ROWS - 1) * a_row + (depth - 1) * a_step < a.len());
+    assert!((depth - 1) * b_step + VECTORS * LANES <= b.len());
+    for t in 0..depth {
+        let mut columns = [A::splat(0.0); VECTORS];
+        for (vector, numbers) in columns.iter_mut().enumerate() {
+            let first = t * b_step + vector * LANES;
+            // SAFETY: the largest index is checked above.
+            *numbers = A::load(unsafe { &*b.as_ptr().add(first).cast() });
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the largest index is checked above.
+            let factor = A::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
+            for (sum, numbers) in sums.iter_mut().zip(columns) {
+                *sum = A::mul_add_lanes(factor, numbers, *sum);
+            }
+        }
+    }
+    sums
+}
+
+/// What becomes of a block of products.
+pub(super) trait Sink<A: Arithmetic> {
+    fn take(&mut self, row: usize, vector: usize, products: A::Vector);
+}
+
+/// Products of `rows` rows of `a` and a tile of `VECTORS` vectors: as [`product`] gives them, rows of the
+/// last block beyond `rows` included.
+#[inline(always)]
+pub(super) fn products<A: Arithmetic, const VECTORS: usize>(
+    rows: usize,
+    depth: usize,
+    a: &[f32],
+    a_row: usize,
+    b: &[f32],
+    sink: &mut impl Sink<A>,
+) {
+    #[inline(always)]
+    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+        rows: usize,
+        depth: usize,
+        a: &[f32],
+        a_row: usize,
+        b: &[f32],
+        sink: &mut impl Sink<A>,
+    ) {
+        for first in (0..rows).step_by(ROWS) {
+            let block = product::<A, ROWS, VECTORS>(
+                depth,
+                &a[first * a_row..],
+                [a_row, 1],
+                b,
+                VECTORS * LANES,
+            );
+            for (row, vectors) in block.into_iter().enumerate() {
+                for (vector, products) in vectors.into_iter().enumerate() {
+                    sink.take(first + row, vector, products);
+                }
+            }
+        }
+    }
+    match (A::MANY_REGISTERS, VECTORS) {
+        (false, _) => blocks::<A, 4, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, 1) => blocks::<A, 16, VECTORS>(rows, depth, a, a_row, b, sink),
+        (true, _) => blocks::<A, 8, VECTORS>(rows, depth, a, a_row, b, sink),
+    }
+}
+
+/// `target[row][column] += sum over t < depth of a[row * a_row + t * a_step] * b[t][column]`, with rows of
+/// `columns` numbers, whole vectors, in `b` and in `target`. Up to 15 rows beyond `rows` are written, too.
+#[inline(always)]
+pub(super) fn add_products<A: Arithmetic>(
+    rows: usize,
+    depth: usize,
+    a: &[f32],
+    a_strides: [usize; 2],
+    b: &[f32],
+    columns: usize,
+    target: &mut [f32],
+) {
+    #[inline(always)]
+    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+        rows: usize,
+        depth: usize,
+        a: &[f32],
+        a_strides: [usize; 2],
+        b: &[f32],
+        columns: usize,
+        target: &mut [f32],
+    ) {
+        for first in (0..rows).step_by(ROWS) {
+            let block = product::<A, ROWS, VECTORS>(
+                depth,
+                &a[first * a_strides[0]..],
+                a_strides,
+                b,
+                columns,
+            );
+            for (row, vectors) in block.into_iter().enumerate() {
+                for (vector, products) in vectors.into_iter().enumerate() {
+                    let start = (first + row) * columns + vector * LANES;
+                    let target = lanes_mut(target, start);
+                    A::store(A::add_lanes(A::load(target), products), target);
+                }
+            }
+        }
+    }
+    let mut column = 0;
+    if A::MANY_REGISTERS {
+        while column + 2 * LANES <= columns {
+            let (b, target) = (&b[column..], &mut target[column..]);
+            blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, target);
+            column += 2 * LANES;
+        }
+    }
+    while column < columns {
+        let (b, target) = (&b[column..], &mut target[column..]);
+        match A::MANY_REGISTERS {
+            true => blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, target),
+            false => blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, target),
+        }
+        column += LANES;
+    }
+}
+
+/// One vector of an array.
+#[inline(always)]
+pub(super) fn lanes(array: &[f32], first: usize) -> &[f32; LANES] {
+    array[first..]
+        .first_chunk()
+        .expect("arrays of a task hold whole vectors")
+}
+
+/// As [`lanes`], to be written.
+#[inline(always)]
+pub(super) fn lanes_mut(array: &mut [f32], first: usize) -> &mut [f32; LANES] {
+    array[first..]
+        .first_chunk_mut()
+        .expect("arrays of a task hold whole vectors")
+}
+
+/// Copies a row; the columns that pad it in the target are left alone.
+#[inline(always)]
+pub(super) fn copy_row(target: &mut [f32], source: &[f32]) {
+    let (from, from_rest) = source.as_chunks::<LANES>();
+    let (to, _) = target.as_chunks_mut::<LANES>();
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+    let copied = from.len() * LANES;
+    for (to, from) in target[copied..].iter_mut().zip(from_rest) {
+        *to = *from;
+    }
+}
+
+/// Writes the rows of queries as a tile, `tile[column][lane] = factor * row(lane)[column]`, with lanes for
+/// some vectors; lanes without a row get 0.
+#[inline(always)]
+pub(super) fn transpose<'a, A: Arithmetic>(
+    row: impl Fn(usize) -> &'a [f32],
+    count: usize,
+    columns: usize,
+    factor: f32,
+    tile: &mut [f32],
+    vectors: usize,
+) {
+    let factor = A::splat(factor);
+    for vector in 0..vectors {
+        for column in (0..columns).step_by(LANES) {
+            let here = LANES.min(columns - column);
+            let mut block = [A::splat(0.0); LANES];
+            let used = LANES.min(count - vector * LANES);
+            for (lane, numbers) in block.iter_mut().enumerate().take(used) {
+                let row = &row(vector * LANES + lane)[column..];
+                *numbers = match row.first_chunk() {
+                    Some(row) if here == LANES => A::load(row),
+                    _ => {
+                        let mut part = [0.0; LANES];
+                        part[..here].copy_from_slice(&row[..here]);
+                        A::load(&part)
+                    }
+                };
+            }
+            // Each round is a perfect shuffle of all numbers; four of them exchange rows and lanes.
+            for _ in 0..LANES.ilog2() {
+                let mut shuffled = block;
+                for index in 0..LANES / 2 {
+                    let [low, high] = A::interleave_lanes(block[index], block[index + LANES / 2]);
+                    shuffled[2 * index] = low;
+                    shuffled[2 * index + 1] = high;
+                }
+                block = shuffled;
+            }
+            for (index, numbers) in block.into_iter().enumerate().take(here) {
+                let first = ((column + index) * vectors + vector) * LANES;
+                A::store(A::mul_lanes(numbers, factor), lanes_mut(tile, first));
+            }
+        }
+    }
+}
+
+/// First query and number of vectors of each tile of a chunk.
+#[inline(always)]
+pub(super) fn tiles(many_registers: bool, queries: usize) -> impl Iterator<Item = (usize, usize)> {
+    let most = if many_registers { 2 } else { 1 };
+    (0..queries)
+        .step_by(most * LANES)
+        .map(move |first| (first, most.min((queries - first).div_ceil(LANES))))
+}
+
+/// `target = factor * source`, as far as the target goes.
+#[inline(always)]
+pub(super) fn scale_row(target: &mut [f32], source: &[f32], factor: f32) {
+    for (target, source) in target.iter_mut().zip(source) {
+        *target = factor * source;
+    }
+}

@@ -1,0 +1,308 @@
+use super::kind::{CachedRows, HeadSizes};
+use super::pages::{LeafPages, Query};
+use super::performer::PerformerCache;
+use super::{Kind, SelfAttention, SelfAttentionOutput, dense};
+use crate::flops;
+use arbora_tree::shape::CompleteTree;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// What a causal [`SelfAttention`] remembers of the tokens it has seen.
+///
+/// Made by [`SelfAttention::cache`], filled by [`SelfAttention::forward_cached`].
+#[derive(Clone, Debug)]
+pub struct AttentionCache {
+    batch: usize,
+    tokens: usize,
+    state: CacheState,
+}
+
+/// What a kind remembers.
+#[derive(Clone, Debug)]
+pub(super) enum CacheState {
+    Dense(DenseCache),
+    TreeFine(FineCache),
+    Performer(PerformerCache),
+}
+
+impl AttentionCache {
+    /// Tokens of each example seen so far.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Keys that the last call read from the cache, with their values, over all examples and key heads. The tokens of the
+    /// call itself are not counted.
+    pub fn keys_read(&self) -> usize {
+        match &self.state {
+            CacheState::Dense(cache) => cache.read,
+            CacheState::TreeFine(cache) => cache.read,
+            CacheState::Performer(_) => 0,
+        }
+    }
+}
+
+impl SelfAttention {
+    /// A cache for `batch` examples that has seen no token.
+    ///
+    /// # Panics
+    /// If the kind has no causal form.
+    #[track_caller]
+    #[must_use]
+    pub fn cache(&self, batch: usize, device: &Device) -> AttentionCache {
+        AttentionCache {
+            batch,
+            tokens: 0,
+            state: self.kind.cache(self.sizes, batch, device),
+        }
+    }
+
+    /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a sequence into calls gives
+    /// what one causal [`forward`](Self::forward) gives, up to rounding.
+    ///
+    /// Dense attention appends keys and values, and reads them all. Attention within leaves keeps them in pages
+    /// of one leaf each: a query reads the pages of its leaf alone, or, where that is empty, what its policy for empty
+    /// leaves asks for. It reads leaves back from the device once per call. Performer keeps sums over keys, whose size does not
+    /// grow. Nothing is dropped, and the report on routing is left out.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, new tokens, d_model]`, none of them padding
+    /// - returns `[batch, new tokens, d_model]`
+    ///
+    /// # Panics
+    /// If an axis disagrees with the layer or the cache, if the cache is of another kind of attention, or on an
+    /// autodiff device: a cache would hold the graph of all calls.
+    #[track_caller]
+    pub fn forward_cached(
+        &self,
+        tokens: Tensor<3>,
+        cache: &mut AttentionCache,
+    ) -> SelfAttentionOutput {
+        self.check_width("tokens", &tokens);
+        let [batch, new, d_model] = tokens.dims();
+        assert_eq!(
+            batch, cache.batch,
+            "self_attention: axis 0 of tokens: expected {}, as the cache has, got {batch}",
+            cache.batch
+        );
+        assert!(
+            !tokens.device().is_autodiff(),
+            "self_attention: cache: expected a device without autodiff, got {:?}",
+            tokens.device()
+        );
+        flops::record(|total| {
+            total.query += batch * new;
+            total.key += batch * new;
+            total.value += batch * new;
+            total.output += batch * new;
+        });
+        let HeadSizes {
+            heads, kv_heads, ..
+        } = self.sizes;
+        let rows = CachedRows {
+            query: self.by_head(self.query.forward(tokens.clone()), heads),
+            key: self.by_head(self.key.forward(tokens.clone()), kv_heads),
+            value: self.by_head(self.value.forward(tokens), kv_heads),
+        };
+        let context = match (&self.kind, &mut cache.state) {
+            (Kind::Dense(_), CacheState::Dense(state)) => state.attend(rows),
+            (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
+            (Kind::Performer(performer), CacheState::Performer(state)) => {
+                performer.attend_cached(rows, state)
+            }
+            (kind, _) => panic!(
+                "self_attention: cache: expected one of {}, got one of another kind of attention",
+                kind.name()
+            ),
+        };
+        cache.tokens += new;
+        SelfAttentionOutput {
+            context: self.output.forward(context.reshape([batch, new, d_model])),
+            routing: None,
+        }
+    }
+}
+
+/// Keys and values in the order of tokens.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DenseCache {
+    /// `[batch, tokens, kv_heads, head_dim]` each
+    rows: Option<(Tensor<4>, Tensor<4>)>,
+    read: usize,
+}
+
+impl DenseCache {
+    fn attend(&mut self, new: CachedRows) -> Tensor<4> {
+        let (key, value) = match self.rows.take() {
+            None => (new.key, new.value),
+            Some((key, value)) => (
+                Tensor::cat(vec![key, new.key], 1),
+                Tensor::cat(vec![value, new.value], 1),
+            ),
+        };
+        let [batch, keys, kv_heads, _] = key.dims();
+        let before = keys - new.query.dims()[1];
+        self.read = batch * kv_heads * before;
+        self.rows = Some((key.clone(), value.clone()));
+        dense::in_one_leaf(new.query, key, value, None, before)
+    }
+}
+
+/// Keys and values in pages of one leaf each.
+#[derive(Clone, Debug)]
+pub(super) struct FineCache {
+    pages: LeafPages,
+    /// `[pages · page, head_dim]` each; zero where nothing is stored yet.
+    key: Tensor<2>,
+    value: Tensor<2>,
+    read: usize,
+}
+
+/// Keys of the past and of the call, those of the past first.
+pub(super) struct Gathered {
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: Tensor<4>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub value: Tensor<4>,
+    /// `[batch, keys, kv_heads]`, -1 for places without a key
+    pub key_leaf: Tensor<3, Int>,
+    /// How many of them are of the past.
+    pub before: usize,
+}
+
+impl FineCache {
+    /// Keys of a page. Few are wasted where leaves hold few keys, and a page is still a copy worth making.
+    const PAGE: usize = 16;
+
+    pub fn new(sizes: HeadSizes, shape: &CompleteTree, batch: usize, device: &Device) -> Self {
+        let empty = || Tensor::zeros([Self::PAGE, sizes.head_dim], device);
+        Self {
+            pages: LeafPages::new(batch, sizes.kv_heads, shape.clone(), Self::PAGE),
+            key: empty(),
+            value: empty(),
+            read: 0,
+        }
+    }
+
+    /// The shape of the trees that keys are routed by.
+    pub fn shape(&self) -> &CompleteTree {
+        self.pages.shape()
+    }
+
+    /// The keys that the queries of a call need, and the call's own.
+    ///
+    /// - rows: of the call
+    /// - query_leaf, key_leaf: of the call, on the host, `[batch, new, heads]` and `[batch, new, kv_heads]`
+    /// - climbs: whether a query of an empty leaf needs the keys under its deepest ancestor that has some
+    pub fn gather(
+        &mut self,
+        rows: &CachedRows,
+        query_leaf: &[i64],
+        key_leaf: &[i64],
+        climbs: bool,
+    ) -> Gathered {
+        let [batch, new, heads, _] = rows.query.dims();
+        let [_, _, kv_heads, head_dim] = rows.key.dims();
+        let group = heads / kv_heads;
+        let device = rows.key.device();
+        let mut lists = Vec::with_capacity(batch * kv_heads);
+        for example in 0..batch {
+            for head in 0..kv_heads {
+                let own = |token: usize| key_leaf[(example * new + token) * kv_heads + head];
+                let fresh: Vec<i64> = (0..new).map(own).collect();
+                let queries = (0..new).flat_map(|token| {
+                    let first = (example * new + token) * heads + head * group;
+                    query_leaf[first..first + group]
+                        .iter()
+                        .map(move |leaf| Query { token, leaf: *leaf })
+                });
+                lists.push(self.pages.needed(example, head, queries, &fresh, climbs));
+            }
+        }
+        self.read = lists.iter().map(|list| list.keys).sum();
+        let pages = lists.iter().map(|list| list.pages.len()).max().unwrap_or(0);
+        let before = pages * Self::PAGE;
+
+        let mut leaves = vec![-1; batch * (before + new) * kv_heads];
+        let mut order = vec![0_i64; batch * kv_heads * pages];
+        for (at, list) in lists.iter().enumerate() {
+            let (example, head) = (at / kv_heads, at % kv_heads);
+            for (place, page) in list.pages.iter().enumerate() {
+                order[at * pages + place] = page.index as i64;
+                for slot in 0..page.keys {
+                    let key = example * (before + new) + place * Self::PAGE + slot;
+                    leaves[key * kv_heads + head] = page.leaf;
+                }
+            }
+            for token in 0..new {
+                let key = example * (before + new) + before + token;
+                leaves[key * kv_heads + head] = key_leaf[(example * new + token) * kv_heads + head];
+            }
+        }
+        let key_leaf = Tensor::from_data(
+            TensorData::new(leaves, [batch, before + new, kv_heads]),
+            &device,
+        );
+        if pages == 0 {
+            return Gathered {
+                key: rows.key.clone(),
+                value: rows.value.clone(),
+                key_leaf,
+                before,
+            };
+        }
+        let order = Tensor::<1, Int>::from_data(order.as_slice(), &device);
+        let read = |pool: &Tensor<2>, new: &Tensor<4>| {
+            let width = Self::PAGE * head_dim;
+            let stored = pool.dims()[0] / Self::PAGE;
+            let old = pool
+                .clone()
+                .reshape([stored, width])
+                .select(0, order.clone())
+                .reshape([batch, kv_heads, before, head_dim])
+                .swap_dims(1, 2);
+            Tensor::cat(vec![old, new.clone()], 1)
+        };
+        Gathered {
+            key: read(&self.key, &rows.key),
+            value: read(&self.value, &rows.value),
+            key_leaf,
+            before,
+        }
+    }
+
+    /// Stores the keys and values of a call.
+    pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>, key_leaf: &[i64]) {
+        let [batch, new, kv_heads, head_dim] = key.dims();
+        let count = batch * new * kv_heads;
+        let mut places = Vec::with_capacity(count);
+        for (at, leaf) in key_leaf.iter().enumerate() {
+            let (row, head) = (at / kv_heads, at % kv_heads);
+            places.push(self.pages.append(row / new, head, *leaf) as i64);
+        }
+        let places = Tensor::<1, Int>::from_data(places.as_slice(), &key.device());
+        let stored = self.pages.capacity() * Self::PAGE;
+        let store = |pool: &mut Tensor<2>, rows: Tensor<4>| {
+            let [held, width] = pool.dims();
+            let device = rows.device();
+            let options = (&device, rows.dtype());
+            let old = std::mem::replace(pool, Tensor::zeros([1, 1], options)).cast(rows.dtype());
+            let old = match stored > held {
+                // Doubling: appending stays linear in the number of keys.
+                true => {
+                    let more = stored.max(2 * held) - held;
+                    Tensor::cat(vec![old, Tensor::zeros([more, width], options)], 0)
+                }
+                false => old,
+            };
+            // New places hold zeros, so adding is storing.
+            *pool = old.select_assign(
+                0,
+                places.clone(),
+                rows.reshape([count, head_dim]),
+                burn::tensor::IndexingUpdateOp::Add,
+            );
+        };
+        store(&mut self.key, key);
+        store(&mut self.value, value);
+    }
+}
