@@ -4,12 +4,18 @@
 mod big_bird;
 #[path = "backend/build.rs"]
 mod build;
+#[path = "backend/decode_coarse.rs"]
+mod decode_coarse;
 #[path = "backend/decode_fine.rs"]
 mod decode_fine;
 #[path = "backend/feed_forward.rs"]
 mod feed_forward;
 #[path = "backend/flops.rs"]
 mod flops;
+#[path = "backend/folded.rs"]
+mod folded;
+#[path = "backend/grow.rs"]
+mod grow;
 #[path = "backend/index.rs"]
 mod index;
 #[path = "backend/kernels.rs"]
@@ -40,6 +46,10 @@ mod self_attention;
 mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
+#[path = "backend/tree_coarse.rs"]
+mod tree_coarse;
+#[path = "backend/tree_coarse_layer.rs"]
+mod tree_coarse_layer;
 #[path = "backend/tree_fine.rs"]
 mod tree_fine;
 #[path = "backend/two_pass.rs"]

@@ -247,6 +247,7 @@ impl Kind {
                 let share = share.unwrap_or_else(|| CostShape::balanced_share(branching));
                 shape.tree_fine(branching, share)
             }
+            Self::TreeCoarse(tree) => shape.tree_coarse(tree.router.query.shape().factors()),
             Self::Linformer(linformer) => shape.linformer(linformer.rank()),
             Self::BigBird(big_bird) => shape.big_bird(big_bird.config()),
             Self::Performer(performer) => shape.performer(performer.features()),

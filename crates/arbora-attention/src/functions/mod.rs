@@ -7,6 +7,7 @@ pub(crate) mod masked_attention;
 mod prefix_attention;
 mod several_paths;
 mod tree_build;
+mod tree_coarse;
 mod tree_fine;
 mod tree_search;
 
@@ -18,6 +19,9 @@ pub use leaf_attention::{
 pub use prefix_attention::{prefix_attention, prefix_sums};
 pub(crate) use several_paths::SeveralPaths;
 pub use tree_build::{BlockWeights, tree_build};
+pub use tree_coarse::{
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
+};
 pub use tree_fine::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
 pub(crate) use tree_fine::{Leaved, WithinLeaves, head_leaves, tree_input};
 pub use tree_search::{Route, TreeSearch, tree_search};

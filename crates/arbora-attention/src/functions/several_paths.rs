@@ -347,7 +347,7 @@ fn differs_from_right(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
     node.clone().not_equal(right)
 }
 
-fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+pub(super) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     match tensor.dtype() {
         DType::F16 | DType::BF16 => tensor.cast(DType::F32),
         _ => tensor,

@@ -4,7 +4,7 @@ use crate::kinds::{D_MODEL, HEADS, layer};
 use arbora_attention::flops::{CostShape, RunCost};
 use arbora_attention::{
     AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, SelfAttentionInput,
-    TreeFineConfig,
+    TreeCoarseConfig, TreeFineConfig,
 };
 use arbora_testing::{device, padding, random, values};
 
@@ -45,6 +45,11 @@ fn a_layer_costs_what_its_settings_say() {
             AttentionKindConfig::TreeFine(TreeFineConfig::new([3, 2])),
             shape.tree_fine(&[3, 2], 1.0 / 6.0),
             "tree-fine",
+        ),
+        (
+            AttentionKindConfig::TreeCoarse(TreeCoarseConfig::new([3, 2])),
+            shape.tree_coarse(&[3, 2]),
+            "tree-coarse",
         ),
     ];
     for (kind, expected, name) in kinds {

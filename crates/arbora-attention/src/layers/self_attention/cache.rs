@@ -3,6 +3,7 @@ use super::pages::{LeafPages, Query};
 use super::performer::PerformerCache;
 use super::{Kind, SelfAttention, SelfAttentionOutput, dense};
 use crate::flops;
+use crate::functions::TreeCoarseState;
 use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -22,6 +23,7 @@ pub(super) enum CacheState {
     Dense(DenseCache),
     TreeFine(FineCache),
     Performer(PerformerCache),
+    TreeCoarse(TreeCoarseState),
 }
 
 impl AttentionCache {
@@ -31,12 +33,13 @@ impl AttentionCache {
     }
 
     /// Keys that the last call read from the cache, with their values, over all examples and key heads. The tokens of the
-    /// call itself are not counted.
+    /// call itself are not counted. None for tree-coarse, which keeps sums in place of keys.
     pub fn keys_read(&self) -> usize {
         match &self.state {
             CacheState::Dense(cache) => cache.read,
             CacheState::TreeFine(cache) => cache.read,
             CacheState::Performer(_) => 0,
+            CacheState::TreeCoarse(_) => 0,
         }
     }
 }
@@ -61,8 +64,8 @@ impl SelfAttention {
     ///
     /// Dense attention appends keys and values, and reads them all. Attention within leaves keeps them in pages
     /// of one leaf each: a query reads the pages of its leaf alone, or, where that is empty, what its policy for empty
-    /// leaves asks for. It reads leaves back from the device once per call. Performer keeps sums over keys, whose size does not
-    /// grow. Nothing is dropped, and the report on routing is left out.
+    /// leaves asks for. It reads leaves back from the device once per call. Tree-coarse keeps one sum per node and Performer one
+    /// per feature, however many tokens there were. Nothing is dropped, and the report on routing is left out.
     ///
     /// # Shapes
     /// - tokens: `[batch, new tokens, d_model]`, none of them padding
@@ -108,6 +111,9 @@ impl SelfAttention {
             (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
             (Kind::Performer(performer), CacheState::Performer(state)) => {
                 performer.attend_cached(rows, state)
+            }
+            (Kind::TreeCoarse(tree), CacheState::TreeCoarse(state)) => {
+                tree.attend_cached(rows, state)
             }
             (kind, _) => panic!(
                 "self_attention: cache: expected one of {}, got one of another kind of attention",

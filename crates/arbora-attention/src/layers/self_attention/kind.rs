@@ -3,8 +3,10 @@ use super::cache::{CacheState, DenseCache, FineCache};
 use super::linformer::{Linformer, LinformerConfig};
 use super::performer::{Performer, PerformerCache, PerformerConfig};
 use super::router::RoutingReport;
+use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
+use crate::functions::TreeCoarseState;
 use arbora_tree::routing::Surrogate;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -25,6 +27,8 @@ pub enum AttentionKindConfig {
     Performer(PerformerConfig),
     /// Every query to the keys of its own leaf.
     TreeFine(TreeFineConfig),
+    /// The mean of values in each node on a query's path.
+    TreeCoarse(TreeCoarseConfig),
 }
 
 /// How queries attend.
@@ -40,6 +44,8 @@ pub enum Kind {
     Performer(Performer),
     /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
     TreeFine(TreeFine),
+    /// The mean of values in each node on a query's path: TC-Attention. Takes padding and the causal mask.
+    TreeCoarse(TreeCoarse),
 }
 
 /// Heads and their width.
@@ -99,10 +105,11 @@ impl AttentionKindConfig {
             Self::Dense | Self::Linformer(_) => {}
             Self::BigBird(big_bird) => big_bird.layer = layer,
             Self::Performer(performer) => performer.layer = layer,
-            Self::TreeFine(tree) => {
+            Self::TreeFine(TreeFineConfig { router, .. })
+            | Self::TreeCoarse(TreeCoarseConfig { router, .. }) => {
                 // An odd factor, so that no two layers share a seed.
                 let step = layer.wrapping_mul(0xd134_2543_de82_ef95);
-                tree.router.seed = tree.router.seed.wrapping_add(step);
+                router.seed = router.seed.wrapping_add(step);
             }
         }
         kind
@@ -116,6 +123,7 @@ impl AttentionKindConfig {
             Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
             Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
             Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
+            Self::TreeCoarse(config) => Kind::TreeCoarse(config.init(sizes, device)),
         }
     }
 }
@@ -129,6 +137,7 @@ impl Kind {
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
             Self::TreeFine(tree) => tree.attend(input),
+            Self::TreeCoarse(tree) => tree.attend(input),
         }
     }
 
@@ -146,6 +155,14 @@ impl Kind {
                 let shape = tree.router.query.shape();
                 CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
             }
+            Self::TreeCoarse(tree) => {
+                let HeadSizes {
+                    kv_heads, head_dim, ..
+                } = sizes;
+                let shape = tree.router.query.shape();
+                let state = TreeCoarseState::new(batch, kv_heads, head_dim, shape, device);
+                CacheState::TreeCoarse(state)
+            }
         }
     }
 
@@ -157,6 +174,7 @@ impl Kind {
             Self::BigBird(_) => "big-bird",
             Self::Performer(_) => "performer",
             Self::TreeFine(_) => "tree-fine",
+            Self::TreeCoarse(_) => "tree-coarse",
         }
     }
 }

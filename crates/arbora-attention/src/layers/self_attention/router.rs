@@ -121,8 +121,7 @@ impl RouterConfig {
                 .with_seed(seed)
                 .init(device)
         };
-        // Far from the seeds that a model gives to its other layers.
-        let key_seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let key_seed = Router::seed_of_keys(self.seed);
         Router {
             query: tree(query, self.seed),
             key: (self.sharing == TreeSharing::Separate).then(|| tree(key, key_seed)),
@@ -175,6 +174,11 @@ pub struct RoutingReport {
 }
 
 impl Router {
+    /// The seed of the trees of keys, far from the seeds that a model gives to its other layers.
+    pub(super) fn seed_of_keys(seed: u64) -> u64 {
+        seed.wrapping_add(0x9e37_79b9_7f4a_7c15)
+    }
+
     /// The trees that route keys.
     pub fn key_tree(&self) -> &RoutingTree {
         self.key.as_ref().unwrap_or(&self.query)

@@ -1,0 +1,124 @@
+use arbora_tree::CompleteTree;
+use burn::tensor::{Int, Tensor};
+
+/// Which nodes a token passes, `[batch, tokens, heads, nodes]` with the nodes in level order: 1 along its path and
+/// 0 elsewhere, or a relaxation of that. All 0 for a token that takes no part.
+#[derive(Clone, Debug)]
+pub struct NodeIndicators {
+    nodes: Tensor<4>,
+    tree: CompleteTree,
+}
+
+impl NodeIndicators {
+    /// Indicators that are already at hand, `[batch, tokens, heads, nodes]`.
+    ///
+    /// # Panics
+    /// If axis 3 is not the number of nodes.
+    #[track_caller]
+    pub fn new(nodes: Tensor<4>, tree: &CompleteTree) -> Self {
+        let (got, expected) = (nodes.dims()[3], tree.nodes());
+        assert_eq!(
+            got, expected,
+            "node_indicators: axis 3 of nodes: expected {expected}, got {got}"
+        );
+        let tree = tree.clone();
+        Self { nodes, tree }
+    }
+
+    /// The nodes above each leaf of `[batch, tokens, heads]`; none for a negative leaf.
+    pub fn of_leaves(leaves: Tensor<3, Int>, tree: &CompleteTree) -> Self {
+        let [batch, tokens, heads] = leaves.dims();
+        let count = tree.leaves();
+        let all = [batch, tokens, heads, count];
+        let every = Tensor::<1, Int>::arange(0..count as i64, (&leaves.device(), leaves.dtype()));
+        let own = leaves
+            .reshape([batch, tokens, heads, 1])
+            .expand(all)
+            .equal(every.reshape([1, 1, 1, count]).expand(all));
+        let mut depths = vec![own.float()];
+        for depth in (0..tree.height()).rev() {
+            let children = depths[depths.len() - 1].clone();
+            depths.push(children_summed(children, tree.branching(depth)));
+        }
+        depths.reverse();
+        Self::new(Tensor::cat(depths, 3), tree)
+    }
+
+    /// The same indicators forward; backward, the given probabilities (a straight-through estimator, Treeformer
+    /// section 3.3). The root, where every token is, gets no gradient.
+    ///
+    /// # Shapes
+    /// - probabilities: one `[batch, tokens, heads, nodes of the depth]` per depth, root first, as
+    ///   [`RoutingTree::node_probabilities`](arbora_tree::RoutingTree::node_probabilities) gives them
+    ///
+    /// # Panics
+    /// If a depth is missing or an axis disagrees.
+    #[must_use]
+    #[track_caller]
+    pub fn straight_through(self, probabilities: &[Tensor<4>]) -> Self {
+        let soft = self.soft(probabilities).nodes;
+        // The difference is exactly zero, so the forward value stays exactly hard.
+        let zero = soft.clone() - soft.detach();
+        Self {
+            nodes: self.nodes + zero,
+            ..self
+        }
+    }
+
+    /// The given probabilities, forward and backward; 0 for tokens that take no part. Shapes and panics as
+    /// [`straight_through`](Self::straight_through).
+    #[must_use]
+    #[track_caller]
+    pub fn soft(&self, probabilities: &[Tensor<4>]) -> Self {
+        let depths = self.tree.height() + 1;
+        assert_eq!(
+            probabilities.len(),
+            depths,
+            "node_indicators: probabilities: expected one per depth ({depths}), got {}",
+            probabilities.len()
+        );
+        let [batch, tokens, heads, _] = self.nodes.dims();
+        let takes_part = self.nodes.clone().narrow(3, 0, 1);
+        let depths = probabilities.iter().enumerate().map(|(depth, nodes)| {
+            let expected = [batch, tokens, heads, self.tree.width(depth)];
+            assert!(
+                nodes.dims() == expected,
+                "node_indicators: probabilities of depth {depth}: expected {expected:?}, got {:?}",
+                nodes.dims()
+            );
+            match depth {
+                0 => takes_part.clone(),
+                _ => nodes.clone() * takes_part.clone(),
+            }
+        });
+        Self {
+            nodes: Tensor::cat(depths.collect(), 3),
+            tree: self.tree.clone(),
+        }
+    }
+
+    /// `[batch, tokens, heads, nodes]`
+    pub fn nodes(&self) -> &Tensor<4> {
+        &self.nodes
+    }
+
+    /// `[batch, tokens, heads, nodes]`
+    pub fn into_nodes(self) -> Tensor<4> {
+        self.nodes
+    }
+
+    /// The tree whose nodes these are.
+    pub fn tree(&self) -> &CompleteTree {
+        &self.tree
+    }
+}
+
+/// `[.., children]` -> `[.., parents]`, the sum over the `branching` children of each.
+pub(super) fn children_summed(children: Tensor<4>, branching: usize) -> Tensor<4> {
+    let [batch, tokens, heads, count] = children.dims();
+    let parents = count / branching;
+    children
+        .reshape([batch, tokens, heads, parents, branching])
+        .sum_dim(4)
+        .reshape([batch, tokens, heads, parents])
+}

@@ -1,0 +1,173 @@
+use super::EmptyNode;
+use super::indicators::children_summed;
+use arbora_tree::CompleteTree;
+use burn::tensor::{Int, Tensor};
+
+/// Indicators that sum to less than this are those of a node without keys.
+const NO_KEYS: f64 = 1e-6;
+
+/// What the keys of each node add up to.
+pub(super) struct NodeSums {
+    /// `[batch, kv_heads, nodes, value_dim]`
+    pub values: Tensor<4>,
+    /// `[batch, kv_heads, nodes, 1]`
+    pub counts: Tensor<4>,
+}
+
+/// The weight of each node's depth, `[1, 1, heads or 1, nodes]`.
+pub(super) fn by_node(alpha: Tensor<2>, tree: &CompleteTree) -> Tensor<4> {
+    let heads = alpha.dims()[0];
+    let depths = (0..=tree.height()).map(|depth| {
+        let width = tree.width(depth);
+        alpha.clone().narrow(1, depth, 1).expand([heads, width])
+    });
+    Tensor::cat(depths.collect(), 1).reshape([1, 1, heads, tree.nodes()])
+}
+
+/// Means of the values of nodes, `[batch, kv_heads, nodes, value_dim]`.
+pub(super) fn means(sums: NodeSums, tree: &CompleteTree, empty_node: EmptyNode) -> Tensor<4> {
+    let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
+    for depth in 0..=tree.height() {
+        let (first, width) = (tree.offset(depth), tree.width(depth));
+        let own = NodeSums {
+            values: sums.values.clone().narrow(2, first, width),
+            counts: sums.counts.clone().narrow(2, first, width),
+        };
+        let parent = depths.last().map(|parent| {
+            let branching = tree.branching(depth - 1);
+            each_child(parent.clone(), branching)
+        });
+        depths.push(mean(own, parent, empty_node));
+    }
+    Tensor::cat(depths, 2)
+}
+
+/// Means of nodes whose parents gave `parent`.
+fn mean(sums: NodeSums, parent: Option<Tensor<4>>, empty_node: EmptyNode) -> Tensor<4> {
+    let NodeSums { values, counts } = sums;
+    let empty = counts.clone().lower_elem(NO_KEYS);
+    let at_least_one = counts.clone().mask_fill(empty.clone(), 1.0);
+    match (parent, empty_node) {
+        (Some(parent), EmptyNode::CarryParent) => {
+            // For an empty node the value is the parent's, and the derivative by the indicator of a key that the
+            // node lacks is what it would bring: its value less the parent's.
+            let lack = (1.0 - counts) * empty.float();
+            values / at_least_one + parent * lack
+        }
+        _ => values / at_least_one,
+    }
+}
+
+/// From what queries take of the means of nodes to what they take of the sums, both
+/// `[batch, queries, heads, nodes]`, with the counts of keys that each query sees. The transpose of [`means`].
+pub(super) fn sum_weights(
+    weight: Tensor<4>,
+    counts: Tensor<4>,
+    tree: &CompleteTree,
+    empty_node: EmptyNode,
+) -> Tensor<4> {
+    let empty = counts.clone().lower_elem(NO_KEYS);
+    let at_least_one = counts.clone().mask_fill(empty.clone(), 1.0);
+    if empty_node == EmptyNode::Drop {
+        return weight / at_least_one;
+    }
+    let lack = (1.0 - counts) * empty.float();
+    let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
+    let mut carried: Option<Tensor<4>> = None;
+    for depth in (0..=tree.height()).rev() {
+        let (first, width) = (tree.offset(depth), tree.width(depth));
+        let of_depth = |rows: &Tensor<4>| rows.clone().narrow(3, first, width);
+        let own = match carried {
+            None => of_depth(&weight),
+            Some(carried) => of_depth(&weight) + carried,
+        };
+        carried = (depth > 0).then(|| {
+            let branching = tree.branching(depth - 1);
+            children_summed(own.clone() * of_depth(&lack), branching)
+        });
+        depths.push(own / of_depth(&at_least_one));
+    }
+    depths.reverse();
+    Tensor::cat(depths, 3)
+}
+
+/// What a query of each leaf gets, `[batch, leaves, heads, value_dim]`, from the sums of leaves
+/// `[batch, leaves, kv_heads, value_dim + 1]`, whose last column counts keys.
+pub(super) fn path_table(
+    leaves: Tensor<4>,
+    alpha: Tensor<2>,
+    heads: usize,
+    tree: &CompleteTree,
+    empty_node: EmptyNode,
+) -> Tensor<4> {
+    let [batch, _, kv_heads, width] = leaves.dims();
+    let value_dim = width - 1;
+    let mut sums = vec![leaves];
+    for depth in (0..tree.height()).rev() {
+        let (parents, branching) = (tree.width(depth), tree.branching(depth));
+        let children = sums[sums.len() - 1].clone();
+        let parent = children
+            .reshape([batch, parents, branching, kv_heads, width])
+            .sum_dim(2)
+            .reshape([batch, parents, kv_heads, width]);
+        sums.push(parent);
+    }
+    let alpha_rows = alpha.dims()[0];
+    let mut above: Option<(Tensor<4>, Tensor<4>)> = None; // means and rows of the table
+    for (depth, sums) in sums.into_iter().rev().enumerate() {
+        let own = NodeSums {
+            values: sums.clone().narrow(3, 0, value_dim).swap_dims(1, 2),
+            counts: sums.narrow(3, value_dim, 1).swap_dims(1, 2),
+        };
+        let above_each_child = above.map(|(mean, row)| {
+            let branching = tree.branching(depth - 1);
+            (each_child(mean, branching), each_child(row, branching))
+        });
+        let (parent, row) = above_each_child.unzip();
+        let mean = mean(own, parent, empty_node);
+        let alpha = alpha
+            .clone()
+            .narrow(1, depth, 1)
+            .reshape([1, alpha_rows, 1, 1]);
+        let term = match alpha_rows {
+            1 => mean.clone() * alpha,
+            _ => each_head(mean.clone(), heads) * alpha,
+        };
+        let row = match row {
+            None => term,
+            Some(row) => row + term,
+        };
+        above = Some((mean, row));
+    }
+    let (_, table) = above.expect("a tree has a root");
+    each_head(table, heads).swap_dims(1, 2)
+}
+
+/// Leaves `[batch, tokens, heads]` as indices of rows of `width` numbers; the first leaf where there is none.
+pub(super) fn rows_of_leaves(leaves: Tensor<3, Int>, width: usize) -> Tensor<4, Int> {
+    let [batch, tokens, heads] = leaves.dims();
+    leaves
+        .clamp_min(0)
+        .reshape([batch, tokens, heads, 1])
+        .expand([batch, tokens, heads, width])
+}
+
+/// Each row of axis 2 `branching` times in a row: what a parent gives, for each of its children.
+fn each_child(parents: Tensor<4>, branching: usize) -> Tensor<4> {
+    let [batch, heads, count, width] = parents.dims();
+    parents
+        .reshape([batch, heads, count, 1, width])
+        .expand([batch, heads, count, branching, width])
+        .reshape([batch, heads, count * branching, width])
+}
+
+/// `[batch, kv_heads, rows, width]` -> `[batch, heads, rows, width]`, each head as often as query heads share it.
+pub(super) fn each_head(rows: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [batch, kv_heads, count, width] = rows.dims();
+    if kv_heads == heads {
+        return rows;
+    }
+    rows.reshape([batch, kv_heads, 1, count, width])
+        .expand([batch, kv_heads, heads / kv_heads, count, width])
+        .reshape([batch, heads, count, width])
+}

@@ -1,0 +1,257 @@
+//! TC-attention: the mean of the values in each node on a query's path.
+
+mod indicators;
+mod means;
+mod state;
+
+pub use indicators::NodeIndicators;
+pub use state::TreeCoarseState;
+
+use super::prefix_attention::{prefix_attention, prefix_sums};
+use super::several_paths::at_least_single;
+use arbora_tree::CompleteTree;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use means::{NodeSums, by_node, each_head, means, path_table, rows_of_leaves, sum_weights};
+use serde::{Deserialize, Serialize};
+
+/// What a node without keys gives to the queries that pass it. The paper (arXiv 2208.09015, section 3.2) leaves
+/// it open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyNode {
+    /// What its parent gives. A root without keys gives 0.
+    #[default]
+    CarryParent,
+    /// Nothing: the term of that depth falls away, the others stay as they are.
+    Drop,
+}
+
+/// Options of [`tree_coarse`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeCoarseOptions {
+    /// Whether a query averages over no key after it. With more keys than queries, the queries are the last
+    /// tokens: query `i` stands at `i + keys - queries`.
+    pub causal: bool,
+    /// What a node without keys gives.
+    pub empty_node: EmptyNode,
+}
+
+/// TC-attention along hard routes: a query takes the mean value of the keys in each node of its path, weighted
+/// per depth and otherwise alike for every query (Treeformer, arXiv 2208.09015, section 3.2, equation 4):
+/// `out_i = Σ_l alpha_l · ν_{l, P_l(q_i)}`.
+///
+/// The means are no softmax, and `alpha` is not constrained. The root's mean is part of every output: every token
+/// sees all keys (causal: all keys so far). Differentiable in `value` and `alpha`; for gradients to the routes see
+/// [`tree_coarse_relaxed`].
+///
+/// Costs `tokens · value_dim` for the sums of leaves and for one row per query, and `leaves · height · value_dim`
+/// for the table of those rows. Causal means depend on the query, and cost `tokens · nodes · value_dim`.
+///
+/// # Shapes
+/// - query_leaves: `[batch, queries, heads]`, the leaf of each query; negative = takes no part, and gets 0
+/// - key_leaves: `[batch, keys, kv_heads]`, the leaf of each key; negative = takes no part. `kv_heads` divides
+///   `heads`: query head `h` reads head `h / (heads / kv_heads)`
+/// - value: `[batch, keys, kv_heads, value_dim]`
+/// - alpha: `[heads, height + 1]` or `[1, height + 1]`, the weight of each depth, root first
+/// - returns `[batch, queries, heads, value_dim]`
+///
+/// Leaves below 0 apart, every leaf must be one of the tree; that is not checked.
+///
+/// # Panics
+/// If an axis disagrees with the others, or there are more queries than keys with `causal`.
+#[track_caller]
+pub fn tree_coarse(
+    query_leaves: Tensor<3, Int>,
+    key_leaves: Tensor<3, Int>,
+    value: Tensor<4>,
+    alpha: Tensor<2>,
+    tree: &CompleteTree,
+    options: TreeCoarseOptions,
+) -> Tensor<4> {
+    let [batch, keys, kv_heads] = key_leaves.dims();
+    Axes {
+        query: query_leaves.dims(),
+        key: key_leaves.dims(),
+        value: value.dims(),
+        alpha: alpha.dims(),
+    }
+    .check(tree, options);
+    let absent = key_leaves.clone().lower_elem(0);
+    let absent = absent
+        .reshape([batch, keys, kv_heads, 1])
+        .expand(value.dims());
+    // What stands at padding may be anything, infinities included.
+    let value = value.mask_fill(absent.clone(), 0.0);
+    if options.causal {
+        return tree_coarse_relaxed(
+            NodeIndicators::of_leaves(query_leaves, tree),
+            NodeIndicators::of_leaves(key_leaves, tree),
+            value,
+            alpha,
+            options,
+        );
+    }
+    let [_, _, heads] = query_leaves.dims();
+    let (dtype, value_dim) = (value.dtype(), value.dims()[3]);
+    let (value, alpha) = (at_least_single(value), at_least_single(alpha));
+
+    // One more column counts the keys: it goes through the same sums.
+    let width = value_dim + 1;
+    let present = 1.0 - absent.narrow(3, 0, 1).float().cast(value.dtype());
+    let rows = Tensor::cat(vec![value, present], 3);
+    let index = rows_of_leaves(key_leaves, width);
+    let empty = Tensor::zeros(
+        [batch, tree.leaves(), kv_heads, width],
+        (&rows.device(), rows.dtype()),
+    );
+    let leaves = empty.scatter(1, index, rows, IndexingUpdateOp::Add);
+
+    let table = path_table(leaves, alpha, heads, tree, options.empty_node);
+    let absent = query_leaves.clone().lower_elem(0);
+    let context = table.gather(1, rows_of_leaves(query_leaves, value_dim));
+    let [batch, queries, heads, _] = context.dims();
+    let absent = absent
+        .reshape([batch, queries, heads, 1])
+        .expand(context.dims());
+    context.mask_fill(absent, 0.0).cast(dtype)
+}
+
+/// TC-attention from indicators of nodes, differentiable in them: what trains the routes.
+///
+/// With indicators of hard routes it is [`tree_coarse`]. Its gradients are exact and dense: every node of a depth
+/// gets one, also those on nobody's path, at a cost linear in the number of tokens,
+/// `tokens · nodes · value_dim`. With `δ_i` the gradient of output `i`, `c_j` the keys of node `j` of depth `l`,
+/// and `γ_j = alpha_l Σ_{i: P_l(q_i) = j} δ_i`:
+/// - to the indicator of query `i` in `j`: `alpha_l δ_i · ν_j`
+/// - to the indicator of key `i` in `j`: `γ_j · (v_i - ν_j) / max(c_j, 1)`; the second term comes from the count
+///
+/// where `ν_j` is what the node gives, so for an empty node what [`EmptyNode`] says; where an empty child carries
+/// its parent's mean, its `γ` joins that of the parent. A node counts as empty
+/// where its indicators sum to less than 1e-6.
+///
+/// # Shapes
+/// - query: indicators `[batch, queries, heads, nodes]`
+/// - key: indicators `[batch, keys, kv_heads, nodes]`
+/// - value: `[batch, keys, kv_heads, value_dim]`, finite also where a key takes no part
+/// - alpha: `[heads, height + 1]` or `[1, height + 1]`, root first
+/// - returns `[batch, queries, heads, value_dim]`
+///
+/// # Panics
+/// As [`tree_coarse`], and if the two sides' indicators are of different trees.
+#[track_caller]
+pub fn tree_coarse_relaxed(
+    query: NodeIndicators,
+    key: NodeIndicators,
+    value: Tensor<4>,
+    alpha: Tensor<2>,
+    options: TreeCoarseOptions,
+) -> Tensor<4> {
+    let tree = query.tree().clone();
+    assert!(
+        &tree == key.tree(),
+        "tree_coarse: tree of keys: expected {tree:?} as of queries, got {:?}",
+        key.tree()
+    );
+    let tokens = |[batch, rows, heads, _]: [usize; 4]| [batch, rows, heads];
+    Axes {
+        query: tokens(query.nodes().dims()),
+        key: tokens(key.nodes().dims()),
+        value: value.dims(),
+        alpha: alpha.dims(),
+    }
+    .check(&tree, options);
+    let (dtype, heads) = (value.dtype(), query.nodes().dims()[2]);
+    let (value, alpha) = (at_least_single(value), at_least_single(alpha));
+    let weight = query.into_nodes() * by_node(alpha, &tree);
+    let key = key.into_nodes();
+    let context = match options.causal {
+        true => causal(weight, key, value, None, &tree, options.empty_node),
+        false => {
+            let by_head = |rows: Tensor<4>| rows.swap_dims(1, 2);
+            let sums = NodeSums {
+                counts: by_head(key.clone().sum_dim(1)).swap_dims(2, 3),
+                values: by_head(key).swap_dims(2, 3).matmul(by_head(value)),
+            };
+            // `[batch, kv_heads, nodes, value_dim]`
+            let means = means(sums, &tree, options.empty_node);
+            let context = by_head(weight).matmul(each_head(means, heads));
+            by_head(context)
+        }
+    };
+    context.cast(dtype)
+}
+
+/// Causal TC-attention of queries that weigh nodes with `weight`, `[batch, queries, heads, nodes]`.
+///
+/// What a query takes of a node's mean is what it takes of the node's sum, divided by the keys there so far. So
+/// the queries' weights become features of a [`prefix_attention`] whose other side are the keys' indicators.
+fn causal(
+    weight: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    before: Option<NodeSums>,
+    tree: &CompleteTree,
+    empty_node: EmptyNode,
+) -> Tensor<4> {
+    let ([_, queries, heads, _], [_, keys, ..]) = (weight.dims(), key.dims());
+    let counts = prefix_sums(key.clone()).narrow(1, keys - queries, queries);
+    let counts = match &before {
+        None => counts,
+        Some(before) => counts + before.counts.clone().swap_dims(1, 3).swap_dims(2, 3),
+    };
+    let counts = each_head(counts.swap_dims(1, 2), heads).swap_dims(1, 2);
+    let weight = sum_weights(weight, counts, tree, empty_node);
+    let context = prefix_attention(weight.clone(), key, value);
+    match before {
+        None => context,
+        Some(before) => {
+            let earlier = weight
+                .swap_dims(1, 2)
+                .matmul(each_head(before.values, heads));
+            context + earlier.swap_dims(1, 2)
+        }
+    }
+}
+
+/// Axes that must agree.
+struct Axes {
+    query: [usize; 3],
+    key: [usize; 3],
+    value: [usize; 4],
+    alpha: [usize; 2],
+}
+
+impl Axes {
+    #[track_caller]
+    fn check(&self, tree: &CompleteTree, options: TreeCoarseOptions) {
+        let ([batch, queries, heads], [_, keys, kv_heads]) = (self.query, self.key);
+        let value_dim = self.value[3];
+        assert!(
+            self.key[0] == batch,
+            "tree_coarse: axis 0 of keys: expected {batch}, got {}",
+            self.key[0]
+        );
+        assert!(
+            self.value == [batch, keys, kv_heads, value_dim],
+            "tree_coarse: value [batch, keys, kv_heads, value_dim]: expected {:?}, got {:?}",
+            [batch, keys, kv_heads, value_dim],
+            self.value
+        );
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "tree_coarse: kv_heads: expected a divisor of {heads}, got {kv_heads}"
+        );
+        let depths = tree.height() + 1;
+        assert!(
+            self.alpha == [1, depths] || self.alpha == [heads, depths],
+            "tree_coarse: alpha [1 or heads, height + 1]: expected {:?} or {:?}, got {:?}",
+            [1, depths],
+            [heads, depths],
+            self.alpha
+        );
+        assert!(
+            !options.causal || queries <= keys,
+            "tree_coarse: causal: expected at least as many keys as queries ({queries}), got {keys}"
+        );
+    }
+}

@@ -1,0 +1,147 @@
+use super::SelfAttention;
+use super::kind::{HeadSizes, Kind};
+use super::router::Router;
+use crate::functions::tree_input;
+use arbora_tree::routing::{Growth, RoutingTree};
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+impl SelfAttention {
+    /// The layer with one more level of `branching` children below the leaves of its trees: what bootstrapping
+    /// (Treeformer, arXiv 2208.09015, section 3.3, algorithm 1) does between its stages. Projections and the other levels
+    /// keep their parameters and their ids.
+    ///
+    /// With [`Growth::Preserve`] the layer computes the same as before: attention within leaves, because all tokens of a
+    /// leaf go to the same new leaf, and tree-coarse, because the new depth starts with the weight 0. With the other
+    /// ways a new depth starts with 1 / (height + 1), as in a new layer. The weights of depths become a new parameter: what an
+    /// optimiser holds for the old one does not fit it.
+    ///
+    /// [`Growth::MedianSplit`] takes tokens here, `[batch, tokens, 1, d_model]`, which the layer projects: shared
+    /// trees split queries and keys together, separate trees their own.
+    ///
+    /// # Panics
+    /// If the kind has no trees, `branching` is below 2, or samples are not as wide as tokens.
+    #[must_use]
+    #[track_caller]
+    pub fn grow(self, branching: usize, growth: &Growth) -> Self {
+        let samples = match growth {
+            Growth::MedianSplit { samples } => Some(self.samples(samples.clone())),
+            _ => None,
+        };
+        let kind = match self.kind {
+            Kind::TreeFine(mut fine) => {
+                fine.router = grown(fine.router, branching, growth, samples);
+                Kind::TreeFine(fine)
+            }
+            Kind::TreeCoarse(mut coarse) => {
+                coarse.router = grown(coarse.router, branching, growth, samples);
+                coarse.alpha = Param::from_tensor(with_new_depth(coarse.alpha.val(), growth));
+                Kind::TreeCoarse(coarse)
+            }
+            kind => panic!(
+                "self_attention: grow: expected a kind with trees, got {}",
+                kind.name()
+            ),
+        };
+        Self { kind, ..self }
+    }
+
+    /// Samples `[batch, tokens, 1, d_model]` as projected queries and keys by head.
+    #[track_caller]
+    fn samples(&self, samples: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let HeadSizes {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.sizes;
+        let [batch, tokens, one, width] = samples.dims();
+        assert!(
+            one == 1 && width == heads * head_dim,
+            "self_attention: samples [batch, tokens, 1, d_model]: expected {:?}, got {:?}",
+            [batch, tokens, 1, heads * head_dim],
+            samples.dims()
+        );
+        let tokens = samples.reshape([batch, tokens, width]);
+        (
+            self.by_head(self.query.forward(tokens.clone()), heads),
+            self.by_head(self.key.forward(tokens), kv_heads),
+        )
+    }
+}
+
+#[track_caller]
+fn grown(
+    router: Router,
+    branching: usize,
+    growth: &Growth,
+    samples: Option<(Tensor<4>, Tensor<4>)>,
+) -> Router {
+    let Some((query, key)) = samples else {
+        let for_keys = growth_of_keys(growth);
+        return Router {
+            query: router.query.grow(branching, growth),
+            key: router.key.map(|tree| tree.grow(branching, &for_keys)),
+            ..router
+        };
+    };
+    let split = |tree: RoutingTree, samples: Tensor<4>| {
+        tree.grow(branching, &Growth::MedianSplit { samples })
+    };
+    match router.key {
+        None => {
+            let query = tree_input(query, &router.query);
+            let key = tree_input(key, &router.query);
+            let samples = Tensor::cat(vec![beside(query, key.dims()[2]), key], 1);
+            Router {
+                query: split(router.query, samples),
+                key: None,
+                ..router
+            }
+        }
+        Some(tree) => {
+            let query = tree_input(query, &router.query);
+            let key = tree_input(key, &tree);
+            Router {
+                query: split(router.query, query),
+                key: Some(split(tree, key)),
+                ..router
+            }
+        }
+    }
+}
+
+/// Query heads that share a key head as further tokens: `[batch, tokens, heads, width]` ->
+/// `[batch, tokens · heads / kv_heads, kv_heads, width]`.
+fn beside(query: Tensor<4>, kv_heads: usize) -> Tensor<4> {
+    let [batch, tokens, heads, width] = query.dims();
+    let group = heads / kv_heads;
+    query
+        .reshape([batch, tokens, kv_heads, group, width])
+        .swap_dims(2, 3)
+        .reshape([batch, tokens * group, kv_heads, width])
+}
+
+/// The same growth with a seed of its own for the trees of keys.
+fn growth_of_keys(growth: &Growth) -> Growth {
+    let mut growth = growth.clone();
+    if let Growth::Random { seed } | Growth::Preserve { seed, .. } = &mut growth {
+        *seed = Router::seed_of_keys(*seed);
+    }
+    growth
+}
+
+/// Weights of depths with one more column, on the device of the old ones.
+fn with_new_depth(old: Tensor<2>, growth: &Growth) -> Tensor<2> {
+    let alpha = old.clone().without_autodiff();
+    let [rows, depths] = alpha.dims();
+    let first = match growth {
+        Growth::Preserve { .. } => 0.0,
+        _ => (depths as f64 + 1.0).recip(),
+    };
+    let new = Tensor::full([rows, 1], first, (&alpha.device(), alpha.dtype()));
+    let alpha = Tensor::cat(vec![alpha, new], 1).to_device(&old.device());
+    match old.is_autodiff() {
+        true => alpha.autodiff(),
+        false => alpha,
+    }
+}

@@ -1,0 +1,228 @@
+use super::kind::{Attended, CachedRows, HeadSizes, Projected};
+use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
+use crate::functions::{
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse,
+    tree_coarse_relaxed, tree_input,
+};
+use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, Tensor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Configuration of [`TreeCoarse`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TreeCoarseConfig {
+    /// The trees, and how they learn. Unlike elsewhere the defaults are separate trees for queries and keys, whose rows are
+    /// not normalised: so the projections of queries and keys can be folded into the trees
+    /// ([`SelfAttention::fold`](super::SelfAttention::fold)). An alignment with dense attention is refused: means
+    /// are not meant to resemble it.
+    #[serde(deserialize_with = "router_of_coarse")]
+    pub router: RouterConfig,
+    /// What a node without keys gives.
+    pub empty_node: EmptyNode,
+    /// Whether every head weighs depths by itself.
+    pub per_head_alpha: bool,
+}
+
+impl Default for TreeCoarseConfig {
+    fn default() -> Self {
+        Self {
+            router: default_router(),
+            empty_node: EmptyNode::default(),
+            per_head_alpha: false,
+        }
+    }
+}
+
+fn default_router() -> RouterConfig {
+    RouterConfig {
+        sharing: TreeSharing::Separate,
+        normalize: false,
+        ..RouterConfig::default()
+    }
+}
+
+/// Reads a [`RouterConfig`] whose missing fields are those of [`TreeCoarseConfig`].
+fn router_of_coarse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RouterConfig, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        remote = "RouterConfig",
+        default = "default_router",
+        deny_unknown_fields
+    )]
+    struct CoarseRouterConfig {
+        branching: Vec<usize>,
+        scope: TreeScope,
+        sharing: TreeSharing,
+        normalize: bool,
+        surrogate: Surrogate,
+        balance_loss: bool,
+        alignment: Option<AlignmentConfig>,
+        balance_rate: f64,
+        seed: u64,
+    }
+    CoarseRouterConfig::deserialize(deserializer)
+}
+
+impl TreeCoarseConfig {
+    /// The defaults with the given branching factors, root first.
+    pub fn new(branching: impl Into<Vec<usize>>) -> Self {
+        Self {
+            router: RouterConfig {
+                branching: branching.into(),
+                ..default_router()
+            },
+            ..Self::default()
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeCoarse {
+        assert!(
+            self.router.alignment.is_none(),
+            "tree_coarse: alignment: expected none, got {:?}",
+            self.router.alignment
+        );
+        let depths = self.router.branching.len() + 1;
+        let rows = if self.per_head_alpha { sizes.heads } else { 1 };
+        let alpha = Tensor::full([rows, depths], (depths as f64).recip(), device);
+        TreeCoarse {
+            router: self.router.init(sizes, device),
+            alpha: Param::from_tensor(alpha),
+            empty_node: self.empty_node,
+            normalize: self.router.normalize,
+        }
+    }
+}
+
+/// The mean of the values in each node on a query's path, weighted by depth: TC-Attention of
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.2. See [`tree_coarse`](crate::tree_coarse()).
+///
+/// On a device without autodiff the routes are hard, whatever the surrogate. On an autodiff device every surrogate
+/// gives every node of each depth a gradient
+/// ([`tree_coarse_relaxed`](crate::tree_coarse_relaxed)): by the scores of
+/// [`RoutingTree::node_scores`], at a cost linear in the number of tokens. `TopMargin` therefore takes all nodes and
+/// ignores its number of candidates. With `Soft` the value is relaxed as well; with the others it stays that of
+/// the hard routes.
+#[derive(Module, Debug)]
+pub struct TreeCoarse {
+    /// The trees.
+    pub router: Router,
+    /// The weight of each depth, root first, `[heads or 1, height + 1]`. Neither positive nor summing to 1 by
+    /// construction; 1 / (height + 1) each at first.
+    pub alpha: Param<Tensor<2>>,
+    #[module(skip)]
+    pub(super) empty_node: EmptyNode,
+    #[module(skip)]
+    pub(super) normalize: bool,
+}
+
+impl TreeCoarse {
+    #[track_caller]
+    pub(super) fn attend(&self, input: Projected) -> Attended {
+        input.masks.only("tree-coarse", false, true);
+        let Projected {
+            query, key, value, ..
+        } = input;
+        let (heads, kv_heads) = (query.dims()[2], key.dims()[2]);
+        let options = TreeCoarseOptions {
+            causal: input.masks.causal,
+            empty_node: self.empty_node,
+        };
+        let key_padding = input.masks.padding;
+        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
+        let routes = self.router.route(
+            query.clone(),
+            key.clone(),
+            query_padding.clone(),
+            key_padding.clone(),
+        );
+        let alpha = self.alpha.val();
+        let context = if query.device().is_autodiff() {
+            let relax = |rows: &Tensor<4>, tree: &RoutingTree, routing: &Routing, padding| {
+                indicators(rows.clone(), tree, routing, padding, &surrogate)
+            };
+            let queries = relax(&query, &self.router.query, &routes.0, query_padding.clone());
+            let keys = relax(&key, self.router.key_tree(), &routes.1, key_padding.clone());
+            let value = without_padding(value, key_padding.clone());
+            tree_coarse_relaxed(queries, keys, value, alpha, options)
+        } else {
+            tree_coarse(
+                head_leaves(&routes.0, heads),
+                head_leaves(&routes.1, kv_heads),
+                value,
+                alpha,
+                self.router.query.shape(),
+                options,
+            )
+        };
+        let report = self.router.report(
+            (query, key),
+            (query_padding, key_padding),
+            routes,
+            &surrogate,
+        );
+        Attended {
+            context,
+            routing: Some(report),
+        }
+    }
+
+    /// Attention of the next tokens to those of the state and themselves, `[batch, new, heads, head_dim]`.
+    #[track_caller]
+    pub(super) fn attend_cached(&self, rows: CachedRows, state: &mut TreeCoarseState) -> Tensor<4> {
+        let tree = self.router.query.shape();
+        assert_eq!(
+            state.tree(),
+            tree,
+            "tree_coarse: cache: expected one of trees {tree:?}, got {:?}",
+            state.tree()
+        );
+        let (heads, kv_heads) = (rows.query.dims()[2], rows.key.dims()[2]);
+        let (query, key) = self.router.route(rows.query, rows.key, None, None);
+        state.attend(
+            head_leaves(&query, heads),
+            head_leaves(&key, kv_heads),
+            rows.value,
+            self.alpha.val(),
+            self.empty_node,
+        )
+    }
+}
+
+/// The indicators of the nodes that rows `[batch, rows, heads, head_dim]` pass, with the gradient of a surrogate.
+fn indicators(
+    rows: Tensor<4>,
+    tree: &RoutingTree,
+    routing: &Routing,
+    padding: Option<Tensor<2, Bool>>,
+    surrogate: &Surrogate,
+) -> NodeIndicators {
+    let heads = rows.dims()[2];
+    let hard = NodeIndicators::of_leaves(head_leaves(routing, heads), tree.shape());
+    let probabilities = tree.node_probabilities(tree_input(rows, tree), padding, surrogate);
+    // With one tree for all heads they share its probabilities.
+    let of_heads = |nodes: Tensor<4>| match nodes.dims()[2] == heads {
+        true => nodes,
+        false => nodes.repeat_dim(2, heads),
+    };
+    let probabilities: Vec<_> = probabilities.into_iter().map(of_heads).collect();
+    match surrogate {
+        Surrogate::Soft { .. } => hard.soft(&probabilities),
+        _ => hard.straight_through(&probabilities),
+    }
+}
+
+/// Rows `[batch, rows, heads, width]` with zeros at padding.
+fn without_padding(rows: Tensor<4>, padding: Option<Tensor<2, Bool>>) -> Tensor<4> {
+    let [batch, count, ..] = rows.dims();
+    match padding {
+        None => rows,
+        Some(padding) => {
+            let padding = padding.reshape([batch, count, 1, 1]).expand(rows.dims());
+            rows.mask_fill(padding, 0.0)
+        }
+    }
+}
