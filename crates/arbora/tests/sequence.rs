@@ -22,6 +22,7 @@ fn tiny() -> Value {
         "attention": {
             "tree_fine": { "router": { "branching": [2, 2] } },
             "tree_fine_kary": { "router": { "branching": [3] } },
+            "tree_coarse": { "router": { "branching": [2] } },
             "linformer": { "rank": 4 },
             "big_bird": { "block": 4, "random": 1 },
             "performer": { "features": 4 },
@@ -83,6 +84,7 @@ fn every_way_to_attend_starts_from_a_dense_run_and_says_what_it_costs() {
         "dense",
         "tree-fine",
         "tree-fine-kary",
+        "tree-coarse",
         "linformer",
         "big-bird",
         "performer",
