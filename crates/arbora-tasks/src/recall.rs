@@ -115,8 +115,8 @@ impl Default for NeedleConfig {
             length: 512,
             needles: 8,
             keys: 64,
-            values: 128,
-            fillers: 256,
+            values: 64,
+            fillers: 128,
             queries: 16,
             curriculum: Vec::new(),
         }
@@ -544,6 +544,6 @@ mod tests {
         let recall = Lookup::recall(RecallConfig::default()).unwrap();
         assert_eq!((recall.vocabulary(), recall.classes()), (256, 64));
         let needle = Lookup::needle(NeedleConfig::default()).unwrap();
-        assert_eq!((needle.vocabulary(), needle.classes()), (448, 128));
+        assert_eq!((needle.vocabulary(), needle.classes()), (256, 64));
     }
 }

@@ -220,6 +220,7 @@ impl ValueEnum for AnyModel {
             Sequence(SequenceModelKind::Dense),
             Sequence(SequenceModelKind::TreeFine),
             Sequence(SequenceModelKind::TreeFineKary),
+            Sequence(SequenceModelKind::TreeCoarse),
             Sequence(SequenceModelKind::Linformer),
             Sequence(SequenceModelKind::BigBird),
             Sequence(SequenceModelKind::Performer),

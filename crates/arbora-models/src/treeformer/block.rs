@@ -76,6 +76,7 @@ impl TreeformerBlock {
     pub(super) fn trees(&self) -> Vec<RoutingTree> {
         match &self.attention.kind {
             Kind::TreeFine(tree) => trees(&tree.router),
+            Kind::TreeCoarse(tree) => trees(&tree.router),
             _ => Vec::new(),
         }
     }
@@ -89,6 +90,7 @@ impl TreeformerBlock {
         let key = attention.key.forward(tokens);
         let router = match &mut attention.kind {
             Kind::TreeFine(tree) => &mut tree.router,
+            Kind::TreeCoarse(tree) => &mut tree.router,
             _ => return self,
         };
         let (trees, dim) = (router.query.trees(), router.query.dim());

@@ -1,7 +1,7 @@
 //! The Treeformer on a device.
 
 use crate::{gradients_of, parameters};
-use arbora_attention::AttentionKindConfig;
+use arbora_attention::{AttentionKindConfig, TreeFineConfig};
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
 use arbora_testing::{device, values};
@@ -108,18 +108,126 @@ fn a_token_reads_the_one_before_it_and_where_it_stands() {
     }
 }
 
+/// Two binary levels.
+fn trees() -> AttentionKindConfig {
+    AttentionKindConfig::TreeFine(TreeFineConfig::new([2, 2]))
+}
+
 #[test]
 fn another_way_of_attending_keeps_all_other_weights() {
     let model = small().init(1, &device());
-    let swapped = model
-        .clone()
-        .with_attention(&AttentionKindConfig::Dense, 1..2, 5);
-    assert_eq!(ids(&model), ids(&swapped));
+    let swapped = model.clone().with_attention(&trees(), 1..2, 5);
+    let (before, after) = (ids(&model), ids(&swapped));
+    assert!(before.iter().all(|id| after.contains(id)));
+    assert!(after.len() > before.len(), "trees have parameters");
+    let found = parameters(&swapped);
+    for parameter in parameters(&model) {
+        let same = found.iter().find(|other| other.path == parameter.path);
+        assert_eq!(same.expect("a kept parameter").values, parameter.values);
+    }
+    // And back again.
+    let back = swapped.with_attention(&AttentionKindConfig::Dense, 0..2, 5);
+    assert_eq!(ids(&back), before);
     let row = tokens(&[[0, 1, 2, 3, 6]], &device());
     assert_near(
-        &logits(&swapped, row.clone(), None),
+        &logits(&back, row.clone(), None),
         &logits(&model, row, None),
     );
+}
+
+#[test]
+fn layers_that_route_report_where_and_the_lowest_can_stay_dense() {
+    let model = small()
+        .with_attention(trees())
+        .with_dense_layers(1)
+        .init(1, &device());
+    let row = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device());
+    let output = model.forward(row, None, &TreeformerOptions::default());
+    let [None, Some(report)] = &output.routing[..] else {
+        panic!("expected no report and one, got {:?}", output.routing);
+    };
+    assert_eq!(report.counts.keys.dims(), [2, 2, 4]);
+    assert_eq!(values(report.counts.keys.clone().sum_dim(2)), [5.0; 4]);
+    assert_eq!(model.trees().len(), 1);
+}
+
+#[test]
+fn layers_have_trees_of_their_own() {
+    let model = small().with_attention(trees()).init(1, &device());
+    let found = parameters(&model);
+    let weight = |layer: usize| {
+        let of = format!("blocks.{layer}.attention.kind");
+        let mut weights = found.iter().filter(|parameter| {
+            parameter.path.starts_with(&of) && parameter.path.ends_with("weight")
+        });
+        weights.next().expect("a tree has weights").values.clone()
+    };
+    assert_ne!(weight(0), weight(1));
+}
+
+#[test]
+fn median_split_trees_send_half_of_what_reaches_them_either_way() {
+    let model = small()
+        .with_attention(AttentionKindConfig::TreeFine(TreeFineConfig::new([2])))
+        .init(1, &device());
+    let rows = tokens(&[[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]], &device());
+    let spread = |model: &Treeformer, layer: usize| {
+        let output = model.forward(rows.clone(), None, &TreeformerOptions::default());
+        let counts = output.routing[layer].clone().expect("it routes").counts;
+        // Queries and keys share the tree: [trees, leaves] over both examples.
+        values((counts.queries + counts.keys).sum_dim(0))
+    };
+    let split = model.clone().with_median_split(rows.clone(), &[1]);
+    let kept = |path: &str| path.starts_with("blocks.0");
+    let same = |model: &Treeformer| {
+        let found = parameters(model).into_iter();
+        found
+            .filter(|parameter| kept(&parameter.path))
+            .flat_map(|parameter| parameter.values)
+            .collect::<Vec<f32>>()
+    };
+    assert_eq!(same(&split), same(&model), "layer 0 was not asked for");
+    for tree in spread(&split, 1).chunks(2) {
+        // Ten queries and ten keys; equal tokens may fall together.
+        assert!((tree[0] - tree[1]).abs() <= 2.0, "{tree:?}");
+    }
+}
+
+#[test]
+fn losses_on_routes_and_the_mixture_of_leaves_teach_the_trees() {
+    let device = device().autodiff();
+    let mut fine = TreeFineConfig::new([2, 2]);
+    fine.router.alignment = Some(Default::default());
+    let model = small()
+        .with_layers(1)
+        .with_attention(AttentionKindConfig::TreeFine(fine))
+        .init(1, &device)
+        .train();
+    let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]], &device);
+    let options = TreeformerOptions {
+        seed: Some(3),
+        ..TreeformerOptions::default()
+    };
+    let output = model.forward(tokens, None, &options);
+    let report = output.routing[0].clone().expect("it routes");
+    let losses = report.balance_loss.expect("on an autodiff device")
+        + report.alignment_loss.expect("on an autodiff device");
+    let loss = output.logits.powi_scalar(2).mean() + losses;
+    let gradients = gradients_of(&model, &loss.backward());
+    let of_trees = gradients
+        .iter()
+        .filter(|parameter| parameter.path.contains("router") && !parameter.values.is_empty());
+    let mut seen = 0;
+    for parameter in of_trees {
+        seen += 1;
+        assert!(
+            parameter.values.iter().any(|value| *value != 0.0),
+            "{} has no gradient",
+            parameter.path
+        );
+        assert!(parameter.values.iter().all(|value| value.is_finite()));
+    }
+    assert_eq!(seen, 4, "weights and biases of two levels");
 }
 
 #[test]
@@ -159,7 +267,7 @@ fn one_seed_gives_these_weights_on_every_backend() {
 /// The first two numbers of some parameters of the small model with seed 7.
 const GOLDEN: [(&str, [f32; 2]); 4] = [
     ("embedding.weight", [-1.1322179, -0.09658718]),
-    ("mixing.before.weight", [0.0, 0.0]),
+    ("mixing.before.weight", [0.5150754, 0.17270833]),
     ("blocks.1.attention.key.weight", [0.60616654, -0.44962707]),
     ("head.bias", [0.0, 0.0]),
 ];
@@ -172,8 +280,10 @@ fn every_weight_that_matters_learns() {
     let output = model.forward(tokens, None, &TreeformerOptions::default());
     let loss = output.logits.powi_scalar(2).mean();
     for parameter in gradients_of(&model, &loss.backward()) {
+        // A softmax over keys does not see what is added to all of them.
+        let unseen = parameter.path.ends_with("key.bias");
         assert!(
-            parameter.values.iter().any(|value| *value != 0.0),
+            unseen || parameter.values.iter().any(|value| *value != 0.0),
             "{} has no gradient",
             parameter.path
         );

@@ -52,8 +52,11 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
         AnyTask::Sequence(task) => {
             let models = all(&args.models, AnyModel::sequence)?;
-            let preset = SequenceConfig::preset(task, args.preset)?;
-            let base = configure(&args, task, preset.started_from(args.from.clone()))?;
+            let mut preset = SequenceConfig::preset(task, args.preset)?;
+            if let Some(from) = &args.from {
+                preset = preset.started_from(from.clone());
+            }
+            let base = configure(&args, task, preset)?;
             compare(args, models, base)
         }
     }

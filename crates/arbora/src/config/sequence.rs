@@ -6,7 +6,7 @@ use super::{LARGEST_SIZE, Preset};
 use anyhow::{Result, anyhow, bail};
 use arbora_attention::{
     AlignmentConfig, AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig,
-    RouterConfig, TreeFineConfig,
+    RouterConfig, TreeCoarseConfig, TreeFineConfig,
 };
 use arbora_models::TreeformerConfig;
 use arbora_models::init::stable_hash;
@@ -47,6 +47,8 @@ pub enum SequenceModelKind {
     TreeFine,
     /// Within the leaves of k-ary trees.
     TreeFineKary,
+    /// To means over the nodes of trees: TC-Attention.
+    TreeCoarse,
     /// To learned mixtures of tokens.
     Linformer,
     /// To a window, random blocks and global ones.
@@ -62,6 +64,7 @@ impl SequenceModelKind {
             Self::Dense => "dense",
             Self::TreeFine => "tree-fine",
             Self::TreeFineKary => "tree-fine-kary",
+            Self::TreeCoarse => "tree-coarse",
             Self::Linformer => "linformer",
             Self::BigBird => "big-bird",
             Self::Performer => "performer",
@@ -131,6 +134,8 @@ pub struct AttentionSettings {
     pub tree_fine: TreeFineConfig,
     /// Of `tree-fine-kary`.
     pub tree_fine_kary: TreeFineConfig,
+    /// Of `tree-coarse`, which takes no alignment.
+    pub tree_coarse: TreeCoarseConfig,
     /// Of `linformer`; the most tokens are those of the data.
     pub linformer: LinformerConfig,
     /// Of `big-bird`.
@@ -200,16 +205,22 @@ impl SequenceConfig {
             );
         }
         let stage = |length, steps| Stage { length, steps };
-        let curriculum = vec![stage(64, 200), stage(128, 100), stage(256, 50)];
-        let data = match task {
-            SequenceTask::Recall => SequenceSource::Recall(RecallConfig {
-                curriculum,
-                ..RecallConfig::default()
-            }),
-            SequenceTask::Needle => SequenceSource::Needle(NeedleConfig {
-                curriculum,
-                ..NeedleConfig::default()
-            }),
+        let (data, steps, rows) = match task {
+            SequenceTask::Recall => {
+                let recall = RecallConfig {
+                    curriculum: vec![stage(64, 200), stage(128, 100), stage(256, 50)],
+                    ..RecallConfig::default()
+                };
+                (SequenceSource::Recall(recall), 450, 64)
+            }
+            SequenceTask::Needle => {
+                let needle = NeedleConfig {
+                    curriculum: vec![stage(64, 300), stage(256, 100)],
+                    ..NeedleConfig::default()
+                };
+                // All rows: few of them ask.
+                (SequenceSource::Needle(needle), 450, 512)
+            }
         };
         Ok(Self {
             task,
@@ -233,8 +244,9 @@ impl SequenceConfig {
                 dense_layers: 0,
             },
             attention: AttentionSettings {
-                tree_fine: trees([2, 2, 2]),
-                tree_fine_kary: trees([8]),
+                tree_fine: trees([2, 2, 2], rows),
+                tree_fine_kary: trees([4, 4], rows),
+                tree_coarse: means([2, 2, 2, 2]),
                 // About a quarter of the cost of dense attention, or less.
                 linformer: LinformerConfig {
                     rank: 64,
@@ -258,10 +270,11 @@ impl SequenceConfig {
                 median_split: true,
             },
             trainer: TrainerConfig {
-                steps: 450,
+                steps,
                 eval_every: 50,
                 checkpoint_every: 100,
                 learning_rate: 5e-3,
+                final_learning_rate: 1.5e-4,
                 warmup_steps: 30,
                 optimizer: OptimizerConfig {
                     beta_2: 0.98,
@@ -272,10 +285,24 @@ impl SequenceConfig {
         })
     }
 
-    /// The same settings, starting from the weights of another run.
+    /// The same settings for a run that starts from the weights of another one: fewer steps at a lower rate,
+    /// all on whole sequences.
     #[must_use]
-    pub fn started_from(self, run: Option<PathBuf>) -> Self {
-        Self { from: run, ..self }
+    pub fn started_from(mut self, run: PathBuf) -> Self {
+        match &mut self.data {
+            SequenceSource::Recall(recall) => recall.curriculum.clear(),
+            SequenceSource::Needle(needle) => needle.curriculum.clear(),
+        }
+        self.from = Some(run);
+        self.trainer = TrainerConfig {
+            steps: 200,
+            eval_every: 25,
+            learning_rate: 3e-3,
+            final_learning_rate: 9e-5,
+            warmup_steps: 10,
+            ..self.trainer
+        };
+        self
     }
 
     /// The sequences.
@@ -291,21 +318,29 @@ impl SequenceConfig {
         let purpose = arbora_rl::seed::Purpose::Parameters;
         let seed = arbora_rl::seed::derive(self.trainer.seed, purpose);
         let settings = &self.attention;
-        let tree = |settings: &TreeFineConfig| {
-            let mut tree = settings.clone();
-            let router = &mut tree.router;
-            router.seed = router.seed.wrapping_add(seed);
+        let seeded = |router: &RouterConfig| RouterConfig {
+            seed: router.seed.wrapping_add(seed),
             // What no loss reads is not computed.
-            router.balance_loss = self.trees.lambda_balance > 0.0;
-            router.alignment = router
+            balance_loss: self.trees.lambda_balance > 0.0,
+            alignment: router
                 .alignment
-                .filter(|_| self.trees.lambda_alignment > 0.0);
-            AttentionKindConfig::TreeFine(tree)
+                .filter(|_| self.trees.lambda_alignment > 0.0),
+            ..router.clone()
+        };
+        let fine = |tree: &TreeFineConfig| {
+            AttentionKindConfig::TreeFine(TreeFineConfig {
+                router: seeded(&tree.router),
+                ..tree.clone()
+            })
         };
         match self.model {
             SequenceModelKind::Dense => AttentionKindConfig::Dense,
-            SequenceModelKind::TreeFine => tree(&settings.tree_fine),
-            SequenceModelKind::TreeFineKary => tree(&settings.tree_fine_kary),
+            SequenceModelKind::TreeFine => fine(&settings.tree_fine),
+            SequenceModelKind::TreeFineKary => fine(&settings.tree_fine_kary),
+            SequenceModelKind::TreeCoarse => AttentionKindConfig::TreeCoarse(TreeCoarseConfig {
+                router: seeded(&settings.tree_coarse.router),
+                ..settings.tree_coarse.clone()
+            }),
             SequenceModelKind::Linformer => AttentionKindConfig::Linformer(LinformerConfig {
                 max_tokens: tokens,
                 ..settings.linformer.clone()
@@ -326,6 +361,7 @@ impl SequenceConfig {
         match self.model {
             SequenceModelKind::TreeFine => Some(&self.attention.tree_fine.router),
             SequenceModelKind::TreeFineKary => Some(&self.attention.tree_fine_kary.router),
+            SequenceModelKind::TreeCoarse => Some(&self.attention.tree_coarse.router),
             _ => None,
         }
     }
@@ -398,9 +434,14 @@ impl SequenceConfig {
             ("attention.tree_fine", &self.attention.tree_fine),
             ("attention.tree_fine_kary", &self.attention.tree_fine_kary),
         ] {
-            check_tree(key, tree)?;
+            check_router(key, &tree.router)?;
+            in_unit(&format!("{key}.dropout"), tree.dropout)?;
         }
         let others = &self.attention;
+        check_router("attention.tree_coarse", &others.tree_coarse.router)?;
+        if others.tree_coarse.router.alignment.is_some() {
+            bail!("attention.tree_coarse.router.alignment: means are not aligned, expected null");
+        }
         for (key, value) in [
             ("attention.linformer.rank", others.linformer.rank),
             ("attention.big_bird.block", others.big_bird.block),
@@ -441,23 +482,41 @@ impl SequenceConfig {
     }
 }
 
-/// Trees as they start out.
-fn trees<const H: usize>(branching: [usize; H]) -> TreeFineConfig {
+/// Trees of TF-Attention as they start out.
+///
+/// - rows: queries and keys whose routes are aligned with dense attention in a step
+fn trees<const H: usize>(branching: [usize; H], rows: usize) -> TreeFineConfig {
     TreeFineConfig {
         router: RouterConfig {
-            surrogate: Surrogate::TopMargin {
-                candidates: 8,
-                temperature: 1.0,
-            },
-            alignment: Some(AlignmentConfig::default()),
+            surrogate: SURROGATE,
+            alignment: Some(AlignmentConfig { rows }),
             ..RouterConfig::new(branching)
         },
         ..TreeFineConfig::default()
     }
 }
 
-fn check_tree(key: &str, tree: &TreeFineConfig) -> Result<()> {
-    let router = &tree.router;
+/// Trees of TC-Attention as they start out. Rows are normalised, since trees learn better so; folding the
+/// projections into the trees would need them as they are.
+fn means<const H: usize>(branching: [usize; H]) -> TreeCoarseConfig {
+    let defaults = TreeCoarseConfig::default();
+    TreeCoarseConfig {
+        router: RouterConfig {
+            branching: branching.into(),
+            surrogate: SURROGATE,
+            normalize: true,
+            ..defaults.router
+        },
+        ..defaults
+    }
+}
+
+const SURROGATE: Surrogate = Surrogate::TopMargin {
+    candidates: 2,
+    temperature: 0.3,
+};
+
+fn check_router(key: &str, router: &RouterConfig) -> Result<()> {
     let mut leaves = 1usize;
     for factor in &router.branching {
         if *factor < 2 {
@@ -495,7 +554,7 @@ fn check_tree(key: &str, tree: &TreeFineConfig) -> Result<()> {
         }
         _ => {}
     }
-    in_unit(&format!("{key}.dropout"), tree.dropout)
+    Ok(())
 }
 
 fn in_unit(key: &str, rate: f64) -> Result<()> {

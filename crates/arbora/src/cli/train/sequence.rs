@@ -15,7 +15,7 @@ pub(super) fn run(task: SequenceTask, args: TrainArgs) -> Result<ExitCode> {
     let config: SequenceConfig = configure(&args, task, model, || {
         let preset = SequenceConfig::preset(task, args.preset)?;
         Ok(match &args.from {
-            Some(from) => preset.started_from(Some(from.clone())),
+            Some(from) => preset.started_from(from.clone()),
             None => preset,
         })
     })?;

@@ -6,7 +6,7 @@ use crate::learner::sequence::{SequenceBatch, SequenceModel};
 use crate::run::{Column, RunSettings, Sizes, TrainingBatches};
 use crate::task::EVALUATION_SEED;
 use anyhow::Result;
-use arbora_attention::AttentionKindConfig;
+use arbora_attention::{AttentionKindConfig, RouterConfig};
 use arbora_rl::seed::{Purpose, derive};
 use arbora_rl::train::{Checkpoint, TrainError, TrainerConfig};
 use arbora_tasks::TaskError;
@@ -252,11 +252,15 @@ impl SequenceConfig {
 fn same_weights(one: &AttentionKindConfig, other: &AttentionKindConfig) -> bool {
     match (one, other) {
         (AttentionKindConfig::TreeFine(one), AttentionKindConfig::TreeFine(other)) => {
-            let (one, other) = (&one.router, &other.router);
-            one.branching == other.branching
-                && one.scope == other.scope
-                && one.sharing == other.sharing
+            same_trees(&one.router, &other.router)
+        }
+        (AttentionKindConfig::TreeCoarse(one), AttentionKindConfig::TreeCoarse(other)) => {
+            same_trees(&one.router, &other.router) && one.per_head_alpha == other.per_head_alpha
         }
         (one, other) => one == other,
     }
+}
+
+fn same_trees(one: &RouterConfig, other: &RouterConfig) -> bool {
+    one.branching == other.branching && one.scope == other.scope && one.sharing == other.sharing
 }
