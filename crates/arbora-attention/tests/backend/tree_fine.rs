@@ -28,7 +28,8 @@ pub(crate) fn tree(
         .init(device)
 }
 
-/// The parameters of Treeformer's Lemma 1: weights of 0, and a small bias that sends everything to the last child.
+/// The parameters of Treeformer's Lemma 1: weights of 0, and a small bias that sends everything to the
+/// last child.
 pub(crate) fn last_leaf_tree(
     dim: usize,
     branching: &[usize],

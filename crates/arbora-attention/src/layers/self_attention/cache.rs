@@ -28,8 +28,8 @@ impl AttentionCache {
         self.tokens
     }
 
-    /// Keys that the last call read from the cache, with their values, over all examples and key heads. The tokens of the
-    /// call itself are not counted.
+    /// Keys that the last call read from the cache, with their values, over all examples and key heads.
+    /// The tokens of the call itself are not counted.
     pub fn keys_read(&self) -> usize {
         match &self.state {
             CacheState::Dense(cache) => cache.read,
@@ -49,21 +49,21 @@ impl SelfAttention {
         }
     }
 
-    /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a sequence into calls gives
-    /// what one causal [`forward`](Self::forward) gives, up to rounding.
+    /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a
+    /// sequence into calls gives what one causal [`forward`](Self::forward) gives, up to rounding.
     ///
-    /// Dense attention appends keys and values, and reads them all. Attention within leaves keeps them in pages
-    /// of one leaf each: a query reads the pages of its leaf alone, or, where that is empty, what its policy for empty
-    /// leaves asks for. It reads leaves back from the device once per call. Nothing is dropped, and the report on
-    /// routing is left out.
+    /// Dense attention appends keys and values, and reads them all. Attention within leaves keeps them
+    /// in pages of one leaf each: a query reads the pages of its leaf alone, or, where that is empty,
+    /// what its policy for empty leaves asks for. It reads leaves back from the device once per call.
+    /// Nothing is dropped, and the report on routing is left out.
     ///
     /// # Shapes
     /// - tokens: `[batch, new tokens, d_model]`, none of them padding
     /// - returns `[batch, new tokens, d_model]`
     ///
     /// # Panics
-    /// If an axis disagrees with the layer or the cache, if the cache is of another kind of attention, or on an
-    /// autodiff device: a cache would hold the graph of all calls.
+    /// If an axis disagrees with the layer or the cache, if the cache is of another kind of attention,
+    /// or on an autodiff device: a cache would hold the graph of all calls.
     #[track_caller]
     pub fn forward_cached(
         &self,
@@ -160,7 +160,8 @@ pub(super) struct Gathered {
 }
 
 impl FineCache {
-    /// Keys of a page. Few are wasted where leaves hold few keys, and a page is still a copy worth making.
+    /// Keys of a page. Few are wasted where leaves hold few keys, and a page is still a copy worth
+    /// making.
     const PAGE: usize = 16;
 
     pub fn new(sizes: HeadSizes, shape: &CompleteTree, batch: usize, device: &Device) -> Self {
@@ -181,8 +182,10 @@ impl FineCache {
     /// The keys that the queries of a call need, and the call's own.
     ///
     /// - rows: of the call
-    /// - query_leaf, key_leaf: of the call, on the host, `[batch, new, heads]` and `[batch, new, kv_heads]`
-    /// - climbs: whether a query of an empty leaf needs the keys under its deepest ancestor that has some
+    /// - query_leaf, key_leaf: of the call, on the host: `[batch, new, heads]` and
+    ///   `[batch, new, kv_heads]`
+    /// - climbs: whether a query of an empty leaf needs the keys under its deepest ancestor that has
+    ///   some
     pub fn gather(
         &mut self,
         rows: &CachedRows,
