@@ -34,7 +34,8 @@ impl Block {
         }
     }
 
-    /// `[batch, tokens, d_model]` -> the same, the share of pairs that attention read, and the balance loss.
+    /// `[batch, tokens, d_model]` -> the same, the share of pairs that attention read, and the balance
+    /// loss.
     fn forward(&self, tokens: Tensor<3>) -> (Tensor<3>, Tensor<1>, Option<Tensor<1>>) {
         let normed = self.attention_norm.forward(tokens.clone());
         // Before: self.attention.forward(MhaInput::self_attn(normed))

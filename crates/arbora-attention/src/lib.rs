@@ -1,7 +1,8 @@
 //! Attention over trees for burn: operators declared on every backend, the tensor functions that call
 //! them, and layers.
 //!
-//! Depend on this crate to put tree cross attention into a model of your own. The trees come from
+//! Depend on this crate to put tree cross attention, or self-attention within the leaves of learned
+//! trees ([`SelfAttention`], [`tree_fine()`]), into a model of your own. The trees come from
 //! [`arbora_tree`]; how the discrete route learns is in `arbora-rl`, which this crate does not know.
 //!
 //! - [`ops`]: [`TreeAttentionOps`], the operators as a backend extension. Each has a default body in

@@ -52,8 +52,8 @@ pub(crate) fn by_head(rows: Tensor<4>) -> Tensor<4> {
     rows.swap_dims(1, 2)
 }
 
-/// `[batch, rows, kv_heads, width]` -> `[batch, rows, kv_heads · group, width]`, each head `group` times in a
-/// row.
+/// `[batch, rows, kv_heads, width]` -> `[batch, rows, kv_heads · group, width]`, each head `group` times
+/// in a row.
 pub(crate) fn repeat_heads<K: Basic>(rows: Tensor<4, K>, group: usize) -> Tensor<4, K> {
     if group == 1 {
         return rows;

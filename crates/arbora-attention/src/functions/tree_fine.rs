@@ -50,7 +50,8 @@ impl TreeFineInput {
         }
     }
 
-    /// Leaves out padded keys, `[batch, keys]`, `true` = masked out, and among tokens the queries there too.
+    /// Leaves out padded keys, `[batch, keys]`, `true` = masked out, and among tokens the queries there
+    /// too.
     #[must_use]
     pub fn mask_pad(mut self, padding: Tensor<2, Bool>) -> Self {
         if self.is_self {
@@ -68,8 +69,8 @@ pub struct TreeFineOptions {
     pub empty_leaf: EmptyLeaf,
     /// What the gradient of a route is, on autodiff devices.
     pub surrogate: Surrogate,
-    /// `None`: every query sees all keys of its leaf. `Some(offset)`: query `i` sees the keys `j` of its leaf
-    /// with `j <= i + offset`.
+    /// `None`: every query sees all keys of its leaf. `Some(offset)`: query `i` sees the keys `j` of its
+    /// leaf with `j <= i + offset`.
     pub causal: Option<usize>,
     /// Factor on the dot products; `None` means `head_dim^-1/2`.
     pub scale: Option<f64>,
@@ -78,7 +79,8 @@ pub struct TreeFineOptions {
 }
 
 impl Default for TreeFineOptions {
-    /// [`EmptyLeaf::AncestorMean`], the default surrogate, not causal, scale `head_dim^-1/2`, no dropout.
+    /// [`EmptyLeaf::AncestorMean`], the default surrogate, not causal, scale `head_dim^-1/2`, no
+    /// dropout.
     fn default() -> Self {
         Self {
             empty_leaf: EmptyLeaf::default(),
@@ -105,41 +107,48 @@ pub struct TreeFineOutput {
 /// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1, for your own projections.
 ///
 /// Trees send every query and every key to a leaf. A query attends to the keys of its own leaf, with the
-/// softmax over these alone. With `L` equally full leaves that is `1 / L` of the work of dense attention. Trees that send
-/// everything to one leaf give dense attention (Lemma 1), and so does a tree of height 0. A tree may have more leaves
-/// than there are keys: the queries of empty leaves follow [`EmptyLeaf`], which the paper leaves open.
+/// softmax over these alone. With `L` equally full leaves that is `1 / L` of the work of dense
+/// attention. Trees that send everything to one leaf give dense attention (Lemma 1), and so does a tree
+/// of height 0. A tree may have more leaves than there are keys: the queries of empty leaves follow
+/// [`EmptyLeaf`], which the paper leaves open.
 ///
 /// A tree as wide as a head routes every head for itself; with several trees, head `h` uses tree
-/// `h / (heads / trees)`. A tree as wide as all heads together routes a token's heads, side by side, to one leaf.
+/// `h / (heads / trees)`. A tree as wide as all heads together routes a token's heads, side by side, to one
+/// leaf.
 ///
 /// # How trees learn
 ///
-/// A route has no derivative, and under hard routing the derivative with respect to the share of a query in its own leaf is
-/// exactly 0. On an autodiff device the [`Surrogate`] says what takes its place:
+/// A route has no derivative, and under hard routing the derivative with respect to the share of a query
+/// in its own leaf is exactly 0. On an autodiff device the [`Surrogate`] says what takes its place:
 ///
-/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit. Queries
-///   compare what they got with what they would have got in their next best leaves, `candidates - 1` attentions more,
-///   mixed by weights that are 0 in value. Keys learn by their weight in their own leaf, through the logarithm of its
-///   probability, and by what they would change in the next best ones ([`candidate_keys`](crate::candidate_keys)). Every gradient is
-///   bounded by the gradient of the context times the size of values. With one candidate no route gets a gradient:
-///   the softmax over one is constant, and only auxiliary losses train the trees.
-/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all leaves through the mask
-///   `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs every pair of a query and a key: time and memory of
-///   the backward pass grow with `queries · keys`. A query whose leaf has no key gives no signal, since the
-///   relaxed quotient is undefined there. Dropout is left out of this gradient.
-/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so training and
-///   inference differ until the temperature is low. An oracle, as costly as the former. It takes no dropout.
+/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit.
+///   Queries compare what they got with what they would have got in their next best leaves, at the
+///   price of one attention more for each, mixed by weights that are 0 in value. Keys learn by their
+///   weight in their own leaf, through the logarithm of its probability, and by what they would change
+///   in the next best ones ([`candidate_keys`](crate::candidate_keys)). What a query adds to the
+///   gradient of a route is bounded by the gradient of its context times the size of values. With one
+///   candidate no route gets a gradient: the softmax over one is constant, and only auxiliary losses
+///   train the trees.
+/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all
+///   leaves through the mask `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs
+///   every pair of a query and a key: time and memory of the backward pass grow with `queries · keys`. A
+///   query whose leaf has no key gives no signal, since the relaxed quotient is undefined there. Dropout
+///   is left out of this gradient.
+/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so
+///   training and inference differ until the temperature is low. An oracle, as costly as the former. It
+///   takes no dropout.
 ///
 /// # Shapes
 /// - query: `[batch, queries, heads, head_dim]`
 /// - key: `[batch, keys, kv_heads, head_dim]`
 /// - value: `[batch, keys, kv_heads, value_dim]`
-/// - context: `[batch, queries, heads, value_dim]`; 0 for masked queries, and for queries that may see no key at all
+/// - context: `[batch, queries, heads, value_dim]`; 0 for masked queries, and for queries that may see
+///   no key at all
 ///
 /// # Panics
-/// If an axis is 0 or disagrees with another or with a tree, if the trees of queries and keys have not the same shape, with
-/// [`EmptyLeaf::SelfKey`] unless queries and keys are of the same tokens, or with [`Surrogate::Soft`] and dropout on an
-/// autodiff device.
+/// If an axis is 0 or disagrees with another or with a tree, if the trees of queries and keys have not
+/// the same shape, with [`EmptyLeaf::SelfKey`] unless queries and keys are of the same tokens, or with
+/// [`Surrogate::Soft`] and dropout on an autodiff device.
 #[track_caller]
 pub fn tree_fine(
     input: TreeFineInput,

@@ -28,7 +28,8 @@ pub(crate) fn tree(
         .init(device)
 }
 
-/// The parameters of Treeformer's Lemma 1: weights of 0, and a small bias that sends everything to the last child.
+/// The parameters of Treeformer's Lemma 1: weights of 0, and a small bias that sends everything to the
+/// last child.
 pub(crate) fn last_leaf_tree(
     dim: usize,
     branching: &[usize],
@@ -216,7 +217,7 @@ fn an_example_of_padding_alone_gets_zero_and_finite_gradients() {
                 ..TreeFineOptions::default()
             };
             let context = tree_fine(input.clone(), &trees, &trees, options).context;
-            let second = values(context.clone().slice([1..2]));
+            let second = values(context.clone().narrow(0, 1, 1));
             assert!(second.iter().all(|x| *x == 0.0));
             // A large factor: nothing masked may become infinity times zero.
             let gradients = (context * 1e6).sum().backward();

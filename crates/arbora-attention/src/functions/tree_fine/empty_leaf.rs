@@ -9,8 +9,8 @@ use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// What a query gets whose leaf has no key that it may see. Treeformer does not say; a finite mask before the
-/// softmax would silently give the mean of all values.
+/// What a query gets whose leaf has no key that it may see. Treeformer does not say; a finite mask
+/// before the softmax would silently give the mean of all values.
 ///
 /// Where even the root has no key, every policy gives 0. Padded queries get 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub enum EmptyLeaf {
     /// Zero.
     Zero,
-    /// The mean of the values under the deepest ancestor of the leaf that has keys; under a causal rule, of
-    /// those keys that the query may see.
+    /// The mean of the values under the deepest ancestor of the leaf that has keys; under a causal rule,
+    /// of those keys that the query may see.
     #[default]
     AncestorMean,
     /// Attention to the keys under that ancestor. A query may then read as many keys as dense attention
@@ -134,8 +134,8 @@ impl<'a> WithinLeaves<'a> {
         }
     }
 
-    /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no query that
-    /// waits an attention reads nothing.
+    /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
+    /// query that waits an attention reads nothing.
     fn climb(&self, rows: Leaved, mut waiting: Tensor<3, Int>) -> Tensor<4> {
         let is_mean = self.empty_leaf == EmptyLeaf::AncestorMean;
         let (query, key, mut options) = match is_mean {
@@ -173,7 +173,8 @@ impl<'a> WithinLeaves<'a> {
         total.expect("a tree with empty leaves has a root above them")
     }
 
-    /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that wait.
+    /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that
+    /// wait.
     fn ancestor_means(&self, rows: &Leaved, waiting: Tensor<3, Int>) -> Tensor<4> {
         let [batch, _, kv_heads, value_dim] = rows.value.dims();
         let leaves = self.shape.leaves();

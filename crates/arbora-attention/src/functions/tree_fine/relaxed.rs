@@ -98,7 +98,8 @@ impl Call<'_> {
         spread(query).matmul(spread(key).swap_dims(2, 3))
     }
 
-    /// The logits of all pairs, `[batch, heads, queries, keys]` in single precision, and those that a query does not see.
+    /// The logits of all pairs, `[batch, heads, queries, keys]` in single precision, and those that a
+    /// query does not see.
     fn scores(&self) -> (Tensor<4>, Tensor<4, Bool>) {
         let [batch, queries, heads, head_dim] = self.input.query.dims();
         let [_, keys, kv_heads, _] = self.input.key.dims();

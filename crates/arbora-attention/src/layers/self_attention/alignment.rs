@@ -13,21 +13,22 @@ use rand_chacha::ChaCha8Rng;
 const SMALLEST: f64 = 1e-12;
 
 impl Router {
-    /// Kullback-Leibler divergence from where dense attention looks to where rows may be routed, the mean over drawn rows and
-    /// heads, for queries plus for keys:
+    /// Kullback-Leibler divergence from where dense attention looks to where rows may be routed, the
+    /// mean over drawn rows and heads, for queries plus for keys:
     ///
     /// ```text
     /// KL(a_i || p_i),  a_il = dense attention of query i to the keys of leaf l
     /// KL(b_j || p_j),  b_jl = share of leaf l's queries in the attention that key j gets
     /// ```
     ///
-    /// `p` is the softmax of margin scores over all leaves. The layer's own queries and keys make the dense
-    /// attention, and all of them are constants: the loss trains the trees alone. `b` counts the drawn queries alone, and keys that
-    /// none of these sees count nothing; nor do padded rows. A leaf without keys has no share of `a`, so `p` is drawn away from
-    /// it. Without a row that counts the loss is 0.
+    /// `p` is the softmax of margin scores over all leaves. The layer's own queries and keys make the
+    /// dense attention, and all of them are constants: the loss trains the trees alone. `b` counts the
+    /// drawn queries alone, and keys that none of these sees count nothing; nor do padded rows. A leaf
+    /// without keys has no share of `a`, so `p` is drawn away from it. Without a row that counts the
+    /// loss is 0.
     ///
-    /// Time and memory grow with `rows · keys` and `rows · leaves`. The indexer of DeepSeek-V3.2 is warmed up by the same
-    /// divergence from dense attention.
+    /// Time and memory grow with `rows · keys` and `rows · leaves`. The indexer of DeepSeek-V3.2 is
+    /// warmed up by the same divergence from dense attention.
     ///
     /// - rows, masks: as [`report`](Self::report) takes them
     /// - (causal, temperature)

@@ -32,6 +32,8 @@ pub enum AttentionKindConfig {
 }
 
 /// How queries attend.
+// A layer has one: its size does not matter, and boxes would show in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum Kind {
     /// Every query to every key. Takes every mask.

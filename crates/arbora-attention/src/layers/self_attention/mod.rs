@@ -55,8 +55,8 @@ pub struct SelfAttentionConfig {
 
 /// Multi-head attention with projections outside, and the way of attending inside.
 ///
-/// The projections of queries, keys, values and outputs belong to this module and not to the
-/// [`Kind`], so that their parameter ids, and the optimiser's state for them, survive a change of kind by
+/// The projections of queries, keys, values and outputs belong to this module and not to the [`Kind`],
+/// so that their parameter ids, and the optimiser's state for them, survive a change of kind by
 /// [`with_kind`](Self::with_kind): how a dense model becomes a Treeformer.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
@@ -109,8 +109,8 @@ impl SelfAttentionInput {
         }
     }
 
-    /// Leaves out padding: `[batch, keys]`, `true` = masked out. In self-attention the queries there take no
-    /// part either.
+    /// Leaves out padding: `[batch, keys]`, `true` = masked out. In self-attention the queries there
+    /// take no part either.
     #[must_use]
     pub fn mask_pad(mut self, padding: Tensor<2, Bool>) -> Self {
         self.masks.padding = Some(padding);
@@ -131,7 +131,8 @@ impl SelfAttentionInput {
         self
     }
 
-    /// Takes another gradient of routes in this call, as annealing does. Kinds that do not route ignore it.
+    /// Takes another gradient of routes in this call, as annealing does. Kinds that do not route ignore
+    /// it.
     #[must_use]
     pub fn with_surrogate(mut self, surrogate: Surrogate) -> Self {
         self.surrogate = Some(surrogate);

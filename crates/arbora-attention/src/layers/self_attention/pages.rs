@@ -86,7 +86,8 @@ impl LeafPages {
     /// The pages of the past that queries need.
     ///
     /// - fresh: leaves of the keys of the call, of which a query sees those up to its own token
-    /// - climbs: whether a query whose leaf has neither old nor fresh keys needs those under the deepest ancestor that has
+    /// - climbs: whether a query whose leaf has neither old nor fresh keys needs those under the deepest
+    ///   ancestor that has
     pub fn needed(
         &self,
         example: usize,

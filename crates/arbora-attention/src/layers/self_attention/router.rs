@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TreeScope {
-    /// Every key and value head has its own tree, which reads that head's rows. The query heads that read
-    /// a key head share its tree.
+    /// Every key and value head has its own tree, which reads that head's rows. The query heads that
+    /// read a key head share its tree.
     #[default]
     PerHead,
     /// One tree reads the rows of all heads side by side, and all heads of a token go to the same leaf.
@@ -49,8 +49,8 @@ impl Default for AlignmentConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterConfig {
-    /// Branching factor per level, root first, each at least 2. Empty: one leaf, and attention within it is
-    /// dense attention.
+    /// Branching factor per level, root first, each at least 2. Empty: one leaf, and attention within it
+    /// is dense attention.
     pub branching: Vec<usize>,
     /// What shares one tree.
     pub scope: TreeScope,
@@ -64,7 +64,8 @@ pub struct RouterConfig {
     pub balance_loss: bool,
     /// Whether the report carries an alignment loss.
     pub alignment: Option<AlignmentConfig>,
-    /// Step by which biases follow the counts of children after every call on an autodiff device; 0 is off.
+    /// Step by which biases follow the counts of children after every call on an autodiff device; 0 is
+    /// off.
     pub balance_rate: f64,
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,
@@ -96,8 +97,8 @@ impl RouterConfig {
     }
 
     /// # Panics
-    /// As [`RoutingTreeConfig::init`], and if queries and keys share one tree per layer while their widths
-    /// differ.
+    /// As [`RoutingTreeConfig::init`], and if queries and keys share one tree per layer while their
+    /// widths differ.
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Router {
         let HeadSizes {
@@ -158,18 +159,18 @@ pub struct RoutingReport {
     pub query: Routing,
     /// The ways of keys.
     pub key: Routing,
-    /// How many queries and how many keys each leaf holds, padding excluded. The queries of all heads of a
-    /// tree are counted.
+    /// How many queries and how many keys each leaf holds, padding excluded. The queries of all heads of
+    /// a tree are counted.
     pub counts: LeafCounts,
-    /// The pairs of a query and a key in one leaf, as a share of all pairs: `[batch, trees]`, 1 / leaves for
-    /// balanced leaves and 1 if one leaf holds everything.
+    /// The pairs of a query and a key in one leaf, as a share of all pairs: `[batch, trees]`, 1 / leaves
+    /// for balanced leaves and 1 if one leaf holds everything.
     pub cost_ratio: Tensor<2>,
-    /// How unevenly nodes send tokens to their children, the mean of queries and keys: 1 where children are
-    /// equally likely, the branching factor where one gets everything. Differentiable; on autodiff devices alone. The
-    /// caller weighs it and adds it to the loss.
+    /// How unevenly nodes send tokens to their children, the mean of queries and keys: 1 where children
+    /// are equally likely, the branching factor where one gets everything. Differentiable; on autodiff
+    /// devices alone. The caller weighs it and adds it to the loss.
     pub balance_loss: Option<Tensor<1>>,
-    /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the trees alone; on
-    /// autodiff devices alone. The caller weighs it and adds it to the loss.
+    /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the
+    /// trees alone; on autodiff devices alone. The caller weighs it and adds it to the loss.
     pub alignment_loss: Option<Tensor<1>>,
 }
 
@@ -205,8 +206,8 @@ impl Router {
         )
     }
 
-    /// What to report about a call that routed these rows so. On an autodiff device the trees' balance biases
-    /// follow.
+    /// What to report about a call that routed these rows so. On an autodiff device the trees' balance
+    /// biases follow.
     ///
     /// - query, key: what was routed, as [`route`](Self::route) takes it
     /// - masks: `[batch, queries]` and `[batch, keys]`

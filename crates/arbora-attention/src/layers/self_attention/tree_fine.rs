@@ -17,8 +17,9 @@ pub struct TreeFineConfig {
     pub router: RouterConfig,
     /// What a query gets whose leaf has no key that it may see.
     pub empty_leaf: EmptyLeaf,
-    /// Rate of dropout of the weights within a leaf, in `0.0..1.0`. It drops on autodiff devices alone, and there
-    /// [`SelfAttentionInput::with_seed`](super::SelfAttentionInput::with_seed) has to be called.
+    /// Rate of dropout of the weights within a leaf, in `0.0..1.0`. It drops on autodiff devices alone,
+    /// and there [`SelfAttentionInput::with_seed`](super::SelfAttentionInput::with_seed) has to be
+    /// called.
     pub dropout: f64,
 }
 
@@ -110,7 +111,8 @@ impl TreeFine {
         }
     }
 
-    /// Attention of the next tokens to those of the cache and themselves, `[batch, new, heads, head_dim]`.
+    /// Attention of the next tokens to those of the cache and themselves, `[batch, new, heads,
+    /// head_dim]`.
     #[track_caller]
     pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut FineCache) -> Tensor<4> {
         let shape = self.router.query.shape();

@@ -1,7 +1,7 @@
 //! What trees learn from.
 //!
-//! The expected gradients of trees are those of a stand-in loss: the sum of every route's probability times its gain,
-//! where gains are numbers from the host, by definition or by finite differences.
+//! The expected gradients of trees are those of a stand-in loss: the sum of every route's probability
+//! times its gain, where gains are numbers from the host, by definition or by finite differences.
 
 use super::host::{self, Host};
 use super::{ZERO, input, last_leaf_tree, tree};
@@ -19,7 +19,8 @@ const DENSE: Surrogate = Surrogate::DenseGradient {
     scale: None,
 };
 
-/// Gains of routes: of queries `[batch, queries, heads, leaves]`, and of keys `[batch, keys, kv_heads, leaves]`.
+/// Gains of routes: of queries `[batch, queries, heads, leaves]`, and of keys `[batch, keys, kv_heads,
+/// leaves]`.
 struct Gains {
     query: Vec<f64>,
     key: Vec<f64>,
@@ -222,7 +223,8 @@ fn query_gains(host: &Host, delta: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// What each key does in its own leaf, by the logarithm of its share, and would do in others, added to them.
+/// What each key does in its own leaf, by the logarithm of its share, and would do in others, added to
+/// them.
 fn key_gains(host: &Host, delta: &[f64]) -> Vec<f64> {
     let mut gains = vec![0.0; host.key_leaf.len() * LEAVES];
     for (example, row, head, at) in host.each_query() {
@@ -345,7 +347,8 @@ fn a_query_in_the_only_leaf_with_keys_learns_nothing_from_the_dense_gradient() {
 
 #[test]
 fn top_margin_stays_bounded_where_the_mass_is_in_another_leaf() {
-    // Queries along a direction whose keys have leaf 1, at dot products that the other leaf's keys never reach.
+    // Queries along a direction whose keys have leaf 1, at dot products that the other leaf's keys never
+    // reach.
     let device = autodiff_device();
     let rows = |numbers: &[f32]| {
         Tensor::<2>::from_data(
