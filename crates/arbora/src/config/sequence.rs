@@ -6,7 +6,7 @@ use super::{LARGEST_SIZE, Preset};
 use anyhow::{Result, anyhow, bail};
 use arbora_attention::{
     AlignmentConfig, AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig,
-    RouterConfig, TreeCoarseConfig, TreeFineConfig,
+    RouterConfig, TreeCoarseConfig, TreeFineConfig, TreeScope, TreeSharing,
 };
 use arbora_models::TreeformerConfig;
 use arbora_models::init::stable_hash;
@@ -411,6 +411,17 @@ impl SequenceConfig {
             if !whole.is_multiple_of(part) {
                 bail!("{key}: expected a divisor of {whole}, got {part}");
             }
+        }
+        if let Some(router) = self.router()
+            && router.scope == TreeScope::PerLayer
+            && router.sharing == TreeSharing::Shared
+            && a.kv_heads != a.heads
+        {
+            bail!(
+                "architecture.kv_heads: expected {} for a tree per layer that queries and keys share, got {}",
+                a.heads,
+                a.kv_heads
+            );
         }
         if a.dense_layers > a.layers {
             bail!(
