@@ -405,6 +405,19 @@ fn settings_out_of_range_are_refused_by_name() {
         let line = refused_training(&place, &["--set", setting]);
         assert!(line.contains(words), "{setting}: {line}");
     }
+    let wide = [
+        "--model",
+        "tree-fine",
+        "--set",
+        "attention.tree_fine.router.scope=per-layer",
+        "--set",
+        "architecture.kv_heads=1",
+    ];
+    let line = refused_training(&place, &wide);
+    assert!(
+        line.contains("architecture.kv_heads: expected 2 for a tree"),
+        "{line}"
+    );
     let short = ["--set", "data.curriculum=[]", "--set", "data.length=8"];
     assert!(refused_training(&place, &short).contains("data.length: expected at least 9"));
 }

@@ -1,5 +1,7 @@
 //! What is reproduced, as data: which runs, and what the table of each experiment shows.
 
+mod sequences;
+
 use clap::ValueEnum;
 
 /// The experiments by their names on the command line.
@@ -17,6 +19,12 @@ pub enum Name {
     Copy,
     /// The copy task by what teaches the policy: rewards, weights, baselines, the guide.
     CopyAblation,
+    /// Associative recall: every way to attend, from trained dense attention.
+    Recall,
+    /// Needles in a haystack, likewise.
+    Needle,
+    /// Associative recall by what teaches the trees: surrogates, alignment, balance.
+    RecallAblation,
 }
 
 /// A table and the runs behind it.
@@ -537,6 +545,9 @@ impl Name {
             Self::Gp => &GP,
             Self::Copy => &COPY,
             Self::CopyAblation => &COPY_ABLATION,
+            Self::Recall => &sequences::RECALL,
+            Self::Needle => &sequences::NEEDLE,
+            Self::RecallAblation => &sequences::RECALL_ABLATION,
         }
     }
 }

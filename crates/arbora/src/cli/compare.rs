@@ -4,7 +4,7 @@ mod published;
 mod table;
 
 use super::CompareArgs;
-use super::train::{CONFIG, fit, prepare, refuse_taken, refuse_unusable};
+use super::train::{CONFIG, first_model, fit, prepare, refuse_taken, refuse_unusable};
 use crate::config::sequence::SequenceConfig;
 use crate::config::{AnyModel, AnyTask, RunConfig};
 use crate::run::{RunSettings, measure};
@@ -298,7 +298,7 @@ impl<C: RunSettings> Setting<C> {
             folder.display(),
             if resume { "resuming" } else { "training" }
         );
-        let model = config.init(&self.data, &self.device)?;
+        let model = first_model(config, &self.data, folder, &self.device)?;
         let trainer = prepare(config, &self.data, folder, resume)?;
         let interrupter = trainer.interrupter();
         let report = fit(trainer, config, &self.data, model, &self.device)?;

@@ -206,6 +206,19 @@ pub(super) fn prepare<C: RunSettings>(
     Ok(trainer)
 }
 
+/// The model that a run begins with, or that the weights of its newest checkpoint will be loaded into.
+pub(super) fn first_model<C: RunSettings>(
+    config: &C,
+    data: &C::Data,
+    folder: &Path,
+    device: &Device,
+) -> Result<C::Model> {
+    match Checkpoint::newest(folder) {
+        Ok(_) => Ok(config.blank(data, device)),
+        Err(_) => config.init(data, device),
+    }
+}
+
 pub(super) fn fit<C: RunSettings>(
     trainer: Trainer,
     config: &C,

@@ -1,18 +1,18 @@
 //! Configuration of a run on sequences: a transformer classifies tokens, and its attention is of some kind.
 
+mod check;
+mod preset;
 mod run;
 
-use super::{LARGEST_SIZE, Preset};
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use arbora_attention::{
-    AlignmentConfig, AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig,
-    RouterConfig, TreeCoarseConfig, TreeFineConfig,
+    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, RouterConfig,
+    TreeCoarseConfig, TreeFineConfig,
 };
 use arbora_models::TreeformerConfig;
 use arbora_models::init::stable_hash;
-use arbora_rl::train::{OptimizerConfig, TrainerConfig};
-use arbora_tasks::recall::{Lookup, NeedleConfig, RecallConfig, Stage};
-use arbora_tree::routing::Surrogate;
+use arbora_rl::train::TrainerConfig;
+use arbora_tasks::recall::{Lookup, NeedleConfig, RecallConfig};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -193,118 +193,6 @@ pub struct SequenceConfig {
 }
 
 impl SequenceConfig {
-    /// The settings that a task starts from.
-    ///
-    /// # Errors
-    /// For the published preset: no paper has published these tasks for these models.
-    pub fn preset(task: SequenceTask, preset: Preset) -> Result<Self> {
-        if preset == Preset::Published {
-            bail!(
-                "--preset published: {} has no published settings for these models; use small",
-                task.name()
-            );
-        }
-        let stage = |length, steps| Stage { length, steps };
-        let (data, steps, rows) = match task {
-            SequenceTask::Recall => {
-                let recall = RecallConfig {
-                    curriculum: vec![stage(64, 200), stage(128, 100), stage(256, 50)],
-                    ..RecallConfig::default()
-                };
-                (SequenceSource::Recall(recall), 450, 64)
-            }
-            SequenceTask::Needle => {
-                let needle = NeedleConfig {
-                    curriculum: vec![stage(64, 300), stage(256, 100)],
-                    ..NeedleConfig::default()
-                };
-                // All rows: few of them ask.
-                (SequenceSource::Needle(needle), 450, 512)
-            }
-        };
-        Ok(Self {
-            task,
-            model: SequenceModelKind::Dense,
-            from: None,
-            data,
-            batch_size: 8,
-            eval_batch_size: 8,
-            eval_items: 32,
-            test_items: 128,
-            architecture: SequenceArchitecture {
-                d_model: 64,
-                heads: 2,
-                kv_heads: 2,
-                layers: 1,
-                d_ff: 128,
-                positions: false,
-                local_mixing: true,
-                causal: false,
-                dropout: 0.0,
-                dense_layers: 0,
-            },
-            attention: AttentionSettings {
-                tree_fine: trees([2, 2, 2], rows),
-                tree_fine_kary: trees([4, 4], rows),
-                tree_coarse: means([2, 2, 2, 2]),
-                // About a quarter of the cost of dense attention, or less.
-                linformer: LinformerConfig {
-                    rank: 64,
-                    ..LinformerConfig::default()
-                },
-                big_bird: BigBirdConfig {
-                    block: 16,
-                    global: 1,
-                    ..BigBirdConfig::default()
-                },
-                performer: PerformerConfig {
-                    features: 64,
-                    ..PerformerConfig::default()
-                },
-            },
-            trees: TreeTraining {
-                lambda_balance: 1.0,
-                lambda_alignment: 1.0,
-                anneal: false,
-                rate: 3.0,
-                median_split: true,
-            },
-            trainer: TrainerConfig {
-                steps,
-                eval_every: 50,
-                checkpoint_every: 100,
-                learning_rate: 5e-3,
-                final_learning_rate: 1.5e-4,
-                warmup_steps: 30,
-                optimizer: OptimizerConfig {
-                    beta_2: 0.98,
-                    ..OptimizerConfig::default()
-                },
-                ..TrainerConfig::default()
-            },
-        })
-    }
-
-    /// The same settings for a run that starts from the weights of another one: fewer steps at a lower rate,
-    /// all on whole sequences.
-    #[must_use]
-    pub fn started_from(mut self, run: PathBuf) -> Self {
-        match &mut self.data {
-            SequenceSource::Recall(recall) => recall.curriculum.clear(),
-            SequenceSource::Needle(needle) => needle.curriculum.clear(),
-        }
-        self.from = Some(run);
-        self.trainer = TrainerConfig {
-            steps: 200,
-            eval_every: 25,
-            learning_rate: 3e-3,
-            final_learning_rate: 9e-5,
-            warmup_steps: 10,
-            ..self.trainer
-        };
-        self
-    }
-
     /// The sequences.
     ///
     /// # Errors
@@ -383,183 +271,8 @@ impl SequenceConfig {
             .with_dense_layers(a.dense_layers)
     }
 
-    fn check_settings(&self) -> Result<()> {
-        if self.data.task() != self.task {
-            bail!("data: of another task than {}", self.task.name());
-        }
-        let a = &self.architecture;
-        let sizes = [
-            ("batch_size", self.batch_size, 1),
-            ("eval_batch_size", self.eval_batch_size, 1),
-            ("eval_items", self.eval_items, 1),
-            ("test_items", self.test_items, 1),
-            ("architecture.d_model", a.d_model, 1),
-            ("architecture.heads", a.heads, 1),
-            ("architecture.kv_heads", a.kv_heads, 1),
-            ("architecture.layers", a.layers, 1),
-            ("architecture.d_ff", a.d_ff, 1),
-        ];
-        for (key, value, least) in sizes {
-            if !(least..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-            }
-        }
-        for (key, whole, part) in [
-            ("architecture.heads", a.d_model, a.heads),
-            ("architecture.kv_heads", a.heads, a.kv_heads),
-        ] {
-            if !whole.is_multiple_of(part) {
-                bail!("{key}: expected a divisor of {whole}, got {part}");
-            }
-        }
-        if a.dense_layers > a.layers {
-            bail!(
-                "architecture.dense_layers: expected at most {}, got {}",
-                a.layers,
-                a.dense_layers
-            );
-        }
-        in_unit("architecture.dropout", a.dropout)?;
-        let trees = &self.trees;
-        for (key, number) in [
-            ("trees.lambda_balance", trees.lambda_balance),
-            ("trees.lambda_alignment", trees.lambda_alignment),
-            ("trees.rate", trees.rate),
-        ] {
-            if !(number.is_finite() && number >= 0.0) {
-                bail!("{key}: expected a number of at least 0, got {number}");
-            }
-        }
-        for (key, tree) in [
-            ("attention.tree_fine", &self.attention.tree_fine),
-            ("attention.tree_fine_kary", &self.attention.tree_fine_kary),
-        ] {
-            check_router(key, &tree.router)?;
-            in_unit(&format!("{key}.dropout"), tree.dropout)?;
-        }
-        let others = &self.attention;
-        check_router("attention.tree_coarse", &others.tree_coarse.router)?;
-        if others.tree_coarse.router.alignment.is_some() {
-            bail!("attention.tree_coarse.router.alignment: means are not aligned, expected null");
-        }
-        for (key, value) in [
-            ("attention.linformer.rank", others.linformer.rank),
-            ("attention.big_bird.block", others.big_bird.block),
-            ("attention.big_bird.window", others.big_bird.window),
-            ("attention.performer.features", others.performer.features),
-        ] {
-            if !(1..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected 1 to {LARGEST_SIZE}, got {value}");
-            }
-        }
-        if others.big_bird.window.is_multiple_of(2) {
-            bail!(
-                "attention.big_bird.window: expected an odd number, got {}",
-                others.big_bird.window
-            );
-        }
-        self.lookup()?;
-        if a.causal
-            && matches!(
-                self.model,
-                SequenceModelKind::Linformer | SequenceModelKind::BigBird
-            )
-        {
-            bail!(
-                "architecture.causal: {} has no causal form",
-                self.model.name()
-            );
-        }
-        let trainer = &self.trainer;
-        trainer
-            .validate()
-            .map_err(|error| anyhow!("trainer.{error}"))
-    }
-
     fn architecture_fingerprint(&self, lookup: &Lookup) -> Result<String> {
         let text = serde_json::to_string(&self.treeformer(lookup))?;
         Ok(format!("{}-{:016x}", self.model.name(), stable_hash(&text)))
     }
-}
-
-/// Trees of TF-Attention as they start out.
-///
-/// - rows: queries and keys whose routes are aligned with dense attention in a step
-fn trees<const H: usize>(branching: [usize; H], rows: usize) -> TreeFineConfig {
-    TreeFineConfig {
-        router: RouterConfig {
-            surrogate: SURROGATE,
-            alignment: Some(AlignmentConfig { rows }),
-            ..RouterConfig::new(branching)
-        },
-        ..TreeFineConfig::default()
-    }
-}
-
-/// Trees of TC-Attention as they start out. Rows are normalised, since trees learn better so; folding the
-/// projections into the trees would need them as they are.
-fn means<const H: usize>(branching: [usize; H]) -> TreeCoarseConfig {
-    let defaults = TreeCoarseConfig::default();
-    TreeCoarseConfig {
-        router: RouterConfig {
-            branching: branching.into(),
-            surrogate: SURROGATE,
-            normalize: true,
-            ..defaults.router
-        },
-        ..defaults
-    }
-}
-
-const SURROGATE: Surrogate = Surrogate::TopMargin {
-    candidates: 2,
-    temperature: 0.3,
-};
-
-fn check_router(key: &str, router: &RouterConfig) -> Result<()> {
-    let mut leaves = 1usize;
-    for factor in &router.branching {
-        if *factor < 2 {
-            bail!("{key}.router.branching: expected factors of at least 2, got {factor}");
-        }
-        leaves = leaves.saturating_mul(*factor);
-    }
-    if leaves > LARGEST_SIZE {
-        bail!("{key}.router.branching: expected at most {LARGEST_SIZE} leaves, got {leaves}");
-    }
-    if !(router.balance_rate.is_finite() && router.balance_rate >= 0.0) {
-        bail!(
-            "{key}.router.balance_rate: expected a number of at least 0, got {}",
-            router.balance_rate
-        );
-    }
-    if let Some(alignment) = router.alignment
-        && alignment.rows == 0
-    {
-        bail!("{key}.router.alignment.rows: expected at least 1, got 0");
-    }
-    let surrogate = &router.surrogate;
-    let positive = |name: &str, value: f64| match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => bail!("{key}.router.surrogate.{name}: expected a positive number, got {value}"),
-    };
-    positive("temperature", surrogate.temperature())?;
-    match *surrogate {
-        Surrogate::TopMargin { candidates: 0, .. } => {
-            bail!("{key}.router.surrogate.candidates: expected at least 1, got 0")
-        }
-        Surrogate::DenseGradient { clip, scale, .. } => {
-            positive("clip", clip)?;
-            positive("scale", scale.unwrap_or(1.0))?;
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-fn in_unit(key: &str, rate: f64) -> Result<()> {
-    if !(0.0..1.0).contains(&rate) {
-        bail!("{key}: expected 0 to below 1, got {rate}");
-    }
-    Ok(())
 }

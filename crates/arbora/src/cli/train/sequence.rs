@@ -1,6 +1,6 @@
 //! `arbora train` on sequences.
 
-use super::{configure, first_free, fit, interrupted, prepare, refuse, summary};
+use super::{configure, first_free, first_model, fit, interrupted, prepare, refuse, summary};
 use crate::cli::TrainArgs;
 use crate::config::AnyModel;
 use crate::config::sequence::{SequenceConfig, SequenceTask};
@@ -24,11 +24,8 @@ pub(super) fn run(task: SequenceTask, args: TrainArgs) -> Result<ExitCode> {
     let out: PathBuf = args.out.clone().unwrap_or_else(|| first_free(&config));
     refuse(&config, &data, &out, args.resume)?;
     let name = config.model_name();
-    // Before the folder is made. What is resumed has its weights there.
-    let model = match args.resume && holds_weights(&out) {
-        true => config.blank(&data, &device),
-        false => config.init(&data, &device)?,
-    };
+    // Before the folder is made: a refusal leaves nothing.
+    let model = first_model(&config, &data, &out, &device)?;
     let trainer = prepare(&config, &data, &out, args.resume)?;
     eprintln!("{name} on {backend}, run folder {}", out.display());
     let interrupter = trainer.interrupter();
@@ -52,9 +49,4 @@ pub(super) fn run(task: SequenceTask, args: TrainArgs) -> Result<ExitCode> {
     let text = report::sequence_table(&results);
     crate::cli::show(&summary(&out, results, text, args.json))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether a run folder has checkpoints to go on from.
-fn holds_weights(run: &std::path::Path) -> bool {
-    arbora_rl::train::Checkpoint::newest(run).is_ok()
 }

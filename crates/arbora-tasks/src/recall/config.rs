@@ -1,0 +1,233 @@
+//! Settings of lookups.
+
+use crate::TaskError;
+use serde::{Deserialize, Serialize};
+
+/// Most tokens of a sequence, and most symbols of each sort.
+const MOST: usize = 1 << 20;
+
+/// Training on shorter sequences first: attention finds out what to look up many times sooner among few pairs.
+///
+/// A stage has as many tokens per step as the whole task: a quarter of the length means four times the
+/// examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Training steps, at least 1.
+    pub steps: u64,
+}
+
+/// Configuration of [`Lookup::recall`](super::Lookup::recall), multi-query associative recall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecallConfig {
+    /// Tokens of a sequence: two for each pair, and the rest are queries.
+    pub length: usize,
+    /// Pairs of a key and a value.
+    pub pairs: usize,
+    /// Different keys, at least as many as pairs: no key comes twice.
+    pub keys: usize,
+    /// Different values.
+    pub values: usize,
+    /// Shorter sequences first, in training alone, with fewer pairs in proportion (rounded down, at least
+    /// one).
+    pub curriculum: Vec<Stage>,
+}
+
+impl Default for RecallConfig {
+    fn default() -> Self {
+        Self {
+            length: 512,
+            pairs: 64,
+            keys: 192,
+            values: 64,
+            curriculum: Vec::new(),
+        }
+    }
+}
+
+impl RecallConfig {
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), TaskError> {
+        let Self {
+            length,
+            pairs,
+            keys,
+            values,
+            ..
+        } = *self;
+        check_symbols("pairs", pairs, keys, values)?;
+        check_stages(&self.curriculum, 3, length)?;
+        // At most `MOST` pairs are left, so the product is small.
+        if !(2 * pairs + 1..=MOST).contains(&length) {
+            return Err(TaskError::Config {
+                key: "length",
+                expected: format!(
+                    "at least {}: two tokens for each pair and a query",
+                    2 * pairs + 1
+                ),
+                got: length,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Configuration of [`Lookup::needle`](super::Lookup::needle), needles in a haystack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NeedleConfig {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Needles: pairs of a key and a value.
+    pub needles: usize,
+    /// Different keys, at least as many as needles: no key comes twice.
+    pub keys: usize,
+    /// Different values.
+    pub values: usize,
+    /// Different tokens that mean nothing.
+    pub fillers: usize,
+    /// Queries, the last tokens of the sequence.
+    pub queries: usize,
+    /// Shorter haystacks first, in training alone, with as many needles and queries.
+    pub curriculum: Vec<Stage>,
+}
+
+impl Default for NeedleConfig {
+    fn default() -> Self {
+        Self {
+            length: 512,
+            needles: 8,
+            keys: 64,
+            values: 64,
+            fillers: 128,
+            queries: 16,
+            curriculum: Vec::new(),
+        }
+    }
+}
+
+impl NeedleConfig {
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), TaskError> {
+        let Self {
+            length,
+            needles,
+            keys,
+            values,
+            fillers,
+            queries,
+            ..
+        } = *self;
+        check_symbols("needles", needles, keys, values)?;
+        in_range("fillers", fillers, 1)?;
+        in_range("queries", queries, 1)?;
+        let least = 2 * needles + queries;
+        check_stages(&self.curriculum, least, length)?;
+        if !(least..=MOST).contains(&length) {
+            return Err(TaskError::Config {
+                key: "length",
+                expected: format!("{least} to {MOST}: two tokens for each needle, and the queries"),
+                got: length,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_stages(stages: &[Stage], least: usize, length: usize) -> Result<(), TaskError> {
+    for stage in stages {
+        if !(least..=length).contains(&stage.length) {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: format!("lengths from {least} to {length}"),
+                got: stage.length,
+            });
+        }
+        if stage.steps == 0 {
+            return Err(TaskError::Config {
+                key: "curriculum",
+                expected: "at least 1 step in every stage".into(),
+                got: 0,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_symbols(
+    pairs_key: &'static str,
+    pairs: usize,
+    keys: usize,
+    values: usize,
+) -> Result<(), TaskError> {
+    in_range(pairs_key, pairs, 1)?;
+    in_range("values", values, 2)?;
+    in_range("keys", keys, pairs)
+}
+
+fn in_range(key: &'static str, got: usize, least: usize) -> Result<(), TaskError> {
+    if (least..=MOST).contains(&got) {
+        return Ok(());
+    }
+    Err(TaskError::Config {
+        key,
+        expected: format!("{least} to {MOST}"),
+        got,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_leave_no_room_or_repeat_keys_are_refused() {
+        let recall = |change: fn(&mut RecallConfig)| {
+            let mut config = RecallConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(recall(|c| c.length = 128).starts_with("length: expected at least 129"));
+        assert!(recall(|c| c.pairs = 0).starts_with("pairs: expected 1 to"));
+        assert!(recall(|c| c.pairs = usize::MAX).starts_with("pairs: expected 1 to"));
+        assert!(recall(|c| c.keys = 63).starts_with("keys: expected 64 to"));
+        assert!(recall(|c| c.values = 1).starts_with("values: expected 2 to"));
+        let stage = |length, steps| {
+            let config = RecallConfig {
+                curriculum: vec![Stage { length, steps }],
+                ..RecallConfig::default()
+            };
+            config.check().map_err(|error| error.to_string())
+        };
+        assert!(
+            stage(2, 5)
+                .unwrap_err()
+                .starts_with("curriculum: expected lengths from 3 to 512")
+        );
+        assert!(stage(513, 5).unwrap_err().ends_with("got 513"));
+        assert!(
+            stage(64, 0)
+                .unwrap_err()
+                .contains("at least 1 step in every stage")
+        );
+        assert_eq!(stage(64, 1), Ok(()));
+        let needle = |change: fn(&mut NeedleConfig)| {
+            let mut config = NeedleConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(needle(|c| c.length = 31).starts_with("length: expected 32 to"));
+        assert!(needle(|c| c.needles = 0).starts_with("needles: expected 1 to"));
+        assert!(needle(|c| c.fillers = 0).starts_with("fillers: expected 1 to"));
+        assert!(needle(|c| c.queries = 0).starts_with("queries: expected 1 to"));
+    }
+}
