@@ -50,15 +50,8 @@ const WAYS: &[Row] = &[
     tuned(
         "tree-fine",
         "tree-fine",
-        "TF-Attention, binary, 8 leaves",
-        &[],
-        SEEDS,
-    ),
-    tuned(
-        "tree-fine",
-        "tree-fine-16",
         "TF-Attention, binary, 16 leaves",
-        &["attention.tree_fine.router.branching=[2,2,2,2]"],
+        &[],
         SEEDS,
     ),
     tuned(
@@ -71,7 +64,7 @@ const WAYS: &[Row] = &[
     tuned(
         "tree-coarse",
         "tree-coarse",
-        "TC-Attention, binary, 16 leaves",
+        "TC-Attention, 4-ary, 64 leaves",
         &[],
         SEEDS,
     ),
@@ -143,7 +136,7 @@ macro_rules! balanced {
                 "tree-fine",
                 concat!($name, "-loss"),
                 concat!($title, "; balance by a loss"),
-                &[$($setting),+, "trees.lambda_balance=1"],
+                &[$($setting),+, "trees.lambda_balance=4"],
                 &[0],
             ),
             tuned(
@@ -240,11 +233,15 @@ pub static RECALL_ABLATION: Experiment = Experiment {
     title: "What teaches the trees",
     about: "\
 Associative recall with 256 tokens and 32 pairs. TF-Attention with binary trees of 8 leaves starts from trained
-dense attention and is trained for 200 steps. Rows differ in what the gradient of a route is (Dense Gradient
+dense attention and is trained for 300 steps. Rows differ in what the gradient of a route is (Dense Gradient
 Trees, or a mixture of the best few leaves by their margins), in whether routes are also aligned with dense
 attention by a loss, and in what keeps leaves equally full: nothing, a loss, or biases that follow the counts.",
     task: "recall",
-    settings: &["data.length=256", "data.pairs=32"],
+    settings: &[
+        "data.length=256",
+        "data.pairs=32",
+        "attention.tree_fine.router.branching=[2,2,2]",
+    ],
     rows: ABLATION.as_flattened(),
     columns: &[ACCURACY, CORE, LEAVES, FULLEST, Column::Steps],
     reading: None,

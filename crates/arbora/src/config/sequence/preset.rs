@@ -67,9 +67,9 @@ impl SequenceConfig {
                 dense_layers: 0,
             },
             attention: AttentionSettings {
-                tree_fine: trees([2, 2, 2], rows),
+                tree_fine: trees([2, 2, 2, 2], rows),
                 tree_fine_kary: trees([4, 4], rows),
-                tree_coarse: means([2, 2, 2, 2]),
+                tree_coarse: means([4, 4, 4]),
                 // About a quarter of the cost of dense attention, or less.
                 linformer: LinformerConfig {
                     rank: 64,
@@ -86,7 +86,7 @@ impl SequenceConfig {
                 },
             },
             trees: TreeTraining {
-                lambda_balance: 1.0,
+                lambda_balance: 4.0,
                 lambda_alignment: 1.0,
                 anneal: false,
                 rate: 3.0,
@@ -118,8 +118,8 @@ impl SequenceConfig {
         }
         self.from = Some(run);
         self.trainer = TrainerConfig {
-            steps: 200,
-            eval_every: 25,
+            steps: 300,
+            eval_every: 50,
             learning_rate: 3e-3,
             final_learning_rate: 9e-5,
             warmup_steps: 10,
