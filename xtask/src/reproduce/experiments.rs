@@ -37,6 +37,8 @@ pub struct Experiment {
     pub about: &'static str,
     /// What `arbora train` trains.
     pub task: &'static str,
+    /// What keeps a run from training a second model for pictures, where its task has one.
+    pub alone: &'static [&'static str],
     /// Settings of every run, as `arbora train --set` takes them.
     pub settings: &'static [&'static str],
     pub rows: &'static [Row],
@@ -191,6 +193,7 @@ static IMAGES: Experiment = Experiment {
     title: "Image completion on the bundled sample",
     about: "A model sees some pixels of an image and predicts others, each as a normal distribution.",
     task: "images",
+    alone: &["compare_with=null"],
     settings: &[],
     rows: &models!(&[0, 1, 2]),
     columns: &[
@@ -242,6 +245,7 @@ static ORDERS: Experiment = Experiment {
     title: "Leaf orders",
     about: "Image completion with ReTreever, by the order in which pixels become leaves.",
     task: "images",
+    alone: &["compare_with=null"],
     settings: &["trainer.steps=900"],
     rows: &[
         order(
@@ -279,6 +283,7 @@ static SERIES: Experiment = Experiment {
     title: "Time-series classification",
     about: "A model reads a window of a time series and names its class.",
     task: "series",
+    alone: &["compare_with=null"],
     settings: &[],
     rows: &models!(&[0, 1, 2]),
     columns: &[
@@ -320,6 +325,7 @@ static GP: Experiment = Experiment {
 A model sees some points of a function and predicts others, each as a normal distribution. It is trained on
 functions of the RBF kernel; those of the other kernels it has never seen.",
     task: "gp",
+    alone: &["compare_with=null"],
     settings: &["architecture.encoder_layers=6"],
     rows: &[
         model("cross-attention", CROSS_ATTENTION, &[0]),
@@ -403,6 +409,7 @@ A model reads a random sequence of N / 2 characters and writes it in reverse: th
 is known, and no other helps. Our settings differ from the published ones in the curriculum, the initialisation,
 the guide of the policy and its baseline, the tree's layout, and the optimiser; both are below.",
     task: "copy",
+    alone: &["compare_with=null"],
     settings: &[],
     rows: &[
         ours!("64", "600"),
@@ -456,6 +463,7 @@ The copy task with N = 256, trained without the guide but for one row. Rows diff
 the weight of the policy gradient (λ_RL) or its baseline. The others have the accuracy as reward, weight 1 and
 the mean of the batch as baseline.",
     task: "copy",
+    alone: &["compare_with=null"],
     settings: &[
         "data.length=256",
         "batch_size=32",

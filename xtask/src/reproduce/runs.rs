@@ -69,7 +69,7 @@ impl Run {
     /// When a setting is none.
     pub fn new(experiment: &Experiment, row: &'static Row, seed: u64, args: &Args) -> Result<Self> {
         let steps = args.steps.map(|steps| format!("trainer.steps={steps}"));
-        let given = ["compare_with=null"].into_iter();
+        let given = experiment.alone.iter().copied();
         let given = given.chain(experiment.settings.iter().copied());
         let given = given.chain(row.settings.iter().copied());
         let given = given.chain(steps.as_deref());

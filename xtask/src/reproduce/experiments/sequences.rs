@@ -98,6 +98,7 @@ with another way to attend, for fewer steps. Core FLOPs are those of attention w
 counts of tokens per leaf that were measured, relative to dense attention. Effective leaves are the inverse of
 the share of all pairs of a query and a key that meet in a leaf.",
     task: "recall",
+    alone: &[],
     settings: &[],
     rows: WAYS,
     columns: COLUMNS,
@@ -113,6 +114,7 @@ pub static NEEDLE: Experiment = Experiment {
 A sequence of 512 tokens hides 8 pairs of a key and a value among tokens that mean nothing, and asks 16 times
 for the value of a key at its end. Rows and columns are those of associative recall.",
     task: "needle",
+    alone: &[],
     settings: &[],
     rows: WAYS,
     columns: COLUMNS,
@@ -237,6 +239,7 @@ dense attention and is trained for 300 steps. Rows differ in what the gradient o
 Trees, or a mixture of the best few leaves by their margins), in whether routes are also aligned with dense
 attention by a loss, and in what keeps leaves equally full: nothing, a loss, or biases that follow the counts.",
     task: "recall",
+    alone: &[],
     settings: &[
         "data.length=256",
         "data.pairs=32",
