@@ -264,8 +264,9 @@ fn measure(
 }
 
 /// What may differ between the runs of any table: what it compares, and what changes no number in it.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "model",
+    "from",
     "compare_with",
     "eval_items",
     "trainer.seed",
@@ -295,15 +296,17 @@ fn shared_settings(
     if args.steps.is_some() {
         named.retain(|key| key != "trainer.steps");
     }
-    let mut shared: Vec<(Settings, Option<&str>, &Run)> = Vec::new();
+    // A preset has other settings for runs that start from trained weights.
+    let mut shared: Vec<(Settings, _, &Run)> = Vec::new();
     for run in planned {
         let mut config = run.config(root)?;
         let free = FREE.into_iter().chain(named.iter().map(String::as_str));
         free.for_each(|key| remove(&mut config, key));
-        let group = shared.iter_mut().find(|group| group.1 == run.row.preset);
+        let start = (run.row.preset, run.row.from.is_some());
+        let group = shared.iter_mut().find(|group| group.1 == start);
         let Some((first, _, other)) = group else {
             let rows = vec![run.row.name.to_string()];
-            shared.push((Settings { rows, config }, run.row.preset, run));
+            shared.push((Settings { rows, config }, start, run));
             continue;
         };
         if let Some(key) = runs::difference(&first.config, &config, "") {
