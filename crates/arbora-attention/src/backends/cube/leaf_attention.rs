@@ -8,6 +8,14 @@
 //! rows at the same time. Beside results there are two numbers per row in the lists, two per leaf, and
 //! two per query for gradients.
 
+// Kernels have no slices to iterate over, conditions known at compile time stay apart from the others, and
+// assigning operators are not in the language of kernels for every type.
+#![allow(
+    clippy::needless_range_loop,
+    clippy::collapsible_if,
+    clippy::assign_op_pattern
+)]
+
 use super::tree_search::position_of;
 use super::{element, empty, fits_positions, grid, into_contiguous, vector_size};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
