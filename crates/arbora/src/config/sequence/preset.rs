@@ -28,21 +28,21 @@ impl SequenceConfig {
             );
         }
         let stage = |length, steps| Stage { length, steps };
-        let (data, steps, rows) = match task {
+        let (data, steps, rows, branching, test_items) = match task {
             SequenceTask::Recall => {
                 let recall = RecallConfig {
                     curriculum: vec![stage(64, 200), stage(128, 100), stage(256, 50)],
                     ..RecallConfig::default()
                 };
-                (SequenceSource::Recall(recall), 450, 64)
+                (SequenceSource::Recall(recall), 450, 64, vec![2; 4], 128)
             }
             SequenceTask::Needle => {
                 let needle = NeedleConfig {
                     curriculum: vec![stage(64, 300), stage(256, 100)],
                     ..NeedleConfig::default()
                 };
-                // All rows: few of them ask.
-                (SequenceSource::Needle(needle), 450, 512)
+                // All rows: few of them ask. More items for the same reason.
+                (SequenceSource::Needle(needle), 450, 512, vec![2; 3], 512)
             }
         };
         Ok(Self {
@@ -53,7 +53,7 @@ impl SequenceConfig {
             batch_size: 8,
             eval_batch_size: 8,
             eval_items: 32,
-            test_items: 128,
+            test_items,
             architecture: SequenceArchitecture {
                 d_model: 64,
                 heads: 2,
@@ -67,9 +67,9 @@ impl SequenceConfig {
                 dense_layers: 0,
             },
             attention: AttentionSettings {
-                tree_fine: trees([2, 2, 2, 2], rows),
-                tree_fine_kary: trees([4, 4], rows),
-                tree_coarse: means([4, 4, 4]),
+                tree_fine: trees(branching, rows),
+                tree_fine_kary: trees(vec![4, 4], rows),
+                tree_coarse: means(vec![4, 4, 4, 4]),
                 // About a quarter of the cost of dense attention, or less.
                 linformer: LinformerConfig {
                     rank: 64,
@@ -118,7 +118,7 @@ impl SequenceConfig {
         }
         self.from = Some(run);
         self.trainer = TrainerConfig {
-            steps: 300,
+            steps: 400,
             eval_every: 50,
             learning_rate: 3e-3,
             final_learning_rate: 9e-5,
@@ -132,7 +132,7 @@ impl SequenceConfig {
 /// Trees of TF-Attention as they start out.
 ///
 /// - rows: queries and keys whose routes are aligned with dense attention in a step
-fn trees<const H: usize>(branching: [usize; H], rows: usize) -> TreeFineConfig {
+fn trees(branching: Vec<usize>, rows: usize) -> TreeFineConfig {
     TreeFineConfig {
         router: RouterConfig {
             surrogate: SURROGATE,
@@ -145,11 +145,11 @@ fn trees<const H: usize>(branching: [usize; H], rows: usize) -> TreeFineConfig {
 
 /// Trees of TC-Attention as they start out. Rows are normalised, since trees learn better so; folding the
 /// projections into the trees would need them as they are.
-fn means<const H: usize>(branching: [usize; H]) -> TreeCoarseConfig {
+fn means(branching: Vec<usize>) -> TreeCoarseConfig {
     let defaults = TreeCoarseConfig::default();
     TreeCoarseConfig {
         router: RouterConfig {
-            branching: branching.into(),
+            branching,
             surrogate: SURROGATE,
             normalize: true,
             ..defaults.router
