@@ -35,7 +35,8 @@ pub enum TreeSharing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlignmentConfig {
-    /// Query rows and key rows drawn per call; all rows where there are no more.
+    /// Query rows and key rows drawn per call; all rows where there are no more. Memory grows with
+    /// `rows · keys`: as many rows as tokens make every pair, as dense attention does.
     pub rows: usize,
 }
 
