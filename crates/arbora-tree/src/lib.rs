@@ -38,7 +38,6 @@ pub use order::{OrderInput, TokenOrder};
 #[cfg(feature = "tensor")]
 pub use routing::{
     Candidates, Growth, LeafCounts, NO_LEAF, Routing, RoutingTree, RoutingTreeConfig, Surrogate,
-    balance_loss,
 };
 pub use shape::{CompleteTree, Layout, TokenTreeShape};
 #[cfg(feature = "tensor")]

@@ -34,7 +34,7 @@ mod route;
 mod split;
 mod surrogate;
 
-pub use balance::{LeafCounts, balance_loss};
+pub use balance::LeafCounts;
 pub use growth::Growth;
 pub use level::RoutingLevel;
 pub use route::{Candidates, NO_LEAF, Routing};

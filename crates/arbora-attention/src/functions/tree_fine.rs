@@ -132,8 +132,10 @@ pub struct TreeFineOutput {
 /// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all
 ///   leaves through the mask `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs
 ///   every pair of a query and a key: time and memory of the backward pass grow with `queries · keys`. A
-///   query whose leaf has no key gives no signal, since the relaxed quotient is undefined there. Dropout
-///   is left out of this gradient.
+///   query whose leaf has no key gives no signal, since the relaxed quotient is undefined there; nor does
+///   one whose own leaf holds less than 1e-18 of the weight of the key that it would attend to most among
+///   all keys, where the quotient would overflow (logits about 41 apart). Dropout is left out of this
+///   gradient.
 /// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so
 ///   training and inference differ until the temperature is low. An oracle, as costly as the former. It
 ///   takes no dropout.

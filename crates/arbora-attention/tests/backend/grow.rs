@@ -8,7 +8,6 @@ use arbora_attention::{
 };
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use arbora_tree::Growth;
-use burn::module::ParamId;
 use burn::tensor::{Device, Tensor};
 
 fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAttention {
@@ -34,16 +33,6 @@ fn attend(layer: &SelfAttention, causal: bool) -> Tensor<3> {
     let mut input = SelfAttentionInput::new(random([2, 9, 8], 1, &device));
     input.masks.causal = causal;
     layer.forward(input).context.without_autodiff()
-}
-
-fn ids(layer: &SelfAttention) -> Vec<ParamId> {
-    let router = router(layer);
-    let trees = [Some(&router.query), router.key.as_ref()];
-    trees
-        .into_iter()
-        .flatten()
-        .flat_map(|tree| tree.parameter_ids())
-        .collect()
 }
 
 #[test]
@@ -82,9 +71,9 @@ fn a_new_depth_weighs_nothing_where_it_preserves_and_its_share_otherwise() {
 #[test]
 fn a_grown_layer_trains_its_new_level_and_keeps_the_parameters_of_the_others() {
     let layer = coarse_layer(TreeCoarseConfig::new([2]), 2, &autodiff_device());
-    let before = ids(&layer);
+    let before = layer.tree_parameter_ids();
     let grown = layer.clone().grow(2, &Growth::Random { seed: 3 });
-    let after = ids(&grown);
+    let after = grown.tree_parameter_ids();
     assert!(before.iter().all(|id| after.contains(id)));
     assert_eq!(after.len(), before.len() + 4); // a weight and a bias, of queries and of keys
     assert_eq!(grown.query.weight.id, layer.query.weight.id);

@@ -1,7 +1,8 @@
 //! What every way of attending must do, whatever it computes.
 
 use arbora_attention::{
-    AttentionKindConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, SelfAttention,
+    SelfAttentionConfig, SelfAttentionInput, TreeCoarseConfig, TreeFineConfig,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, random_data, values};
@@ -152,4 +153,107 @@ fn matches_finite_differences(kind: &AttentionKindConfig) {
     };
     let input = random_data([2, 7, D_MODEL], 10);
     assert_matches_finite_differences(input, &device(), 1e-2, 1e-2, function);
+}
+
+fn every_kind() -> [AttentionKindConfig; 6] {
+    [
+        AttentionKindConfig::Dense,
+        AttentionKindConfig::Linformer(LinformerConfig::default()),
+        AttentionKindConfig::BigBird(BigBirdConfig::default()),
+        AttentionKindConfig::Performer(PerformerConfig::default()),
+        AttentionKindConfig::TreeFine(TreeFineConfig::new([2, 2])),
+        AttentionKindConfig::TreeCoarse(TreeCoarseConfig::new([2, 2])),
+    ]
+}
+
+/// What a call panics with.
+fn message(call: impl FnOnce()) -> String {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    let payload = caught.expect_err("the call is refused");
+    *payload.downcast::<String>().expect("asserts give text")
+}
+
+fn none() -> Tensor<3> {
+    Tensor::zeros([2, 0, D_MODEL], &device())
+}
+
+#[test]
+fn every_kind_refuses_rows_of_no_tokens() {
+    let some = random([2, 3, D_MODEL], 1, &device());
+    let expected = |of: &str| format!("self_attention: axis 1 of {of}: expected at least 1, got 0");
+    for kind in every_kind() {
+        let layer = layer(&kind, &device());
+        let refused = |input| message(|| drop(layer.forward(input)));
+        assert_eq!(
+            refused(SelfAttentionInput::new(none())),
+            expected("tokens"),
+            "{kind:?}"
+        );
+        assert_eq!(
+            refused(SelfAttentionInput::cross(none(), some.clone())),
+            expected("tokens"),
+            "{kind:?}"
+        );
+        assert_eq!(
+            refused(SelfAttentionInput::cross(some.clone(), none())),
+            expected("context"),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn every_kind_with_a_cache_refuses_calls_of_no_tokens() {
+    for kind in every_kind() {
+        if matches!(
+            kind,
+            AttentionKindConfig::Linformer(_) | AttentionKindConfig::BigBird(_)
+        ) {
+            continue;
+        }
+        let layer = layer(&kind, &device());
+        let mut cache = layer.cache(2, &device());
+        let got = message(|| drop(layer.forward_cached(none(), &mut cache)));
+        let expected = "self_attention: axis 1 of tokens: expected at least 1, got 0";
+        assert_eq!(got, expected, "{kind:?}");
+        assert_eq!(cache.tokens(), 0);
+    }
+}
+
+#[test]
+fn queries_at_padding_get_the_bias_of_the_output_from_kinds_that_route_alone() {
+    for kind in every_kind() {
+        let layer = layer(&kind, &device());
+        let input = SelfAttentionInput::new(random([1, 5, D_MODEL], 1, &device()));
+        let context = layer
+            .forward(input.mask_pad(padding(&[3], 5, &device())))
+            .context;
+        let bias = values(layer.output.bias.as_ref().expect("there is one").val());
+        let routes = matches!(
+            kind,
+            AttentionKindConfig::TreeFine(_) | AttentionKindConfig::TreeCoarse(_)
+        );
+        for row in values(context.slice([0..1, 3..5])).chunks(D_MODEL) {
+            let most = row.iter().zip(&bias).map(|(x, bias)| (x - bias).abs());
+            let most = most.fold(0.0, f32::max);
+            assert_eq!(most < 1e-6, routes, "{kind:?}: {most}");
+        }
+    }
+}
+
+#[test]
+fn trees_name_their_parameters_and_other_kinds_have_none() {
+    for kind in every_kind() {
+        let layer = layer(&kind, &device());
+        let ids = layer.tree_parameter_ids();
+        let expected = match kind {
+            // Two levels with weights and biases.
+            AttentionKindConfig::TreeFine(_) => 4,
+            // The same for queries and for keys.
+            AttentionKindConfig::TreeCoarse(_) => 8,
+            _ => 0,
+        };
+        assert_eq!(ids.len(), expected, "{kind:?}");
+        assert!(!ids.contains(&layer.query.weight.id));
+    }
 }

@@ -274,6 +274,27 @@ fn biases_follow_the_counts_where_a_rate_is_set() {
 }
 
 #[test]
+fn biases_move_after_the_losses_of_their_call() {
+    let device = autodiff_device();
+    let run = |rate: f64| {
+        let mut config = alignment::aligned(9);
+        config.router.balance_rate = rate;
+        let layer = fine_layer(config, &device);
+        let report = report(&layer, SelfAttentionInput::new(tokens(&device)));
+        let level = &tree_fine(&layer).router.query.levels()[0];
+        (
+            values(report.balance_loss.expect("it trains")),
+            values(report.alignment_loss.expect("it is asked for")),
+            values(level.balance.value_sync()),
+        )
+    };
+    let (still, moving) = (run(0.0), run(5.0));
+    assert_eq!(moving.0, still.0);
+    assert_eq!(moving.1, still.1);
+    assert!(moving.2.iter().any(|bias| bias.abs() == 5.0));
+}
+
+#[test]
 fn dropout_follows_the_seed_and_is_off_without_gradients() {
     let config = || TreeFineConfig {
         dropout: 0.5,

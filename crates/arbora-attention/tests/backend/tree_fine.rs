@@ -6,6 +6,8 @@ mod empty_leaf;
 mod gradient;
 #[path = "tree_fine/host.rs"]
 mod host;
+#[path = "tree_fine/properties.rs"]
+mod properties;
 
 use arbora_attention::{
     DenseAttentionOptions, EmptyLeaf, TreeFineInput, TreeFineOptions, dense_attention, tree_fine,

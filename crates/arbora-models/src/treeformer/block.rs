@@ -1,9 +1,8 @@
 use super::TreeformerConfig;
 use arbora_attention::{
-    AttentionKindConfig, Kind, Router, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
     SelfAttentionOutput,
 };
-use arbora_tree::routing::RoutingTree;
 use burn::module::Module;
 use burn::nn::transformer::{PositionWiseFeedForward, PositionWiseFeedForwardConfig};
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
@@ -72,15 +71,6 @@ impl TreeformerBlock {
         }
     }
 
-    /// The trees of queries and of keys, where there are any.
-    pub(super) fn trees(&self) -> Vec<RoutingTree> {
-        match &self.attention.kind {
-            Kind::TreeFine(tree) => trees(&tree.router),
-            Kind::TreeCoarse(tree) => trees(&tree.router),
-            _ => Vec::new(),
-        }
-    }
-
     /// The same with trees that split these tokens, `[batch, tokens, d_model]`, evenly.
     #[track_caller]
     pub(super) fn with_median_split(mut self, tokens: Tensor<3>) -> Self {
@@ -126,11 +116,6 @@ impl TreeformerBlock {
             .forward(self.feed_forward_norm.forward(tokens.clone()));
         (tokens + self.dropout.forward(mapped), attended)
     }
-}
-
-fn trees(router: &Router) -> Vec<RoutingTree> {
-    let keys = router.key.clone();
-    std::iter::once(router.query.clone()).chain(keys).collect()
 }
 
 /// What trees read of projected tokens, `[batch, tokens, width]` -> `[batch, tokens · group, trees, dim]`: heads

@@ -6,9 +6,9 @@ pub use block::{LocalMixing, TreeformerBlock};
 
 use crate::init::{Initialization, seeded};
 use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
-use arbora_tree::routing::{RoutingTree, Surrogate};
+use arbora_tree::routing::Surrogate;
 use burn::config::Config;
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::nn::{
     Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm,
     RmsNormConfig,
@@ -184,7 +184,7 @@ impl Treeformer {
 
     /// The same with trees that split evenly: layer by layer, half of the queries and keys that some sequences
     /// make there go to either side of every binary node
-    /// ([`RoutingTree::with_median_split`]).
+    /// ([`RoutingTree::with_median_split`](arbora_tree::RoutingTree::with_median_split)).
     ///
     /// - tokens: `[batch, tokens]`, no padding among them
     /// - layers: whose trees, counted from 0; layers without trees are passed over
@@ -203,12 +203,12 @@ impl Treeformer {
         self
     }
 
-    /// The trees that route tokens, those of queries before those of keys, layer by layer. An optimiser should
-    /// not decay them.
-    pub fn trees(&self) -> Vec<RoutingTree> {
+    /// The ids of the parameters of the trees that route tokens, layer by layer. An optimiser should not decay
+    /// them.
+    pub fn tree_parameter_ids(&self) -> Vec<ParamId> {
         self.blocks
             .iter()
-            .flat_map(TreeformerBlock::trees)
+            .flat_map(|block| block.attention.tree_parameter_ids())
             .collect()
     }
 

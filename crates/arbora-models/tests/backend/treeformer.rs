@@ -148,7 +148,8 @@ fn layers_that_route_report_where_and_the_lowest_can_stay_dense() {
     };
     assert_eq!(report.counts.keys.dims(), [2, 2, 4]);
     assert_eq!(values(report.counts.keys.clone().sum_dim(2)), [5.0; 4]);
-    assert_eq!(model.trees().len(), 1);
+    // One tree of two levels, each with weights and biases.
+    assert_eq!(model.tree_parameter_ids().len(), 4);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How evenly tokens spread over leaves, and what pulls them apart.
 
-use super::{Heads, Routing, RoutingTree};
-use burn::tensor::{Bool, IndexingUpdateOp, Tensor};
+use super::{Heads, Routing, RoutingTree, Surrogate};
+use burn::tensor::{IndexingUpdateOp, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
 ///
@@ -90,96 +90,77 @@ fn child_counts(counts: Tensor<2>, routing: &Routing, depth: usize) -> Tensor<3>
         .reshape([trees, shape.width(depth), shape.branching(depth)])
 }
 
-/// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where
-/// `f_c` is the share of the tokens at the node that go to child `c` and `P_c` their mean
-/// probability of `c` given the node.
-///
-/// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every
-/// node. Nodes of a depth are weighted by the share of the tokens that reach them, then depths and
-/// trees are averaged. The loss is 1 where all children are equally likely, and the branching
-/// factor where every token surely goes to one child. The shares carry no gradient. Batch and heads
-/// of a tree are pooled; masked tokens count nothing. A tree of height 0 has loss 1, and so has a
-/// tree without unmasked tokens; both without gradient.
-///
-/// # Shapes
-/// - probabilities: per depth from the root to the leaves `[batch, tokens, heads, nodes]`, see
-///   [`RoutingTree::node_probabilities`]
-/// - routing: of the same tokens
-/// - mask: `[batch, tokens]`, `true` = masked out, beyond the tokens that `routing` masks
-/// - returns `[1]`
-///
-/// # Panics
-/// If the shapes disagree.
-#[track_caller]
-pub fn balance_loss(
-    probabilities: &[Tensor<4>],
-    routing: &Routing,
-    mask: Option<Tensor<2, Bool>>,
-) -> Tensor<1> {
-    let heads = routing.heads();
-    let shape = routing.shape();
-    assert_eq!(
-        probabilities.len(),
-        shape.height() + 1,
-        "balance_loss: depths of probabilities: expected {}, got {}",
-        shape.height() + 1,
-        probabilities.len()
-    );
-    let mut routing = routing.clone();
-    if let Some(mask) = mask {
-        let width = shape.height() + 1;
-        let mask = heads.spread("balance_loss", mask, width);
-        routing.path = routing.path.mask_fill(mask, super::NO_LEAF);
-    }
-    let device = routing.path.device();
-    if shape.height() == 0 {
-        return Tensor::ones([1], &device);
-    }
-    let counts = leaf_counts(&routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
-    let tokens = counts.clone().sum_dim(1); // [trees, 1]
-    let path = heads.to_rows(routing.path.clone()); // [trees, rows, height + 1]
-    let [trees, rows, _] = path.dims();
-    let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0).float();
-    let path = path.clamp_min(0);
-
-    let mut total = Tensor::<2>::zeros([trees, 1], &device);
-    for depth in 0..shape.height() {
-        let (width, branching) = (shape.width(depth), shape.branching(depth));
-        let child = &probabilities[depth + 1];
-        let expected = [heads.batch, heads.tokens, heads.heads, width * branching];
-        assert_eq!(
-            child.dims(),
-            expected,
-            "balance_loss: probabilities at depth {}: expected {expected:?}, got {:?}",
-            depth + 1,
-            child.dims()
-        );
-        let index = path
-            .clone()
-            .narrow(2, depth, 1)
-            .unsqueeze_dim::<4>(3)
-            .expand([trees, rows, 1, branching]);
-        let siblings = heads
-            .to_rows(child.clone())
-            .reshape([trees, rows, width, branching])
-            .gather(2, index.clone());
-        // The routed node is the likeliest of its depth, so this divides by at least 1 / nodes.
-        let given_node = siblings.clone() / siblings.sum_dim(3); // [trees, rows, 1, branching]
-        let counts = child_counts(counts.clone(), &routing, depth);
-        let shares = counts.clone() / counts.sum_dim(2).clamp_min(1.0); // [trees, nodes, branching]
-        let shares = shares
-            .unsqueeze_dim::<4>(1)
-            .expand([trees, rows, width, branching])
-            .gather(2, index);
-        let per_row = (shares * given_node).sum_dim(3).squeeze_dim::<3>(3);
-        let sum = (per_row * keep.clone()).sum_dim(1).squeeze_dim::<2>(2); // [trees, 1]
-        total = total + sum * branching as f32;
-    }
-    let mean = total / tokens.clone().clamp_min(1.0) / shape.height() as f32;
-    mean.mask_fill(tokens.equal_elem(0.0), 1.0).mean()
-}
-
 impl RoutingTree {
+    /// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where
+    /// `f_c` is the share of the tokens at the node that go to child `c` and `P_c` their mean
+    /// probability of `c` given the node: the softmax over its children of what the surrogate adds
+    /// to their scores, over the temperature.
+    ///
+    /// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every
+    /// node. Nodes of a depth are weighted by the share of the tokens that reach them, then depths
+    /// and trees are averaged. The loss is 1 where all children are equally likely, and the
+    /// branching factor where every token surely goes to one child. The shares carry no gradient.
+    /// Batch and heads of a tree are pooled; masked tokens count nothing. A tree of height 0 has
+    /// loss 1, and so has a tree without unmasked tokens; both without gradient.
+    ///
+    /// Only nodes on the path of a token are evaluated. [`Surrogate::DenseGradient`] without a scale
+    /// needs the outputs of all nodes for its mean size besides, without gradient.
+    ///
+    /// # Shapes
+    /// - x: `[batch, tokens, heads, dim]`
+    /// - routing: of the same tokens by these trees, with [`NO_LEAF`](super::NO_LEAF) for those that
+    ///   are masked
+    /// - returns `[1]`
+    ///
+    /// # Panics
+    /// If an axis is 0 or disagrees with the tree, the routing is of other trees or other tokens, or a
+    /// number of the surrogate is out of its range.
+    #[track_caller]
+    pub fn balance_loss(
+        &self,
+        x: Tensor<4>,
+        routing: &Routing,
+        surrogate: &Surrogate,
+    ) -> Tensor<1> {
+        self.check_routing("balance_loss", routing);
+        let (rows, heads) = self.rows("balance_loss", x);
+        let expected = [heads.batch, heads.tokens, heads.heads];
+        let [batch, tokens, routed, _] = routing.path.dims();
+        assert!(
+            [batch, tokens, routed] == expected,
+            "balance_loss: routing [batch, tokens, heads]: expected {expected:?}, got {:?}",
+            [batch, tokens, routed]
+        );
+        let path = heads.to_rows(routing.path.clone()); // [trees, rows, height + 1]
+        let device = path.device();
+        if self.height() == 0 {
+            return Tensor::ones([1], &device);
+        }
+        let counts = leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
+        let tokens = counts.clone().sum_dim(1); // [trees, 1]
+        let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0).float();
+        let path = path.clamp_min(0);
+        let [trees, count, _] = path.dims();
+
+        let mut total = Tensor::<2>::zeros([trees, 1], &device);
+        let probabilities = self.child_probabilities(rows, &path, &keep, surrogate);
+        for (depth, given_node) in probabilities.into_iter().enumerate() {
+            let [_, _, _, branching] = given_node.dims();
+            let index = path
+                .clone()
+                .narrow(2, depth, 1)
+                .expand([trees, count, branching]);
+            let counts = child_counts(counts.clone(), routing, depth);
+            let shares = counts.clone() / counts.sum_dim(2).clamp_min(1.0); // [trees, nodes, branching]
+            let shares = shares.gather(1, index); // [trees, rows, branching]
+            let per_row = (shares * given_node.squeeze_dim::<3>(2)).sum_dim(2);
+            let sum = (per_row * keep.clone()).sum_dim(1).squeeze_dim::<2>(2); // [trees, 1]
+            total = total + sum * branching as f32;
+        }
+        let mean = total / tokens.clone().clamp_min(1.0) / self.height() as f32;
+        mean.mask_fill(tokens.equal_elem(0.0), 1.0).mean()
+    }
+
     /// Moves the balance biases one step against the skew of given routings: by `balance_rate` down
     /// for a child with more tokens than the mean of its siblings, up for one with fewer. The
     /// hyperplane of a binary node moves by `balance_rate` towards the side with fewer tokens. The
@@ -195,14 +176,7 @@ impl RoutingTree {
     #[track_caller]
     pub fn track_balance(&self, routings: &[&Routing]) {
         for routing in routings {
-            assert!(
-                routing.shape() == &self.shape && routing.trees() == self.trees,
-                "track_balance: routing: expected {} trees {:?}, got {} trees {:?}",
-                self.trees,
-                self.shape.factors(),
-                routing.trees(),
-                routing.shape().factors()
-            );
+            self.check_routing("track_balance", routing);
         }
         let Some(first) = routings.first() else {
             return;
@@ -234,5 +208,17 @@ impl RoutingTree {
             // A record is made of the value that is in sync.
             level.balance.value_sync();
         }
+    }
+
+    #[track_caller]
+    fn check_routing(&self, operation: &str, routing: &Routing) {
+        assert!(
+            routing.shape() == &self.shape && routing.trees() == self.trees,
+            "{operation}: routing: expected {} trees {:?}, got {} trees {:?}",
+            self.trees,
+            self.shape.factors(),
+            routing.trees(),
+            routing.shape().factors()
+        );
     }
 }

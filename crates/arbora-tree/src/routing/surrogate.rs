@@ -3,7 +3,7 @@
 use super::level::{children, margin_terms, one_hot};
 use super::{Heads, RoutingTree};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which differentiable scores stand in for the decisions of a [`RoutingTree`].
@@ -64,6 +64,11 @@ impl Surrogate {
             | Self::TopMargin { temperature, .. }
             | Self::Soft { temperature } => temperature,
         }
+    }
+
+    /// Whether the size of a decision comes from the batch.
+    fn needs_mean_size(&self) -> bool {
+        matches!(self, Self::DenseGradient { scale: None, .. })
     }
 
     #[track_caller]
@@ -136,11 +141,14 @@ impl RoutingTree {
             .map(|level| level.functions().logits(rows.clone()))
             .collect();
         let keep = mask.map(|mask| keep_rows(mask, heads, "node_scores"));
-        let terms = decision_terms(logits, keep, surrogate);
+        let scale = surrogate
+            .needs_mean_size()
+            .then(|| mean_size(&logits, keep));
 
         let device = rows.device().without_autodiff();
         let mut scores = vec![Tensor::<3>::zeros([trees, count, 1], &device)];
-        for term in terms {
+        for logits in logits {
+            let term = decision_terms(logits, surrogate, scale.as_ref());
             let [_, _, nodes, branching] = term.dims();
             let parents = scores[scores.len() - 1].clone().unsqueeze_dim::<4>(3);
             scores.push((parents + term).reshape([trees, count, nodes * branching]));
@@ -201,51 +209,83 @@ impl RoutingTree {
             .map(|scores| softmax(scores / surrogate.temperature(), 3))
             .collect()
     }
+
+    /// The probabilities of the children of the nodes that rows come to, given that node, per depth
+    /// from the root on.
+    ///
+    /// These are the ratios of siblings in [`node_probabilities`](Self::node_probabilities). What the
+    /// node itself scored, and what the depth sums to, cancel in them, so only nodes on the path are
+    /// evaluated.
+    ///
+    /// - rows: `[trees, rows, dim]`
+    /// - path: `[trees, rows, height + 1]`, nodes that exist
+    /// - keep: `[trees, rows, 1]`, 1 for the rows that count in statistics
+    /// - returns per depth `[trees, rows, 1, branching]`
+    #[track_caller]
+    pub(super) fn child_probabilities(
+        &self,
+        rows: Tensor<3>,
+        path: &Tensor<3, Int>,
+        keep: &Tensor<3>,
+        surrogate: &Surrogate,
+    ) -> Vec<Tensor<4>> {
+        surrogate.check("balance_loss");
+        let size = surrogate.needs_mean_size().then(|| {
+            let rows = rows.clone().without_autodiff();
+            let logits: Vec<_> = self
+                .levels
+                .iter()
+                .map(|level| level.functions().constant().logits(rows.clone()))
+                .collect();
+            mean_size(&logits, Some(keep.clone()))
+        });
+        self.levels
+            .iter()
+            .enumerate()
+            .map(|(depth, level)| {
+                let node = path.clone().narrow(2, depth, 1);
+                let logits = level.functions().logits_at(rows.clone(), node);
+                let terms = decision_terms(logits, surrogate, size.as_ref());
+                softmax(terms / surrogate.temperature(), 3)
+            })
+            .collect()
+    }
 }
 
-/// What each decision adds to the scores of a node's children, per level.
+/// What the decisions of a level add to the scores of their nodes' children.
 ///
-/// - logits: per level `[trees, rows, nodes, logits]`
-/// - keep: `[trees, rows, 1]`, 1 for unmasked rows
-/// - returns per level `[trees, rows, nodes, branching]`
-pub(super) fn decision_terms(
-    logits: Vec<Tensor<4>>,
-    keep: Option<Tensor<3>>,
+/// - logits: `[trees, rows, nodes, logits]`
+/// - mean_size: what [`mean_size`] says, where [`Surrogate::needs_mean_size`]
+/// - returns `[trees, rows, nodes, branching]`
+fn decision_terms(
+    logits: Tensor<4>,
     surrogate: &Surrogate,
-) -> Vec<Tensor<4>> {
+    mean_size: Option<&Tensor<4>>,
+) -> Tensor<4> {
     let Surrogate::DenseGradient {
         temperature,
         clip,
         scale,
     } = *surrogate
     else {
-        return logits.into_iter().map(margin_terms).collect();
+        return margin_terms(logits);
     };
-    let Some(first) = logits.first() else {
-        return Vec::new();
+    let constant = logits.clone().without_autodiff();
+    let size = match (scale, mean_size) {
+        (None, Some(size)) => size.clone(),
+        (scale, _) => Tensor::full([1, 1, 1, 1], scale.unwrap_or(1.0), &constant.device()),
     };
-    let scale = match scale {
-        Some(scale) => Tensor::full([1, 1, 1, 1], scale, &first.device().without_autodiff()),
-        None => mean_size(&logits, keep),
-    };
-    logits
-        .into_iter()
-        .map(|logits| {
-            if logits.dims()[3] == 1 {
-                let constant = logits.clone().without_autodiff();
-                let passes = constant.clone().abs().lower_equal_elem(clip).float();
-                let sign = constant.greater_equal_elem(0.0).float() * 2.0 - 1.0;
-                let right = sign * scale.clone() + straight_through(logits * passes * 2.0);
-                Tensor::cat(vec![right.clone().neg(), right], 3)
-            } else {
-                let branching = logits.dims()[3];
-                let child = children(logits.clone().without_autodiff());
-                let taken = one_hot(child.unsqueeze_dim::<4>(3), branching);
-                let soft = softmax(logits / temperature, 3);
-                (taken + straight_through(soft)) * scale.clone()
-            }
-        })
-        .collect()
+    if logits.dims()[3] == 1 {
+        let passes = constant.clone().abs().lower_equal_elem(clip).float();
+        let sign = constant.greater_equal_elem(0.0).float() * 2.0 - 1.0;
+        let right = sign * size + straight_through(logits * passes * 2.0);
+        Tensor::cat(vec![right.clone().neg(), right], 3)
+    } else {
+        let branching = logits.dims()[3];
+        let taken = one_hot(children(constant).unsqueeze_dim::<4>(3), branching);
+        let soft = softmax(logits / temperature, 3);
+        (taken + straight_through(soft)) * size
+    }
 }
 
 /// Zero with the gradient of `value`.
@@ -274,7 +314,7 @@ fn mean_size(logits: &[Tensor<4>], keep: Option<Tensor<3>>) -> Tensor<4> {
 
 /// 1 for unmasked rows, 0 for masked ones: `[trees, rows, 1]`.
 #[track_caller]
-pub(super) fn keep_rows(mask: Tensor<2, Bool>, heads: Heads, operation: &str) -> Tensor<3> {
+fn keep_rows(mask: Tensor<2, Bool>, heads: Heads, operation: &str) -> Tensor<3> {
     heads
         .to_rows(heads.spread(operation, mask, 1))
         .bool_not()

@@ -140,12 +140,12 @@ impl TrainableModel for SequenceModel {
 
     /// Trees do not decay: a hyperplane drawn to 0 sends every token the way of its bias.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
-        let trees = self.network.trees();
+        let trees = self.network.tree_parameter_ids();
         if trees.is_empty() {
             return Vec::new();
         }
         vec![ParameterGroup {
-            parameters: ParamGroup::ids_from_module(trees),
+            parameters: ParamGroup::from_ids(trees),
             decays: false,
             rate: self.objective.tree_rate,
         }]

@@ -1,7 +1,9 @@
 //! The mask of indicators, relaxed: every pair of a query and a key.
 
 use super::Call;
-use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
+use crate::functions::masked_attention::{
+    by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_heads, softmax_of_visible,
+};
 use arbora_tree::routing::Surrogate;
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
@@ -26,11 +28,9 @@ impl Call<'_> {
         let (logits, hidden) = self.scores();
         let logits = logits.without_autodiff();
         // The maximum over all keys, not those of the leaf: pairs of other leaves must not overflow.
-        let greatest = logits.clone().mask_fill(hidden.clone(), -1e30).max_dim(3);
-        let weights = (logits - greatest)
-            .clamp_max(0.0)
-            .exp()
-            .mask_fill(hidden, 0.0);
+        let greatest = fill_hidden(logits.clone(), &hidden, -1e30).max_dim(3);
+        let weights = (logits - greatest).clamp_max(0.0).exp();
+        let weights = fill_hidden(weights, &hidden, 0.0);
         let weights = self.shared(query, key) * weights; // [batch, heads, queries, keys]
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
         let value = by_head(repeat_heads(
@@ -100,35 +100,17 @@ impl Call<'_> {
 
     /// The logits of all pairs, `[batch, heads, queries, keys]` in single precision, and those that a
     /// query does not see.
-    fn scores(&self) -> (Tensor<4>, Tensor<4, Bool>) {
-        let [batch, queries, heads, head_dim] = self.input.query.dims();
+    fn scores(&self) -> (Tensor<4>, Option<Tensor<4, Bool>>) {
+        let [_, queries, heads, head_dim] = self.input.query.dims();
         let [_, keys, kv_heads, _] = self.input.key.dims();
         let options = self.within.options();
         let single = |rows: &Tensor<4>| rows.clone().cast(FloatDType::F32);
         let query = by_head(single(&self.input.query)) * options.scale(head_dim);
         let key = by_head(repeat_heads(single(&self.input.key), heads / kv_heads));
-        let hidden = hidden_pairs(
-            [batch, queries, keys],
-            self.input.key_padding.as_ref(),
-            options.causal,
-            &self.input.query.device(),
-        );
-        (
-            query.matmul(key.swap_dims(2, 3)),
-            hidden.expand([batch, heads, queries, keys]),
-        )
+        let last = options
+            .causal
+            .map(|offset| last_keys(queries, offset, &self.query_leaf.device()));
+        let hidden = hidden_pairs(keys, self.input.key_padding.as_ref(), last);
+        (query.matmul(key.swap_dims(2, 3)), hidden)
     }
-}
-
-/// Indicators of leaves, `[batch, rows, heads, leaves]`; zeros for rows without one.
-fn one_hot(leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
-    let [batch, rows, heads] = leaf.dims();
-    let shape = [batch, rows, heads, leaves];
-    let each =
-        Tensor::<1, Int>::arange(0..leaves as i64, &leaf.device()).reshape([1, 1, 1, leaves]);
-    leaf.clone()
-        .unsqueeze_dim::<4>(3)
-        .expand(shape)
-        .equal(each.expand(shape))
-        .float()
 }

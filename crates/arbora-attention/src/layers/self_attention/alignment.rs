@@ -1,11 +1,13 @@
 //! The auxiliary loss that draws routes towards dense attention.
 
 use super::router::Router;
-use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
+use crate::functions::masked_attention::{
+    by_head, hidden_pairs, one_hot, repeat_heads, softmax_of_visible,
+};
 use crate::functions::{head_leaves, tree_input};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, FloatDType, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Bool, FloatDType, Int, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -27,8 +29,9 @@ impl Router {
     /// without keys has no share of `a`, so `p` is drawn away from it. Without a row that counts the
     /// loss is 0.
     ///
-    /// Time and memory grow with `rows · keys` and `rows · leaves`. The indexer of DeepSeek-V3.2 is
-    /// warmed up by the same divergence from dense attention.
+    /// Time and memory grow with `rows · keys`, and with `leaves` times rows, queries and keys: as many
+    /// rows as tokens make every pair. The indexer of DeepSeek-V3.2 is warmed up by the same
+    /// divergence from dense attention.
     ///
     /// - rows, masks: as [`report`](Self::report) takes them
     /// - (causal, temperature)
@@ -55,8 +58,8 @@ impl Router {
         let pick_queries = Tensor::<1, Int>::from_data(drawn_queries.as_slice(), &device);
         let pick_keys = Tensor::<1, Int>::from_data(drawn_keys.as_slice(), &device);
 
-        let hidden = hidden_pairs([batch, queries, keys], key_mask.as_ref(), causal, &device)
-            .select(2, pick_queries.clone());
+        let last = causal.map(|offset| pick_queries.clone().add_scalar(offset as i64));
+        let hidden = hidden_pairs(keys, key_mask.as_ref(), last);
         let single = |rows: Tensor<4>| rows.cast(FloatDType::F32);
         let asked = single(query.clone().select(1, pick_queries.clone()));
         let logits = (by_head(asked) * (head_dim as f64).powf(-0.5))
@@ -72,14 +75,12 @@ impl Router {
         }
 
         let key_leaf = repeat_heads(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
-        let key_leaf = key_leaf.reshape([batch, keys, heads]).swap_dims(1, 2);
-        let of_queries = by_head(mass_by_leaf(weights.clone(), key_leaf, leaves));
+        let key_leaf = key_leaf.reshape([batch, keys, heads]);
+        let of_queries = by_head(mass_by_leaf(weights.clone(), &key_leaf, leaves));
 
-        let query_leaf = head_leaves(routes.0, heads)
-            .select(1, pick_queries.clone())
-            .swap_dims(1, 2); // [batch, heads, drawn]
+        let query_leaf = head_leaves(routes.0, heads).select(1, pick_queries.clone());
         let got = weights.select(3, pick_keys.clone()).swap_dims(2, 3);
-        let of_keys = mass_by_leaf(got, query_leaf, leaves); // [batch, heads, drawn keys, leaves]
+        let of_keys = mass_by_leaf(got, &query_leaf, leaves); // [batch, heads, drawn keys, leaves]
         let of_keys = of_keys
             .reshape([batch, kv_heads, group, drawn_keys.len() * leaves])
             .sum_dim(2)
@@ -98,15 +99,14 @@ impl Router {
 
 /// Sums attention over the rows of each leaf; rows without a leaf count nothing.
 ///
+/// It is a product with indicators, because a scatter to few leaves adds in another order at every call
+/// on a GPU.
+///
 /// - weights: `[batch, heads, rows, others]`
-/// - leaf: of the others, `[batch, heads, others]`
+/// - leaf: of the others, `[batch, others, heads]`
 /// - returns `[batch, heads, rows, leaves]`
-fn mass_by_leaf(weights: Tensor<4>, leaf: Tensor<3, Int>, leaves: usize) -> Tensor<4> {
-    let [batch, heads, rows, others] = weights.dims();
-    let leaf = leaf.reshape([batch, heads, 1, others]).repeat_dim(2, rows);
-    let weights = weights.mask_fill(leaf.clone().lower_elem(0), 0.0);
-    let zeros = Tensor::zeros([batch, heads, rows, leaves], &weights.device());
-    zeros.scatter(3, leaf.clamp_min(0), weights, IndexingUpdateOp::Add)
+fn mass_by_leaf(weights: Tensor<4>, leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
+    weights.matmul(by_head(one_hot(leaf, leaves)))
 }
 
 /// Mean over rows with mass and over heads of `KL(mass / total || exp(log_probability))`.

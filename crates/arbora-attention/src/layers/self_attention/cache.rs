@@ -1,7 +1,7 @@
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
 use super::performer::PerformerCache;
-use super::{Kind, SelfAttention, SelfAttentionOutput, dense};
+use super::{Kind, SelfAttention, SelfAttentionOutput, check_length, dense};
 use crate::flops;
 use crate::functions::TreeCoarseState;
 use arbora_tree::shape::CompleteTree;
@@ -72,7 +72,7 @@ impl SelfAttention {
     /// - returns `[batch, new tokens, d_model]`
     ///
     /// # Panics
-    /// If an axis disagrees with the layer or the cache, if the cache is of another kind of attention, or on an
+    /// If there is no new token, if an axis disagrees with the layer or the cache, if the cache is of another kind of attention, or on an
     /// autodiff device: a cache would hold the graph of all calls.
     #[track_caller]
     pub fn forward_cached(
@@ -82,6 +82,7 @@ impl SelfAttention {
     ) -> SelfAttentionOutput {
         self.check_width("tokens", &tokens);
         let [batch, new, d_model] = tokens.dims();
+        check_length("tokens", new);
         assert_eq!(
             batch, cache.batch,
             "self_attention: axis 0 of tokens: expected {}, as the cache has, got {batch}",

@@ -1,5 +1,7 @@
 use super::kind::{Attended, Projected};
-use crate::functions::masked_attention::{by_head, hidden_pairs, repeat_heads, softmax_of_visible};
+use crate::functions::masked_attention::{
+    by_head, hidden_pairs, last_keys, repeat_heads, softmax_of_visible,
+};
 use crate::functions::{LeafAttentionInput, dense_attention, leaf_attention};
 use crate::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use burn::module::Module;
@@ -35,9 +37,12 @@ impl Dense {
             (None, Some(offset)) => in_one_leaf(query, key, value, masks.padding, offset),
             (Some(pairs), causal) => {
                 let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-                let shape = [batch, queries, keys];
-                let hidden = hidden_pairs(shape, masks.padding.as_ref(), causal, &query.device())
-                    .bool_or(pairs.reshape([batch, 1, queries, keys]));
+                let shape = [batch, 1, queries, keys];
+                let last = causal.map(|offset| last_keys(queries, offset, &pairs.device()));
+                let mut hidden = pairs.reshape(shape);
+                if let Some(more) = hidden_pairs(keys, masks.padding.as_ref(), last) {
+                    hidden = hidden.bool_or(more.expand(shape));
+                }
                 masked(query, key, value, hidden)
             }
         };
@@ -89,5 +94,5 @@ fn masked(
     let head_dim = query.dims()[3];
     let scale = (head_dim as f64).powf(-0.5);
     let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
-    by_head(softmax_of_visible(logits, hidden).matmul(by_head(value)))
+    by_head(softmax_of_visible(logits, Some(hidden)).matmul(by_head(value)))
 }

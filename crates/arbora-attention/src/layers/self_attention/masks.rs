@@ -3,8 +3,9 @@ use burn::tensor::{Bool, Tensor};
 /// What attention leaves out. Kinds take some of these and panic on the others.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionMasks {
-    /// Keys over padding, `[batch, keys]`, `true` = masked out. In self-attention the queries there take no part
-    /// either.
+    /// Keys over padding, `[batch, keys]`, `true` = masked out. In self-attention, kinds that route leave out the
+    /// queries there too: their attention is 0, so that the layer gives the bias of its output. The other kinds give
+    /// these queries ordinary contexts, which are to be ignored.
     pub padding: Option<Tensor<2, Bool>>,
     /// Pairs, `[batch, queries, keys]`, `true` = masked out.
     pub pairs: Option<Tensor<3, Bool>>,

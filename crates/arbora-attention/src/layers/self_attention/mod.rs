@@ -27,9 +27,9 @@ pub use tree_coarse::{TreeCoarse, TreeCoarseConfig};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
-use arbora_tree::routing::Surrogate;
+use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::config::Config;
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
 use kind::{HeadSizes, Projected};
@@ -109,8 +109,8 @@ impl SelfAttentionInput {
         }
     }
 
-    /// Leaves out padding: `[batch, keys]`, `true` = masked out. In self-attention the queries there
-    /// take no part either.
+    /// Leaves out padding: `[batch, keys]`, `true` = masked out. See [`AttentionMasks::padding`] for the
+    /// queries there.
     #[must_use]
     pub fn mask_pad(mut self, padding: Tensor<2, Bool>) -> Self {
         self.masks.padding = Some(padding);
@@ -213,7 +213,8 @@ impl SelfAttention {
     /// - returns `[batch, tokens, d_model]`
     ///
     /// # Panics
-    /// If an axis disagrees with the others, or the kind does not take a mask that is there.
+    /// If there is no token, or a context without one, if an axis disagrees with the others, or the kind
+    /// does not take a mask that is there.
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
         let SelfAttentionInput {
@@ -233,6 +234,8 @@ impl SelfAttention {
             contexts, batch,
             "self_attention: axis 0 of context: expected {batch}, got {contexts}"
         );
+        check_length("tokens", queries);
+        check_length("context", keys);
         masks.check(batch, queries, keys);
         flops::record(|total| {
             total.query += batch * queries;
@@ -261,6 +264,20 @@ impl SelfAttention {
         }
     }
 
+    /// The ids of the parameters of all trees, those of queries before those of keys; empty for kinds
+    /// without trees. They are to be exempt from weight decay, see [`RoutingTree`].
+    pub fn tree_parameter_ids(&self) -> Vec<ParamId> {
+        let router = match &self.kind {
+            Kind::TreeFine(fine) => &fine.router,
+            Kind::TreeCoarse(coarse) => &coarse.router,
+            _ => return Vec::new(),
+        };
+        std::iter::once(&router.query)
+            .chain(&router.key)
+            .flat_map(RoutingTree::parameter_ids)
+            .collect()
+    }
+
     pub(crate) fn sizes(&self) -> HeadSizes {
         self.sizes
     }
@@ -279,4 +296,12 @@ impl SelfAttention {
             "self_attention: axis 2 of {name}: expected {expected}, got {width}"
         );
     }
+}
+
+#[track_caller]
+fn check_length(name: &str, length: usize) {
+    assert!(
+        length >= 1,
+        "self_attention: axis 1 of {name}: expected at least 1, got {length}"
+    );
 }

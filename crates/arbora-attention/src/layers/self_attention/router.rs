@@ -1,8 +1,6 @@
 use super::kind::HeadSizes;
 use crate::functions::tree_input;
-use arbora_tree::routing::{
-    LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate, balance_loss,
-};
+use arbora_tree::routing::{LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -35,7 +33,8 @@ pub enum TreeSharing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AlignmentConfig {
-    /// Query rows and key rows drawn per call; all rows where there are no more.
+    /// Query rows and key rows drawn per call; all rows where there are no more. Memory grows with
+    /// `rows · keys`: as many rows as tokens make every pair, as dense attention does.
     pub rows: usize,
 }
 
@@ -58,9 +57,10 @@ pub struct RouterConfig {
     pub sharing: TreeSharing,
     /// Whether rows are divided by their root mean square before the tree.
     pub normalize: bool,
-    /// What the gradient of a route is, unless a call says otherwise.
+    /// What the gradient of a route is, unless a call says otherwise. What each means for attention within
+    /// leaves, and where it gives none, is told at [`tree_fine`](crate::tree_fine()).
     pub surrogate: Surrogate,
-    /// Whether the report carries a balance loss. It evaluates every node for every token.
+    /// Whether the report carries a balance loss. It evaluates the nodes on the way of every token.
     pub balance_loss: bool,
     /// Whether the report carries an alignment loss.
     pub alignment: Option<AlignmentConfig>,
@@ -135,7 +135,8 @@ impl RouterConfig {
 
 /// Routes queries and keys to leaves.
 ///
-/// Keep its parameters out of weight decay: see [`RoutingTree::parameter_ids`].
+/// Keep its parameters out of weight decay: see
+/// [`SelfAttention::tree_parameter_ids`](super::SelfAttention::tree_parameter_ids).
 #[derive(Module, Debug)]
 pub struct Router {
     /// The trees of queries, and of keys where these have none.
@@ -206,38 +207,24 @@ impl Router {
         )
     }
 
-    /// What to report about a call that routed these rows so. On an autodiff device the trees' balance
-    /// biases follow.
+    /// What to report about a call that routed these rows so.
     ///
     /// - query, key: what was routed, as [`route`](Self::route) takes it
-    /// - masks: `[batch, queries]` and `[batch, keys]`
     #[track_caller]
     pub(super) fn report(
         &self,
         (query, key): (Tensor<4>, Tensor<4>),
-        (query_mask, key_mask): (Option<Tensor<2, Bool>>, Option<Tensor<2, Bool>>),
         routes: (Routing, Routing),
         surrogate: &Surrogate,
     ) -> RoutingReport {
         let counts = LeafCounts::new(&routes.0, &routes.1);
-        let is_training = query.device().is_autodiff();
-        if is_training {
-            match &self.key {
-                None => self.query.track_balance(&[&routes.0, &routes.1]),
-                Some(tree) => {
-                    self.query.track_balance(&[&routes.0]);
-                    tree.track_balance(&[&routes.1]);
-                }
-            }
-        }
-        let balance_loss = (is_training && self.balance_loss).then(|| {
-            let loss = |tree: &RoutingTree, rows, routing, mask: Option<Tensor<2, Bool>>| {
-                let rows = tree_input(rows, tree);
-                let probabilities = tree.node_probabilities(rows, mask.clone(), surrogate);
-                balance_loss(&probabilities, routing, mask)
+        let has_loss = self.balance_loss && query.device().is_autodiff();
+        let balance_loss = has_loss.then(|| {
+            let loss = |tree: &RoutingTree, rows, routing| {
+                tree.balance_loss(tree_input(rows, tree), routing, surrogate)
             };
-            let query = loss(&self.query, query, &routes.0, query_mask);
-            let key = loss(self.key_tree(), key, &routes.1, key_mask);
+            let query = loss(&self.query, query, &routes.0);
+            let key = loss(self.key_tree(), key, &routes.1);
             (query + key) / 2.0
         });
         RoutingReport {
@@ -247,6 +234,19 @@ impl Router {
             key: routes.1,
             balance_loss,
             alignment_loss: None,
+        }
+    }
+
+    /// Lets the balance biases of the trees follow the routes of a call on an autodiff device. It comes
+    /// last: the losses of the call describe the trees that routed it.
+    #[track_caller]
+    pub(super) fn track_balance(&self, report: &RoutingReport) {
+        match &self.key {
+            None => self.query.track_balance(&[&report.query, &report.key]),
+            Some(tree) => {
+                self.query.track_balance(&[&report.query]);
+                tree.track_balance(&[&report.key]);
+            }
         }
     }
 }

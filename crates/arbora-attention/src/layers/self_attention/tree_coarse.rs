@@ -140,13 +140,14 @@ impl TreeCoarse {
             key_padding.clone(),
         );
         let alpha = self.alpha.val();
-        let context = if query.device().is_autodiff() {
+        let is_training = query.device().is_autodiff();
+        let context = if is_training {
             let relax = |rows: &Tensor<4>, tree: &RoutingTree, routing: &Routing, padding| {
                 indicators(rows.clone(), tree, routing, padding, &surrogate)
             };
-            let queries = relax(&query, &self.router.query, &routes.0, query_padding.clone());
+            let queries = relax(&query, &self.router.query, &routes.0, query_padding);
             let keys = relax(&key, self.router.key_tree(), &routes.1, key_padding.clone());
-            let value = without_padding(value, key_padding.clone());
+            let value = without_padding(value, key_padding);
             tree_coarse_relaxed(queries, keys, value, alpha, options)
         } else {
             tree_coarse(
@@ -158,12 +159,10 @@ impl TreeCoarse {
                 options,
             )
         };
-        let report = self.router.report(
-            (query, key),
-            (query_padding, key_padding),
-            routes,
-            &surrogate,
-        );
+        let report = self.router.report((query, key), routes, &surrogate);
+        if is_training {
+            self.router.track_balance(&report);
+        }
         Attended {
             context,
             routing: Some(report),

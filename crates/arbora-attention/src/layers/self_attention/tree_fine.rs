@@ -90,12 +90,9 @@ impl TreeFine {
             self.router.key_tree(),
             options,
         );
-        let mut report = self.router.report(
-            rows.clone(),
-            (query_padding.clone(), key_padding.clone()),
-            (found.query, found.key),
-            &surrogate,
-        );
+        let mut report = self
+            .router
+            .report(rows.clone(), (found.query, found.key), &surrogate);
         if is_training && let Some(alignment) = self.router.alignment {
             report.alignment_loss = Some(self.router.alignment_loss(
                 rows,
@@ -104,6 +101,9 @@ impl TreeFine {
                 (options.causal, surrogate.temperature()),
                 (alignment.rows, input.seed),
             ));
+        }
+        if is_training {
+            self.router.track_balance(&report);
         }
         Attended {
             context: found.context,

@@ -134,6 +134,27 @@ fn the_alignment_loss_trains_trees_alone_and_goes_down() {
 }
 
 #[test]
+fn the_same_call_twice_gives_the_same_bits() {
+    let device = autodiff_device();
+    let layer = fine_layer(aligned(5), &device);
+    let run = || {
+        let input = SelfAttentionInput::new(tokens(&device)).mask_pad(mask());
+        let loss = alignment(&layer, input.causal().with_seed(3));
+        let gradients = loss.clone().backward();
+        let router = &tree_fine(&layer).router;
+        let mut bits = values(loss);
+        for tree in [&router.query, router.key_tree()] {
+            for level in tree.levels() {
+                bits.extend(values(level.weight.grad(&gradients).expect("trees learn")));
+                bits.extend(values(level.bias.grad(&gradients).expect("trees learn")));
+            }
+        }
+        bits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
 fn drawn_rows_follow_the_seed_and_estimate_the_loss() {
     let device = autodiff_device();
     let layer = fine_layer(aligned(4), &device);

@@ -33,10 +33,14 @@ fn run(
     tree_fine(input.clone(), trees, trees, options)
 }
 
-/// The same by definition.
-fn expected(host: &Host, empty_leaf: EmptyLeaf) -> Vec<f64> {
-    let leaves: i64 = BRANCHING.iter().product::<usize>() as i64;
-    let widths = [6, 2, 1];
+/// The same by definition, for trees of given branching factors.
+pub(super) fn expected(host: &Host, branching: &[usize], empty_leaf: EmptyLeaf) -> Vec<f64> {
+    let leaves: i64 = branching.iter().product::<usize>() as i64;
+    // Nodes of each depth, those of the leaves' parents first.
+    let widths: Vec<i64> = (0..branching.len())
+        .rev()
+        .map(|depth| branching[..depth].iter().product::<usize>() as i64)
+        .collect();
     host.each_query()
         .flat_map(|(example, query, head, at)| {
             let leaf = host.query_leaf[at];
@@ -96,7 +100,7 @@ fn every_policy_gives_what_it_says() {
             host::assert_near(
                 &format!("{empty_leaf:?}, causal {causal:?}"),
                 &values(found.context.clone()),
-                &expected(&host, empty_leaf),
+                &expected(&host, &BRANCHING, empty_leaf),
             );
         }
     }

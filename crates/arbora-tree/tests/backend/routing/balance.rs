@@ -4,9 +4,8 @@ use super::{all_to_the_last_child, surrogates, tree};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{
     CompleteTree, LeafCounts, NO_LEAF, Routing, RoutingTree, RoutingTreeConfig, Surrogate,
-    balance_loss,
 };
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 fn given(leaves: &[i64], dims: [usize; 3], branching: &[usize], trees: usize) -> Routing {
     let leaves = Tensor::from_data(TensorData::new(leaves.to_vec(), dims), &device());
@@ -55,18 +54,14 @@ fn the_balance_loss_is_1_at_balance_and_the_branching_factor_at_collapse() {
     // Exactly undecided: probabilities are equal whatever the shares are.
     let zero = Tensor::zeros([1, 6, 1, 4], &device());
     let routing = tree.route(zero.clone(), None);
-    let loss = balance_loss(&tree.node_probabilities(zero, None, &soft), &routing, None);
+    let loss = tree.balance_loss(zero, &routing, &soft);
     assert!((loss.into_scalar::<f32>() - 1.0).abs() < 1e-5);
 
     let x = random([1, 6, 1, 4], 1, &device());
     let collapsed = all_to_the_last_child(tree);
     let sure = Surrogate::Soft { temperature: 1e-5 };
     let routing = collapsed.route(x.clone(), None);
-    let loss = balance_loss(
-        &collapsed.node_probabilities(x, None, &sure),
-        &routing,
-        None,
-    );
+    let loss = collapsed.balance_loss(x, &routing, &sure);
     assert!((loss.into_scalar::<f32>() - 2.0).abs() < 1e-4);
 }
 
@@ -76,8 +71,8 @@ fn the_balance_loss_is_its_definition() {
     let x = random([1, 9, 1, 4], 2, &device());
     let soft = Surrogate::Soft { temperature: 1.0 };
     let probabilities = tree.node_probabilities(x.clone(), None, &soft);
-    let routing = tree.route(x, None);
-    let loss: f32 = balance_loss(&probabilities, &routing, None).into_scalar();
+    let routing = tree.route(x.clone(), None);
+    let loss: f32 = tree.balance_loss(x, &routing, &soft).into_scalar();
 
     let mut expected = 0.0;
     for (depth, branching) in [(0, 3), (1, 2)] {
@@ -115,27 +110,106 @@ fn masked_tokens_do_not_count_in_the_balance_loss() {
     let tree = tree(4, &[2, 3], 2);
     let x = random([1, 6, 4, 4], 3, &device());
     for surrogate in surrogates() {
-        let loss = |x: Tensor<4>, mask: Option<_>, in_routing: bool| {
-            let probabilities = tree.node_probabilities(x.clone(), mask.clone(), &surrogate);
-            let routing = tree.route(x, if in_routing { mask.clone() } else { None });
-            balance_loss(&probabilities, &routing, mask)
+        let loss = |x: Tensor<4>, mask: Option<_>| {
+            let routing = tree.route(x.clone(), mask);
+            tree.balance_loss(x, &routing, &surrogate)
         };
+        let short = loss(x.clone().narrow(1, 0, 4), None);
         let mask = padding(&[4], 6, &device());
-        let short = loss(x.clone().narrow(1, 0, 4), None, true);
-        assert_close(
-            loss(x.clone(), Some(mask.clone()), true),
-            short.clone(),
-            1e-5,
-            0.0,
-        );
-        assert_close(loss(x.clone(), Some(mask), false), short, 1e-5, 0.0);
+        assert_close(loss(x.clone(), Some(mask)), short, 1e-5, 0.0);
         let nothing = padding(&[0], 6, &device());
-        assert_eq!(values(loss(x.clone(), Some(nothing), true)), [1.0]);
+        assert_eq!(values(loss(x.clone(), Some(nothing))), [1.0]);
     }
     let flat = super::tree(4, &[], 1);
-    let probabilities = flat.node_probabilities(x.clone(), None, &Surrogate::default());
-    let loss = balance_loss(&probabilities, &flat.route(x, None), None);
+    let routing = flat.route(x.clone(), None);
+    let loss = flat.balance_loss(x, &routing, &Surrogate::default());
     assert_eq!(values(loss), [1.0]);
+}
+
+/// The probabilities of the children of one depth given the node that a token comes to, from those of
+/// all nodes: `[batch, tokens, heads, branching]`.
+fn given_the_node(children: Tensor<4>, node: Tensor<3, Int>, branching: usize) -> Tensor<4> {
+    let [batch, tokens, heads, count] = children.dims();
+    let rows = batch * tokens * heads;
+    let index = node
+        .clamp_min(0)
+        .reshape([rows, 1, 1])
+        .expand([rows, 1, branching]);
+    let siblings = children
+        .reshape([rows, count / branching, branching])
+        .gather(1, index);
+    (siblings.clone() / siblings.sum_dim(2)).reshape([batch, tokens, heads, branching])
+}
+
+/// The balance loss of one tree from the probabilities of all nodes.
+fn from_all_nodes(
+    tree: &RoutingTree,
+    x: Tensor<4>,
+    mask: Option<Tensor<2, Bool>>,
+    surrogate: &Surrogate,
+) -> Tensor<1> {
+    let routing = tree.route(x.clone(), mask.clone());
+    let probabilities = tree.node_probabilities(x, mask, surrogate);
+    let on = routing.nodes(0).greater_equal_elem(0).unsqueeze_dim::<4>(3);
+    let all = on.clone().float().sum().into_scalar::<f32>();
+    let mut total = Tensor::zeros([1], &device());
+    for depth in 0..tree.height() {
+        let branching = tree.shape().branching(depth);
+        let node = routing.nodes(depth);
+        let child = routing.nodes(depth + 1);
+        let given = given_the_node(probabilities[depth + 1].clone(), node.clone(), branching);
+        for at in 0..tree.shape().width(depth) {
+            let here = node.clone().equal_elem(at as i64).float();
+            let count = here.clone().sum().into_scalar::<f32>();
+            let mean = (given.clone() * here.unsqueeze_dim::<4>(3)) / count.max(1.0);
+            for branch in 0..branching {
+                let goes = child.clone().equal_elem((at * branching + branch) as i64);
+                let goes = goes.float().sum().into_scalar::<f32>();
+                let mean = mean.clone().narrow(3, branch, 1).sum();
+                total = total + mean * (goes / all * branching as f32);
+            }
+        }
+    }
+    total / tree.height() as f32
+}
+
+#[test]
+fn nodes_on_the_path_give_the_balance_loss_of_all_nodes_and_its_gradients() {
+    let device = autodiff_device();
+    let mut surrogates = surrogates().to_vec();
+    surrogates.push(Surrogate::DenseGradient {
+        temperature: 0.7,
+        clip: 1.5,
+        scale: Some(0.8),
+    });
+    for branching in [&[2, 2, 2][..], &[3, 4], &[12, 2]] {
+        for surrogate in &surrogates {
+            let tree = RoutingTreeConfig::new(4, branching.to_vec()).init(&device);
+            let mask = || Some(padding(&[7, 5], 7, &arbora_testing::device()));
+            let x = || random([2, 7, 2, 4], 3, &device).require_grad();
+            let gradients = |loss: Tensor<1>, x: Tensor<4>| {
+                let gradients = loss.backward();
+                let levels = tree.levels().iter();
+                let levels = levels.flat_map(|level| {
+                    let bias = values(level.bias.val().grad(&gradients).unwrap());
+                    let weight = values(level.weight.val().grad(&gradients).unwrap());
+                    [weight, bias].concat()
+                });
+                let levels: Vec<f32> = levels.collect();
+                [levels, values(x.grad(&gradients).unwrap())].concat()
+            };
+            let (one, other) = (x(), x());
+            let loss = tree.balance_loss(one.clone(), &tree.route(one.clone(), mask()), surrogate);
+            let expected = from_all_nodes(&tree, other.clone(), mask(), surrogate);
+            assert_close(loss.clone(), expected.clone(), 1e-5, 1e-5);
+            let (got, expected) = (gradients(loss, one), gradients(expected, other));
+            assert!(expected.iter().any(|x| x.abs() > 1e-3));
+            for (got, expected) in got.iter().zip(&expected) {
+                let error = (got - expected).abs();
+                assert!(error < 1e-5, "{surrogate:?}: {got}, {expected}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -151,8 +225,7 @@ fn descent_on_the_balance_loss_evens_out_a_skewed_tree() {
     };
     let before = ratio(&tree);
     for _ in 0..40 {
-        let probabilities = tree.node_probabilities(x.clone(), None, &soft);
-        let loss = balance_loss(&probabilities, &tree.route(x.clone(), None), None);
+        let loss = tree.balance_loss(x.clone(), &tree.route(x.clone(), None), &soft);
         let gradients = loss.backward();
         let level = &tree.levels()[0];
         let (weight, bias) = (level.weight.val(), level.bias.val());
@@ -238,4 +311,18 @@ fn balance_biases_take_no_gradient_and_move_routes() {
 fn a_routing_of_another_tree_is_refused() {
     let tree = RoutingTreeConfig::new(4, vec![2]).init(&device());
     tree.track_balance(&[&given(&[0], [1, 1, 1], &[3], 1)]);
+}
+
+#[test]
+#[should_panic(
+    expected = "balance_loss: routing [batch, tokens, heads]: expected [1, 3, 1], got [1, 2, 1]"
+)]
+fn a_routing_of_other_tokens_is_refused() {
+    let tree = RoutingTreeConfig::new(4, vec![2]).init(&device());
+    let routing = given(&[0, 1], [1, 2, 1], &[2], 1);
+    tree.balance_loss(
+        random([1, 3, 1, 4], 1, &device()),
+        &routing,
+        &Surrogate::default(),
+    );
 }
