@@ -22,7 +22,7 @@ const CHUNK: usize = 64;
 /// A key that is to take no part gets features of 0.
 ///
 /// # Panics
-/// If an axis disagrees with the others, or there are more queries than keys.
+/// If an axis disagrees with the others, if there is no query, or if there are more queries than keys.
 #[track_caller]
 pub fn prefix_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
     let [batch, queries, heads, features] = query.dims();
@@ -47,6 +47,10 @@ pub fn prefix_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> T
     assert!(
         kv_heads > 0 && heads.is_multiple_of(kv_heads),
         "prefix_attention: kv_heads: expected a divisor of {heads}, got {kv_heads}"
+    );
+    assert!(
+        queries > 0,
+        "prefix_attention: axis 1 of query: expected at least 1, got 0"
     );
     assert!(
         queries <= keys,

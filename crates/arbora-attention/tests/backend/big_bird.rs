@@ -162,7 +162,7 @@ fn memory_is_linear_in_the_number_of_tokens() {
 }
 
 #[test]
-#[should_panic(expected = "big_bird has no causal form")]
+#[should_panic(expected = "big-bird has no causal form")]
 fn a_causal_big_bird_is_refused() {
     let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let input = SelfAttentionInput::new(random([1, 4, D_MODEL], 1, &device()));
@@ -170,7 +170,7 @@ fn a_causal_big_bird_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "big_bird takes no mask of pairs")]
+#[should_panic(expected = "big-bird takes no mask of pairs")]
 fn a_big_bird_with_a_mask_of_pairs_is_refused() {
     let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let pairs = Tensor::<3, Bool>::full([1, 4, 4], false, &device());
@@ -179,11 +179,19 @@ fn a_big_bird_with_a_mask_of_pairs_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "big_bird attends among the tokens of one sequence")]
+#[should_panic(expected = "big-bird attends among the tokens of one sequence")]
 fn a_big_bird_with_a_context_is_refused() {
     let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let tokens = || random([1, 4, D_MODEL], 1, &device());
     layer(&kind, &device()).forward(SelfAttentionInput::cross(tokens(), tokens()));
+}
+
+#[test]
+#[should_panic(expected = "big_bird: axis 1 of tokens: expected at least 1, got 0")]
+fn no_tokens_are_refused() {
+    let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
+    let input = SelfAttentionInput::new(Tensor::zeros([1, 0, D_MODEL], &device()));
+    layer(&kind, &device()).forward(input);
 }
 
 #[test]

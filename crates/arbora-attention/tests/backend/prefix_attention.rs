@@ -91,6 +91,13 @@ fn more_queries_than_keys_are_refused() {
 }
 
 #[test]
+#[should_panic(expected = "prefix_attention: axis 1 of query: expected at least 1, got 0")]
+fn no_tokens_are_refused() {
+    let rows = || Tensor::zeros([1, 0, 1, 2], &device());
+    prefix_attention(rows(), rows(), rows());
+}
+
+#[test]
 #[should_panic(
     expected = "prefix_attention: value [batch, keys, kv_heads, value_dim]: expected [1, 4, 2, 3], got [1, 4, 1, 3]"
 )]

@@ -290,6 +290,59 @@ fn alpha_has_one_weight_per_depth() {
     );
 }
 
+fn attend_nothing(causal: bool) {
+    let tree = CompleteTree::new(vec![2]);
+    let leaves = Leaves::random([1, 0, 1], &tree, 0.0, 1).tensor(&device());
+    let options = TreeCoarseOptions {
+        causal,
+        ..Default::default()
+    };
+    let (value, alpha) = (
+        Tensor::zeros([1, 0, 1, 2], &device()),
+        random([1, 2], 1, &device()),
+    );
+    tree_coarse(leaves.clone(), leaves, value, alpha, &tree, options);
+}
+
+#[test]
+#[should_panic(expected = "tree_coarse: axis 1 of queries: expected at least 1, got 0")]
+fn no_tokens_are_refused() {
+    attend_nothing(false);
+}
+
+#[test]
+#[should_panic(expected = "tree_coarse: axis 1 of queries: expected at least 1, got 0")]
+fn no_tokens_are_refused_where_attention_is_causal() {
+    attend_nothing(true);
+}
+
+#[test]
+#[should_panic(expected = "tree_coarse_state: axis 1 of keys: expected at least 1, got 0")]
+fn a_state_refuses_no_keys() {
+    let tree = CompleteTree::new(vec![2]);
+    let leaves = Leaves::random([1, 0, 1], &tree, 0.0, 1).tensor(&device());
+    let mut state = TreeCoarseState::new(1, 1, 2, &tree, &device());
+    state.append(leaves, Tensor::zeros([1, 0, 1, 2], &device()));
+}
+
+#[test]
+fn the_same_keys_added_twice_give_the_same_bits() {
+    let tree = CompleteTree::new(vec![2, 2]);
+    // Many keys per leaf: sums in another order would have other bits.
+    let leaves = Leaves::random([2, 500, 2], &tree, 0.1, 1).tensor(&device());
+    let value = random([2, 500, 2, 5], 2, &device());
+    let read = || {
+        let mut state = TreeCoarseState::new(2, 2, 5, &tree, &device());
+        state.append(leaves.clone(), value.clone());
+        let alpha = random([1, 3], 3, &device());
+        values(state.read(leaves.clone(), alpha, EmptyNode::CarryParent))
+    };
+    let first = read();
+    for _ in 0..3 {
+        assert_eq!(read(), first);
+    }
+}
+
 #[test]
 #[should_panic(expected = "node_indicators: probabilities: expected one per depth (3), got 2")]
 fn probabilities_are_needed_for_every_depth() {

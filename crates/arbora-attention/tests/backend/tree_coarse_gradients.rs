@@ -46,6 +46,46 @@ fn gradients_of_values_and_alpha_are_those_of_uniform_attention() {
     }
 }
 
+#[test]
+fn the_same_call_gives_the_same_bits_and_so_do_its_gradients() {
+    let autodiff = autodiff_device();
+    let tree = CompleteTree::new(vec![2, 2]);
+    // Many tokens per leaf: sums in another order would have other bits.
+    let query = Leaves::random([2, 500, 4], &tree, 0.1, 1).tensor(&autodiff);
+    let key = Leaves::random([2, 500, 2], &tree, 0.1, 2).tensor(&autodiff);
+    let value = random([2, 500, 2, 5], 3, &autodiff).require_grad();
+    let alpha = random([4, 3], 4, &autodiff).require_grad();
+    let weight = random([2, 500, 4, 5], 5, &autodiff);
+    for options in options(false).chain(options(true)) {
+        let run = || {
+            let context = tree_coarse(
+                query.clone(),
+                key.clone(),
+                value.clone(),
+                alpha.clone(),
+                &tree,
+                options,
+            );
+            let gradients = (context.clone() * weight.clone()).sum().backward();
+            [
+                values(context),
+                values(value.grad(&gradients).unwrap()),
+                values(alpha.grad(&gradients).unwrap()),
+            ]
+        };
+        let inference = || {
+            let (value, alpha) = (value.clone().inner(), alpha.clone().inner());
+            let [query, key] = [&query, &key].map(|leaves| leaves.clone().inner());
+            values(tree_coarse(query, key, value, alpha, &tree, options))
+        };
+        let (first, first_inference) = (run(), inference());
+        for _ in 0..3 {
+            assert_eq!(run(), first);
+            assert_eq!(inference(), first_inference);
+        }
+    }
+}
+
 /// Every node has a key, also for the first query where attention is causal: finite differences see no node that
 /// becomes empty.
 fn filled() -> (CompleteTree, Leaves, Leaves) {

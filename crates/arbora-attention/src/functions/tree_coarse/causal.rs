@@ -1,5 +1,6 @@
 use super::EmptyNode;
-use super::means::{by_node, counted, each_head, leaf_sums, sum_weights, sums_of_depths};
+use super::means::{by_node, counted, each_head, sum_weights, sums_of_depths};
+use super::rows::{leaf_sums, rows_at};
 use crate::functions::prefix_attention::{running_sums, shifted, with_zero_rows};
 use arbora_tree::{CompleteTree, Routing};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
@@ -103,7 +104,7 @@ impl CausalRoutes<'_> {
             return self.before.clone();
         }
         let nodes = self.tree.nodes();
-        let sums = sums_of_depths(leaf_sums(own, key, self.tree), self.tree);
+        let sums = sums_of_depths(leaf_sums(own, key, self.tree.leaves()), self.tree);
         let sums = Tensor::cat(sums, 1).reshape([batch, chunks, nodes * kv_heads * width]);
         let sums = shifted(running_sums(sums));
         let sums = match &self.before {
@@ -132,11 +133,8 @@ pub(super) fn path_rows(nodes: Tensor<4>, path: Tensor<4, Int>) -> Tensor<5> {
     let width = nodes.dims()[3];
     let index = path
         .swap_dims(2, 3)
-        .reshape([batch, tokens * depths, heads, 1])
-        .expand([batch, tokens * depths, heads, width]);
-    each_head(nodes.swap_dims(1, 2), heads)
-        .swap_dims(1, 2)
-        .gather(1, index)
+        .reshape([batch, tokens * depths, heads]);
+    rows_at(nodes, index)
         .reshape([batch, tokens, depths, heads, width])
         .swap_dims(2, 3)
 }

@@ -2,7 +2,7 @@ use super::EmptyNode;
 use super::indicators::children_summed;
 use arbora_tree::CompleteTree;
 use burn::tensor::kind::Basic;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 /// Indicators that sum to less than this are those of a node without keys.
 const NO_KEYS: f64 = 1e-6;
@@ -146,19 +146,6 @@ pub(super) fn counted(value: Tensor<4>, leaves: &Tensor<3, Int>) -> Tensor<4> {
     Tensor::cat(vec![value, ones], 3).mask_fill(absent, 0.0)
 }
 
-/// The sums over the keys of each leaf, `[batch, leaves, kv_heads, width]`, of rows
-/// `[batch, keys, kv_heads, width]` that are zero where a key has no leaf.
-pub(super) fn leaf_sums(rows: Tensor<4>, leaves: Tensor<3, Int>, tree: &CompleteTree) -> Tensor<4> {
-    let [batch, _, kv_heads, width] = rows.dims();
-    let options = (&rows.device(), rows.dtype());
-    Tensor::zeros([batch, tree.leaves(), kv_heads, width], options).scatter(
-        1,
-        rows_of_leaves(leaves, width),
-        rows,
-        IndexingUpdateOp::Add,
-    )
-}
-
 /// The sums of nodes per depth, root first, from those of leaves: each `[batch, nodes, kv_heads, width]`.
 pub(super) fn sums_of_depths(leaves: Tensor<4>, tree: &CompleteTree) -> Vec<Tensor<4>> {
     let [batch, _, kv_heads, width] = leaves.dims();
@@ -174,15 +161,6 @@ pub(super) fn sums_of_depths(leaves: Tensor<4>, tree: &CompleteTree) -> Vec<Tens
     }
     depths.reverse();
     depths
-}
-
-/// Leaves `[batch, tokens, heads]` as indices of rows of `width` numbers; the first leaf where there is none.
-pub(super) fn rows_of_leaves(leaves: Tensor<3, Int>, width: usize) -> Tensor<4, Int> {
-    let [batch, tokens, heads] = leaves.dims();
-    leaves
-        .clamp_min(0)
-        .reshape([batch, tokens, heads, 1])
-        .expand([batch, tokens, heads, width])
 }
 
 /// Each row of axis 2 `branching` times in a row: what a parent gives, for each of its children.

@@ -3,6 +3,7 @@
 mod causal;
 mod indicators;
 mod means;
+mod rows;
 mod state;
 
 pub use indicators::NodeIndicators;
@@ -13,10 +14,8 @@ use super::several_paths::at_least_single;
 use arbora_tree::CompleteTree;
 use burn::tensor::{Int, Tensor};
 use causal::CausalRoutes;
-use means::{
-    NodeSums, by_node, counted, each_head, leaf_sums, means, path_table, rows_of_leaves,
-    sum_weights,
-};
+use means::{NodeSums, by_node, counted, each_head, means, path_table, sum_weights};
+use rows::{leaf_sums, rows_at};
 use serde::{Deserialize, Serialize};
 
 /// What a node without keys gives to the queries that pass it. The paper (arXiv 2208.09015, section 3.2) leaves
@@ -51,7 +50,10 @@ pub struct TreeCoarseOptions {
 ///
 /// Costs `tokens · value_dim` for the sums of leaves and for one row per query, and `leaves · height · value_dim`
 /// for the table of those rows. Causal means differ from query to query, and cost `tokens · (64 + height) · value_dim` and a
-/// table of all nodes per 64 tokens.
+/// table of all nodes per 64 tokens. The sums of leaves, and the gradients of rows that several queries read, are
+/// added in the order of tokens by the kernels of [`leaf_attention`](crate::leaf_attention()), so the same call gives
+/// the same bits. On GPUs these kernels also read every leaf number once per leaf. Where they do not exist (values in
+/// double precision; on GPUs more than 256 numbers per value) sums cost `tokens · leaves · value_dim`.
 ///
 /// # Shapes
 /// - query_leaves: `[batch, queries, heads]`, the leaf of each query; negative = takes no part, and gets 0
@@ -64,7 +66,8 @@ pub struct TreeCoarseOptions {
 /// Leaves below 0 apart, every leaf must be one of the tree; that is not checked.
 ///
 /// # Panics
-/// If an axis disagrees with the others, or there are more queries than keys with `causal`.
+/// If an axis disagrees with the others, if there is no query or no key, or if there are more queries than keys with
+/// `causal`.
 #[track_caller]
 pub fn tree_coarse(
     query_leaves: Tensor<3, Int>,
@@ -82,7 +85,7 @@ pub fn tree_coarse(
     }
     .check(tree, options);
     let [_, _, heads] = query_leaves.dims();
-    let (dtype, value_dim) = (value.dtype(), value.dims()[3]);
+    let dtype = value.dtype();
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
     if options.causal {
         let routes = CausalRoutes {
@@ -94,10 +97,10 @@ pub fn tree_coarse(
         };
         return routes.attend(value, alpha).cast(dtype);
     }
-    let leaves = leaf_sums(counted(value, &key_leaves), key_leaves, tree);
+    let leaves = leaf_sums(counted(value, &key_leaves), key_leaves, tree.leaves());
     let table = path_table(leaves, alpha, heads, tree, options.empty_node);
     let absent = query_leaves.clone().lower_elem(0);
-    let context = table.gather(1, rows_of_leaves(query_leaves, value_dim));
+    let context = rows_at(table, query_leaves.clamp_min(0));
     let [batch, queries, heads, _] = context.dims();
     let absent = absent
         .reshape([batch, queries, heads, 1])
@@ -112,11 +115,13 @@ pub fn tree_coarse(
 /// `tokens · nodes · value_dim`; the indicators alone are `tokens · heads · nodes` numbers. With `δ_i` the gradient of output `i`, `c_j` the keys of node `j` of depth `l`,
 /// and `γ_j = alpha_l Σ_{i: P_l(q_i) = j} δ_i`:
 /// - to the indicator of query `i` in `j`: `alpha_l δ_i · ν_j`
-/// - to the indicator of key `i` in `j`: `γ_j · (v_i - ν_j) / max(c_j, 1)`; the second term comes from the count
+/// - to the indicator of key `i` in `j`: `γ_j · (v_i - ν_j) / c_j`; the second term comes from the count. For an empty
+///   node the divisor is 1
 ///
 /// where `ν_j` is what the node gives, so for an empty node what [`EmptyNode`] says; where an empty child carries
-/// its parent's mean, its `γ` joins that of the parent. A node counts as empty
-/// where its indicators sum to less than 1e-6.
+/// its parent's mean, its `γ` joins that of the parent. `c_j` is the sum of the node's indicators. The node counts as
+/// empty where that is less than 1e-6; relaxed indicators may sum to anything above, also to less than 1, and are
+/// divided by it.
 ///
 /// # Shapes
 /// - query: indicators `[batch, queries, heads, nodes]`
@@ -200,6 +205,12 @@ impl Axes {
     fn check(&self, tree: &CompleteTree, options: TreeCoarseOptions) {
         let ([batch, queries, heads], [_, keys, kv_heads]) = (self.query, self.key);
         let value_dim = self.value[3];
+        for (name, tokens) in [("queries", queries), ("keys", keys)] {
+            assert!(
+                tokens > 0,
+                "tree_coarse: axis 1 of {name}: expected at least 1, got 0"
+            );
+        }
         assert!(
             self.key[0] == batch,
             "tree_coarse: axis 0 of keys: expected {batch}, got {}",

@@ -1,6 +1,7 @@
 use super::EmptyNode;
 use super::causal::{CausalRoutes, path_rows, path_weights, positions, weighted};
-use super::means::counted;
+use super::means::{counted, sums_of_depths};
+use super::rows::leaf_sums;
 use arbora_tree::CompleteTree;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 
@@ -45,10 +46,10 @@ impl TreeCoarseState {
     /// Adds keys in leaves `[batch, keys, kv_heads]` (negative = takes no part) with values
     /// `[batch, keys, kv_heads, value_dim]`.
     ///
-    /// Writes `height + 1` rows per key.
+    /// Writes `height + 1` rows for one key; several are added up per leaf first, and then to every node.
     ///
     /// # Panics
-    /// If an axis disagrees.
+    /// If an axis disagrees, or there is no key.
     #[track_caller]
     pub fn append(&mut self, key_leaves: Tensor<3, Int>, value: Tensor<4>) {
         let [batch, _, kv_heads, width] = self.sums.dims();
@@ -61,19 +62,26 @@ impl TreeCoarseState {
             value.dims(),
             key_leaves.dims()
         );
+        assert!(
+            keys > 0,
+            "tree_coarse_state: axis 1 of keys: expected at least 1, got 0"
+        );
         let rows = counted(value.cast(DType::F32), &key_leaves);
-        let path = positions(key_leaves, &self.tree); // [batch, keys, kv_heads, depths]
+        if keys > 1 {
+            let leaves = leaf_sums(rows, key_leaves, self.tree.leaves());
+            let added = Tensor::cat(sums_of_depths(leaves, &self.tree), 1);
+            self.sums.inplace(|sums| sums + added);
+            return;
+        }
+        // The nodes of one path are all different: no place is added to twice, so the order does not matter.
+        let path = positions(key_leaves, &self.tree); // [batch, 1, kv_heads, depths]
         let depths = path.dims()[3];
-        let all = [batch, keys, depths, kv_heads, width];
-        let flat = [batch, keys * depths, kv_heads, width];
-        let rows = rows
-            .reshape([batch, keys, 1, kv_heads, width])
-            .expand(all)
-            .reshape(flat);
+        let all = [batch, depths, kv_heads, width];
         let index = path
             .swap_dims(2, 3)
-            .reshape([batch, keys, depths, kv_heads, 1]);
-        let index = index.expand(all).reshape(flat);
+            .reshape([batch, depths, kv_heads, 1])
+            .expand(all);
+        let rows = rows.expand(all);
         self.sums
             .inplace(|sums| sums.scatter(1, index, rows, IndexingUpdateOp::Add));
     }
@@ -120,7 +128,7 @@ impl TreeCoarseState {
     /// - returns `[batch, new, heads, value_dim]`
     ///
     /// # Panics
-    /// If an axis disagrees.
+    /// If an axis disagrees, or there is no token.
     #[track_caller]
     pub fn attend(
         &mut self,

@@ -18,7 +18,8 @@ const DENSE: DenseAttentionOptions = DenseAttentionOptions {
 /// defaults are those of the released code, which takes the first and the last block as global where this takes
 /// the first two.
 ///
-/// Takes padding, in self-attention. Refuses causal masks, masks of pairs and cross-attention.
+/// Takes padding, in self-attention. Refuses causal masks, masks of pairs, cross-attention and sequences without
+/// tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BigBirdConfig {
@@ -149,12 +150,16 @@ impl BigBird {
             is_self,
             ..
         } = input;
-        masks.only("big_bird", false, false);
+        masks.only("big-bird", false, false);
         assert!(
             is_self,
-            "self_attention: context: big_bird attends among the tokens of one sequence, got a context"
+            "self_attention: context: big-bird attends among the tokens of one sequence, got a context"
         );
         let (block, tokens) = (self.config.block, query.dims()[1]);
+        assert!(
+            tokens > 0,
+            "big_bird: axis 1 of tokens: expected at least 1, got 0"
+        );
         let blocks = tokens.div_ceil(block);
         let global = self.config.global.min(blocks);
         let mut parts = Vec::with_capacity(2);

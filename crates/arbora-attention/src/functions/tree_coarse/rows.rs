@@ -1,0 +1,88 @@
+//! Rows added up by leaf, and rows read by index, in an order that never changes.
+//!
+//! On CUDA and Metal burn's `scatter`, which is also the gradient of its `gather`, adds floats in whatever order they
+//! arrive. Attention within leaves adds in the order of tokens on every backend: with equal logits it is the mean of
+//! a leaf, and with one key per leaf it reads that key.
+
+use super::means::each_head;
+use crate::functions::leaf_attention::{LeafAttentionInput, leaf_attention};
+use crate::ops::LeafAttentionOptions;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+
+/// Numbers per query and key, all 0. Kernels read four at a time.
+const WIDTH: usize = 4;
+
+/// The sums over the keys of each leaf, `[batch, leaves, kv_heads, value_dim + 1]`, of
+/// [`counted`](super::means::counted) rows; keys with a negative leaf are left out.
+pub(super) fn leaf_sums(rows: Tensor<4>, key_leaves: Tensor<3, Int>, leaves: usize) -> Tensor<4> {
+    let [batch, keys, kv_heads, width] = rows.dims();
+    let value = rows.clone().narrow(3, 0, width - 1);
+    // A count has no gradient along hard routes.
+    let present = rows.narrow(3, width - 1, 1).detach();
+    let options = (&value.device(), value.dtype());
+    let index = key_leaves
+        .clone()
+        .clamp_min(0)
+        .reshape([batch, keys, kv_heads, 1]);
+    // Whole numbers: exact in any order.
+    let counts = Tensor::zeros([batch, leaves, kv_heads, 1], options).scatter(
+        1,
+        index,
+        present,
+        IndexingUpdateOp::Add,
+    );
+    let means = in_leaves(
+        every_leaf(&key_leaves, [batch, leaves, kv_heads]),
+        key_leaves,
+        value,
+        leaves,
+    );
+    Tensor::cat(vec![means * counts.clone(), counts], 3)
+}
+
+/// Rows `[batch, count, kv_heads, width]` at each index of `[batch, tokens, heads]`, none of them negative:
+/// `[batch, tokens, heads, width]`, where `kv_heads` divides `heads`.
+pub(super) fn rows_at(rows: Tensor<4>, index: Tensor<3, Int>) -> Tensor<4> {
+    let ([batch, count, kv_heads, width], [_, tokens, heads]) = (rows.dims(), index.dims());
+    // Without a gradient nothing is added.
+    if rows.device().is_autodiff() {
+        let own = every_leaf(&index, [batch, count, kv_heads]);
+        return in_leaves(index, own, rows, count);
+    }
+    let index = index
+        .reshape([batch, tokens, heads, 1])
+        .expand([batch, tokens, heads, width]);
+    each_head(rows.swap_dims(1, 2), heads)
+        .swap_dims(1, 2)
+        .gather(1, index)
+}
+
+/// For each query the mean value of the keys of its leaf, `[batch, queries, heads, value_dim]`; 0 where there is none.
+fn in_leaves(
+    query_leaf: Tensor<3, Int>,
+    key_leaf: Tensor<3, Int>,
+    value: Tensor<4>,
+    leaves: usize,
+) -> Tensor<4> {
+    let options = (value.device(), value.dtype());
+    let zeros = |[batch, rows, heads]: [usize; 3]| {
+        Tensor::zeros([batch, rows, heads, WIDTH], (&options.0, options.1))
+    };
+    let input = LeafAttentionInput {
+        query: zeros(query_leaf.dims()),
+        key: zeros(key_leaf.dims()),
+        value,
+        query_leaf,
+        key_leaf,
+        key_bias: None,
+    };
+    leaf_attention(input, LeafAttentionOptions::new(leaves)).context
+}
+
+/// Row `i` in leaf `i`, `[batch, leaves, heads]`.
+fn every_leaf(like: &Tensor<3, Int>, shape: [usize; 3]) -> Tensor<3, Int> {
+    let [_, leaves, _] = shape;
+    Tensor::<1, Int>::arange(0..leaves as i64, (&like.device(), like.dtype()))
+        .reshape([1, leaves, 1])
+        .expand(shape)
+}
