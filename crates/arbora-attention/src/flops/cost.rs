@@ -1,4 +1,4 @@
-use crate::layers::{BigBirdConfig, Kind, SelfAttention};
+use crate::layers::{BigBirdConfig, Kind, SelfAttention, TreeScope};
 use std::iter::Sum;
 use std::ops::Add;
 
@@ -97,26 +97,26 @@ impl CostShape {
     }
 
     /// TF-Attention: the pairs that meet in a leaf at the price of dense ones, and the routing of queries and keys,
-    /// `4 n d Σ_l b_l`, where a binary level has one hyperplane per node and so counts 1.
+    /// `4 n d Σ_l b_l`, where a binary level has one hyperplane per node and so counts 1. Pairs that a policy for empty
+    /// leaves forms (`AncestorAttend`, and `AncestorMean` where attention is causal) are not in the measured share, and
+    /// so not in the cost.
     ///
     /// - branching: factor per level, root first
     /// - share: of all query-key pairs, those that meet in a leaf, averaged over heads:
     ///   [`LeafCounts::cost_ratio`](arbora_tree::routing::LeafCounts::cost_ratio), [`share_of_pairs`](Self::share_of_pairs)
     ///   or [`balanced_share`](Self::balanced_share)
     pub fn tree_fine(&self, branching: &[usize], share: f64) -> AttentionCost {
-        let routing: usize = branching.iter().map(|factor| logits(*factor)).sum();
-        let routing = routing as f64 * self.per_logit();
-        self.with_core(share * self.pairs() * self.per_pair() + routing)
+        let attention = share * self.pairs() * self.per_pair();
+        self.with_core(attention + self.routing(branching))
     }
 
     /// TC-Attention at inference: routing along one path, values added up per leaf, and one row of `d` numbers per level
     /// read: `4 n h d + 2 n d + 2 n (h + 1) d` for a binary tree. Sums over the nodes do not grow with the
     /// number of tokens and are left out, as in the published formula.
     pub fn tree_coarse(&self, branching: &[usize]) -> AttentionCost {
-        let routing: usize = branching.iter().map(|factor| logits(*factor)).sum();
         let levels = (branching.len() + 1) as f64;
         let (query, key) = self.numbers();
-        self.with_core(routing as f64 * self.per_logit() + 2.0 * key + 2.0 * levels * query)
+        self.with_core(self.routing(branching) + 2.0 * key + 2.0 * levels * query)
     }
 
     /// TC-Attention with every inner node evaluated for every token, as while training: queries, keys and a reading of the
@@ -133,14 +133,20 @@ impl CostShape {
         self.with_core(all as f64 * (self.per_logit() + reading))
     }
 
-    /// A cost of TC-Attention whose projections of queries and keys are folded into the tree: `4 n d²` are left.
-    #[must_use]
-    pub fn folded(&self, cost: AttentionCost) -> AttentionCost {
+    /// TC-Attention at inference whose projections of queries and keys are folded into the trees
+    /// ([`SelfAttention::fold`]): the projections of values and outputs are left, `4 n d²`. Hyperplanes are as wide as
+    /// tokens, one set per tree, so routing costs `4 n d T Σ_l b_l` with `T` trees per side: one per head, or one for the
+    /// layer. All else is as in [`tree_coarse`](Self::tree_coarse).
+    pub fn tree_coarse_folded(&self, branching: &[usize], scope: TreeScope) -> AttentionCost {
+        let trees = match scope {
+            TreeScope::PerHead => self.queries * self.heads + self.keys * self.kv_heads,
+            TreeScope::PerLayer => self.queries + self.keys,
+        };
+        let routing = decisions(branching) * 2.0 * (trees * self.d_model) as f64;
         let (query, key) = self.numbers();
-        let projections = 2.0 * self.d_model as f64 * (query + key);
         AttentionCost {
-            projections,
-            ..cost
+            core: self.tree_coarse(branching).core - self.routing(branching) + routing,
+            projections: 2.0 * self.d_model as f64 * (query + key),
         }
     }
 
@@ -212,6 +218,11 @@ impl CostShape {
         4.0 * self.d_model as f64 + SOFTMAX * self.heads as f64
     }
 
+    /// Routing every query and every key along one path.
+    fn routing(&self, branching: &[usize]) -> f64 {
+        decisions(branching) * self.per_logit()
+    }
+
     /// Cost of one routing logit for every query and every key.
     fn per_logit(&self) -> f64 {
         let (query, key) = self.numbers();
@@ -224,6 +235,12 @@ impl CostShape {
         let query = self.queries as f64 * self.d_model as f64;
         (query, self.keys as f64 * self.kv_heads as f64 * head_dim)
     }
+}
+
+/// Linear functions along one path.
+fn decisions(branching: &[usize]) -> f64 {
+    let along: usize = branching.iter().map(|factor| logits(*factor)).sum();
+    along as f64
 }
 
 /// Linear functions per node: a binary node decides by one hyperplane.
@@ -292,14 +309,28 @@ mod tests {
         assert_eq!(path, 4.0 * n * 5.0 * d + 2.0 * n * d + 2.0 * n * 6.0 * d);
         let all = SHAPE.tree_coarse_all_nodes(&[2; 5]);
         assert_eq!(all.core, 3.0 * 2.0 * n * 31.0 * d);
-        assert_eq!(SHAPE.folded(all).projections, 4.0 * n * d * d);
-        assert_eq!(SHAPE.folded(all).core, all.core);
+        let rest = path - 4.0 * n * 5.0 * d;
+        for (scope, trees) in [(TreeScope::PerLayer, 1.0), (TreeScope::PerHead, heads)] {
+            let folded = SHAPE.tree_coarse_folded(&[2; 5], scope);
+            assert_eq!(folded.projections, 4.0 * n * d * d);
+            assert_eq!(folded.core, 4.0 * n * 5.0 * d * trees + rest);
+        }
         let all = SHAPE.tree_coarse_all_nodes(&[3, 4]).core;
         assert_eq!(all, 3.0 * 2.0 * n * (3.0 + 12.0) * d);
         let linformer = SHAPE.linformer(7).core;
         assert_eq!(linformer, 8.0 * n * 7.0 * d + 5.0 * heads * n * 7.0);
         let performer = SHAPE.performer(9).core;
         assert_eq!(performer, 8.0 * n * 9.0 * d + 14.0 * n * 9.0 * heads);
+    }
+
+    #[test]
+    fn folded_trees_read_whole_tokens_also_for_fewer_key_heads() {
+        let (n, d) = (48.0, 16.0);
+        let grouped = SHAPE.with_kv_heads(2);
+        let rest = grouped.tree_coarse(&[]).core + 2.0 * n * d;
+        let folded = |scope| grouped.tree_coarse_folded(&[2], scope).core - rest;
+        assert_eq!(folded(TreeScope::PerHead), 2.0 * n * d * (4.0 + 2.0));
+        assert_eq!(folded(TreeScope::PerLayer), 2.0 * n * d * 2.0);
     }
 
     #[test]

@@ -98,6 +98,38 @@ fn balance_biases_are_folded_too() {
 }
 
 #[test]
+fn any_calls_decode_what_one_causal_call_gives() {
+    for (kv_heads, scope) in [(2, TreeScope::PerHead), (4, TreeScope::PerLayer)] {
+        let config = config(&[2, 3], scope, TreeSharing::Separate);
+        let folded = layer(config, kv_heads, &device()).fold();
+        let tokens = random([2, 9, 8], 3, &device());
+        let whole = SelfAttentionInput::new(tokens.clone()).causal();
+        let expected = folded.forward(whole).context;
+        for lengths in [vec![1; 9], vec![4, 1, 4]] {
+            let (mut state, mut first) = (folded.cache(2, &device()), 0);
+            let contexts = lengths.into_iter().map(|new| {
+                let part = tokens.clone().narrow(1, first, new);
+                first += new;
+                folded.forward_cached(part, &mut state)
+            });
+            let contexts = Tensor::cat(contexts.collect(), 1);
+            assert_close(contexts, expected.clone(), 1e-5, 1e-5);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "folded_tree_coarse: cache: expected one of trees")]
+fn a_cache_of_other_trees_is_refused() {
+    let folded = |branching: &[usize]| {
+        let config = config(branching, TreeScope::PerHead, TreeSharing::Separate);
+        layer(config, 4, &device()).fold()
+    };
+    let mut state = folded(&[3]).cache(1, &device());
+    folded(&[2]).forward_cached(Tensor::zeros([1, 2, 8], &device()), &mut state);
+}
+
+#[test]
 fn only_values_and_outputs_are_projected() {
     let layer = layer(
         config(&[2, 2], TreeScope::PerHead, TreeSharing::Separate),

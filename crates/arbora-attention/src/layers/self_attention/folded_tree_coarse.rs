@@ -1,11 +1,11 @@
 use super::kind::HeadSizes;
 use super::{Kind, SelfAttention, SelfAttentionInput, SelfAttentionOutput};
 use crate::flops;
-use crate::functions::{EmptyNode, TreeCoarseOptions, head_leaves, tree_coarse};
+use crate::functions::{EmptyNode, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse};
 use arbora_tree::routing::{RoutingTree, RoutingTreeConfig};
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 /// Inference of a [`SelfAttention`] of the kind tree-coarse whose projections of queries and keys are folded into the
 /// trees: a hyperplane `w` of projected queries is the hyperplane `W_q w` of tokens. Only values and outputs are
@@ -143,6 +143,69 @@ impl FoldedTreeCoarse {
                 .forward(attended.reshape([batch, queries, d_model])),
             routing: None,
         }
+    }
+
+    /// What [`forward_cached`](Self::forward_cached) remembers of `batch` examples, before their first token.
+    #[must_use]
+    pub fn cache(&self, batch: usize, device: &Device) -> TreeCoarseState {
+        let HeadSizes {
+            kv_heads, head_dim, ..
+        } = self.sizes;
+        TreeCoarseState::new(batch, kv_heads, head_dim, self.key.shape(), device)
+    }
+
+    /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a sequence into calls
+    /// gives what one causal [`forward`](Self::forward) gives, up to rounding. The state keeps one sum per node, however
+    /// many tokens there were.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, new tokens, d_model]`, at least one and none of them padding
+    /// - returns `[batch, new tokens, d_model]`
+    ///
+    /// # Panics
+    /// If an axis disagrees with the layer or the state, if there is no token, if the state is one of other trees, or on
+    /// an autodiff device: a state would hold the graph of all calls.
+    #[track_caller]
+    pub fn forward_cached(&self, tokens: Tensor<3>, state: &mut TreeCoarseState) -> Tensor<3> {
+        let HeadSizes {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.sizes;
+        let ([batch, new, width], d_model) = (tokens.dims(), heads * head_dim);
+        assert_eq!(
+            width, d_model,
+            "folded_tree_coarse: axis 2 of tokens: expected {d_model}, got {width}"
+        );
+        assert_eq!(
+            state.tree(),
+            self.key.shape(),
+            "folded_tree_coarse: cache: expected one of trees {:?}, got {:?}",
+            self.key.shape(),
+            state.tree()
+        );
+        assert!(
+            !tokens.device().is_autodiff(),
+            "folded_tree_coarse: cache: expected a device without autodiff, got {:?}",
+            tokens.device()
+        );
+        flops::record(|total| {
+            total.value += batch * new;
+            total.output += batch * new;
+        });
+        let query = self
+            .query
+            .route(for_trees(tokens.clone(), &self.query), None);
+        let key = self.key.route(for_trees(tokens.clone(), &self.key), None);
+        let value = self.value.forward(tokens);
+        let attended = state.attend(
+            head_leaves(&query, heads),
+            head_leaves(&key, kv_heads),
+            value.reshape([batch, new, kv_heads, head_dim]),
+            self.alpha.val(),
+            self.empty_node,
+        );
+        self.output.forward(attended.reshape([batch, new, d_model]))
     }
 }
 
