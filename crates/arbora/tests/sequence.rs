@@ -419,5 +419,5 @@ fn settings_out_of_range_are_refused_by_name() {
         "{line}"
     );
     let short = ["--set", "data.curriculum=[]", "--set", "data.length=8"];
-    assert!(refused_training(&place, &short).contains("data.length: expected at least 9"));
+    assert!(refused_training(&place, &short).contains("data.length: expected 9 to"));
 }
