@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -170,26 +171,24 @@ impl Run {
         let Some(from) = &self.from else {
             return Ok(());
         };
-        let checkpoints = root.join(from).join("checkpoints");
-        // Without any, the source is trained again, and then this is asked again.
-        let Ok(entries) = fs::read_dir(&checkpoints) else {
-            return Ok(());
+        // A run writes its settings once, when it begins. Without any, the source is trained again, and then
+        // this is asked again.
+        let begun = |folder: &Path| -> Result<Option<SystemTime>> {
+            let path = root.join(folder).join("config.json");
+            if !path.exists() {
+                return Ok(None);
+            }
+            let time = fs::metadata(&path).and_then(|file| file.modified());
+            Ok(Some(time.with_context(|| {
+                format!("cannot read {}", path.display())
+            })?))
         };
-        // A run writes its settings once, when it begins.
-        let path = root.join(&self.folder).join("config.json");
-        let begun = fs::metadata(&path).and_then(|file| file.modified());
-        let begun = begun.with_context(|| format!("cannot read {}", path.display()))?;
-        for entry in entries {
-            let written = entry.and_then(|entry| entry.metadata()?.modified());
-            let written =
-                written.with_context(|| format!("cannot read {}", checkpoints.display()))?;
-            ensure!(
-                written <= begun,
-                "{}: from: {} was trained after this run began; move it away to train anew",
-                self.folder.display(),
-                from.display()
-            );
-        }
+        ensure!(
+            begun(from)? <= begun(&self.folder)?,
+            "{}: from: {} was trained anew after this run began; move it away to train anew",
+            self.folder.display(),
+            from.display()
+        );
         Ok(())
     }
 
@@ -377,22 +376,24 @@ mod tests {
         write(json!("/elsewhere/runs/dense-seed1"));
         let text = refused(&example("run", Vec::new()));
         assert!(text.contains("from: expected none"), "{text}");
-        // The source is not there, then as old as the run, then younger.
+        // The source is not there, then older than the run, then trained anew.
         assert_eq!(run.state(root.path()).unwrap(), State::Finished);
-        let source = root
-            .path()
-            .join("runs/dense-seed1/checkpoints/step-00000010");
-        fs::create_dir_all(source).unwrap();
-        let begin = |time| {
-            let file = fs::File::options().write(true).open(&path).unwrap();
+        let source = root.path().join("runs/dense-seed1");
+        fs::create_dir_all(&source).unwrap();
+        let begun = fs::metadata(&path).unwrap().modified().unwrap();
+        let hour = std::time::Duration::from_secs(3600);
+        let begin_source = |time| {
+            let file = fs::File::create(source.join("config.json")).unwrap();
             file.set_modified(time).unwrap();
         };
-        let hour = std::time::Duration::from_secs(3600);
-        begin(std::time::SystemTime::now() + hour);
+        begin_source(begun - hour);
         assert_eq!(run.state(root.path()).unwrap(), State::Finished);
-        begin(std::time::SystemTime::now() - hour);
+        begin_source(begun + hour);
         let text = refused(&run);
-        assert!(text.contains("was trained after this run began"), "{text}");
+        assert!(
+            text.contains("was trained anew after this run began"),
+            "{text}"
+        );
     }
 
     #[test]
