@@ -855,12 +855,16 @@ impl TrainableModel for Indifferent {
     }
 
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
-        let group = |path: &str, decays, rate| ParameterGroup {
-            parameters: ParamGroup::from_path(path),
+        // By ids, which a checkpoint replaces: a resumed run must be asked after it has read one.
+        let group = |number: &Param<Tensor<1>>, decays, rate| ParameterGroup {
+            parameters: ParamGroup::ids_from_module(number.clone()),
             decays,
             rate,
         };
-        vec![group("undecayed", false, 1.0), group("slow", true, 0.25)]
+        vec![
+            group(&self.undecayed, false, 1.0),
+            group(&self.slow, true, 0.25),
+        ]
     }
 
     fn evaluate(&self, (): (), _: &mut ChaCha8Rng) -> Vec<Measurement> {

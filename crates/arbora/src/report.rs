@@ -45,22 +45,9 @@ pub fn panels<P: AsRef<Path>>(runs: &[(&str, P)]) -> Result<Vec<Panel>> {
         let config = RunConfig::read(&run.as_ref().join("config.json"))?;
         reward = reward_unit(config.reward, has_classes);
     }
-    let panel = |title: &str, (y_label, scale): (&str, f64), split: &str, key: &str| Panel {
-        title: title.into(),
-        y_label: y_label.into(),
-        series: logs
-            .iter()
-            .map(|(name, log)| Series {
-                name: (*name).into(),
-                points: points(log, split, key, scale),
-                ..Series::default()
-            })
-            .filter(|series| !series.points.is_empty())
-            .collect(),
-        ..Panel::default()
-    };
+    let panel = |title, unit, split, key| panel(&logs, title, unit, split, key);
     let per_query = ("nats per query", 1.0);
-    let mut panels = vec![
+    Ok(with_curves(vec![
         panel("Training loss", ("nats", 1.0), "train", "loss"),
         panel(
             "Share of tokens selected",
@@ -89,10 +76,41 @@ pub fn panels<P: AsRef<Path>>(runs: &[(&str, P)]) -> Result<Vec<Panel>> {
             "entropy",
         ),
         panel("Reward", reward, "train", "reward"),
-    ];
+    ]))
+}
+
+/// The curves of a number, one for each run that logged it.
+///
+/// - unit: its name and what the number is multiplied by
+fn panel(
+    logs: &[(&str, Vec<Value>)],
+    title: &str,
+    unit: (&str, f64),
+    split: &str,
+    key: &str,
+) -> Panel {
+    let (y_label, scale) = unit;
+    Panel {
+        title: title.into(),
+        y_label: y_label.into(),
+        series: logs
+            .iter()
+            .map(|(name, log)| Series {
+                name: (*name).into(),
+                points: points(log, split, key, scale),
+                ..Series::default()
+            })
+            .filter(|series| !series.points.is_empty())
+            .collect(),
+        ..Panel::default()
+    }
+}
+
+/// The first panel, and all others that have a curve.
+fn with_curves(mut panels: Vec<Panel>) -> Vec<Panel> {
     let mut first = true;
     panels.retain(|panel| std::mem::take(&mut first) || !panel.series.is_empty());
-    Ok(panels)
+    panels
 }
 
 /// A share, drawn in per cent.
@@ -173,43 +191,26 @@ pub fn draw_sequence_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()>
         .iter()
         .map(|(name, run)| Ok((*name, read_log(&run.join("metrics.jsonl"))?)))
         .collect::<Result<Vec<_>>>()?;
-    let mut panels: Vec<Panel> = [
-        ("Training loss", ("nats", 1.0), "train", "loss"),
-        ("Accuracy, training", PERCENT, "train", "accuracy"),
-        ("Accuracy, held out", PERCENT, "valid", "accuracy"),
-        (
+    let panel = |title, unit, split, key| panel(&logs, title, unit, split, key);
+    let panels = with_curves(vec![
+        panel("Training loss", ("nats", 1.0), "train", "loss"),
+        panel("Accuracy, training", PERCENT, "train", "accuracy"),
+        panel("Accuracy, held out", PERCENT, "valid", "accuracy"),
+        panel(
             "Core FLOPs, held out",
             ("% of dense", 1.0),
             "valid",
             "core_flops_percent",
         ),
-        (
+        panel(
             "Effective leaves, held out",
             ("leaves", 1.0),
             "valid",
             "effective_leaves",
         ),
-        ("Balance loss", ("1 at balance", 1.0), "train", "balance"),
-        ("Alignment loss", ("nats", 1.0), "train", "alignment"),
-    ]
-    .into_iter()
-    .map(|(title, (y_label, scale), split, key)| Panel {
-        title: title.into(),
-        y_label: y_label.into(),
-        series: logs
-            .iter()
-            .map(|(name, log)| Series {
-                name: (*name).into(),
-                points: points(log, split, key, scale),
-                ..Series::default()
-            })
-            .filter(|series| !series.points.is_empty())
-            .collect(),
-        ..Panel::default()
-    })
-    .collect();
-    let mut first = true;
-    panels.retain(|panel| std::mem::take(&mut first) || !panel.series.is_empty());
+        panel("Balance loss", ("1 at balance", 1.0), "train", "balance"),
+        panel("Alignment loss", ("nats", 1.0), "train", "alignment"),
+    ]);
     for file in ["curves.png", "curves.svg"] {
         curves::draw(&panels, &folder.join(file))?;
     }

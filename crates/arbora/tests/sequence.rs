@@ -159,6 +159,68 @@ fn a_run_starts_from_the_weights_of_the_other_one() {
 }
 
 #[test]
+fn a_run_starts_from_one_on_sequences_of_another_length() {
+    let place = place();
+    let linformer = ["--model", "linformer"];
+    train(&place, &[&linformer[..], &["--out", "short"]].concat());
+    let longer = ["--from", "short", "--set", "data.length=24"];
+    for model in ["linformer", "dense"] {
+        let args = ["--model", model, "--out", model, "--json"];
+        let trained = parse(&train(&place, &[&longer[..], &args].concat()));
+        assert!(trained["models"][model]["accuracy"].is_f64(), "{model}");
+    }
+}
+
+#[test]
+fn trees_that_read_rows_in_another_way_are_new() {
+    let place = place();
+    let tree = ["--model", "tree-fine"];
+    train(&place, &[&tree[..], &["--out", "tree"]].concat());
+    let spread = |out: &str, split: &str| {
+        let split = format!("trees.median_split={split}");
+        let raw = "attention.tree_fine.router.normalize=false";
+        let args = [
+            "--model",
+            "tree-fine",
+            "--from",
+            "tree",
+            "--set",
+            raw,
+            "--set",
+            &split,
+            "--set",
+            "trainer.steps=0",
+            "--out",
+            out,
+            "--json",
+        ];
+        parse(&train(&place, &args))["models"]["tree-fine"]["cost_ratio"].clone()
+    };
+    // Only new trees are split.
+    assert_ne!(spread("split", "true"), spread("random", "false"));
+}
+
+#[test]
+fn the_run_to_start_from_is_no_setting() {
+    let place = place();
+    train(&place, &["--out", "dense"]);
+    let says = |args: &[&str]| {
+        let line = refused_training(&place, args);
+        assert!(line.contains("from: give it as --from RUN"), "{line}");
+    };
+    says(&["--set", "from=dense"]);
+    says(&["--from", "dense", "--set", "from=null"]);
+    fs::write(place.path("start.json"), r#"{"from": "dense"}"#).unwrap();
+    let line = place.refuse(&["train", "recall", "--config", "start.json", "--out", "new"]);
+    assert!(line.contains("from: give it as --from RUN"), "{line}");
+    // Saying the same twice changes nothing.
+    train(
+        &place,
+        &["--from", "dense", "--set", "from=dense", "--out", "again"],
+    );
+}
+
+#[test]
 fn new_trees_split_tokens_unless_told_not_to() {
     let place = place();
     let spread = |out: &str, split: &str| {
@@ -200,7 +262,7 @@ fn a_resumed_run_continues_the_same_numbers() {
 }
 
 #[test]
-fn needles_are_learned_by_the_same_models() {
+fn needles_are_a_task_for_the_same_models() {
     let place = place();
     let data = r#"data={"kind":"needle","length":16,"needles":2,"keys":4,"values":3,"fillers":5,"queries":3,"curriculum":[]}"#;
     let args = [
@@ -217,8 +279,14 @@ fn needles_are_learned_by_the_same_models() {
     let mut settings = tiny();
     settings.as_object_mut().unwrap().remove("data");
     fs::write(place.path("sequence.json"), settings.to_string()).unwrap();
-    let trained = parse(&place.succeed(&[&args[..], &["--out", "out", "--json"]].concat()));
-    assert!(trained["models"]["dense"]["accuracy"].is_f64());
+    for model in ["dense", "tree-fine", "tree-coarse"] {
+        let more = ["--model", model, "--out", model, "--json"];
+        let trained = parse(&place.succeed(&[&args[..], &more].concat()));
+        let numbers = &trained["models"][model];
+        let measured = place.eval(model, &[]);
+        assert!(numbers["accuracy"].is_f64());
+        assert_eq!(measured["metrics"]["accuracy"], numbers["accuracy"]);
+    }
 }
 
 #[test]
@@ -253,6 +321,7 @@ fn a_comparison_starts_all_models_from_one_run_and_has_one_table() {
             "{text}"
         );
     }
+    assert!(text.contains("Effective leaves: 1 / cost ratio"), "{text}");
     let numbers = place.json("all/compare.json");
     assert_eq!(numbers["task"], "recall");
     assert_eq!(numbers["models"][1]["model"], "tree-fine");
@@ -337,10 +406,13 @@ fn models_and_commands_of_the_other_family_are_refused() {
         &["task recall", "inspect is for retrieval"],
     );
     says(&["grow", "out"], &["task recall", "grow is for retrieval"]);
-    says(&["eval", "out", "--random-route"], &["dense walks no tree"]);
+    says(
+        &["eval", "out", "--random-route"],
+        &["dense searches no token tree"],
+    );
     says(
         &["eval", "out", "--search", "beam=2"],
-        &["dense walks no tree"],
+        &["dense searches no token tree"],
     );
     says(
         &["train", "images", "--out", "out", "--resume"],
@@ -398,6 +470,14 @@ fn settings_out_of_range_are_refused_by_name() {
             "attention.big_bird.window=2",
             "attention.big_bird.window: expected an odd number",
         ),
+        (
+            "attention.big_bird.random=99999999999",
+            "attention.big_bird.random: expected 0 to",
+        ),
+        (
+            "attention.big_bird.global=65537",
+            "attention.big_bird.global: expected 0 to 65536, got 65537",
+        ),
         ("attention.tree_fin.x=1", "did you mean attention.tree_fine"),
         ("task=needle", "of another task than needle"),
         ("test_items=0", "test_items: expected 1"),
@@ -419,5 +499,5 @@ fn settings_out_of_range_are_refused_by_name() {
         "{line}"
     );
     let short = ["--set", "data.curriculum=[]", "--set", "data.length=8"];
-    assert!(refused_training(&place, &short).contains("data.length: expected at least 9"));
+    assert!(refused_training(&place, &short).contains("data.length: expected 9 to"));
 }

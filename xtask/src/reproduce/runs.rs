@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -19,6 +20,8 @@ pub struct Run {
     pub seed: u64,
     /// Relative to the root of the workspace.
     pub folder: PathBuf,
+    /// The folder of the run it starts from, relative likewise.
+    from: Option<PathBuf>,
     /// What its configuration must say, by dotted key; of a key given twice the last value.
     pub settings: Vec<(String, Value)>,
     /// What `arbora train` is called with, but for the folder.
@@ -32,6 +35,7 @@ pub fn example(folder: &str, settings: Vec<(String, Value)>) -> Run {
         row: &super::experiments::Name::Orders.experiment().rows[0],
         seed: 1,
         folder: folder.into(),
+        from: None,
         settings,
         arguments: Vec::new(),
     }
@@ -96,9 +100,9 @@ impl Run {
             let name = format!("{row}-seed{seed}");
             Path::new(RUNS).join(experiment.name).join(name)
         };
-        if let Some(from) = row.from {
-            let from = folder(from).to_string_lossy().into_owned();
-            arguments.extend(["--from".into(), from]);
+        let from = row.from.map(folder);
+        if let Some(from) = &from {
+            arguments.extend(["--from".into(), from.to_string_lossy().into_owned()]);
         }
         for text in given {
             arguments.extend(["--set".into(), text.into()]);
@@ -110,6 +114,7 @@ impl Run {
             row,
             seed,
             folder: folder(row.name),
+            from,
             settings,
             arguments,
         })
@@ -118,7 +123,7 @@ impl Run {
     /// How far the run is.
     ///
     /// # Errors
-    /// When the folder holds a run with other settings, or something else.
+    /// When the folder holds a run with other settings or from other weights, or something else.
     pub fn state(&self, root: &Path) -> Result<State> {
         let folder = root.join(&self.folder);
         // A run killed before it wrote its settings has nothing to keep: `train` starts it anew.
@@ -135,6 +140,7 @@ impl Run {
                 );
             }
         }
+        self.check_start(&config, root)?;
         // A checkpoint is written beside and renamed, after the last evaluation: where the last
         // step's is, the run is done.
         let last = format!("checkpoints/step-{:08}", self.steps(root)?);
@@ -142,6 +148,48 @@ impl Run {
             true => State::Finished,
             false => State::Unfinished,
         })
+    }
+
+    /// Whether the run there started from the weights that its row names, as they are now.
+    fn check_start(&self, config: &Value, root: &Path) -> Result<()> {
+        let found = at(config, "from").as_str().map(Path::new);
+        let fits = match (&self.from, found) {
+            (Some(wanted), Some(found)) => found.ends_with(wanted),
+            (None, None) => true,
+            _ => false,
+        };
+        if !fits {
+            let told =
+                |from: Option<&Path>| from.map_or("none".into(), |from| from.display().to_string());
+            bail!(
+                "{}: from: expected {}, the run there has {}; move it away to train anew",
+                self.folder.display(),
+                told(self.from.as_deref()),
+                told(found)
+            );
+        }
+        let Some(from) = &self.from else {
+            return Ok(());
+        };
+        // A run writes its settings once, when it begins. Without any, the source is trained again, and then
+        // this is asked again.
+        let begun = |folder: &Path| -> Result<Option<SystemTime>> {
+            let path = root.join(folder).join("config.json");
+            if !path.exists() {
+                return Ok(None);
+            }
+            let time = fs::metadata(&path).and_then(|file| file.modified());
+            Ok(Some(time.with_context(|| {
+                format!("cannot read {}", path.display())
+            })?))
+        };
+        ensure!(
+            begun(from)? <= begun(&self.folder)?,
+            "{}: from: {} was trained anew after this run began; move it away to train anew",
+            self.folder.display(),
+            from.display()
+        );
+        Ok(())
     }
 
     /// The run's configuration.
@@ -304,6 +352,48 @@ mod tests {
         let error = run(&[("trainer.steps", json!(30))]).state(root.path());
         let text = error.unwrap_err().to_string();
         assert!(text.contains("trainer.steps: expected 30"), "{text}");
+    }
+
+    #[test]
+    fn a_run_from_other_weights_than_its_source_has_now_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let run = Run {
+            from: Some("runs/dense-seed1".into()),
+            ..run(&[])
+        };
+        fs::create_dir_all(root.path().join("run/checkpoints/step-00000020")).unwrap();
+        let path = root.path().join("run/config.json");
+        let write = |from: Value| {
+            let config = json!({"trainer": {"steps": 20}, "from": from});
+            fs::write(&path, config.to_string()).unwrap();
+        };
+        let refused = |run: &Run| run.state(root.path()).unwrap_err().to_string();
+        for other in [json!("/elsewhere/runs/dense-seed2"), json!(null)] {
+            write(other);
+            let text = refused(&run);
+            assert!(text.contains("from: expected runs/dense-seed1"), "{text}");
+        }
+        write(json!("/elsewhere/runs/dense-seed1"));
+        let text = refused(&example("run", Vec::new()));
+        assert!(text.contains("from: expected none"), "{text}");
+        // The source is not there, then older than the run, then trained anew.
+        assert_eq!(run.state(root.path()).unwrap(), State::Finished);
+        let source = root.path().join("runs/dense-seed1");
+        fs::create_dir_all(&source).unwrap();
+        let begun = fs::metadata(&path).unwrap().modified().unwrap();
+        let hour = std::time::Duration::from_secs(3600);
+        let begin_source = |time| {
+            let file = fs::File::create(source.join("config.json")).unwrap();
+            file.set_modified(time).unwrap();
+        };
+        begin_source(begun - hour);
+        assert_eq!(run.state(root.path()).unwrap(), State::Finished);
+        begin_source(begun + hour);
+        let text = refused(&run);
+        assert!(
+            text.contains("was trained anew after this run began"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -63,12 +63,7 @@ fn assert_decodes(kind: AttentionKindConfig) {
     let expected = prefilled(&layer);
     let one_by_one = std::iter::repeat_n(1, TOKENS);
     assert_close(decoded(&layer, one_by_one), expected.clone(), 1e-5, 1e-5);
-    assert_close(
-        decoded(&layer, [9, 1, 3, 7]),
-        expected.clone(),
-        1e-5,
-        1e-5,
-    );
+    assert_close(decoded(&layer, [9, 1, 3, 7]), expected.clone(), 1e-5, 1e-5);
     assert_close(decoded(&layer, [TOKENS]), expected, 1e-5, 1e-5);
 }
 
@@ -108,7 +103,8 @@ fn a_query_reads_the_keys_of_its_leaf_alone() {
         let tokens = tokens();
         layer.forward_cached(tokens.clone().slice([0..2, 0..TOKENS - 1]), &mut cache);
         assert_eq!(cache.keys_read(), 0);
-        let output = layer.forward_cached(tokens.clone().slice([0..2, TOKENS - 1..TOKENS]), &mut cache);
+        let output =
+            layer.forward_cached(tokens.clone().slice([0..2, TOKENS - 1..TOKENS]), &mut cache);
         assert!(output.routing.is_none());
         let report = layer
             .forward(SelfAttentionInput::new(tokens))

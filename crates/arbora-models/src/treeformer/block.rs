@@ -29,10 +29,10 @@ impl LocalMixing {
     /// `[batch, tokens, d_model]` -> the same
     pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [batch, count, width] = tokens.dims();
-        let first = Tensor::zeros([batch, 1, width], &tokens.device());
-        if count == 1 {
+        if count <= 1 {
             return tokens;
         }
+        let first = Tensor::zeros([batch, 1, width], &tokens.device());
         let before = self.before.forward(tokens.clone().narrow(1, 0, count - 1));
         tokens + Tensor::cat(vec![first, before], 1)
     }
@@ -71,14 +71,15 @@ impl TreeformerBlock {
         }
     }
 
-    /// The same with trees that split these tokens, `[batch, tokens, d_model]`, evenly.
+    /// The same with trees that split these tokens, `[batch, tokens, d_model]` off the autodiff device,
+    /// evenly.
     #[track_caller]
     pub(super) fn with_median_split(mut self, tokens: Tensor<3>) -> Self {
-        let tokens = self.attention_norm.forward(tokens);
-        let attention = &mut self.attention;
-        let query = attention.query.forward(tokens.clone());
-        let key = attention.key.forward(tokens);
-        let router = match &mut attention.kind {
+        let plain = self.valid();
+        let tokens = plain.attention_norm.forward(tokens);
+        let query = plain.attention.query.forward(tokens.clone());
+        let key = plain.attention.key.forward(tokens);
+        let router = match &mut self.attention.kind {
             Kind::TreeFine(tree) => &mut tree.router,
             Kind::TreeCoarse(tree) => &mut tree.router,
             _ => return self,
@@ -127,4 +128,20 @@ fn rows(projected: Tensor<3>, trees: usize, dim: usize) -> Tensor<4> {
         .reshape([batch, tokens, trees, group, dim])
         .swap_dims(2, 3) // [batch, tokens, group, trees, dim]
         .reshape([batch, tokens * group, trees, dim])
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixing_adds_nothing_where_no_token_is_before() {
+        let device = Device::flex();
+        let mixing = LocalMixing::new(3, &device);
+        let one = Tensor::<3>::ones([2, 1, 3], &device);
+        let mixed = mixing.forward(one.clone());
+        assert_eq!(mixed.into_data(), one.into_data());
+        let none = mixing.forward(Tensor::zeros([2, 0, 3], &device));
+        assert_eq!(none.dims(), [2, 0, 3]);
+    }
 }

@@ -48,14 +48,14 @@ pub struct TreeformerConfig {
     /// Whether a token sees none after it.
     #[config(default = false)]
     pub causal: bool,
-    /// Dropout in MLPs and after attention and MLPs.
+    /// Dropout after embeddings, in MLPs, and after attention and MLPs.
     #[config(default = 0.0)]
     pub dropout: f64,
     /// How tokens attend.
     #[config(default = "AttentionKindConfig::Dense")]
     pub attention: AttentionKindConfig,
-    /// Blocks that attend densely whatever `attention` says, counted from the tokens. Treeformers are
-    /// bootstrapped from the top (arXiv 2208.09015, Algorithm 1).
+    /// Blocks that attend densely whatever `attention` says, counted from the tokens; at most `layers`.
+    /// Treeformers are bootstrapped from the top (arXiv 2208.09015, Algorithm 1).
     #[config(default = 0)]
     pub dense_layers: usize,
 }
@@ -108,8 +108,8 @@ impl TreeformerConfig {
     /// Initialises the model on a device. Weights depend on the seed alone, not on the backend.
     ///
     /// # Panics
-    /// If `vocabulary`, `classes`, `d_model` or `layers` is 0, `heads` does not divide `d_model`, or
-    /// `kv_heads` does not divide `heads`.
+    /// If `vocabulary`, `classes`, `d_model` or `layers` is 0, `dense_layers` is above `layers`, `heads` does
+    /// not divide `d_model`, or `kv_heads` does not divide `heads`.
     #[track_caller]
     pub fn init(&self, seed: u64, device: &Device) -> Treeformer {
         for (name, value) in [
@@ -120,6 +120,12 @@ impl TreeformerConfig {
         ] {
             assert!(value > 0, "treeformer: {name}: expected at least 1, got 0");
         }
+        assert!(
+            self.dense_layers <= self.layers,
+            "treeformer: dense_layers: expected at most {}, got {}",
+            self.layers,
+            self.dense_layers
+        );
         let table = |rows| EmbeddingConfig::new(rows, self.d_model).init(device);
         let model = Treeformer {
             embedding: table(self.vocabulary),
@@ -188,17 +194,35 @@ impl Treeformer {
     ///
     /// - tokens: `[batch, tokens]`, no padding among them
     /// - layers: whose trees, counted from 0; layers without trees are passed over
+    ///
+    /// The sequences pass as in an evaluation, also on an autodiff device: without dropout, and no other bias
+    /// moves.
+    ///
+    /// # Panics
+    /// If a layer is not there, or there are more tokens than positions.
     #[must_use]
     #[track_caller]
     pub fn with_median_split(mut self, tokens: Tensor<2, Int>, layers: &[usize]) -> Self {
-        let mut hidden = self.embed(tokens, None);
-        for layer in 0..self.blocks.len() {
-            let mut block = self.blocks[layer].clone();
+        let Some(last) = layers.iter().copied().max() else {
+            return self;
+        };
+        let count = self.blocks.len();
+        assert!(
+            last < count,
+            "treeformer: layers: expected below {count}, got {last}"
+        );
+        let plain = self.valid();
+        let mut hidden = plain.embed(tokens.without_autodiff(), None);
+        for layer in 0..=last {
             if layers.contains(&layer) {
-                block = block.with_median_split(hidden.clone());
+                let block = self.blocks[layer].clone();
+                self.blocks[layer] = block.with_median_split(hidden.clone());
             }
-            hidden = block.forward(hidden, |tokens| self.input(tokens, None)).0;
-            self.blocks[layer] = block;
+            if layer < last {
+                // What comes next sees what these trees make of the tokens.
+                let block = self.blocks[layer].valid();
+                hidden = block.forward(hidden, |tokens| plain.input(tokens, None)).0;
+            }
         }
         self
     }

@@ -1,7 +1,7 @@
 //! The Treeformer on a device.
 
 use crate::{gradients_of, parameters};
-use arbora_attention::{AttentionKindConfig, TreeFineConfig};
+use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
 use arbora_testing::{device, values};
@@ -57,9 +57,25 @@ fn every_token_gets_its_classes() {
     assert_eq!(output.logits.dims(), [2, 5, 3]);
 }
 
+/// Ways to attend that must not see what is masked out: all tokens, their leaves, means over nodes.
+fn masked_kinds() -> [AttentionKindConfig; 3] {
+    [
+        AttentionKindConfig::Dense,
+        trees(),
+        AttentionKindConfig::TreeCoarse(TreeCoarseConfig::new([2, 2])),
+    ]
+}
+
 #[test]
 fn padding_changes_no_token_wherever_it_stands() {
-    let model = small().with_max_positions(0).init(1, &device());
+    for kind in masked_kinds() {
+        padding_changes_no_token(kind);
+    }
+}
+
+fn padding_changes_no_token(kind: AttentionKindConfig) {
+    let config = small().with_max_positions(0).with_attention(kind);
+    let model = config.init(1, &device());
     let row = [1, 2, 3, 4, 5];
     let padding = |row: [bool; 5]| Tensor::<2, Bool>::from_data([row], &device());
     let classes = |row: [i64; 5], mask| {
@@ -81,11 +97,20 @@ fn padding_changes_no_token_wherever_it_stands() {
 
 #[test]
 fn a_causal_model_sees_nothing_ahead() {
-    let model = small().with_causal(true).init(1, &device());
-    let classes = |row| logits(&model, tokens(&[row], &device()), None);
-    let (one, other) = (classes([1, 2, 3, 4, 5]), classes([1, 2, 3, 0, 6]));
-    assert_near(&one[..9], &other[..9]);
-    assert!((one[9] - other[9]).abs() > 1e-4);
+    for kind in masked_kinds() {
+        let config = small().with_causal(true).with_attention(kind);
+        let model = config.init(1, &device());
+        let classes = |row| logits(&model, tokens(&[row], &device()), None);
+        let (one, other) = (classes([1, 2, 3, 4, 5]), classes([1, 2, 3, 0, 6]));
+        assert_near(&one[..9], &other[..9]);
+        assert!((one[9] - other[9]).abs() > 1e-4, "{config}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "treeformer: dense_layers: expected at most 2, got 3")]
+fn more_dense_layers_than_layers_are_refused() {
+    small().with_dense_layers(3).init(1, &device());
 }
 
 #[test]
@@ -188,10 +213,57 @@ fn median_split_trees_send_half_of_what_reaches_them_either_way() {
             .collect::<Vec<f32>>()
     };
     assert_eq!(same(&split), same(&model), "layer 0 was not asked for");
-    for tree in spread(&split, 1).chunks(2) {
-        // Ten queries and ten keys; equal tokens may fall together.
-        assert!((tree[0] - tree[1]).abs() <= 2.0, "{tree:?}");
+    // Ten queries and ten keys in each of two trees.
+    let apart = |model: &Treeformer| -> Vec<f32> {
+        let counts = spread(model, 1);
+        counts
+            .chunks(2)
+            .map(|tree| (tree[0] - tree[1]).abs())
+            .collect()
+    };
+    let (before, after) = (apart(&model), apart(&split));
+    // Equal tokens may fall together.
+    assert!(after.iter().all(|apart| *apart <= 2.0), "{after:?}");
+    assert!(
+        before.iter().sum::<f32>() > after.iter().sum::<f32>() + 4.0,
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
+fn trees_split_the_same_way_on_an_autodiff_device_and_nothing_else_moves() {
+    let mut fine = TreeFineConfig::new([2, 2]);
+    fine.router.balance_rate = 0.1;
+    fine.router.alignment = Some(Default::default());
+    let config = small()
+        .with_dropout(0.5)
+        .with_attention(AttentionKindConfig::TreeFine(fine));
+    let plain = config.init(1, &device());
+    let training = plain.clone().train();
+    let rows = [[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]];
+    let numbers = |model: &Treeformer| -> Vec<(String, Vec<f32>)> {
+        let found = parameters(model).into_iter();
+        found
+            .map(|parameter| (parameter.path, parameter.values))
+            .collect()
+    };
+    for layers in [&[0, 1][..], &[0], &[]] {
+        let expected = plain
+            .clone()
+            .with_median_split(tokens(&rows, &device()), layers);
+        let inputs = tokens(&rows, &device().autodiff());
+        let split = training.clone().with_median_split(inputs, layers);
+        assert_eq!(split.tree_parameter_ids(), plain.tree_parameter_ids());
+        // Among them the biases that follow the counts of children.
+        assert_eq!(numbers(&split), numbers(&expected));
     }
+}
+
+#[test]
+#[should_panic(expected = "treeformer: layers: expected below 2, got 2")]
+fn trees_of_a_layer_that_is_not_there_are_not_split() {
+    let tokens = tokens(&[[0, 1, 2, 3, 6]], &device());
+    let _ = small().init(1, &device()).with_median_split(tokens, &[2]);
 }
 
 #[test]

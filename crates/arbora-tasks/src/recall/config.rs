@@ -64,13 +64,11 @@ impl RecallConfig {
         check_symbols("pairs", pairs, keys, values)?;
         check_stages(&self.curriculum, 3, length)?;
         // At most `MOST` pairs are left, so the product is small.
-        if !(2 * pairs + 1..=MOST).contains(&length) {
+        let least = 2 * pairs + 1;
+        if !(least..=MOST).contains(&length) {
             return Err(TaskError::Config {
                 key: "length",
-                expected: format!(
-                    "at least {}: two tokens for each pair and a query",
-                    2 * pairs + 1
-                ),
+                expected: format!("{least} to {MOST}: two tokens for each pair, and a query"),
                 got: length,
             });
         }
@@ -196,7 +194,8 @@ mod tests {
             change(&mut config);
             config.check().unwrap_err().to_string()
         };
-        assert!(recall(|c| c.length = 128).starts_with("length: expected at least 129"));
+        assert!(recall(|c| c.length = 128).starts_with("length: expected 129 to 1048576"));
+        assert!(recall(|c| c.length = MOST + 1).starts_with("length: expected 129 to 1048576"));
         assert!(recall(|c| c.pairs = 0).starts_with("pairs: expected 1 to"));
         assert!(recall(|c| c.pairs = usize::MAX).starts_with("pairs: expected 1 to"));
         assert!(recall(|c| c.keys = 63).starts_with("keys: expected 64 to"));

@@ -75,7 +75,7 @@ fn sequence(args: &EvalArgs) -> Result<ExitCode> {
         } else {
             "--search"
         };
-        bail!("{option}: {name} walks no tree");
+        bail!("{option}: {name} searches no token tree");
     }
     let run = TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?;
     let items = run.test_items();

@@ -96,7 +96,8 @@ struct TrainArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// For recall and needle: start from the weights of the trained run in this folder, whose architecture
-    /// must be the same but for its attention. Trees are new, and split its activations evenly.
+    /// must be the same but for its attention. Trees of the same form keep their weights; new ones split its
+    /// activations evenly, unless trees.median_split is false.
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     from: Option<PathBuf>,
     /// The run's folder [default: runs/TASK-MODEL-N with the first free N].

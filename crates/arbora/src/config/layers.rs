@@ -4,14 +4,14 @@ use crate::run::RunSettings;
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Puts a configuration file (JSON, any part of the whole) and single settings (`trainer.steps=100`)
 /// over a configuration.
 ///
 /// # Errors
 /// If the file cannot be read, a key is unknown (the nearest known one is named) or a value has
-/// the wrong type or range.
+/// the wrong type or range, or they change the run to start from.
 pub fn layered<C: RunSettings>(base: &C, file: Option<&Path>, settings: &[String]) -> Result<C> {
     let mut value = serde_json::to_value(base)?;
     if let Some(path) = file {
@@ -35,9 +35,20 @@ pub fn layered<C: RunSettings>(base: &C, file: Option<&Path>, settings: &[String
         });
         put::<C>(&mut value, layer).with_context(|| format!("--set {setting}"))?;
     }
+    if start(&value)? != start(&serde_json::to_value(base)?)? {
+        // The preset of such a run has other settings, below these layers.
+        bail!("from: give it as --from RUN");
+    }
     let config: C = serde_json::from_value(value)?;
     config.check()?;
     Ok(config)
+}
+
+/// The run whose weights a run with these settings starts from.
+fn start(settings: &Value) -> Result<Option<PathBuf>> {
+    let from = settings["from"].as_str().map(std::path::absolute);
+    from.transpose()
+        .context("cannot read the working directory")
 }
 
 /// Reads a configuration that a run folder holds.

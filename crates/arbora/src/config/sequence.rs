@@ -120,7 +120,7 @@ pub struct SequenceArchitecture {
     pub local_mixing: bool,
     /// Whether a token sees none after it.
     pub causal: bool,
-    /// Dropout in MLPs and after attention and MLPs.
+    /// Dropout after embeddings, in MLPs, and after attention and MLPs.
     pub dropout: f64,
     /// Blocks that attend densely whatever the model, counted from the tokens.
     pub dense_layers: usize,

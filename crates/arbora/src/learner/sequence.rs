@@ -222,3 +222,138 @@ fn cost(
 fn mean_ratio(report: &RoutingReport) -> f64 {
     f64::from(report.cost_ratio.clone().mean().into_scalar::<f32>())
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::config::Preset;
+    use crate::config::sequence::{SequenceModelKind, SequenceTask};
+    use crate::run::RunSettings as _;
+    use burn::module::{ModuleVisitor, Param, ParamId};
+    use burn::tensor::Device;
+    use rand::SeedableRng;
+
+    /// A small network with two layers.
+    fn config(model: SequenceModelKind) -> SequenceConfig {
+        let preset = SequenceConfig::preset(SequenceTask::Recall, Preset::Small).unwrap();
+        let settings = [
+            "data.length=16",
+            "data.pairs=4",
+            "data.keys=6",
+            "data.values=3",
+            "data.curriculum=[]",
+            "architecture.d_model=8",
+            "architecture.d_ff=8",
+            "architecture.layers=2",
+            "attention.tree_fine.router.branching=[2,2]",
+            "trees.rate=2.5",
+        ];
+        let config = preset.layered(None, &settings.map(String::from)).unwrap();
+        config.with_model(model)
+    }
+
+    fn model(config: &SequenceConfig, device: &Device) -> SequenceModel {
+        config.blank(&config.load().unwrap(), device)
+    }
+
+    fn ids<M: Module>(module: &M) -> Vec<ParamId> {
+        struct Ids(Vec<ParamId>);
+        impl ModuleVisitor for Ids {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0.push(param.id);
+            }
+        }
+        let mut ids = Ids(Vec::new());
+        module.visit(&mut ids);
+        ids.0
+    }
+
+    #[test]
+    fn trees_alone_are_a_group_that_does_not_decay_and_learns_at_its_rate() {
+        let model = model(&config(SequenceModelKind::TreeFine), &Device::flex());
+        let groups = model.parameter_groups();
+        assert_eq!(groups.len(), 1);
+        let group = &groups[0];
+        assert!(!group.decays);
+        assert_eq!(group.rate, 2.5);
+        let of_trees = model.network.tree_parameter_ids();
+        assert_eq!(
+            of_trees.len(),
+            2 * 2 * 2,
+            "weights and biases of two levels in two layers"
+        );
+        for id in ids(&model) {
+            assert_eq!(group.parameters.matches(&id, None), of_trees.contains(&id));
+        }
+        let dense = self::model(&config(SequenceModelKind::Dense), &Device::flex());
+        assert!(dense.parameter_groups().is_empty());
+    }
+
+    #[test]
+    fn annealed_candidates_fall_at_thirds_of_a_training() {
+        let mut config = config(SequenceModelKind::TreeFine);
+        let fixed = model(&config, &Device::flex());
+        assert!(fixed.surrogate(0.0).is_none());
+        config.trees.anneal = true;
+        let annealed = model(&config, &Device::flex());
+        let expected = config.router().unwrap().surrogate.temperature();
+        for (progress, candidates) in [
+            (0.0, 4),
+            (0.33, 4),
+            (0.34, 2),
+            (0.66, 2),
+            (0.67, 1),
+            (1.0, 1),
+        ] {
+            let found = annealed.surrogate(progress);
+            let expected = Surrogate::TopMargin {
+                candidates,
+                temperature: expected,
+            };
+            assert_eq!(found, Some(expected), "{progress}");
+        }
+    }
+
+    #[test]
+    fn losses_on_routes_weigh_what_the_settings_say() {
+        let device = Device::flex().autodiff();
+        let parts = |balance: f64, alignment: f64| {
+            let mut config = config(SequenceModelKind::TreeFine);
+            config.trees.lambda_balance = balance;
+            config.trees.lambda_alignment = alignment;
+            let lookup = config.load().unwrap().batch(1, 0, 2, &device).unwrap();
+            let batch = SequenceBatch {
+                lookup,
+                progress: 0.0,
+            };
+            let model = model(&config, &Device::flex()).train();
+            let output = model.training_step(batch, &mut ChaCha8Rng::seed_from_u64(1));
+            let number = |tensor: &Tensor<1>| f64::from(tensor.clone().into_scalar::<f32>());
+            let metric = |wanted: &str| {
+                let mut metrics = output.metrics.iter();
+                metrics
+                    .find(|(name, _)| name == wanted)
+                    .map(|(_, tensor)| number(tensor))
+            };
+            let task = -metric("log_likelihood").unwrap();
+            let auxiliary = number(&output.task_loss) - task;
+            (auxiliary, metric("balance"), metric("alignment"))
+        };
+        let near = |found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+        };
+        let (loss, balance, alignment) = parts(2.0, 3.0);
+        let (balance, alignment) = (balance.unwrap(), alignment.unwrap());
+        assert!(balance > 0.1 && alignment > 1e-3, "{balance} {alignment}");
+        near(loss, 2.0 * balance + 3.0 * alignment);
+        // What weighs nothing is not computed.
+        let (loss, found, none) = parts(2.0, 0.0);
+        assert!(none.is_none());
+        near(found.unwrap(), balance);
+        near(loss, 2.0 * balance);
+        let (loss, none, found) = parts(0.0, 3.0);
+        assert!(none.is_none());
+        near(loss, 3.0 * found.unwrap());
+        assert_eq!(parts(0.0, 0.0), (0.0, None, None));
+    }
+}

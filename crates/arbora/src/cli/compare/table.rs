@@ -195,6 +195,9 @@ impl Comparison {
     /// The tables, for a person at a terminal.
     pub fn text(&self) -> String {
         let mut text = table(&self.rows());
+        if let Some(legend) = self.legend() {
+            text += &format!("\n{legend}\n");
+        }
         if let Some((published, remark)) = self.published() {
             text += &format!("\nPublished:\n{}{remark}\n", table(&published));
         }
@@ -228,6 +231,9 @@ impl Comparison {
             table(&self.rows()),
             super::TIMED_BATCHES
         );
+        if let Some(legend) = self.legend() {
+            page += &format!("\n{legend}\n");
+        }
         if self.models.iter().any(|model| !model.tried.is_empty()) {
             page += &format!(
                 "\n## Learning rates\n\nEvery model takes the rate whose run on seed {} has the \
@@ -244,6 +250,17 @@ impl Comparison {
             "\n## Settings of all runs\n\n```json\n{:#}\n```\n",
             self.shared_settings()
         )
+    }
+
+    /// What a column means where its title does not say it.
+    fn legend(&self) -> Option<&'static str> {
+        let mut columns = self.columns.iter();
+        columns
+            .any(|column| column.metric == "effective_leaves")
+            .then_some(
+                "Effective leaves: 1 / cost ratio, the share of all pairs of a query and a key that are in one \
+                 leaf. tree-coarse forms no pairs: there it says how evenly tokens spread.",
+            )
     }
 
     fn rows(&self) -> Vec<Vec<String>> {

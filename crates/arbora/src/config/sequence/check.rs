@@ -77,14 +77,16 @@ impl SequenceConfig {
         if others.tree_coarse.router.alignment.is_some() {
             bail!("attention.tree_coarse.router.alignment: means are not aligned, expected null");
         }
-        for (key, value) in [
-            ("attention.linformer.rank", others.linformer.rank),
-            ("attention.big_bird.block", others.big_bird.block),
-            ("attention.big_bird.window", others.big_bird.window),
-            ("attention.performer.features", others.performer.features),
+        for (key, value, least) in [
+            ("attention.linformer.rank", others.linformer.rank, 1),
+            ("attention.big_bird.block", others.big_bird.block, 1),
+            ("attention.big_bird.window", others.big_bird.window, 1),
+            ("attention.big_bird.random", others.big_bird.random, 0),
+            ("attention.big_bird.global", others.big_bird.global, 0),
+            ("attention.performer.features", others.performer.features, 1),
         ] {
-            if !(1..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected 1 to {LARGEST_SIZE}, got {value}");
+            if !(least..=LARGEST_SIZE).contains(&value) {
+                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
             }
         }
         if others.big_bird.window.is_multiple_of(2) {

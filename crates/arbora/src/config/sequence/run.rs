@@ -101,11 +101,12 @@ impl RunSettings for SequenceConfig {
             let fresh: Vec<usize> = layers.collect();
             return Ok(self.split(self.blank(data, device), data, device, &fresh)?);
         };
-        let (source, checkpoint) = self.source(from, data)?;
+        let (source, theirs, checkpoint) = self.source(from, data)?;
+        // Of its own sequences: what mixes tokens has as many weights as these have tokens.
         let mut network = checkpoint
-            .load_model(source.blank(data, device))?
+            .load_model(source.blank(&theirs, device))?
             .into_network();
-        let (had, wanted) = (source.treeformer(data), self.treeformer(data));
+        let (had, wanted) = (source.treeformer(&theirs), self.treeformer(data));
         let seed = derive(self.trainer.seed, Purpose::Parameters);
         let mut fresh = Vec::new();
         for layer in layers {
@@ -196,12 +197,12 @@ impl SequenceConfig {
         Ok(model.map_network(|network| network.with_median_split(batch.tokens, fresh)))
     }
 
-    /// The settings and the newest checkpoint of the run to start from.
+    /// The settings, the sequences and the newest checkpoint of the run to start from.
     ///
     /// # Errors
     /// [`TrainError::Missing`] without a run; [`TrainError::OtherSettings`] if more than its attention is of
     /// another architecture; whatever keeps its checkpoint from being read.
-    fn source(&self, from: &Path, data: &Lookup) -> Result<(Self, Checkpoint)> {
+    fn source(&self, from: &Path, data: &Lookup) -> Result<(Self, Lookup, Checkpoint)> {
         let missing = || TrainError::Missing {
             path: from.into(),
             what: "run to start from",
@@ -244,7 +245,7 @@ impl SequenceConfig {
             eprintln!("{error}; starting from step {}", checkpoint.state().step);
         }
         checkpoint.expect_fingerprint(&source.fingerprint(&theirs)?)?;
-        Ok((source, checkpoint))
+        Ok((source, theirs, checkpoint))
     }
 }
 
@@ -262,5 +263,8 @@ fn same_weights(one: &AttentionKindConfig, other: &AttentionKindConfig) -> bool 
 }
 
 fn same_trees(one: &RouterConfig, other: &RouterConfig) -> bool {
-    one.branching == other.branching && one.scope == other.scope && one.sharing == other.sharing
+    one.branching == other.branching
+        && one.scope == other.scope
+        && one.sharing == other.sharing
+        && one.normalize == other.normalize
 }
