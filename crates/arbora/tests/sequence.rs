@@ -463,6 +463,10 @@ fn settings_out_of_range_are_refused_by_name() {
             "attention.tree_fine.router.branching: expected factors of at least 2, got 1",
         ),
         (
+            "attention.tree_fine.router.branching=[512,512]",
+            "attention.tree_fine.router.branching: expected at most 65536 leaves, got those of [512, 512]",
+        ),
+        (
             "attention.tree_fine.router.surrogate.temperature=0",
             "attention.tree_fine.router.surrogate.temperature: expected a positive number",
         ),
@@ -496,6 +500,20 @@ fn settings_out_of_range_are_refused_by_name() {
     let line = refused_training(&place, &wide);
     assert!(
         line.contains("architecture.kv_heads: expected 2 for a tree"),
+        "{line}"
+    );
+    // The relaxation has no dropout: the layer would panic in the first step.
+    let soft = [
+        "--model",
+        "tree-fine",
+        "--set",
+        r#"attention.tree_fine.router.surrogate={"kind":"soft","temperature":1}"#,
+        "--set",
+        "attention.tree_fine.dropout=0.1",
+    ];
+    let line = refused_training(&place, &soft);
+    assert!(
+        line.contains("attention.tree_fine.dropout: expected 0 with the soft surrogate, got 0.1"),
         "{line}"
     );
     let short = ["--set", "data.curriculum=[]", "--set", "data.length=8"];

@@ -71,6 +71,12 @@ impl SequenceConfig {
         ] {
             check_router(key, &tree.router)?;
             in_unit(&format!("{key}.dropout"), tree.dropout)?;
+            if tree.dropout > 0.0 && matches!(tree.router.surrogate, Surrogate::Soft { .. }) {
+                bail!(
+                    "{key}.dropout: expected 0 with the soft surrogate, got {}",
+                    tree.dropout
+                );
+            }
         }
         let others = &self.attention;
         check_router("attention.tree_coarse", &others.tree_coarse.router)?;
@@ -123,7 +129,11 @@ fn check_router(key: &str, router: &RouterConfig) -> Result<()> {
         leaves = leaves.saturating_mul(*factor);
     }
     if leaves > LARGEST_SIZE {
-        bail!("{key}.router.branching: expected at most {LARGEST_SIZE} leaves, got {leaves}");
+        // Not the product, which may be beyond what is counted.
+        bail!(
+            "{key}.router.branching: expected at most {LARGEST_SIZE} leaves, got those of {:?}",
+            router.branching
+        );
     }
     if !(router.balance_rate.is_finite() && router.balance_rate >= 0.0) {
         bail!(
