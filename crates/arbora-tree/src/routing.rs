@@ -17,8 +17,7 @@
 //! a hyperplane the term is `-ReLU(-S a)` with `S = 1` for the right child and `-1` for the left
 //! one. The routed leaf has `z = 0` and every other leaf `z <= 0`, so `argmax z` is the routed leaf
 //! at any height (DTSemNet, arXiv 2408.09135, for binary trees). A product of sigmoids
-//! has no such property: its best leaf and the routed one differ for more than a third of random
-//! inputs at height 6.
+//! has no such property: its best leaf need not be the routed one.
 //!
 //! # Layout
 //!
