@@ -12,5 +12,7 @@ mod cube;
 mod flex;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+#[cfg(feature = "remote")]
+mod remote;
 #[cfg(feature = "tch")]
 mod tch;

@@ -271,6 +271,7 @@ pub struct TreeBuildGradients<B: Backend> {
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
+    Remote: cfg(feature = "remote"),
     Fusion: cfg(feature = "fusion"),
     Autodiff,
 )]
