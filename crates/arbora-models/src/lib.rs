@@ -10,6 +10,9 @@
 //!   (arXiv 2107.14795)
 //! - [`treeformer`]: [`Treeformer`], a transformer over tokens whose attention is of any kind
 //!   (arXiv 2208.09015)
+//! - [`tree_coder`]: [`TreeCoder`], a tree of transformer blocks that routes each sequence to one leaf
+//!   (arXiv 2411.07218)
+//! - [`block`]: the pre-norm transformer block of the last two
 //! - [`parts`]: embeddings, the published transformer block, the aggregator, the decoder
 //! - [`prediction`]: what models predict, its loss and its reward
 //! - [`init`]: seeded initialisation on the host, equal on every backend
@@ -21,6 +24,7 @@
 //! `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu` and `fusion`
 //! are burn's backend features of the same names; none is on by default.
 
+pub mod block;
 pub mod cross_attention;
 pub mod init;
 pub mod parts;
@@ -29,8 +33,10 @@ pub mod prediction;
 pub mod retreever;
 pub mod store;
 pub mod streaming;
+pub mod tree_coder;
 pub mod treeformer;
 
+pub use block::{TransformerBlock, TransformerBlockConfig};
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
 pub use init::Initialization;
 pub use parts::{Context, EmbeddingKind, ModelConfig};
@@ -38,4 +44,5 @@ pub use perceiver::{PerceiverIo, PerceiverIoConfig, latents_for};
 pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
 pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};
 pub use streaming::{ReTreeverStream, StreamRefused};
+pub use tree_coder::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
 pub use treeformer::{Treeformer, TreeformerConfig, TreeformerOptions, TreeformerOutput};

@@ -1,9 +1,10 @@
 //! The Treeformer: a transformer over tokens whose attention is of any kind.
 
-mod block;
+mod mixing;
 
-pub use block::{LocalMixing, TreeformerBlock};
+pub use mixing::LocalMixing;
 
+use crate::block::{TransformerBlock, TransformerBlockConfig};
 use crate::init::{Initialization, seeded};
 use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
 use arbora_tree::routing::Surrogate;
@@ -77,7 +78,7 @@ pub struct Treeformer {
     mixing: Option<LocalMixing>,
     dropout: Dropout,
     /// The transformer blocks, the one over the tokens first.
-    pub blocks: Vec<TreeformerBlock>,
+    pub blocks: Vec<TransformerBlock>,
     norm: RmsNorm,
     head: Linear,
     #[module(skip)]
@@ -135,13 +136,20 @@ impl TreeformerConfig {
                 .then(|| LocalMixing::new(self.d_model, device)),
             dropout: DropoutConfig::new(self.dropout).init(),
             blocks: (0..self.layers)
-                .map(|layer| TreeformerBlock::new(self, self.kind(layer), device))
+                .map(|layer| self.block(layer).init(device))
                 .collect(),
             norm: RmsNormConfig::new(self.d_model).init(device),
             head: LinearConfig::new(self.d_model, self.classes).init(device),
             causal: self.causal,
         };
         seeded(model, seed, Initialization::Unit)
+    }
+
+    fn block(&self, layer: usize) -> TransformerBlockConfig {
+        TransformerBlockConfig::new(self.d_model, self.heads, self.d_ff)
+            .with_kv_heads(self.kv_heads)
+            .with_dropout(self.dropout)
+            .with_attention(self.kind(layer))
     }
 
     /// How the tokens attend in a layer.

@@ -1,46 +1,18 @@
-use super::TreeformerConfig;
+//! The pre-norm transformer block that the Treeformer and the TreeCoder are made of.
+
 use arbora_attention::{
     AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
     SelfAttentionOutput,
 };
+use burn::config::Config;
 use burn::module::Module;
 use burn::nn::transformer::{PositionWiseFeedForward, PositionWiseFeedForwardConfig};
-use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::nn::{Dropout, DropoutConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor};
-
-/// Adds to every token a learned map of the token before it: `x_t + W x_{t-1}`, with zeros before the first.
-///
-/// A value then knows the key in front of it, so that one layer of attention can look it up.
-#[derive(Module, Debug)]
-pub struct LocalMixing {
-    /// `W`, `[d_model, d_model]`
-    pub before: Linear,
-}
-
-impl LocalMixing {
-    pub(super) fn new(d_model: usize, device: &Device) -> Self {
-        Self {
-            before: LinearConfig::new(d_model, d_model)
-                .with_bias(false)
-                .init(device),
-        }
-    }
-
-    /// `[batch, tokens, d_model]` -> the same
-    pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let [batch, count, width] = tokens.dims();
-        if count <= 1 {
-            return tokens;
-        }
-        let first = Tensor::zeros([batch, 1, width], &tokens.device());
-        let before = self.before.forward(tokens.clone().narrow(1, 0, count - 1));
-        tokens + Tensor::cat(vec![first, before], 1)
-    }
-}
 
 /// A pre-norm transformer block: `x + attention(norm(x))`, then `x + MLP(norm(x))`.
 #[derive(Module, Debug)]
-pub struct TreeformerBlock {
+pub struct TransformerBlock {
     attention_norm: RmsNorm,
     /// Attention among the tokens.
     pub attention: SelfAttention,
@@ -49,32 +21,54 @@ pub struct TreeformerBlock {
     dropout: Dropout,
 }
 
-impl TreeformerBlock {
+/// Configuration of [`TransformerBlock`].
+#[derive(Config, Debug)]
+pub struct TransformerBlockConfig {
+    /// Width of tokens.
+    pub d_model: usize,
+    /// Query heads; must divide `d_model`.
+    pub heads: usize,
+    /// Width inside the MLP.
+    pub d_ff: usize,
+    /// Key and value heads, which must divide `heads`; `None` means as many.
+    #[config(default = "None")]
+    pub kv_heads: Option<usize>,
+    /// Dropout in the MLP, and after attention and MLP.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// How tokens attend.
+    #[config(default = "AttentionKindConfig::Dense")]
+    pub attention: AttentionKindConfig,
+}
+
+impl TransformerBlockConfig {
+    /// Initialises the block on a device, with burn's weights: models draw their own over them.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `d_model`, or `kv_heads` does not divide `heads`.
     #[track_caller]
-    pub(super) fn new(
-        config: &TreeformerConfig,
-        kind: AttentionKindConfig,
-        device: &Device,
-    ) -> Self {
-        let norm = || RmsNormConfig::new(config.d_model).init(device);
-        Self {
+    pub fn init(&self, device: &Device) -> TransformerBlock {
+        let norm = || RmsNormConfig::new(self.d_model).init(device);
+        TransformerBlock {
             attention_norm: norm(),
-            attention: SelfAttentionConfig::new(config.d_model, config.heads)
-                .with_kv_heads(config.kv_heads)
-                .with_kind(kind)
+            attention: SelfAttentionConfig::new(self.d_model, self.heads)
+                .with_kv_heads(self.kv_heads)
+                .with_kind(self.attention.clone())
                 .init(device),
             feed_forward_norm: norm(),
-            feed_forward: PositionWiseFeedForwardConfig::new(config.d_model, config.d_ff)
-                .with_dropout(config.dropout)
+            feed_forward: PositionWiseFeedForwardConfig::new(self.d_model, self.d_ff)
+                .with_dropout(self.dropout)
                 .init(device),
-            dropout: DropoutConfig::new(config.dropout).init(),
+            dropout: DropoutConfig::new(self.dropout).init(),
         }
     }
+}
 
+impl TransformerBlock {
     /// The same with trees that split these tokens, `[batch, tokens, d_model]` off the autodiff device,
     /// evenly.
     #[track_caller]
-    pub(super) fn with_median_split(mut self, tokens: Tensor<3>) -> Self {
+    pub(crate) fn with_median_split(mut self, tokens: Tensor<3>) -> Self {
         let plain = self.valid();
         let tokens = plain.attention_norm.forward(tokens);
         let query = plain.attention.query.forward(tokens.clone());
@@ -102,8 +96,14 @@ impl TreeformerBlock {
     }
 
     /// The tokens after this block, and all that attention found.
+    ///
+    /// - tokens: `[batch, tokens, d_model]`
+    /// - input: what attention is asked, given the normalised tokens: masks, surrogate, seed
+    ///
+    /// # Panics
+    /// As [`SelfAttention::forward`].
     #[track_caller]
-    pub(super) fn forward(
+    pub fn forward(
         &self,
         tokens: Tensor<3>,
         input: impl FnOnce(Tensor<3>) -> SelfAttentionInput,
@@ -128,20 +128,4 @@ fn rows(projected: Tensor<3>, trees: usize, dim: usize) -> Tensor<4> {
         .reshape([batch, tokens, trees, group, dim])
         .swap_dims(2, 3) // [batch, tokens, group, trees, dim]
         .reshape([batch, tokens * group, trees, dim])
-}
-
-#[cfg(all(test, feature = "flex"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mixing_adds_nothing_where_no_token_is_before() {
-        let device = Device::flex();
-        let mixing = LocalMixing::new(3, &device);
-        let one = Tensor::<3>::ones([2, 1, 3], &device);
-        let mixed = mixing.forward(one.clone());
-        assert_eq!(mixed.into_data(), one.into_data());
-        let none = mixing.forward(Tensor::zeros([2, 0, 3], &device));
-        assert_eq!(none.dims(), [2, 0, 3]);
-    }
 }

@@ -1,0 +1,342 @@
+use crate::block::TransformerBlockConfig;
+use arbora_attention::AttentionKindConfig;
+use arbora_rl::ConfigError;
+use arbora_tree::shape::CompleteTree;
+use burn::config::Config;
+use serde::{Deserialize, Serialize};
+
+/// Which hidden states a selector reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum RouteOn {
+    /// The mean over the first tokens of a sequence: its prompt. A language model is not to be trained to
+    /// predict tokens of the prompt, since these choose the route that they are predicted on.
+    FirstN {
+        /// Tokens of the prompt.
+        tokens: usize,
+    },
+    /// The mean over the chunk before: a sequence is cut into chunks, and each has a route of its own. The first
+    /// chunk is routed by the biases of the selectors alone.
+    PreviousChunk {
+        /// Tokens of a chunk.
+        tokens: usize,
+    },
+    /// The last token that is not padding. For classification: no token may be predicted before it.
+    LastToken,
+    /// The mean over all tokens that are not padding. For encoders.
+    MeanAll,
+}
+
+impl RouteOn {
+    /// Whether a causal model that is routed so can be trained to predict each next token after the prompt, and
+    /// can generate.
+    pub fn is_causal(self) -> bool {
+        matches!(self, Self::FirstN { .. } | Self::PreviousChunk { .. })
+    }
+
+    /// Tokens at the beginning of a sequence that no loss may ask for.
+    pub fn prompt(self) -> usize {
+        match self {
+            Self::FirstN { tokens } => tokens,
+            _ => 0,
+        }
+    }
+}
+
+/// Who chooses children.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SelectorKind {
+    /// A classifier that learns.
+    #[default]
+    Learned,
+    /// Chance: a control. Every item goes to a leaf drawn by the seed of the call.
+    Random,
+    /// A hash of the tokens that a selector would read: a control (Hash Layers, arXiv 2106.04426).
+    Hash,
+}
+
+/// How a selector gets a gradient through its decision. A child turns `x` into `y`, with probability `p`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum SelectorGradient {
+    /// `x + p (y - x)`: Switch Transformers' scale, on what the child adds. Evaluation scales as well.
+    #[default]
+    ScaledDelta,
+    /// `x + p / stop(p) (y - x)`: the value of the child, unscaled.
+    ValuePreserving,
+    /// As value-preserving, but with Gumbel noise on the scores while training, and the gradient of the softmax
+    /// at a temperature.
+    GumbelStraightThrough {
+        /// Of the softmax.
+        temperature: f64,
+    },
+    /// All children, weighted by their probabilities: exact, at the cost of the whole tree. An oracle for
+    /// small trees.
+    Soft,
+    /// Children are drawn while training, and the log-probability of the path is returned for a policy gradient.
+    Reinforce,
+}
+
+/// What keeps leaves in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum SelectorBalance {
+    /// Nothing.
+    #[default]
+    None,
+    /// Switch Transformers' auxiliary loss at every node (arXiv 2101.03961, section 2.2).
+    SwitchLoss {
+        /// Of the loss, beside the task's.
+        weight: f64,
+    },
+    /// A bias per child that only decisions see, moved against the load (arXiv 2408.15664).
+    LossFree {
+        /// How far per training step.
+        rate: f64,
+    },
+}
+
+/// Configuration of the selectors.
+#[derive(Config, Debug, PartialEq)]
+pub struct SelectorConfig {
+    /// Who chooses.
+    #[config(default = "SelectorKind::Learned")]
+    pub kind: SelectorKind,
+    /// Width of a hidden layer; `None`: a linear classifier.
+    #[config(default = "None")]
+    pub hidden: Option<usize>,
+    /// How decisions learn.
+    #[config(default = "SelectorGradient::ScaledDelta")]
+    pub gradient: SelectorGradient,
+    /// What keeps leaves in use.
+    #[config(default = "SelectorBalance::None")]
+    pub balance: SelectorBalance,
+}
+
+/// Whose probabilities a leaf gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeafHead {
+    /// One head for all leaves.
+    #[default]
+    Shared,
+    /// Every leaf has a head of its own.
+    PerLeaf,
+}
+
+/// Configuration of [`TreeCoder`](super::TreeCoder).
+#[derive(Config, Debug)]
+pub struct TreeCoderConfig {
+    /// Different tokens.
+    pub vocabulary: usize,
+    /// Longest sequence, which is the number of learned positions.
+    pub context: usize,
+    /// Classes predicted at every token; `None`: the vocabulary, as a language model predicts.
+    #[config(default = "None")]
+    pub classes: Option<usize>,
+    /// Width of tokens.
+    #[config(default = 64)]
+    pub d_model: usize,
+    /// Query heads; must divide `d_model`.
+    #[config(default = 2)]
+    pub heads: usize,
+    /// Key and value heads, which must divide `heads`; `None` means as many.
+    #[config(default = "None")]
+    pub kv_heads: Option<usize>,
+    /// Children of every node that has some; at least 2.
+    #[config(default = 2)]
+    pub branching: usize,
+    /// Decisions from root to leaf. 0 is a linear transformer: one node.
+    #[config(default = 2)]
+    pub height: usize,
+    /// Transformer blocks of a node, for every level from the root, or one number for all levels.
+    #[config(default = "vec![1]")]
+    pub blocks: Vec<usize>,
+    /// Width inside the MLPs, for every level from the root, or one number for all levels.
+    #[config(default = "vec![256]")]
+    pub d_ff: Vec<usize>,
+    /// Whether a token sees none after it: decoder blocks. Otherwise encoder blocks.
+    #[config(default = true)]
+    pub causal: bool,
+    /// Dropout after embeddings, in MLPs, and after attention and MLPs.
+    #[config(default = 0.0)]
+    pub dropout: f64,
+    /// How tokens attend, in every block.
+    #[config(default = "AttentionKindConfig::Dense")]
+    pub attention: AttentionKindConfig,
+    /// What selectors read.
+    #[config(default = "RouteOn::FirstN { tokens: 16 }")]
+    pub route_on: RouteOn,
+    /// The selectors.
+    #[config(default = "SelectorConfig::new()")]
+    pub selector: SelectorConfig,
+    /// Whose probabilities a leaf gives.
+    #[config(default = "LeafHead::Shared")]
+    pub head: LeafHead,
+}
+
+impl TreeCoderConfig {
+    /// Checks what types alone do not.
+    ///
+    /// # Errors
+    /// With the first setting that is out of range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let error = |setting, expected, got: String| ConfigError {
+            setting,
+            expected,
+            got,
+        };
+        for (setting, value) in [
+            ("vocabulary", self.vocabulary),
+            ("context", self.context),
+            ("classes", self.classes.unwrap_or(1)),
+            ("d_model", self.d_model),
+            ("heads", self.heads),
+        ] {
+            if value == 0 {
+                return Err(error(setting, "at least 1", "0".into()));
+            }
+        }
+        if !self.d_model.is_multiple_of(self.heads) {
+            return Err(error(
+                "heads",
+                "a divisor of d_model",
+                self.heads.to_string(),
+            ));
+        }
+        if let Some(kv_heads) = self.kv_heads
+            && (kv_heads == 0 || !self.heads.is_multiple_of(kv_heads))
+        {
+            return Err(error(
+                "kv_heads",
+                "a divisor of heads",
+                kv_heads.to_string(),
+            ));
+        }
+        if self.branching < 2 {
+            return Err(error("branching", "at least 2", self.branching.to_string()));
+        }
+        for (setting, values) in [("blocks", &self.blocks), ("d_ff", &self.d_ff)] {
+            if values.len() != 1 && values.len() != self.height + 1 {
+                return Err(error(
+                    setting,
+                    "one number, or one for each of the height + 1 levels",
+                    format!("{values:?} at height {}", self.height),
+                ));
+            }
+            if values.contains(&0) {
+                return Err(error(setting, "at least 1", format!("{values:?}")));
+            }
+        }
+        if self.nodes().is_none_or(|nodes| nodes > Self::MOST_NODES) {
+            return Err(error(
+                "height",
+                "a tree of at most 65536 nodes",
+                format!("{} with branching {}", self.height, self.branching),
+            ));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(error(
+                "dropout",
+                "at least 0 and below 1",
+                self.dropout.to_string(),
+            ));
+        }
+        match self.route_on {
+            RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens }
+                if tokens == 0 || tokens > self.context =>
+            {
+                return Err(error(
+                    "route_on.tokens",
+                    "at least 1 and at most the context",
+                    tokens.to_string(),
+                ));
+            }
+            _ => {}
+        }
+        self.selector.check()
+    }
+
+    const MOST_NODES: usize = 1 << 16;
+
+    /// Nodes of the tree; `None` where there are more than can be counted.
+    fn nodes(&self) -> Option<usize> {
+        let mut width: usize = 1;
+        let mut nodes: usize = 1;
+        for _ in 0..self.height {
+            width = width.checked_mul(self.branching)?;
+            nodes = nodes.checked_add(width)?;
+        }
+        Some(nodes)
+    }
+
+    /// The shape of the tree.
+    pub fn tree(&self) -> CompleteTree {
+        CompleteTree::uniform(self.branching, self.height)
+    }
+
+    /// Transformer blocks of a node at a depth.
+    pub fn blocks_at(&self, depth: usize) -> usize {
+        level(&self.blocks, depth)
+    }
+
+    /// Blocks that one sequence passes from the root to a leaf.
+    pub fn active_blocks(&self) -> usize {
+        (0..=self.height).map(|depth| self.blocks_at(depth)).sum()
+    }
+
+    /// What is predicted at every token.
+    pub fn classes(&self) -> usize {
+        self.classes.unwrap_or(self.vocabulary)
+    }
+
+    pub(super) fn block(&self, depth: usize) -> TransformerBlockConfig {
+        TransformerBlockConfig::new(self.d_model, self.heads, level(&self.d_ff, depth))
+            .with_kv_heads(self.kv_heads)
+            .with_dropout(self.dropout)
+            .with_attention(self.attention.clone())
+    }
+}
+
+/// The number of a level, where one number stands for all.
+fn level(numbers: &[usize], depth: usize) -> usize {
+    match numbers {
+        [all] => *all,
+        numbers => numbers[depth],
+    }
+}
+
+impl SelectorConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let error = |setting, expected, got: String| ConfigError {
+            setting,
+            expected,
+            got,
+        };
+        if self.hidden == Some(0) {
+            return Err(error("selector.hidden", "at least 1", "0".into()));
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if let SelectorGradient::GumbelStraightThrough { temperature } = self.gradient
+            && !positive(temperature)
+        {
+            return Err(error(
+                "selector.gradient.temperature",
+                "above 0",
+                temperature.to_string(),
+            ));
+        }
+        match self.balance {
+            SelectorBalance::SwitchLoss { weight } if !positive(weight) => Err(error(
+                "selector.balance.weight",
+                "above 0",
+                weight.to_string(),
+            )),
+            SelectorBalance::LossFree { rate } if !positive(rate) => {
+                Err(error("selector.balance.rate", "above 0", rate.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+}

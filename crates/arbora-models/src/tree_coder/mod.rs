@@ -1,0 +1,115 @@
+//! The TreeCoder: a tree of transformer blocks that routes each sequence to one leaf.
+
+mod config;
+mod forward;
+mod items;
+mod node;
+mod selector;
+
+pub use config::{
+    LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
+    TreeCoderConfig,
+};
+pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
+pub use node::{Head, Node};
+pub use selector::Selector;
+
+use crate::init::{Initialization, seeded};
+use arbora_tree::shape::CompleteTree;
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
+use burn::tensor::{Device, Int, Tensor};
+
+/// A complete tree of nodes of transformer blocks. Every sequence passes the nodes from the root to one leaf:
+/// selectors outside the blocks choose the children (TreeCoders,
+/// [D'Istria and Altahhan](https://arxiv.org/abs/2411.07218)).
+///
+/// Of height 0 it is the transformer that one compares with.
+///
+/// What the paper leaves open, and how it is here: blocks are pre-norm with a root mean square, positions are
+/// learned, the route reads what [`RouteOn`] says, and decisions learn as [`SelectorGradient`] says.
+#[derive(Module, Debug)]
+pub struct TreeCoder {
+    embedding: Embedding,
+    positions: Embedding,
+    dropout: Dropout,
+    /// The nodes in level order, the root first.
+    pub nodes: Vec<Node>,
+    /// What all leaves predict with; `None` where every leaf has a head.
+    pub head: Option<Head>,
+    #[module(skip)]
+    config: TreeCoderConfig,
+}
+
+impl TreeCoderConfig {
+    /// Initialises the model on a device. Weights depend on the seed alone, not on the backend.
+    ///
+    /// # Panics
+    /// If [`check`](Self::check) refuses the configuration.
+    #[track_caller]
+    pub fn init(&self, seed: u64, device: &Device) -> TreeCoder {
+        if let Err(error) = self.check() {
+            panic!("tree_coder: {error}");
+        }
+        let table = |rows| EmbeddingConfig::new(rows, self.d_model).init(device);
+        let tree = self.tree();
+        let nodes = (0..=self.height)
+            .flat_map(|depth| std::iter::repeat_n(depth, tree.width(depth)))
+            .map(|depth| Node::new(self, depth, device))
+            .collect();
+        let model = TreeCoder {
+            embedding: table(self.vocabulary),
+            positions: table(self.context),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            nodes,
+            head: (self.head == LeafHead::Shared).then(|| Head::new(self, device)),
+            config: self.clone(),
+        };
+        seeded(model, seed, Initialization::Unit)
+    }
+}
+
+impl TreeCoder {
+    /// What the model was made from.
+    pub fn config(&self) -> &TreeCoderConfig {
+        &self.config
+    }
+
+    /// The shape of the tree.
+    pub fn tree(&self) -> CompleteTree {
+        self.config.tree()
+    }
+
+    /// A node.
+    ///
+    /// # Panics
+    /// If there is none at this depth and index.
+    #[track_caller]
+    pub fn node(&self, depth: usize, index: usize) -> &Node {
+        let tree = self.tree();
+        assert!(
+            depth <= tree.height() && index < tree.width(depth),
+            "tree_coder: node: expected a depth up to {} and an index below its width, got {depth} and {index}",
+            tree.height()
+        );
+        &self.nodes[tree.offset(depth) + index]
+    }
+
+    /// `[batch, tokens]` -> `[batch, tokens, d_model]`
+    ///
+    /// - before: tokens of each sequence that came before these
+    #[track_caller]
+    fn embed(&self, tokens: Tensor<2, Int>, before: usize) -> Tensor<3> {
+        let [_, count] = tokens.dims();
+        let context = self.config.context;
+        assert!(
+            count >= 1 && before + count <= context,
+            "tree_coder: axis 1 of tokens: expected 1 to {context} tokens with those before, got {before} + {count}"
+        );
+        let device = tokens.device();
+        let places = Tensor::<1, Int>::arange(before as i64..(before + count) as i64, &device);
+        let positions = self.positions.forward(places.reshape([1, count]));
+        self.dropout
+            .forward(self.embedding.forward(tokens) + positions)
+    }
+}

@@ -1,0 +1,91 @@
+use super::TreeCoderConfig;
+use super::config::LeafHead;
+use super::selector::Selector;
+use crate::block::TransformerBlock;
+use arbora_attention::{RoutingReport, SelfAttentionInput};
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::{Bool, Device, Tensor};
+
+/// A node of the tree: transformer blocks, and outside of them what decides where a sequence goes next, or says
+/// what a leaf predicts.
+#[derive(Module, Debug)]
+pub struct Node {
+    /// The transformer blocks, the first one first.
+    pub blocks: Vec<TransformerBlock>,
+    /// Chooses a child; `None` at leaves, and where routes are not learned.
+    pub selector: Option<Selector>,
+    /// What this leaf predicts; `None` at inner nodes, and where all leaves share a head.
+    pub head: Option<Head>,
+}
+
+/// A final norm and a linear map to classes.
+#[derive(Module, Debug)]
+pub struct Head {
+    norm: RmsNorm,
+    output: Linear,
+}
+
+impl Head {
+    pub(super) fn new(config: &TreeCoderConfig, device: &Device) -> Self {
+        Self {
+            norm: RmsNormConfig::new(config.d_model).init(device),
+            output: LinearConfig::new(config.d_model, config.classes()).init(device),
+        }
+    }
+
+    /// `[batch, tokens, d_model]` -> `[batch, tokens, classes]`
+    pub fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.output.forward(self.norm.forward(hidden))
+    }
+}
+
+/// What a node's blocks are asked beside tokens.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NodeInput {
+    /// `[batch, tokens]`, `true` = masked out
+    pub padding: Option<Tensor<2, Bool>>,
+    pub causal: bool,
+    /// Of this node in this call.
+    pub seed: Option<u64>,
+}
+
+impl Node {
+    pub(super) fn new(config: &TreeCoderConfig, depth: usize, device: &Device) -> Self {
+        let is_leaf = depth == config.height;
+        let blocks = config.block(depth);
+        Self {
+            blocks: (0..config.blocks_at(depth))
+                .map(|_| blocks.init(device))
+                .collect(),
+            selector: (!is_leaf).then(|| Selector::new(config, device)).flatten(),
+            head: (is_leaf && config.head == LeafHead::PerLeaf).then(|| Head::new(config, device)),
+        }
+    }
+
+    /// `[batch, tokens, d_model]` -> the same, and where the attention of each block sent tokens.
+    pub(super) fn forward(
+        &self,
+        mut hidden: Tensor<3>,
+        input: &NodeInput,
+    ) -> (Tensor<3>, Vec<Option<RoutingReport>>) {
+        let mut reports = Vec::with_capacity(self.blocks.len());
+        for (place, block) in self.blocks.iter().enumerate() {
+            let (next, attended) = block.forward(hidden, |tokens| {
+                let mut asked = SelfAttentionInput::new(tokens);
+                asked.masks.padding = input.padding.clone();
+                asked.masks.causal = input.causal;
+                asked.seed = input.seed.map(|seed| seed.wrapping_add(place as u64));
+                asked
+            });
+            hidden = next;
+            reports.push(attended.routing);
+        }
+        (hidden, reports)
+    }
+
+    /// The device that the node is on.
+    pub fn device(&self) -> Device {
+        self.blocks[0].attention.query.weight.val().device()
+    }
+}
