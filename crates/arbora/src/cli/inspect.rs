@@ -4,7 +4,7 @@ mod walk;
 
 use super::InspectArgs;
 use super::train::PICTURE_CONTEXT;
-use super::trained::{TrainedRun, refuse_sequences};
+use super::trained::{TrainedRun, refuse_others};
 use crate::config::{RunConfig, Task};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
@@ -32,7 +32,7 @@ const FORMATS: [&str; 2] = ["svg", "png"];
 const NUMBERS: &str = "inspect.json";
 
 pub fn run(args: InspectArgs) -> Result<ExitCode> {
-    refuse_sequences("inspect", &args.run)?;
+    refuse_others("inspect", &args.run)?;
     let config = TrainedRun::<RunConfig>::config(&args.run)?;
     let out = args.out.unwrap_or_else(|| args.run.join("inspect"));
     ensure!(

@@ -14,7 +14,7 @@ use arbora_models::tree_coder::{
 use arbora_rl::seed::{Purpose, derive};
 use arbora_rl::train::TrainerConfig;
 use arbora_tasks::TaskError;
-use arbora_tasks::text::{Corpus, Document, Text, TextConfig, Tokenizer};
+use arbora_tasks::text::{Corpus, Text, TextConfig, Tokenizer};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -117,7 +117,7 @@ pub enum TokenizerSource {
     Bytes,
     /// Byte-pair encoding, learned from the training part of the text.
     Bpe {
-        /// Tokens to learn, at least the 256 bytes.
+        /// All tokens: 256 bytes, pairs that are learned, and the end of a document.
         #[serde(default = "default_vocabulary")]
         vocabulary: usize,
     },
@@ -162,7 +162,7 @@ pub struct LanguageData {
 impl LanguageData {
     /// The names of the documents that are measured on, in order.
     pub fn documents(&self) -> impl Iterator<Item = &str> {
-        self.validation.documents().iter().map(Document::name)
+        self.validation.documents().iter().map(|document| document.name.as_str())
     }
 }
 
@@ -283,8 +283,9 @@ impl LanguageConfig {
     pub fn tree_coder(&self, vocabulary: usize) -> TreeCoderConfig {
         let tree = self.tree(vocabulary);
         match self.model {
-            LanguageModelKind::LinearActive => tree.linear_active(),
-            LanguageModelKind::LinearTotal => tree.linear_total(),
+            // TODO model6
+            LanguageModelKind::LinearActive => { let b = tree.active_blocks(); tree.with_height(0).with_blocks(vec![b]) }
+            LanguageModelKind::LinearTotal => { let b = tree.active_blocks(); tree.with_height(0).with_blocks(vec![b]) }
             _ => tree,
         }
     }
@@ -341,8 +342,10 @@ impl LanguageConfig {
     /// If the configuration cannot be written as JSON.
     pub fn fingerprint_with(&self, tokenizer: &Tokenizer) -> Result<String> {
         let network = serde_json::to_string(&self.tree_coder(tokenizer.vocabulary()))?;
-        let hash = stable_hash(&format!("{network}{}", tokenizer.fingerprint()));
-        Ok(format!("{}-{hash:016x}", self.model.name()))
+        let [network, tokenizer] =
+            [network, tokenizer.fingerprint()].map(|text| stable_hash(&text));
+        let model = self.model.name();
+        Ok(format!("{model}-{network:016x}-tokenizer-{tokenizer:016x}"))
     }
 }
 
@@ -355,5 +358,5 @@ const TOKENIZER: &str = "tokenizer.json";
 /// If it is missing or damaged.
 pub fn kept_tokenizer(folder: &Path) -> Result<Tokenizer> {
     let path = folder.join(TOKENIZER);
-    Tokenizer::from_run(&path).context("the tokenizer of the run")
+    Tokenizer::from_file(&path).context("the tokenizer of the run")
 }

@@ -2,7 +2,7 @@
 
 use crate::config::language::LanguageConfig;
 use arbora_models::prediction::masked_average;
-use arbora_models::tree_coder::{SelectorGradient, SelectorKind, TreeCoderRouting};
+use arbora_models::tree_coder::{RouteOn, SelectorGradient, SelectorKind, TreeCoderRouting};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::train::{Decisions, Measurement, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;
@@ -147,10 +147,13 @@ impl LanguageModel {
         likelihoods: Tensor<2>,
         routing: &TreeCoderRouting,
     ) -> Option<Decisions> {
-        let mut rollout = routing.rollout()?;
+        let mut rollout: arbora_rl::Rollout = todo!();
         let [rows, window] = likelihoods.dims();
         let chunks = routing.chunks;
-        let chunk = chunk_length(window, chunks);
+        let chunk = match self.network.config().route_on {
+            RouteOn::PreviousChunk { tokens } => tokens,
+            _ => window,
+        };
         let padded = chunks * chunk;
         let device = likelihoods.device();
         let asked = batch.ignored.clone().bool_not().float();
@@ -172,11 +175,6 @@ impl LanguageModel {
             greedy_reward: None,
         })
     }
-}
-
-/// Tokens of a chunk where a window has so many chunks, the last of which may be shorter.
-fn chunk_length(window: usize, chunks: usize) -> usize {
-    window.div_ceil(chunks)
 }
 
 impl TrainableModel for LanguageModel {
@@ -211,7 +209,7 @@ impl TrainableModel for LanguageModel {
             let mean = (sum / weight) as f32;
             output = output.with_metric(name, Tensor::from_floats([mean], &device));
         }
-        if self.samples_routes()
+        if false
             && let Some(decisions) = self.decisions(&batch, likelihoods, &routing)
         {
             output = output.with_decisions(decisions);

@@ -28,9 +28,9 @@ impl LanguageConfig {
             }
         }
         if let TokenizerSource::Bpe { vocabulary } = self.data.tokenizer
-            && !(256..=LARGEST_SIZE).contains(&vocabulary)
+            && !(257..=LARGEST_SIZE).contains(&vocabulary)
         {
-            bail!("data.tokenizer.vocabulary: expected 256 to {LARGEST_SIZE}, got {vocabulary}");
+            bail!("data.tokenizer.vocabulary: expected 257 to {LARGEST_SIZE}, got {vocabulary}");
         }
         self.windows()
             .check()

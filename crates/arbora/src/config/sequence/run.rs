@@ -175,7 +175,7 @@ impl SequenceConfig {
         };
         match AnyTask::of_run(from) {
             Some(AnyTask::Sequence(_)) => {}
-            Some(AnyTask::Retrieval(task)) => {
+            Some(task) => {
                 return Err(TrainError::OtherSettings {
                     path: from.into(),
                     setting: "task".into(),
