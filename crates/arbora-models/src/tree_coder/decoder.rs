@@ -3,10 +3,9 @@
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{hash_leaf, random_leaf};
 use super::generate::GenerateError;
-use super::items::indices;
+use super::group::{Decided, Group, places, places_of};
 use super::route::choose;
 use super::{TreeCoder, TreeCoderOptions};
-use arbora_attention::AttentionCache;
 use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -38,103 +37,12 @@ struct Sequence {
     leaves: Vec<usize>,
 }
 
-/// Sequences of one length that took the same route so far.
-#[derive(Clone, Debug)]
-struct Group {
-    /// Which sequences, one per row of what follows.
-    members: Vec<usize>,
-    /// Tokens of each so far.
-    tokens: usize,
-    /// Where they are, at each depth that is decided; the root is.
-    path: Vec<usize>,
-    /// How much of what the node at each depth below the root adds is taken, `[members]`; `None`: all.
-    weights: Vec<Option<Tensor<1>>>,
-    /// Of the blocks of the nodes that they were at, by place in level order.
-    caches: BTreeMap<usize, Vec<AttentionCache>>,
-    /// Sums of hidden states over the tokens of the present chunk after each depth but the last, `[members,
-    /// d_model]`.
-    sums: Vec<Tensor<2>>,
-}
-
 /// Tokens that are to be fed to a group, of equally many for each member.
 struct Task {
     group: Group,
     tokens: Vec<Vec<u32>>,
     /// Whether the chunk that begins here has its route.
     is_routed: bool,
-}
-
-impl Group {
-    fn new(members: Vec<usize>) -> Self {
-        Self {
-            members,
-            tokens: 0,
-            path: vec![0],
-            weights: Vec::new(),
-            caches: BTreeMap::new(),
-            sums: Vec::new(),
-        }
-    }
-
-    /// The members at some places.
-    fn take(&self, rows: &[usize]) -> Self {
-        if rows.len() == self.members.len() {
-            return self.clone();
-        }
-        let select = |tensor: &Tensor<1>| tensor.clone().select(0, places(rows, &tensor.device()));
-        Self {
-            members: rows.iter().map(|&row| self.members[row]).collect(),
-            tokens: self.tokens,
-            path: self.path.clone(),
-            weights: self
-                .weights
-                .iter()
-                .map(|weight| weight.as_ref().map(select))
-                .collect(),
-            caches: self
-                .caches
-                .iter()
-                .map(|(place, caches)| {
-                    let caches = caches.iter().map(|cache| cache.select(rows)).collect();
-                    (*place, caches)
-                })
-                .collect(),
-            sums: self
-                .sums
-                .iter()
-                .map(|sum| sum.clone().select(0, places(rows, &sum.device())))
-                .collect(),
-        }
-    }
-
-    /// The members that go to each child, with their places.
-    fn part(&self, decided: Decided) -> Vec<(Self, Vec<usize>)> {
-        let mut rows_of: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (row, child) in decided.children.iter().enumerate() {
-            rows_of.entry(*child).or_default().push(row);
-        }
-        let branching = decided.branching;
-        let parts = rows_of.into_iter().map(|(child, rows)| {
-            let mut part = self.take(&rows);
-            let node = part.path[part.path.len() - 1] * branching + child;
-            part.path.push(node);
-            let weights = decided.weights.as_ref();
-            part.weights.push(weights.map(|weights| {
-                let rows = places(&rows, &weights.device());
-                weights.clone().select(0, rows)
-            }));
-            (part, rows)
-        });
-        parts.collect()
-    }
-}
-
-/// Where the members of a group go.
-struct Decided {
-    branching: usize,
-    children: Vec<usize>,
-    /// `[members]`; `None`: all of what a child adds is taken.
-    weights: Option<Tensor<1>>,
 }
 
 impl TreeCoder {
@@ -311,12 +219,13 @@ impl Decoder {
     fn part_groups(&mut self, of: impl Fn(usize) -> usize) {
         let groups = std::mem::take(&mut self.groups);
         for group in groups {
-            let mut rows_of: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-            for (row, member) in group.members.iter().enumerate() {
-                rows_of.entry(of(*member)).or_default().push(row);
+            let rows_of = places_of(group.members.iter().map(|&member| of(member)));
+            match rows_of.len() {
+                1 => self.groups.push(group),
+                _ => self
+                    .groups
+                    .extend(rows_of.values().map(|rows| group.take(rows))),
             }
-            self.groups
-                .extend(rows_of.values().map(|rows| group.take(rows)));
         }
     }
 
@@ -585,10 +494,6 @@ pub(super) fn check_tokens(
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.into_data().convert::<f32>();
     data.try_into_vec().expect("converted to this type")
-}
-
-fn places(rows: &[usize], device: &Device) -> Tensor<1, Int> {
-    indices(rows.iter().map(|&row| row as i64).collect(), device)
 }
 
 /// `[rows, tokens]`, of rows of one length.

@@ -1,15 +1,4 @@
-//! Text from a TreeCoder: prompts are continued token by token.
-//!
-//! [`TreeCoder::generate`] continues a batch of prompts, [`TreeCoder::generate_each`] tells of each token as it comes,
-//! and [`Decoder`](super::Decoder) underneath gives logits to those who choose tokens themselves.
-//!
-//! The route of a sequence is chosen as in training and evaluation, and child outputs are weighted as there:
-//!
-//! - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt was never trained on:
-//!   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of them.
-//! - [`RouteOn::PreviousChunk`]: each chunk when it begins, by the chunk before it.
-//! - [`GenerateOptions::reroute`] lets a sequence begin anew with its last tokens, on the route that these choose.
-//!   So text may be longer than the context.
+//! Prompts are continued token by token.
 
 use super::config::RouteOn;
 use super::decoder::check_tokens;
@@ -41,8 +30,8 @@ pub struct GenerateOptions {
     /// How many of the most probable tokens may be drawn; `None`: all.
     #[config(default = "None")]
     pub top_k: Option<usize>,
-    /// Of what `top_k` keeps, the fewest most probable tokens that together have this probability, at least one, may be
-    /// drawn; `None`: all.
+    /// Of what `top_k` keeps, the fewest most probable tokens that together have this much of its probability may be
+    /// drawn, at least one; `None`: all.
     #[config(default = "None")]
     pub top_p: Option<f64>,
     /// Token sequences that end a continuation. They are looked for in what is generated, not across the end of
@@ -52,9 +41,9 @@ pub struct GenerateOptions {
     /// Of what is drawn. The prompt with index `i` draws as it would alone with the seed `seed + i`.
     #[config(default = 0)]
     pub seed: u64,
-    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt: as
-    /// many as half of the context holds, and no fewer than the route reads. It does so earlier where the context is full, and not while it has no more tokens than
-    /// that. `None`: never, and a full context ends the continuation.
+    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt:
+    /// with as many as half of the context holds, and no fewer than the route reads. Earlier where the context is
+    /// full, and not while it has no more tokens than that. `None`: never, and a full context ends the continuation.
     #[config(default = "None")]
     pub reroute: Option<usize>,
     /// Whether keys and values are kept. Otherwise each token is computed from all tokens before it: slow,
@@ -229,7 +218,17 @@ impl TreeCoder {
     /// Continues prompts. None of them has an influence on another: each gets what it gets alone with the seed
     /// `seed + its index`, up to the rounding of sums over batches of another size.
     ///
-    /// Prompts of one length that take the same route advance together. A prompt that has ended costs nothing more.
+    /// Routes are chosen, and weigh what children add, as in evaluation:
+    ///
+    /// - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt is not what the model was trained for:
+    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of
+    ///   them.
+    /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
+    /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
+    ///   that text may be longer than the context.
+    ///
+    /// Prompts of one length that take the same route advance together, see [`Decoder`](super::Decoder). A prompt that
+    /// has ended costs nothing more.
     ///
     /// # Errors
     /// If the model is not a causal language model, an option is out of range, a prompt is empty, longer than the

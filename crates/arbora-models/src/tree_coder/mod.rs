@@ -5,6 +5,7 @@ mod decoder;
 mod draws;
 mod forward;
 mod generate;
+mod group;
 mod items;
 mod node;
 mod parameters;
