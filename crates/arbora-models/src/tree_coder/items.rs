@@ -121,8 +121,7 @@ impl Items {
         let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), device);
         let padding = padding.unwrap_or_else(|| unmasked([group.count, chunk], device));
         let all = unmasked([1, chunk], device).bool_not();
-        let padding = Tensor::cat(vec![padding, all], 0)
-            .select(0, from.clone())
+        let padding = selected(Tensor::cat(vec![padding, all], 0), from.clone())
             .reshape([sequences, longest * chunk]);
         let none = Tensor::zeros([1, chunk, width], device);
         let rows = Tensor::cat(vec![rows, none], 0).select(0, from).reshape([
@@ -243,7 +242,7 @@ impl Items {
         let device = self.rows.device();
         let from = indices(moved.iter().map(|&row| row as i64).collect(), &device);
         self.rows = self.rows.clone().select(0, from.clone());
-        self.padding = self.padding.take().map(|padding| padding.select(0, from));
+        self.padding = self.padding.take().map(|padding| selected(padding, from));
         self.order = moved.iter().map(|&row| self.order[row]).collect();
     }
 }
@@ -286,6 +285,11 @@ impl Places {
 pub(super) fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// Rows of a mask. Not by its own `select`: that of Flex gives numbers, which no other operation on masks takes.
+fn selected(mask: Tensor<2, Bool>, rows: Tensor<1, Int>) -> Tensor<2, Bool> {
+    mask.float().select(0, rows).greater_elem(0.5)
 }
 
 fn unmasked(shape: [usize; 2], device: &Device) -> Tensor<2, Bool> {
