@@ -127,7 +127,6 @@ pub fn select_one_hot(
             left = left + all * one_hot(&nodes, index).reshape([batch, 1, 1]);
         }
         hidden = hidden.clone() + (left - hidden) * part.reshape([batch, 1, 1]);
-        part = Tensor::ones([batch], &device);
         if depth == tree.height() {
             break;
         }
