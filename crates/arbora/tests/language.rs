@@ -109,7 +109,13 @@ fn one_byte_is_one_token_so_bits_per_byte_are_the_loss_in_bits() {
     let bits = number(&numbers["loss"]) / 2f64.ln();
     // The end of a document is a target without bytes: 4 of all targets.
     assert!(number(&numbers["bits_per_byte"]) >= bits, "{numbers}");
-    let mixed = ["--set", "data.mix_documents=true", "--out", "mixed", "--json"];
+    let mixed = [
+        "--set",
+        "data.mix_documents=true",
+        "--out",
+        "mixed",
+        "--json",
+    ];
     let trained = parse(&train(&place, &mixed));
     assert!(trained["models"]["tree-coder"]["loss"].is_f64());
 }
@@ -138,10 +144,7 @@ fn a_resumed_run_continues_the_same_numbers() {
     for (name, settings) in [
         ("learned", vec![]),
         ("random", vec!["--model", "random-route"]),
-        (
-            "sampled",
-            vec!["--set", "selector.gradient.kind=reinforce"],
-        ),
+        ("sampled", vec!["--set", "selector.gradient.kind=reinforce"]),
     ] {
         let [whole, cut] = ["whole", "cut"].map(|part| format!("{name}-{part}"));
         for out in [&whole, &cut] {
@@ -162,7 +165,11 @@ fn a_run_keeps_its_tokenizer() {
     let place = place();
     let bpe = r#"data.tokenizer={"kind":"bpe","vocabulary":280}"#;
     train(&place, &["--set", bpe, "--out", "trained"]);
-    fs::copy(place.path("trained/tokenizer.json"), place.path("mine.json")).unwrap();
+    fs::copy(
+        place.path("trained/tokenizer.json"),
+        place.path("mine.json"),
+    )
+    .unwrap();
     let file = r#"data.tokenizer={"kind":"file","path":"mine.json"}"#;
     train(&place, &["--set", file, "--out", "read"]);
     fs::remove_file(place.path("mine.json")).unwrap();
@@ -241,12 +248,15 @@ fn a_comparison_puts_a_tree_and_its_controls_into_one_table() {
     assert!(active < 0.8 * tree, "{active} of {tree}");
     assert!((total / tree - 1.0).abs() < 0.05, "{total} for {tree}");
     let line = place.refuse(&["compare", "lm", "--models", "tree-coder", "--from", "all"]);
-    assert!(line.contains("--from: lm starts from fresh weights"), "{line}");
+    assert!(
+        line.contains("--from: lm starts from fresh weights"),
+        "{line}"
+    );
 }
 
 /// A refusal of training with one setting.
 fn refused(place: &Place, args: &[&str]) -> String {
-    place.refuse(&[&TRAIN, &["--out", "new"], args].concat())
+    place.refuse(&[&TRAIN[..], &["--out", "new"], args].concat())
 }
 
 #[test]
@@ -325,10 +335,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ("data.tokenizer.kind=words", "words"),
         ("batch_size=0", "batch_size: expected 1 to"),
         ("lambda_attention=-1", "lambda_attention: expected"),
-        (
-            "architecture.widht=3",
-            "unknown key architecture.widht",
-        ),
+        ("architecture.widht=3", "unknown key architecture.widht"),
         ("trainer.learning_rate=-1", "trainer.learning_rate"),
     ] {
         let line = refused(&place, &["--set", setting]);
@@ -341,7 +348,10 @@ fn settings_out_of_range_are_refused_by_name() {
         "trainer.policy_gradient.baseline.kind=self_critical",
     ];
     let line = refused(&place, &sampled);
-    assert!(line.contains("trainer.policy_gradient.baseline: needs"), "{line}");
+    assert!(
+        line.contains("trainer.policy_gradient.baseline: needs"),
+        "{line}"
+    );
 }
 
 #[test]

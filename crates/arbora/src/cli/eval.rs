@@ -77,7 +77,10 @@ fn sequence(args: &EvalArgs) -> Result<ExitCode> {
         bail!("--random-route: {name} searches no token tree");
     }
     refuse_search(args, name)?;
-    measured(TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?, args)
+    measured(
+        TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?,
+        args,
+    )
 }
 
 /// A run on language, whose trees may be walked at random.

@@ -1,13 +1,13 @@
 //! `arbora train` on sequences and on language: one model, one run.
 
 use super::{configure, first_free, first_model, fit, interrupted, prepare, refuse, summary};
+use crate::backend;
 use crate::cli::TrainArgs;
 use crate::config::AnyModel;
 use crate::config::language::{LanguageConfig, LanguageTask};
 use crate::config::sequence::{SequenceConfig, SequenceTask};
 use crate::report::{self, Results};
 use crate::run::{RunSettings, measure};
-use crate::backend;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
