@@ -45,12 +45,15 @@ pub(super) fn language(task: LanguageTask, args: TrainArgs) -> Result<ExitCode> 
     run(&config, &args, shown)
 }
 
+/// Draws the curves of runs, each with its name, in a folder.
+type DrawCurves = fn(&[(&str, &Path)], &Path) -> Result<()>;
+
 /// What people see of a run.
 struct Shown {
     /// The numbers on the dashboard.
     #[cfg_attr(not(feature = "dashboard"), allow(dead_code))]
     live: &'static [&'static str],
-    curves: fn(&[(&str, &Path)], &Path) -> Result<()>,
+    curves: DrawCurves,
     table: fn(&[Results]) -> String,
 }
 
