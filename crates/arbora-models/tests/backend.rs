@@ -22,6 +22,10 @@ mod store;
 mod strategy;
 #[path = "backend/streaming.rs"]
 mod streaming;
+#[path = "backend/tree_coder_generate.rs"]
+mod tree_coder_generate;
+#[path = "backend/tree_coder_generate_errors.rs"]
+mod tree_coder_generate_errors;
 
 #[path = "backend/treeformer.rs"]
 mod treeformer;

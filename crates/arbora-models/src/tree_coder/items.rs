@@ -5,6 +5,7 @@ use super::config::RouteOn;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// The hidden states of all items of a batch, with the items of a node side by side.
+#[derive(Clone)]
 pub(super) struct Items {
     /// `[items, tokens of an item, d_model]`, in the order of `order`
     pub rows: Tensor<3>,
@@ -120,8 +121,7 @@ impl Items {
         let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), device);
         let padding = padding.unwrap_or_else(|| unmasked([group.count, chunk], device));
         let all = unmasked([1, chunk], device).bool_not();
-        let padding = Tensor::cat(vec![padding, all], 0)
-            .select(0, from.clone())
+        let padding = selected(Tensor::cat(vec![padding, all], 0), from.clone())
             .reshape([sequences, longest * chunk]);
         let none = Tensor::zeros([1, chunk, width], device);
         let rows = Tensor::cat(vec![rows, none], 0).select(0, from).reshape([
@@ -179,16 +179,13 @@ impl Items {
                 // Only whole chunks come before another, so there is no padding in them but the caller's.
                 let means = mean(self.rows.clone(), self.padding.clone());
                 let zeros = Tensor::zeros([1, width], &device);
-                let mut row_of = vec![0; items];
-                for (row, &item) in self.order.iter().enumerate() {
-                    row_of[item] = row;
-                }
+                let row_of = self.row_of_item();
                 let previous = self
                     .order
                     .iter()
                     .map(|item| match item % self.chunks {
                         0 => items as i64,
-                        _ => row_of[item - 1] as i64,
+                        _ => row_of[item - 1],
                     })
                     .collect();
                 Tensor::cat(vec![means, zeros], 0).select(0, indices(previous, &device))
@@ -212,17 +209,30 @@ impl Items {
     /// an item, ..]` in the present order.
     pub fn sequences(&self, rows: Tensor<3>) -> Tensor<3> {
         let [items, chunk, width] = rows.dims();
-        let mut row_of = vec![0; items];
-        for (row, &item) in self.order.iter().enumerate() {
-            row_of[item] = row as i64;
-        }
         let device = rows.device();
         let rows = match self.order.is_sorted() {
             true => rows,
-            false => rows.select(0, indices(row_of, &device)),
+            false => rows.select(0, indices(self.row_of_item(), &device)),
         };
         rows.reshape([items / self.chunks, self.chunks * chunk, width])
             .narrow(1, 0, self.tokens)
+    }
+
+    /// Numbers of rows in the present order, as numbers of items, `[items]`.
+    pub fn by_item(&self, rows: Tensor<1>) -> Tensor<1> {
+        if self.order.is_sorted() {
+            return rows;
+        }
+        let device = rows.device();
+        rows.select(0, indices(self.row_of_item(), &device))
+    }
+
+    fn row_of_item(&self) -> Vec<i64> {
+        let mut row_of = vec![0; self.order.len()];
+        for (row, &item) in self.order.iter().enumerate() {
+            row_of[item] = row as i64;
+        }
+        row_of
     }
 
     fn take(&mut self, moved: &[usize]) {
@@ -232,7 +242,7 @@ impl Items {
         let device = self.rows.device();
         let from = indices(moved.iter().map(|&row| row as i64).collect(), &device);
         self.rows = self.rows.clone().select(0, from.clone());
-        self.padding = self.padding.take().map(|padding| padding.select(0, from));
+        self.padding = self.padding.take().map(|padding| selected(padding, from));
         self.order = moved.iter().map(|&row| self.order[row]).collect();
     }
 }
@@ -275,6 +285,11 @@ impl Places {
 pub(super) fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let count = values.len();
     Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// Rows of a mask. Not by its own `select`: that of Flex gives numbers, which no other operation on masks takes.
+fn selected(mask: Tensor<2, Bool>, rows: Tensor<1, Int>) -> Tensor<2, Bool> {
+    mask.float().select(0, rows).greater_elem(0.5)
 }
 
 fn unmasked(shape: [usize; 2], device: &Device) -> Tensor<2, Bool> {
