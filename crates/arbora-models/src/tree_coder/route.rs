@@ -292,9 +292,9 @@ impl TreeCoder {
         let share = match config.gradient {
             SelectorGradient::ScaledDelta => Some(Share::Part(of_chosen(softmax(scores, 1)))),
             SelectorGradient::ValuePreserving if is_training => {
-                let probability = of_chosen(softmax(scores, 1));
-                let constant = probability.clone().detach();
-                let zero = (probability - constant.clone()) / constant;
+                // Its derivative is that of p / stop(p), and stays bounded where a bias chose a child with p = 0.
+                let log = of_chosen(log_softmax(scores, 1));
+                let zero = log.clone() - log.detach();
                 Some(Share::AllButGradient(zero))
             }
             SelectorGradient::GumbelStraightThrough { temperature } if is_training => {

@@ -142,6 +142,20 @@ fn a_preserved_value_learns_as_if_its_scale_were_the_ratio_of_probabilities() {
 }
 
 #[test]
+fn a_preserved_value_stays_finite_where_a_bias_chose_an_impossible_child() {
+    let device = autodiff_device();
+    let weight = Tensor::<2>::from_data(root_weight(), &device) * 1e4;
+    let model = with_root(&config(SelectorGradient::ValuePreserving), weight);
+    // Every child of the root is impossible for some of these.
+    for leaves in [[0; 5], [3; 5]] {
+        let output = forward(&model, Some(&leaves), &device);
+        let found = gradients_of(&model, &score(output.logits).backward());
+        let mut values = found.iter().flat_map(|parameter| &parameter.values);
+        assert!(values.all(|value| value.is_finite()));
+    }
+}
+
+#[test]
 fn a_straight_through_child_learns_as_the_softmax_at_its_temperature() {
     // At a temperature this high noise is nothing: probabilities are 1 / 2, with a slope of 1 / (4 · temperature) by the
     // difference of scores, as the probabilities of scores divided by it.
