@@ -26,6 +26,10 @@ mod streaming;
 mod tree_coder;
 #[path = "backend/tree_coder_balance.rs"]
 mod tree_coder_balance;
+#[path = "backend/tree_coder_generate.rs"]
+mod tree_coder_generate;
+#[path = "backend/tree_coder_generate_errors.rs"]
+mod tree_coder_generate_errors;
 #[path = "backend/tree_coder_gradients.rs"]
 mod tree_coder_gradients;
 #[path = "backend/tree_coder_masks.rs"]

@@ -32,7 +32,7 @@ impl<C: RunSettings> TrainedRun<C> {
         for error in passed_over {
             eprintln!("{error}; using step {step}");
         }
-        let task = config.load()?;
+        let task = config.load_run(run)?;
         checkpoint.expect_fingerprint(&config.fingerprint(&task)?)?;
         let (backend, device) = backend::open(backend)?;
         let model = checkpoint.load_model(config.blank(&task, &device))?;
@@ -57,12 +57,11 @@ impl<C: RunSettings> TrainedRun<C> {
         C::read(&run.join("config.json"))
     }
 
-    /// Items in the test set of the run, or as many as it asks to measure where they are generated
-    /// without end.
+    /// Items that the run asks to measure, all of a finite set with 0, and no more than there are.
     pub fn test_items(&self) -> usize {
-        match self.config.sizes().test_items {
-            0 => C::count(&self.task).unwrap_or(0),
-            items => items,
+        match (self.config.sizes().test_items, C::count(&self.task)) {
+            (0, count) => count.unwrap_or(0),
+            (items, count) => items.min(count.unwrap_or(items)),
         }
     }
 }
@@ -70,14 +69,14 @@ impl<C: RunSettings> TrainedRun<C> {
 /// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
 ///
 /// # Errors
-/// If the run is of a task on sequences.
-pub fn refuse_sequences(command: &str, run: &Path) -> Result<()> {
+/// If the run is of a task of another family.
+pub fn refuse_others(command: &str, run: &Path) -> Result<()> {
     match AnyTask::of_run(run) {
-        Some(AnyTask::Sequence(task)) => bail!(
+        None | Some(AnyTask::Retrieval(_)) => Ok(()),
+        Some(task) => bail!(
             "{}: a run of task {}, whose model retrieves nothing; {command} is for retrieval",
             run.display(),
             task.name()
         ),
-        _ => Ok(()),
     }
 }
