@@ -204,7 +204,11 @@ pub fn join_chunks(
                 continue;
             }
             let entered = here.iter().map(|at| chunks[*at].clone()).collect();
-            let left = node(model.node(depth, index), Tensor::cat(entered, 1), config.causal);
+            let left = node(
+                model.node(depth, index),
+                Tensor::cat(entered, 1),
+                config.causal,
+            );
             let mut start = 0;
             for at in here {
                 let width = chunks[at].dims()[1];
