@@ -74,7 +74,7 @@ pub(super) fn entropy(scores: &[f32]) -> f64 {
 }
 
 /// What the selectors of a level made of their items, row by row.
-struct Learned {
+struct Decided {
     children: Vec<usize>,
     entropy: f64,
     share: Option<Share>,
@@ -163,22 +163,12 @@ impl TreeCoder {
                 .map(|&item| tree.path(leaves[item])[depth]);
             children.collect()
         });
-        let learned = match (self.config.selector.kind, fixed) {
-            (SelectorKind::Learned, fixed) => {
-                self.ask_selectors(depth, groups, items, fixed, options, routing)
-            }
-            (_, Some(children)) => Learned {
-                children,
-                entropy: 0.0,
-                share: None,
-            },
-            (_, None) => unreachable!("routes that are not learned are fixed"),
-        };
-        let children = learned.children;
+        let decided = self.ask_selectors(depth, groups, items, fixed, options, routing);
+        let children = decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
-            entropy: learned.entropy,
+            entropy: decided.entropy,
         };
         for (row, &item) in items.order.iter().enumerate() {
             level.nodes[item] = items.nodes[row];
@@ -192,7 +182,7 @@ impl TreeCoder {
             .map(|(node, child)| node * k + child)
             .collect();
         let moved = items.send(&nodes);
-        let share = learned.share?;
+        let share = decided.share?;
         if moved.is_sorted() {
             return Some(share);
         }
@@ -209,7 +199,7 @@ impl TreeCoder {
         given: Option<Vec<usize>>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
-    ) -> Learned {
+    ) -> Decided {
         let config = &self.config.selector;
         let k = self.config.branching;
         let home = items.rows.device();
@@ -226,6 +216,7 @@ impl TreeCoder {
             .collect();
         let (host, biases) = read.split_at(rows * k);
         let is_fixed = given.is_some();
+        let is_learned = config.kind == SelectorKind::Learned;
 
         let mut noisy = scores.clone();
         let mut decided = host.to_vec();
@@ -277,7 +268,9 @@ impl TreeCoder {
                     .track_balance(config.balance, loads);
             }
         }
-        if let SelectorBalance::SwitchLoss { weight } = config.balance {
+        if let SelectorBalance::SwitchLoss { weight } = config.balance
+            && is_learned
+        {
             let loss = switch_loss(softmax(scores.clone(), 1), groups, &loads)
                 * (weight / self.config.height as f64);
             routing.balance_loss = Some(match routing.balance_loss.take() {
@@ -302,7 +295,7 @@ impl TreeCoder {
                 let zero = probability.clone() - probability.detach();
                 Some(Share::AllButGradient(zero))
             }
-            SelectorGradient::Reinforce => {
+            SelectorGradient::Reinforce if is_learned => {
                 let log = log_softmax(scores, 1);
                 let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
                 let log_prob = items.by_item(of_chosen(log));
@@ -319,11 +312,15 @@ impl TreeCoder {
             }
             SelectorGradient::ValuePreserving
             | SelectorGradient::GumbelStraightThrough { .. }
+            | SelectorGradient::Reinforce
             | SelectorGradient::Soft => None,
         };
-        Learned {
+        Decided {
             children,
-            entropy: host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+            entropy: match is_learned {
+                true => host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+                false => 0.0,
+            },
             share,
         }
     }
@@ -331,7 +328,10 @@ impl TreeCoder {
     /// `[items, branching]`, in single precision, on the device of the items.
     pub(super) fn scores(&self, depth: usize, groups: &[Group], items: &Items) -> Tensor<2> {
         let home = items.rows.device();
-        let pooled = items.pooled(self.config.route_on);
+        let mut pooled = items.pooled(self.config.route_on);
+        if self.config.selector.detach {
+            pooled = pooled.detach();
+        }
         let scores = groups.iter().map(|group| {
             let rows = pooled.clone().narrow(0, group.start, group.count);
             let device = self.node(depth, group.node).device();
@@ -357,7 +357,7 @@ impl TreeCoder {
 
     pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
         let selector = self.node(depth, index).selector.as_ref();
-        selector.expect("inner nodes have selectors where routes are learned")
+        selector.expect("inner nodes have selectors")
     }
 }
 
