@@ -99,7 +99,10 @@ fn detached_selectors_learn_and_leave_hidden_states_as_they_are() {
         config.selector.detach = detach;
         let model = config.init(1, &device);
         let output = forward(&model, Some(&[0, 1, 2, 3, 0]), &device);
-        let loss = output.routing.balance_loss.expect("there is a balance loss");
+        let loss = output
+            .routing
+            .balance_loss
+            .expect("there is a balance loss");
         gradients_of(&model, &loss.backward())
             .into_iter()
             .filter(|one| one.values.iter().any(|value| *value != 0.0))
@@ -110,7 +113,10 @@ fn detached_selectors_learn_and_leave_hidden_states_as_they_are() {
     assert!(whole.iter().any(|path| path.contains("blocks")));
     let detached = learns(true);
     assert!(!detached.is_empty());
-    assert!(detached.iter().all(|path| path.contains("selector")), "{detached:?}");
+    assert!(
+        detached.iter().all(|path| path.contains("selector")),
+        "{detached:?}"
+    );
 }
 
 #[test]
