@@ -79,7 +79,7 @@ pub(super) fn entropy(scores: &[f32]) -> f64 {
 }
 
 /// What the selectors of a level made of their items, row by row.
-struct Learned {
+struct Decided {
     children: Vec<usize>,
     entropy: f64,
     share: Option<Share>,
@@ -163,22 +163,12 @@ impl TreeCoder {
             let children = items.order().map(|item| tree.path(leaves[item])[depth]);
             children.collect()
         });
-        let learned = match (self.config.selector.kind, fixed) {
-            (SelectorKind::Learned, fixed) => {
-                self.ask_selectors(depth, items, fixed, options, routing)
-            }
-            (_, Some(children)) => Learned {
-                children,
-                entropy: 0.0,
-                share: None,
-            },
-            (_, None) => unreachable!("routes that are not learned are fixed"),
-        };
-        let children = learned.children;
+        let decided = self.ask_selectors(depth, items, fixed, options, routing);
+        let children = decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
-            entropy: learned.entropy,
+            entropy: decided.entropy,
         };
         let rows = items.order().zip(items.nodes()).zip(&children);
         for ((item, node), child) in rows {
@@ -187,7 +177,7 @@ impl TreeCoder {
         }
         routing.levels.push(level);
         let moved = items.send(&children, self.config.branching);
-        let share = learned.share?;
+        let share = decided.share?;
         if moved.is_sorted() {
             return Some(share);
         }
@@ -203,7 +193,7 @@ impl TreeCoder {
         given: Option<Vec<usize>>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
-    ) -> Learned {
+    ) -> Decided {
         let config = &self.config.selector;
         let k = self.config.branching;
         let home = items.home.clone();
@@ -222,6 +212,7 @@ impl TreeCoder {
         let of_node = items.groups.iter().map(|group| group.node);
         let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
         let is_fixed = given.is_some();
+        let is_learned = config.kind == SelectorKind::Learned;
 
         let mut noisy = scores.clone();
         let mut decided = host.to_vec();
@@ -267,7 +258,9 @@ impl TreeCoder {
                     .track_balance(config.balance, loads);
             }
         }
-        if let SelectorBalance::SwitchLoss { weight } = config.balance {
+        if let SelectorBalance::SwitchLoss { weight } = config.balance
+            && is_learned
+        {
             let loss = switch_loss(softmax(scores.clone(), 1), &loads)
                 * (weight / self.config.height as f64);
             routing.balance_loss = Some(match routing.balance_loss.take() {
@@ -292,7 +285,7 @@ impl TreeCoder {
                 let zero = probability.clone() - probability.detach();
                 Some(Share::AllButGradient(zero))
             }
-            SelectorGradient::Reinforce => {
+            SelectorGradient::Reinforce if is_learned => {
                 let log = log_softmax(scores, 1);
                 let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
                 let log_prob = items.by_item(of_chosen(log));
@@ -309,11 +302,15 @@ impl TreeCoder {
             }
             SelectorGradient::ValuePreserving
             | SelectorGradient::GumbelStraightThrough { .. }
+            | SelectorGradient::Reinforce
             | SelectorGradient::Soft => None,
         };
-        Learned {
+        Decided {
             children,
-            entropy: host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+            entropy: match is_learned {
+                true => host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+                false => 0.0,
+            },
             share,
         }
     }
@@ -322,6 +319,10 @@ impl TreeCoder {
     pub(super) fn scores(&self, depth: usize, items: &Items) -> Tensor<2> {
         let pooled = items.pooled(self.config.route_on);
         let scores = items.groups.iter().zip(pooled).map(|(group, pooled)| {
+            let pooled = match self.config.selector.detach {
+                true => pooled.detach(),
+                false => pooled,
+            };
             let pooled = pooled.to_device(&group.rows.device());
             let scores = self.selector(depth, group.node).forward(pooled);
             scores.to_device(&items.home)
@@ -343,7 +344,7 @@ impl TreeCoder {
 
     pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
         let selector = self.node(depth, index).selector.as_ref();
-        selector.expect("inner nodes have selectors where routes are learned")
+        selector.expect("inner nodes have selectors")
     }
 }
 

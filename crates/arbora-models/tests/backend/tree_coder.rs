@@ -251,7 +251,7 @@ fn parameters_are_counted_as_the_model_has_them() {
                     .with_branching(3),
                 3 * 4,
             ),
-            (config.clone().with_selector(hash.clone()), 0),
+            (config.clone().with_selector(hash.clone()), 2 * 3),
             (
                 config
                     .clone()
