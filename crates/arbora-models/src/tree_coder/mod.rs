@@ -20,9 +20,7 @@ pub use config::{
 };
 pub use decoder::Decoder;
 pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
-pub use generate::{
-    Finish, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken,
-};
+pub use generate::{Finish, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken};
 pub use node::{Head, Node};
 pub use parameters::ParameterCounts;
 pub use selector::Selector;
