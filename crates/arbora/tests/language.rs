@@ -144,7 +144,15 @@ fn a_resumed_run_continues_the_same_numbers() {
     for (name, settings) in [
         ("learned", vec![]),
         ("random", vec!["--model", "random-route"]),
-        ("sampled", vec!["--set", "selector.gradient.kind=reinforce"]),
+        (
+            "sampled",
+            vec![
+                "--set",
+                "selector.gradient.kind=reinforce",
+                "--set",
+                "selector.balance.kind=none",
+            ],
+        ),
     ] {
         let [whole, cut] = ["whole", "cut"].map(|part| format!("{name}-{part}"));
         for out in [&whole, &cut] {
@@ -205,9 +213,21 @@ fn a_tree_can_be_walked_at_random() {
     let learned = place.eval("out", &[])["metrics"].clone();
     let random = place.eval("out", &["--random-route"])["metrics"].clone();
     assert_ne!(random["loss"], learned["loss"]);
+    let soft = [
+        "--set",
+        "selector.gradient.kind=soft",
+        "--set",
+        "selector.balance.kind=none",
+    ];
+    train(&place, &[&soft[..], &["--out", "soft"]].concat());
     train(&place, &["--model", "linear-active", "--out", "linear"]);
-    let line = place.refuse(&["eval", "linear", "--random-route"]);
-    assert!(line.contains("linear-active walks no tree"), "{line}");
+    for (run, words) in [
+        ("linear", "linear-active walks no tree"),
+        ("soft", "soft selectors go to all leaves"),
+    ] {
+        let line = place.refuse(&["eval", run, "--random-route"]);
+        assert!(line.contains(words), "{line}");
+    }
 }
 
 #[test]
@@ -217,7 +237,15 @@ fn chunks_have_routes_of_their_own() {
     for gradient in ["scaled-delta", "reinforce"] {
         let gradient = format!("selector.gradient.kind={gradient}");
         let args = [
-            "--set", chunks, "--set", &gradient, "--out", &gradient, "--json",
+            "--set",
+            chunks,
+            "--set",
+            &gradient,
+            "--set",
+            "selector.balance.kind=none",
+            "--out",
+            &gradient,
+            "--json",
         ];
         let trained = parse(&train(&place, &args));
         assert!(trained["models"]["tree-coder"]["loss"].is_f64());
@@ -325,6 +353,10 @@ fn settings_out_of_range_are_refused_by_name() {
             "selector.balance.weight: expected above 0, got -1",
         ),
         ("selector.hidden=0", "selector.hidden: expected at least 1"),
+        (
+            "selector.gradient.kind=reinforce",
+            "selector.balance: expected none or switch-loss with reinforce",
+        ),
         ("data.window=1", "data.window: expected 2 to"),
         ("data.validation=0", "data.validation"),
         ("data.validation=1", "data.validation"),
@@ -344,6 +376,8 @@ fn settings_out_of_range_are_refused_by_name() {
     let sampled = [
         "--set",
         "selector.gradient.kind=reinforce",
+        "--set",
+        "selector.balance.kind=none",
         "--set",
         "trainer.policy_gradient.baseline.kind=self_critical",
     ];

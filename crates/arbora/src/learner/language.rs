@@ -372,6 +372,7 @@ mod tests {
         let device = Device::flex().autodiff();
         let config = config(&[
             r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
+            "selector.balance.kind=none",
             "selector.gradient.kind=reinforce",
         ]);
         let model = config.blank_for(257, &device);

@@ -52,6 +52,7 @@ impl LanguageConfig {
                 gradient: SelectorGradient::ScaledDelta,
                 balance: SelectorBalance::LossFree { rate: 1e-3 },
                 hidden: None,
+                detach: true,
             },
             lambda_attention: 1.0,
             trainer: TrainerConfig {
