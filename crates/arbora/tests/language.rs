@@ -368,6 +368,10 @@ fn settings_out_of_range_are_refused_by_name() {
         ("data.tokenizer.kind=words", "words"),
         ("batch_size=0", "batch_size: expected 1 to"),
         ("lambda_attention=-1", "lambda_attention: expected"),
+        (
+            "selector.rate=-1",
+            "selector.rate: expected a number of at least 0",
+        ),
         ("architecture.widht=3", "unknown key architecture.widht"),
         ("trainer.learning_rate=-1", "trainer.learning_rate"),
     ] {

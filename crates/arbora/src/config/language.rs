@@ -204,6 +204,9 @@ pub struct SelectorSettings {
     pub hidden: Option<usize>,
     /// Whether gradients stop at what selectors read: then they shape nothing but the selectors.
     pub detach: bool,
+    /// Learning rate of selectors relative to that of all other parameters. A selector that learns as fast as
+    /// the rest is sure before its children differ.
+    pub rate: f64,
 }
 
 /// Everything that determines a run's numbers.

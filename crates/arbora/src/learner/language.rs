@@ -6,7 +6,7 @@ use arbora_models::tree_coder::{RouteOn, SelectorKind, TreeCoderRouting};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;
-use burn::module::{Module, ParamGroup};
+use burn::module::{Module, ParamGroup, ParamId};
 use burn::tensor::{Bool, Tensor, TensorData};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
@@ -72,6 +72,9 @@ pub struct LanguageModel {
     /// Weight of the balance of trees inside of attention.
     #[module(skip)]
     lambda_attention: f64,
+    /// Learning rate of selectors relative to that of all others.
+    #[module(skip)]
+    selector_rate: f64,
     /// Whether all sequences go to random leaves, whatever the selectors say.
     #[module(skip)]
     random_route: bool,
@@ -83,6 +86,7 @@ impl LanguageModel {
         Self {
             network,
             lambda_attention: config.lambda_attention,
+            selector_rate: config.selector.rate,
             random_route: false,
         }
     }
@@ -211,20 +215,16 @@ impl TrainableModel for LanguageModel {
     /// What decides where something goes does not decay, neither between nodes nor within attention: decay draws
     /// scores together.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
-        let network = &self.network;
-        let groups = [
-            network.selector_parameter_ids(),
-            network.tree_parameter_ids(),
-        ];
-        let parameters = groups.concat();
-        if parameters.is_empty() {
-            return Vec::new();
-        }
-        vec![ParameterGroup {
-            parameters: ParamGroup::from_ids(parameters),
-            decays: false,
-            rate: 1.0,
-        }]
+        let group = |parameters: Vec<ParamId>, rate| {
+            (!parameters.is_empty()).then(|| ParameterGroup {
+                parameters: ParamGroup::from_ids(parameters),
+                decays: false,
+                rate,
+            })
+        };
+        let selectors = group(self.network.selector_parameter_ids(), self.selector_rate);
+        let trees = group(self.network.tree_parameter_ids(), 1.0);
+        selectors.into_iter().chain(trees).collect()
     }
 
     fn evaluate(&self, batch: LanguageBatch, rng: &mut ChaCha8Rng) -> Vec<Measurement> {
@@ -416,12 +416,13 @@ mod tests {
     }
 
     #[test]
-    fn selectors_do_not_decay() {
+    fn selectors_do_not_decay_and_learn_at_their_rate() {
         let device = Device::flex();
-        let model = config(&[]).blank_for(257, &device);
+        let model = config(&["selector.rate=0.25"]).blank_for(257, &device);
         let groups = model.parameter_groups();
         assert_eq!(groups.len(), 1);
         assert!(!groups[0].decays);
+        assert_eq!(groups[0].rate, 0.25);
         let of_selectors = model.network.selector_parameter_ids();
         assert!(!of_selectors.is_empty());
         let matches = |id| groups[0].parameters.matches(id, None);

@@ -49,11 +49,13 @@ impl LanguageConfig {
             };
             anyhow!("{section}{error}")
         })?;
-        if !(self.lambda_attention.is_finite() && self.lambda_attention >= 0.0) {
-            bail!(
-                "lambda_attention: expected a number of at least 0, got {}",
-                self.lambda_attention
-            );
+        for (key, number) in [
+            ("lambda_attention", self.lambda_attention),
+            ("selector.rate", self.selector.rate),
+        ] {
+            if !(number.is_finite() && number >= 0.0) {
+                bail!("{key}: expected a number of at least 0, got {number}");
+            }
         }
         self.check_policy()?;
         let trainer = &self.trainer;

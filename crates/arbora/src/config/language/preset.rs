@@ -50,9 +50,10 @@ impl LanguageConfig {
             },
             selector: SelectorSettings {
                 gradient: SelectorGradient::ScaledDelta,
-                balance: SelectorBalance::LossFree { rate: 1e-3 },
+                balance: SelectorBalance::LossFree { rate: 0.01 },
                 hidden: None,
                 detach: true,
+                rate: 0.1,
             },
             lambda_attention: 1.0,
             trainer: TrainerConfig {
