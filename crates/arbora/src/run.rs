@@ -157,6 +157,10 @@ pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'stati
     fn items(data: &Self::Data) -> &'static str;
     /// Items in the evaluation set, `None` where they are generated without end.
     fn count(data: &Self::Data) -> Option<usize>;
+    /// Numbers of the model that follow from settings and data alone, by name. They stand beside measurements.
+    fn facts(&self, _data: &Self::Data) -> BTreeMap<String, f64> {
+        BTreeMap::new()
+    }
     /// One forward pass, from features to predictions, for the clock; how many queries it answered.
     fn answer(model: &Self::Model, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
 }

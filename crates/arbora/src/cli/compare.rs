@@ -321,12 +321,15 @@ impl<C: RunSettings> Setting<C> {
     fn measure(&self, plan: &Plan<C>, model: &C::Model) -> Result<Run> {
         let seed = plan.config.trainer().seed;
         let batches = self.batches(self.base.sizes().test_items)?;
+        let query_seconds = self.query_seconds(model, &batches)?;
+        let mut metrics = measure(model, batches, seed);
+        metrics.extend(plan.config.facts(&self.data));
         Ok(Run {
             seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
-            query_seconds: self.query_seconds(model, &batches)?,
-            metrics: measure(model, batches, seed),
+            query_seconds,
+            metrics,
             training_seconds: training_seconds(&plan.folder)?,
         })
     }

@@ -105,7 +105,8 @@ fn measured<C: RunSettings>(run: TrainedRun<C>, args: &EvalArgs) -> Result<ExitC
     let name = run.config.model_name();
     let (items, of) = (run.test_items(), C::items(&run.task));
     let batches = run.config.evaluation(&run.task, items, &run.device)?;
-    let means = measure(&run.model, batches, run.config.trainer().seed);
+    let mut means = measure(&run.model, batches, run.config.trainer().seed);
+    means.extend(run.config.facts(&run.task));
     let text = match args.json {
         true => json!({
             "run": args.run.to_string_lossy(), "model": name, "step": run.step,

@@ -70,6 +70,11 @@ impl LanguageModelKind {
         !matches!(self, Self::LinearActive | Self::LinearTotal)
     }
 
+    /// Whether it has selectors that learn.
+    pub fn learns(self) -> bool {
+        self == Self::TreeCoder
+    }
+
     fn selector(self) -> SelectorKind {
         match self {
             Self::RandomRoute => SelectorKind::Random,
@@ -283,9 +288,8 @@ impl LanguageConfig {
     pub fn tree_coder(&self, vocabulary: usize) -> TreeCoderConfig {
         let tree = self.tree(vocabulary);
         match self.model {
-            // TODO model6
-            LanguageModelKind::LinearActive => { let b = tree.active_blocks(); tree.with_height(0).with_blocks(vec![b]) }
-            LanguageModelKind::LinearTotal => { let b = tree.active_blocks(); tree.with_height(0).with_blocks(vec![b]) }
+            LanguageModelKind::LinearActive => tree.linear_active(),
+            LanguageModelKind::LinearTotal => tree.linear_total(),
             _ => tree,
         }
     }

@@ -2,11 +2,11 @@
 
 use crate::config::language::LanguageConfig;
 use arbora_models::prediction::masked_average;
-use arbora_models::tree_coder::{RouteOn, SelectorGradient, SelectorKind, TreeCoderRouting};
+use arbora_models::tree_coder::{RouteOn, SelectorKind, TreeCoderRouting};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
-use arbora_rl::train::{Decisions, Measurement, StepOutput, TrainableModel};
+use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;
-use burn::module::Module;
+use burn::module::{Module, ParamGroup};
 use burn::tensor::{Bool, Tensor, TensorData};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
@@ -132,13 +132,6 @@ impl LanguageModel {
         (likelihoods, routing)
     }
 
-    fn samples_routes(&self) -> bool {
-        let config = self.network.config();
-        config.height > 0
-            && config.selector.kind == SelectorKind::Learned
-            && config.selector.gradient == SelectorGradient::Reinforce
-    }
-
     /// The routes that were sampled, each rewarded with the mean log-likelihood of the tokens that it was taken
     /// for. Routes for no token that is asked for take no part.
     fn decisions(
@@ -147,7 +140,7 @@ impl LanguageModel {
         likelihoods: Tensor<2>,
         routing: &TreeCoderRouting,
     ) -> Option<Decisions> {
-        let mut rollout: arbora_rl::Rollout = todo!();
+        let mut rollout = routing.rollout()?;
         let [rows, window] = likelihoods.dims();
         let chunks = routing.chunks;
         let chunk = match self.network.config().route_on {
@@ -209,12 +202,26 @@ impl TrainableModel for LanguageModel {
             let mean = (sum / weight) as f32;
             output = output.with_metric(name, Tensor::from_floats([mean], &device));
         }
-        if false
-            && let Some(decisions) = self.decisions(&batch, likelihoods, &routing)
-        {
+        if let Some(decisions) = self.decisions(&batch, likelihoods, &routing) {
             output = output.with_decisions(decisions);
         }
         output
+    }
+
+    /// What decides where something goes does not decay, neither between nodes nor within attention: decay draws
+    /// scores together.
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let network = &self.network;
+        let groups = [network.selector_parameter_ids(), network.tree_parameter_ids()];
+        let parameters = groups.concat();
+        if parameters.is_empty() {
+            return Vec::new();
+        }
+        vec![ParameterGroup {
+            parameters: ParamGroup::from_ids(parameters),
+            decays: false,
+            rate: 1.0,
+        }]
     }
 
     fn evaluate(&self, batch: LanguageBatch, rng: &mut ChaCha8Rng) -> Vec<Measurement> {

@@ -62,7 +62,12 @@ pub fn routes(run: &Path, tree: &CompleteTree) -> Result<Vec<Panel>> {
             .filter(|series| !series.points.is_empty())
             .collect::<Vec<_>>()
     };
-    let leaf = |leaf: usize| leaf_name(tree, leaf);
+    // More names would cover the lines.
+    let named = tree.leaves() <= NAMED_LEAVES;
+    let leaf = |leaf: usize| match named {
+        true => leaf_name(tree, leaf),
+        false => String::new(),
+    };
     let depth = |depth: usize| format!("depth {depth}");
     let mut panels = Vec::new();
     for (split, of) in [("train", "training"), ("valid", "held out")] {
@@ -83,6 +88,9 @@ pub fn routes(run: &Path, tree: &CompleteTree) -> Result<Vec<Panel>> {
     Ok(panels)
 }
 
+/// Leaves up to which lines have names.
+const NAMED_LEAVES: usize = 9;
+
 /// The name of a leaf for people: its path of child numbers.
 pub fn leaf_name(tree: &CompleteTree, leaf: usize) -> String {
     let path = tree.path(leaf);
@@ -99,18 +107,29 @@ pub fn leaf_name(tree: &CompleteTree, leaf: usize) -> String {
 /// The final numbers of language models, one line each.
 pub fn table(results: &[Results]) -> String {
     let mut text = format!(
-        "{:<16} {:>8} {:>11} {:>14} {:>24} {:>9}",
-        "model", "loss", "perplexity", "bits per byte", "leaves, of a fair share", "seconds"
+        "{:<16} {:>8} {:>11} {:>14} {:>24} {:>20} {:>9}",
+        "model",
+        "loss",
+        "perplexity",
+        "bits per byte",
+        "leaves, of a fair share",
+        "parameters, active",
+        "seconds"
     );
     for (model, numbers, seconds) in results {
         let number = |name: &str| numbers.get(name).copied().unwrap_or(f64::NAN);
         text += &format!(
-            "\n{:<16} {:>8.4} {:>11.3} {:>14.4} {:>24} {:>9.0}",
+            "\n{:<16} {:>8.4} {:>11.3} {:>14.4} {:>24} {:>20} {:>9.0}",
             model,
             number("loss"),
             number("perplexity"),
             number(BITS_PER_BYTE),
             leaves(numbers),
+            format!(
+                "{:.0}, {:.0}",
+                number("total_parameters"),
+                number("active_parameters")
+            ),
             seconds
         );
     }

@@ -82,7 +82,8 @@ fn run<C: RunSettings>(config: &C, args: &TrainArgs, shown: Shown) -> Result<Exi
     }
     (shown.curves)(&[(name, &out)], &out)?;
     let batches = config.evaluation(&data, config.sizes().test_items, &device)?;
-    let numbers = measure(&trained.model, batches, config.trainer().seed);
+    let mut numbers = measure(&trained.model, batches, config.trainer().seed);
+    numbers.extend(config.facts(&data));
     let results = vec![(name, numbers, trained.seconds)];
     let text = (shown.table)(&results);
     crate::cli::show(&summary(&out, results, text, args.json))?;

@@ -1,6 +1,6 @@
 //! What types alone do not check.
 
-use super::{LanguageConfig, LanguageModelKind, TokenizerSource};
+use super::{LanguageConfig, TokenizerSource};
 use crate::config::LARGEST_SIZE;
 use anyhow::{Result, anyhow, bail};
 use arbora_attention::AttentionKindConfig;
@@ -93,8 +93,7 @@ impl LanguageConfig {
         policy
             .validate()
             .map_err(|error| anyhow!("trainer.policy_gradient.{error}"))?;
-        let learns = self.model == LanguageModelKind::TreeCoder
-            && self.selector.gradient == SelectorGradient::Reinforce;
+        let learns = self.model.learns() && self.selector.gradient == SelectorGradient::Reinforce;
         let needs = match policy.baseline {
             BaselineConfig::LeaveOneOut => "several samples of a route",
             BaselineConfig::SelfCritical => "a second, greedy pass",

@@ -50,7 +50,7 @@ impl LanguageConfig {
             },
             selector: SelectorSettings {
                 gradient: SelectorGradient::ScaledDelta,
-                balance: SelectorBalance::LossFree { rate: 0.01 },
+                balance: SelectorBalance::LossFree { rate: 1e-3 },
                 hidden: None,
             },
             lambda_attention: 1.0,
@@ -58,11 +58,12 @@ impl LanguageConfig {
                 steps: 600,
                 eval_every: 100,
                 checkpoint_every: 200,
-                learning_rate: 4e-3,
-                final_learning_rate: 1e-4,
-                warmup_steps: 30,
+                learning_rate: 8e-3,
+                final_learning_rate: 4e-4,
+                warmup_steps: 60,
                 optimizer: OptimizerConfig {
-                    beta_2: 0.98,
+                    beta_2: 0.99,
+                    weight_decay: 0.1,
                     ..OptimizerConfig::default()
                 },
                 policy_gradient: PolicyGradientConfig {

@@ -7,10 +7,12 @@ use super::{
 use crate::learner::language::{LanguageBatch, LanguageModel};
 use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
 use anyhow::{Context as _, Result};
+use arbora_models::tree_coder::RouteOn;
 use arbora_rl::seed::{Purpose, derive};
 use arbora_tasks::TaskError;
 use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 impl RunSettings for LanguageConfig {
@@ -21,6 +23,11 @@ impl RunSettings for LanguageConfig {
     type Batch = LanguageBatch;
 
     const COLUMNS: &'static [Column] = &[
+        Column {
+            metric: "active_parameters",
+            title: "active parameters",
+            digits: 0,
+        },
         Column {
             metric: "perplexity",
             title: "perplexity",
@@ -115,6 +122,18 @@ impl RunSettings for LanguageConfig {
         Some(data.text.validation_windows())
     }
 
+    fn facts(&self, data: &LanguageData) -> BTreeMap<String, f64> {
+        let vocabulary = data.text.tokenizer().vocabulary();
+        let counts = self.tree_coder(vocabulary).parameters();
+        let facts = [
+            ("active_parameters", counts.active),
+            ("total_parameters", counts.total),
+        ];
+        facts
+            .map(|(name, count)| (name.to_owned(), count as f64))
+            .into()
+    }
+
     fn answer(model: &LanguageModel, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
         drop(model.forward(batch, rng));
         batch.text.tokens.dims().iter().product()
@@ -125,6 +144,14 @@ impl LanguageConfig {
     /// Tokens at the start of a sequence that are not asked for, since they choose the route of some model.
     pub(crate) fn prompt(&self) -> usize {
         self.architecture.route_on.prompt()
+    }
+
+    /// Tokens that one route is chosen for.
+    pub(crate) fn chunk(&self) -> usize {
+        match self.architecture.route_on {
+            RouteOn::PreviousChunk { tokens } => tokens,
+            _ => self.data.window,
+        }
     }
 
     /// The model before its first step, for a vocabulary.
