@@ -5,7 +5,7 @@ use crate::cli::trained::TrainedRun;
 use crate::config::AnyTask;
 use crate::config::language::{LanguageConfig, kept_tokenizer};
 use anyhow::{Context as _, Result, anyhow, bail};
-use arbora_models::tree_coder::generate::{
+use arbora_models::tree_coder::{
     Finish, GenerateError, GenerateOptions, Generated, NewToken,
 };
 use arbora_rl::train::Checkpoint;

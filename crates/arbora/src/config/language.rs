@@ -164,13 +164,6 @@ pub struct LanguageData {
     pub validation: Corpus,
 }
 
-impl LanguageData {
-    /// The names of the documents that are measured on, in order.
-    pub fn documents(&self) -> impl Iterator<Item = &str> {
-        self.validation.documents().iter().map(|document| document.name.as_str())
-    }
-}
-
 /// The network, less what the data decide and how selectors learn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -28,6 +28,11 @@ pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
     if args.item.is_some() || args.query.is_some() {
         bail!("--item and --query: a run of task lm has documents, and shows all of them");
     }
+    ensure!(
+        !out.exists() || out.is_dir(),
+        "{}: expected a folder",
+        out.display()
+    );
     let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
     let name = config.model.name();
     let curves = panels(&[(name, &args.run)])?;
@@ -247,11 +252,6 @@ struct Pictures {
 
 /// Writes all files into the folder; the last has their names.
 fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> Result<()> {
-    ensure!(
-        !out.exists() || out.is_dir(),
-        "{}: expected a folder",
-        out.display()
-    );
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut files = Vec::new();
     let mut path = |stem: &str, format: &str| {
