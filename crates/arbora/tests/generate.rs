@@ -61,7 +61,10 @@ fn text_is_continued_the_same_for_a_seed_and_without_the_corpus() {
     };
     assert_eq!(greedy("1"), greedy("2"));
     let text = place.succeed(&["generate", "out", "--prompt", "All about", "--tokens", "4"]);
-    assert!(text.starts_with("All about") && text.ends_with('\n'), "{text}");
+    assert!(
+        text.starts_with("All about") && text.ends_with('\n'),
+        "{text}"
+    );
 }
 
 #[test]
@@ -74,15 +77,17 @@ fn several_prompts_are_continued_as_each_alone() {
     let args = ["generate", "out", "--prompt", "All", "--prompt", "About"];
     let text = place.succeed(&[&args[..], &greedy].concat());
     let (one, other) = text.split_once("\n---\n").unwrap();
-    assert!(one.starts_with("All") && other.starts_with("About"), "{text}");
+    assert!(
+        one.starts_with("All") && other.starts_with("About"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_continuation_ends_before_a_stop_or_with_the_context_or_goes_on_with_a_new_route() {
     let place = place();
-    let greedy = |args: &[&str]| {
-        continued(&place, &[&["--temperature", "0"], args].concat())[0].clone()
-    };
+    let greedy =
+        |args: &[&str]| continued(&place, &[&["--temperature", "0"], args].concat())[0].clone();
     let full = greedy(&[]);
     assert_eq!(full["finish"], "context");
     let text = full["text"].as_str().unwrap();
@@ -91,7 +96,14 @@ fn a_continuation_ends_before_a_stop_or_with_the_context_or_goes_on_with_a_new_r
     assert_eq!(stopped["finish"], "stop");
     let expected = &text[..text.find(&stop).unwrap()];
     assert_eq!(stopped["text"], expected);
-    let args = ["generate", "out", "--prompt", "All about", "--temperature", "0"];
+    let args = [
+        "generate",
+        "out",
+        "--prompt",
+        "All about",
+        "--temperature",
+        "0",
+    ];
     let shown = place.run(&[&args[..], &["--stop", &stop]].concat());
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert_eq!(shown, format!("All about{expected}\n"));
@@ -126,11 +138,27 @@ fn prompts_options_and_runs_that_cannot_be_continued_are_refused() {
         ("--prompt", "", "--prompt: \"\" has no token"),
         ("--prompt", &long, "has 25 tokens: expected at most 24"),
         ("--tokens", "0", "'--tokens <N>': expected a whole number"),
-        ("--temperature", "-1", "--temperature: expected at least 0, got -1"),
-        ("--temperature", "NaN", "--temperature: expected at least 0, got NaN"),
+        (
+            "--temperature",
+            "-1",
+            "--temperature: expected at least 0, got -1",
+        ),
+        (
+            "--temperature",
+            "NaN",
+            "--temperature: expected at least 0, got NaN",
+        ),
         ("--top-k", "0", "'--top-k <K>': expected a whole number"),
-        ("--top-p", "0", "--top-p: expected above 0 and at most 1, got 0"),
-        ("--top-p", "1.5", "--top-p: expected above 0 and at most 1, got 1.5"),
+        (
+            "--top-p",
+            "0",
+            "--top-p: expected above 0 and at most 1, got 0",
+        ),
+        (
+            "--top-p",
+            "1.5",
+            "--top-p: expected above 0 and at most 1, got 1.5",
+        ),
         ("--stop", "", "--stop: \"\" has no token"),
         ("--reroute", "0", "'--reroute <N>': expected a whole number"),
         ("--backend", "abacus", "abacus"),
@@ -194,8 +222,14 @@ fn inspect_shows_where_every_document_went() {
     let picture = fs::read_to_string(place.path("out/inspect/leaves.svg")).unwrap();
     assert!(picture.contains("Use of leaves, held out") && picture.contains("depth 1"));
     let text = place.succeed(&["inspect", "out", "--out", "pictures"]);
-    assert!(text.contains("leaf 0.1") && text.contains("selectors at depth 1"), "{text}");
-    assert_eq!(place.json("pictures/inspect.json")["parts"], numbers["parts"]);
+    assert!(
+        text.contains("leaf 0.1") && text.contains("selectors at depth 1"),
+        "{text}"
+    );
+    assert_eq!(
+        place.json("pictures/inspect.json")["parts"],
+        numbers["parts"]
+    );
 }
 
 #[test]

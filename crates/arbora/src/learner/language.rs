@@ -212,7 +212,10 @@ impl TrainableModel for LanguageModel {
     /// scores together.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
         let network = &self.network;
-        let groups = [network.selector_parameter_ids(), network.tree_parameter_ids()];
+        let groups = [
+            network.selector_parameter_ids(),
+            network.tree_parameter_ids(),
+        ];
         let parameters = groups.concat();
         if parameters.is_empty() {
             return Vec::new();
@@ -250,7 +253,9 @@ impl TrainableModel for LanguageModel {
             derived.push(("perplexity".into(), (-likelihood).exp()));
         }
         let shares = || {
-            let shares = means.iter().filter(|(name, _)| name.starts_with(LEAF_SHARE));
+            let shares = means
+                .iter()
+                .filter(|(name, _)| name.starts_with(LEAF_SHARE));
             shares.map(|(_, share)| *share)
         };
         if shares().next().is_some() {
@@ -320,7 +325,11 @@ mod tests {
             "architecture.d_ff=[8]",
             "architecture.route_on.tokens=4",
         ];
-        let settings: Vec<String> = small.iter().chain(settings).map(|one| (*one).into()).collect();
+        let settings: Vec<String> = small
+            .iter()
+            .chain(settings)
+            .map(|one| (*one).into())
+            .collect();
         preset.layered(None, &settings).unwrap()
     }
 
@@ -370,6 +379,7 @@ mod tests {
         let device = Device::flex().autodiff();
         let config = config(&[
             r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
+            "selector.balance.kind=none",
             "selector.gradient.kind=reinforce",
         ]);
         let model = config.blank_for(257, &device);
@@ -406,7 +416,10 @@ mod tests {
             ("leaf_share_min", 0.5),
             ("leaf_share_max", 1.5),
         ];
-        assert_eq!(derived, expected.map(|(name, mean)| (name.to_owned(), mean)));
+        assert_eq!(
+            derived,
+            expected.map(|(name, mean)| (name.to_owned(), mean))
+        );
     }
 
     #[test]
