@@ -50,6 +50,8 @@ pub mod problem;
 #[cfg(feature = "cli")]
 pub mod progress;
 #[cfg(feature = "cli")]
+pub mod remote;
+#[cfg(feature = "cli")]
 pub mod report;
 #[cfg(feature = "cli")]
 pub mod run;

@@ -8,7 +8,7 @@ use crate::learner::TaskModel;
 use crate::progress::Bar;
 use crate::report::Results;
 use crate::run::{RunSettings, measure};
-use crate::{backend, picture, report};
+use crate::{backend, picture, remote, report};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
 use arbora_tasks::TaskError;
@@ -199,6 +199,10 @@ pub(super) fn prepare<C: RunSettings>(
         .resume(resume)
         .progress(Bar::new(config.model_name(), config.trainer().steps));
     trainer.stop_on_ctrl_c()?;
+    remote::saved(Some(format!(
+        "the run's checkpoints are in {}; continue with --resume",
+        out.display()
+    )));
     if !resume {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         write_config(config, out)?;
