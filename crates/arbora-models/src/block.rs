@@ -1,8 +1,8 @@
 //! The pre-norm transformer block that the Treeformer and the TreeCoder are made of.
 
 use arbora_attention::{
-    AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput,
+    AttentionCache, AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig,
+    SelfAttentionInput, SelfAttentionOutput,
 };
 use burn::config::Config;
 use burn::module::Module;
@@ -116,6 +116,25 @@ impl TransformerBlock {
             .feed_forward
             .forward(self.feed_forward_norm.forward(tokens.clone()));
         (tokens + self.dropout.forward(mapped), attended)
+    }
+
+    /// The next tokens after this block, which attend to themselves and those in the cache, causally: any split of a
+    /// sequence into calls gives what one causal [`forward`](Self::forward) without dropout gives.
+    ///
+    /// - tokens: `[batch, new tokens, d_model]`, none of them padding
+    ///
+    /// # Panics
+    /// As [`SelfAttention::forward_cached`].
+    #[track_caller]
+    pub fn forward_cached(&self, tokens: Tensor<3>, cache: &mut AttentionCache) -> Tensor<3> {
+        let attended = self
+            .attention
+            .forward_cached(self.attention_norm.forward(tokens.clone()), cache);
+        let tokens = tokens + attended.context;
+        let mapped = self
+            .feed_forward
+            .forward(self.feed_forward_norm.forward(tokens.clone()));
+        tokens + mapped
     }
 }
 

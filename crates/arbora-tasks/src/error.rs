@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::series::SeriesProblem;
+use crate::text::TextError;
 
 /// Why data was refused. Each message names the file, key or example, what was expected and what
 /// came.
@@ -221,4 +222,7 @@ pub enum TaskError {
         /// The steps of a window.
         window: usize,
     },
+    /// Text or a tokenizer is not what it should be.
+    #[error(transparent)]
+    Text(#[from] TextError),
 }

@@ -9,6 +9,7 @@
 //! - [`recall`]: associative recall and needles in a haystack: look up what a key came with
 //! - [`series`]: sets of time series from `.ts` files or from the bundled sample, and their
 //!   classification by windows
+//! - [`text`]: corpora of text, tokenizers, and windows of tokens for language models
 //! - [`gp`]: regression on functions drawn from Gaussian processes
 //! - [`bandit`]: the wheel bandit, for loops that learn while they choose, and regression on its
 //!   rewards
@@ -39,7 +40,7 @@
 //!
 //! # Feature flags
 //! - `sample`: compiles the bundled samples into the binary: a part of Fashion-MNIST
-//!   (`images::sample`) and BasicMotions (`series::sample`)
+//!   (`images::sample`), BasicMotions (`series::sample`) and Moby-Dick (`text::sample`)
 //! - `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`,
 //!   `fusion`: burn's backends, named as burn names them. None is on by default.
 
@@ -55,6 +56,7 @@ pub mod optimisation;
 pub mod recall;
 pub mod series;
 pub mod shuffle;
+pub mod text;
 
 pub use batch::{RegressionBatch, RegressionExample};
 pub use error::TaskError;

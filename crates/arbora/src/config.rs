@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 mod family;
+pub mod language;
 pub(crate) mod layers;
 mod presets;
 mod retrieval;

@@ -1,5 +1,6 @@
 //! Every model as the trainer wants it: what a step minimises and what an evaluation measures.
 
+pub mod language;
 pub mod sequence;
 
 use crate::config::{ModelKind, RunConfig};

@@ -1,5 +1,7 @@
 //! What a finished run leaves to look at.
 
+pub mod language;
+
 use crate::config::RunConfig;
 use crate::picture::curves::{self, Panel, Series};
 use crate::run::RunSettings as _;

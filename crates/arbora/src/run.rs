@@ -1,10 +1,12 @@
 //! What commands need of a run, whichever family of tasks it is of.
 //!
-//! There are two families. *Retrieval* ([`RunConfig`](crate::config::RunConfig)): queries are answered from a
+//! There are three families. *Retrieval* ([`RunConfig`](crate::config::RunConfig)): queries are answered from a
 //! context, by ReTreever and what it is compared with. *Sequences*
 //! ([`SequenceConfig`](crate::config::sequence::SequenceConfig)): tokens are classified by a transformer,
-//! whose attention is of some kind. Each has settings, data and models of its own; run folders, the trainer,
-//! layers of settings and comparisons are the same.
+//! whose attention is of some kind. *Language*
+//! ([`LanguageConfig`](crate::config::language::LanguageConfig)): each next token of a text is predicted, by a
+//! TreeCoder and what it is compared with. Each has settings, data and models of its own; run folders, the
+//! trainer, layers of settings and comparisons are the same.
 
 use crate::config::layers;
 use anyhow::Result;
@@ -106,6 +108,20 @@ pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'stati
     /// # Errors
     /// If they cannot be read or do not fit the settings.
     fn load(&self) -> Result<Self::Data>;
+    /// Loads the data of the run in a folder, with what that folder keeps of them.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if what is kept is damaged.
+    fn load_run(&self, _folder: &Path) -> Result<Self::Data> {
+        self.load()
+    }
+    /// Writes into a new run's folder what is kept of the data.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn keep(&self, _data: &Self::Data, _folder: &Path) -> Result<()> {
+        Ok(())
+    }
     /// Checks what depends on the data.
     ///
     /// # Errors
@@ -141,12 +157,58 @@ pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'stati
     fn items(data: &Self::Data) -> &'static str;
     /// Items in the evaluation set, `None` where they are generated without end.
     fn count(data: &Self::Data) -> Option<usize>;
+    /// Numbers of the model that follow from settings and data alone, by name. They stand beside measurements.
+    fn facts(&self, _data: &Self::Data) -> BTreeMap<String, f64> {
+        BTreeMap::new()
+    }
     /// One forward pass, from features to predictions, for the clock; how many queries it answered.
     fn answer(model: &Self::Model, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
 }
 
-/// Means of every measurement over batches, by name: what an evaluation during training with the same
-/// seed reports.
+/// Those methods of [`RunSettings`] that only read or put fields which the settings of every family have.
+macro_rules! common_settings {
+    () => {
+        fn task(&self) -> Self::Task {
+            self.task
+        }
+
+        fn task_name(&self) -> &'static str {
+            self.task.name()
+        }
+
+        fn model_name(&self) -> &'static str {
+            self.model.name()
+        }
+
+        fn with_model(self, model: Self::ModelKind) -> Self {
+            Self { model, ..self }
+        }
+
+        fn sizes(&self) -> $crate::run::Sizes {
+            $crate::run::Sizes {
+                batch: self.batch_size,
+                eval_items: self.eval_items,
+                test_items: self.test_items,
+            }
+        }
+
+        fn trainer(&self) -> &arbora_rl::train::TrainerConfig {
+            &self.trainer
+        }
+
+        fn trainer_mut(&mut self) -> &mut arbora_rl::train::TrainerConfig {
+            &mut self.trainer
+        }
+
+        fn check(&self) -> anyhow::Result<()> {
+            self.check_settings()
+        }
+    };
+}
+pub(crate) use common_settings;
+
+/// Means of every measurement over batches, and what follows from them, by name: what an evaluation during
+/// training with the same seed reports.
 pub fn measure<M: TrainableModel>(
     model: &M,
     batches: impl IntoIterator<Item = M::Batch>,
@@ -162,8 +224,10 @@ pub fn measure<M: TrainableModel>(
             *weight += measured.weight;
         }
     }
-    totals
+    let means: Vec<(String, f64)> = totals
         .into_iter()
         .map(|(name, (sum, weight))| (name, sum / weight))
-        .collect()
+        .collect();
+    let derived = model.derive(&means);
+    means.into_iter().chain(derived).collect()
 }

@@ -115,7 +115,10 @@ pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Writes at level 9 and without a time stamp or a name.
-fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = File::create(path).with_context(|| path.display().to_string())?;
     let mut encoder = GzBuilder::new().mtime(0).write(file, Compression::best());
     encoder

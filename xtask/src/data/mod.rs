@@ -6,6 +6,7 @@ mod idx;
 pub mod lock;
 mod mnist;
 mod sample;
+mod text;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use lock::Lock;
 #[derive(clap::Args)]
 #[command(after_help = "Example: cargo xtask data fashion-mnist orl-faces")]
 pub struct Args {
-    /// What to fetch or make. All data sets when none is named.
+    /// What to fetch or make. All data sets but those for local use only when none is named.
     names: Vec<Name>,
     /// Say what there is, and fetch nothing.
     #[arg(long)]
@@ -38,8 +39,16 @@ enum Name {
     Mnist,
     /// 398 grey photographs of 40 faces, 92x112 (free with credit).
     OrlFaces,
+    /// 233 State of the Union addresses, 1790 to 2021, 10.8 MB of text (public domain).
+    Sotu,
+    /// Moby-Dick in 138 files, 1.2 MB of text (public domain).
+    MobyDick,
+    /// Penn Treebank for language models, 6 MB of text (no licence: FOR LOCAL USE ONLY).
+    PennTreebank,
     /// Not fetched: the sample of Fashion-MNIST that arbora-tasks bundles, made anew.
     Sample,
+    /// Not fetched: Moby-Dick as arbora-tasks bundles it, made anew.
+    SampleText,
 }
 
 /// A data set: where it comes from and how it is unpacked.
@@ -51,7 +60,7 @@ struct Source {
     fetch: fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()>,
 }
 
-const SOURCES: [Source; 3] = [
+const SOURCES: [Source; 6] = [
     Source {
         name: Name::FashionMnist,
         folder: "fashion-mnist",
@@ -66,6 +75,21 @@ const SOURCES: [Source; 3] = [
         name: Name::OrlFaces,
         folder: "orl-faces",
         fetch: faces::fetch,
+    },
+    Source {
+        name: Name::Sotu,
+        folder: "sotu",
+        fetch: text::fetch_addresses,
+    },
+    Source {
+        name: Name::MobyDick,
+        folder: "moby-dick",
+        fetch: text::fetch_moby_dick,
+    },
+    Source {
+        name: Name::PennTreebank,
+        folder: "penn-treebank",
+        fetch: text::fetch_treebank,
     },
 ];
 
@@ -88,13 +112,17 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut lock = Lock::open(&shell::root().join("xtask/data.lock.json"))?;
     for source in &SOURCES {
-        if args.names.is_empty() || args.names.contains(&source.name) {
+        let by_default = args.names.is_empty() && source.name != Name::PennTreebank;
+        if by_default || args.names.contains(&source.name) {
             fetch(source, &dir, &mut lock)
                 .with_context(|| format!("cannot fetch {}", source.folder))?;
         }
     }
     if args.names.contains(&Name::Sample) {
         sample::make(&dir.join("fashion-mnist"))?;
+    }
+    if args.names.contains(&Name::SampleText) {
+        text::make_sample(&dir.join("moby-dick"))?;
     }
     Ok(())
 }

@@ -221,6 +221,57 @@ fn every_kind_with_a_cache_refuses_calls_of_no_tokens() {
 }
 
 #[test]
+fn caches_of_selected_examples_go_on_without_the_others() {
+    for kind in [
+        AttentionKindConfig::Dense,
+        AttentionKindConfig::Performer(PerformerConfig::default()),
+        AttentionKindConfig::TreeFine(TreeFineConfig::new([2, 2])),
+        AttentionKindConfig::TreeCoarse(TreeCoarseConfig::new([2, 2])),
+    ] {
+        let layer = layer(&kind, &device());
+        let tokens: Tensor<3> = random([3, 6, D_MODEL], 1, &device());
+        let expected = layer
+            .forward(SelfAttentionInput::new(tokens.clone()).causal())
+            .context
+            .narrow(1, 4, 2);
+        let of = |row: usize| tokens.clone().narrow(0, row, 1);
+        let mut all = layer.cache(3, &device());
+        layer.forward_cached(tokens.clone().narrow(1, 0, 4), &mut all);
+        // Twice, so that two caches of one origin both go on.
+        for rows in [[2, 0], [0, 1]] {
+            let mut some = all.select(&rows);
+            assert_eq!((some.batch(), some.tokens()), (2, 4));
+            let next = Tensor::cat(rows.map(of).to_vec(), 0);
+            let got = [4, 5].map(|at| {
+                let next = next.clone().narrow(1, at, 1);
+                layer.forward_cached(next, &mut some).context
+            });
+            let expected = rows.map(|row| expected.clone().narrow(0, row, 1));
+            assert_close(
+                Tensor::cat(got.to_vec(), 1),
+                Tensor::cat(expected.to_vec(), 0),
+                1e-4,
+                1e-4,
+            );
+        }
+    }
+}
+
+#[test]
+fn caches_refuse_selections_of_what_is_not_there() {
+    let layer = layer(&AttentionKindConfig::Dense, &device());
+    let cache = layer.cache(2, &device());
+    for (rows, expected) in [
+        (&[][..], "at least 1 row, got 0"),
+        (&[2], "rows below 2, got 2"),
+        (&[1, 1], "each row once, got 1 twice"),
+    ] {
+        let got = message(|| drop(cache.select(rows)));
+        assert_eq!(got, format!("attention_cache: select: expected {expected}"));
+    }
+}
+
+#[test]
 fn queries_at_padding_get_the_bias_of_the_output_from_kinds_that_route_alone() {
     for kind in every_kind() {
         let layer = layer(&kind, &device());

@@ -50,9 +50,11 @@ pub enum SelectorKind {
     /// A classifier that learns.
     #[default]
     Learned,
-    /// Chance: a control. Every item goes to a leaf drawn by the seed of the call.
+    /// Chance: a control. Every item goes to a leaf drawn by the seed of the call and its number in the batch, in
+    /// training and in evaluation.
     Random,
-    /// A hash of the tokens that a selector would read: a control (Hash Layers, arXiv 2106.04426).
+    /// A hash of the tokens that a selector would read, all of them with [`RouteOn::LastToken`]: a control (Hash
+    /// Layers, arXiv 2106.04426).
     Hash,
 }
 
@@ -72,7 +74,7 @@ pub enum SelectorGradient {
         temperature: f64,
     },
     /// All children, weighted by their probabilities: exact, at the cost of the whole tree. An oracle for
-    /// small trees.
+    /// small trees. Chunks of [`RouteOn::PreviousChunk`] then see all chunks before them, at every node.
     Soft,
     /// Children are drawn while training, and the log-probability of the path is returned for a policy gradient.
     Reinforce,
@@ -90,9 +92,10 @@ pub enum SelectorBalance {
         /// Of the loss, beside the task's.
         weight: f64,
     },
-    /// A bias per child that only decisions see, moved against the load (arXiv 2408.15664).
+    /// A bias per child that is added to the probabilities where decisions are taken, and nowhere else: it moves
+    /// against the load (arXiv 2408.15664, algorithm 1).
     LossFree {
-        /// How far per training step.
+        /// How far per forward pass of training.
         rate: f64,
     },
 }
@@ -109,7 +112,7 @@ pub struct SelectorConfig {
     /// How decisions learn.
     #[config(default = "SelectorGradient::ScaledDelta")]
     pub gradient: SelectorGradient,
-    /// What keeps leaves in use.
+    /// What keeps leaves in use, where routes are learned.
     #[config(default = "SelectorBalance::None")]
     pub balance: SelectorBalance,
 }
@@ -153,7 +156,8 @@ pub struct TreeCoderConfig {
     /// Transformer blocks of a node, for every level from the root, or one number for all levels.
     #[config(default = "vec![1]")]
     pub blocks: Vec<usize>,
-    /// Width inside the MLPs, for every level from the root, or one number for all levels.
+    /// Width inside the MLPs, for every level from the root, or one number for all levels. At height 0 there may be
+    /// one for each block of the only node.
     #[config(default = "vec![256]")]
     pub d_ff: Vec<usize>,
     /// Whether a token sees none after it: decoder blocks. Otherwise encoder blocks.
@@ -218,10 +222,17 @@ impl TreeCoderConfig {
             return Err(error("branching", "at least 2", self.branching.to_string()));
         }
         for (setting, values) in [("blocks", &self.blocks), ("d_ff", &self.d_ff)] {
-            if values.len() != 1 && values.len() != self.height + 1 {
+            let of_blocks = setting == "d_ff" && self.height == 0;
+            let fits = values.len() == 1
+                || values.len() == self.height + 1
+                || of_blocks && self.blocks == [values.len()];
+            if !fits {
                 return Err(error(
                     setting,
-                    "one number, or one for each of the height + 1 levels",
+                    match of_blocks {
+                        true => "one number, or one for each block",
+                        false => "one number, or one for each of the height + 1 levels",
+                    },
                     format!("{values:?} at height {}", self.height),
                 ));
             }
@@ -255,7 +266,37 @@ impl TreeCoderConfig {
             }
             _ => {}
         }
+        self.check_attention()?;
         self.selector.check()
+    }
+
+    fn check_attention(&self) -> Result<(), ConfigError> {
+        let error = |expected, got: String| {
+            Err(ConfigError {
+                setting: "attention",
+                expected,
+                got,
+            })
+        };
+        match &self.attention {
+            AttentionKindConfig::Linformer(_) | AttentionKindConfig::BigBird(_) if self.causal => {
+                let kind = match self.attention {
+                    AttentionKindConfig::BigBird(_) => "big-bird",
+                    _ => "linformer",
+                };
+                error(
+                    "dense, performer, tree-fine or tree-coarse where tokens see none after them",
+                    kind.into(),
+                )
+            }
+            AttentionKindConfig::Linformer(linformer) if linformer.max_tokens < self.context => {
+                error(
+                    "max_tokens of at least the context",
+                    linformer.max_tokens.to_string(),
+                )
+            }
+            _ => Ok(()),
+        }
     }
 
     const MOST_NODES: usize = 1 << 16;
@@ -291,11 +332,23 @@ impl TreeCoderConfig {
         self.classes.unwrap_or(self.vocabulary)
     }
 
-    pub(super) fn block(&self, depth: usize) -> TransformerBlockConfig {
-        TransformerBlockConfig::new(self.d_model, self.heads, level(&self.d_ff, depth))
+    /// Width inside the MLP of a block.
+    ///
+    /// - place: of the block in its node
+    pub fn d_ff_of(&self, depth: usize, place: usize) -> usize {
+        match self.height {
+            0 => level(&self.d_ff, place),
+            _ => level(&self.d_ff, depth),
+        }
+    }
+
+    /// - place: of the block in its node
+    /// - layer: a number that no other block of the model has
+    pub(super) fn block(&self, depth: usize, place: usize, layer: usize) -> TransformerBlockConfig {
+        TransformerBlockConfig::new(self.d_model, self.heads, self.d_ff_of(depth, place))
             .with_kv_heads(self.kv_heads)
             .with_dropout(self.dropout)
-            .with_attention(self.attention.clone())
+            .with_attention(self.attention.for_layer(layer))
     }
 }
 
@@ -326,6 +379,26 @@ impl SelectorConfig {
                 "above 0",
                 temperature.to_string(),
             ));
+        }
+        if self.kind == SelectorKind::Learned {
+            match (self.gradient, self.balance) {
+                (_, SelectorBalance::None) => {}
+                (SelectorGradient::Soft, balance) => {
+                    return Err(error(
+                        "selector.balance",
+                        "none with soft selectors, which use all children",
+                        format!("{balance:?}"),
+                    ));
+                }
+                (SelectorGradient::Reinforce, SelectorBalance::LossFree { .. }) => {
+                    return Err(error(
+                        "selector.balance",
+                        "none or switch-loss with reinforce, whose samples follow the probabilities alone",
+                        "loss-free".into(),
+                    ));
+                }
+                _ => {}
+            }
         }
         match self.balance {
             SelectorBalance::SwitchLoss { weight } if !positive(weight) => Err(error(

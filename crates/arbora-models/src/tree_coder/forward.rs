@@ -1,9 +1,11 @@
-use super::config::{RouteOn, SelectorBalance, SelectorKind};
-use super::items::{Group, Items, indices};
+use super::TreeCoder;
+use super::config::{SelectorGradient, SelectorKind};
+use super::draws::place_seed;
+use super::items::Items;
 use super::node::NodeInput;
-use super::{SelectorGradient, TreeCoder};
+use super::route::Share;
 use arbora_attention::RoutingReport;
-use burn::tensor::activation::softmax;
+use arbora_rl::Rollout;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// What [`TreeCoder::forward`] takes beside tokens.
@@ -11,7 +13,8 @@ use burn::tensor::{Bool, Int, Tensor};
 pub struct TreeCoderOptions {
     /// Seed of what this call draws: Gumbel noise, sampled and random routes, dropout within leaves of attention.
     pub seed: u64,
-    /// Leaves to go to in place of those that are chosen, one per routed item, sequence-major.
+    /// Leaves to go to in place of those that are chosen, one per routed item, sequence-major. Biases of loss-free
+    /// balancing do not move for them.
     pub leaves: Option<Vec<usize>>,
 }
 
@@ -35,12 +38,35 @@ pub struct TreeCoderRouting {
     pub levels: Vec<LevelRouting>,
     /// Items that each node ran on, in level order. Each item is counted height + 1 times.
     pub activations: Vec<usize>,
-    /// The auxiliary loss of the selectors' balance, `[1]`, weighted: to be added to the task's. `None` where
+    /// The auxiliary loss of the selectors' balance, `[1]`, weighted: to be added to the task's. The mean over
+    /// levels of `Σ_j r_j k Σ_c f_jc P_jc`, with `r_j` the share of items at node `j`, `f_jc` the share of these that
+    /// went to its child `c`, and `P_jc` the mean of that child's probability: `weight` where children are used
+    /// alike, `k · weight` where one child is certain and gets everything. Found in evaluation as well. `None` where
     /// there is none.
     pub balance_loss: Option<Tensor<1>>,
+    /// The log-probability of each item's path, summed over its decisions, `[items]` in nats; for selectors that
+    /// learn by [`SelectorGradient::Reinforce`].
+    pub log_prob: Option<Tensor<1>>,
+    /// The entropy of each item's selectors, the mean over its decisions, `[items]` in nats; as `log_prob`.
+    pub entropy: Option<Tensor<1>>,
     /// Where the attention of the blocks sent tokens, for kinds that route: of each node that ran, in level
     /// order, block by block.
     pub attention: Vec<RoutingReport>,
+}
+
+impl TreeCoderRouting {
+    /// The decisions as a policy gradient reads them: one row per item, with one sample. `None` unless selectors
+    /// learn by [`SelectorGradient::Reinforce`] and there are decisions.
+    pub fn rollout(&self) -> Option<Rollout> {
+        let column = |numbers: &Tensor<1>| numbers.clone().unsqueeze_dim::<2>(1);
+        let log_prob = column(self.log_prob.as_ref()?);
+        Some(Rollout {
+            decisions: log_prob.ones_like() * self.levels.len() as f64,
+            entropy: column(self.entropy.as_ref()?),
+            log_prob,
+            mask: None,
+        })
+    }
 }
 
 /// The decisions of one level, per item, sequence-major.
@@ -62,12 +88,14 @@ impl TreeCoder {
     /// - padding: `[batch, tokens]`, `true` = masked out; what is predicted there means nothing
     /// - logits: `[batch, tokens, classes]`
     ///
-    /// Each node runs once, on the sequences alone that reached it. Decisions are read back from the device
-    /// once per level.
+    /// Each node runs once, on the items alone that reached it; with [`SelectorGradient::Soft`] every node runs on
+    /// all. Decisions are read back from the device once per level. Noise and samples belong to training: to a model
+    /// on an autodiff device. A chunk of nothing but padding is routed like any other, and counted.
     ///
     /// # Panics
-    /// If there are no tokens or more than the context, the axes of `padding` disagree with those of `tokens`, `options.leaves`
-    /// has another length or names no leaf, or the attention does not take a mask that is there.
+    /// If there are no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
+    /// `options.leaves` has another length, names no leaf or is given to soft selectors, or the attention does not
+    /// take a mask that is there.
     #[track_caller]
     pub fn forward(
         &self,
@@ -75,23 +103,61 @@ impl TreeCoder {
         padding: Option<Tensor<2, Bool>>,
         options: &TreeCoderOptions,
     ) -> TreeCoderOutput {
-        let home = tokens.device();
-        let config = &self.config;
-        let tree = self.tree();
+        if let Some(padding) = &padding {
+            let (expected, got) = (tokens.dims(), padding.dims());
+            assert_eq!(
+                got, expected,
+                "tree_coder: padding: expected axes {expected:?}, as tokens have, got {got:?}"
+            );
+        }
         let hidden = self.embed(tokens.clone(), 0);
-        let mut items = Items::new(hidden, padding, config.route_on);
-        let count = items.order.len();
+        let items = Items::new(hidden, padding.clone(), self.config.route_on);
         let mut routing = TreeCoderRouting {
             chunks: items.chunks,
-            leaves: vec![0; count],
-            levels: Vec::with_capacity(config.height),
-            activations: vec![0; tree.nodes()],
+            leaves: Vec::new(),
+            levels: Vec::with_capacity(self.config.height),
+            activations: vec![0; self.tree().nodes()],
             balance_loss: None,
+            log_prob: None,
+            entropy: None,
             attention: Vec::new(),
         };
-        // How much of what a node adds is taken, `[items]` in the present order.
-        let mut weight: Option<Tensor<1>> = None;
-        for depth in 0..=config.height {
+        let selector = &self.config.selector;
+        let hidden = match (selector.kind, selector.gradient) {
+            (SelectorKind::Learned, SelectorGradient::Soft) => {
+                assert!(
+                    options.leaves.is_none(),
+                    "tree_coder: options.leaves: expected none with soft selectors, which run all leaves"
+                );
+                let input = |place| self.node_input(place, options);
+                self.mixture(items, input, &mut routing)
+            }
+            _ => {
+                let fixed = self.fixed_leaves(&tokens, &padding, options, items.order.len());
+                self.routed(items, fixed.as_deref(), options, &mut routing)
+            }
+        };
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden),
+            None => hidden,
+        };
+        TreeCoderOutput { logits, routing }
+    }
+
+    /// Runs every item along its own path.
+    ///
+    /// - returns hidden states, or logits where every leaf has a head, `[batch, tokens, d_model or classes]`
+    fn routed(
+        &self,
+        mut items: Items,
+        fixed: Option<&[usize]>,
+        options: &TreeCoderOptions,
+        routing: &mut TreeCoderRouting,
+    ) -> Tensor<3> {
+        let home = items.rows.device();
+        let (height, tree) = (self.config.height, self.tree());
+        let mut share: Option<Share> = None;
+        for depth in 0..=height {
             let groups = items.groups();
             let mut outputs = Vec::with_capacity(groups.len());
             for group in &groups {
@@ -99,144 +165,69 @@ impl TreeCoder {
                 let node = &self.nodes[place];
                 routing.activations[place] += group.count;
                 let (rows, reports) = items.run(group, &node.device(), |rows, padding| {
-                    node.forward(
-                        rows,
-                        &NodeInput {
-                            padding,
-                            causal: config.causal,
-                            seed: Some(call_seed(options.seed, place)),
-                        },
-                    )
+                    let input = NodeInput {
+                        padding,
+                        ..self.node_input(place, options)
+                    };
+                    node.forward(rows, &input)
                 });
                 routing.attention.extend(reports.into_iter().flatten());
                 outputs.push(rows.to_device(&home));
             }
-            let entered = items.rows.clone();
-            let left = Tensor::cat(outputs, 0);
-            items.rows = match weight.take() {
+            let left = joined(outputs);
+            items.rows = match share.take() {
                 None => left,
-                Some(weight) => entered.clone() + (left - entered) * weight.reshape([count, 1, 1]),
+                Some(share) => share.take(items.rows.clone(), left),
             };
-            if depth < config.height {
-                weight = self.descend(depth, &groups, &mut items, &tokens, options, &mut routing);
+            if depth < height {
+                share = self.descend(depth, &groups, &mut items, fixed, options, routing);
             }
         }
+        routing.leaves = vec![0; items.order.len()];
         for (row, &item) in items.order.iter().enumerate() {
             routing.leaves[item] = items.nodes[row];
         }
-        let logits = match &self.head {
-            Some(head) => head.forward(items.sequences(items.rows.clone())),
-            None => {
-                let heads = items.groups().into_iter().map(|group| {
-                    let rows = items.rows.clone().narrow(0, group.start, group.count);
-                    let head = self.node(config.height, group.node).head.as_ref();
-                    head.expect("every leaf has a head where none is shared")
-                        .forward(rows)
-                });
-                items.sequences(Tensor::cat(heads.collect(), 0))
-            }
-        };
-        TreeCoderOutput { logits, routing }
-    }
-
-    /// Chooses the children of all items at a depth and sends them there. Returns how much of what the children
-    /// add is to be taken.
-    fn descend(
-        &self,
-        depth: usize,
-        groups: &[Group],
-        items: &mut Items,
-        tokens: &Tensor<2, Int>,
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> Option<Tensor<1>> {
-        let _ = (
-            tokens,
-            SelectorKind::Learned,
-            SelectorGradient::Soft,
-            SelectorBalance::None,
-            RouteOn::MeanAll,
-        );
-        let config = &self.config;
-        let tree = self.tree();
-        let k = config.branching;
-        let home = items.rows.device();
-        let pooled = items.pooled(config.route_on);
-        let scores = groups.iter().map(|group| {
-            let node = self.node(depth, group.node);
-            let selector = node.selector.as_ref().expect("routes are learned");
-            let rows = pooled.clone().narrow(0, group.start, group.count);
-            selector
-                .forward(rows.to_device(&node.device()))
-                .to_device(&home)
-        });
-        let scores = Tensor::cat(scores.collect(), 0); // [items, branching]
-        let host: Vec<f32> = scores
-            .clone()
-            .into_data()
-            .convert::<f32>()
-            .try_into_vec()
-            .expect("converted to this type");
-        let chosen: Vec<usize> = match &options.leaves {
-            Some(leaves) => items
-                .order
-                .iter()
-                .map(|&item| tree.path(leaves[item])[depth])
-                .collect(),
-            None => host.chunks(k).map(largest).collect(),
-        };
-        let probabilities = softmax(scores, 1);
-        let children = indices(chosen.iter().map(|&child| child as i64).collect(), &home);
-        let weight = probabilities
-            .gather(1, children.reshape([chosen.len(), 1]))
-            .squeeze_dim::<1>(1);
-
-        let mut level = LevelRouting {
-            nodes: vec![0; chosen.len()],
-            children: vec![0; chosen.len()],
-            entropy: host.chunks(k).map(entropy).sum::<f64>() / chosen.len() as f64,
-        };
-        for (row, &item) in items.order.iter().enumerate() {
-            level.nodes[item] = items.nodes[row];
-            level.children[item] = chosen[row];
+        if self.head.is_some() {
+            return items.sequences(items.rows.clone());
         }
-        routing.levels.push(level);
-        let nodes: Vec<usize> = items
-            .nodes
-            .iter()
-            .zip(&chosen)
-            .map(|(node, child)| node * k + child)
-            .collect();
-        let moved = items.send(&nodes);
-        let moved = indices(moved.into_iter().map(|row| row as i64).collect(), &home);
-        Some(weight.select(0, moved))
+        let outputs = items.groups().into_iter().map(|group| {
+            let rows = items.rows.clone().narrow(0, group.start, group.count);
+            self.predict_alone(group.node, rows)
+        });
+        items.sequences(joined(outputs.collect()))
+    }
+
+    /// The logits of a leaf that has a head of its own, and the rows as they are where all share one.
+    ///
+    /// - rows: `[items, tokens, d_model]`
+    pub(super) fn predict_alone(&self, leaf: usize, rows: Tensor<3>) -> Tensor<3> {
+        let leaf = self.node(self.config.height, leaf);
+        match &leaf.head {
+            None => rows,
+            Some(head) => {
+                let home = rows.device();
+                head.forward(rows.to_device(&leaf.device()))
+                    .to_device(&home)
+            }
+        }
+    }
+
+    /// What a node is asked, padding aside.
+    ///
+    /// - place: of the node in level order
+    fn node_input(&self, place: usize, options: &TreeCoderOptions) -> NodeInput {
+        NodeInput {
+            padding: None,
+            causal: self.config.causal,
+            seed: Some(place_seed(options.seed, place)),
+        }
     }
 }
 
-/// The first of the largest.
-fn largest(scores: &[f32]) -> usize {
-    (0..scores.len())
-        .rev()
-        .max_by(|&one, &other| scores[one].total_cmp(&scores[other]))
-        .unwrap_or(0)
-}
-
-/// Of the softmax of some scores, in nats.
-fn entropy(scores: &[f32]) -> f64 {
-    let most = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let powers: Vec<f64> = scores
-        .iter()
-        .map(|score| (f64::from(*score) - most).exp())
-        .collect();
-    let sum: f64 = powers.iter().sum();
-    let parts = powers.iter().map(|power| power / sum);
-    -parts
-        .filter(|part| *part > 0.0)
-        .map(|part| part * part.ln())
-        .sum::<f64>()
-}
-
-/// A seed of a place in the tree, far from those of other places and calls.
-fn call_seed(seed: u64, place: usize) -> u64 {
-    (seed ^ (place as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)).rotate_left(17)
+/// One after another along axis 0.
+fn joined(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
+    match parts.len() {
+        1 => parts.swap_remove(0),
+        _ => Tensor::cat(parts, 0),
+    }
 }

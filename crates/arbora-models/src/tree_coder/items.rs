@@ -5,6 +5,7 @@ use super::config::RouteOn;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// The hidden states of all items of a batch, with the items of a node side by side.
+#[derive(Clone)]
 pub(super) struct Items {
     /// `[items, tokens of an item, d_model]`, in the order of `order`
     pub rows: Tensor<3>,
@@ -179,16 +180,13 @@ impl Items {
                 // Only whole chunks come before another, so there is no padding in them but the caller's.
                 let means = mean(self.rows.clone(), self.padding.clone());
                 let zeros = Tensor::zeros([1, width], &device);
-                let mut row_of = vec![0; items];
-                for (row, &item) in self.order.iter().enumerate() {
-                    row_of[item] = row;
-                }
+                let row_of = self.row_of_item();
                 let previous = self
                     .order
                     .iter()
                     .map(|item| match item % self.chunks {
                         0 => items as i64,
-                        _ => row_of[item - 1] as i64,
+                        _ => row_of[item - 1],
                     })
                     .collect();
                 Tensor::cat(vec![means, zeros], 0).select(0, indices(previous, &device))
@@ -212,17 +210,30 @@ impl Items {
     /// an item, ..]` in the present order.
     pub fn sequences(&self, rows: Tensor<3>) -> Tensor<3> {
         let [items, chunk, width] = rows.dims();
-        let mut row_of = vec![0; items];
-        for (row, &item) in self.order.iter().enumerate() {
-            row_of[item] = row as i64;
-        }
         let device = rows.device();
         let rows = match self.order.is_sorted() {
             true => rows,
-            false => rows.select(0, indices(row_of, &device)),
+            false => rows.select(0, indices(self.row_of_item(), &device)),
         };
         rows.reshape([items / self.chunks, self.chunks * chunk, width])
             .narrow(1, 0, self.tokens)
+    }
+
+    /// Numbers of rows in the present order, as numbers of items, `[items]`.
+    pub fn by_item(&self, rows: Tensor<1>) -> Tensor<1> {
+        if self.order.is_sorted() {
+            return rows;
+        }
+        let device = rows.device();
+        rows.select(0, indices(self.row_of_item(), &device))
+    }
+
+    fn row_of_item(&self) -> Vec<i64> {
+        let mut row_of = vec![0; self.order.len()];
+        for (row, &item) in self.order.iter().enumerate() {
+            row_of[item] = row as i64;
+        }
+        row_of
     }
 
     fn take(&mut self, moved: &[usize]) {

@@ -1,10 +1,14 @@
 //! The TreeCoder: a tree of transformer blocks that routes each sequence to one leaf.
 
 mod config;
+mod draws;
 mod forward;
 mod items;
 mod node;
+mod parameters;
+mod route;
 mod selector;
+mod soft;
 
 pub use config::{
     LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
@@ -12,11 +16,12 @@ pub use config::{
 };
 pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
 pub use node::{Head, Node};
+pub use parameters::ParameterCounts;
 pub use selector::Selector;
 
 use crate::init::{Initialization, seeded};
 use arbora_tree::shape::CompleteTree;
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
 use burn::tensor::{Device, Int, Tensor};
 
@@ -55,7 +60,8 @@ impl TreeCoderConfig {
         let tree = self.tree();
         let nodes = (0..=self.height)
             .flat_map(|depth| std::iter::repeat_n(depth, tree.width(depth)))
-            .map(|depth| Node::new(self, depth, device))
+            .enumerate()
+            .map(|(number, depth)| Node::new(self, number, depth, device))
             .collect();
         let model = TreeCoder {
             embedding: table(self.vocabulary),
@@ -65,7 +71,11 @@ impl TreeCoderConfig {
             head: (self.head == LeafHead::Shared).then(|| Head::new(self, device)),
             config: self.clone(),
         };
-        seeded(model, seed, Initialization::Unit)
+        let mut model = seeded(model, seed, Initialization::Unit);
+        for node in &mut model.nodes {
+            node.selector = node.selector.take().map(Selector::with_even_start);
+        }
+        model
     }
 }
 
@@ -95,11 +105,30 @@ impl TreeCoder {
         &self.nodes[tree.offset(depth) + index]
     }
 
-    /// `[batch, tokens]` -> `[batch, tokens, d_model]`
+    /// The ids of the parameters of the selectors, in the order of the nodes. An optimiser should not decay them:
+    /// decay draws probabilities together, and so undoes decisions that the loss no longer teaches.
+    pub fn selector_parameter_ids(&self) -> Vec<ParamId> {
+        let selectors = self.nodes.iter().filter_map(|node| node.selector.as_ref());
+        selectors.flat_map(Selector::parameter_ids).collect()
+    }
+
+    /// The ids of the parameters of the trees that route tokens within the attention of blocks, in the order of the
+    /// nodes. An optimiser should not decay them.
+    pub fn tree_parameter_ids(&self) -> Vec<ParamId> {
+        let blocks = self.nodes.iter().flat_map(|node| &node.blocks);
+        blocks
+            .flat_map(|block| block.attention.tree_parameter_ids())
+            .collect()
+    }
+
+    /// Tokens as they come to the root, `[batch, tokens]` -> `[batch, tokens, d_model]`.
     ///
     /// - before: tokens of each sequence that came before these
+    ///
+    /// # Panics
+    /// If there are no tokens, or more than the context with those before.
     #[track_caller]
-    fn embed(&self, tokens: Tensor<2, Int>, before: usize) -> Tensor<3> {
+    pub fn embed(&self, tokens: Tensor<2, Int>, before: usize) -> Tensor<3> {
         let [_, count] = tokens.dims();
         let context = self.config.context;
         assert!(

@@ -51,12 +51,22 @@ pub(super) struct NodeInput {
 }
 
 impl Node {
-    pub(super) fn new(config: &TreeCoderConfig, depth: usize, device: &Device) -> Self {
+    /// - number: of the node in level order
+    pub(super) fn new(
+        config: &TreeCoderConfig,
+        number: usize,
+        depth: usize,
+        device: &Device,
+    ) -> Self {
         let is_leaf = depth == config.height;
-        let blocks = config.block(depth);
+        let most = config.blocks.iter().copied().max().unwrap_or(1);
         Self {
             blocks: (0..config.blocks_at(depth))
-                .map(|_| blocks.init(device))
+                .map(|place| {
+                    config
+                        .block(depth, place, number * most + place)
+                        .init(device)
+                })
                 .collect(),
             selector: (!is_leaf).then(|| Selector::new(config, device)).flatten(),
             head: (is_leaf && config.head == LeafHead::PerLeaf).then(|| Head::new(config, device)),

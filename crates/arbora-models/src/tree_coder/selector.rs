@@ -1,8 +1,8 @@
 use super::config::{SelectorBalance, SelectorKind, TreeCoderConfig};
-use burn::module::{Module, RunningState};
+use burn::module::{Module, ParamId, RunningState};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::gelu;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use std::cmp::Ordering;
 
 /// Scores the children of a node: a classifier outside the transformer blocks.
@@ -15,7 +15,7 @@ pub struct Selector {
     hidden: Option<Linear>,
     /// `[d_model or hidden, branching]`
     pub output: Linear,
-    /// What loss-free balancing adds to the scores where decisions are taken, `[branching]`.
+    /// What loss-free balancing adds to the probabilities where decisions are taken, `[branching]`.
     balance: RunningState<Tensor<1>>,
 }
 
@@ -37,24 +37,45 @@ impl Selector {
         })
     }
 
+    /// The same with output weights of half the size: scores then have a standard deviation of 1/2 at first, and
+    /// probabilities are near uniform. Half is exact, so all backends still start with the same weights.
+    pub(super) fn with_even_start(mut self) -> Self {
+        self.output.weight = self.output.weight.map(|weight| {
+            let learns = weight.is_require_grad();
+            (weight * 0.5).detach().set_require_grad(learns)
+        });
+        self
+    }
+
+    pub(super) fn parameter_ids(&self) -> Vec<ParamId> {
+        let linear = |linear: &Linear| {
+            [
+                Some(linear.weight.id),
+                linear.bias.as_ref().map(|bias| bias.id),
+            ]
+        };
+        let hidden = self.hidden.iter().flat_map(linear);
+        std::iter::once(Some(self.norm.gamma.id))
+            .chain(hidden)
+            .chain(linear(&self.output))
+            .flatten()
+            .collect()
+    }
+
     /// Scores of children before a softmax, `[items, d_model]` -> `[items, branching]`. The bias of loss-free
-    /// balancing is not in them.
+    /// balancing is not in them. In single precision, whatever the weights are.
     pub fn forward(&self, pooled: Tensor<2>) -> Tensor<2> {
         let mut pooled = self.norm.forward(pooled);
         if let Some(hidden) = &self.hidden {
             pooled = gelu(hidden.forward(pooled));
         }
-        self.output.forward(pooled)
+        self.output.forward(pooled).cast(FloatDType::F32)
     }
 
-    /// What is added to the scores where decisions are taken, one number per child.
-    pub(super) fn decision_bias(&self) -> Vec<f32> {
-        self.balance
-            .value()
-            .into_data()
-            .convert::<f32>()
-            .try_into_vec()
-            .expect("converted to this type")
+    /// What loss-free balancing adds to the probabilities where decisions are taken, `[branching]`, off the
+    /// autodiff device.
+    pub fn decision_bias(&self) -> Tensor<1> {
+        self.balance.value_sync().without_autodiff()
     }
 
     /// Moves the bias of loss-free balancing one step against the load.

@@ -30,6 +30,14 @@ pub trait TrainableModel: Module + ModuleDisplay + Display + 'static {
     /// `rng` depends on the seed and the batch's index alone, so that evaluations at different
     /// steps draw the same numbers.
     fn evaluate(&self, batch: Self::Batch, rng: &mut ChaCha8Rng) -> Vec<Measurement>;
+
+    /// Numbers that follow from the means over a whole evaluation, such as the exponential of one. They are
+    /// reported behind the means, in this order.
+    ///
+    /// - means: names and means of all that [`evaluate`](Self::evaluate) measured, in its order
+    fn derive(&self, _means: &[(String, f64)]) -> Vec<(String, f64)> {
+        Vec::new()
+    }
 }
 
 /// Parameters with a treatment of their own.

@@ -500,10 +500,11 @@ impl Session {
         }
         interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(1)));
 
-        let metrics: Vec<(String, f64)> = totals
+        let mut metrics: Vec<(String, f64)> = totals
             .into_iter()
             .map(|total| (total.name, total.sum / total.weight))
             .collect();
+        metrics.extend(model.model.derive(&metrics));
         self.metrics.append(&Line {
             step: self.step,
             split: Some("valid"),

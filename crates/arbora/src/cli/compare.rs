@@ -5,6 +5,7 @@ mod table;
 
 use super::CompareArgs;
 use super::train::{CONFIG, first_model, fit, prepare, refuse_taken, refuse_unusable};
+use crate::config::language::LanguageConfig;
 use crate::config::sequence::SequenceConfig;
 use crate::config::{AnyModel, AnyTask, RunConfig};
 use crate::run::{RunSettings, measure};
@@ -40,9 +41,7 @@ struct Setting<C: RunSettings> {
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
     match args.task {
         AnyTask::Retrieval(task) => {
-            if args.from.is_some() {
-                bail!("--from: {} starts from fresh weights", task.name());
-            }
+            refuse_from(&args, task.name())?;
             let models = all(&args.models, AnyModel::retrieval)?;
             let base = RunConfig {
                 compare_with: None,
@@ -59,6 +58,20 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             let base = configure(&args, task, preset)?;
             compare(args, models, base)
         }
+        AnyTask::Language(task) => {
+            refuse_from(&args, task.name())?;
+            let models = all(&args.models, AnyModel::language)?;
+            let preset = LanguageConfig::preset(task, args.preset)?;
+            let base = configure(&args, task, preset)?;
+            compare(args, models, base)
+        }
+    }
+}
+
+fn refuse_from(args: &CompareArgs, task: &str) -> Result<()> {
+    match args.from {
+        Some(_) => bail!("--from: {task} starts from fresh weights"),
+        None => Ok(()),
     }
 }
 
@@ -308,12 +321,15 @@ impl<C: RunSettings> Setting<C> {
     fn measure(&self, plan: &Plan<C>, model: &C::Model) -> Result<Run> {
         let seed = plan.config.trainer().seed;
         let batches = self.batches(self.base.sizes().test_items)?;
+        let query_seconds = self.query_seconds(model, &batches)?;
+        let mut metrics = measure(model, batches, seed);
+        metrics.extend(plan.config.facts(&self.data));
         Ok(Run {
             seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
-            query_seconds: self.query_seconds(model, &batches)?,
-            metrics: measure(model, batches, seed),
+            query_seconds,
+            metrics,
             training_seconds: training_seconds(&plan.folder)?,
         })
     }

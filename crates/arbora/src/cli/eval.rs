@@ -2,10 +2,11 @@
 
 use super::EvalArgs;
 use super::trained::TrainedRun;
+use crate::config::language::LanguageConfig;
 use crate::config::sequence::SequenceConfig;
 use crate::config::{AnyTask, ModelKind, RunConfig};
 use crate::learner::Walk;
-use crate::run::{RunSettings as _, measure};
+use crate::run::{RunSettings, measure};
 use anyhow::{Result, bail};
 use burn::module::Module;
 use serde_json::json;
@@ -13,8 +14,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    if let Some(AnyTask::Sequence(_)) = AnyTask::of_run(&args.run) {
-        return sequence(&args);
+    match AnyTask::of_run(&args.run) {
+        Some(AnyTask::Sequence(_)) => return sequence(&args),
+        Some(AnyTask::Language(_)) => return language(&args),
+        // Reading settings that name no task says what is wrong with them.
+        Some(AnyTask::Retrieval(_)) | None => {}
     }
     let model = TrainedRun::<RunConfig>::config(&args.run)?.model;
     if args.random_route && !model.has_tree() {
@@ -69,19 +73,40 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 /// A run on sequences, whose models have one way to be measured.
 fn sequence(args: &EvalArgs) -> Result<ExitCode> {
     let name = TrainedRun::<SequenceConfig>::config(&args.run)?.model_name();
-    if args.random_route || !args.search.is_empty() {
-        let option = if args.random_route {
-            "--random-route"
-        } else {
-            "--search"
-        };
-        bail!("{option}: {name} searches no token tree");
+    if args.random_route {
+        bail!("--random-route: {name} searches no token tree");
     }
-    let run = TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?;
-    let items = run.test_items();
-    let of = SequenceConfig::items(&run.task);
+    refuse_search(args, name)?;
+    measured(TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?, args)
+}
+
+/// A run on language, whose trees may be walked at random.
+fn language(args: &EvalArgs) -> Result<ExitCode> {
+    let model = TrainedRun::<LanguageConfig>::config(&args.run)?.model;
+    if args.random_route && !model.has_tree() {
+        bail!("--random-route: {} walks no tree", model.name());
+    }
+    refuse_search(args, model.name())?;
+    let mut run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
+    if args.random_route {
+        run.model = run.model.with_random_route();
+    }
+    measured(run, args)
+}
+
+fn refuse_search(args: &EvalArgs, name: &str) -> Result<()> {
+    match args.search.is_empty() {
+        true => Ok(()),
+        false => bail!("--search: {name} searches no token tree"),
+    }
+}
+
+fn measured<C: RunSettings>(run: TrainedRun<C>, args: &EvalArgs) -> Result<ExitCode> {
+    let name = run.config.model_name();
+    let (items, of) = (run.test_items(), C::items(&run.task));
     let batches = run.config.evaluation(&run.task, items, &run.device)?;
-    let means = measure(&run.model, batches, run.config.trainer.seed);
+    let mut means = measure(&run.model, batches, run.config.trainer().seed);
+    means.extend(run.config.facts(&run.task));
     let text = match args.json {
         true => json!({
             "run": args.run.to_string_lossy(), "model": name, "step": run.step,

@@ -1,7 +1,7 @@
 //! `arbora grow`
 
 use super::GrowArgs;
-use super::trained::{TrainedRun, refuse_sequences};
+use super::trained::{TrainedRun, refuse_others};
 use crate::config::{ModelKind, RunConfig, Source, Task};
 use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
 use crate::learner::TaskModel;
@@ -54,7 +54,7 @@ struct Player {
 }
 
 pub fn run(args: GrowArgs) -> Result<ExitCode> {
-    refuse_sequences("grow", &args.run)?;
+    refuse_others("grow", &args.run)?;
     let kind = fitting(args.kind, TrainedRun::<RunConfig>::config(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
     if out.exists() && !out.is_dir() {

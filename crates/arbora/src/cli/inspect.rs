@@ -1,11 +1,12 @@
 //! `arbora inspect`
 
+mod language;
 mod walk;
 
 use super::InspectArgs;
 use super::train::PICTURE_CONTEXT;
-use super::trained::{TrainedRun, refuse_sequences};
-use crate::config::{RunConfig, Task};
+use super::trained::{TrainedRun, refuse_others};
+use crate::config::{AnyTask, RunConfig, Task};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
 use crate::picture::retrieval::{
@@ -32,7 +33,12 @@ const FORMATS: [&str; 2] = ["svg", "png"];
 const NUMBERS: &str = "inspect.json";
 
 pub fn run(args: InspectArgs) -> Result<ExitCode> {
-    refuse_sequences("inspect", &args.run)?;
+    if let Some(AnyTask::Language(_)) = AnyTask::of_run(&args.run) {
+        let out = args.out.clone();
+        let out = out.unwrap_or_else(|| args.run.join("inspect"));
+        return language::run(&args, &out);
+    }
+    refuse_others("inspect", &args.run)?;
     let config = TrainedRun::<RunConfig>::config(&args.run)?;
     let out = args.out.unwrap_or_else(|| args.run.join("inspect"));
     ensure!(

@@ -3,6 +3,7 @@
 mod compare;
 mod dashboard;
 mod eval;
+mod generate;
 mod grow;
 mod inspect;
 mod search;
@@ -13,6 +14,7 @@ mod trained;
 use crate::config::{AnyModel, AnyTask, Preset};
 use crate::remote::{self, RemoteError};
 use anyhow::{Context as _, Error, Result};
+use arbora_models::tree_coder::GenerateError;
 use arbora_rl::train::TrainError;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -40,7 +42,9 @@ enum Command {
   arbora train images --out runs/mine --resume
   arbora train recall
   arbora train recall --model tree-fine --from runs/recall-dense-1
-  arbora train needle --set data.length=1024")]
+  arbora train needle --set data.length=1024
+  arbora train lm
+  arbora train lm --set data.source=notes --set data.tokenizer.kind=bytes --set architecture.branching=3")]
     Train(TrainArgs),
     /// Train several models with one budget and put their numbers into one table.
     ///
@@ -49,18 +53,32 @@ enum Command {
     #[command(after_help = "Examples:
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
-  arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1")]
+  arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1
+  arbora compare lm --models tree-coder,linear-active,linear-total,random-route,hash-route")]
     Compare(CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
   arbora eval runs/images-retreever-1 --json
-  arbora eval runs/images-retreever-1 --search greedy,samples=4,beam=4 --temperature 0.5")]
+  arbora eval runs/images-retreever-1 --search greedy,samples=4,beam=4 --temperature 0.5
+  arbora eval runs/lm-tree-coder-1 --random-route")]
     Eval(EvalArgs),
+    /// Continue text with a trained language model.
+    ///
+    /// The tokenizer is part of the run; the text that it was trained on is not needed.
+    #[command(after_help = "Examples:
+  arbora generate runs/lm-tree-coder-1 --prompt 'Call me Ishmael. Some years ago'
+  arbora generate runs/lm-tree-coder-1 --prompt 'The whale' --temperature 0 --stop '\n\n'
+  arbora generate runs/lm-tree-coder-1 --prompt 'The whale' --prompt 'The ship' --tokens 500 --reroute 64 --json")]
+    Generate(generate::GenerateArgs),
     /// Draw what a trained run does with one query: the path down its tree, what it selected, how sure
     /// it was; and the curves of the run.
+    ///
+    /// Of a language model: how its leaves were used over training, how sure its selectors were, and which
+    /// documents go to which leaf.
     #[command(after_help = "Examples:
   arbora inspect runs/images-retreever-1 --item 3 --query 400
-  arbora inspect runs/copy-retreever-1 --json --out pictures")]
+  arbora inspect runs/copy-retreever-1 --json --out pictures
+  arbora inspect runs/lm-tree-coder-1")]
     Inspect(InspectArgs),
     /// Let a trained run choose: loops that learn while they choose, on contexts that grow.
     ///
@@ -90,7 +108,7 @@ enum Command {
 struct TrainArgs {
     /// What to learn.
     task: AnyTask,
-    /// Which model learns it [default: retreever; for recall and needle: dense].
+    /// Which model learns it [default: retreever; for recall and needle: dense; for lm: tree-coder].
     #[arg(long)]
     model: Option<AnyModel>,
     /// Where settings start.
@@ -283,6 +301,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Grow(args) => grow::run(args),
         Command::Serve(args) => serve::run(args),
@@ -366,6 +385,13 @@ fn exit_code(error: &Error) -> u8 {
         .find_map(|cause| cause.downcast_ref::<TrainError>())
     {
         Some(TrainError::NonFinite { .. } | TrainError::Device(_) | TrainError::Signal(_)) => 1,
+        _ if matches!(
+            error.downcast_ref::<GenerateError>(),
+            Some(GenerateError::NotFinite { .. })
+        ) =>
+        {
+            1
+        }
         _ => 2,
     }
 }

@@ -1,9 +1,9 @@
 //! `arbora train`
 
-mod sequence;
+mod plain;
 
 use super::{TrainArgs, dashboard};
-use crate::config::{AnyModel, AnyTask, RunConfig, Task};
+use crate::config::{AnyModel, AnyTask, RunConfig, Task, difference};
 use crate::learner::TaskModel;
 use crate::progress::Bar;
 use crate::report::Results;
@@ -31,7 +31,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         dashboard::check()?;
     }
     match args.task {
-        AnyTask::Sequence(task) => sequence::run(task, args),
+        AnyTask::Sequence(task) => plain::sequence(task, args),
+        AnyTask::Language(task) => plain::language(task, args),
         AnyTask::Retrieval(task) => retrieval(task, args),
     }
 }
@@ -156,20 +157,25 @@ fn configure<C: RunSettings>(
             .absolute()
             .context("cannot read the working directory")?;
     }
-    if args.resume && config != base {
+    if args.resume
+        && let Some((key, wanted, found)) =
+            difference(&serde_json::to_value(&config)?, &serde_json::to_value(&base)?)
+    {
         // The trainer refuses settings that would change the numbers; the others are kept as the
         // run has them, so that config.json stays true.
-        bail!("--resume continues a run with its own settings; start a new run to change them");
+        bail!(
+            "--resume continues a run with its own settings; start a new run to change them: {key} is {found}, asked for {wanted}"
+        );
     }
     config.check()?;
     Ok(config)
 }
 
-/// Refuses a run folder of the other family by the name of its task, before its settings are read as
+/// Refuses a run folder of another family by the name of its task, before its settings are read as
 /// what they are not.
 fn same_family(folder: &Path, asked: AnyTask) -> Result<()> {
     match AnyTask::of_run(folder) {
-        Some(found) if found.is_sequence() != asked.is_sequence() => bail!(
+        Some(found) if !found.is_like(asked) => bail!(
             "the settings are for task {}, asked for {}",
             found.name(),
             asked.name()
@@ -205,6 +211,7 @@ pub(super) fn prepare<C: RunSettings>(
     )));
     if !resume {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        config.keep(data, out)?;
         write_config(config, out)?;
     }
     Ok(trainer)

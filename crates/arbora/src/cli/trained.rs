@@ -32,7 +32,7 @@ impl<C: RunSettings> TrainedRun<C> {
         for error in passed_over {
             eprintln!("{error}; using step {step}");
         }
-        let task = config.load()?;
+        let task = config.load_run(run)?;
         checkpoint.expect_fingerprint(&config.fingerprint(&task)?)?;
         let (backend, device) = backend::open(backend)?;
         let model = checkpoint.load_model(config.blank(&task, &device))?;
@@ -70,14 +70,14 @@ impl<C: RunSettings> TrainedRun<C> {
 /// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
 ///
 /// # Errors
-/// If the run is of a task on sequences.
-pub fn refuse_sequences(command: &str, run: &Path) -> Result<()> {
+/// If the run is of a task of another family.
+pub fn refuse_others(command: &str, run: &Path) -> Result<()> {
     match AnyTask::of_run(run) {
-        Some(AnyTask::Sequence(task)) => bail!(
+        None | Some(AnyTask::Retrieval(_)) => Ok(()),
+        Some(task) => bail!(
             "{}: a run of task {}, whose model retrieves nothing; {command} is for retrieval",
             run.display(),
             task.name()
         ),
-        _ => Ok(()),
     }
 }

@@ -1,19 +1,22 @@
-//! The two families of tasks and models, by their names.
+//! The three families of tasks and models, by their names.
 
+use super::language::{LanguageModelKind, LanguageTask};
 use super::sequence::{SequenceModelKind, SequenceTask};
 use super::{ModelKind, Task};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use std::path::Path;
 
-/// What is learned, of either family.
+/// What is learned, of any family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnyTask {
     /// Answering queries from a context.
     Retrieval(Task),
     /// Classifying the tokens of a sequence.
     Sequence(SequenceTask),
+    /// Predicting each next token of a text.
+    Language(LanguageTask),
 }
 
 impl AnyTask {
@@ -22,12 +25,13 @@ impl AnyTask {
         match self {
             Self::Retrieval(task) => task.name(),
             Self::Sequence(task) => task.name(),
+            Self::Language(task) => task.name(),
         }
     }
 
-    /// Whether it is of the family of sequences.
-    pub fn is_sequence(self) -> bool {
-        matches!(self, Self::Sequence(_))
+    /// Whether both are of one family, whose runs have settings of one form.
+    pub fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
     }
 
     /// The task that the settings in a run folder name; `None` where they cannot be read or name none,
@@ -41,7 +45,7 @@ impl AnyTask {
 
 impl ValueEnum for AnyTask {
     fn value_variants<'a>() -> &'a [Self] {
-        use AnyTask::{Retrieval, Sequence};
+        use AnyTask::{Language, Retrieval, Sequence};
         &[
             Retrieval(Task::Images),
             Retrieval(Task::Copy),
@@ -50,6 +54,7 @@ impl ValueEnum for AnyTask {
             Retrieval(Task::Bandit),
             Sequence(SequenceTask::Recall),
             Sequence(SequenceTask::Needle),
+            Language(LanguageTask::Lm),
         ]
     }
 
@@ -57,17 +62,20 @@ impl ValueEnum for AnyTask {
         match self {
             Self::Retrieval(task) => task.to_possible_value(),
             Self::Sequence(task) => task.to_possible_value(),
+            Self::Language(task) => task.to_possible_value(),
         }
     }
 }
 
-/// Which model learns, of either family.
+/// Which model learns, of any family. A name that several families have stands for the model of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnyModel {
     /// A model that answers queries from a context.
     Retrieval(ModelKind),
     /// A transformer over the tokens of a sequence.
     Sequence(SequenceModelKind),
+    /// A model that predicts the next token.
+    Language(LanguageModelKind),
 }
 
 impl AnyModel {
@@ -76,37 +84,47 @@ impl AnyModel {
         match self {
             Self::Retrieval(model) => model.name(),
             Self::Sequence(model) => model.name(),
+            Self::Language(model) => model.name(),
         }
     }
 
-    /// The model, for a task of retrieval.
+    /// The model of this name, for a task of retrieval.
     ///
     /// # Errors
-    /// If it is of the other family.
+    /// If it is of other families only.
     pub fn retrieval(self) -> Result<ModelKind> {
-        match self {
-            Self::Retrieval(model) => Ok(model),
-            Self::Sequence(model) => bail!(
-                "--model: {} learns sequences; here: {}",
-                model.name(),
-                names(ModelKind::value_variants())
-            ),
-        }
+        self.of_family()
     }
 
-    /// The model, for a task on sequences.
+    /// The model of this name, for a task on sequences.
     ///
     /// # Errors
-    /// If it is of the other family.
+    /// If it is of other families only.
     pub fn sequence(self) -> Result<SequenceModelKind> {
-        match self {
-            Self::Sequence(model) => Ok(model),
-            Self::Retrieval(model) => bail!(
-                "--model: {} learns retrieval; here: {}",
-                model.name(),
-                names(SequenceModelKind::value_variants())
-            ),
-        }
+        self.of_family()
+    }
+
+    /// The model of this name, for a task on language.
+    ///
+    /// # Errors
+    /// If it is of other families only.
+    pub fn language(self) -> Result<LanguageModelKind> {
+        self.of_family()
+    }
+
+    fn of_family<K: ValueEnum>(self) -> Result<K> {
+        let learns = match self {
+            Self::Retrieval(_) => "retrieval",
+            Self::Sequence(_) => "sequences",
+            Self::Language(_) => "language",
+        };
+        K::from_str(self.name(), false).map_err(|_| {
+            anyhow!(
+                "--model: {} learns {learns}; here: {}",
+                self.name(),
+                names(K::value_variants())
+            )
+        })
     }
 }
 
@@ -121,7 +139,7 @@ fn names<V: ValueEnum>(values: &[V]) -> String {
 
 impl ValueEnum for AnyModel {
     fn value_variants<'a>() -> &'a [Self] {
-        use AnyModel::{Retrieval, Sequence};
+        use AnyModel::{Language, Retrieval, Sequence};
         &[
             Retrieval(ModelKind::ReTreever),
             Retrieval(ModelKind::RandomRoute),
@@ -135,6 +153,11 @@ impl ValueEnum for AnyModel {
             Sequence(SequenceModelKind::Linformer),
             Sequence(SequenceModelKind::BigBird),
             Sequence(SequenceModelKind::Performer),
+            Language(LanguageModelKind::TreeCoder),
+            Language(LanguageModelKind::LinearActive),
+            Language(LanguageModelKind::LinearTotal),
+            // `random-route` is above.
+            Language(LanguageModelKind::HashRoute),
         ]
     }
 
@@ -142,6 +165,7 @@ impl ValueEnum for AnyModel {
         match self {
             Self::Retrieval(model) => model.to_possible_value(),
             Self::Sequence(model) => model.to_possible_value(),
+            Self::Language(model) => model.to_possible_value(),
         }
     }
 }
@@ -150,19 +174,53 @@ impl ValueEnum for AnyModel {
 mod tests {
     use super::*;
 
+    fn names_of<V: ValueEnum>() -> Vec<String> {
+        let values = V::value_variants().iter();
+        values
+            .map(|value| value.to_possible_value().unwrap().get_name().to_owned())
+            .collect()
+    }
+
     #[test]
-    fn every_task_and_model_of_both_families_can_be_named() {
-        let tasks = Task::value_variants().iter().map(|task| task.name());
-        let tasks = tasks.chain(
-            SequenceTask::value_variants()
-                .iter()
-                .map(|task| task.name()),
-        );
-        assert!(tasks.eq(AnyTask::value_variants().iter().map(|task| task.name())));
-        let count = ModelKind::value_variants().len() + SequenceModelKind::value_variants().len();
-        assert_eq!(AnyModel::value_variants().len(), count);
-        for model in AnyModel::value_variants() {
-            assert_ne!(model.retrieval().is_ok(), model.sequence().is_ok());
+    fn every_task_of_all_families_can_be_named() {
+        let tasks = [
+            names_of::<Task>(),
+            names_of::<SequenceTask>(),
+            names_of::<LanguageTask>(),
+        ];
+        assert_eq!(tasks.concat(), names_of::<AnyTask>());
+    }
+
+    #[test]
+    fn every_model_of_all_families_can_be_named_once_and_found_by_its_name() {
+        let families = [
+            names_of::<ModelKind>(),
+            names_of::<SequenceModelKind>(),
+            names_of::<LanguageModelKind>(),
+        ];
+        let all = names_of::<AnyModel>();
+        for (at, name) in all.iter().enumerate() {
+            assert!(!all[..at].contains(name), "{name} twice");
         }
+        for name in families.concat() {
+            let model = AnyModel::from_str(&name, false).unwrap();
+            let found = [
+                model.retrieval().map(ModelKind::name).ok(),
+                model.sequence().map(SequenceModelKind::name).ok(),
+                model.language().map(LanguageModelKind::name).ok(),
+            ];
+            for (family, found) in families.iter().zip(found) {
+                let expected = family.contains(&name).then_some(name.as_str());
+                assert_eq!(found, expected, "{name}");
+            }
+        }
+        let line = AnyModel::from_str("dense", false)
+            .unwrap()
+            .language()
+            .unwrap_err();
+        assert_eq!(
+            line.to_string(),
+            "--model: dense learns sequences; here: tree-coder, linear-active, linear-total, random-route, hash-route"
+        );
     }
 }

@@ -3,10 +3,9 @@
 use super::{ModelKind, RunConfig, Task};
 use crate::learner::TaskModel;
 use crate::problem::Problem;
-use crate::run::{Column, RunSettings, Sizes, TrainingBatches};
+use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
 use crate::task::{self, TaskData};
 use anyhow::Result;
-use arbora_rl::train::TrainerConfig;
 use arbora_tasks::TaskError;
 use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
@@ -32,47 +31,13 @@ impl RunSettings for RunConfig {
         },
     ];
 
-    fn task(&self) -> Task {
-        self.task
-    }
-
-    fn task_name(&self) -> &'static str {
-        self.task.name()
-    }
-
-    fn model_name(&self) -> &'static str {
-        self.model.name()
-    }
-
-    fn with_model(self, model: ModelKind) -> Self {
-        Self { model, ..self }
-    }
-
-    fn sizes(&self) -> Sizes {
-        Sizes {
-            batch: self.batch_size,
-            eval_items: self.eval_items,
-            test_items: self.test_items,
-        }
-    }
-
-    fn trainer(&self) -> &TrainerConfig {
-        &self.trainer
-    }
-
-    fn trainer_mut(&mut self) -> &mut TrainerConfig {
-        &mut self.trainer
-    }
+    common_settings!();
 
     fn absolute(self) -> std::io::Result<Self> {
         Ok(Self {
             data: self.data.absolute()?,
             ..self
         })
-    }
-
-    fn check(&self) -> Result<()> {
-        self.check_settings()
     }
 
     fn load(&self) -> Result<Self::Data> {

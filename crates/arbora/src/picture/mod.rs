@@ -6,6 +6,7 @@
 //! - [`curves`]: panels of lines over steps or sizes, as PNG or SVG
 //! - [`confidence`]: how sure the policy is at each decision, as PNG or SVG
 //! - [`retrieval`]: the tree that one query searched and what it selected, as PNG or SVG
+//! - [`shares`]: how things spread over a few places, as PNG or SVG
 //! - [`completion`]: a grid of completed images, as PNG
 
 mod canvas;
@@ -14,6 +15,7 @@ pub mod confidence;
 pub mod curves;
 pub mod retrieval;
 mod scene;
+pub mod shares;
 
 use std::{ffi::OsString, fs, io::Cursor, path::Path, sync::OnceLock};
 

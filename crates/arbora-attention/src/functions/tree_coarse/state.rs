@@ -38,6 +38,17 @@ impl TreeCoarseState {
         &self.tree
     }
 
+    /// The state of some examples, in the order of `rows`, which are their places in the batch.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &self.sums.device());
+        Self {
+            sums: self.sums.clone().select(0, rows),
+            tree: self.tree.clone(),
+        }
+    }
+
     /// Numbers held.
     pub fn numbers(&self) -> usize {
         self.sums.dims().iter().product()

@@ -42,6 +42,58 @@ impl AttentionCache {
             CacheState::TreeCoarse(_) => 0,
         }
     }
+
+    /// Examples of the batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The cache of some of the examples, in this order: `rows` are their places in the batch. Sequences that were
+    /// decoded together part this way, and those that have ended are left behind.
+    ///
+    /// Attention within leaves keeps the pages of all examples in store, and reads those of the selected ones alone.
+    ///
+    /// # Panics
+    /// If `rows` is empty, names a row that is not there, or one twice.
+    #[track_caller]
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let mut seen = vec![false; self.batch];
+        for &row in rows {
+            assert!(
+                row < self.batch,
+                "attention_cache: select: expected rows below {}, got {row}",
+                self.batch
+            );
+            assert!(
+                !std::mem::replace(&mut seen[row], true),
+                "attention_cache: select: expected each row once, got {row} twice"
+            );
+        }
+        assert!(
+            !rows.is_empty(),
+            "attention_cache: select: expected at least 1 row, got {}",
+            rows.len()
+        );
+        let state = match &self.state {
+            CacheState::Dense(cache) => CacheState::Dense(cache.select(rows)),
+            CacheState::TreeFine(cache) => CacheState::TreeFine(cache.select(rows)),
+            CacheState::Performer(cache) => CacheState::Performer(cache.select(rows)),
+            CacheState::TreeCoarse(state) => CacheState::TreeCoarse(state.select(rows)),
+        };
+        Self {
+            batch: rows.len(),
+            tokens: self.tokens,
+            state,
+        }
+    }
+}
+
+/// Rows of the first axis.
+pub(super) fn select_rows(tensor: &Tensor<4>, rows: &[usize]) -> Tensor<4> {
+    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+    let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &tensor.device());
+    tensor.clone().select(0, rows)
 }
 
 impl SelfAttention {
@@ -138,6 +190,16 @@ pub(super) struct DenseCache {
 }
 
 impl DenseCache {
+    fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            rows: self
+                .rows
+                .as_ref()
+                .map(|(key, value)| (select_rows(key, rows), select_rows(value, rows))),
+            read: self.read,
+        }
+    }
+
     fn attend(&mut self, new: CachedRows) -> Tensor<4> {
         let (key, value) = match self.rows.take() {
             None => (new.key, new.value),
@@ -193,6 +255,13 @@ impl FineCache {
     /// The shape of the trees that keys are routed by.
     pub fn shape(&self) -> &CompleteTree {
         self.pages.shape()
+    }
+
+    fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            pages: self.pages.select(rows),
+            ..self.clone()
+        }
     }
 
     /// The keys that the queries of a call need, and the call's own.

@@ -65,6 +65,20 @@ impl LeafPages {
         &self.shape
     }
 
+    /// The pages of some examples. Those of others stay where they are, and nothing reads them.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let of_example = self.kv_heads * self.shape.leaves();
+        Self {
+            leaves: rows
+                .iter()
+                .flat_map(|row| &self.leaves[row * of_example..(row + 1) * of_example])
+                .cloned()
+                .collect(),
+            shape: self.shape.clone(),
+            ..*self
+        }
+    }
+
     /// Number of pages in use.
     pub fn capacity(&self) -> usize {
         self.pages

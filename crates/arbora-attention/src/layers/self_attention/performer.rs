@@ -1,3 +1,4 @@
+use super::cache::select_rows;
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
@@ -70,6 +71,14 @@ pub struct Performer {
 pub(super) struct PerformerCache {
     /// `[batch, kv_heads, features, head_dim + 1]`
     state: Option<Tensor<4>>,
+}
+
+impl PerformerCache {
+    pub(super) fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            state: self.state.as_ref().map(|state| select_rows(state, rows)),
+        }
+    }
 }
 
 impl PerformerConfig {

@@ -3,12 +3,12 @@
 use super::{SequenceConfig, SequenceModelKind, SequenceTask};
 use crate::config::{AnyTask, difference};
 use crate::learner::sequence::{SequenceBatch, SequenceModel};
-use crate::run::{Column, RunSettings, Sizes, TrainingBatches};
+use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
 use crate::task::EVALUATION_SEED;
 use anyhow::Result;
 use arbora_attention::{AttentionKindConfig, RouterConfig};
 use arbora_rl::seed::{Purpose, derive};
-use arbora_rl::train::{Checkpoint, TrainError, TrainerConfig};
+use arbora_rl::train::{Checkpoint, TrainError};
 use arbora_tasks::TaskError;
 use arbora_tasks::recall::Lookup;
 use burn::module::Module as _;
@@ -36,47 +36,13 @@ impl RunSettings for SequenceConfig {
         },
     ];
 
-    fn task(&self) -> SequenceTask {
-        self.task
-    }
-
-    fn task_name(&self) -> &'static str {
-        self.task.name()
-    }
-
-    fn model_name(&self) -> &'static str {
-        self.model.name()
-    }
-
-    fn with_model(self, model: SequenceModelKind) -> Self {
-        Self { model, ..self }
-    }
-
-    fn sizes(&self) -> Sizes {
-        Sizes {
-            batch: self.batch_size,
-            eval_items: self.eval_items,
-            test_items: self.test_items,
-        }
-    }
-
-    fn trainer(&self) -> &TrainerConfig {
-        &self.trainer
-    }
-
-    fn trainer_mut(&mut self) -> &mut TrainerConfig {
-        &mut self.trainer
-    }
+    common_settings!();
 
     fn absolute(self) -> std::io::Result<Self> {
         Ok(Self {
             from: self.from.map(std::path::absolute).transpose()?,
             ..self
         })
-    }
-
-    fn check(&self) -> Result<()> {
-        self.check_settings()
     }
 
     fn load(&self) -> Result<Lookup> {
@@ -209,7 +175,7 @@ impl SequenceConfig {
         };
         match AnyTask::of_run(from) {
             Some(AnyTask::Sequence(_)) => {}
-            Some(AnyTask::Retrieval(task)) => {
+            Some(task) => {
                 return Err(TrainError::OtherSettings {
                     path: from.into(),
                     setting: "task".into(),

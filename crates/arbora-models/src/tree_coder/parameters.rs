@@ -1,0 +1,247 @@
+//! How many parameters a tree has, and the linear transformers that it is compared with.
+
+use super::config::{LeafHead, SelectorKind, TreeCoderConfig};
+use crate::block::TransformerBlockConfig;
+use arbora_attention::{AttentionKindConfig, RouterConfig, TreeScope, TreeSharing};
+
+/// How many numbers a model learns.
+///
+/// What is saved beside them is not counted: biases of balance, and the directions of a Performer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParameterCounts {
+    /// All of them.
+    pub total: usize,
+    /// Those that one sequence meets: the embeddings, the nodes and the selectors of one path, and one head.
+    pub active: usize,
+    /// Those of embeddings and positions, which are in both of the others.
+    pub embedding: usize,
+}
+
+impl TreeCoderConfig {
+    /// How many parameters the model has.
+    pub fn parameters(&self) -> ParameterCounts {
+        let tree = self.tree();
+        let embedding = (self.vocabulary + self.context) * self.d_model;
+        let head = self.d_model + linear(self.d_model, self.classes());
+        let heads = match self.head {
+            LeafHead::Shared => 1,
+            LeafHead::PerLeaf => tree.leaves(),
+        };
+        let mut counts = ParameterCounts {
+            total: embedding + heads * head,
+            active: embedding + head,
+            embedding,
+        };
+        for depth in 0..=self.height {
+            let blocks = 0..self.blocks_at(depth);
+            let mut node: usize = blocks
+                .map(|place| block(&self.block(depth, place, 0)))
+                .sum();
+            if depth < self.height {
+                node += self.selector_parameters();
+            }
+            counts.total += tree.width(depth) * node;
+            counts.active += node;
+        }
+        counts
+    }
+
+    /// Of one selector.
+    fn selector_parameters(&self) -> usize {
+        let (d_model, k) = (self.d_model, self.branching);
+        match (self.selector.kind, self.selector.hidden) {
+            (SelectorKind::Random | SelectorKind::Hash, _) => 0,
+            (SelectorKind::Learned, None) => d_model + linear(d_model, k),
+            (SelectorKind::Learned, Some(hidden)) => {
+                d_model + linear(d_model, hidden) + linear(hidden, k)
+            }
+        }
+    }
+
+    /// The linear transformer of the active path: one node with the blocks that a sequence passes from the root to a
+    /// leaf, each of its own width. It has the active parameters of the tree but for those of the selectors, and is
+    /// asked for the same tokens.
+    #[must_use]
+    pub fn linear_active(&self) -> Self {
+        let widths = (0..=self.height).flat_map(|depth| {
+            (0..self.blocks_at(depth)).map(move |place| self.d_ff_of(depth, place))
+        });
+        Self {
+            height: 0,
+            blocks: vec![self.active_blocks()],
+            d_ff: shortest(widths.collect()),
+            head: LeafHead::Shared,
+            ..self.clone()
+        }
+    }
+
+    /// The linear transformer with the depth of the active path and as many parameters as the whole tree: `d_model`
+    /// grows by multiples of the heads, and `d_ff` with it, until the total is closest; then `d_ff` makes up what is
+    /// missing.
+    #[must_use]
+    pub fn linear_total(&self) -> Self {
+        let target = self.parameters().total;
+        let narrow = self.linear_active();
+        let of_width = |d_model: usize| {
+            let widths = (0..narrow.blocks[0]).map(|place| {
+                let exact = (narrow.d_ff_of(0, place) * d_model) as f64 / self.d_model as f64;
+                (exact.round() as usize).max(1)
+            });
+            Self {
+                d_model,
+                d_ff: shortest(widths.collect()),
+                ..narrow.clone()
+            }
+        };
+        let missing = |config: &Self| target as i64 - config.parameters().total as i64;
+        let mut best = of_width(self.d_model);
+        loop {
+            let wider = of_width(best.d_model + self.heads);
+            if missing(&wider).abs() >= missing(&best).abs() {
+                break;
+            }
+            best = wider;
+        }
+        let unit = (2 * best.d_model + 1) as i64;
+        let units = (missing(&best) as f64 / unit as f64).round() as i64;
+        let blocks = best.blocks[0] as i64;
+        let widths = (0..blocks).map(|place| {
+            let more = units.div_euclid(blocks) + i64::from(place < units.rem_euclid(blocks));
+            (best.d_ff_of(0, place as usize) as i64 + more).max(1) as usize
+        });
+        let widths = shortest(widths.collect());
+        Self {
+            d_ff: widths,
+            ..best
+        }
+    }
+}
+
+/// One number where all are the same.
+fn shortest(widths: Vec<usize>) -> Vec<usize> {
+    match widths.iter().all(|width| *width == widths[0]) {
+        true => vec![widths[0]],
+        false => widths,
+    }
+}
+
+fn linear(inputs: usize, outputs: usize) -> usize {
+    inputs * outputs + outputs
+}
+
+fn block(config: &TransformerBlockConfig) -> usize {
+    let TransformerBlockConfig {
+        d_model,
+        heads,
+        d_ff,
+        kv_heads,
+        attention,
+        ..
+    } = config;
+    let head_dim = d_model / heads;
+    let kv_heads = kv_heads.unwrap_or(*heads);
+    let projections = 2 * linear(*d_model, *d_model) + 2 * linear(*d_model, kv_heads * head_dim);
+    let feed_forward = linear(*d_model, *d_ff) + linear(*d_ff, *d_model);
+    let own = match attention {
+        AttentionKindConfig::Dense
+        | AttentionKindConfig::BigBird(_)
+        | AttentionKindConfig::Performer(_) => 0,
+        AttentionKindConfig::Linformer(linformer) => {
+            let mixtures = if linformer.per_head { kv_heads } else { 1 };
+            let kinds = if linformer.share_key_value { 1 } else { 2 };
+            kinds * mixtures * linformer.max_tokens * linformer.rank
+        }
+        AttentionKindConfig::TreeFine(fine) => router(&fine.router, *heads, kv_heads, head_dim),
+        AttentionKindConfig::TreeCoarse(coarse) => {
+            let rows = if coarse.per_head_alpha { *heads } else { 1 };
+            let alpha = rows * (coarse.router.branching.len() + 1);
+            alpha + router(&coarse.router, *heads, kv_heads, head_dim)
+        }
+    };
+    2 * d_model + projections + feed_forward + own
+}
+
+/// A binary node has one linear function, and a wider one has one per child.
+fn router(config: &RouterConfig, heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+    let mut width = 1;
+    let mut functions = 0;
+    for factor in &config.branching {
+        functions += width * if *factor == 2 { 1 } else { *factor };
+        width *= factor;
+    }
+    let tree = |dim: usize| functions * (dim + 1);
+    let (query, key) = match config.scope {
+        TreeScope::PerHead => (kv_heads * tree(head_dim), kv_heads * tree(head_dim)),
+        TreeScope::PerLayer => (tree(heads * head_dim), tree(kv_heads * head_dim)),
+    };
+    match config.sharing {
+        TreeSharing::Shared => query,
+        TreeSharing::Separate => query + key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn trees()(
+            heads in 1usize..5,
+            head_dim in 1usize..20,
+            branching in 2usize..4,
+            height in 0usize..5,
+            blocks in prop::collection::vec(1usize..4, 5),
+            d_ff in prop::collection::vec(1usize..200, 5),
+            each in prop::bool::ANY,
+            own in prop::bool::ANY,
+            vocabulary in 10usize..600,
+        ) -> TreeCoderConfig {
+            let level = |numbers: Vec<usize>| match each {
+                true => numbers[..=height].to_vec(),
+                false => numbers[..1].to_vec(),
+            };
+            TreeCoderConfig::new(vocabulary, 32)
+                .with_heads(heads)
+                .with_d_model(heads * head_dim)
+                .with_branching(branching)
+                .with_height(height)
+                .with_blocks(level(blocks))
+                .with_d_ff(level(d_ff))
+                .with_head(if own { LeafHead::PerLeaf } else { LeafHead::Shared })
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_linear_model_of_the_active_path_has_its_parameters_without_selectors(config in trees()) {
+            let linear = config.linear_active();
+            linear.check().unwrap();
+            let selectors = config.height * config.selector_parameters();
+            prop_assert_eq!(linear.parameters().total, config.parameters().active - selectors);
+            prop_assert_eq!(linear.parameters().active, linear.parameters().total);
+            prop_assert_eq!(linear.active_blocks(), config.active_blocks());
+            prop_assert_eq!(linear.route_on.prompt(), config.route_on.prompt());
+        }
+
+        #[test]
+        fn a_linear_model_of_the_whole_tree_has_its_parameters_within_one_percent(config in trees()) {
+            let linear = config.linear_total();
+            linear.check().unwrap();
+            let (got, target) = (linear.parameters().total, config.parameters().total);
+            prop_assert!(
+                got.abs_diff(target) * 100 <= target,
+                "{} for {} at {} of {:?}", got, target, linear.d_model, linear.d_ff
+            );
+            prop_assert_eq!(linear.active_blocks(), config.active_blocks());
+            prop_assert!(linear.d_model >= config.d_model);
+        }
+
+        #[test]
+        fn a_tree_of_height_0_is_its_own_linear_model(config in trees()) {
+            let config = config.linear_active();
+            prop_assert_eq!(config.linear_total().to_string(), config.to_string());
+            prop_assert_eq!(config.linear_active().to_string(), config.to_string());
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! How the children of a level are chosen, and what is taken of them.
+
+use super::TreeCoder;
+use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
+use super::draws::{gumbel, hash_leaf, random_leaf, sampled_child};
+use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
+use super::items::{Group, Items, indices};
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
+
+/// How much of what a child adds is taken, per item.
+pub(super) enum Share {
+    /// This part, `[items]`.
+    Part(Tensor<1>),
+    /// All of it, with the gradient of these numbers, which are 0: `[items]`. The value of the child stays exact.
+    AllButGradient(Tensor<1>),
+}
+
+impl Share {
+    /// - entered: what came to the child, `[items, tokens, d_model]`
+    /// - left: what came out of it
+    pub fn take(self, entered: Tensor<3>, left: Tensor<3>) -> Tensor<3> {
+        let per_item = |numbers: Tensor<1>| {
+            let [items] = numbers.dims();
+            numbers.cast(left.dtype()).reshape([items, 1, 1])
+        };
+        let added = left.clone() - entered.clone();
+        match self {
+            Self::Part(part) => entered + added * per_item(part),
+            Self::AllButGradient(zero) => left.clone() + added * per_item(zero),
+        }
+    }
+
+    /// Of rows in another order.
+    fn select(self, rows: Tensor<1, Int>) -> Self {
+        match self {
+            Self::Part(part) => Self::Part(part.select(0, rows)),
+            Self::AllButGradient(zero) => Self::AllButGradient(zero.select(0, rows)),
+        }
+    }
+}
+
+/// The child that a decision takes: the first of the most likely, with the bias of loss-free balancing added to the
+/// probabilities (arXiv 2408.15664, equation 3).
+pub(super) fn choose(scores: &[f32], bias: Option<&[f32]>) -> usize {
+    let mut values = probabilities(scores);
+    for (value, bias) in values.iter_mut().zip(bias.unwrap_or_default()) {
+        *value += f64::from(*bias);
+    }
+    (0..values.len())
+        .rev()
+        .max_by(|&one, &other| values[one].total_cmp(&values[other]))
+        .unwrap_or(0)
+}
+
+/// The softmax of some scores.
+pub(super) fn probabilities(scores: &[f32]) -> Vec<f64> {
+    let most = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let powers: Vec<f64> = scores
+        .iter()
+        .map(|score| (f64::from(*score) - most).exp())
+        .collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+/// Of the softmax of some scores, in nats.
+pub(super) fn entropy(scores: &[f32]) -> f64 {
+    let parts = probabilities(scores).into_iter();
+    -parts
+        .filter(|part| *part > 0.0)
+        .map(|part| part * part.ln())
+        .sum::<f64>()
+}
+
+/// What the selectors of a level made of their items, row by row.
+struct Learned {
+    children: Vec<usize>,
+    entropy: f64,
+    share: Option<Share>,
+}
+
+impl TreeCoder {
+    /// The leaves of all items where no selector has a say: given ones, chance, and hashes.
+    pub(super) fn fixed_leaves(
+        &self,
+        tokens: &Tensor<2, Int>,
+        padding: &Option<Tensor<2, Bool>>,
+        options: &TreeCoderOptions,
+        items: usize,
+    ) -> Option<Vec<usize>> {
+        let leaves = self.tree().leaves();
+        match (&options.leaves, self.config.selector.kind) {
+            (Some(given), _) => {
+                assert_eq!(
+                    given.len(),
+                    items,
+                    "tree_coder: options.leaves: axis 0 (items): expected {items}, got {}",
+                    given.len()
+                );
+                if let Some(leaf) = given.iter().find(|leaf| **leaf >= leaves) {
+                    panic!(
+                        "tree_coder: options.leaves: expected leaves below {leaves}, got {leaf}"
+                    );
+                }
+                Some(given.clone())
+            }
+            (None, SelectorKind::Learned) => None,
+            (None, SelectorKind::Random) => Some(
+                (0..items)
+                    .map(|item| random_leaf(options.seed, item, leaves))
+                    .collect(),
+            ),
+            (None, SelectorKind::Hash) => Some(self.hashed(tokens, padding)),
+        }
+    }
+
+    /// The leaf of each item by the tokens that a selector would read, padding left out.
+    fn hashed(&self, tokens: &Tensor<2, Int>, padding: &Option<Tensor<2, Bool>>) -> Vec<usize> {
+        let [batch, count] = tokens.dims();
+        let leaves = self.tree().leaves();
+        let ids: Vec<i64> = tokens.clone().into_data().iter().collect();
+        let masked: Vec<bool> = match padding {
+            Some(padding) => padding.clone().into_data().iter().collect(),
+            None => vec![false; batch * count],
+        };
+        let route_on = self.config.route_on;
+        let chunks = self.config.items(count);
+        let read = (0..batch * chunks).map(|item| {
+            let (sequence, chunk) = (item / chunks, item % chunks);
+            let places = match route_on {
+                RouteOn::FirstN { tokens } => 0..tokens.min(count),
+                RouteOn::PreviousChunk { .. } if chunk == 0 => 0..0,
+                RouteOn::PreviousChunk { tokens } => (chunk - 1) * tokens..chunk * tokens,
+                RouteOn::LastToken | RouteOn::MeanAll => 0..count,
+            };
+            sequence * count + places.start..sequence * count + places.end
+        });
+        read.map(|places| {
+            let kept = places.filter(|place| !masked[*place]);
+            hash_leaf(kept.map(|place| ids[place] as u64), leaves)
+        })
+        .collect()
+    }
+
+    /// Chooses the children of all items at a depth and sends them there. Returns how much of what the children
+    /// add is to be taken; `None`: all.
+    pub(super) fn descend(
+        &self,
+        depth: usize,
+        groups: &[Group],
+        items: &mut Items,
+        fixed: Option<&[usize]>,
+        options: &TreeCoderOptions,
+        routing: &mut TreeCoderRouting,
+    ) -> Option<Share> {
+        let tree = self.tree();
+        let k = self.config.branching;
+        let fixed: Option<Vec<usize>> = fixed.map(|leaves| {
+            let children = items
+                .order
+                .iter()
+                .map(|&item| tree.path(leaves[item])[depth]);
+            children.collect()
+        });
+        let learned = match (self.config.selector.kind, fixed) {
+            (SelectorKind::Learned, fixed) => {
+                self.ask_selectors(depth, groups, items, fixed, options, routing)
+            }
+            (_, Some(children)) => Learned {
+                children,
+                entropy: 0.0,
+                share: None,
+            },
+            (_, None) => unreachable!("routes that are not learned are fixed"),
+        };
+        let children = learned.children;
+        let mut level = LevelRouting {
+            nodes: vec![0; children.len()],
+            children: vec![0; children.len()],
+            entropy: learned.entropy,
+        };
+        for (row, &item) in items.order.iter().enumerate() {
+            level.nodes[item] = items.nodes[row];
+            level.children[item] = children[row];
+        }
+        routing.levels.push(level);
+        let nodes: Vec<usize> = items
+            .nodes
+            .iter()
+            .zip(&children)
+            .map(|(node, child)| node * k + child)
+            .collect();
+        let moved = items.send(&nodes);
+        let share = learned.share?;
+        if moved.is_sorted() {
+            return Some(share);
+        }
+        let moved = moved.into_iter().map(|row| row as i64).collect();
+        Some(share.select(indices(moved, &items.rows.device())))
+    }
+
+    /// - given: children that are not to be chosen, row by row
+    fn ask_selectors(
+        &self,
+        depth: usize,
+        groups: &[Group],
+        items: &Items,
+        given: Option<Vec<usize>>,
+        options: &TreeCoderOptions,
+        routing: &mut TreeCoderRouting,
+    ) -> Learned {
+        let config = &self.config.selector;
+        let k = self.config.branching;
+        let home = items.rows.device();
+        let is_training = home.is_autodiff();
+        let rows = items.order.len();
+        let scores = self.scores(depth, groups, items); // [items, branching]
+        let biases = matches!(config.balance, SelectorBalance::LossFree { .. })
+            .then(|| self.balance_biases(depth, groups, &scores));
+        // One read per level: scores, and below them the biases of the nodes.
+        let plain = scores.clone().without_autodiff();
+        let read: Vec<f32> = Tensor::cat(std::iter::once(plain).chain(biases).collect(), 0)
+            .into_data()
+            .iter()
+            .collect();
+        let (host, biases) = read.split_at(rows * k);
+        let is_fixed = given.is_some();
+
+        let mut noisy = scores.clone();
+        let mut decided = host.to_vec();
+        if let SelectorGradient::GumbelStraightThrough { .. } = config.gradient
+            && is_training
+        {
+            let noise: Vec<f32> = items
+                .order
+                .iter()
+                .flat_map(|&item| gumbel(options.seed, depth, item, k))
+                .collect();
+            for (score, noise) in decided.iter_mut().zip(&noise) {
+                *score += noise;
+            }
+            noisy = noisy + Tensor::from_data(TensorData::new(noise, [rows, k]), &home);
+        }
+        let children = given.unwrap_or_else(|| {
+            let samples = is_training && config.gradient == SelectorGradient::Reinforce;
+            let mut children = Vec::with_capacity(rows);
+            for (place, group) in groups.iter().enumerate() {
+                let bias = biases.chunks(k).nth(place);
+                for row in group.start..group.start + group.count {
+                    let scores = &decided[row * k..(row + 1) * k];
+                    children.push(match samples {
+                        true => {
+                            let probabilities = probabilities(scores);
+                            sampled_child(options.seed, depth, items.order[row], &probabilities)
+                        }
+                        false => choose(scores, bias),
+                    });
+                }
+            }
+            children
+        });
+
+        let loads: Vec<Vec<usize>> = groups
+            .iter()
+            .map(|group| {
+                let mut loads = vec![0; k];
+                for child in &children[group.start..group.start + group.count] {
+                    loads[*child] += 1;
+                }
+                loads
+            })
+            .collect();
+        if is_training && !is_fixed {
+            for (group, loads) in groups.iter().zip(&loads) {
+                self.selector(depth, group.node)
+                    .track_balance(config.balance, loads);
+            }
+        }
+        if let SelectorBalance::SwitchLoss { weight } = config.balance {
+            let loss = switch_loss(softmax(scores.clone(), 1), groups, &loads)
+                * (weight / self.config.height as f64);
+            routing.balance_loss = Some(match routing.balance_loss.take() {
+                Some(sum) => sum + loss,
+                None => loss,
+            });
+        }
+
+        let chosen = indices(children.iter().map(|&child| child as i64).collect(), &home);
+        let chosen = chosen.reshape([rows, 1]);
+        let of_chosen = |numbers: Tensor<2>| numbers.gather(1, chosen.clone()).squeeze_dim::<1>(1);
+        let share = match config.gradient {
+            SelectorGradient::ScaledDelta => Some(Share::Part(of_chosen(softmax(scores, 1)))),
+            SelectorGradient::ValuePreserving if is_training => {
+                let probability = of_chosen(softmax(scores, 1));
+                let constant = probability.clone().detach();
+                let zero = (probability - constant.clone()) / constant;
+                Some(Share::AllButGradient(zero))
+            }
+            SelectorGradient::GumbelStraightThrough { temperature } if is_training => {
+                let probability = of_chosen(softmax(noisy / temperature, 1));
+                let zero = probability.clone() - probability.detach();
+                Some(Share::AllButGradient(zero))
+            }
+            SelectorGradient::Reinforce => {
+                let log = log_softmax(scores, 1);
+                let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
+                let log_prob = items.by_item(of_chosen(log));
+                let entropies = items.by_item(entropies) * -(self.config.height as f64).recip();
+                let add = |sum: &mut Option<Tensor<1>>, level: Tensor<1>| {
+                    *sum = Some(match sum.take() {
+                        Some(sum) => sum + level,
+                        None => level,
+                    });
+                };
+                add(&mut routing.log_prob, log_prob);
+                add(&mut routing.entropy, entropies);
+                None
+            }
+            SelectorGradient::ValuePreserving
+            | SelectorGradient::GumbelStraightThrough { .. }
+            | SelectorGradient::Soft => None,
+        };
+        Learned {
+            children,
+            entropy: host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+            share,
+        }
+    }
+
+    /// `[items, branching]`, in single precision, on the device of the items.
+    pub(super) fn scores(&self, depth: usize, groups: &[Group], items: &Items) -> Tensor<2> {
+        let home = items.rows.device();
+        let pooled = items.pooled(self.config.route_on);
+        let scores = groups.iter().map(|group| {
+            let rows = pooled.clone().narrow(0, group.start, group.count);
+            let device = self.node(depth, group.node).device();
+            let scores = self
+                .selector(depth, group.node)
+                .forward(rows.to_device(&device));
+            scores.to_device(&home)
+        });
+        Tensor::cat(scores.collect(), 0)
+    }
+
+    /// `[nodes, branching]`, where the scores are, but off the autodiff device.
+    fn balance_biases(&self, depth: usize, groups: &[Group], scores: &Tensor<2>) -> Tensor<2> {
+        let home = scores.clone().without_autodiff().device();
+        let biases = groups.iter().map(|group| {
+            let bias = self.selector(depth, group.node).decision_bias();
+            bias.cast(scores.dtype())
+                .to_device(&home)
+                .unsqueeze_dim::<2>(0)
+        });
+        Tensor::cat(biases.collect(), 0)
+    }
+
+    pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
+        let selector = self.node(depth, index).selector.as_ref();
+        selector.expect("inner nodes have selectors where routes are learned")
+    }
+}
+
+/// `Σ_j share of items at node j · k Σ_c f_jc P_jc`: `[1]`. It is the mean over items of `k Σ_c f_jc p_c`, each with the
+/// loads of its own node.
+fn switch_loss(probabilities: Tensor<2>, groups: &[Group], loads: &[Vec<usize>]) -> Tensor<1> {
+    let [rows, k] = probabilities.dims();
+    let mut weights = Vec::with_capacity(rows * k);
+    for (group, loads) in groups.iter().zip(loads) {
+        let of_item = loads
+            .iter()
+            .map(|load| (k * load) as f32 / (group.count * rows) as f32);
+        let of_item: Vec<f32> = of_item.collect();
+        for _ in 0..group.count {
+            weights.extend_from_slice(&of_item);
+        }
+    }
+    let weights = Tensor::from_data(TensorData::new(weights, [rows, k]), &probabilities.device());
+    (probabilities * weights).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_likely_child_is_chosen_and_the_first_among_equals() {
+        assert_eq!(choose(&[0.0, 2.0, 1.0], None), 1);
+        assert_eq!(choose(&[1.0, 1.0, 0.0], None), 0);
+    }
+
+    #[test]
+    fn a_bias_is_added_to_probabilities_and_not_to_scores() {
+        // The probabilities are 0.73 and 0.27.
+        assert_eq!(choose(&[1.0, 0.0], Some(&[0.0, 0.4])), 0);
+        assert_eq!(choose(&[1.0, 0.0], Some(&[0.0, 0.5])), 1);
+    }
+
+    #[test]
+    fn entropy_is_that_of_the_softmax() {
+        assert!((entropy(&[3.0, 3.0]) - 2f64.ln()).abs() < 1e-9);
+        assert_eq!(entropy(&[1000.0, 0.0]), 0.0);
+        let probability = 1.0 / (1.0 + (-1f64).exp());
+        let rest = 1.0 - probability;
+        let expected = -probability * probability.ln() - rest * rest.ln();
+        assert!((entropy(&[1.0, 0.0]) - expected).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,113 @@
+//! All children at once, weighted by their probabilities.
+
+use super::TreeCoder;
+use super::forward::{LevelRouting, TreeCoderRouting};
+use super::items::{Group, Items};
+use super::node::NodeInput;
+use super::route::{choose, entropy};
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+
+impl TreeCoder {
+    /// Runs every node on every item. What comes out of a subtree is the mixture of what comes out of its children's:
+    /// hidden states with a shared head, logits with a head per leaf. The route that is told is the greedy one.
+    ///
+    /// - input: of a node, by its place in level order
+    /// - returns hidden states or logits, `[batch, tokens, d_model or classes]`
+    pub(super) fn mixture(
+        &self,
+        items: Items,
+        input: impl Fn(usize) -> NodeInput,
+        routing: &mut TreeCoderRouting,
+    ) -> Tensor<3> {
+        let config = &self.config;
+        let (k, height, tree) = (config.branching, config.height, self.tree());
+        let count = items.order.len();
+        let home = items.rows.device();
+        let whole = |node| Group {
+            node,
+            start: 0,
+            count,
+        };
+        let mut greedy = vec![0; count];
+        let mut weights: Vec<Vec<Tensor<2>>> = Vec::with_capacity(height);
+        let mut level = vec![items];
+        for depth in 0..=height {
+            for (index, items) in level.iter_mut().enumerate() {
+                let place = tree.offset(depth) + index;
+                let node = &self.nodes[place];
+                routing.activations[place] += count;
+                let (rows, reports) = items.run(&whole(index), &node.device(), |rows, padding| {
+                    let input = NodeInput {
+                        padding,
+                        ..input(place)
+                    };
+                    node.forward(rows, &input)
+                });
+                routing.attention.extend(reports.into_iter().flatten());
+                items.rows = rows.to_device(&home);
+            }
+            if depth == height {
+                break;
+            }
+            let scores: Vec<Tensor<2>> = level
+                .iter()
+                .enumerate()
+                .map(|(index, items)| self.scores(depth, &[whole(index)], items))
+                .collect();
+            let host: Vec<f32> = Tensor::cat(scores.clone(), 0).into_data().iter().collect();
+            let children: Vec<&[f32]> = greedy
+                .iter()
+                .enumerate()
+                .map(|(item, node)| &host[(node * count + item) * k..][..k])
+                .collect();
+            let entropy = children.iter().map(|scores| entropy(scores)).sum::<f64>();
+            let children: Vec<usize> = children
+                .into_iter()
+                .map(|scores| choose(scores, None))
+                .collect();
+            let nodes = greedy.clone();
+            for (node, child) in greedy.iter_mut().zip(&children) {
+                *node = *node * k + child;
+            }
+            routing.levels.push(LevelRouting {
+                nodes,
+                children,
+                entropy: entropy / count as f64,
+            });
+            weights.push(
+                scores
+                    .into_iter()
+                    .map(|scores| softmax(scores, 1))
+                    .collect(),
+            );
+            level = level
+                .into_iter()
+                .flat_map(|items| std::iter::repeat_n(items, k))
+                .collect();
+        }
+        routing.leaves = greedy;
+        let root = level[0].clone();
+        let mut values: Vec<Tensor<3>> = level
+            .into_iter()
+            .enumerate()
+            .map(|(leaf, items)| self.predict_alone(leaf, items.rows))
+            .collect();
+        for weights in weights.into_iter().rev() {
+            values = values
+                .chunks(k)
+                .zip(weights)
+                .map(|(children, weights)| {
+                    let parts = children.iter().enumerate().map(|(child, value)| {
+                        let weight = weights.clone().narrow(1, child, 1).reshape([count, 1, 1]);
+                        value.clone() * weight.cast(value.dtype())
+                    });
+                    parts
+                        .reduce(|sum, part| sum + part)
+                        .expect("there are at least two children")
+                })
+                .collect();
+        }
+        root.sequences(values.swap_remove(0))
+    }
+}

@@ -1,0 +1,324 @@
+//! Text to numbers and back.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+use super::TextError;
+use crate::{TaskError, files};
+
+const BYTES: usize = 256;
+/// Most symbols that a tokenizer may be trained for.
+const MOST: usize = 1 << 20;
+/// A pair of symbols that occurs once is not worth a symbol of its own.
+const LEAST_OCCURRENCES: u64 = 2;
+
+/// Turns text into the numbers of tokens, and back.
+///
+/// Every tokenizer has one symbol more than its own, the last: the end of a document. It is never in the
+/// tokens of a text. Cheap to clone.
+///
+/// The byte tokenizer and a trained one stand for any text exactly. A tokenizer from a file may change text
+/// (capitals, accents, white space), and characters that it does not know become its symbol for unknown
+/// ones. If it has none, it leaves them out or refuses the text, as its model does.
+#[derive(Clone)]
+pub struct Tokenizer {
+    kind: Kind,
+    /// Without the end of a document.
+    symbols: usize,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Bytes,
+    Model {
+        model: Arc<tokenizers::Tokenizer>,
+        /// Every character of a symbol is one byte of the text.
+        byte_level: bool,
+    },
+}
+
+/// A text as tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// The number of each token.
+    pub ids: Vec<u32>,
+    /// How many bytes of the text each token stands for; together exactly all of them, unless there are no
+    /// tokens.
+    pub bytes: Vec<u32>,
+}
+
+/// How a tokenizer without a model is written.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    kind: Option<String>,
+}
+
+impl Tokenizer {
+    /// Every byte is a token: 256 symbols and the end of a document.
+    pub fn bytes() -> Self {
+        Self {
+            kind: Kind::Bytes,
+            symbols: BYTES,
+        }
+    }
+
+    /// Reads a `tokenizer.json` of Hugging Face's tokenizers, or what [`Tokenizer::to_json`] wrote.
+    ///
+    /// Limits on length, padding, special tokens around a text and random merges (dropout) that the file
+    /// may ask for are turned off: they would lose or invent text. A special token that is spelled out in a
+    /// text is that token.
+    ///
+    /// # Errors
+    /// [`TaskError::Read`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TaskError> {
+        let path = path.as_ref();
+        let problem = |problem| TextError::TokenizerFile {
+            path: path.into(),
+            problem,
+        };
+        let json = String::from_utf8(files::read(path)?)
+            .map_err(|error| problem(error.utf8_error().to_string()))?;
+        Ok(Self::parse(&json).map_err(problem)?)
+    }
+
+    /// Reads what [`Tokenizer::to_json`] wrote, or the text of a `tokenizer.json`, as
+    /// [`Tokenizer::from_file`] does.
+    ///
+    /// # Errors
+    /// [`TextError::TokenizerJson`] if the text is no tokenizer.
+    pub fn from_json(json: &str) -> Result<Self, TaskError> {
+        Ok(Self::parse(json).map_err(|problem| TextError::TokenizerJson { problem })?)
+    }
+
+    /// Trains byte-level byte-pair encoding, as GPT-2 has it: a text is cut into words, numbers and
+    /// punctuation, and in them the most frequent pair of neighbouring symbols becomes a symbol, over and
+    /// over.
+    ///
+    /// `vocabulary` counts all symbols: 256 bytes, pairs, and the end of a document. There are fewer if the
+    /// texts have too few pairs that occur twice. The same texts give the same tokenizer: of pairs that are
+    /// equally frequent, the one whose symbols came first is taken.
+    ///
+    /// Source: Sennrich, Haddow and Birch, arXiv 1508.07909; Radford and others, "Language models are
+    /// unsupervised multitask learners", 2019, section 2.2.
+    ///
+    /// # Errors
+    /// [`TaskError::Config`] if `vocabulary` is below 257 or above 2^20.
+    pub fn train_bpe<'a>(
+        vocabulary: usize,
+        texts: impl Iterator<Item = &'a str> + Send,
+    ) -> Result<Self, TaskError> {
+        if !(BYTES + 1..=MOST).contains(&vocabulary) {
+            return Err(TaskError::Config {
+                key: "vocabulary",
+                expected: format!(
+                    "{} (all bytes and the end of a document) to {MOST}",
+                    BYTES + 1
+                ),
+                got: vocabulary,
+            });
+        }
+        let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
+        let trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary - 1)
+            .min_frequency(LEAST_OCCURRENCES)
+            .initial_alphabet(alphabet)
+            .show_progress(false)
+            .build();
+        let mut model = tokenizers::Tokenizer::new(BPE::default());
+        let byte_level = ByteLevel::new(false, false, true);
+        model
+            .with_pre_tokenizer(Some(byte_level))
+            .with_decoder(Some(byte_level));
+        model
+            .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
+            .map_err(|error| TextError::Tokenize {
+                action: "be trained",
+                problem: error.to_string(),
+            })?;
+        Ok(Self::of_model(model).map_err(|problem| TextError::TokenizerJson { problem })?)
+    }
+
+    fn parse(json: &str) -> Result<Self, String> {
+        let head: Head = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        match head.kind.as_deref() {
+            Some("bytes") => Ok(Self::bytes()),
+            Some(other) => Err(format!("expected the kind `bytes` or none, got `{other}`")),
+            None => tokenizers::Tokenizer::from_str(json)
+                .map_err(|error| error.to_string())
+                .and_then(Self::of_model),
+        }
+    }
+
+    fn of_model(mut model: tokenizers::Tokenizer) -> Result<Self, String> {
+        model
+            .with_truncation(None)
+            .map_err(|error| error.to_string())?;
+        model.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = model.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            model.with_model(bpe);
+        }
+        // Numbers may have gaps, so the count of symbols is not enough.
+        let last = model.get_vocab(true).into_values().max();
+        let last = last.ok_or("it has no symbols")?;
+        let plain = model.get_normalizer().is_none();
+        let byte_level = match model.get_pre_tokenizer() {
+            Some(PreTokenizerWrapper::ByteLevel(level)) => plain && !level.add_prefix_space,
+            _ => false,
+        };
+        Ok(Self {
+            kind: Kind::Model {
+                model: Arc::new(model),
+                byte_level,
+            },
+            symbols: last as usize + 1,
+        })
+    }
+
+    /// How many numbers tokens may have, the end of a document included.
+    pub fn vocabulary(&self) -> usize {
+        self.symbols + 1
+    }
+
+    /// The number of the end of a document: the last.
+    pub fn end_of_document(&self) -> u32 {
+        self.symbols as u32
+    }
+
+    /// The tokens of a text, without an end of document.
+    ///
+    /// Bytes of a text that no token stands for, such as spaces that a tokenizer drops, count for the token
+    /// after them, or for the last one at the end. Where several tokens stand for one character and the
+    /// tokenizer is not byte-level, the first one has its bytes.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenize`] if a tokenizer from a file refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Encoded, TaskError> {
+        let Kind::Model { model, byte_level } = &self.kind else {
+            return Ok(Encoded {
+                ids: text.bytes().map(u32::from).collect(),
+                bytes: vec![1; text.len()],
+            });
+        };
+        let encoding = model
+            .encode(text, false)
+            .map_err(|error| TextError::Tokenize {
+                action: "encode this text",
+                problem: error.to_string(),
+            })?;
+        let lengths = || encoding.get_tokens().iter().map(|one| one.chars().count());
+        // Tokens that were added to a byte-level vocabulary are written plainly, so the sum is compared.
+        let bytes = match *byte_level && lengths().sum::<usize>() == text.len() {
+            true => lengths().map(|length| length as u32).collect(),
+            false => covered(encoding.get_offsets(), text.len()),
+        };
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            bytes,
+        })
+    }
+
+    /// The text of tokens. Ends of documents give nothing. Bytes that are not UTF-8, as at the ends of a
+    /// part of a text, become U+FFFD.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenize`] if the decoder of a tokenizer from a file refuses the tokens.
+    ///
+    /// # Panics
+    /// If a number is not below [`Tokenizer::vocabulary`].
+    #[track_caller]
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TaskError> {
+        if let Some(id) = ids.iter().find(|&&id| id > self.end_of_document()) {
+            panic!(
+                "Tokenizer::decode: ids: expected numbers below {}, got {id}",
+                self.vocabulary()
+            );
+        }
+        let ids = ids.iter().copied();
+        let ids = ids.filter(|&id| id != self.end_of_document());
+        match &self.kind {
+            Kind::Bytes => {
+                let bytes: Vec<u8> = ids.map(|id| id as u8).collect();
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            Kind::Model { model, .. } => {
+                model
+                    .decode(&ids.collect::<Vec<_>>(), false)
+                    .map_err(|error| {
+                        TextError::Tokenize {
+                            action: "decode these tokens",
+                            problem: error.to_string(),
+                        }
+                        .into()
+                    })
+            }
+        }
+    }
+
+    /// The tokenizer as text for [`Tokenizer::from_json`], which gives the same numbers. That of a trained
+    /// tokenizer, or of one from a file, is a `tokenizer.json` that other programs can read, too.
+    pub fn to_json(&self) -> String {
+        match &self.kind {
+            Kind::Bytes => serde_json::to_string(&Head {
+                kind: Some("bytes".into()),
+            })
+            .expect("a name can be written"),
+            Kind::Model { model, .. } => model
+                .to_string(false)
+                .expect("a tokenizer that was read or trained can be written"),
+        }
+    }
+
+    /// SHA-256 of [`Tokenizer::to_json`] in hexadecimal: tokenizers with the same fingerprint are the same.
+    pub fn fingerprint(&self) -> String {
+        let digest = Sha256::digest(self.to_json());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Bytes => "bytes",
+            Kind::Model {
+                byte_level: true, ..
+            } => "byte-level",
+            Kind::Model { .. } => "model",
+        };
+        formatter
+            .debug_struct("Tokenizer")
+            .field("kind", &kind)
+            .field("vocabulary", &self.vocabulary())
+            .finish()
+    }
+}
+
+/// The bytes of each token, from where tokens lie in the text: up to its end, from the end of those before.
+fn covered(offsets: &[(usize, usize)], length: usize) -> Vec<u32> {
+    let mut until = 0;
+    let mut bytes: Vec<u32> = offsets
+        .iter()
+        .map(|&(_, end)| {
+            let from = until;
+            until = until.max(end.min(length));
+            (until - from) as u32
+        })
+        .collect();
+    if let Some(last) = bytes.last_mut() {
+        *last += (length - until) as u32;
+    }
+    bytes
+}

@@ -1,0 +1,363 @@
+//! Windows of tokens, in batches.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::corpus::{Corpus, check_share};
+use super::{TextError, Tokenizer};
+use crate::{TaskError, shuffle};
+
+/// Most tokens of a window.
+const MOST: usize = 1 << 20;
+
+/// How a corpus becomes windows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TextConfig {
+    /// Tokens of a window, each of which predicts the next one. Default 256.
+    pub window: usize,
+    /// `false` (default): a window has tokens of one document only. `true`: the documents follow each other
+    /// in one stream, with the end of a document between them, and windows are cut from the stream.
+    pub mix_documents: bool,
+    /// The share of the text that is for validation, as [`Corpus::split`] takes it. Default 0.1.
+    pub validation: f64,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            window: 256,
+            mix_documents: false,
+            validation: 0.1,
+        }
+    }
+}
+
+impl TextConfig {
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), TaskError> {
+        if !(1..=MOST).contains(&self.window) {
+            return Err(TaskError::Config {
+                key: "window",
+                expected: format!("1 to {MOST}"),
+                got: self.window,
+            });
+        }
+        check_share(self.validation)
+    }
+}
+
+/// Windows of tokens, and what each token is to predict.
+#[derive(Clone, Debug)]
+pub struct TextBatch {
+    /// `[batch, window]`. Padding is the end of a document.
+    pub tokens: Tensor<2, Int>,
+    /// The token after each token: `[batch, window]`. Padding is the end of a document.
+    pub targets: Tensor<2, Int>,
+    /// `true` = padding, of tokens and targets alike, which takes no part in a loss: `[batch, window]`.
+    /// Padding is at the end of a window.
+    pub ignored: Tensor<2, Bool>,
+    /// Tokens of each window, padding not counted, at least 1: `[batch]`, on the host.
+    pub counts: Vec<usize>,
+    /// How many bytes of text each target stands for, 0 for ends of documents and padding:
+    /// `[batch, window]` row by row, on the host.
+    pub bytes: Vec<u32>,
+    /// The document of each window's first token, numbered through the part: `[batch]`, on the host.
+    pub documents: Vec<usize>,
+    /// Which window each row is, numbered through the part: `[batch]`, on the host.
+    pub indices: Vec<usize>,
+}
+
+/// A language model's data: the training and the validation part of a corpus, as windows of tokens.
+///
+/// An end of document follows every document. Windows follow each other without overlap, so each token is
+/// predicted exactly once: in the window of the token before it. Only the first token of a document is
+/// predicted by nothing; with [`TextConfig::mix_documents`], only the first one of a part. The last window of
+/// a document (of a part) may be shorter and is padded. None is dropped, however short. The context of a
+/// token begins at the start of its window.
+///
+/// Training walks through the windows in epochs, each in an order of its own. Evaluation walks once through
+/// all windows of the validation part. Clones share the tokens.
+#[derive(Clone, Debug)]
+pub struct Text {
+    tokenizer: Tokenizer,
+    window: usize,
+    train: Arc<Part>,
+    validation: Arc<Part>,
+}
+
+impl Text {
+    /// The windows of a corpus, split by [`TextConfig::validation`].
+    ///
+    /// # Errors
+    /// As [`TextConfig::check`], [`Corpus::split`] and [`Tokenizer::encode`]; [`TextError::NoTokens`] if the
+    /// tokenizer has no token for a whole part.
+    pub fn new(
+        corpus: &Corpus,
+        tokenizer: Tokenizer,
+        config: TextConfig,
+    ) -> Result<Self, TaskError> {
+        config.check()?;
+        let (train, validation) = corpus.split(config.validation)?;
+        Self::from_parts(&train, &validation, tokenizer, config)
+    }
+
+    /// The windows of a corpus that comes with a validation part. [`TextConfig::validation`] is not used.
+    ///
+    /// # Errors
+    /// As [`Text::new`].
+    pub fn from_parts(
+        train: &Corpus,
+        validation: &Corpus,
+        tokenizer: Tokenizer,
+        config: TextConfig,
+    ) -> Result<Self, TaskError> {
+        config.check()?;
+        let part = |corpus, name| Part::new(corpus, name, &tokenizer, config).map(Arc::new);
+        Ok(Self {
+            train: part(train, "training")?,
+            validation: part(validation, "validation")?,
+            window: config.window,
+            tokenizer,
+        })
+    }
+
+    /// What turned the text into tokens.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Tokens of a window.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// How many windows the training part has.
+    pub fn train_windows(&self) -> usize {
+        self.train.windows.len()
+    }
+
+    /// How many windows the validation part has.
+    pub fn validation_windows(&self) -> usize {
+        self.validation.windows.len()
+    }
+
+    /// How many targets an epoch of training has: padding is none.
+    pub fn train_targets(&self) -> usize {
+        self.train.targets()
+    }
+
+    /// How many targets evaluation has: padding is none.
+    pub fn validation_targets(&self) -> usize {
+        self.validation.targets()
+    }
+
+    /// How many bytes of text the targets of evaluation stand for.
+    pub fn validation_bytes(&self) -> u64 {
+        let windows = self.validation.windows.iter();
+        let bytes = windows.flat_map(|window| &self.validation.bytes[window.targets()]);
+        bytes.map(|&bytes| u64::from(bytes)).sum()
+    }
+
+    /// The training batch of `step`: a pure function of its arguments.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn batch(
+        &self,
+        seed: u64,
+        step: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<TextBatch, TaskError> {
+        if batch_size == 0 {
+            return Err(TaskError::EmptyBatch);
+        }
+        let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size);
+        Ok(self.host_batch(&self.train, indices).upload(device))
+    }
+
+    /// All windows of the validation part in order, each once. The last batch may be smaller.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn eval_batches<'a>(
+        &'a self,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<impl ExactSizeIterator<Item = TextBatch> + use<'a>, TaskError> {
+        if batch_size == 0 {
+            return Err(TaskError::EmptyBatch);
+        }
+        let count = self.validation_windows();
+        let device = device.clone();
+        Ok((0..count.div_ceil(batch_size)).map(move |index| {
+            let first = index * batch_size;
+            let indices = (first..count.min(first + batch_size)).collect();
+            self.host_batch(&self.validation, indices).upload(&device)
+        }))
+    }
+
+    fn host_batch(&self, part: &Part, indices: Vec<usize>) -> HostBatch {
+        let shape = [indices.len(), self.window];
+        let filler = i64::from(self.tokenizer.end_of_document());
+        let windows = || indices.iter().map(|&index| part.windows[index]);
+        let mut batch = HostBatch {
+            shape,
+            tokens: Vec::with_capacity(shape[0] * shape[1]),
+            targets: Vec::with_capacity(shape[0] * shape[1]),
+            ignored: Vec::with_capacity(shape[0] * shape[1]),
+            bytes: Vec::with_capacity(shape[0] * shape[1]),
+            counts: windows().map(|window| window.count).collect(),
+            documents: windows().map(|window| window.document).collect(),
+            indices: Vec::new(),
+        };
+        for (row, window) in windows().enumerate() {
+            let end = (row + 1) * self.window;
+            let ids = |range: Range<usize>| part.ids[range].iter().map(|&id| i64::from(id));
+            batch.tokens.extend(ids(window.tokens()));
+            batch.tokens.resize(end, filler);
+            batch.targets.extend(ids(window.targets()));
+            batch.targets.resize(end, filler);
+            batch
+                .ignored
+                .resize(end - self.window + window.count, false);
+            batch.ignored.resize(end, true);
+            batch.bytes.extend_from_slice(&part.bytes[window.targets()]);
+            batch.bytes.resize(end, 0);
+        }
+        batch.indices = indices;
+        batch
+    }
+}
+
+/// All tokens of a part, and where its windows lie.
+#[derive(Debug)]
+struct Part {
+    /// The documents one after the other, each followed by the end of a document.
+    ids: Vec<u32>,
+    /// By token.
+    bytes: Vec<u32>,
+    windows: Vec<Window>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    /// The first token, in those of the part.
+    start: usize,
+    /// Tokens, and as many targets.
+    count: usize,
+    document: usize,
+}
+
+impl Window {
+    fn tokens(self) -> Range<usize> {
+        self.start..self.start + self.count
+    }
+
+    fn targets(self) -> Range<usize> {
+        self.start + 1..self.start + self.count + 1
+    }
+}
+
+impl Part {
+    fn new(
+        corpus: &Corpus,
+        name: &'static str,
+        tokenizer: &Tokenizer,
+        config: TextConfig,
+    ) -> Result<Self, TaskError> {
+        let mut part = Self {
+            ids: Vec::new(),
+            bytes: Vec::new(),
+            windows: Vec::new(),
+        };
+        // The end of each document in the tokens. A document without tokens ends where the last one did.
+        let mut ends = Vec::with_capacity(corpus.documents().len());
+        for text in corpus.texts() {
+            let encoded = tokenizer.encode(text)?;
+            if !encoded.ids.is_empty() {
+                part.ids.extend(encoded.ids);
+                part.ids.push(tokenizer.end_of_document());
+                part.bytes.extend(encoded.bytes);
+                part.bytes.push(0);
+            }
+            ends.push(part.ids.len());
+        }
+        if part.ids.is_empty() {
+            return Err(TextError::NoTokens { part: name }.into());
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let documents: Vec<_> = starts.zip(ends.iter().copied()).enumerate().collect();
+        if config.mix_documents {
+            let mut documents = documents.iter();
+            let mut current = documents.next();
+            part.cut(0..part.ids.len(), config.window, |start| {
+                while let Some((_, (_, end))) = current
+                    && start >= *end
+                {
+                    current = documents.next();
+                }
+                current.map_or(0, |(document, _)| *document)
+            });
+        } else {
+            for (document, (start, end)) in documents {
+                part.cut(start..end, config.window, |_| document);
+            }
+        }
+        Ok(part)
+    }
+
+    /// Windows in which each token of the range but the last predicts the next.
+    fn cut(
+        &mut self,
+        range: Range<usize>,
+        window: usize,
+        mut document: impl FnMut(usize) -> usize,
+    ) {
+        let last = range.end.saturating_sub(1);
+        self.windows
+            .extend((range.start..last).step_by(window).map(|start| Window {
+                start,
+                count: window.min(last - start),
+                document: document(start),
+            }));
+    }
+
+    fn targets(&self) -> usize {
+        self.windows.iter().map(|window| window.count).sum()
+    }
+}
+
+/// A batch before it goes to a device.
+#[derive(Clone, Debug, PartialEq)]
+struct HostBatch {
+    shape: [usize; 2],
+    tokens: Vec<i64>,
+    targets: Vec<i64>,
+    ignored: Vec<bool>,
+    bytes: Vec<u32>,
+    counts: Vec<usize>,
+    documents: Vec<usize>,
+    indices: Vec<usize>,
+}
+
+impl HostBatch {
+    fn upload(self, device: &Device) -> TextBatch {
+        TextBatch {
+            tokens: Tensor::from_data(TensorData::new(self.tokens, self.shape), device),
+            targets: Tensor::from_data(TensorData::new(self.targets, self.shape), device),
+            ignored: Tensor::from_data(TensorData::new(self.ignored, self.shape), device),
+            counts: self.counts,
+            bytes: self.bytes,
+            documents: self.documents,
+            indices: self.indices,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Runs on language: what commands need of them.
+
+use super::{
+    LanguageConfig, LanguageData, LanguageModelKind, LanguageTask, TOKENIZER, TextSource,
+    TokenizerSource, kept_tokenizer,
+};
+use crate::learner::language::{LanguageBatch, LanguageModel};
+use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
+use anyhow::{Context as _, Result};
+use arbora_models::tree_coder::RouteOn;
+use arbora_rl::seed::{Purpose, derive};
+use arbora_tasks::TaskError;
+use burn::tensor::Device;
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl RunSettings for LanguageConfig {
+    type Task = LanguageTask;
+    type ModelKind = LanguageModelKind;
+    type Data = LanguageData;
+    type Model = LanguageModel;
+    type Batch = LanguageBatch;
+
+    const COLUMNS: &'static [Column] = &[
+        Column {
+            metric: "active_parameters",
+            title: "active parameters",
+            digits: 0,
+        },
+        Column {
+            metric: "perplexity",
+            title: "perplexity",
+            digits: 2,
+        },
+        Column {
+            metric: "bits_per_byte",
+            title: "bits per byte",
+            digits: 3,
+        },
+        Column {
+            metric: "leaf_share_min",
+            title: "smallest leaf, of its fair share",
+            digits: 2,
+        },
+    ];
+
+    common_settings!();
+
+    fn absolute(mut self) -> std::io::Result<Self> {
+        if let TextSource::Path(path) = &mut self.data.source {
+            *path = std::path::absolute(&path)?;
+        }
+        if let TokenizerSource::File { path } = &mut self.data.tokenizer {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(self)
+    }
+
+    fn load(&self) -> Result<LanguageData> {
+        self.read_text(None)
+    }
+
+    /// With the run's own tokenizer: what it was made from may be gone.
+    fn load_run(&self, folder: &Path) -> Result<LanguageData> {
+        self.read_text(Some(kept_tokenizer(folder)?))
+    }
+
+    fn keep(&self, data: &LanguageData, folder: &Path) -> Result<()> {
+        let path = folder.join(TOKENIZER);
+        crate::picture::save(data.text.tokenizer().to_json().as_bytes(), &path)
+            .context("the tokenizer of the run")
+    }
+
+    fn check_data(&self, _: &LanguageData) -> Result<()> {
+        Ok(())
+    }
+
+    fn fingerprint(&self, data: &LanguageData) -> Result<String> {
+        self.fingerprint_with(data.text.tokenizer())
+    }
+
+    fn init(&self, data: &LanguageData, device: &Device) -> Result<LanguageModel> {
+        Ok(self.blank(data, device))
+    }
+
+    fn blank(&self, data: &LanguageData, device: &Device) -> LanguageModel {
+        self.blank_for(data.text.tokenizer().vocabulary(), device)
+    }
+
+    fn training(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
+        let (text, batch_size) = (data.text.clone(), self.batch_size);
+        let prompt = self.prompt();
+        Box::new(move |seed, step, device| {
+            let batch = text.batch(seed, step, batch_size, device)?;
+            Ok(LanguageBatch::new(batch, prompt))
+        })
+    }
+
+    fn evaluation(
+        &self,
+        data: &LanguageData,
+        items: usize,
+        device: &Device,
+    ) -> Result<Vec<LanguageBatch>, TaskError> {
+        let items = match items {
+            0 => data.text.validation_windows(),
+            items => items,
+        };
+        let batches = data.text.eval_batches(self.eval_batch_size, device)?;
+        Ok(batches
+            .take(items.div_ceil(self.eval_batch_size))
+            .map(|batch| LanguageBatch::new(batch, self.prompt()))
+            .collect())
+    }
+
+    fn items(_: &LanguageData) -> &'static str {
+        "sequences of held-out text"
+    }
+
+    fn count(data: &LanguageData) -> Option<usize> {
+        Some(data.text.validation_windows())
+    }
+
+    fn facts(&self, data: &LanguageData) -> BTreeMap<String, f64> {
+        let vocabulary = data.text.tokenizer().vocabulary();
+        let counts = self.tree_coder(vocabulary).parameters();
+        let facts = [
+            ("active_parameters", counts.active),
+            ("total_parameters", counts.total),
+        ];
+        facts
+            .map(|(name, count)| (name.to_owned(), count as f64))
+            .into()
+    }
+
+    fn answer(model: &LanguageModel, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
+        drop(model.forward(batch, rng));
+        batch.text.tokens.dims().iter().product()
+    }
+}
+
+impl LanguageConfig {
+    /// Tokens at the start of a sequence that are not asked for, since they choose the route of some model.
+    pub(crate) fn prompt(&self) -> usize {
+        self.architecture.route_on.prompt()
+    }
+
+    /// Tokens that one route is chosen for.
+    pub(crate) fn chunk(&self) -> usize {
+        match self.architecture.route_on {
+            RouteOn::PreviousChunk { tokens } => tokens,
+            _ => self.data.window,
+        }
+    }
+
+    /// The model before its first step, for a vocabulary.
+    pub fn blank_for(&self, vocabulary: usize, device: &Device) -> LanguageModel {
+        let seed = derive(self.trainer.seed, Purpose::Parameters);
+        LanguageModel::new(self, self.tree_coder(vocabulary).init(seed, device))
+    }
+}

@@ -1,0 +1,293 @@
+//! Language models as the trainer wants them: what a step minimises and what an evaluation measures.
+
+use crate::config::language::LanguageConfig;
+use arbora_models::prediction::masked_average;
+use arbora_models::tree_coder::{RouteOn, SelectorKind, TreeCoderRouting};
+use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
+use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
+use arbora_tasks::text::TextBatch;
+use burn::module::{Module, ParamGroup};
+use burn::tensor::{Bool, Tensor, TensorData};
+use rand::RngCore;
+use rand_chacha::ChaCha8Rng;
+
+/// Leaves up to which the share of each is measured. Of more, only the smallest and the largest are.
+const LISTED_LEAVES: usize = 64;
+
+/// Sequences of text, and which of their tokens are asked for.
+#[derive(Clone, Debug)]
+pub struct LanguageBatch {
+    /// The sequences.
+    pub text: TextBatch,
+    /// `true` = no loss, for padding and for tokens that choose routes: `[batch, window]`, by target
+    pub ignored: Tensor<2, Bool>,
+    /// The same on the host, row by row.
+    pub skipped: Vec<bool>,
+}
+
+impl LanguageBatch {
+    /// - prompt: tokens at the start of each sequence that are not asked for
+    pub fn new(text: TextBatch, prompt: usize) -> Self {
+        let [batch, window] = text.tokens.dims();
+        let skipped: Vec<bool> = text
+            .counts
+            .iter()
+            // What is predicted at a token is the next one, which must not be of the prompt.
+            .flat_map(|count| (0..window).map(move |at| at >= *count || at + 1 < prompt))
+            .collect();
+        let data = TensorData::new(skipped.clone(), [batch, window]);
+        Self {
+            ignored: Tensor::from_data(data, &text.tokens.device()),
+            skipped,
+            text,
+        }
+    }
+
+    /// Tokens that are asked for.
+    pub fn targets(&self) -> usize {
+        self.skipped.iter().filter(|skipped| !**skipped).count()
+    }
+
+    /// Bytes of text that the tokens asked for stand for.
+    pub fn bytes(&self) -> u64 {
+        let asked = self.text.bytes.iter().zip(&self.skipped);
+        asked
+            .filter(|(_, skipped)| !**skipped)
+            .map(|(bytes, _)| u64::from(*bytes))
+            .sum()
+    }
+
+    /// `true` = padding, `[batch, window]`; `None` where there is none.
+    fn padding(&self) -> Option<Tensor<2, Bool>> {
+        let window = self.text.tokens.dims()[1];
+        let whole = self.text.counts.iter().all(|count| *count == window);
+        (!whole).then(|| self.text.ignored.clone())
+    }
+}
+
+/// A TreeCoder with what its training needs.
+#[derive(Module, Debug)]
+pub struct LanguageModel {
+    network: TreeCoder,
+    /// Weight of the balance of trees inside of attention.
+    #[module(skip)]
+    lambda_attention: f64,
+    /// Whether all sequences go to random leaves, whatever the selectors say.
+    #[module(skip)]
+    random_route: bool,
+}
+
+impl LanguageModel {
+    /// A network, trained as a configuration says.
+    pub fn new(config: &LanguageConfig, network: TreeCoder) -> Self {
+        Self {
+            network,
+            lambda_attention: config.lambda_attention,
+            random_route: false,
+        }
+    }
+
+    /// The network alone.
+    pub fn network(&self) -> &TreeCoder {
+        &self.network
+    }
+
+    /// The same, but it sends everything to random leaves.
+    #[must_use]
+    pub fn with_random_route(self) -> Self {
+        Self {
+            random_route: true,
+            ..self
+        }
+    }
+
+    /// What the network says of sequences.
+    pub fn forward(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> TreeCoderOutput {
+        let mut options = TreeCoderOptions {
+            seed: rng.next_u64(),
+            leaves: None,
+        };
+        if self.random_route {
+            let [rows, window] = batch.text.tokens.dims();
+            let leaves = self.network.tree().leaves() as u64;
+            let items = rows * self.network.config().items(window);
+            // The bias of a remainder is below one in 2^47.
+            let draw = |_| (rng.next_u64() % leaves) as usize;
+            options.leaves = Some((0..items).map(draw).collect());
+        }
+        let tokens = batch.text.tokens.clone();
+        self.network.forward(tokens, batch.padding(), &options)
+    }
+
+    /// The log-likelihood of each target in nats, `[batch, window]`, whether it is asked for or not, and where
+    /// the sequences went.
+    pub fn log_likelihood(
+        &self,
+        batch: &LanguageBatch,
+        rng: &mut ChaCha8Rng,
+    ) -> (Tensor<2>, TreeCoderRouting) {
+        let TreeCoderOutput { logits, routing } = self.forward(batch, rng);
+        let targets = Target::Classes(batch.text.targets.clone());
+        let likelihoods = Prediction::Classes { logits }.log_likelihood(&targets);
+        (likelihoods, routing)
+    }
+
+    /// The routes that were sampled, each rewarded with the mean log-likelihood of the tokens that it was taken
+    /// for. Routes for no token that is asked for take no part.
+    fn decisions(
+        &self,
+        batch: &LanguageBatch,
+        likelihoods: Tensor<2>,
+        routing: &TreeCoderRouting,
+    ) -> Option<Decisions> {
+        let mut rollout = routing.rollout()?;
+        let [rows, window] = likelihoods.dims();
+        let chunks = routing.chunks;
+        let chunk = match self.network.config().route_on {
+            RouteOn::PreviousChunk { tokens } => tokens,
+            _ => window,
+        };
+        let padded = chunks * chunk;
+        let device = likelihoods.device();
+        let asked = batch.ignored.clone().bool_not().float();
+        let by_item = |values: Tensor<2>| {
+            let rest = Tensor::zeros([rows, padded - window], &device);
+            let values = match padded == window {
+                true => values,
+                false => Tensor::cat(vec![values, rest], 1),
+            };
+            values.reshape([rows * chunks, chunk]).sum_dim(1)
+        };
+        let counts = by_item(asked.clone());
+        let sums = by_item(likelihoods.detach() * asked);
+        let silent = counts.clone().lower_elem(0.5);
+        rollout.mask = Some(silent);
+        Some(Decisions {
+            rollout,
+            reward: sums / counts.clamp_min(1.0),
+            greedy_reward: None,
+        })
+    }
+}
+
+impl TrainableModel for LanguageModel {
+    type Batch = LanguageBatch;
+
+    fn training_step(&self, batch: LanguageBatch, rng: &mut ChaCha8Rng) -> StepOutput {
+        let (likelihoods, routing) = self.log_likelihood(&batch, rng);
+        let task_loss = -masked_average(likelihoods.clone(), Some(&batch.ignored));
+        let mut loss = task_loss.clone();
+        if let Some(balance) = &routing.balance_loss {
+            loss = loss + balance.clone();
+        }
+        let attention = routing.attention.iter();
+        let attention: Vec<Tensor<1>> = attention
+            .filter_map(|report| report.balance_loss.clone())
+            .collect();
+        let attention = (!attention.is_empty()).then(|| Tensor::cat(attention, 0).mean());
+        if let Some(attention) = &attention {
+            loss = loss + attention.clone() * self.lambda_attention;
+        }
+        let device = task_loss.device().without_autodiff();
+        let mut output = StepOutput::new(loss).with_metric("log_likelihood", -task_loss);
+        for (name, value) in [
+            ("balance", routing.balance_loss.clone()),
+            ("attention_balance", attention),
+        ] {
+            if let Some(value) = value {
+                output = output.with_metric(name, value);
+            }
+        }
+        for (name, sum, weight) in self.routes(&routing) {
+            let mean = (sum / weight) as f32;
+            output = output.with_metric(name, Tensor::from_floats([mean], &device));
+        }
+        if let Some(decisions) = self.decisions(&batch, likelihoods, &routing) {
+            output = output.with_decisions(decisions);
+        }
+        output
+    }
+
+    /// What decides where something goes does not decay, neither between nodes nor within attention: decay draws
+    /// scores together.
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let network = &self.network;
+        let groups = [network.selector_parameter_ids(), network.tree_parameter_ids()];
+        let parameters = groups.concat();
+        if parameters.is_empty() {
+            return Vec::new();
+        }
+        vec![ParameterGroup {
+            parameters: ParamGroup::from_ids(parameters),
+            decays: false,
+            rate: 1.0,
+        }]
+    }
+
+    fn evaluate(&self, batch: LanguageBatch, rng: &mut ChaCha8Rng) -> Vec<Measurement> {
+        let (likelihoods, routing) = self.log_likelihood(&batch, rng);
+        let sum = likelihoods.mask_fill(batch.ignored.clone(), 0.0).sum();
+        let sum = f64::from(sum.into_scalar::<f32>());
+        let mut measured = vec![
+            Measurement::new("log_likelihood", sum, batch.targets() as f64),
+            Measurement::new(BITS_PER_BYTE, -sum / 2f64.ln(), batch.bytes() as f64),
+        ];
+        let routes = self.routes(&routing);
+        measured.extend(
+            routes
+                .into_iter()
+                .map(|(name, sum, weight)| Measurement::new(name, sum, weight)),
+        );
+        measured
+    }
+
+    /// The loss and its perplexity, which is no mean over batches; the smallest and the largest leaf.
+    fn derive(&self, means: &[(String, f64)]) -> Vec<(String, f64)> {
+        let mut derived = Vec::new();
+        if let Some((_, likelihood)) = means.iter().find(|(name, _)| name == "log_likelihood") {
+            derived.push(("loss".into(), -likelihood));
+            derived.push(("perplexity".into(), (-likelihood).exp()));
+        }
+        let shares = || {
+            let shares = means.iter().filter(|(name, _)| name.starts_with(LEAF_SHARE));
+            shares.map(|(_, share)| *share)
+        };
+        if shares().next().is_some() {
+            let (least, most) = (f64::INFINITY, f64::NEG_INFINITY);
+            derived.push(("leaf_share_min".into(), shares().fold(least, f64::min)));
+            derived.push(("leaf_share_max".into(), shares().fold(most, f64::max)));
+        }
+        derived
+    }
+}
+
+/// The name of bits per byte of text, whatever the tokenizer.
+pub const BITS_PER_BYTE: &str = "bits_per_byte";
+/// What the names of leaf shares start with; the number of the leaf follows.
+pub const LEAF_SHARE: &str = "leaf_share.";
+/// What the names of the selectors' entropies start with; the depth follows.
+pub const ENTROPY: &str = "route_entropy.";
+
+impl LanguageModel {
+    /// The share of items at each leaf, relative to a fair share, and the entropy of the selectors at each depth:
+    /// name, sum and weight. Nothing without a tree.
+    fn routes(&self, routing: &TreeCoderRouting) -> Vec<(String, f64, f64)> {
+        let leaves = self.network.tree().leaves();
+        let items = routing.leaves.len() as f64;
+        let mut measured = Vec::new();
+        if leaves > 1 && leaves <= LISTED_LEAVES {
+            let mut counts = vec![0usize; leaves];
+            routing.leaves.iter().for_each(|leaf| counts[*leaf] += 1);
+            for (leaf, count) in counts.into_iter().enumerate() {
+                let share = (count * leaves) as f64;
+                measured.push((format!("{LEAF_SHARE}{leaf}"), share, items));
+            }
+        }
+        if self.network.config().selector.kind == SelectorKind::Learned {
+            for (depth, level) in routing.levels.iter().enumerate() {
+                measured.push((format!("{ENTROPY}{depth}"), level.entropy * items, items));
+            }
+        }
+        measured
+    }
+}

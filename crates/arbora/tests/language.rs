@@ -1,0 +1,427 @@
+//! Runs on language: a tree and its controls on a small folder of texts, measured, resumed, and what is refused.
+#![cfg(all(feature = "cli", feature = "flex"))]
+
+mod common;
+
+use common::{Place, parse};
+use serde_json::{Value, json};
+use std::fs;
+
+/// Settings of a run of four steps on sequences of 16 bytes.
+fn tiny() -> Value {
+    json!({
+        "data": {
+            "source": "texts", "tokenizer": { "kind": "bytes" }, "window": 16, "validation": 0.25,
+        },
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "eval_items": 8,
+        "architecture": {
+            "d_model": 8, "heads": 2, "kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
+            "route_on": { "kind": "first-n", "tokens": 4 },
+        },
+        "trainer": { "steps": 4, "eval_every": 2, "checkpoint_every": 1, "warmup_steps": 0 },
+    })
+}
+
+/// Sentences with a subject of their own, as long as some windows.
+fn document(number: usize) -> String {
+    let subject = ["whale", "ship", "sea", "captain"][number % 4];
+    (0..6)
+        .map(|line| format!("The {subject} of line {line} meets the {subject}.\n"))
+        .collect()
+}
+
+fn place() -> Place {
+    let place = Place::new();
+    fs::create_dir(place.path("texts")).unwrap();
+    for number in 0..4 {
+        fs::write(place.path(format!("texts/{number}.txt")), document(number)).unwrap();
+    }
+    fs::write(place.path("language.json"), tiny().to_string()).unwrap();
+    place
+}
+
+const TRAIN: [&str; 4] = ["train", "lm", "--config", "language.json"];
+
+fn train(place: &Place, args: &[&str]) -> String {
+    place.succeed(&[&TRAIN, args].concat())
+}
+
+fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("expected a number, got {value}"))
+}
+
+fn near(found: f64, expected: f64) {
+    let bound = 1e-6 * expected.abs().max(1.0);
+    assert!((found - expected).abs() < bound, "{found} for {expected}");
+}
+
+#[test]
+fn every_model_leaves_numbers_curves_and_a_run_that_eval_measures_again() {
+    let place = place();
+    for model in [
+        "tree-coder",
+        "linear-active",
+        "linear-total",
+        "random-route",
+        "hash-route",
+    ] {
+        let args = ["--model", model, "--out", model, "--json"];
+        let trained = parse(&train(&place, &args));
+        let numbers = &trained["models"][model];
+        let loss = number(&numbers["loss"]);
+        near(number(&numbers["perplexity"]), loss.exp());
+        near(number(&numbers["log_likelihood"]), -loss);
+        let has_tree = !model.starts_with("linear");
+        assert_eq!(numbers["leaf_share_min"].is_f64(), has_tree, "{numbers}");
+        if has_tree {
+            let shares = (0..4).map(|leaf| number(&numbers[format!("leaf_share.{leaf}")]));
+            let shares: Vec<f64> = shares.collect();
+            near(shares.iter().sum::<f64>(), 4.0);
+            let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
+            near(number(&numbers["leaf_share_min"]), least);
+        }
+        let learns = model == "tree-coder";
+        assert_eq!(numbers["route_entropy.1"].is_f64(), learns, "{numbers}");
+        let evaluated = place.eval(model, &[]);
+        assert_eq!(evaluated["model"], model);
+        assert_eq!(evaluated["step"], 4);
+        for name in ["loss", "perplexity", "bits_per_byte"] {
+            near(number(&evaluated["metrics"][name]), number(&numbers[name]));
+        }
+        for file in ["curves.svg", "curves.png", "tokenizer.json"] {
+            assert!(place.path(model).join(file).is_file(), "{model}: {file}");
+        }
+    }
+    let text = place.succeed(&["eval", "tree-coder"]);
+    assert!(text.contains("sequences of held-out text"), "{text}");
+    assert!(text.contains("\nperplexity"), "{text}");
+}
+
+#[test]
+fn one_byte_is_one_token_so_bits_per_byte_are_the_loss_in_bits() {
+    let place = place();
+    let trained = parse(&train(&place, &["--out", "out", "--json"]));
+    let numbers = &trained["models"]["tree-coder"];
+    let bits = number(&numbers["loss"]) / 2f64.ln();
+    // The end of a document is a target without bytes: 4 of all targets.
+    assert!(number(&numbers["bits_per_byte"]) >= bits, "{numbers}");
+    let mixed = ["--set", "data.mix_documents=true", "--out", "mixed", "--json"];
+    let trained = parse(&train(&place, &mixed));
+    assert!(trained["models"]["tree-coder"]["loss"].is_f64());
+}
+
+#[test]
+fn perplexity_is_that_of_the_whole_evaluation_whatever_its_batches() {
+    let place = place();
+    train(&place, &["--out", "out"]);
+    let whole = place.eval("out", &[])["metrics"].clone();
+    let mut config = place.json("out/config.json");
+    config["eval_batch_size"] = json!(1);
+    fs::write(place.path("out/config.json"), config.to_string()).unwrap();
+    let single = place.eval("out", &[])["metrics"].clone();
+    for name in ["loss", "perplexity", "bits_per_byte", "leaf_share_min"] {
+        let (found, expected) = (number(&single[name]), number(&whole[name]));
+        assert!(
+            (found / expected - 1.0).abs() < 1e-4,
+            "{name}: {found} for {expected}"
+        );
+    }
+}
+
+#[test]
+fn a_resumed_run_continues_the_same_numbers() {
+    let place = place();
+    for (name, settings) in [
+        ("learned", vec![]),
+        ("random", vec!["--model", "random-route"]),
+        (
+            "sampled",
+            vec!["--set", "selector.gradient.kind=reinforce"],
+        ),
+    ] {
+        let [whole, cut] = ["whole", "cut"].map(|part| format!("{name}-{part}"));
+        for out in [&whole, &cut] {
+            train(&place, &[&settings[..], &["--out", out]].concat());
+        }
+        let expected = place.metrics(&whole);
+        assert_eq!(place.metrics(&cut), expected, "{name}");
+        // As if it had been stopped after its third step.
+        fs::remove_dir_all(place.path(&cut).join("checkpoints/step-00000004")).unwrap();
+        place.succeed(&["train", "lm", "--out", &cut, "--resume"]);
+        assert_eq!(place.metrics(&cut), expected, "{name}");
+    }
+    assert!(place.metrics("sampled-whole").contains("\"reward\""));
+}
+
+#[test]
+fn a_run_keeps_its_tokenizer() {
+    let place = place();
+    let bpe = r#"data.tokenizer={"kind":"bpe","vocabulary":280}"#;
+    train(&place, &["--set", bpe, "--out", "trained"]);
+    fs::copy(place.path("trained/tokenizer.json"), place.path("mine.json")).unwrap();
+    let file = r#"data.tokenizer={"kind":"file","path":"mine.json"}"#;
+    train(&place, &["--set", file, "--out", "read"]);
+    fs::remove_file(place.path("mine.json")).unwrap();
+    // The same tokenizer, so the same numbers, although its file is gone.
+    let metrics = |run: &str| place.eval(run, &[])["metrics"].clone();
+    assert_eq!(metrics("read"), metrics("trained"));
+    fs::remove_dir_all(place.path("read/checkpoints/step-00000004")).unwrap();
+    place.succeed(&["train", "lm", "--out", "read", "--resume"]);
+    assert_eq!(metrics("read"), metrics("trained"));
+
+    let kept = fs::read(place.path("read/tokenizer.json")).unwrap();
+    let says = |words: &[&str]| {
+        for args in [
+            &["eval", "read"][..],
+            &["train", "lm", "--out", "read", "--resume"],
+        ] {
+            let line = place.refuse(args);
+            assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        }
+    };
+    fs::write(place.path("read/tokenizer.json"), &kept[..kept.len() / 2]).unwrap();
+    says(&["read/tokenizer.json", "not a tokenizer"]);
+    fs::write(place.path("read/tokenizer.json"), r#"{"kind":"bytes"}"#).unwrap();
+    says(&["checkpoint of another model", "tokenizer"]);
+    fs::remove_file(place.path("read/tokenizer.json")).unwrap();
+    says(&["read/tokenizer.json", "cannot be read"]);
+}
+
+#[test]
+fn a_tree_can_be_walked_at_random() {
+    let place = place();
+    train(&place, &["--out", "out"]);
+    let learned = place.eval("out", &[])["metrics"].clone();
+    let random = place.eval("out", &["--random-route"])["metrics"].clone();
+    assert_ne!(random["loss"], learned["loss"]);
+    train(&place, &["--model", "linear-active", "--out", "linear"]);
+    let line = place.refuse(&["eval", "linear", "--random-route"]);
+    assert!(line.contains("linear-active walks no tree"), "{line}");
+}
+
+#[test]
+fn chunks_have_routes_of_their_own() {
+    let place = place();
+    let chunks = r#"architecture.route_on={"kind":"previous-chunk","tokens":6}"#;
+    for gradient in ["scaled-delta", "reinforce"] {
+        let gradient = format!("selector.gradient.kind={gradient}");
+        let args = [
+            "--set", chunks, "--set", &gradient, "--out", &gradient, "--json",
+        ];
+        let trained = parse(&train(&place, &args));
+        assert!(trained["models"]["tree-coder"]["loss"].is_f64());
+    }
+}
+
+#[test]
+fn a_comparison_puts_a_tree_and_its_controls_into_one_table() {
+    let place = place();
+    let args = [
+        "compare",
+        "lm",
+        "--config",
+        "language.json",
+        "--models",
+        "tree-coder,linear-active,linear-total,random-route,hash-route",
+        "--out",
+        "all",
+    ];
+    let text = place.succeed(&args);
+    let head = text.lines().next().unwrap();
+    for title in ["log-lik", "perplexity", "bits per byte", "smallest leaf"] {
+        assert!(head.contains(title), "{head}");
+    }
+    let numbers = place.json("all/compare.json");
+    let parameters = |model: usize| number(&numbers["models"][model]["parameters"]);
+    let (tree, active, total) = (parameters(0), parameters(1), parameters(2));
+    assert!(active < 0.8 * tree, "{active} of {tree}");
+    assert!((total / tree - 1.0).abs() < 0.05, "{total} for {tree}");
+    let line = place.refuse(&["compare", "lm", "--models", "tree-coder", "--from", "all"]);
+    assert!(line.contains("--from: lm starts from fresh weights"), "{line}");
+}
+
+/// A refusal of training with one setting.
+fn refused(place: &Place, args: &[&str]) -> String {
+    place.refuse(&[&TRAIN, &["--out", "new"], args].concat())
+}
+
+#[test]
+fn settings_out_of_range_are_refused_by_name() {
+    let place = place();
+    for (setting, words) in [
+        (
+            "architecture.branching=1",
+            "architecture.branching: expected at least 2, got 1",
+        ),
+        (
+            "architecture.branching=0",
+            "architecture.branching: expected at least 2, got 0",
+        ),
+        (
+            "architecture.height=40",
+            "architecture.height: expected a tree of at most",
+        ),
+        (
+            "architecture.blocks=[1,2]",
+            "architecture.blocks: expected one number, or one for each of the height + 1 levels",
+        ),
+        ("architecture.d_ff=[0]", "architecture.d_ff: expected 1 to"),
+        (
+            "architecture.heads=3",
+            "architecture.heads: expected a divisor of d_model, got 3",
+        ),
+        (
+            "architecture.kv_heads=0",
+            "architecture.kv_heads: expected 1 to",
+        ),
+        (
+            "architecture.dropout=1",
+            "architecture.dropout: expected at least 0 and below 1",
+        ),
+        (
+            "architecture.route_on.tokens=16",
+            "architecture.route_on.tokens: expected 1 to below data.window = 16, got 16",
+        ),
+        (
+            "architecture.route_on.tokens=0",
+            "architecture.route_on.tokens: expected 1",
+        ),
+        (
+            r#"architecture.route_on={"kind":"previous-chunk","tokens":17}"#,
+            "architecture.route_on.tokens: expected 1 to data.window = 16, got 17",
+        ),
+        (
+            r#"architecture.route_on={"kind":"last-token"}"#,
+            "last-token reads tokens that a language model must predict",
+        ),
+        (
+            r#"architecture.route_on={"kind":"mean-all"}"#,
+            "mean-all reads tokens that a language model must predict",
+        ),
+        (
+            r#"architecture.attention={"kind":"linformer","max_tokens":16}"#,
+            "architecture.attention: linformer has no causal form",
+        ),
+        (
+            r#"selector.gradient={"kind":"gumbel-straight-through","temperature":0}"#,
+            "selector.gradient.temperature: expected above 0, got 0",
+        ),
+        (
+            r#"selector.balance={"kind":"switch-loss","weight":-1}"#,
+            "selector.balance.weight: expected above 0, got -1",
+        ),
+        ("selector.hidden=0", "selector.hidden: expected at least 1"),
+        ("data.window=1", "data.window: expected 2 to"),
+        ("data.validation=0", "data.validation"),
+        ("data.validation=1", "data.validation"),
+        (
+            r#"data.tokenizer={"kind":"bpe","vocabulary":256}"#,
+            "data.tokenizer.vocabulary: expected 257 to",
+        ),
+        ("data.tokenizer.kind=words", "words"),
+        ("batch_size=0", "batch_size: expected 1 to"),
+        ("lambda_attention=-1", "lambda_attention: expected"),
+        (
+            "architecture.widht=3",
+            "unknown key architecture.widht",
+        ),
+        ("trainer.learning_rate=-1", "trainer.learning_rate"),
+    ] {
+        let line = refused(&place, &["--set", setting]);
+        assert!(line.contains(words), "{setting}: {line}");
+    }
+    let sampled = [
+        "--set",
+        "selector.gradient.kind=reinforce",
+        "--set",
+        "trainer.policy_gradient.baseline.kind=self_critical",
+    ];
+    let line = refused(&place, &sampled);
+    assert!(line.contains("trainer.policy_gradient.baseline: needs"), "{line}");
+}
+
+#[test]
+fn text_that_cannot_be_read_is_refused() {
+    let place = place();
+    fs::write(place.path("empty.txt"), "").unwrap();
+    fs::write(place.path("latin.txt"), b"caf\xe9 and more").unwrap();
+    fs::create_dir(place.path("nothing")).unwrap();
+    fs::write(place.path("nothing/picture.png"), "text").unwrap();
+    for (source, words) in [
+        ("nowhere.txt", vec!["nowhere.txt", "cannot be read"]),
+        ("empty.txt", vec!["empty.txt", "expected text"]),
+        ("latin.txt", vec!["latin.txt", "UTF-8", "position 3"]),
+        ("nothing", vec!["nothing", "found none"]),
+    ] {
+        let source = format!("data.source={source}");
+        let line = refused(&place, &["--set", &source]);
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    }
+    fs::write(place.path("damaged.json"), "{\"model\": 3}").unwrap();
+    for (path, words) in [
+        ("damaged.json", "not a tokenizer"),
+        ("nowhere.json", "cannot be read"),
+    ] {
+        let tokenizer = format!(r#"data.tokenizer={{"kind":"file","path":"{path}"}}"#);
+        let line = refused(&place, &["--set", &tokenizer]);
+        assert!(line.contains(path) && line.contains(words), "{line}");
+    }
+}
+
+#[test]
+fn models_runs_and_commands_of_other_families_are_refused() {
+    let place = place();
+    train(&place, &["--out", "out"]);
+    let says = |args: &[&str], words: &[&str]| {
+        let line = place.refuse(args);
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    };
+    says(
+        &["train", "lm", "--model", "dense"],
+        &["dense learns sequences", "tree-coder, linear-active"],
+    );
+    says(
+        &["train", "recall", "--model", "tree-coder"],
+        &["tree-coder learns language"],
+    );
+    says(
+        &["train", "lm", "--preset", "published"],
+        &["no published settings"],
+    );
+    says(
+        &["train", "lm", "--from", "out"],
+        &["--from: lm starts from fresh weights"],
+    );
+    says(
+        &["eval", "out", "--search", "beam=2"],
+        &["tree-coder searches no token tree"],
+    );
+    says(&["grow", "out"], &["task lm", "grow is for retrieval"]);
+    says(
+        &["train", "images", "--out", "out", "--resume"],
+        &["for task lm, asked for images"],
+    );
+    says(
+        &["train", "recall", "--out", "out", "--resume"],
+        &["for task lm, asked for recall"],
+    );
+    let resume = ["train", "lm", "--out", "out", "--resume", "--set"];
+    says(
+        &[&resume[..], &["architecture.branching=3"]].concat(),
+        &["architecture.branching is 2, asked for 3"],
+    );
+    // Settings that were changed behind the run's back.
+    let mut config = place.json("out/config.json");
+    config["architecture"]["branching"] = json!(3);
+    fs::write(place.path("out/config.json"), config.to_string()).unwrap();
+    for args in [
+        &["eval", "out"][..],
+        &["train", "lm", "--out", "out", "--resume"],
+    ] {
+        says(args, &["checkpoint of another model"]);
+    }
+}
