@@ -46,6 +46,8 @@ pub mod learner;
 #[cfg(feature = "cli")]
 pub mod picture;
 #[cfg(feature = "cli")]
+pub mod placement;
+#[cfg(feature = "cli")]
 pub mod problem;
 #[cfg(feature = "cli")]
 pub mod progress;

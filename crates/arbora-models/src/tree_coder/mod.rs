@@ -6,6 +6,7 @@ mod forward;
 mod items;
 mod node;
 mod parameters;
+mod placement;
 mod route;
 mod selector;
 mod soft;
@@ -17,6 +18,7 @@ pub use config::{
 pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
 pub use node::{Head, Node};
 pub use parameters::ParameterCounts;
+pub use placement::{NodeName, Placement, PlacementError};
 pub use selector::Selector;
 
 use crate::init::{Initialization, seeded};

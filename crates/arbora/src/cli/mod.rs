@@ -12,6 +12,7 @@ mod train;
 mod trained;
 
 use crate::config::{AnyModel, AnyTask, Preset};
+use crate::placement::PlaceArgs;
 use crate::remote::{self, RemoteError};
 use anyhow::{Context as _, Error, Result};
 use arbora_models::tree_coder::GenerateError;
@@ -123,6 +124,8 @@ struct TrainArgs {
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Seed of weights, data and decisions.
     #[arg(long)]
     seed: Option<u64>,
@@ -190,6 +193,8 @@ struct EvalArgs {
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Walk the trees at random instead of by the learned policy.
     #[arg(long)]
     random_route: bool,

@@ -41,6 +41,7 @@ fn retrieval(task: Task, args: TrainArgs) -> Result<ExitCode> {
     if args.from.is_some() {
         bail!("--from: {} starts from fresh weights", task.name());
     }
+    args.place.refuse()?;
     let model = args.model.map(AnyModel::retrieval).transpose()?;
     let config: RunConfig = configure(&args, task, model, || {
         Ok(RunConfig::preset(task, args.preset))
