@@ -22,7 +22,22 @@ mod store;
 mod strategy;
 #[path = "backend/streaming.rs"]
 mod streaming;
-
+#[path = "backend/tree_coder.rs"]
+mod tree_coder;
+#[path = "backend/tree_coder_balance.rs"]
+mod tree_coder_balance;
+#[path = "backend/tree_coder_generate.rs"]
+mod tree_coder_generate;
+#[path = "backend/tree_coder_generate_errors.rs"]
+mod tree_coder_generate_errors;
+#[path = "backend/tree_coder_gradients.rs"]
+mod tree_coder_gradients;
+#[path = "backend/tree_coder_masks.rs"]
+mod tree_coder_masks;
+#[path = "backend/tree_coder_oracle.rs"]
+mod tree_coder_oracle;
+#[path = "backend/tree_coder_selectors.rs"]
+mod tree_coder_selectors;
 #[path = "backend/treeformer.rs"]
 mod treeformer;
 

@@ -413,3 +413,6 @@ impl SelectorConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,9 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 pub(super) struct Items {
     /// `[items, tokens of an item, d_model]`, in the order of `order`
     pub rows: Tensor<3>,
-    /// `[items, tokens of an item]`, `true` = padding, in the order of `order`
-    padding: Option<Tensor<2, Bool>>,
+    /// `[items, tokens of an item]`, 1 = padding, in the order of `order`. Numbers, since backends store booleans in
+    /// several ways that they neither join nor always select.
+    padding: Option<Tensor<2, Int>>,
     /// Which item each row is: sequence-major, so item `i` is chunk `i % chunks` of sequence `i / chunks`.
     pub order: Vec<usize>,
     /// Which node of its depth each row is at, not decreasing.
@@ -42,12 +43,13 @@ impl Items {
         };
         let chunks = tokens.div_ceil(chunk);
         let missing = chunks * chunk - tokens;
-        let (mut hidden, mut padding) = (hidden, padding);
+        let mut hidden = hidden;
+        let mut padding = padding.map(|padding| padding.int());
         if missing > 0 {
             let none = Tensor::zeros([batch, missing, width], &device);
             hidden = Tensor::cat(vec![hidden, none], 1);
-            let given = padding.unwrap_or_else(|| unmasked([batch, tokens], &device));
-            let none = unmasked([batch, missing], &device).bool_not();
+            let given = padding.unwrap_or_else(|| Tensor::zeros([batch, tokens], &device));
+            let none = Tensor::ones([batch, missing], &device);
             padding = Some(Tensor::cat(vec![given, none], 1));
         }
         Self {
@@ -94,7 +96,7 @@ impl Items {
             padding.to_device(device)
         });
         if self.chunks == 1 {
-            return node(rows, padding);
+            return node(rows, padding.map(mask));
         }
         let [_, chunk, width] = rows.dims();
         let places = Places::new(
@@ -109,7 +111,7 @@ impl Items {
         if sequences * longest == group.count {
             let rows = rows.reshape([sequences, longest * chunk, width]);
             let padding = padding.map(|padding| padding.reshape([sequences, longest * chunk]));
-            let (rows, report) = node(rows, padding);
+            let (rows, report) = node(rows, padding.map(mask));
             return (rows.reshape([group.count, chunk, width]), report);
         }
         // One more row, of padding, stands where a sequence has fewer chunks here than another.
@@ -119,8 +121,8 @@ impl Items {
         }
         let from = indices(from, device);
         let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), device);
-        let padding = padding.unwrap_or_else(|| unmasked([group.count, chunk], device));
-        let all = unmasked([1, chunk], device).bool_not();
+        let padding = padding.unwrap_or_else(|| Tensor::zeros([group.count, chunk], device));
+        let all = Tensor::ones([1, chunk], device);
         let padding = Tensor::cat(vec![padding, all], 0)
             .select(0, from.clone())
             .reshape([sequences, longest * chunk]);
@@ -130,7 +132,7 @@ impl Items {
             longest * chunk,
             width,
         ]);
-        let (rows, report) = node(rows, Some(padding));
+        let (rows, report) = node(rows, Some(mask(padding)));
         let rows = rows
             .reshape([sequences * longest, chunk, width])
             .select(0, of_row);
@@ -141,11 +143,11 @@ impl Items {
     pub fn pooled(&self, route_on: RouteOn) -> Tensor<2> {
         let [items, tokens, width] = self.rows.dims();
         let device = self.rows.device();
-        let mean = |rows: Tensor<3>, padding: Option<Tensor<2, Bool>>| match padding {
+        let mean = |rows: Tensor<3>, padding: Option<Tensor<2, Int>>| match padding {
             None => rows.mean_dim(1).squeeze_dim::<2>(1),
             Some(padding) => {
                 let [items, tokens, _] = rows.dims();
-                let kept = padding.bool_not().float().reshape([items, tokens, 1]);
+                let kept = (padding.float() - 1.0).neg().reshape([items, tokens, 1]);
                 let sum = (rows * kept.clone()).sum_dim(1);
                 (sum / kept.sum_dim(1).clamp_min(1.0)).squeeze_dim::<2>(1)
             }
@@ -166,11 +168,9 @@ impl Items {
                     return last.squeeze_dim(1);
                 };
                 // The last place that is kept: the one with the largest position.
-                let positions = Tensor::<1, Int>::arange(0..tokens as i64, &device)
-                    .reshape([1, tokens])
-                    .expand([items, tokens]);
-                let last = positions
-                    .mask_fill(padding.clone(), 0)
+                let positions = Tensor::<1, Int>::arange(0..tokens as i64, &device);
+                let kept = (padding.clone() - 1).neg();
+                let last = (kept * positions.reshape([1, tokens]))
                     .max_dim(1)
                     .reshape([items, 1, 1])
                     .expand([items, 1, width]);
@@ -288,8 +288,9 @@ pub(super) fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
-fn unmasked(shape: [usize; 2], device: &Device) -> Tensor<2, Bool> {
-    Tensor::<2>::zeros(shape, device).greater_elem(0.5)
+/// `true` where the number is not 0.
+fn mask(padding: Tensor<2, Int>) -> Tensor<2, Bool> {
+    padding.greater_elem(0)
 }
 
 impl TreeCoderConfig {

@@ -1,13 +1,17 @@
 //! The TreeCoder: a tree of transformer blocks that routes each sequence to one leaf.
 
 mod config;
+mod decoder;
 mod draws;
 mod forward;
+mod generate;
+mod group;
 mod items;
 mod node;
 mod parameters;
 mod placement;
 mod route;
+mod sampling;
 mod selector;
 mod soft;
 
@@ -15,7 +19,9 @@ pub use config::{
     LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
     TreeCoderConfig,
 };
+pub use decoder::Decoder;
 pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
+pub use generate::{Finish, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken};
 pub use node::{Head, Node};
 pub use parameters::ParameterCounts;
 pub use placement::{NodeName, Placement, PlacementError};

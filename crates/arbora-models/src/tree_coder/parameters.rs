@@ -102,17 +102,45 @@ impl TreeCoderConfig {
             }
             best = wider;
         }
-        let unit = (2 * best.d_model + 1) as i64;
-        let units = (missing(&best) as f64 / unit as f64).round() as i64;
-        let blocks = best.blocks[0] as i64;
-        let widths = (0..blocks).map(|place| {
-            let more = units.div_euclid(blocks) + i64::from(place < units.rem_euclid(blocks));
-            (best.d_ff_of(0, place as usize) as i64 + more).max(1) as usize
-        });
-        let widths = shortest(widths.collect());
+        // Where MLPs are too narrow to give enough back, the model before lacks something instead.
+        let before = of_width(best.d_model.max(self.d_model + self.heads) - self.heads);
+        let [closest, before] = [best, before].map(|config| config.filled(target));
+        match missing(&closest).abs() <= missing(&before).abs() {
+            true => closest,
+            false => before,
+        }
+    }
+
+    /// The same with MLPs that bring the total as close to a number of parameters as they can, all widened or narrowed
+    /// by as much where there is room.
+    fn filled(self, target: usize) -> Self {
+        let unit = 2 * self.d_model + 1;
+        let missing = target as f64 - self.parameters().total as f64;
+        let mut units = (missing / unit as f64).round() as i64;
+        let blocks = 0..self.blocks[0];
+        let mut widths: Vec<usize> = blocks.map(|place| self.d_ff_of(0, place)).collect();
+        while units != 0 {
+            let open: Vec<usize> = (0..widths.len())
+                .filter(|place| units > 0 || widths[*place] > 1)
+                .collect();
+            if open.is_empty() {
+                break;
+            }
+            let (each, more) = (units / open.len() as i64, units % open.len() as i64);
+            for (at, place) in open.into_iter().enumerate() {
+                let one_more = i64::from((at as i64) < more.abs()) * units.signum();
+                let old = widths[place] as i64;
+                widths[place] = (old + each + one_more).max(1) as usize;
+            }
+            let given: i64 = widths.iter().map(|width| *width as i64).sum();
+            let had: usize = (0..self.blocks[0])
+                .map(|place| self.d_ff_of(0, place))
+                .sum();
+            units = (missing / unit as f64).round() as i64 - (given - had as i64);
+        }
         Self {
-            d_ff: widths,
-            ..best
+            d_ff: shortest(widths),
+            ..self
         }
     }
 }

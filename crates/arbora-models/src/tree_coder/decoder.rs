@@ -1,0 +1,507 @@
+//! Sequences fed to a TreeCoder token by token.
+
+use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
+use super::draws::{hash_leaf, random_leaf};
+use super::generate::GenerateError;
+use super::group::{Decided, Group, places, places_of};
+use super::route::choose;
+use super::{TreeCoder, TreeCoderOptions};
+use burn::module::Module;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use std::collections::BTreeMap;
+
+/// Feeds sequences to a model token by token, with a cache of keys and values at every node that they reached.
+///
+/// Each sequence gets the logits that one [`forward`](TreeCoder::forward) over all of its tokens gives, up to
+/// rounding, however they were split into calls and whatever was fed beside it. Sequences of one length that took
+/// the same route so far advance together; where their routes part, so do their caches. With
+/// [`RouteOn::PreviousChunk`] a sequence that comes back to a node goes on with what the node remembers of it.
+///
+/// While a sequence has fewer tokens than [`RouteOn::FirstN`] reads, its route is not settled: it is computed anew
+/// at each call. So is, at every length, a model of [`SelectorGradient::Soft`], which has no route.
+#[derive(Debug)]
+pub struct Decoder {
+    model: TreeCoder,
+    is_cached: bool,
+    sequences: Vec<Sequence>,
+    groups: Vec<Group>,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    /// Of random routes.
+    seed: u64,
+    tokens: Vec<u32>,
+    /// Of its routed items.
+    leaves: Vec<usize>,
+}
+
+/// Tokens that are to be fed to a group, of equally many for each member.
+struct Task {
+    group: Group,
+    tokens: Vec<Vec<u32>>,
+    /// Whether the chunk that begins here has its route.
+    is_routed: bool,
+}
+
+impl TreeCoder {
+    /// Feeds sequences to the model token by token. The decoder has a copy of the model without dropout, off the
+    /// autodiff device; tensors are shared.
+    ///
+    /// # Errors
+    /// If the model is not causal, what selectors read is not, or its classes are not its vocabulary.
+    pub fn decoder(&self) -> Result<Decoder, GenerateError> {
+        let config = self.config();
+        if !config.causal {
+            return Err(GenerateError::NotCausal);
+        }
+        if config.height > 0 && !config.route_on.is_causal() {
+            return Err(GenerateError::RouteNotCausal {
+                route_on: config.route_on,
+            });
+        }
+        if config.classes() != config.vocabulary {
+            return Err(GenerateError::NotALanguageModel {
+                classes: config.classes(),
+                vocabulary: config.vocabulary,
+            });
+        }
+        let is_soft = config.height > 0
+            && config.selector.kind == SelectorKind::Learned
+            && config.selector.gradient == SelectorGradient::Soft;
+        Ok(Decoder {
+            model: self.valid(),
+            is_cached: !is_soft,
+            sequences: Vec::new(),
+            groups: Vec::new(),
+        })
+    }
+}
+
+impl Decoder {
+    /// The same without caches: every call computes each sequence it is fed anew and on its own. What caches are
+    /// measured against.
+    ///
+    /// # Panics
+    /// If there are sequences already.
+    #[must_use]
+    #[track_caller]
+    pub fn without_cache(mut self) -> Self {
+        assert!(
+            self.sequences.is_empty(),
+            "decoder: without_cache: expected no sequences yet, got {}",
+            self.sequences.len()
+        );
+        self.is_cached = false;
+        self
+    }
+
+    /// Adds a sequence without tokens. Returns its number.
+    ///
+    /// - seed: of its routes, where these are random
+    pub fn add(&mut self, seed: u64) -> usize {
+        self.sequences.push(Sequence {
+            seed,
+            tokens: Vec::new(),
+            leaves: Vec::new(),
+        });
+        self.sequences.len() - 1
+    }
+
+    /// The tokens that a sequence was fed.
+    pub fn tokens(&self, sequence: usize) -> &[u32] {
+        &self.sequences[sequence].tokens
+    }
+
+    /// The leaf of each routed item of a sequence: of itself, or of each of its chunks.
+    pub fn leaves(&self, sequence: usize) -> &[usize] {
+        &self.sequences[sequence].leaves
+    }
+
+    /// Forgets the tokens of a sequence and all that was kept of them.
+    pub fn clear(&mut self, sequence: usize) {
+        let state = &mut self.sequences[sequence];
+        state.tokens.clear();
+        state.leaves.clear();
+        self.part_groups(|member| usize::from(member == sequence));
+        self.groups.retain(|group| group.members != [sequence]);
+    }
+
+    /// Feeds some of the sequences their next tokens. Returns, for each of them in this order, the logits of the token
+    /// that follows.
+    ///
+    /// - fed: numbers of sequences, each at most once, with at least one token each
+    ///
+    /// Logits are read back from the device once per group of sequences that advance together, and routes once
+    /// per level where they are decided.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary, or a sequence would be longer than the context. Nothing is fed
+    /// then.
+    ///
+    /// # Panics
+    /// If there is no such sequence, one is named twice, or is fed no tokens.
+    #[track_caller]
+    pub fn feed(&mut self, fed: &[(usize, &[u32])]) -> Result<Vec<Vec<f32>>, GenerateError> {
+        let config = self.model.config();
+        let mut count_of = vec![0; self.sequences.len()];
+        for &(sequence, tokens) in fed {
+            assert!(
+                sequence < self.sequences.len() && count_of[sequence] == 0 && !tokens.is_empty(),
+                "decoder: feed: expected tokens for different sequences below {}, got {} tokens for {sequence}",
+                self.sequences.len(),
+                tokens.len()
+            );
+            count_of[sequence] = tokens.len();
+            check_tokens(sequence, tokens, config.vocabulary)?;
+            let length = self.sequences[sequence].tokens.len() + tokens.len();
+            if length > config.context {
+                return Err(GenerateError::TooLong {
+                    prompt: sequence,
+                    tokens: length,
+                    context: config.context,
+                });
+            }
+        }
+        for &(sequence, tokens) in fed {
+            self.sequences[sequence].tokens.extend(tokens);
+        }
+        let mut logits: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        let mut fresh: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &(sequence, tokens) in fed {
+            let length = self.sequences[sequence].tokens.len();
+            if !self.is_cached || length < self.settled() {
+                logits.insert(sequence, self.compute_anew(sequence));
+            } else if length - tokens.len() < self.settled().max(1) {
+                fresh.entry(length).or_default().push(sequence);
+            }
+        }
+        self.part_groups(|member| count_of[member]);
+        let (active, waiting) = std::mem::take(&mut self.groups)
+            .into_iter()
+            .partition::<Vec<_>, _>(|group| count_of[group.members[0]] > 0);
+        self.groups = waiting;
+        let fresh = fresh.into_values().map(Group::new);
+        for group in active.into_iter().chain(fresh) {
+            let tokens = group.members.iter().map(|&member| {
+                let all = &self.sequences[member].tokens;
+                all[group.tokens..].to_vec()
+            });
+            let task = Task {
+                tokens: tokens.collect(),
+                group,
+                is_routed: false,
+            };
+            for (group, last) in self.advance(task) {
+                let rows = self.predict(&group, last);
+                logits.extend(group.members.iter().copied().zip(rows));
+                self.groups.push(group);
+            }
+        }
+        let of_sequence = fed.iter().map(|(sequence, _)| {
+            let logits = logits.remove(sequence);
+            logits.expect("every sequence that was fed is in one group")
+        });
+        Ok(of_sequence.collect())
+    }
+
+    /// Tokens from which on a route does not change.
+    fn settled(&self) -> usize {
+        let config = self.model.config();
+        match config.route_on {
+            RouteOn::FirstN { tokens } if config.height > 0 => tokens,
+            _ => 0,
+        }
+    }
+
+    /// Splits groups whose members differ by some number.
+    fn part_groups(&mut self, of: impl Fn(usize) -> usize) {
+        let groups = std::mem::take(&mut self.groups);
+        for group in groups {
+            let rows_of = places_of(group.members.iter().map(|&member| of(member)));
+            match rows_of.len() {
+                1 => self.groups.push(group),
+                _ => self
+                    .groups
+                    .extend(rows_of.values().map(|rows| group.take(rows))),
+            }
+        }
+    }
+
+    /// Logits after the last token of a sequence, without a cache.
+    fn compute_anew(&mut self, sequence: usize) -> Vec<f32> {
+        let state = &mut self.sequences[sequence];
+        let device = self.model.embedding.weight.val().device();
+        let tokens = rows_of_tokens(std::slice::from_ref(&state.tokens), &device);
+        let options = TreeCoderOptions {
+            seed: state.seed,
+            ..TreeCoderOptions::default()
+        };
+        let output = self.model.forward(tokens, None, &options);
+        state.leaves = output.routing.leaves;
+        let [_, tokens, _] = output.logits.dims();
+        host(output.logits.narrow(1, tokens - 1, 1))
+    }
+
+    /// Feeds a group. Returns what became of it, with the hidden states of the last token, `[members, 1, d_model]`.
+    fn advance(&mut self, task: Task) -> Vec<(Group, Tensor<3>)> {
+        let config = self.model.config().clone();
+        let device = self.model.embedding.weight.val().device();
+        let mut done = Vec::new();
+        let mut tasks = vec![task];
+        while let Some(Task {
+            group,
+            tokens,
+            is_routed,
+        }) = tasks.pop()
+        {
+            let left = tokens[0].len();
+            let count = match config.route_on {
+                RouteOn::FirstN { tokens } if config.height > 0 && group.tokens == 0 => {
+                    tokens.min(left)
+                }
+                RouteOn::PreviousChunk { tokens: chunk } if config.height > 0 => {
+                    if group.tokens.is_multiple_of(chunk) && !is_routed {
+                        let parts = self.route_chunk(group, chunk);
+                        tasks.extend(parts.into_iter().map(|(group, rows)| Task {
+                            group,
+                            tokens: rows.iter().map(|&row| tokens[row].clone()).collect(),
+                            is_routed: true,
+                        }));
+                        continue;
+                    }
+                    left.min(chunk - group.tokens % chunk)
+                }
+                _ => left,
+            };
+            let now: Vec<&[u32]> = tokens.iter().map(|tokens| &tokens[..count]).collect();
+            let hidden = self
+                .model
+                .embed(rows_of_tokens(&now, &device), group.tokens);
+            let rows = (0..group.members.len()).collect();
+            for (mut group, rows, hidden) in self.pass(group, rows, 0, hidden) {
+                group.tokens += count;
+                if count == left {
+                    done.push((group, hidden.narrow(1, count - 1, 1)));
+                    continue;
+                }
+                tasks.push(Task {
+                    group,
+                    tokens: rows
+                        .iter()
+                        .map(|&row| tokens[row][count..].to_vec())
+                        .collect(),
+                    is_routed: false,
+                });
+            }
+        }
+        done
+    }
+
+    /// Runs hidden states `[members, new tokens, d_model]` of a group from a depth to the leaves, and decides its route
+    /// where it has none. Returns the groups it becomes, with the places of their members in `rows`, and their hidden
+    /// states.
+    fn pass(
+        &mut self,
+        mut group: Group,
+        rows: Vec<usize>,
+        depth: usize,
+        hidden: Tensor<3>,
+    ) -> Vec<(Group, Vec<usize>, Tensor<3>)> {
+        let height = self.model.config().height;
+        let home = hidden.device();
+        let members = rows.len();
+        let place = self.model.tree().offset(depth) + group.path[depth];
+        let node = &self.model.nodes[place];
+        let device = node.device();
+        let caches = group.caches.entry(place).or_insert_with(|| {
+            let blocks = node.blocks.iter();
+            blocks
+                .map(|block| block.attention.cache(members, &device))
+                .collect()
+        });
+        let mut left = hidden.clone().to_device(&device);
+        for (block, cache) in node.blocks.iter().zip(caches) {
+            left = block.forward_cached(left, cache);
+        }
+        let mut left = left.to_device(&home);
+        if depth > 0
+            && let Some(weight) = &group.weights[depth - 1]
+        {
+            let weight = weight.clone().cast(left.dtype()).reshape([members, 1, 1]);
+            left = hidden.clone() + (left - hidden) * weight;
+        }
+        if depth == height {
+            for &member in &group.members {
+                // Of a chunk that goes on, the leaf is there already.
+                let chunk = match self.model.config().route_on {
+                    RouteOn::PreviousChunk { tokens } if height > 0 => group.tokens / tokens,
+                    _ => 0,
+                };
+                let leaves = &mut self.sequences[member].leaves;
+                leaves.truncate(chunk);
+                leaves.push(group.path[height]);
+            }
+            return vec![(group, rows, left)];
+        }
+        if let RouteOn::PreviousChunk { .. } = self.model.config().route_on {
+            let sum: Tensor<2> = left.clone().sum_dim(1).squeeze_dim(1);
+            match group.sums.get_mut(depth) {
+                Some(so_far) => *so_far = so_far.clone() + sum,
+                None => group.sums.push(sum),
+            }
+        }
+        if group.path.len() > depth + 1 {
+            return self.pass(group, rows, depth + 1, left);
+        }
+        let pooled = left.clone().mean_dim(1).squeeze_dim(1);
+        let decided = self.decide(&group, depth, pooled);
+        let mut parts = Vec::new();
+        for (part, at) in group.part(decided) {
+            let hidden = match at.len() == members {
+                true => left.clone(),
+                false => left.clone().select(0, places(&at, &home)),
+            };
+            let rows = at.iter().map(|&row| rows[row]).collect();
+            parts.extend(self.pass(part, rows, depth + 1, hidden));
+        }
+        parts
+    }
+
+    /// Decides the route of the chunk that begins, from what the chunk before it left behind. Returns the groups with
+    /// the places of their members.
+    fn route_chunk(&self, mut group: Group, chunk: usize) -> Vec<(Group, Vec<usize>)> {
+        let config = self.model.config();
+        let device = self.model.embedding.weight.val().device();
+        let before = std::mem::take(&mut group.sums);
+        group.path.truncate(1);
+        group.weights.clear();
+        let rows: Vec<usize> = (0..group.members.len()).collect();
+        let mut parts = vec![(group, rows)];
+        for depth in 0..config.height {
+            let mut next = Vec::new();
+            for (group, rows) in parts {
+                let pooled = match before.get(depth) {
+                    Some(sum) => sum.clone().select(0, places(&rows, &device)) / chunk as f64,
+                    None => Tensor::zeros([rows.len(), config.d_model], &device),
+                };
+                let decided = self.decide(&group, depth, pooled);
+                for (part, at) in group.part(decided) {
+                    next.push((part, at.iter().map(|&row| rows[row]).collect()));
+                }
+            }
+            parts = next;
+        }
+        parts
+    }
+
+    /// Chooses the children of a group at a depth, as evaluation does.
+    ///
+    /// - pooled: what the selector reads, `[members, d_model]`
+    fn decide(&self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
+        let config = self.model.config();
+        let branching = config.branching;
+        if config.selector.kind != SelectorKind::Learned {
+            let tree = self.model.tree();
+            let leaves = group
+                .members
+                .iter()
+                .map(|&member| self.fixed_leaf(group, member));
+            return Decided {
+                branching,
+                children: leaves.map(|leaf| tree.path(leaf)[depth]).collect(),
+                weights: None,
+            };
+        }
+        let home = pooled.device();
+        let index = group.path[depth];
+        let device = self.model.node(depth, index).device();
+        let selector = self.model.selector(depth, index);
+        let scores = selector.forward(pooled.to_device(&device));
+        let bias = matches!(config.selector.balance, SelectorBalance::LossFree { .. })
+            .then(|| host(selector.decision_bias()));
+        let children: Vec<usize> = host(scores.clone())
+            .chunks(branching)
+            .map(|scores| choose(scores, bias.as_deref()))
+            .collect();
+        // The other ways to learn take all of what a child adds.
+        let is_scaled = config.selector.gradient == SelectorGradient::ScaledDelta;
+        let weights = is_scaled.then(|| {
+            let of_children = places(&children, &device).reshape([children.len(), 1]);
+            let weights = softmax(scores, 1).gather(1, of_children);
+            weights.squeeze_dim(1).to_device(&home)
+        });
+        Decided {
+            branching,
+            children,
+            weights,
+        }
+    }
+
+    /// The leaf of the routed item that begins, where it is not learned.
+    fn fixed_leaf(&self, group: &Group, member: usize) -> usize {
+        let config = self.model.config();
+        let leaves = self.model.tree().leaves();
+        let Sequence { seed, tokens, .. } = &self.sequences[member];
+        let (item, read) = match config.route_on {
+            RouteOn::PreviousChunk { tokens: chunk } => (
+                group.tokens / chunk,
+                group.tokens.saturating_sub(chunk)..group.tokens,
+            ),
+            RouteOn::FirstN { tokens } => (0, 0..tokens),
+            RouteOn::LastToken | RouteOn::MeanAll => {
+                unreachable!("a decoder is not made for routes that are not causal")
+            }
+        };
+        match config.selector.kind {
+            SelectorKind::Random => random_leaf(*seed, item, leaves),
+            SelectorKind::Hash | SelectorKind::Learned => {
+                hash_leaf(tokens[read].iter().map(|&token| u64::from(token)), leaves)
+            }
+        }
+    }
+
+    /// Logits `[members][vocabulary]` from hidden states `[members, 1, d_model]` after the leaf of a group.
+    fn predict(&self, group: &Group, last: Tensor<3>) -> Vec<Vec<f32>> {
+        let config = self.model.config();
+        let logits = match &self.model.head {
+            Some(head) => head.forward(last),
+            None => self.model.predict_alone(group.path[config.height], last),
+        };
+        host(logits)
+            .chunks(config.vocabulary)
+            .map(<[f32]>::to_vec)
+            .collect()
+    }
+}
+
+pub(super) fn check_tokens(
+    prompt: usize,
+    tokens: &[u32],
+    vocabulary: usize,
+) -> Result<(), GenerateError> {
+    match tokens.iter().find(|token| **token as usize >= vocabulary) {
+        None => Ok(()),
+        Some(token) => Err(GenerateError::UnknownToken {
+            prompt,
+            token: *token,
+            vocabulary,
+        }),
+    }
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    data.try_into_vec().expect("converted to this type")
+}
+
+/// `[rows, tokens]`, of rows of one length.
+fn rows_of_tokens<R: AsRef<[u32]>>(rows: &[R], device: &Device) -> Tensor<2, Int> {
+    let count = rows[0].as_ref().len();
+    let tokens = rows
+        .iter()
+        .flat_map(|row| row.as_ref().iter().map(|&token| i64::from(token)))
+        .collect::<Vec<_>>();
+    Tensor::from_data(TensorData::new(tokens, [rows.len(), count]), device)
+}

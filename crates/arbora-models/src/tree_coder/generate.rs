@@ -1,0 +1,420 @@
+//! Prompts are continued token by token.
+
+use super::config::RouteOn;
+use super::decoder::check_tokens;
+use super::sampling::{Filters, log_probability, margin, pick};
+use super::{TreeCoder, TreeCoderConfig};
+use arbora_rl::ConfigError;
+use arbora_rl::seed::{Purpose, rng};
+use burn::config::Config;
+use rand::Rng;
+use thiserror::Error;
+
+/// Greedy decoding gives the same tokens on every backend, with or without a cache, as long as the logit of the
+/// greatest is more than this above that of the second. Where they are closer, rounding may decide: see
+/// [`Generated::smallest_margin`].
+///
+/// The tests hold logits with and without a cache to within a tenth of it, in single precision.
+pub const GREEDY_EPSILON: f64 = 1e-3;
+
+/// How prompts are continued.
+#[derive(Config, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Tokens of each continuation, at most.
+    #[config(default = 64)]
+    pub max_tokens: usize,
+    /// Logits are divided by it before a token is drawn. 0 is greedy decoding: the most probable token, of
+    /// equal ones the one with the lower id.
+    #[config(default = 0.0)]
+    pub temperature: f64,
+    /// How many of the most probable tokens may be drawn; `None`: all.
+    #[config(default = "None")]
+    pub top_k: Option<usize>,
+    /// Of what `top_k` keeps, the fewest most probable tokens that together have this much of its probability may be
+    /// drawn, at least one; `None`: all.
+    #[config(default = "None")]
+    pub top_p: Option<f64>,
+    /// Token sequences that end a continuation. They are looked for in what is generated, not across the end of
+    /// the prompt.
+    #[config(default = "vec![]")]
+    pub stop: Vec<Vec<u32>>,
+    /// Of what is drawn. The prompt with index `i` draws as it would alone with the seed `seed + i`.
+    #[config(default = 0)]
+    pub seed: u64,
+    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt:
+    /// with as many as half of the context holds, and no fewer than the route reads. Earlier where the context is
+    /// full, and not while it has no more tokens than that. `None`: never, and a full context ends the continuation.
+    #[config(default = "None")]
+    pub reroute: Option<usize>,
+    /// Whether keys and values are kept. Otherwise each token is computed from all tokens before it: slow,
+    /// and the same up to rounding.
+    #[config(default = true)]
+    pub cache: bool,
+}
+
+/// A continuation of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The new tokens, with the stop sequence if there is one.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub finish: Finish,
+    /// The leaf of each routed item, in order: one, or one for each chunk; and on after each new beginning.
+    pub leaves: Vec<usize>,
+    /// Of each new token, the logarithm of its probability before temperature and filters.
+    pub log_probabilities: Vec<f64>,
+    /// How much the greatest logit was above the second greatest where they were closest. See [`GREEDY_EPSILON`].
+    pub smallest_margin: f64,
+    /// Whether the prompt has fewer tokens than the model was trained to begin with.
+    pub short_prompt: bool,
+}
+
+impl Generated {
+    /// The new tokens without the stop sequence.
+    pub fn before_stop(&self) -> &[u32] {
+        match self.finish {
+            Finish::Stop { length } => &self.tokens[..self.tokens.len() - length],
+            Finish::Length | Finish::Context => &self.tokens,
+        }
+    }
+}
+
+/// Why a continuation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// With a stop sequence.
+    Stop {
+        /// Its tokens, which are the last ones of the continuation.
+        length: usize,
+    },
+    /// It has as many tokens as were asked for.
+    Length,
+    /// The context is full.
+    Context,
+}
+
+/// A new token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NewToken {
+    /// Index of the prompt.
+    pub prompt: usize,
+    /// The token.
+    pub token: u32,
+    /// The logarithm of its probability before temperature and filters.
+    pub log_probability: f64,
+    /// If it is the last one: why.
+    pub finish: Option<Finish>,
+}
+
+/// Why there is no continuation.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum GenerateError {
+    /// An option is out of range.
+    #[error(transparent)]
+    Setting(#[from] ConfigError),
+    /// Tokens see those after them.
+    #[error("the model is not causal: its tokens see those after them")]
+    NotCausal,
+    /// Routes depend on tokens after those that they are taken for.
+    #[error("the model is routed by {route_on:?}, which reads tokens that do not exist yet")]
+    RouteNotCausal {
+        /// What selectors read.
+        route_on: RouteOn,
+    },
+    /// Classes are not tokens.
+    #[error("the model predicts {classes} classes, not the {vocabulary} tokens of its vocabulary")]
+    NotALanguageModel {
+        /// What it predicts.
+        classes: usize,
+        /// What it reads.
+        vocabulary: usize,
+    },
+    /// A prompt without tokens.
+    #[error("prompt {prompt} is empty: expected at least 1 token")]
+    EmptyPrompt {
+        /// Its index.
+        prompt: usize,
+    },
+    /// More tokens than positions.
+    #[error("prompt {prompt} has {tokens} tokens: expected at most the context of {context}")]
+    TooLong {
+        /// Its index.
+        prompt: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// What the model holds.
+        context: usize,
+    },
+    /// A token that is not in the vocabulary.
+    #[error("prompt {prompt} has the token {token}: expected tokens below {vocabulary}")]
+    UnknownToken {
+        /// Index of the prompt.
+        prompt: usize,
+        /// The first one.
+        token: u32,
+        /// Tokens of the model.
+        vocabulary: usize,
+    },
+    /// Not a number, or infinite.
+    #[error("the logits after {tokens} tokens of prompt {prompt} are not finite")]
+    NotFinite {
+        /// Index of the prompt.
+        prompt: usize,
+        /// New tokens before.
+        tokens: usize,
+    },
+}
+
+impl GenerateOptions {
+    /// Checks what types alone do not.
+    ///
+    /// # Errors
+    /// With the first option that is out of range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let error = |setting, expected, got: String| ConfigError {
+            setting,
+            expected,
+            got,
+        };
+        let at_least_one = "at least 1";
+        if self.max_tokens == 0 {
+            return Err(error("max_tokens", at_least_one, "0".into()));
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let got = self.temperature.to_string();
+            return Err(error("temperature", "at least 0", got));
+        }
+        if self.top_k == Some(0) {
+            return Err(error("top_k", at_least_one, "0".into()));
+        }
+        if let Some(mass) = self.top_p
+            && !(mass > 0.0 && mass <= 1.0)
+        {
+            return Err(error("top_p", "above 0 and at most 1", mass.to_string()));
+        }
+        if self.stop.iter().any(Vec::is_empty) {
+            return Err(error(
+                "stop",
+                "sequences of at least 1 token",
+                "none".into(),
+            ));
+        }
+        if self.reroute == Some(0) {
+            return Err(error("reroute", at_least_one, "0".into()));
+        }
+        Ok(())
+    }
+
+    fn filters(&self) -> Filters {
+        Filters {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+        }
+    }
+}
+
+impl TreeCoder {
+    /// Continues prompts. None of them has an influence on another: each gets what it gets alone with the seed
+    /// `seed + its index`, up to the rounding of sums over batches of another size.
+    ///
+    /// Routes are chosen, and weigh what children add, as in evaluation:
+    ///
+    /// - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt is not what the model was trained for:
+    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of
+    ///   them.
+    /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
+    /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
+    ///   that text may be longer than the context.
+    ///
+    /// Prompts of one length that take the same route advance together, see [`Decoder`](super::Decoder). A prompt that
+    /// has ended costs nothing more.
+    ///
+    /// # Errors
+    /// If the model is not a causal language model, an option is out of range, a prompt is empty, longer than the
+    /// context or has a token that is not in the vocabulary, or logits are not finite.
+    pub fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generated>, GenerateError> {
+        self.generate_each(prompts, options, |_| {})
+    }
+
+    /// As [`generate`](Self::generate), and tells of each token as soon as it is there: of all prompts in turn, the
+    /// first tokens first.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate). Tokens that came before were told of.
+    pub fn generate_each(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(NewToken),
+    ) -> Result<Vec<Generated>, GenerateError> {
+        options.check()?;
+        let config = self.config();
+        let kept = config.kept_on_reroute();
+        if options.reroute.is_some() && kept >= config.context {
+            return Err(GenerateError::Setting(ConfigError {
+                setting: "reroute",
+                expected: "a context longer than what the route reads",
+                got: format!("a context of {}", config.context),
+            }));
+        }
+        let mut decoder = self.decoder()?;
+        if !options.cache {
+            decoder = decoder.without_cache();
+        }
+        check_prompts(prompts, config)?;
+        let mut running: Vec<Continuation> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, prompt)| {
+                let seed = options.seed.wrapping_add(index as u64);
+                decoder.add(seed);
+                Continuation {
+                    next: prompt.clone(),
+                    since: 0,
+                    seed,
+                    done: None,
+                    found: Generated {
+                        tokens: Vec::new(),
+                        finish: Finish::Length,
+                        leaves: Vec::new(),
+                        log_probabilities: Vec::new(),
+                        smallest_margin: f64::INFINITY,
+                        short_prompt: prompt.len() < config.route_on.prompt(),
+                    },
+                }
+            })
+            .collect();
+        loop {
+            let fed: Vec<(usize, &[u32])> = running
+                .iter()
+                .enumerate()
+                .filter(|(_, one)| one.done.is_none())
+                .map(|(prompt, one)| (prompt, one.next.as_slice()))
+                .collect();
+            if fed.is_empty() {
+                break;
+            }
+            let logits = decoder.feed(&fed)?;
+            let fed: Vec<usize> = fed.into_iter().map(|(prompt, _)| prompt).collect();
+            for (prompt, logits) in fed.into_iter().zip(logits) {
+                let one = &mut running[prompt];
+                let mut new = one.draw(prompt, &logits, options)?;
+                let length = decoder.tokens(prompt).len();
+                new.finish = one.finish(options, length >= config.context);
+                on_token(new);
+                let is_anew = new.finish.is_none()
+                    && length + 1 > kept
+                    && options
+                        .reroute
+                        .is_some_and(|after| one.since >= after || length >= config.context);
+                if is_anew {
+                    let mut tokens = decoder.tokens(prompt).to_vec();
+                    tokens.push(new.token);
+                    one.next = tokens.split_off(tokens.len() - kept);
+                    one.since = 0;
+                } else {
+                    one.next = vec![new.token];
+                }
+                one.done = new.finish;
+                if is_anew || one.done.is_some() {
+                    one.found.leaves.extend(decoder.leaves(prompt));
+                    decoder.clear(prompt);
+                }
+            }
+        }
+        let finished = running.into_iter().map(|one| Generated {
+            finish: one.done.unwrap_or(one.found.finish),
+            ..one.found
+        });
+        Ok(finished.collect())
+    }
+}
+
+fn check_prompts(prompts: &[Vec<u32>], config: &TreeCoderConfig) -> Result<(), GenerateError> {
+    for (prompt, tokens) in prompts.iter().enumerate() {
+        if tokens.is_empty() {
+            return Err(GenerateError::EmptyPrompt { prompt });
+        }
+        if tokens.len() > config.context {
+            return Err(GenerateError::TooLong {
+                prompt,
+                tokens: tokens.len(),
+                context: config.context,
+            });
+        }
+        check_tokens(prompt, tokens, config.vocabulary)?;
+    }
+    Ok(())
+}
+
+impl TreeCoderConfig {
+    /// Tokens that a sequence keeps when it begins anew on another route.
+    fn kept_on_reroute(&self) -> usize {
+        let read = match self.route_on {
+            RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens } => tokens,
+            RouteOn::LastToken | RouteOn::MeanAll => 1,
+        };
+        read.max(self.context / 2)
+    }
+}
+
+/// A prompt that is being continued.
+struct Continuation {
+    /// What is to be fed next.
+    next: Vec<u32>,
+    /// New tokens since the sequence began.
+    since: usize,
+    /// Of what is drawn.
+    seed: u64,
+    done: Option<Finish>,
+    found: Generated,
+}
+
+impl Continuation {
+    fn draw(
+        &mut self,
+        prompt: usize,
+        logits: &[f32],
+        options: &GenerateOptions,
+    ) -> Result<NewToken, GenerateError> {
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(GenerateError::NotFinite {
+                prompt,
+                tokens: self.found.tokens.len(),
+            });
+        }
+        let candidates = options.filters().candidates(logits);
+        let step = self.found.tokens.len() as u64;
+        let uniform = rng(self.seed, Purpose::Evaluation, step).random();
+        let token = pick(&candidates, uniform);
+        let log_probability = log_probability(logits, token);
+        self.since += 1;
+        self.found.tokens.push(token);
+        self.found.log_probabilities.push(log_probability);
+        self.found.smallest_margin = self.found.smallest_margin.min(margin(logits));
+        Ok(NewToken {
+            prompt,
+            token,
+            log_probability,
+            finish: None,
+        })
+    }
+
+    /// - is_full: whether the context has no place for the last token
+    fn finish(&self, options: &GenerateOptions, is_full: bool) -> Option<Finish> {
+        let tokens = &self.found.tokens;
+        let stopped = options.stop.iter().filter(|stop| tokens.ends_with(stop));
+        if let Some(length) = stopped.map(Vec::len).max() {
+            return Some(Finish::Stop { length });
+        }
+        if tokens.len() == options.max_tokens {
+            return Some(Finish::Length);
+        }
+        (is_full && options.reroute.is_none()).then_some(Finish::Context)
+    }
+}

@@ -1,0 +1,109 @@
+//! Sequences that are decoded together.
+
+use super::items::indices;
+use arbora_attention::AttentionCache;
+use burn::tensor::{Device, Int, Tensor};
+use std::collections::BTreeMap;
+
+/// Sequences of one length that took the same route so far.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// Which sequences, one per row of what follows.
+    pub members: Vec<usize>,
+    /// Tokens of each so far.
+    pub tokens: usize,
+    /// Where they are, at each depth that is decided; the root is.
+    pub path: Vec<usize>,
+    /// How much of what the node at each depth below the root adds is taken, `[members]`; `None`: all.
+    pub weights: Vec<Option<Tensor<1>>>,
+    /// Of the blocks of the nodes that they were at, by place in level order.
+    pub caches: BTreeMap<usize, Vec<AttentionCache>>,
+    /// Sums of hidden states over the tokens of the present chunk after each depth but the last, `[members,
+    /// d_model]`.
+    pub sums: Vec<Tensor<2>>,
+}
+
+/// Where the members of a group go.
+pub(super) struct Decided {
+    pub branching: usize,
+    pub children: Vec<usize>,
+    /// `[members]`; `None`: all of what a child adds is taken.
+    pub weights: Option<Tensor<1>>,
+}
+
+impl Group {
+    /// Of sequences without tokens.
+    pub fn new(members: Vec<usize>) -> Self {
+        Self {
+            members,
+            tokens: 0,
+            path: vec![0],
+            weights: Vec::new(),
+            caches: BTreeMap::new(),
+            sums: Vec::new(),
+        }
+    }
+
+    /// The members at some places, in increasing order.
+    pub fn take(&self, rows: &[usize]) -> Self {
+        if rows.len() == self.members.len() {
+            return self.clone();
+        }
+        let select = |tensor: &Tensor<1>| tensor.clone().select(0, places(rows, &tensor.device()));
+        Self {
+            members: rows.iter().map(|&row| self.members[row]).collect(),
+            tokens: self.tokens,
+            path: self.path.clone(),
+            weights: self
+                .weights
+                .iter()
+                .map(|weight| weight.as_ref().map(select))
+                .collect(),
+            caches: self
+                .caches
+                .iter()
+                .map(|(place, caches)| {
+                    let caches = caches.iter().map(|cache| cache.select(rows)).collect();
+                    (*place, caches)
+                })
+                .collect(),
+            sums: self
+                .sums
+                .iter()
+                .map(|sum| sum.clone().select(0, places(rows, &sum.device())))
+                .collect(),
+        }
+    }
+
+    /// The members that go to each child, with their places.
+    pub fn part(self, decided: Decided) -> Vec<(Self, Vec<usize>)> {
+        let branching = decided.branching;
+        let rows_of = places_of(decided.children.iter().copied());
+        let parts = rows_of.into_iter().map(|(child, rows)| {
+            let mut part = self.take(&rows);
+            let node = part.path[part.path.len() - 1] * branching + child;
+            part.path.push(node);
+            let weights = decided.weights.as_ref();
+            part.weights.push(weights.map(|weights| {
+                let rows = places(&rows, &weights.device());
+                weights.clone().select(0, rows)
+            }));
+            (part, rows)
+        });
+        parts.collect()
+    }
+}
+
+/// Places of each number, in the order of numbers.
+pub(super) fn places_of(numbers: impl Iterator<Item = usize>) -> BTreeMap<usize, Vec<usize>> {
+    let mut places: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (place, number) in numbers.enumerate() {
+        places.entry(number).or_default().push(place);
+    }
+    places
+}
+
+/// Places as an index.
+pub(super) fn places(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+    indices(rows.iter().map(|&row| row as i64).collect(), device)
+}
