@@ -147,6 +147,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let optimizer = (SgdConfig::new().init(), 0.5);
     let after = train(before.clone(), devices, windows, batch, optimizer, &folder)?;
     let nats = |network: &TreeCoder| loss(network, held.clone()).into_scalar::<f32>();
-    println!("loss {:.3} before, {:.3} after", nats(&before), nats(&after));
+    println!(
+        "loss {:.3} before, {:.3} after",
+        nats(&before),
+        nats(&after)
+    );
     Ok(())
 }

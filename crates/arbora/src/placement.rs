@@ -74,9 +74,7 @@ impl PlaceArgs {
             let (node, device) = entry
                 .split_once('=')
                 .ok_or_else(|| anyhow!("--place {entry}: expected NODE=DEVICE"))?;
-            let node: NodeName = node
-                .parse()
-                .with_context(|| format!("--place {entry}"))?;
+            let node: NodeName = node.parse().with_context(|| format!("--place {entry}"))?;
             names.insert(node, device.to_owned());
         }
         Ok(names)
@@ -128,7 +126,10 @@ mod tests {
             let file = folder.path().join("placement.json");
             std::fs::write(&file, text).unwrap();
             let error = format!("{:#}", names(&[], Some(&file)).unwrap_err());
-            assert!(error.contains("placement.json") && error.contains(says), "{error}");
+            assert!(
+                error.contains("placement.json") && error.contains(says),
+                "{error}"
+            );
         }
         let missing = names(&[], Some(&folder.path().join("none.json"))).unwrap_err();
         assert!(format!("{missing:#}").contains("cannot be read"));

@@ -65,7 +65,10 @@ fn ends_within(seconds: u64, mut child: Child) -> Output {
     while child.try_wait().unwrap().is_none() {
         if started.elapsed() > Duration::from_secs(seconds) {
             child.kill().unwrap();
-            panic!("still there after {seconds} s: {:?}", child.wait_with_output());
+            panic!(
+                "still there after {seconds} s: {:?}",
+                child.wait_with_output()
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -204,7 +207,10 @@ fn addresses_that_cannot_be_used_are_refused() {
     let taken = listener.local_addr().unwrap().to_string();
     let serve = |args: &[&str]| place.refuse(&[&["serve"], args].concat());
     let message = serve(&["--address", &taken]);
-    assert!(message.contains(&format!("cannot listen on {taken}")), "{message}");
+    assert!(
+        message.contains(&format!("cannot listen on {taken}")),
+        "{message}"
+    );
     let message = serve(&["--address", "nowhere"]);
     assert!(message.contains("cannot listen on nowhere"), "{message}");
     let message = serve(&["--backend", "ws://127.0.0.1:1"]);
@@ -290,21 +296,30 @@ fn sequences(device: &Device) -> (Tensor<2, Int>, TreeCoderOptions) {
 }
 
 fn placed(model: TreeCoder, nodes: &[(&str, &Device)]) -> TreeCoder {
-    let placement = nodes.iter().fold(Placement::new(), |placement, (node, device)| {
-        placement.with(node.parse().unwrap(), (*device).clone())
-    });
+    let placement = nodes
+        .iter()
+        .fold(Placement::new(), |placement, (node, device)| {
+            placement.with(node.parse().unwrap(), (*device).clone())
+        });
     model.place(&placement).unwrap()
 }
 
 #[test]
 fn nodes_on_other_processes_give_the_logits_of_local_ones() {
     let place = Place::new();
-    let (near, far) = (Server::start(&place, &[]), Server::start(&place, &["--devices", "2"]));
+    let (near, far) = (
+        Server::start(&place, &[]),
+        Server::start(&place, &["--devices", "2"]),
+    );
     let home = Device::flex();
     let devices = [near.device(0), far.device(0), far.device(1)];
     for head in [LeafHead::Shared, LeafHead::PerLeaf] {
         let local = tree().with_head(head).init(7, &home);
-        let nodes = [("0", &devices[0]), ("0.1", &devices[1]), ("1.0", &devices[2])];
+        let nodes = [
+            ("0", &devices[0]),
+            ("0.1", &devices[1]),
+            ("1.0", &devices[2]),
+        ];
         let spread = placed(local.clone(), &nodes);
         assert_eq!(spread.node(1, 0).device(), devices[0]);
         assert_eq!(spread.node(2, 0).device(), devices[0]);
@@ -361,10 +376,14 @@ fn a_step_of_nodes_on_two_processes_is_the_local_one_and_leaves_them_there() {
     let spread = placed(local.clone(), &[("1", &far)]);
     let before = parameters(&spread);
     let ((local, expected), (spread, norm)) = (stepped(local, &home), stepped(spread, &home));
-    assert!((norm - expected).abs() < 1e-4 * expected, "{norm} {expected}");
+    assert!(
+        (norm - expected).abs() < 1e-4 * expected,
+        "{norm} {expected}"
+    );
     let mut moved = 0.0f32;
-    for ((got, device), ((expected, _), (old, there))) in
-        parameters(&spread).into_iter().zip(parameters(&local).into_iter().zip(before))
+    for ((got, device), ((expected, _), (old, there))) in parameters(&spread)
+        .into_iter()
+        .zip(parameters(&local).into_iter().zip(before))
     {
         assert_eq!(device, there);
         moved = moved.max((got.clone() - old).abs().max().into_scalar::<f32>());
@@ -417,10 +436,22 @@ fn a_tree_on_two_processes_trains_and_speaks_as_a_local_one() {
     let here = measured("here", &[]).as_f64().unwrap();
     for (run, more) in [("here", &spread[..]), ("there", &[]), ("there", &spread)] {
         let found = measured(run, more).as_f64().unwrap();
-        assert!((found - here).abs() < 1e-3 * here, "{run} {more:?}: {found} {here}");
+        assert!(
+            (found - here).abs() < 1e-3 * here,
+            "{run} {more:?}: {found} {here}"
+        );
     }
     let speak = |more: &[&str]| {
-        let args = ["generate", "here", "--prompt", "The whale", "--tokens", "8", "--temperature", "0"];
+        let args = [
+            "generate",
+            "here",
+            "--prompt",
+            "The whale",
+            "--tokens",
+            "8",
+            "--temperature",
+            "0",
+        ];
         place.succeed(&[&args, more].concat())
     };
     assert_eq!(speak(&spread), speak(&[]));
@@ -432,7 +463,12 @@ fn a_server_that_is_killed_ends_the_training_of_a_tree_with_one_line() {
     language(&place);
     let mut server = Server::start(&place, &[]);
     let node = format!("1={}", server.address);
-    let settings = ["--set", "trainer.steps=1000000", "--set", "trainer.eval_every=0"];
+    let settings = [
+        "--set",
+        "trainer.steps=1000000",
+        "--set",
+        "trainer.eval_every=0",
+    ];
     let args = [&LANGUAGE[..], &settings, &["--place", &node]].concat();
     let child = place.command(args).spawn().unwrap();
     has_saved(&place, "out/checkpoints/step-00000002");
@@ -446,14 +482,23 @@ fn placements_that_do_not_fit_are_refused() {
     language(&place);
     let refuse = |more: &[&str]| place.refuse(&[&LANGUAGE, more].concat());
     let message = refuse(&["--place", "0.0.1=flex"]);
-    assert!(message.contains("node 0.0.1: the tree has none"), "{message}");
+    assert!(
+        message.contains("node 0.0.1: the tree has none"),
+        "{message}"
+    );
     assert!(message.contains("such as 1.1"), "{message}");
     let message = refuse(&["--place", "2=flex"]);
     assert!(message.contains("numbers from 0 to 1"), "{message}");
     let message = refuse(&["--place", "first=flex"]);
-    assert!(message.contains("first: expected the name of a node"), "{message}");
+    assert!(
+        message.contains("first: expected the name of a node"),
+        "{message}"
+    );
     let message = refuse(&["--place", "1=nowhere"]);
     assert!(message.contains("unknown backend nowhere"), "{message}");
     let message = place.refuse_training(&["--place", "1=flex"]);
-    assert!(message.contains("only the trees of language models"), "{message}");
+    assert!(
+        message.contains("only the trees of language models"),
+        "{message}"
+    );
 }

@@ -172,9 +172,11 @@ impl TreeCoder {
                     node.forward(rows, &input)
                 });
                 routing.attention.extend(reports.into_iter().flatten());
-                outputs.push(rows.to_device(&home));
+                outputs.push(rows);
             }
-            let left = joined(outputs);
+            // Home after all of them have begun: nodes on other devices compute at the same time.
+            let outputs = outputs.into_iter().map(|rows| rows.to_device(&home));
+            let left = joined(outputs.collect());
             items.rows = match share.take() {
                 None => left,
                 Some(share) => share.take(items.rows.clone(), left),

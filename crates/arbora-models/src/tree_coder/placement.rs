@@ -205,9 +205,8 @@ impl TreeCoder {
     pub fn place(mut self, placement: &Placement) -> Result<Self, PlacementError> {
         let tree = self.tree();
         placement.check(&tree)?;
-        let names = (0..=tree.height()).flat_map(|depth| {
-            (0..tree.width(depth)).map(move |index| (depth, index))
-        });
+        let names = (0..=tree.height())
+            .flat_map(|depth| (0..tree.width(depth)).map(move |index| (depth, index)));
         self.nodes = self
             .nodes
             .into_iter()
@@ -241,7 +240,18 @@ mod tests {
         for text in ["root", "0", "1.0", "2.0.11"] {
             assert_eq!(name(text).to_string(), text);
         }
-        for text in ["", "0.", ".0", "0..1", "-1", "+1", "Root", "0.a", "0 .1", "99999999999999999999"] {
+        for text in [
+            "",
+            "0.",
+            ".0",
+            "0..1",
+            "-1",
+            "+1",
+            "Root",
+            "0.a",
+            "0 .1",
+            "99999999999999999999",
+        ] {
             let error = NodeName::from_str(text).unwrap_err();
             assert!(matches!(error, PlacementError::Name { .. }), "{text}");
         }
