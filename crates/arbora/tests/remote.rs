@@ -188,6 +188,7 @@ fn a_server_ends_cleanly_when_it_is_asked_to() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(code, Some(0));
+    assert!(Tensor::<1>::ones([3], &device).try_into_data().is_err());
     assert!(matches!(remote::lost(), Some(RemoteError::Lost { .. })));
 }
 
