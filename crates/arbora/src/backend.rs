@@ -39,6 +39,16 @@ const COMPILED: &[(&str, Open)] = &[
     ("cpu", Device::cpu),
 ];
 
+type OpenNumbered = fn(usize) -> Device;
+
+/// The backends compiled in whose accelerators are numbered.
+const NUMBERED: &[(&str, OpenNumbered)] = &[
+    #[cfg(feature = "cuda")]
+    ("cuda", |index| Device::cuda(index)),
+    #[cfg(feature = "rocm")]
+    ("rocm", |index| Device::rocm(index)),
+];
+
 /// Every backend that a feature of this crate can bring in.
 const KNOWN: &[&str] = &[
     "flex", "ndarray", "tch", "wgpu", "vulkan", "webgpu", "metal", "cuda", "rocm", "cpu",
@@ -81,18 +91,12 @@ pub fn open_several(name: Option<&str>, count: usize) -> Result<(&'static str, V
         bail!("{address}: a device of another process cannot be served again");
     }
     let (name, first) = open_here(asked)?;
-    let numbered: Option<fn(usize) -> Device> = match name {
-        #[cfg(feature = "cuda")]
-        "cuda" => Some(|index| Device::cuda(index)),
-        #[cfg(feature = "rocm")]
-        "rocm" => Some(|index| Device::rocm(index)),
-        _ => None,
-    };
+    let numbered = NUMBERED.iter().find(|(known, _)| *known == name);
     let mut devices = vec![first];
     for index in 1..count {
         devices.push(match numbered {
             None => devices[0].clone(),
-            Some(numbered) => tried(&format!("{name} device {index}"), || numbered(index))?,
+            Some((_, open)) => tried(&format!("{name} device {index}"), || open(index))?,
         });
     }
     Ok((name, devices))
