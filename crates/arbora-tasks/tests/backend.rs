@@ -26,6 +26,8 @@ mod gp;
 mod recall;
 #[path = "backend/series.rs"]
 mod series;
+#[path = "backend/text.rs"]
+mod text;
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {

@@ -44,6 +44,9 @@ impl RouteOn {
 }
 
 /// Who chooses children.
+///
+/// Trees of all kinds have the same selectors, and take of a child what its probability says. The controls differ
+/// in the decisions alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SelectorKind {
@@ -115,6 +118,10 @@ pub struct SelectorConfig {
     /// What keeps leaves in use, where routes are learned.
     #[config(default = "SelectorBalance::None")]
     pub balance: SelectorBalance,
+    /// Whether selectors read hidden states without passing a gradient on to them: they then learn to tell
+    /// sequences apart by what is there, and do not reshape it.
+    #[config(default = "false")]
+    pub detach: bool,
 }
 
 /// Whose probabilities a leaf gives.

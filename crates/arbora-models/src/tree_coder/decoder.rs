@@ -402,18 +402,6 @@ impl Decoder {
     fn decide(&self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
         let config = self.model.config();
         let branching = config.branching;
-        if config.selector.kind != SelectorKind::Learned {
-            let tree = self.model.tree();
-            let leaves = group
-                .members
-                .iter()
-                .map(|&member| self.fixed_leaf(group, member));
-            return Decided {
-                branching,
-                children: leaves.map(|leaf| tree.path(leaf)[depth]).collect(),
-                weights: None,
-            };
-        }
         let home = pooled.device();
         let index = group.path[depth];
         let device = self.model.node(depth, index).device();
@@ -421,10 +409,18 @@ impl Decoder {
         let scores = selector.forward(pooled.to_device(&device));
         let bias = matches!(config.selector.balance, SelectorBalance::LossFree { .. })
             .then(|| host(selector.decision_bias()));
-        let children: Vec<usize> = host(scores.clone())
-            .chunks(branching)
-            .map(|scores| choose(scores, bias.as_deref()))
-            .collect();
+        let children: Vec<usize> = match config.selector.kind {
+            SelectorKind::Learned => host(scores.clone())
+                .chunks(branching)
+                .map(|scores| choose(scores, bias.as_deref()))
+                .collect(),
+            SelectorKind::Random | SelectorKind::Hash => {
+                let tree = self.model.tree();
+                let leaves = group.members.iter();
+                let leaves = leaves.map(|&member| self.fixed_leaf(group, member));
+                leaves.map(|leaf| tree.path(leaf)[depth]).collect()
+            }
+        };
         // The other ways to learn take all of what a child adds.
         let is_scaled = config.selector.gradient == SelectorGradient::ScaledDelta;
         let weights = is_scaled.then(|| {

@@ -1,7 +1,7 @@
 use super::TreeCoder;
 use super::config::{SelectorGradient, SelectorKind};
 use super::draws::place_seed;
-use super::items::Items;
+use super::items::{Group, Items};
 use super::node::NodeInput;
 use super::route::Share;
 use arbora_attention::RoutingReport;
@@ -129,11 +129,10 @@ impl TreeCoder {
                     options.leaves.is_none(),
                     "tree_coder: options.leaves: expected none with soft selectors, which run all leaves"
                 );
-                let input = |place| self.node_input(place, options);
-                self.mixture(items, input, &mut routing)
+                self.mixture(items, options, &mut routing)
             }
             _ => {
-                let fixed = self.fixed_leaves(&tokens, &padding, options, items.order.len());
+                let fixed = self.fixed_leaves(&tokens, &padding, options, items.count());
                 self.routed(items, fixed.as_deref(), options, &mut routing)
             }
         };
@@ -154,82 +153,66 @@ impl TreeCoder {
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
     ) -> Tensor<3> {
-        let home = items.rows.device();
         let (height, tree) = (self.config.height, self.tree());
         let mut share: Option<Share> = None;
         for depth in 0..=height {
-            let groups = items.groups();
-            let mut outputs = Vec::with_capacity(groups.len());
-            for group in &groups {
+            let mut start = 0;
+            for group in &mut items.groups {
+                let count = group.items.len();
                 let place = tree.offset(depth) + group.node;
-                let node = &self.nodes[place];
-                routing.activations[place] += group.count;
-                let (rows, reports) = items.run(group, &node.device(), |rows, padding| {
-                    let input = NodeInput {
-                        padding,
-                        ..self.node_input(place, options)
-                    };
-                    node.forward(rows, &input)
-                });
-                routing.attention.extend(reports.into_iter().flatten());
-                outputs.push(rows);
+                routing.activations[place] += count;
+                let left = self.run_node(place, group, items.chunks, options, routing);
+                group.rows = match &share {
+                    None => left,
+                    Some(share) => share.take(start..start + count, group.rows.clone(), left),
+                };
+                start += count;
             }
-            // Home after all of them have begun: nodes on other devices compute at the same time.
-            let outputs = outputs.into_iter().map(|rows| rows.to_device(&home));
-            let left = joined(outputs.collect());
-            items.rows = match share.take() {
-                None => left,
-                Some(share) => share.take(items.rows.clone(), left),
-            };
             if depth < height {
-                share = self.descend(depth, &groups, &mut items, fixed, options, routing);
+                share = self.descend(depth, &mut items, fixed, options, routing);
             }
         }
-        routing.leaves = vec![0; items.order.len()];
-        for (row, &item) in items.order.iter().enumerate() {
-            routing.leaves[item] = items.nodes[row];
+        routing.leaves = vec![0; items.count()];
+        for (item, leaf) in items.order().zip(items.nodes()) {
+            routing.leaves[item] = leaf;
         }
-        if self.head.is_some() {
-            return items.sequences(items.rows.clone());
-        }
-        let outputs = items.groups().into_iter().map(|group| {
-            let rows = items.rows.clone().narrow(0, group.start, group.count);
-            self.predict_alone(group.node, rows)
+        let outputs = items.groups.iter();
+        let outputs = outputs.map(|group| self.predict_alone(group.node, group.rows.clone()));
+        items.sequences(outputs.collect())
+    }
+
+    /// What comes out of a node, on its device, to which its items are brought: `[items, tokens of an item, d_model]`.
+    ///
+    /// - place: of the node in level order
+    pub(super) fn run_node(
+        &self,
+        place: usize,
+        group: &mut Group,
+        chunks: usize,
+        options: &TreeCoderOptions,
+        routing: &mut TreeCoderRouting,
+    ) -> Tensor<3> {
+        let node = &self.nodes[place];
+        group.move_to(&node.device());
+        let (rows, reports) = group.run(chunks, |rows, padding| {
+            let input = NodeInput {
+                padding,
+                causal: self.config.causal,
+                seed: Some(place_seed(options.seed, place)),
+            };
+            node.forward(rows, &input)
         });
-        items.sequences(joined(outputs.collect()))
+        routing.attention.extend(reports.into_iter().flatten());
+        rows
     }
 
     /// The logits of a leaf that has a head of its own, and the rows as they are where all share one.
     ///
-    /// - rows: `[items, tokens, d_model]`
+    /// - rows: `[items, tokens, d_model]`, on the device of the leaf
     pub(super) fn predict_alone(&self, leaf: usize, rows: Tensor<3>) -> Tensor<3> {
-        let leaf = self.node(self.config.height, leaf);
-        match &leaf.head {
+        match &self.node(self.config.height, leaf).head {
             None => rows,
-            Some(head) => {
-                let home = rows.device();
-                head.forward(rows.to_device(&leaf.device()))
-                    .to_device(&home)
-            }
+            Some(head) => head.forward(rows),
         }
-    }
-
-    /// What a node is asked, padding aside.
-    ///
-    /// - place: of the node in level order
-    fn node_input(&self, place: usize, options: &TreeCoderOptions) -> NodeInput {
-        NodeInput {
-            padding: None,
-            causal: self.config.causal,
-            seed: Some(place_seed(options.seed, place)),
-        }
-    }
-}
-
-/// One after another along axis 0.
-fn joined(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
-    match parts.len() {
-        1 => parts.swap_remove(0),
-        _ => Tensor::cat(parts, 0),
     }
 }

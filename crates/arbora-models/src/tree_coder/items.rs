@@ -1,32 +1,36 @@
-//! Routed items: sequences, or chunks of sequences, sorted by the node that they are at.
+//! Routed items: sequences, or chunks of sequences, each with the others that are at the same node.
 
 use super::TreeCoderConfig;
 use super::config::RouteOn;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-/// The hidden states of all items of a batch, with the items of a node side by side.
+/// All items of a batch. Their *rows* are numbered node by node, and within a node by item.
 #[derive(Clone)]
 pub(super) struct Items {
-    /// `[items, tokens of an item, d_model]`, in the order of `order`
-    pub rows: Tensor<3>,
-    /// `[items, tokens of an item]`, 1 = padding, in the order of `order`. Numbers, since backends store booleans in
-    /// several ways that they neither join nor always select.
-    padding: Option<Tensor<2, Int>>,
-    /// Which item each row is: sequence-major, so item `i` is chunk `i % chunks` of sequence `i / chunks`.
-    pub order: Vec<usize>,
-    /// Which node of its depth each row is at, not decreasing.
-    pub nodes: Vec<usize>,
+    /// The items of each node that has some, by node.
+    pub groups: Vec<Group>,
     /// Items of a sequence.
     pub chunks: usize,
     /// Tokens of a sequence; the last chunk may hold fewer than the others.
     tokens: usize,
+    /// Where decisions are taken and sequences put together again.
+    pub home: Device,
 }
 
-/// The rows of one node.
+/// The items of one node.
+///
+/// Hidden states go from a node to its children without meeting those of others: the backward pass of a part of a
+/// tensor writes the whole tensor, which is then no larger than the parent's.
+#[derive(Clone)]
 pub(super) struct Group {
     pub node: usize,
-    pub start: usize,
-    pub count: usize,
+    /// Increasing. Sequence-major: item `i` is chunk `i % chunks` of sequence `i / chunks`.
+    pub items: Vec<usize>,
+    /// `[items, tokens of an item, d_model]`
+    pub rows: Tensor<3>,
+    /// `[items, tokens of an item]`, 1 = padding. Numbers, since backends store booleans in several ways that they
+    /// neither join nor always select.
+    padding: Option<Tensor<2, Int>>,
 }
 
 impl Items {
@@ -36,7 +40,7 @@ impl Items {
     /// - padding: `[batch, tokens]`, `true` = masked out
     pub fn new(hidden: Tensor<3>, padding: Option<Tensor<2, Bool>>, route_on: RouteOn) -> Self {
         let [batch, tokens, width] = hidden.dims();
-        let device = hidden.device();
+        let home = hidden.device();
         let chunk = match route_on {
             RouteOn::PreviousChunk { tokens: chunk } => chunk.min(tokens),
             _ => tokens,
@@ -46,87 +50,177 @@ impl Items {
         let mut hidden = hidden;
         let mut padding = padding.map(|padding| padding.int());
         if missing > 0 {
-            let none = Tensor::zeros([batch, missing, width], &device);
+            let none = Tensor::zeros([batch, missing, width], &home);
             hidden = Tensor::cat(vec![hidden, none], 1);
-            let given = padding.unwrap_or_else(|| Tensor::zeros([batch, tokens], &device));
-            let none = Tensor::ones([batch, missing], &device);
+            let given = padding.unwrap_or_else(|| Tensor::zeros([batch, tokens], &home));
+            let none = Tensor::ones([batch, missing], &home);
             padding = Some(Tensor::cat(vec![given, none], 1));
         }
-        Self {
+        let root = Group {
+            node: 0,
+            items: (0..batch * chunks).collect(),
             rows: hidden.reshape([batch * chunks, chunk, width]),
             padding: padding.map(|padding| padding.reshape([batch * chunks, chunk])),
-            order: (0..batch * chunks).collect(),
-            nodes: vec![0; batch * chunks],
+        };
+        Self {
+            groups: vec![root],
             chunks,
             tokens,
+            home,
         }
     }
 
-    /// The rows of each node that has some, by node.
-    pub fn groups(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for (row, &node) in self.nodes.iter().enumerate() {
-            match groups.last_mut() {
-                Some(group) if group.node == node => group.count += 1,
-                _ => groups.push(Group {
-                    node,
-                    start: row,
-                    count: 1,
-                }),
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.groups.iter().map(|group| group.items.len()).sum()
+    }
+
+    /// The item of each row.
+    pub fn order(&self) -> impl Iterator<Item = usize> {
+        self.groups
+            .iter()
+            .flat_map(|group| group.items.iter().copied())
+    }
+
+    /// The node of each row.
+    pub fn nodes(&self) -> impl Iterator<Item = usize> {
+        self.groups
+            .iter()
+            .flat_map(|group| std::iter::repeat_n(group.node, group.items.len()))
+    }
+
+    /// What the selector of each node reads, `[items of the node, d_model]`.
+    pub fn pooled(&self, route_on: RouteOn) -> Vec<Tensor<2>> {
+        let pooled = self.groups.iter().map(|group| group.pooled(route_on));
+        let RouteOn::PreviousChunk { .. } = route_on else {
+            return pooled.collect();
+        };
+        let mut means: Vec<Tensor<2>> = pooled.map(|mean| mean.to_device(&self.home)).collect();
+        let [_, width] = means[0].dims();
+        means.push(Tensor::zeros([1, width], &self.home));
+        let means = Tensor::cat(means, 0);
+        let row_of = self.row_of_item();
+        let previous = |item: &usize| match item % self.chunks {
+            // The row of zeros.
+            0 => row_of.len() as i64,
+            _ => row_of[item - 1],
+        };
+        self.groups
+            .iter()
+            .map(|group| {
+                let previous = group.items.iter().map(previous).collect();
+                means.clone().select(0, indices(previous, &self.home))
+            })
+            .collect()
+    }
+
+    /// Sends every row to a child of its node.
+    ///
+    /// - children: of each row
+    /// - returns which row each one was before
+    pub fn send(&mut self, children: &[usize], branching: usize) -> Vec<usize> {
+        let mut sent = Vec::new();
+        let mut moved = Vec::with_capacity(children.len());
+        let mut start = 0;
+        for group in std::mem::take(&mut self.groups) {
+            let count = group.items.len();
+            let of_group = &children[start..start + count];
+            for child in 0..branching {
+                let rows: Vec<usize> = (0..count).filter(|row| of_group[*row] == child).collect();
+                if rows.is_empty() {
+                    continue;
+                }
+                moved.extend(rows.iter().map(|row| start + row));
+                sent.push(group.part(group.node * branching + child, &rows));
             }
+            start += count;
         }
-        groups
+        self.groups = sent;
+        moved
     }
 
-    /// Runs a node on a group of rows: `node` gets them as sequences `[sequences, tokens, d_model]` with their
-    /// padding. Chunks of one sequence that are at the same node are one sequence there.
+    /// Hidden states or logits as sequences in the order of the batch, `[batch, tokens, ..]`.
+    ///
+    /// - rows: of each node, `[items of the node, tokens of an item, ..]`
+    pub fn sequences(&self, rows: Vec<Tensor<3>>) -> Tensor<3> {
+        let rows = joined(
+            rows.into_iter()
+                .map(|rows| rows.to_device(&self.home))
+                .collect(),
+        );
+        let [items, chunk, width] = rows.dims();
+        let rows = match self.order().is_sorted() {
+            true => rows,
+            false => rows.select(0, indices(self.row_of_item(), &self.home)),
+        };
+        rows.reshape([items / self.chunks, self.chunks * chunk, width])
+            .narrow(1, 0, self.tokens)
+    }
+
+    /// Numbers of rows as numbers of items, `[items]`.
+    pub fn by_item(&self, rows: Tensor<1>) -> Tensor<1> {
+        match self.order().is_sorted() {
+            true => rows,
+            false => rows.select(0, indices(self.row_of_item(), &self.home)),
+        }
+    }
+
+    fn row_of_item(&self) -> Vec<i64> {
+        let mut row_of = vec![0; self.count()];
+        for (row, item) in self.order().enumerate() {
+            row_of[item] = row as i64;
+        }
+        row_of
+    }
+}
+
+impl Group {
+    /// Brings the hidden states to a device.
+    pub fn move_to(&mut self, device: &Device) {
+        self.rows = self.rows.clone().to_device(device);
+        self.padding = self.padding.take().map(|padding| padding.to_device(device));
+    }
+
+    /// Runs a node on the rows: it gets them as sequences `[sequences, tokens, d_model]` with their padding. Chunks of
+    /// one sequence are one sequence there.
+    ///
+    /// - chunks: of a sequence in all
     pub fn run<R>(
         &self,
-        group: &Group,
-        device: &Device,
+        chunks: usize,
         node: impl FnOnce(Tensor<3>, Option<Tensor<2, Bool>>) -> (Tensor<3>, R),
     ) -> (Tensor<3>, R) {
-        let rows = self
-            .rows
-            .clone()
-            .narrow(0, group.start, group.count)
-            .to_device(device);
-        let padding = self.padding.clone().map(|padding| {
-            let padding = padding.narrow(0, group.start, group.count);
-            padding.to_device(device)
-        });
-        if self.chunks == 1 {
+        let (rows, padding) = (self.rows.clone(), self.padding.clone());
+        if chunks == 1 {
             return node(rows, padding.map(mask));
         }
-        let [_, chunk, width] = rows.dims();
-        let places = Places::new(
-            &self.order[group.start..group.start + group.count],
-            self.chunks,
-        );
+        let device = rows.device();
+        let [count, chunk, width] = rows.dims();
         let Places {
             sequences,
             longest,
             of_row,
-        } = places;
-        if sequences * longest == group.count {
+        } = Places::new(&self.items, chunks);
+        let joined = [sequences, longest * chunk];
+        if sequences * longest == count {
             let rows = rows.reshape([sequences, longest * chunk, width]);
-            let padding = padding.map(|padding| padding.reshape([sequences, longest * chunk]));
-            let (rows, report) = node(rows, padding.map(mask));
-            return (rows.reshape([group.count, chunk, width]), report);
+            let padding = padding.map(|padding| mask(padding.reshape(joined)));
+            let (rows, report) = node(rows, padding);
+            return (rows.reshape([count, chunk, width]), report);
         }
         // One more row, of padding, stands where a sequence has fewer chunks here than another.
-        let mut from = vec![group.count as i64; sequences * longest];
+        let mut from = vec![count as i64; sequences * longest];
         for (row, &place) in of_row.iter().enumerate() {
             from[place] = row as i64;
         }
-        let from = indices(from, device);
-        let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), device);
-        let padding = padding.unwrap_or_else(|| Tensor::zeros([group.count, chunk], device));
-        let all = Tensor::ones([1, chunk], device);
+        let from = indices(from, &device);
+        let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), &device);
+        let padding = padding.unwrap_or_else(|| Tensor::zeros([count, chunk], &device));
+        let all = Tensor::ones([1, chunk], &device);
         let padding = Tensor::cat(vec![padding, all], 0)
             .select(0, from.clone())
-            .reshape([sequences, longest * chunk]);
-        let none = Tensor::zeros([1, chunk, width], device);
+            .reshape(joined);
+        let none = Tensor::zeros([1, chunk, width], &device);
         let rows = Tensor::cat(vec![rows, none], 0).select(0, from).reshape([
             sequences,
             longest * chunk,
@@ -139,36 +233,32 @@ impl Items {
         (rows, report)
     }
 
-    /// What the selectors read, `[items, d_model]`.
-    pub fn pooled(&self, route_on: RouteOn) -> Tensor<2> {
+    /// What says where an item goes, or with [`RouteOn::PreviousChunk`] the item after it: `[items, d_model]`.
+    fn pooled(&self, route_on: RouteOn) -> Tensor<2> {
         let [items, tokens, width] = self.rows.dims();
-        let device = self.rows.device();
-        let mean = |rows: Tensor<3>, padding: Option<Tensor<2, Int>>| match padding {
-            None => rows.mean_dim(1).squeeze_dim::<2>(1),
-            Some(padding) => {
-                let [items, tokens, _] = rows.dims();
-                let kept = (padding.float() - 1.0).neg().reshape([items, tokens, 1]);
-                let sum = (rows * kept.clone()).sum_dim(1);
-                (sum / kept.sum_dim(1).clamp_min(1.0)).squeeze_dim::<2>(1)
-            }
+        let mean = |count: usize| {
+            let rows = match count == tokens {
+                true => self.rows.clone(),
+                false => self.rows.clone().narrow(1, 0, count),
+            };
+            let Some(padding) = self.padding.clone() else {
+                return rows.mean_dim(1).squeeze_dim::<2>(1);
+            };
+            let padding = padding.narrow(1, 0, count);
+            let kept = (padding.float() - 1.0).neg().reshape([items, count, 1]);
+            let sum = (rows * kept.clone()).sum_dim(1);
+            (sum / kept.sum_dim(1).clamp_min(1.0)).squeeze_dim::<2>(1)
         };
-        match route_on {
-            RouteOn::FirstN { tokens: first } => {
-                let first = first.min(tokens);
-                let padding = self.padding.clone();
-                mean(
-                    self.rows.clone().narrow(1, 0, first),
-                    padding.map(|padding| padding.narrow(1, 0, first)),
-                )
+        match (route_on, &self.padding) {
+            (RouteOn::FirstN { tokens: first }, _) => mean(first.min(tokens)),
+            (RouteOn::MeanAll | RouteOn::PreviousChunk { .. }, _) => mean(tokens),
+            (RouteOn::LastToken, None) => {
+                let last = self.rows.clone().narrow(1, tokens - 1, 1);
+                last.squeeze_dim(1)
             }
-            RouteOn::MeanAll => mean(self.rows.clone(), self.padding.clone()),
-            RouteOn::LastToken => {
-                let Some(padding) = &self.padding else {
-                    let last = self.rows.clone().narrow(1, tokens - 1, 1);
-                    return last.squeeze_dim(1);
-                };
+            (RouteOn::LastToken, Some(padding)) => {
                 // The last place that is kept: the one with the largest position.
-                let positions = Tensor::<1, Int>::arange(0..tokens as i64, &device);
+                let positions = Tensor::<1, Int>::arange(0..tokens as i64, &self.rows.device());
                 let kept = (padding.clone() - 1).neg();
                 let last = (kept * positions.reshape([1, tokens]))
                     .max_dim(1)
@@ -176,75 +266,27 @@ impl Items {
                     .expand([items, 1, width]);
                 self.rows.clone().gather(1, last).squeeze_dim(1)
             }
-            RouteOn::PreviousChunk { .. } => {
-                // Only whole chunks come before another, so there is no padding in them but the caller's.
-                let means = mean(self.rows.clone(), self.padding.clone());
-                let zeros = Tensor::zeros([1, width], &device);
-                let row_of = self.row_of_item();
-                let previous = self
-                    .order
-                    .iter()
-                    .map(|item| match item % self.chunks {
-                        0 => items as i64,
-                        _ => row_of[item - 1],
-                    })
-                    .collect();
-                Tensor::cat(vec![means, zeros], 0).select(0, indices(previous, &device))
-            }
         }
     }
 
-    /// Sends every row to a node of the next depth, and sorts rows by node and item.
-    ///
-    /// - nodes: per row in the present order
-    /// - returns where the row now at each place was before
-    pub fn send(&mut self, nodes: &[usize]) -> Vec<usize> {
-        let mut moved: Vec<usize> = (0..nodes.len()).collect();
-        moved.sort_unstable_by_key(|&row| (nodes[row], self.order[row]));
-        self.take(&moved);
-        self.nodes = moved.iter().map(|&row| nodes[row]).collect();
-        moved
-    }
-
-    /// The hidden states as sequences in the order of the batch, `[batch, tokens, ..]`, of rows `[items, tokens of
-    /// an item, ..]` in the present order.
-    pub fn sequences(&self, rows: Tensor<3>) -> Tensor<3> {
-        let [items, chunk, width] = rows.dims();
-        let device = rows.device();
-        let rows = match self.order.is_sorted() {
-            true => rows,
-            false => rows.select(0, indices(self.row_of_item(), &device)),
-        };
-        rows.reshape([items / self.chunks, self.chunks * chunk, width])
-            .narrow(1, 0, self.tokens)
-    }
-
-    /// Numbers of rows in the present order, as numbers of items, `[items]`.
-    pub fn by_item(&self, rows: Tensor<1>) -> Tensor<1> {
-        if self.order.is_sorted() {
-            return rows;
+    /// Some of the rows, at another node.
+    fn part(&self, node: usize, rows: &[usize]) -> Self {
+        if rows.len() == self.items.len() {
+            return Self {
+                node,
+                ..self.clone()
+            };
         }
-        let device = rows.device();
-        rows.select(0, indices(self.row_of_item(), &device))
-    }
-
-    fn row_of_item(&self) -> Vec<i64> {
-        let mut row_of = vec![0; self.order.len()];
-        for (row, &item) in self.order.iter().enumerate() {
-            row_of[item] = row as i64;
+        let from = indices(
+            rows.iter().map(|&row| row as i64).collect(),
+            &self.rows.device(),
+        );
+        Self {
+            node,
+            items: rows.iter().map(|&row| self.items[row]).collect(),
+            rows: self.rows.clone().select(0, from.clone()),
+            padding: self.padding.clone().map(|padding| padding.select(0, from)),
         }
-        row_of
-    }
-
-    fn take(&mut self, moved: &[usize]) {
-        if moved.is_sorted() {
-            return;
-        }
-        let device = self.rows.device();
-        let from = indices(moved.iter().map(|&row| row as i64).collect(), &device);
-        self.rows = self.rows.clone().select(0, from.clone());
-        self.padding = self.padding.take().map(|padding| padding.select(0, from));
-        self.order = moved.iter().map(|&row| self.order[row]).collect();
     }
 }
 
@@ -256,12 +298,12 @@ struct Places {
 }
 
 impl Places {
-    /// - order: items of the node, increasing
-    fn new(order: &[usize], chunks: usize) -> Self {
+    /// - items: of the node, increasing
+    fn new(items: &[usize], chunks: usize) -> Self {
         let mut lengths: Vec<usize> = Vec::new();
-        let mut places = Vec::with_capacity(order.len());
+        let mut places = Vec::with_capacity(items.len());
         let mut last = None;
-        for item in order {
+        for item in items {
             let sequence = item / chunks;
             if last != Some(sequence) {
                 lengths.push(0);
@@ -280,6 +322,14 @@ impl Places {
                 .map(|(sequence, place)| sequence * longest + place)
                 .collect(),
         }
+    }
+}
+
+/// One after another along axis 0.
+fn joined(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
+    match parts.len() {
+        1 => parts.swap_remove(0),
+        _ => Tensor::cat(parts, 0),
     }
 }
 

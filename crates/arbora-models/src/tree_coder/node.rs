@@ -13,7 +13,7 @@ use burn::tensor::{Bool, Device, Tensor};
 pub struct Node {
     /// The transformer blocks, the first one first.
     pub blocks: Vec<TransformerBlock>,
-    /// Chooses a child; `None` at leaves, and where routes are not learned.
+    /// Chooses a child, or in the controls says no more than how much of one is taken; `None` at leaves.
     pub selector: Option<Selector>,
     /// What this leaf predicts; `None` at inner nodes, and where all leaves share a head.
     pub head: Option<Head>,
@@ -68,7 +68,7 @@ impl Node {
                         .init(device)
                 })
                 .collect(),
-            selector: (!is_leaf).then(|| Selector::new(config, device)).flatten(),
+            selector: (!is_leaf).then(|| Selector::new(config, device)),
             head: (is_leaf && config.head == LeafHead::PerLeaf).then(|| Head::new(config, device)),
         }
     }

@@ -1,6 +1,6 @@
 //! How many parameters a tree has, and the linear transformers that it is compared with.
 
-use super::config::{LeafHead, SelectorKind, TreeCoderConfig};
+use super::config::{LeafHead, TreeCoderConfig};
 use crate::block::TransformerBlockConfig;
 use arbora_attention::{AttentionKindConfig, RouterConfig, TreeScope, TreeSharing};
 
@@ -49,12 +49,9 @@ impl TreeCoderConfig {
     /// Of one selector.
     fn selector_parameters(&self) -> usize {
         let (d_model, k) = (self.d_model, self.branching);
-        match (self.selector.kind, self.selector.hidden) {
-            (SelectorKind::Random | SelectorKind::Hash, _) => 0,
-            (SelectorKind::Learned, None) => d_model + linear(d_model, k),
-            (SelectorKind::Learned, Some(hidden)) => {
-                d_model + linear(d_model, hidden) + linear(hidden, k)
-            }
+        match self.selector.hidden {
+            None => d_model + linear(d_model, k),
+            Some(hidden) => d_model + linear(d_model, hidden) + linear(hidden, k),
         }
     }
 

@@ -4,9 +4,11 @@ use super::TreeCoder;
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{gumbel, hash_leaf, random_leaf, sampled_child};
 use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
-use super::items::{Group, Items, indices};
+use super::items::{Items, indices};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
+use std::collections::HashMap;
+use std::ops::Range;
 
 /// How much of what a child adds is taken, per item.
 pub(super) enum Share {
@@ -17,17 +19,20 @@ pub(super) enum Share {
 }
 
 impl Share {
-    /// - entered: what came to the child, `[items, tokens, d_model]`
+    /// - rows: which these are, of all
+    /// - entered: what came to the child, `[rows, tokens, d_model]`
     /// - left: what came out of it
-    pub fn take(self, entered: Tensor<3>, left: Tensor<3>) -> Tensor<3> {
-        let per_item = |numbers: Tensor<1>| {
-            let [items] = numbers.dims();
-            numbers.cast(left.dtype()).reshape([items, 1, 1])
+    pub fn take(&self, rows: Range<usize>, entered: Tensor<3>, left: Tensor<3>) -> Tensor<3> {
+        let (device, dtype) = (left.device(), left.dtype());
+        let per_item = |numbers: &Tensor<1>| {
+            let numbers = numbers.clone().narrow(0, rows.start, rows.len());
+            let numbers = numbers.to_device(&device).cast(dtype);
+            numbers.reshape([rows.len(), 1, 1])
         };
         let added = left.clone() - entered.clone();
         match self {
             Self::Part(part) => entered + added * per_item(part),
-            Self::AllButGradient(zero) => left.clone() + added * per_item(zero),
+            Self::AllButGradient(zero) => left + added * per_item(zero),
         }
     }
 
@@ -74,7 +79,7 @@ pub(super) fn entropy(scores: &[f32]) -> f64 {
 }
 
 /// What the selectors of a level made of their items, row by row.
-struct Learned {
+struct Decided {
     children: Vec<usize>,
     entropy: f64,
     share: Option<Share>,
@@ -148,76 +153,55 @@ impl TreeCoder {
     pub(super) fn descend(
         &self,
         depth: usize,
-        groups: &[Group],
         items: &mut Items,
         fixed: Option<&[usize]>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
     ) -> Option<Share> {
         let tree = self.tree();
-        let k = self.config.branching;
         let fixed: Option<Vec<usize>> = fixed.map(|leaves| {
-            let children = items
-                .order
-                .iter()
-                .map(|&item| tree.path(leaves[item])[depth]);
+            let children = items.order().map(|item| tree.path(leaves[item])[depth]);
             children.collect()
         });
-        let learned = match (self.config.selector.kind, fixed) {
-            (SelectorKind::Learned, fixed) => {
-                self.ask_selectors(depth, groups, items, fixed, options, routing)
-            }
-            (_, Some(children)) => Learned {
-                children,
-                entropy: 0.0,
-                share: None,
-            },
-            (_, None) => unreachable!("routes that are not learned are fixed"),
-        };
-        let children = learned.children;
+        let decided = self.ask_selectors(depth, items, fixed, options, routing);
+        let children = decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
-            entropy: learned.entropy,
+            entropy: decided.entropy,
         };
-        for (row, &item) in items.order.iter().enumerate() {
-            level.nodes[item] = items.nodes[row];
-            level.children[item] = children[row];
+        let rows = items.order().zip(items.nodes()).zip(&children);
+        for ((item, node), child) in rows {
+            level.nodes[item] = node;
+            level.children[item] = *child;
         }
         routing.levels.push(level);
-        let nodes: Vec<usize> = items
-            .nodes
-            .iter()
-            .zip(&children)
-            .map(|(node, child)| node * k + child)
-            .collect();
-        let moved = items.send(&nodes);
-        let share = learned.share?;
+        let moved = items.send(&children, self.config.branching);
+        let share = decided.share?;
         if moved.is_sorted() {
             return Some(share);
         }
         let moved = moved.into_iter().map(|row| row as i64).collect();
-        Some(share.select(indices(moved, &items.rows.device())))
+        Some(share.select(indices(moved, &items.home)))
     }
 
     /// - given: children that are not to be chosen, row by row
     fn ask_selectors(
         &self,
         depth: usize,
-        groups: &[Group],
         items: &Items,
         given: Option<Vec<usize>>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
-    ) -> Learned {
+    ) -> Decided {
         let config = &self.config.selector;
         let k = self.config.branching;
-        let home = items.rows.device();
+        let home = items.home.clone();
         let is_training = home.is_autodiff();
-        let rows = items.order.len();
-        let scores = self.scores(depth, groups, items); // [items, branching]
+        let rows = items.count();
+        let scores = self.scores(depth, items); // [items, branching]
         let biases = matches!(config.balance, SelectorBalance::LossFree { .. })
-            .then(|| self.balance_biases(depth, groups, &scores));
+            .then(|| self.balance_biases(depth, items, &scores));
         // One read per level: scores, and below them the biases of the nodes.
         let plain = scores.clone().without_autodiff();
         let read: Vec<f32> = Tensor::cat(std::iter::once(plain).chain(biases).collect(), 0)
@@ -225,7 +209,10 @@ impl TreeCoder {
             .iter()
             .collect();
         let (host, biases) = read.split_at(rows * k);
+        let of_node = items.groups.iter().map(|group| group.node);
+        let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
         let is_fixed = given.is_some();
+        let is_learned = config.kind == SelectorKind::Learned;
 
         let mut noisy = scores.clone();
         let mut decided = host.to_vec();
@@ -233,52 +220,48 @@ impl TreeCoder {
             && is_training
         {
             let noise: Vec<f32> = items
-                .order
-                .iter()
-                .flat_map(|&item| gumbel(options.seed, depth, item, k))
+                .order()
+                .flat_map(|item| gumbel(options.seed, depth, item, k))
                 .collect();
             for (score, noise) in decided.iter_mut().zip(&noise) {
                 *score += noise;
             }
             noisy = noisy + Tensor::from_data(TensorData::new(noise, [rows, k]), &home);
         }
+        let samples = is_training && config.gradient == SelectorGradient::Reinforce;
         let children = given.unwrap_or_else(|| {
-            let samples = is_training && config.gradient == SelectorGradient::Reinforce;
-            let mut children = Vec::with_capacity(rows);
-            for (place, group) in groups.iter().enumerate() {
-                let bias = biases.chunks(k).nth(place);
-                for row in group.start..group.start + group.count {
-                    let scores = &decided[row * k..(row + 1) * k];
-                    children.push(match samples {
-                        true => {
-                            let probabilities = probabilities(scores);
-                            sampled_child(options.seed, depth, items.order[row], &probabilities)
-                        }
-                        false => choose(scores, bias),
-                    });
-                }
-            }
-            children
+            let rows = items.order().zip(items.nodes()).zip(decided.chunks(k));
+            rows.map(|((item, node), scores)| match samples {
+                true => sampled_child(options.seed, depth, item, &probabilities(scores)),
+                false => choose(scores, biases.get(&node).copied()),
+            })
+            .collect()
         });
 
-        let loads: Vec<Vec<usize>> = groups
+        let mut left = children.as_slice();
+        let loads: Vec<Vec<usize>> = items
+            .groups
             .iter()
             .map(|group| {
+                let (of_group, others) = left.split_at(group.items.len());
+                left = others;
                 let mut loads = vec![0; k];
-                for child in &children[group.start..group.start + group.count] {
+                for child in of_group {
                     loads[*child] += 1;
                 }
                 loads
             })
             .collect();
         if is_training && !is_fixed {
-            for (group, loads) in groups.iter().zip(&loads) {
+            for (group, loads) in items.groups.iter().zip(&loads) {
                 self.selector(depth, group.node)
                     .track_balance(config.balance, loads);
             }
         }
-        if let SelectorBalance::SwitchLoss { weight } = config.balance {
-            let loss = switch_loss(softmax(scores.clone(), 1), groups, &loads)
+        if let SelectorBalance::SwitchLoss { weight } = config.balance
+            && is_learned
+        {
+            let loss = switch_loss(softmax(scores.clone(), 1), &loads)
                 * (weight / self.config.height as f64);
             routing.balance_loss = Some(match routing.balance_loss.take() {
                 Some(sum) => sum + loss,
@@ -292,9 +275,9 @@ impl TreeCoder {
         let share = match config.gradient {
             SelectorGradient::ScaledDelta => Some(Share::Part(of_chosen(softmax(scores, 1)))),
             SelectorGradient::ValuePreserving if is_training => {
-                let probability = of_chosen(softmax(scores, 1));
-                let constant = probability.clone().detach();
-                let zero = (probability - constant.clone()) / constant;
+                // Its derivative is that of p / stop(p), and stays bounded where a bias chose a child with p = 0.
+                let log = of_chosen(log_softmax(scores, 1));
+                let zero = log.clone() - log.detach();
                 Some(Share::AllButGradient(zero))
             }
             SelectorGradient::GumbelStraightThrough { temperature } if is_training => {
@@ -302,7 +285,7 @@ impl TreeCoder {
                 let zero = probability.clone() - probability.detach();
                 Some(Share::AllButGradient(zero))
             }
-            SelectorGradient::Reinforce => {
+            SelectorGradient::Reinforce if is_learned => {
                 let log = log_softmax(scores, 1);
                 let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
                 let log_prob = items.by_item(of_chosen(log));
@@ -319,34 +302,38 @@ impl TreeCoder {
             }
             SelectorGradient::ValuePreserving
             | SelectorGradient::GumbelStraightThrough { .. }
+            | SelectorGradient::Reinforce
             | SelectorGradient::Soft => None,
         };
-        Learned {
+        Decided {
             children,
-            entropy: host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+            entropy: match is_learned {
+                true => host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+                false => 0.0,
+            },
             share,
         }
     }
 
-    /// `[items, branching]`, in single precision, on the device of the items.
-    pub(super) fn scores(&self, depth: usize, groups: &[Group], items: &Items) -> Tensor<2> {
-        let home = items.rows.device();
+    /// `[items, branching]`, row by row, in single precision.
+    pub(super) fn scores(&self, depth: usize, items: &Items) -> Tensor<2> {
         let pooled = items.pooled(self.config.route_on);
-        let scores = groups.iter().map(|group| {
-            let rows = pooled.clone().narrow(0, group.start, group.count);
-            let device = self.node(depth, group.node).device();
-            let scores = self
-                .selector(depth, group.node)
-                .forward(rows.to_device(&device));
-            scores.to_device(&home)
+        let scores = items.groups.iter().zip(pooled).map(|(group, pooled)| {
+            let pooled = match self.config.selector.detach {
+                true => pooled.detach(),
+                false => pooled,
+            };
+            let pooled = pooled.to_device(&group.rows.device());
+            let scores = self.selector(depth, group.node).forward(pooled);
+            scores.to_device(&items.home)
         });
         Tensor::cat(scores.collect(), 0)
     }
 
     /// `[nodes, branching]`, where the scores are, but off the autodiff device.
-    fn balance_biases(&self, depth: usize, groups: &[Group], scores: &Tensor<2>) -> Tensor<2> {
+    fn balance_biases(&self, depth: usize, items: &Items, scores: &Tensor<2>) -> Tensor<2> {
         let home = scores.clone().without_autodiff().device();
-        let biases = groups.iter().map(|group| {
+        let biases = items.groups.iter().map(|group| {
             let bias = self.selector(depth, group.node).decision_bias();
             bias.cast(scores.dtype())
                 .to_device(&home)
@@ -357,21 +344,22 @@ impl TreeCoder {
 
     pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
         let selector = self.node(depth, index).selector.as_ref();
-        selector.expect("inner nodes have selectors where routes are learned")
+        selector.expect("inner nodes have selectors")
     }
 }
 
 /// `Σ_j share of items at node j · k Σ_c f_jc P_jc`: `[1]`. It is the mean over items of `k Σ_c f_jc p_c`, each with the
 /// loads of its own node.
-fn switch_loss(probabilities: Tensor<2>, groups: &[Group], loads: &[Vec<usize>]) -> Tensor<1> {
+fn switch_loss(probabilities: Tensor<2>, loads: &[Vec<usize>]) -> Tensor<1> {
     let [rows, k] = probabilities.dims();
     let mut weights = Vec::with_capacity(rows * k);
-    for (group, loads) in groups.iter().zip(loads) {
-        let of_item = loads
+    for loads in loads {
+        let count: usize = loads.iter().sum();
+        let of_item: Vec<f32> = loads
             .iter()
-            .map(|load| (k * load) as f32 / (group.count * rows) as f32);
-        let of_item: Vec<f32> = of_item.collect();
-        for _ in 0..group.count {
+            .map(|load| (k * load) as f32 / (count * rows) as f32)
+            .collect();
+        for _ in 0..count {
             weights.extend_from_slice(&of_item);
         }
     }

@@ -1,4 +1,4 @@
-use super::config::{SelectorBalance, SelectorKind, TreeCoderConfig};
+use super::config::{SelectorBalance, TreeCoderConfig};
 use burn::module::{Module, ParamId, RunningState};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::gelu;
@@ -20,13 +20,9 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// `None` where routes are not learned.
-    pub(super) fn new(config: &TreeCoderConfig, device: &Device) -> Option<Self> {
-        if config.selector.kind != SelectorKind::Learned {
-            return None;
-        }
+    pub(super) fn new(config: &TreeCoderConfig, device: &Device) -> Self {
         let width = config.selector.hidden.unwrap_or(config.d_model);
-        Some(Self {
+        Self {
             norm: RmsNormConfig::new(config.d_model).init(device),
             hidden: config
                 .selector
@@ -34,7 +30,7 @@ impl Selector {
                 .map(|hidden| LinearConfig::new(config.d_model, hidden).init(device)),
             output: LinearConfig::new(width, config.branching).init(device),
             balance: RunningState::new(Tensor::zeros([config.branching], device)),
-        })
+        }
     }
 
     /// The same with output weights of half the size: scores then have a standard deviation of 1/2 at first, and

@@ -1,9 +1,8 @@
 //! All children at once, weighted by their probabilities.
 
 use super::TreeCoder;
-use super::forward::{LevelRouting, TreeCoderRouting};
-use super::items::{Group, Items};
-use super::node::NodeInput;
+use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
+use super::items::Items;
 use super::route::{choose, entropy};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
@@ -12,48 +11,35 @@ impl TreeCoder {
     /// Runs every node on every item. What comes out of a subtree is the mixture of what comes out of its children's:
     /// hidden states with a shared head, logits with a head per leaf. The route that is told is the greedy one.
     ///
-    /// - input: of a node, by its place in level order
     /// - returns hidden states or logits, `[batch, tokens, d_model or classes]`
     pub(super) fn mixture(
         &self,
         items: Items,
-        input: impl Fn(usize) -> NodeInput,
+        options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
     ) -> Tensor<3> {
         let config = &self.config;
         let (k, height, tree) = (config.branching, config.height, self.tree());
-        let count = items.order.len();
-        let home = items.rows.device();
-        let whole = |node| Group {
-            node,
-            start: 0,
-            count,
-        };
+        let count = items.count();
+        let home = items.home.clone();
         let mut greedy = vec![0; count];
         let mut weights: Vec<Vec<Tensor<2>>> = Vec::with_capacity(height);
         let mut level = vec![items];
         for depth in 0..=height {
             for (index, items) in level.iter_mut().enumerate() {
                 let place = tree.offset(depth) + index;
-                let node = &self.nodes[place];
                 routing.activations[place] += count;
-                let (rows, reports) = items.run(&whole(index), &node.device(), |rows, padding| {
-                    let input = NodeInput {
-                        padding,
-                        ..input(place)
-                    };
-                    node.forward(rows, &input)
-                });
-                routing.attention.extend(reports.into_iter().flatten());
-                items.rows = rows.to_device(&home);
+                let chunks = items.chunks;
+                let group = &mut items.groups[0];
+                group.node = index;
+                group.rows = self.run_node(place, group, chunks, options, routing);
             }
             if depth == height {
                 break;
             }
             let scores: Vec<Tensor<2>> = level
                 .iter()
-                .enumerate()
-                .map(|(index, items)| self.scores(depth, &[whole(index)], items))
+                .map(|items| self.scores(depth, items))
                 .collect();
             let host: Vec<f32> = Tensor::cat(scores.clone(), 0).into_data().iter().collect();
             let children: Vec<&[f32]> = greedy
@@ -87,11 +73,13 @@ impl TreeCoder {
                 .collect();
         }
         routing.leaves = greedy;
-        let root = level[0].clone();
         let mut values: Vec<Tensor<3>> = level
-            .into_iter()
-            .enumerate()
-            .map(|(leaf, items)| self.predict_alone(leaf, items.rows))
+            .iter()
+            .map(|items| {
+                let leaf = &items.groups[0];
+                let value = self.predict_alone(leaf.node, leaf.rows.clone());
+                value.to_device(&home)
+            })
             .collect();
         for weights in weights.into_iter().rev() {
             values = values
@@ -108,6 +96,6 @@ impl TreeCoder {
                 })
                 .collect();
         }
-        root.sequences(values.swap_remove(0))
+        level[0].sequences(values)
     }
 }

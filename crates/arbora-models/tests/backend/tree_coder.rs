@@ -99,8 +99,14 @@ fn levels_have_blocks_and_widths_of_their_own() {
 
 #[test]
 fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
-    for (chunk, height) in [(2, 2), (1, 2), (3, 1), (5, 1), (2, 0)] {
-        let config = config(2, height).with_route_on(RouteOn::PreviousChunk { tokens: chunk });
+    // Rows that stand for missing chunks come last, so only encoders could see them.
+    let sizes = [(2, 2), (1, 2), (3, 1), (5, 1), (2, 0)];
+    let encoders = [(2, 2, false), (3, 1, false)];
+    let all = sizes.map(|(chunk, height)| (chunk, height, true));
+    for (chunk, height, causal) in all.into_iter().chain(encoders) {
+        let config = config(2, height)
+            .with_causal(causal)
+            .with_route_on(RouteOn::PreviousChunk { tokens: chunk });
         let model = config.init(17, &device());
         let rows = rows::<7>(4);
         let output = run(&model, &rows);
@@ -245,7 +251,7 @@ fn parameters_are_counted_as_the_model_has_them() {
                     .with_branching(3),
                 3 * 4,
             ),
-            (config.clone().with_selector(hash.clone()), 0),
+            (config.clone().with_selector(hash.clone()), 2 * 3),
             (
                 config
                     .clone()

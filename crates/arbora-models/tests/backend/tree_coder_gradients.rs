@@ -77,20 +77,46 @@ fn every_parameter_that_a_route_meets_learns_and_no_other() {
 }
 
 #[test]
-fn routes_that_are_not_learned_leave_nothing_but_blocks_to_learn() {
+fn selectors_of_a_control_learn_how_much_to_take_of_a_child() {
     use arbora_models::tree_coder::SelectorKind;
     let device = autodiff_device();
     for kind in [SelectorKind::Random, SelectorKind::Hash] {
         let model = crate::tree_coder_oracle::control(kind).init(1, &device);
         let output = forward(&model, Some(&[0, 1, 2, 3, 0]), &device);
         let found = gradients_of(&model, &score(output.logits).backward());
-        assert!(found.iter().all(|parameter| !parameter.values.is_empty()));
-        assert!(
-            found
-                .iter()
-                .all(|parameter| !parameter.path.contains("selector"))
-        );
+        // Biases of balance are no parameters.
+        let mut found = found.iter().filter(|one| !one.path.contains("balance"));
+        assert!(found.all(|parameter| !parameter.values.is_empty()));
     }
+}
+
+#[test]
+fn detached_selectors_learn_and_leave_hidden_states_as_they_are() {
+    let device = autodiff_device();
+    let learns = |detach: bool| {
+        let balance = SelectorBalance::SwitchLoss { weight: 1.0 };
+        let mut config = learning(SelectorGradient::ScaledDelta, balance);
+        config.selector.detach = detach;
+        let model = config.init(1, &device);
+        let output = forward(&model, Some(&[0, 1, 2, 3, 0]), &device);
+        let loss = output
+            .routing
+            .balance_loss
+            .expect("there is a balance loss");
+        gradients_of(&model, &loss.backward())
+            .into_iter()
+            .filter(|one| one.values.iter().any(|value| *value != 0.0))
+            .map(|one| one.path)
+            .collect::<Vec<_>>()
+    };
+    let whole = learns(false);
+    assert!(whole.iter().any(|path| path.contains("blocks")));
+    let detached = learns(true);
+    assert!(!detached.is_empty());
+    assert!(
+        detached.iter().all(|path| path.contains("selector")),
+        "{detached:?}"
+    );
 }
 
 #[test]
@@ -139,6 +165,20 @@ fn a_preserved_value_learns_as_if_its_scale_were_the_ratio_of_probabilities() {
         let input = tokens(&rows::<4>(5), &device);
         score(select_one_hot(&model, input, Some(&LEAVES), ratio).0)
     });
+}
+
+#[test]
+fn a_preserved_value_stays_finite_where_a_bias_chose_an_impossible_child() {
+    let device = autodiff_device();
+    let weight = Tensor::<2>::from_data(root_weight(), &device) * 1e4;
+    let model = with_root(&config(SelectorGradient::ValuePreserving), weight);
+    // Every child of the root is impossible for some of these.
+    for leaves in [[0; 5], [3; 5]] {
+        let output = forward(&model, Some(&leaves), &device);
+        let found = gradients_of(&model, &score(output.logits).backward());
+        let mut values = found.iter().flat_map(|parameter| &parameter.values);
+        assert!(values.all(|value| value.is_finite()));
+    }
 }
 
 #[test]

@@ -178,7 +178,7 @@ pub fn select_one_hot(
     (logits, nodes)
 }
 
-/// A causal model routed on the chunk before, for one sequence: the chunks at a node are joined, run and cut apart
+/// A model routed on the chunk before, for one sequence: the chunks at a node are joined, run and cut apart
 /// again, with nothing masked.
 ///
 /// - returns logits `[1, tokens, classes]` and the leaf of each chunk
@@ -204,7 +204,11 @@ pub fn join_chunks(
                 continue;
             }
             let entered = here.iter().map(|at| chunks[*at].clone()).collect();
-            let left = node(model.node(depth, index), Tensor::cat(entered, 1), true);
+            let left = node(
+                model.node(depth, index),
+                Tensor::cat(entered, 1),
+                config.causal,
+            );
             let mut start = 0;
             for at in here {
                 let width = chunks[at].dims()[1];

@@ -361,3 +361,48 @@ impl HostBatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::Document;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_token_but_first_ones_is_a_target_exactly_once(
+            texts in prop::collection::vec(".{1,20}", 1..6),
+            window in 1usize..9,
+            mix_documents: bool,
+        ) {
+            let documents = texts.iter().map(|text| Document {
+                name: String::new(),
+                text: text.clone(),
+            });
+            let corpus = Corpus::from_documents(documents.collect()).unwrap();
+            let tokenizer = Tokenizer::bytes();
+            let config = TextConfig { window, mix_documents, ..Default::default() };
+            let part = Part::new(&corpus, "training", &tokenizer, config).unwrap();
+
+            let mut expected = Vec::new();
+            let mut owners = Vec::new();
+            for (document, text) in texts.iter().enumerate() {
+                let first = !mix_documents || document == 0;
+                expected.push(usize::from(!first));
+                // The rest of the text and the end of the document.
+                expected.resize(expected.len() + text.len(), 1);
+                owners.resize(expected.len(), document);
+            }
+            let mut scored = vec![0; part.ids.len()];
+            for at in &part.windows {
+                prop_assert!((1..=window).contains(&at.count));
+                prop_assert_eq!(at.document, owners[at.start]);
+                at.targets().for_each(|target| scored[target] += 1);
+                if !mix_documents {
+                    prop_assert!(at.targets().all(|target| owners[target] == at.document));
+                }
+            }
+            prop_assert_eq!(scored, expected);
+        }
+    }
+}

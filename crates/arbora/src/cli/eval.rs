@@ -8,6 +8,7 @@ use crate::config::{AnyTask, ModelKind, RunConfig};
 use crate::learner::Walk;
 use crate::run::{RunSettings, measure};
 use anyhow::{Result, bail};
+use arbora_models::tree_coder::SelectorGradient;
 use burn::module::Module;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -79,14 +80,21 @@ fn sequence(args: &EvalArgs) -> Result<ExitCode> {
     }
     refuse_search(args, name)?;
     args.place.refuse()?;
-    measured(TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?, args)
+    measured(
+        TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?,
+        args,
+    )
 }
 
 /// A run on language, whose trees may be walked at random.
 fn language(args: &EvalArgs) -> Result<ExitCode> {
-    let model = TrainedRun::<LanguageConfig>::config(&args.run)?.model;
+    let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
+    let model = config.model;
     if args.random_route && !model.has_tree() {
         bail!("--random-route: {} walks no tree", model.name());
+    }
+    if args.random_route && config.selector.gradient == SelectorGradient::Soft {
+        bail!("--random-route: soft selectors go to all leaves");
     }
     refuse_search(args, model.name())?;
     let mut run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;

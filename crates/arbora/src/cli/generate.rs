@@ -6,9 +6,7 @@ use crate::config::AnyTask;
 use crate::placement::PlaceArgs;
 use crate::config::language::{LanguageConfig, kept_tokenizer};
 use anyhow::{Context as _, Result, anyhow, bail};
-use arbora_models::tree_coder::generate::{
-    Finish, GenerateError, GenerateOptions, Generated, NewToken,
-};
+use arbora_models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora_rl::train::Checkpoint;
 use arbora_tasks::text::Tokenizer;
 use clap::Args;
@@ -29,7 +27,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
     tokens: usize,
     /// Below 1 makes likely tokens likelier; 0 always takes the likeliest.
-    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.8,
+        allow_negative_numbers = true
+    )]
     temperature: f64,
     /// Draw from the K likeliest tokens only.
     #[arg(long, value_name = "K", value_parser = at_least_one)]
@@ -174,11 +177,7 @@ fn refused(error: &GenerateError, args: &GenerateArgs) -> anyhow::Error {
     match error {
         GenerateError::Setting(error) => {
             let option = error.setting.replace('_', "-");
-            anyhow!(
-                "--{option}: expected {}, got {}",
-                error.expected,
-                error.got
-            )
+            anyhow!("--{option}: expected {}, got {}", error.expected, error.got)
         }
         GenerateError::TooLong {
             prompt,
@@ -231,7 +230,10 @@ fn decoded(tokenizer: &Tokenizer, prompt: &[u32], new: &[u32]) -> String {
 
 /// Where the first of some texts begins.
 fn first_of(text: &str, stops: &[String]) -> Option<usize> {
-    stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
+    stops
+        .iter()
+        .filter_map(|stop| text.find(stop.as_str()))
+        .min()
 }
 
 /// A continuation as text.
@@ -282,12 +284,7 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(
-        tokenizer: &'a Tokenizer,
-        text: &str,
-        prompt: &'a [u32],
-        stops: &'a [String],
-    ) -> Self {
+    fn new(tokenizer: &'a Tokenizer, text: &str, prompt: &'a [u32], stops: &'a [String]) -> Self {
         let mut stream = Self {
             tokenizer,
             prompt,
@@ -345,11 +342,10 @@ fn certain(text: &str, stops: &[String]) -> usize {
         return end;
     }
     let whole = text.trim_end_matches('\u{fffd}').len();
-    let held = text.char_indices().map(|(at, _)| at).find(|at| {
-        stops
-            .iter()
-            .any(|stop| stop.starts_with(&text[*at..]))
-    });
+    let held = text
+        .char_indices()
+        .map(|(at, _)| at)
+        .find(|at| stops.iter().any(|stop| stop.starts_with(&text[*at..])));
     held.map_or(whole, |held| held.min(whole))
 }
 

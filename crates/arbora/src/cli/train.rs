@@ -159,8 +159,10 @@ fn configure<C: RunSettings>(
             .context("cannot read the working directory")?;
     }
     if args.resume
-        && let Some((key, wanted, found)) =
-            difference(&serde_json::to_value(&config)?, &serde_json::to_value(&base)?)
+        && let Some((key, wanted, found)) = difference(
+            &serde_json::to_value(&config)?,
+            &serde_json::to_value(&base)?,
+        )
     {
         // The trainer refuses settings that would change the numbers; the others are kept as the
         // run has them, so that config.json stays true.

@@ -57,12 +57,11 @@ impl<C: RunSettings> TrainedRun<C> {
         C::read(&run.join("config.json"))
     }
 
-    /// Items in the test set of the run, or as many as it asks to measure where they are generated
-    /// without end.
+    /// Items that the run asks to measure, all of a finite set with 0, and no more than there are.
     pub fn test_items(&self) -> usize {
-        match self.config.sizes().test_items {
-            0 => C::count(&self.task).unwrap_or(0),
-            items => items,
+        match (self.config.sizes().test_items, C::count(&self.task)) {
+            (0, count) => count.unwrap_or(0),
+            (items, count) => items.min(count.unwrap_or(items)),
         }
     }
 }

@@ -164,13 +164,6 @@ pub struct LanguageData {
     pub validation: Corpus,
 }
 
-impl LanguageData {
-    /// The names of the documents that are measured on, in order.
-    pub fn documents(&self) -> impl Iterator<Item = &str> {
-        self.validation.documents().iter().map(|document| document.name.as_str())
-    }
-}
-
 /// The network, less what the data decide and how selectors learn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,6 +202,8 @@ pub struct SelectorSettings {
     pub balance: SelectorBalance,
     /// Width of a hidden layer; none with `null`.
     pub hidden: Option<usize>,
+    /// Whether gradients stop at what selectors read: then they shape nothing but the selectors.
+    pub detach: bool,
 }
 
 /// Everything that determines a run's numbers.
@@ -301,7 +296,8 @@ impl LanguageConfig {
             .with_kind(self.model.selector())
             .with_hidden(self.selector.hidden)
             .with_gradient(self.selector.gradient)
-            .with_balance(self.selector.balance);
+            .with_balance(self.selector.balance)
+            .with_detach(self.selector.detach);
         TreeCoderConfig::new(vocabulary, self.data.window)
             .with_d_model(a.d_model)
             .with_heads(a.heads)

@@ -221,7 +221,10 @@ impl TrainableModel for LanguageModel {
     /// scores together.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
         let network = &self.network;
-        let groups = [network.selector_parameter_ids(), network.tree_parameter_ids()];
+        let groups = [
+            network.selector_parameter_ids(),
+            network.tree_parameter_ids(),
+        ];
         let parameters = groups.concat();
         if parameters.is_empty() {
             return Vec::new();
@@ -258,7 +261,9 @@ impl TrainableModel for LanguageModel {
             derived.push(("perplexity".into(), (-likelihood).exp()));
         }
         let shares = || {
-            let shares = means.iter().filter(|(name, _)| name.starts_with(LEAF_SHARE));
+            let shares = means
+                .iter()
+                .filter(|(name, _)| name.starts_with(LEAF_SHARE));
             shares.map(|(_, share)| *share)
         };
         if shares().next().is_some() {
@@ -298,5 +303,139 @@ impl LanguageModel {
             }
         }
         measured
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::config::Preset;
+    use crate::config::language::LanguageTask;
+    use crate::run::RunSettings as _;
+    use arbora_tasks::text::{Corpus, Document, Text, TextConfig, Tokenizer};
+    use burn::tensor::Device;
+    use rand::SeedableRng;
+
+    const WINDOW: usize = 10;
+
+    fn config(settings: &[&str]) -> LanguageConfig {
+        let preset = LanguageConfig::preset(LanguageTask::Lm, Preset::Small).unwrap();
+        let small = [
+            "data.tokenizer.kind=bytes",
+            "data.window=10",
+            "architecture.d_model=8",
+            "architecture.d_ff=[8]",
+            "architecture.route_on.tokens=4",
+        ];
+        let settings: Vec<String> = small
+            .iter()
+            .chain(settings)
+            .map(|one| (*one).into())
+            .collect();
+        preset.layered(None, &settings).unwrap()
+    }
+
+    /// Two windows: a whole one, and one of 6 bytes.
+    fn batch(prompt: usize, device: &Device) -> LanguageBatch {
+        let corpus = |text: &str| {
+            let document = Document {
+                name: "one".into(),
+                text: text.into(),
+            };
+            Corpus::from_documents(vec![document]).unwrap()
+        };
+        let windows = TextConfig {
+            window: WINDOW,
+            ..TextConfig::default()
+        };
+        let held_out = corpus("0123456789abcdef");
+        let text =
+            Text::from_parts(&corpus("training"), &held_out, Tokenizer::bytes(), windows).unwrap();
+        let batch = text.eval_batches(2, device).unwrap().next().unwrap();
+        LanguageBatch::new(batch, prompt)
+    }
+
+    #[test]
+    fn neither_padding_nor_what_chooses_the_route_is_asked_for() {
+        let device = Device::flex();
+        let places = |prompt: usize| {
+            let batch = batch(prompt, &device);
+            let asked: Vec<usize> = (0..2 * WINDOW).filter(|at| !batch.skipped[*at]).collect();
+            assert_eq!(asked.len(), batch.targets());
+            let ignored: Vec<bool> = batch.ignored.clone().into_data().iter::<bool>().collect();
+            assert_eq!(ignored, batch.skipped);
+            (asked, batch.bytes())
+        };
+        // The document has 16 bytes and an end, which stands for none and is the last target.
+        let (all, bytes) = places(0);
+        assert_eq!(all, (0..16).collect::<Vec<_>>());
+        assert_eq!(bytes, 15);
+        // The first four tokens are the prompt. The fourth of them predicts the fifth.
+        let (asked, bytes) = places(4);
+        assert_eq!(asked, [&[3, 4, 5, 6, 7, 8, 9][..], &[13, 14, 15]].concat());
+        assert_eq!(bytes, 9);
+    }
+
+    #[test]
+    fn each_route_is_rewarded_for_the_tokens_that_it_was_taken_for() {
+        let device = Device::flex().autodiff();
+        let config = config(&[
+            r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
+            "selector.balance.kind=none",
+            "selector.gradient.kind=reinforce",
+        ]);
+        let model = config.blank_for(257, &device);
+        let batch = batch(config.prompt(), &device);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (likelihoods, routing) = model.log_likelihood(&batch, &mut rng);
+        let host: Vec<f32> = likelihoods.clone().into_data().iter::<f32>().collect();
+        let decisions = model.decisions(&batch, likelihoods, &routing).unwrap();
+        assert_eq!(decisions.reward.dims(), [6, 1]);
+        let rewards: Vec<f32> = decisions.reward.into_data().iter::<f32>().collect();
+        let masked = decisions.rollout.mask.unwrap().into_data();
+        let masked: Vec<bool> = masked.iter::<bool>().collect();
+        // Chunks of 4, 4 and 2 tokens; the second window ends in its second chunk.
+        assert_eq!(masked, [false, false, false, false, false, true]);
+        for (item, places) in [(0, 0..4), (1, 4..8), (2, 8..10), (3, 10..14), (4, 14..16)] {
+            let count = places.len() as f32;
+            let mean = host[places].iter().sum::<f32>() / count;
+            assert!((rewards[item] - mean).abs() < 1e-5, "item {item}");
+        }
+    }
+
+    #[test]
+    fn perplexity_follows_from_the_mean_loss_and_extremes_from_all_leaves() {
+        let model = config(&[]).blank_for(257, &Device::flex());
+        let means = [
+            ("log_likelihood", -2.0),
+            ("leaf_share.0", 0.5),
+            ("leaf_share.1", 1.5),
+        ];
+        let derived = model.derive(&means.map(|(name, mean)| (name.to_owned(), mean)));
+        let expected = [
+            ("loss", 2.0),
+            ("perplexity", 2f64.exp()),
+            ("leaf_share_min", 0.5),
+            ("leaf_share_max", 1.5),
+        ];
+        assert_eq!(
+            derived,
+            expected.map(|(name, mean)| (name.to_owned(), mean))
+        );
+    }
+
+    #[test]
+    fn selectors_do_not_decay() {
+        let device = Device::flex();
+        let model = config(&[]).blank_for(257, &device);
+        let groups = model.parameter_groups();
+        assert_eq!(groups.len(), 1);
+        assert!(!groups[0].decays);
+        let of_selectors = model.network.selector_parameter_ids();
+        assert!(!of_selectors.is_empty());
+        let matches = |id| groups[0].parameters.matches(id, None);
+        assert!(of_selectors.iter().all(matches));
+        let linear = config(&["model=linear-active"]).blank_for(257, &device);
+        assert!(linear.parameter_groups().is_empty());
     }
 }

@@ -59,7 +59,10 @@ fn scene(picture: &SharesPicture) -> Result<Scene> {
             row.name,
             row.shares.len()
         );
-        let odd = row.shares.iter().find(|share| !(0.0..=1.0 + 1e-9).contains(*share));
+        let odd = row
+            .shares
+            .iter()
+            .find(|share| !(0.0..=1.0 + 1e-9).contains(*share));
         ensure!(
             odd.is_none(),
             "row {:?}: share: expected 0 to 1, got {}",
@@ -82,11 +85,15 @@ fn scene(picture: &SharesPicture) -> Result<Scene> {
     let left = |at: usize| MARGIN + NAMES + column * at as i32;
     let (title, size) = fit(&picture.title, 17, scene.size[0] - 2 * MARGIN);
     let place = [MARGIN, MARGIN + TITLE / 2 - 4];
-    scene.labels.push(Label::new(title, size, HPos::Left, place));
+    scene
+        .labels
+        .push(Label::new(title, size, HPos::Left, place));
     for (at, name) in picture.columns.iter().enumerate().filter(|_| numbers) {
         let (name, size) = fit(name, 13, column - 4);
         let place = [left(at) + column / 2, top - ROW / 2];
-        scene.labels.push(Label::new(name, size, HPos::Center, place));
+        scene
+            .labels
+            .push(Label::new(name, size, HPos::Center, place));
     }
     for (at, row) in picture.rows.iter().enumerate() {
         let y = top + ROW * at as i32;
@@ -163,7 +170,11 @@ mod tests {
         let [width, height] = scene.size;
         for label in &scene.labels {
             let [from, to] = label.columns();
-            assert!(from >= 0 && to <= width && label.at[1] < height, "{}", label.text);
+            assert!(
+                from >= 0 && to <= width && label.at[1] < height,
+                "{}",
+                label.text
+            );
         }
     }
 
@@ -181,7 +192,10 @@ mod tests {
     fn rows_that_do_not_fit_are_refused_by_name() {
         for (shares, words) in [
             (vec![0.5], "row \"one\": expected 2 shares, got 1"),
-            (vec![0.5, 1.5], "row \"one\": share: expected 0 to 1, got 1.5"),
+            (
+                vec![0.5, 1.5],
+                "row \"one\": share: expected 0 to 1, got 1.5",
+            ),
             (vec![f64::NAN, 1.0], "got NaN"),
         ] {
             let error = scene(&picture(vec![row("one", &shares)])).err().unwrap();

@@ -38,7 +38,12 @@ pub fn panels(runs: &[(&str, &Path)]) -> Result<Vec<Panel>> {
     Ok(with_curves(vec![
         panel("Training loss", ("nats", 1.0), "train", "loss"),
         panel("Loss, held out", per_token, "valid", "loss"),
-        panel("Bits per byte, held out", ("bits", 1.0), "valid", BITS_PER_BYTE),
+        panel(
+            "Bits per byte, held out",
+            ("bits", 1.0),
+            "valid",
+            BITS_PER_BYTE,
+        ),
         panel("Smallest leaf, held out", fair, "valid", "leaf_share_min"),
         panel("Largest leaf, held out", fair, "valid", "leaf_share_max"),
         panel("Balance loss", ("weighted", 1.0), "train", "balance"),

@@ -28,6 +28,11 @@ pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
     if args.item.is_some() || args.query.is_some() {
         bail!("--item and --query: a run of task lm has documents, and shows all of them");
     }
+    ensure!(
+        !out.exists() || out.is_dir(),
+        "{}: expected a folder",
+        out.display()
+    );
     let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
     let name = config.model.name();
     let curves = panels(&[(name, &args.run)])?;
@@ -90,7 +95,8 @@ impl Part {
     /// The share of all items at each leaf.
     fn shares(&self) -> Vec<f64> {
         let leaves = self.documents.first().map_or(0, |one| one.leaves.len());
-        let counts = (0..leaves).map(|leaf| self.documents.iter().map(|one| one.leaves[leaf]).sum());
+        let counts =
+            (0..leaves).map(|leaf| self.documents.iter().map(|one| one.leaves[leaf]).sum());
         shares(&counts.collect::<Vec<usize>>())
     }
 }
@@ -192,13 +198,17 @@ fn picture(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> Shares
     rows.pop();
     SharesPicture {
         title: format!("{name} at step {step}: % of each document at each leaf"),
-        columns: (0..tree.leaves()).map(|leaf| leaf_name(tree, leaf)).collect(),
+        columns: (0..tree.leaves())
+            .map(|leaf| leaf_name(tree, leaf))
+            .collect(),
         rows,
     }
 }
 
 fn facts(tree: &CompleteTree, parts: &[Part]) -> Map<String, Value> {
-    let leaves: Vec<String> = (0..tree.leaves()).map(|leaf| leaf_name(tree, leaf)).collect();
+    let leaves: Vec<String> = (0..tree.leaves())
+        .map(|leaf| leaf_name(tree, leaf))
+        .collect();
     let parts = parts.iter().map(|part| {
         let documents = part.documents.iter().filter(|one| one.items() > 0);
         json!({
@@ -213,14 +223,20 @@ fn facts(tree: &CompleteTree, parts: &[Part]) -> Map<String, Value> {
         })
     });
     let parts: Vec<Value> = parts.collect();
-    Map::from_iter([("leaves".into(), json!(leaves)), ("parts".into(), json!(parts))])
+    Map::from_iter([
+        ("leaves".into(), json!(leaves)),
+        ("parts".into(), json!(parts)),
+    ])
 }
 
 /// Leaves and depths, one a line.
 fn text(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> String {
     let mut text = format!("{name} at step {step}");
     for part in parts {
-        text += &format!("\n\n{}: {} of {} sequences", part.name, part.sequences, part.of);
+        text += &format!(
+            "\n\n{}: {} of {} sequences",
+            part.name, part.sequences, part.of
+        );
         for (leaf, share) in part.shares().into_iter().enumerate() {
             let documents = part.documents.iter().filter(|one| one.items() > 0);
             let mostly = documents
@@ -247,11 +263,6 @@ struct Pictures {
 
 /// Writes all files into the folder; the last has their names.
 fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> Result<()> {
-    ensure!(
-        !out.exists() || out.is_dir(),
-        "{}: expected a folder",
-        out.display()
-    );
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut files = Vec::new();
     let mut path = |stem: &str, format: &str| {

@@ -1,13 +1,13 @@
 //! `arbora train` on sequences and on language: one model, one run.
 
 use super::{configure, first_free, first_model, fit, interrupted, prepare, refuse, summary};
+use crate::backend;
 use crate::cli::TrainArgs;
 use crate::config::AnyModel;
 use crate::config::language::{LanguageConfig, LanguageTask};
 use crate::config::sequence::{SequenceConfig, SequenceTask};
 use crate::report::{self, Results};
 use crate::run::{RunSettings, measure};
-use crate::backend;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -45,12 +45,15 @@ pub(super) fn language(task: LanguageTask, args: TrainArgs) -> Result<ExitCode> 
     run(&config, &args, shown)
 }
 
+/// Draws the curves of runs, each with its name, in a folder.
+type DrawCurves = fn(&[(&str, &Path)], &Path) -> Result<()>;
+
 /// What people see of a run.
 struct Shown {
     /// The numbers on the dashboard.
     #[cfg_attr(not(feature = "dashboard"), allow(dead_code))]
     live: &'static [&'static str],
-    curves: fn(&[(&str, &Path)], &Path) -> Result<()>,
+    curves: DrawCurves,
     table: fn(&[Results]) -> String,
 }
 

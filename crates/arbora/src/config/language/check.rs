@@ -20,7 +20,10 @@ impl LanguageConfig {
             ("architecture.heads", a.heads, 1),
             ("architecture.kv_heads", a.kv_heads, 1),
         ];
-        let blocks = a.blocks.iter().map(|value| ("architecture.blocks", *value, 1));
+        let blocks = a
+            .blocks
+            .iter()
+            .map(|value| ("architecture.blocks", *value, 1));
         let d_ff = a.d_ff.iter().map(|value| ("architecture.d_ff", *value, 1));
         for (key, value, least) in sizes.into_iter().chain(blocks).chain(d_ff) {
             if !(least..=LARGEST_SIZE).contains(&value) {

@@ -27,11 +27,11 @@ impl LanguageConfig {
             data: LanguageSource {
                 source: TextSource::MobyDick,
                 tokenizer: TokenizerSource::Bpe { vocabulary: 512 },
-                window: 96,
+                window: 64,
                 mix_documents: false,
                 validation: 0.1,
             },
-            batch_size: 16,
+            batch_size: 32,
             eval_batch_size: 32,
             eval_items: 128,
             test_items: 0,
@@ -52,6 +52,7 @@ impl LanguageConfig {
                 gradient: SelectorGradient::ScaledDelta,
                 balance: SelectorBalance::LossFree { rate: 1e-3 },
                 hidden: None,
+                detach: true,
             },
             lambda_attention: 1.0,
             trainer: TrainerConfig {

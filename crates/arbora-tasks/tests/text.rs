@@ -1,0 +1,268 @@
+//! Text on the host: tokenizers, what they say of bytes, and what windows cover.
+
+use std::fs;
+
+use arbora_tasks::TaskError;
+use arbora_tasks::text::{Corpus, Document, Text, TextConfig, TextError, Tokenizer};
+use proptest::prelude::*;
+
+const TRAINING: &str = "The whale, the whale! The white whale's wake; a naïve sailor's wail — ah, the sea.\n\
+                        The whale, the ship, the white sea. 1851 1851\n\n";
+
+fn trained() -> Tokenizer {
+    Tokenizer::train_bpe(280, [TRAINING].into_iter()).unwrap()
+}
+
+/// A tokenizer that knows whole words only, with a symbol for unknown ones, limits and padding.
+fn words() -> String {
+    serde_json::json!({
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"
+        },
+        "added_tokens": [],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": null,
+        "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "the": 1, "whale": 4}, "unk_token": "[UNK]"}
+    })
+    .to_string()
+}
+
+#[test]
+fn bytes_are_their_own_numbers() {
+    let tokenizer = Tokenizer::bytes();
+    assert_eq!(
+        (tokenizer.vocabulary(), tokenizer.end_of_document()),
+        (257, 256)
+    );
+    let encoded = tokenizer.encode("aé").unwrap();
+    assert_eq!(encoded.ids, [97, 0xc3, 0xa9]);
+    assert_eq!(encoded.bytes, [1, 1, 1]);
+    assert_eq!(tokenizer.decode(&[97, 256, 0xc3, 0xa9]).unwrap(), "aé");
+    assert_eq!(
+        tokenizer.decode(&[0xa9, 98, 0xc3]).unwrap(),
+        "\u{fffd}b\u{fffd}"
+    );
+}
+
+#[test]
+fn training_merges_frequent_pairs_and_repeats_itself() {
+    let tokenizer = trained();
+    assert_eq!(tokenizer.vocabulary(), 280);
+    assert_eq!(tokenizer.encode(" whale").unwrap().bytes, [6]);
+    for _ in 0..3 {
+        assert_eq!(trained().to_json(), tokenizer.to_json());
+        assert_eq!(trained().fingerprint(), tokenizer.fingerprint());
+    }
+    let more = Tokenizer::train_bpe(281, [TRAINING].into_iter()).unwrap();
+    assert_ne!(more.fingerprint(), tokenizer.fingerprint());
+    assert_eq!(tokenizer.fingerprint().len(), 64);
+    // Pairs that occur once get no symbol, so a short text stays below what is asked for.
+    let small = Tokenizer::train_bpe(1000, ["abab"].into_iter()).unwrap();
+    assert_eq!(small.vocabulary(), 258);
+    let error = Tokenizer::train_bpe(256, ["a"].into_iter()).unwrap_err();
+    assert!(matches!(
+        error,
+        TaskError::Config {
+            key: "vocabulary",
+            got: 256,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_saved_tokenizer_comes_back_the_same_from_text_and_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let mut fingerprints = Vec::new();
+    for tokenizer in [
+        Tokenizer::bytes(),
+        trained(),
+        Tokenizer::from_json(&words()).unwrap(),
+    ] {
+        fs::write(&path, tokenizer.to_json()).unwrap();
+        for again in [
+            Tokenizer::from_json(&tokenizer.to_json()).unwrap(),
+            Tokenizer::from_file(&path).unwrap(),
+        ] {
+            assert_eq!(again.vocabulary(), tokenizer.vocabulary());
+            assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+            assert_eq!(
+                again.encode(TRAINING).unwrap(),
+                tokenizer.encode(TRAINING).unwrap()
+            );
+        }
+        fingerprints.push(tokenizer.fingerprint());
+    }
+    fingerprints.sort_unstable();
+    fingerprints.dedup();
+    assert_eq!(fingerprints.len(), 3);
+}
+
+#[test]
+fn a_tokenizer_from_a_file_cuts_and_pads_nothing_and_accounts_for_every_byte() {
+    let tokenizer = Tokenizer::from_json(&words()).unwrap();
+    // The numbers have gaps: the last one counts.
+    assert_eq!(
+        (tokenizer.vocabulary(), tokenizer.end_of_document()),
+        (6, 5)
+    );
+    let encoded = tokenizer.encode(" The WHALE  naïve whale \n").unwrap();
+    assert_eq!(encoded.ids, [1, 4, 0, 4]);
+    assert_eq!(encoded.bytes, [4, 6, 8, 8]);
+    assert_eq!(tokenizer.decode(&[1, 3, 4, 5]).unwrap(), "the whale");
+}
+
+#[test]
+fn random_merges_of_a_file_are_turned_off() {
+    let json = trained()
+        .to_json()
+        .replace("\"dropout\":null", "\"dropout\":0.9");
+    assert!(json.contains("0.9"));
+    let tokenizer = Tokenizer::from_json(&json).unwrap();
+    assert_eq!(tokenizer.fingerprint(), trained().fingerprint());
+}
+
+#[test]
+fn damaged_tokenizers_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let json = trained().to_json();
+    let merged = json.find("\"merges\":[").unwrap() + "\"merges\":[".len();
+    let wrong_merge = format!(
+        "{}[\"nothing\",\"known\"],{}",
+        &json[..merged],
+        &json[merged..]
+    );
+    for damaged in [
+        &json[..json.len() / 2],
+        &wrong_merge,
+        "{}",
+        "",
+        "{\"kind\":\"letters\"}",
+        &words().replace("{\"[UNK]\":0,\"the\":1,\"whale\":4}", "{}"),
+    ] {
+        fs::write(&path, damaged).unwrap();
+        let error = Tokenizer::from_file(&path).unwrap_err();
+        assert!(
+            matches!(&error, TaskError::Text(TextError::TokenizerFile { .. })),
+            "{error:?}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains("tokenizer.json: not a tokenizer: "),
+            "{error}"
+        );
+    }
+    fs::write(&path, b"{\xff}").unwrap();
+    assert!(Tokenizer::from_file(&path).is_err());
+    let missing = Tokenizer::from_file(folder.path().join("none")).unwrap_err();
+    assert!(matches!(missing, TaskError::Read { .. }));
+}
+
+#[test]
+#[should_panic(expected = "Tokenizer::decode: ids: expected numbers below 257, got 257")]
+fn numbers_beyond_the_vocabulary_are_a_bug_of_the_caller() {
+    let _ = Tokenizer::bytes().decode(&[1, 257]);
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let error = |config: TextConfig| config.check().unwrap_err().to_string();
+    let default = TextConfig::default();
+    default.check().unwrap();
+    assert_eq!(
+        error(TextConfig {
+            window: 0,
+            ..default
+        }),
+        "window: expected 1 to 1048576, got 0"
+    );
+    assert_eq!(
+        error(TextConfig {
+            validation: 1.0,
+            ..default
+        }),
+        "validation: expected more than 0 and less than 1, got 1"
+    );
+}
+
+#[test]
+fn text_of_which_no_token_is_left_is_refused() {
+    let documents = |text: &str| {
+        let name = "one".into();
+        Corpus::from_documents(vec![Document {
+            name,
+            text: text.into(),
+        }])
+        .unwrap()
+    };
+    let tokenizer = Tokenizer::from_json(&words()).unwrap();
+    let text = Text::from_parts(
+        &documents("the whale"),
+        &documents(" \n"),
+        tokenizer,
+        TextConfig::default(),
+    );
+    assert_eq!(
+        text.unwrap_err().to_string(),
+        "the tokenizer gives no token for any document of the validation text"
+    );
+}
+
+#[cfg(feature = "sample")]
+#[test]
+fn the_bundled_book_is_split_by_chapters() {
+    let book = Corpus::moby_dick();
+    let text = Text::new(&book, Tokenizer::bytes(), TextConfig::default()).unwrap();
+    let (train, validation) = book.split(0.1).unwrap();
+    assert_eq!(
+        validation.documents().last().unwrap().name,
+        book.documents()[137].name
+    );
+    let share = validation.bytes() as f64 / book.bytes() as f64;
+    assert!((0.1..0.12).contains(&share), "{share}");
+    // Every byte but the first of a document is a target, and so is every end of a document.
+    assert_eq!(text.validation_targets(), validation.bytes());
+    assert_eq!(text.train_targets(), train.bytes());
+    assert_eq!(
+        text.validation_bytes() as usize,
+        validation.bytes() - validation.documents().len()
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_text_comes_back_and_its_bytes_add_up(text in "(\\PC|[ \n\tehlwa]){0,60}") {
+        for tokenizer in [Tokenizer::bytes(), trained()] {
+            let encoded = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(encoded.ids.len(), encoded.bytes.len());
+            prop_assert_eq!(encoded.bytes.iter().sum::<u32>() as usize, text.len());
+            prop_assert!(encoded.bytes.iter().all(|&bytes| bytes > 0));
+            prop_assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), text.clone());
+            // Each token's bytes are those of its text.
+            let mut at = 0;
+            for (&id, &bytes) in encoded.ids.iter().zip(&encoded.bytes) {
+                let part = &text.as_bytes()[at..at + bytes as usize];
+                prop_assert_eq!(tokenizer.decode(&[id]).unwrap(), String::from_utf8_lossy(part));
+                at += bytes as usize;
+            }
+        }
+        let words = Tokenizer::from_json(&words()).unwrap().encode(&text).unwrap();
+        let sum = words.bytes.iter().sum::<u32>() as usize;
+        prop_assert_eq!(sum, if words.ids.is_empty() { 0 } else { text.len() });
+    }
+
+    #[test]
+    fn any_tokens_have_a_text(ids in prop::collection::vec(0u32..257, 0..40)) {
+        for tokenizer in [Tokenizer::bytes(), trained()] {
+            tokenizer.decode(&ids).unwrap();
+        }
+    }
+}
