@@ -2,7 +2,7 @@
 
 use crate::config::language::LanguageConfig;
 use arbora_models::prediction::masked_average;
-use arbora_models::tree_coder::{RouteOn, SelectorKind, TreeCoderRouting};
+use arbora_models::tree_coder::{Placement, PlacementError, RouteOn, SelectorKind, TreeCoderRouting};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;
@@ -90,6 +90,15 @@ impl LanguageModel {
     /// The network alone.
     pub fn network(&self) -> &TreeCoder {
         &self.network
+    }
+
+    /// The same with nodes on other devices.
+    ///
+    /// # Errors
+    /// If the network does not have a node of the placement.
+    pub fn place(self, placement: &Placement) -> Result<Self, PlacementError> {
+        let network = self.network.place(placement)?;
+        Ok(Self { network, ..self })
     }
 
     /// The same, but it sends everything to random leaves.

@@ -48,7 +48,7 @@ pub struct Comparison {
     pub items: &'static str,
     /// Test items that there are, `None` where they are drawn.
     pub count: Option<usize>,
-    pub backend: &'static str,
+    pub backend: String,
     pub threads: usize,
     pub seeds: Vec<u64>,
     pub models: Vec<ModelResults>,
