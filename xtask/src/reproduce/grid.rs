@@ -51,9 +51,8 @@ sizes are compared:
   active parameters of the tree but for the selectors.
 - `linear-total`: a transformer with as many blocks, and so much wider that it has as many parameters as the whole
   tree. Its compute per token grows with its width.
-- `random-route` and `hash-route`: the same tree without selectors. Each sequence goes to a random leaf, anew every
-  time, or to one by a hash of its first tokens. They add the whole output of a child. Learned routes add it times
-  its probability, so a part of their difference is that scale.
+- `random-route` and `hash-route`: the same tree with the same selectors, which scale what a child adds and have no
+  say in the decisions. Each sequence goes to a random leaf, anew every time, or to one by a hash of its first tokens.
 
 All models of a case see the same sequences in the same order and predict the same tokens. The first tokens of a
 sequence, which choose the route, are predicted by none. One learning rate serves all. Text is split by documents
