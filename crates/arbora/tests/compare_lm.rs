@@ -151,10 +151,17 @@ fn every_tree_is_compared_with_its_controls_and_wins_are_counted() {
 
     // A run of the grid is a run like any other.
     let run = "out/land/tree-coder-k2-h3-b1-d8-seed7";
-    assert_eq!(
-        place.eval(run, &[])["metrics"],
-        cases[3]["models"]["tree-coder"]["runs"][1]["metrics"]
-    );
+    let evaluated = place.eval(run, &[])["metrics"].clone();
+    let metrics = &cases[3]["models"]["tree-coder"]["runs"][1]["metrics"];
+    let counts = &cases[3]["models"]["tree-coder"]["parameters"];
+    assert_eq!(evaluated["active_parameters"], number(&counts["active"]));
+    assert_eq!(evaluated["total_parameters"], number(&counts["total"]));
+    let metrics = metrics.as_object().unwrap();
+    assert!(metrics.contains_key("loss"));
+    for (name, value) in metrics {
+        let difference = number(value) - number(&evaluated[name]);
+        assert!(difference.abs() < 1e-9, "{name}: {difference}");
+    }
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
     let cell = format!("{:.3} ± ", mean_loss(&cases[0], "hash-route"));
     for words in [

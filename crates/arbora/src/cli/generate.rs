@@ -275,6 +275,9 @@ impl Text {
 /// A continuation that is written as it comes, up to the text that it stops at.
 struct Stream<'a> {
     tokenizer: &'a Tokenizer,
+    /// The prompt.
+    text: &'a str,
+    /// Its tokens.
     prompt: &'a [u32],
     stops: &'a [String],
     new: Vec<u32>,
@@ -284,20 +287,28 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(tokenizer: &'a Tokenizer, text: &str, prompt: &'a [u32], stops: &'a [String]) -> Self {
-        let mut stream = Self {
+    fn new(
+        tokenizer: &'a Tokenizer,
+        text: &'a str,
+        prompt: &'a [u32],
+        stops: &'a [String],
+    ) -> Self {
+        Self {
             tokenizer,
+            text,
             prompt,
             stops,
             new: Vec::new(),
             written: 0,
             failed: None,
-        };
-        stream.write(text);
-        stream
+        }
     }
 
     fn push(&mut self, token: u32) {
+        if self.new.is_empty() {
+            // Not before: a prompt may be refused.
+            self.write(self.text);
+        }
         self.new.push(token);
         let text = decoded(self.tokenizer, self.prompt, &self.new);
         self.show(&text, certain(&text, self.stops));

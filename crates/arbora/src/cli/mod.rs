@@ -59,7 +59,8 @@ enum Command {
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
   arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1
-  arbora compare lm --models tree-coder,linear-active,linear-total,random-route,hash-route")]
+  arbora compare lm --branching 2,3 --heights 1,2 --widths 32,64 --seeds 0,1,2
+  arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid")]
     Compare(CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
