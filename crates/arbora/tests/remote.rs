@@ -114,7 +114,11 @@ fn training_on_another_process_ends_as_training_here() {
     let server = Server::start(&place, &[]);
     place.train(&["--out", "here"]);
     place.train(&["--out", "there", "--backend", &server.address]);
-    let numbers = |run: &str| place.eval(run, &[])["metrics"]["log_likelihood"].as_f64().unwrap();
+    let numbers = |run: &str| {
+        place.eval(run, &[])["metrics"]["log_likelihood"]
+            .as_f64()
+            .unwrap()
+    };
     let (here, there) = (numbers("here"), numbers("there"));
     assert!((here - there).abs() < 1e-3, "{here} {there}");
 }
@@ -158,7 +162,9 @@ fn a_server_that_is_killed_ends_a_training_with_one_line_and_its_checkpoints() {
     assert_lost(&ends_within(10, child), &server);
     let other = Server::start(&place, &[]);
     // With its own settings there are a million steps: the checkpoint is enough to be measured.
-    assert!(place.eval("out", &["--backend", &other.address])["metrics"]["log_likelihood"].is_number());
+    assert!(
+        place.eval("out", &["--backend", &other.address])["metrics"]["log_likelihood"].is_number()
+    );
 }
 
 #[test]
@@ -265,12 +271,12 @@ fn answering(reply: Vec<u8>) -> String {
 
 #[test]
 fn a_server_of_another_version_is_refused() {
-    // MessagePack of burn's reply: an id and a refusal with the version that the server speaks.
-    let mut reply = vec![0x92, 0x00];
+    // MessagePack of burn's reply: a refusal with the version that the server speaks, and an id.
+    let mut reply = vec![0x92];
     let map = |name: &str| [&[0x81, 0xa0 | name.len() as u8][..], name.as_bytes()].concat();
     reply.extend(map("InitRefused"));
     reply.extend(map("IncompatibleProtocol"));
-    reply.extend([0x91, 0x2a]);
+    reply.extend([0x91, 0x2a, 0x00]);
     let address = answering(reply);
     let place = Place::new();
     let message = place.refuse_training(&["--backend", &address]);
