@@ -51,6 +51,10 @@ enum Command {
     ///
     /// Every run is a run folder like any other. Finished ones are kept and unfinished ones resumed, so
     /// the command can be stopped at any time and called again.
+    ///
+    /// For lm it is a grid: trees, texts and seeds. Each tree is compared with a transformer as deep as a path
+    /// through it, one of the same depth with as many parameters in all, and the same tree with random and
+    /// with hashed routes. Models that are equal in several cases are one run.
     #[command(after_help = "Examples:
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
@@ -153,8 +157,8 @@ struct TrainArgs {
 struct CompareArgs {
     /// What to learn.
     task: AnyTask,
-    /// Which models learn it.
-    #[arg(long, value_name = "MODELS", value_delimiter = ',', required = true)]
+    /// Which models learn it [default for lm: all].
+    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
     models: Vec<AnyModel>,
     /// Where settings start.
     #[arg(long, default_value = "small")]
@@ -177,6 +181,8 @@ struct CompareArgs {
     /// For recall and needle: every run starts from the weights of the trained run in this folder.
     #[arg(long, value_name = "RUN")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    grid: compare::GridArgs,
     /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -364,7 +370,8 @@ fn show(text: &str) -> Result<()> {
 /// Writes a file beside its place and renames it: it is whole or absent.
 fn write_whole(path: &Path, text: &str) -> Result<()> {
     let mut beside = OsString::from(path);
-    beside.push(".unfinished");
+    // Processes that share a grid write one table.
+    beside.push(format!(".{}.unfinished", std::process::id()));
     std::fs::write(&beside, text)
         .and_then(|()| std::fs::rename(&beside, path))
         .with_context(|| format!("cannot write {}", path.display()))

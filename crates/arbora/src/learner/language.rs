@@ -253,7 +253,8 @@ impl TrainableModel for LanguageModel {
         measured
     }
 
-    /// The loss and its perplexity, which is no mean over batches; the smallest and the largest leaf.
+    /// The loss and its perplexity, which is no mean over batches; the smallest and the largest leaf, and how many
+    /// leaves of equal shares would have the entropy of theirs.
     fn derive(&self, means: &[(String, f64)]) -> Vec<(String, f64)> {
         let mut derived = Vec::new();
         if let Some((_, likelihood)) = means.iter().find(|(name, _)| name == "log_likelihood") {
@@ -270,6 +271,12 @@ impl TrainableModel for LanguageModel {
             let (least, most) = (f64::INFINITY, f64::NEG_INFINITY);
             derived.push(("leaf_share_min".into(), shares().fold(least, f64::min)));
             derived.push(("leaf_share_max".into(), shares().fold(most, f64::max)));
+            let leaves = shares().count() as f64;
+            let entropy: f64 = shares()
+                .filter(|share| *share > 0.0)
+                .map(|share| -share / leaves * (share / leaves).ln())
+                .sum();
+            derived.push(("effective_leaves".into(), entropy.exp()));
         }
         derived
     }
