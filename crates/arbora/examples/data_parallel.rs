@@ -98,9 +98,10 @@ pub fn train(
             .build(InMemDataset::new(windows))
     };
     let model = Parallel {
-        network,
+        network: network.train(),
         devices: devices.len(),
     };
+    let devices = devices.into_iter().map(Device::autodiff).collect();
     let strategy = ExecutionStrategy::multi(devices, MultiDeviceOptim::OptimMainDevice);
     let result = SupervisedTraining::new(folder, loader(windows), loader(Vec::new()))
         .with_application_logger(None)

@@ -58,7 +58,7 @@ fn two_devices_take_the_steps_of_one_with_the_joined_batch() {
         let joined = TensorData::new(joined, [2 * BATCH, 17]);
         let gradients = loss(&single, Tensor::from_data(joined, &autodiff)).backward();
         let gradients = GradientsParams::from_grads(gradients, &single);
-        single = optimizer.step(RATE.into(), single, gradients);
+        single = optimizer.step(RATE, single, gradients);
     }
     let (start, single) = (flat(&start), flat(&single));
     let moved = (single.clone() - start).abs().max().into_scalar::<f32>();

@@ -14,7 +14,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 use common::{Place, parse, stderr};
 use serde_json::json;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
@@ -114,7 +114,11 @@ fn training_on_another_process_ends_as_training_here() {
     let server = Server::start(&place, &[]);
     place.train(&["--out", "here"]);
     place.train(&["--out", "there", "--backend", &server.address]);
-    let numbers = |run: &str| place.eval(run, &[])["log_likelihood"].as_f64().unwrap();
+    let numbers = |run: &str| {
+        place.eval(run, &[])["metrics"]["log_likelihood"]
+            .as_f64()
+            .unwrap()
+    };
     let (here, there) = (numbers("here"), numbers("there"));
     assert!((here - there).abs() < 1e-3, "{here} {there}");
 }
@@ -158,7 +162,9 @@ fn a_server_that_is_killed_ends_a_training_with_one_line_and_its_checkpoints() {
     assert_lost(&ends_within(10, child), &server);
     let other = Server::start(&place, &[]);
     // With its own settings there are a million steps: the checkpoint is enough to be measured.
-    assert!(place.eval("out", &["--backend", &other.address])["log_likelihood"].is_number());
+    assert!(
+        place.eval("out", &["--backend", &other.address])["metrics"]["log_likelihood"].is_number()
+    );
 }
 
 #[test]
@@ -245,10 +251,16 @@ fn answering(reply: Vec<u8>) -> String {
     let address = format!("ws://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            // The question whether anyone is there is no handshake.
-            let Ok(mut socket) = tungstenite::accept(stream.unwrap()) else {
+            let mut stream = stream.unwrap();
+            let mut begun = [0; 6];
+            while stream.peek(&mut begun).unwrap() < begun.len() {}
+            if &begun == b"GET / " {
+                // The question whether anyone is there, as a web server answers it.
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
                 continue;
-            };
+            }
+            let mut socket = tungstenite::accept(stream).unwrap();
             let _ = socket.read();
             let _ = socket.send(tungstenite::Message::Binary(reply.clone().into()));
             let _ = socket.read();
@@ -259,12 +271,12 @@ fn answering(reply: Vec<u8>) -> String {
 
 #[test]
 fn a_server_of_another_version_is_refused() {
-    // MessagePack of burn's reply: an id and a refusal with the version that the server speaks.
-    let mut reply = vec![0x92, 0x00];
+    // MessagePack of burn's reply: a refusal with the version that the server speaks, and an id.
+    let mut reply = vec![0x92];
     let map = |name: &str| [&[0x81, 0xa0 | name.len() as u8][..], name.as_bytes()].concat();
     reply.extend(map("InitRefused"));
     reply.extend(map("IncompatibleProtocol"));
-    reply.extend([0x91, 0x2a]);
+    reply.extend([0x91, 0x2a, 0x00]);
     let address = answering(reply);
     let place = Place::new();
     let message = place.refuse_training(&["--backend", &address]);
@@ -365,7 +377,7 @@ fn stepped(model: TreeCoder, home: &Device) -> (TreeCoder, f32) {
     let gradients = GradientsParams::from_grads(gradients, &model);
     let (gradients, norm) = clip_global_norm(gradients, &model, 0.1);
     let mut optimizer = AdamWConfig::new().with_epsilon(1e-3).init();
-    (optimizer.step(0.01.into(), model, gradients), norm)
+    (optimizer.step(0.01, model, gradients), norm)
 }
 
 #[test]

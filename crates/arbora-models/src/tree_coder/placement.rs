@@ -55,10 +55,10 @@ impl NodeName {
         if self.0.len() > tree.height() {
             return None;
         }
-        let steps = self.0.iter().enumerate();
-        steps.fold(Some(0), |index, (depth, child)| {
+        let mut steps = self.0.iter().enumerate();
+        steps.try_fold(0, |index, (depth, child)| {
             let branching = tree.branching(depth);
-            (*child < branching).then_some(index? * branching + child)
+            (*child < branching).then_some(index * branching + child)
         })
     }
 }
