@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 /// Scales all gradients by one factor so that their global norm is at most `max_norm`.
 ///
@@ -41,8 +41,8 @@ pub fn clip_global_norm<M: Module>(
 
 /// The length of all gradients of `module` taken as one vector; 0 where there are none.
 ///
-/// A parameter that occurs several times in the module counts once. The squares are summed on the
-/// device in the module's order, and one number is read.
+/// A parameter that occurs several times in the module counts once. The squares are summed on their
+/// devices in the module's order. One number per device moves to the first one's, and one is read.
 pub fn global_norm<M: Module>(gradients: &GradientsParams, module: &M) -> f32 {
     let mut visitor = SquaredNorms {
         gradients,
@@ -50,19 +50,23 @@ pub fn global_norm<M: Module>(gradients: &GradientsParams, module: &M) -> f32 {
         squares: Vec::new(),
     };
     module.visit(&mut visitor);
-    if visitor.squares.is_empty() {
+    let mut sums = visitor
+        .squares
+        .into_iter()
+        .map(|(device, squares)| (device, Tensor::cat(squares, 0).sum()));
+    let Some((home, first)) = sums.next() else {
         return 0.0;
-    }
-    Tensor::cat(visitor.squares, 0)
-        .sum()
-        .sqrt()
-        .into_scalar::<f32>()
+    };
+    let sum = sums.fold(first, |sum, (_, part)| sum + part.to_device(&home));
+    sum.sqrt().into_scalar::<f32>()
 }
 
 struct SquaredNorms<'a> {
     gradients: &'a GradientsParams,
     seen: HashSet<ParamId>,
-    squares: Vec<Tensor<1>>,
+    /// Of each device that a spread module is on: a transfer for every parameter would cost a round
+    /// trip each.
+    squares: Vec<(Device, Vec<Tensor<1>>)>,
 }
 
 impl ModuleVisitor for SquaredNorms<'_> {
@@ -72,11 +76,11 @@ impl ModuleVisitor for SquaredNorms<'_> {
         }
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
             let square = gradient.square().sum();
-            // The parts of a module that is spread over devices meet on the first one's.
-            self.squares.push(match self.squares.first() {
-                Some(first) => square.to_device(&first.device()),
-                None => square,
-            });
+            let device = square.device();
+            match self.squares.iter_mut().find(|(known, _)| *known == device) {
+                Some((_, squares)) => squares.push(square),
+                None => self.squares.push((device, vec![square])),
+            }
         }
     }
 }

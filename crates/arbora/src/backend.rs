@@ -1,5 +1,6 @@
-//! Backends by name.
+//! Backends by name, and devices of other processes by address.
 
+use crate::remote::{self, Address};
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::{Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +39,16 @@ const COMPILED: &[(&str, Open)] = &[
     ("cpu", Device::cpu),
 ];
 
+type OpenNumbered = fn(usize) -> Device;
+
+/// The backends compiled in whose accelerators are numbered.
+const NUMBERED: &[(&str, OpenNumbered)] = &[
+    #[cfg(feature = "cuda")]
+    ("cuda", |index| Device::cuda(index)),
+    #[cfg(feature = "rocm")]
+    ("rocm", |index| Device::rocm(index)),
+];
+
 /// Every backend that a feature of this crate can bring in.
 const KNOWN: &[&str] = &[
     "flex", "ndarray", "tch", "wgpu", "vulkan", "webgpu", "metal", "cuda", "rocm", "cpu",
@@ -48,15 +59,55 @@ pub fn compiled() -> impl Iterator<Item = &'static str> {
     COMPILED.iter().map(|(name, _)| *name)
 }
 
-/// Opens a backend by name. Without a name: the one that `BURN_DEVICE` names, else the first
-/// compiled in.
+/// Opens a device: the backend of a name, or a device of another process by its address
+/// (`ws://host:port`). Without a name: what `BURN_DEVICE` names, else the first backend compiled in.
+/// Returns the device and what to call it.
 ///
 /// # Errors
-/// If the name is unknown or not compiled in, or if the device cannot run.
-pub fn open(name: Option<&str>) -> Result<(&'static str, Device)> {
-    let asked = name
-        .map(str::to_owned)
-        .or_else(|| std::env::var("BURN_DEVICE").ok());
+/// If the name is unknown or not compiled in, the device cannot run, or the server cannot be used.
+pub fn open(name: Option<&str>) -> Result<(String, Device)> {
+    let asked = asked(name);
+    match asked.as_deref().filter(|asked| Address::is_one(asked)) {
+        Some(text) => {
+            let address: Address = text.parse()?;
+            let device = remote::open(&address)?;
+            Ok((address.to_string(), device))
+        }
+        None => {
+            let (name, device) = open_here(asked)?;
+            Ok((name.to_owned(), device))
+        }
+    }
+}
+
+/// Opens several devices of a backend, for other processes. `cuda` and `rocm` have as many as there are
+/// accelerators; all others have one, which is given out several times.
+///
+/// # Errors
+/// As [`open`], or if the name is an address.
+pub fn open_several(name: Option<&str>, count: usize) -> Result<(&'static str, Vec<Device>)> {
+    let asked = asked(name);
+    if let Some(address) = asked.as_deref().filter(|asked| Address::is_one(asked)) {
+        bail!("{address}: a device of another process cannot be served again");
+    }
+    let (name, first) = open_here(asked)?;
+    let numbered = NUMBERED.iter().find(|(known, _)| *known == name);
+    let mut devices = vec![first];
+    for index in 1..count {
+        devices.push(match numbered {
+            None => devices[0].clone(),
+            Some((_, open)) => tried(&format!("{name} device {index}"), || open(index))?,
+        });
+    }
+    Ok((name, devices))
+}
+
+fn asked(name: Option<&str>) -> Option<String> {
+    name.map(str::to_owned)
+        .or_else(|| std::env::var("BURN_DEVICE").ok())
+}
+
+fn open_here(asked: Option<String>) -> Result<(&'static str, Device)> {
     let list = compiled().collect::<Vec<_>>().join(", ");
     let (name, open) = match asked {
         None => COMPILED
@@ -70,13 +121,17 @@ pub fn open(name: Option<&str>) -> Result<(&'static str, Device)> {
             None => bail!("unknown backend {asked}; known: {}", KNOWN.join(", ")),
         },
     };
-    let device = without_panic(|| {
+    Ok((name, tried(&format!("backend {name}"), open)?))
+}
+
+/// A device that computes.
+fn tried(name: &str, open: impl FnOnce() -> Device) -> Result<Device> {
+    without_panic(|| {
         let device = open();
         Tensor::<1>::zeros([1], &device).into_data();
         device
     })
-    .map_err(|reason| anyhow!("backend {name} cannot run on this machine: {reason}"))?;
-    Ok((name, device))
+    .map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
 }
 
 /// What `open` returns, or the message of its panic, which is not printed.

@@ -46,9 +46,13 @@ pub mod learner;
 #[cfg(feature = "cli")]
 pub mod picture;
 #[cfg(feature = "cli")]
+pub mod placement;
+#[cfg(feature = "cli")]
 pub mod problem;
 #[cfg(feature = "cli")]
 pub mod progress;
+#[cfg(feature = "cli")]
+pub mod remote;
 #[cfg(feature = "cli")]
 pub mod report;
 #[cfg(feature = "cli")]

@@ -9,7 +9,9 @@
 //! trainer, layers of settings and comparisons are the same.
 
 use crate::config::layers;
-use anyhow::Result;
+use anyhow::{Result, bail};
+use crate::placement::NOTHING_TO_PLACE;
+use arbora_models::tree_coder::Placement;
 use arbora_rl::train::{TrainableModel, TrainerConfig};
 use arbora_tasks::TaskError;
 use burn::tensor::Device;
@@ -139,6 +141,16 @@ pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'stati
     fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model>;
     /// A model that a checkpoint is to be loaded into.
     fn blank(&self, data: &Self::Data, device: &Device) -> Self::Model;
+    /// Spreads a model over devices.
+    ///
+    /// # Errors
+    /// If the model does not have a node of the placement, or is no tree of nodes.
+    fn place(model: Self::Model, placement: &Placement) -> Result<Self::Model> {
+        match placement.is_empty() {
+            true => Ok(model),
+            false => bail!(NOTHING_TO_PLACE),
+        }
+    }
     /// Training batches.
     fn training(&self, data: &Self::Data) -> TrainingBatches<Self::Batch>;
     /// The fixed evaluation batches.

@@ -253,36 +253,6 @@ fn chunks_have_routes_of_their_own() {
     }
 }
 
-#[test]
-fn a_comparison_puts_a_tree_and_its_controls_into_one_table() {
-    let place = place();
-    let args = [
-        "compare",
-        "lm",
-        "--config",
-        "language.json",
-        "--models",
-        "tree-coder,linear-active,linear-total,random-route,hash-route",
-        "--out",
-        "all",
-    ];
-    let text = place.succeed(&args);
-    let head = text.lines().next().unwrap();
-    for title in ["log-lik", "perplexity", "bits per byte", "smallest leaf"] {
-        assert!(head.contains(title), "{head}");
-    }
-    let numbers = place.json("all/compare.json");
-    let parameters = |model: usize| number(&numbers["models"][model]["parameters"]);
-    let (tree, active, total) = (parameters(0), parameters(1), parameters(2));
-    assert!(active < 0.8 * tree, "{active} of {tree}");
-    assert!((total / tree - 1.0).abs() < 0.05, "{total} for {tree}");
-    let line = place.refuse(&["compare", "lm", "--models", "tree-coder", "--from", "all"]);
-    assert!(
-        line.contains("--from: lm starts from fresh weights"),
-        "{line}"
-    );
-}
-
 /// A refusal of training with one setting.
 fn refused(place: &Place, args: &[&str]) -> String {
     place.refuse(&[&TRAIN[..], &["--out", "new"], args].concat())

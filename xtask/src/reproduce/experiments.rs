@@ -1,5 +1,6 @@
 //! What is reproduced, as data: which runs, and what the table of each experiment shows.
 
+mod language;
 mod sequences;
 
 use clap::ValueEnum;
@@ -25,6 +26,8 @@ pub enum Name {
     Needle,
     /// Associative recall by what teaches the trees: surrogates, alignment, balance.
     RecallAblation,
+    /// A TreeCoder by what teaches its selectors and what keeps its leaves in use.
+    LmBalance,
 }
 
 /// A table and the runs behind it.
@@ -556,6 +559,7 @@ impl Name {
             Self::Recall => &sequences::RECALL,
             Self::Needle => &sequences::NEEDLE,
             Self::RecallAblation => &sequences::RECALL_ABLATION,
+            Self::LmBalance => &language::LM_BALANCE,
         }
     }
 }

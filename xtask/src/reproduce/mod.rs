@@ -1,6 +1,7 @@
 //! `cargo xtask reproduce`: the tables of `docs/results`, from training to text.
 
 mod experiments;
+mod grid;
 mod runs;
 mod table;
 
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde_json::Value;
 
 use crate::page::{self, Machine};
@@ -27,10 +30,11 @@ use table::{Measured, Reached, Results, Settings};
   cargo xtask reproduce images
   cargo xtask reproduce images --steps 2000 --set trainer.eval_every=500
   cargo xtask reproduce copy --plan
-  cargo xtask reproduce copy --only-table --partial")]
+  cargo xtask reproduce copy --only-table --partial
+  cargo xtask reproduce lm")]
 pub struct Args {
     /// What to reproduce.
-    what: Name,
+    what: What,
     /// Training steps of each run. New runs take the row's or the preset's without it.
     #[arg(long)]
     steps: Option<u64>,
@@ -54,12 +58,51 @@ pub struct Args {
     program: Option<PathBuf>,
 }
 
+/// What can be reproduced: tables of rows, and the grid of language models.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Table(Name),
+    Grid,
+}
+
+impl ValueEnum for What {
+    fn value_variants<'a>() -> &'a [Self] {
+        use What::{Grid, Table};
+        &[
+            Table(Name::Images),
+            Table(Name::Orders),
+            Table(Name::Series),
+            Table(Name::Gp),
+            Table(Name::Copy),
+            Table(Name::CopyAblation),
+            Table(Name::Recall),
+            Table(Name::Needle),
+            Table(Name::RecallAblation),
+            Grid,
+            Table(Name::LmBalance),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Table(name) => name.to_possible_value(),
+            Self::Grid => Some(
+                PossibleValue::new("lm")
+                    .help("Language models: trees and their controls over a grid, on two texts"),
+            ),
+        }
+    }
+}
+
 /// Runs the task.
 ///
 /// # Errors
 /// When a run fails or holds other settings than asked for, or a page cannot be written.
 pub fn run(args: &Args) -> Result<()> {
-    let experiment = args.what.experiment();
+    let What::Table(name) = args.what else {
+        return grid::run(args);
+    };
+    let experiment = name.experiment();
     let root = shell::root();
     let planned = plan(experiment, args)?;
 
@@ -388,7 +431,7 @@ impl Args {
     /// As the command line gives them without an option.
     pub fn of(what: Name) -> Self {
         Self {
-            what,
+            what: What::Table(what),
             steps: None,
             seeds: Vec::new(),
             settings: Vec::new(),
@@ -404,6 +447,7 @@ impl Args {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::collections::BTreeSet;
 
     fn runs(root: &Path, configs: &[Value]) -> Vec<Run> {
         let run = |(at, config): (usize, &Value)| {
@@ -459,6 +503,20 @@ mod tests {
         assert_eq!(copy.len(), 7);
         assert!(copy.iter().all(|folder| folder.ends_with("-seed0")));
         assert_eq!(folders(Name::Images, &[5, 5, 4]).len(), 8);
+    }
+
+    #[test]
+    fn every_table_and_the_grid_can_be_named() {
+        let names = |values: Vec<Option<PossibleValue>>| {
+            let values = values.into_iter().flatten();
+            let names: BTreeSet<String> = values.map(|value| value.get_name().into()).collect();
+            names
+        };
+        let all = What::value_variants().iter();
+        let tables = Name::value_variants().iter();
+        let mut expected = names(tables.map(Name::to_possible_value).collect());
+        expected.insert("lm".into());
+        assert_eq!(names(all.map(What::to_possible_value).collect()), expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod group;
 mod items;
 mod node;
 mod parameters;
+mod placement;
 mod route;
 mod sampling;
 mod selector;
@@ -23,6 +24,7 @@ pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRout
 pub use generate::{Finish, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken};
 pub use node::{Head, Node};
 pub use parameters::ParameterCounts;
+pub use placement::{NodeName, Placement, PlacementError};
 pub use selector::Selector;
 
 use crate::init::{Initialization, seeded};

@@ -29,6 +29,7 @@ pub struct Trainer {
     fingerprint: String,
     resume: bool,
     stop_after: Option<u64>,
+    keep_devices: bool,
     interrupter: Interrupter,
     progress: Box<dyn Progress>,
     renderer: Option<(Box<dyn MetricsRenderer>, Vec<String>)>,
@@ -67,6 +68,7 @@ impl Trainer {
             fingerprint: fingerprint.into(),
             resume: false,
             stop_after: None,
+            keep_devices: false,
             interrupter: Interrupter::new(),
             progress: Box::new(()),
             renderer: None,
@@ -86,6 +88,14 @@ impl Trainer {
     /// the whole run.
     pub fn stop_after(mut self, step: Option<u64>) -> Self {
         self.stop_after = step;
+        self
+    }
+
+    /// Leaves every parameter on the device that it is on, for a model that is spread over several; the batches
+    /// are made on the device of [`fit`](Self::fit). Gradients and the state of the optimiser are where their
+    /// parameters are.
+    pub fn keep_devices(mut self, keep: bool) -> Self {
+        self.keep_devices = keep;
         self
     }
 
@@ -141,8 +151,8 @@ impl Trainer {
 
     /// Trains `model` on `device` until the last step, an interruption or an error.
     ///
-    /// `model` may live on any device, in training or validation mode; it is moved. `device` need
-    /// not record gradients.
+    /// `model` may live on any device, in training or validation mode; it is moved, unless the run is to
+    /// [keep its devices](Self::keep_devices). `device` need not record gradients.
     ///
     /// # Errors
     /// Any [`TrainError`]. The run folder keeps its checkpoints and its log up to the last whole
@@ -169,6 +179,7 @@ impl Trainer {
             fingerprint,
             resume,
             stop_after,
+            keep_devices,
             ..
         } = self;
         let (interrupter, mut progress) = (self.interrupter, self.progress);
@@ -204,8 +215,12 @@ impl Trainer {
         } else {
             device.clone().autodiff()
         };
+        let model = model.train();
         let learned = Learned {
-            model: model.train().fork(&train_device),
+            model: match keep_devices {
+                true => model,
+                false => model.fork(&train_device),
+            },
             shared: Arc::new(Shared {
                 seed: config.seed,
                 lambda_rl: config.lambda_rl,

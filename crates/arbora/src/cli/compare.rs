@@ -1,11 +1,13 @@
 //! `arbora compare`: several models, one budget, one table.
 
+mod grid;
 mod published;
 mod table;
 
+pub use grid::GridArgs;
+
 use super::CompareArgs;
 use super::train::{CONFIG, first_model, fit, prepare, refuse_taken, refuse_unusable};
-use crate::config::language::LanguageConfig;
 use crate::config::sequence::SequenceConfig;
 use crate::config::{AnyModel, AnyTask, RunConfig};
 use crate::run::{RunSettings, measure};
@@ -15,7 +17,6 @@ use arbora_rl::train::{Checkpoint, TrainError};
 use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -39,6 +40,15 @@ struct Setting<C: RunSettings> {
 }
 
 pub fn run(args: CompareArgs) -> Result<ExitCode> {
+    if !matches!(args.task, AnyTask::Language(_)) {
+        args.grid.refuse(args.task.name())?;
+        if args.models.is_empty() {
+            bail!(
+                "--models: name one or more of those that learn {}",
+                args.task.name()
+            );
+        }
+    }
     match args.task {
         AnyTask::Retrieval(task) => {
             refuse_from(&args, task.name())?;
@@ -58,13 +68,7 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
             let base = configure(&args, task, preset)?;
             compare(args, models, base)
         }
-        AnyTask::Language(task) => {
-            refuse_from(&args, task.name())?;
-            let models = all(&args.models, AnyModel::language)?;
-            let preset = LanguageConfig::preset(task, args.preset)?;
-            let base = configure(&args, task, preset)?;
-            compare(args, models, base)
-        }
+        AnyTask::Language(task) => grid::run(args, task),
     }
 }
 
@@ -151,7 +155,7 @@ fn compare<C: RunSettings>(
         seeds: args.seeds,
         models: results,
     };
-    write(&comparison, &setting.out)?;
+    write(&setting.out, &comparison.page(), &comparison.json())?;
     super::show(&match args.json {
         true => comparison.json().to_string(),
         false => format!(
@@ -395,23 +399,10 @@ fn interrupted(out: &Path) -> Result<ExitCode> {
 }
 
 /// Writes numbers and table beside their places and renames them: each is whole or as it was.
-fn write(comparison: &Comparison, out: &Path) -> Result<()> {
-    let files: BTreeMap<&str, String> = [
-        (TABLE, comparison.page()),
-        (
-            NUMBERS,
-            serde_json::to_string_pretty(&comparison.json())? + "\n",
-        ),
-    ]
-    .into();
-    let beside = |name: &str| out.join(format!("{name}.unfinished"));
-    for (name, text) in &files {
-        std::fs::write(beside(name), text)
-            .with_context(|| format!("cannot write {}", out.join(name).display()))?;
-    }
-    for name in files.keys() {
-        std::fs::rename(beside(name), out.join(name))
-            .with_context(|| format!("cannot write {}", out.join(name).display()))?;
-    }
-    Ok(())
+fn write(out: &Path, page: &str, numbers: &Value) -> Result<()> {
+    super::write_whole(&out.join(TABLE), page)?;
+    super::write_whole(
+        &out.join(NUMBERS),
+        &(serde_json::to_string_pretty(numbers)? + "\n"),
+    )
 }

@@ -22,6 +22,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         Some(AnyTask::Retrieval(_)) | None => {}
     }
     let model = TrainedRun::<RunConfig>::config(&args.run)?.model;
+    args.place.refuse()?;
     if args.random_route && !model.has_tree() {
         bail!("--random-route: {} walks no tree", model.name());
     }
@@ -78,6 +79,7 @@ fn sequence(args: &EvalArgs) -> Result<ExitCode> {
         bail!("--random-route: {name} searches no token tree");
     }
     refuse_search(args, name)?;
+    args.place.refuse()?;
     measured(
         TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?,
         args,
@@ -96,6 +98,7 @@ fn language(args: &EvalArgs) -> Result<ExitCode> {
     }
     refuse_search(args, model.name())?;
     let mut run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
+    run.model = run.model.place(&args.place.open()?)?;
     if args.random_route {
         run.model = run.model.with_random_route();
     }

@@ -3,6 +3,7 @@
 use crate::backend;
 use crate::cli::trained::TrainedRun;
 use crate::config::AnyTask;
+use crate::placement::PlaceArgs;
 use crate::config::language::{LanguageConfig, kept_tokenizer};
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora_models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
@@ -49,9 +50,11 @@ pub struct GenerateArgs {
     /// model's context.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     reroute: Option<usize>,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Print the continuations as JSON on standard output, whole.
     #[arg(long)]
     json: bool,
@@ -85,7 +88,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     }
     checkpoint.expect_fingerprint(&config.fingerprint_with(&tokenizer)?)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let model = checkpoint.load_model(config.blank_for(tokenizer.vocabulary(), &device))?;
+    let blank = config.blank_for(tokenizer.vocabulary(), &device);
+    let model = checkpoint.load_model(blank.place(&args.place.open()?)?)?;
 
     let mut shown = match &args.prompts[..] {
         [prompt] if !args.json => Some(Stream::new(&tokenizer, prompt, &prompts[0], &args.stops)),

@@ -7,10 +7,13 @@ mod generate;
 mod grow;
 mod inspect;
 mod search;
+mod serve;
 mod train;
 mod trained;
 
 use crate::config::{AnyModel, AnyTask, Preset};
+use crate::placement::PlaceArgs;
+use crate::remote::{self, RemoteError};
 use anyhow::{Context as _, Error, Result};
 use arbora_models::tree_coder::GenerateError;
 use arbora_rl::train::TrainError;
@@ -48,11 +51,16 @@ enum Command {
     ///
     /// Every run is a run folder like any other. Finished ones are kept and unfinished ones resumed, so
     /// the command can be stopped at any time and called again.
+    ///
+    /// For lm it is a grid: trees, texts and seeds. Each tree is compared with a transformer as deep as a path
+    /// through it, one of the same depth with as many parameters in all, and the same tree with random and
+    /// with hashed routes. Models that are equal in several cases are one run.
     #[command(after_help = "Examples:
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
   arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1
-  arbora compare lm --models tree-coder,linear-active,linear-total,random-route,hash-route")]
+  arbora compare lm --branching 2,3 --heights 1,2 --widths 32,64 --seeds 0,1,2
+  arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid")]
     Compare(CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
@@ -88,6 +96,17 @@ enum Command {
   arbora grow runs/bandit-retreever-1
   arbora grow runs/gp-cross-attention-1 --loop optimisation --rounds 20 --json")]
     Grow(GrowArgs),
+    /// Let other processes compute on a device of this one, until Ctrl-C.
+    ///
+    /// They name it as they name a backend, by its address: --backend ws://HOST:PORT, or ws://HOST:PORT/1 for
+    /// the second of several devices. The traffic is not encrypted, and whoever reaches the address may
+    /// compute: serve one machine or a network that you trust. Where the environment variable ARBORA_TOKEN is
+    /// set, only clients with the same are served.
+    #[command(after_help = "Examples:
+  arbora serve
+  arbora serve --backend cuda --devices 2 --address 0.0.0.0:3000
+  arbora serve --address 127.0.0.1:0 --json")]
+    Serve(ServeArgs),
 }
 
 /// Arguments of `train`.
@@ -107,9 +126,11 @@ struct TrainArgs {
     /// One setting, by its path in config.json. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Seed of weights, data and decisions.
     #[arg(long)]
     seed: Option<u64>,
@@ -137,8 +158,8 @@ struct TrainArgs {
 struct CompareArgs {
     /// What to learn.
     task: AnyTask,
-    /// Which models learn it.
-    #[arg(long, value_name = "MODELS", value_delimiter = ',', required = true)]
+    /// Which models learn it [default for lm: all].
+    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
     models: Vec<AnyModel>,
     /// Where settings start.
     #[arg(long, default_value = "small")]
@@ -149,7 +170,7 @@ struct CompareArgs {
     /// One setting of all runs, by its path in config.json. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
     /// One run of each model per seed.
@@ -161,6 +182,8 @@ struct CompareArgs {
     /// For recall and needle: every run starts from the weights of the trained run in this folder.
     #[arg(long, value_name = "RUN")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    grid: compare::GridArgs,
     /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -174,9 +197,11 @@ struct CompareArgs {
 struct EvalArgs {
     /// The run's folder.
     run: PathBuf,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Walk the trees at random instead of by the learned policy.
     #[arg(long)]
     random_route: bool,
@@ -216,7 +241,7 @@ struct InspectArgs {
     /// Where the pictures go [default: the folder `inspect` in the run's].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
     /// Print the numbers as JSON on standard output.
@@ -244,7 +269,7 @@ struct GrowArgs {
     /// Seed of worlds and choices.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where to compute; one of the backends compiled in.
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
     /// Where the curves go [default: the run's folder].
@@ -255,10 +280,27 @@ struct GrowArgs {
     json: bool,
 }
 
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Where to compute; one of the backends compiled in but libtorch.
+    #[arg(long)]
+    backend: Option<String>,
+    /// Where to listen. Port 0 lets the system choose; the address is printed.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:3000")]
+    address: String,
+    /// How many devices to serve: accelerators for cuda and rocm, otherwise one device several times.
+    #[arg(long, default_value = "1")]
+    devices: std::num::NonZeroU8,
+    /// Print the address as JSON, in the first line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command line of this process.
 ///
 /// Exit codes: 0 done; 130 stopped by Ctrl-C with a checkpoint; 1 a computation that failed (a loss that
-/// is not finite, a device that gave up); 2 anything that the caller can mend: arguments, settings, data,
+/// is not finite, a device that gave up, a server of devices that is gone); 2 anything that the caller can mend: arguments, settings, data,
 /// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
     crate::memory::keep_freed_blocks();
@@ -266,6 +308,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(refused) => return refuse(&refused),
     };
+    remote::end_on_loss(end);
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Compare(args) => compare::run(args),
@@ -273,14 +316,34 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Grow(args) => grow::run(args),
+        Command::Serve(args) => serve::run(args),
     };
     match outcome {
-        Ok(code) => code,
+        Ok(code) => {
+            remote::finish();
+            code
+        }
         Err(error) => {
+            // Whatever failed may have failed over it.
+            if let Some(lost) = remote::lost() {
+                end(&lost);
+            }
+            remote::finish();
             eprintln!("error: {}", one_line(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Ends the process over a server that is lost.
+fn end(lost: &RemoteError) -> ! {
+    remote::finish();
+    let kept = remote::saved(None).map(|kept| format!("; {kept}"));
+    let message = format!("error: {lost}{}", kept.unwrap_or_default());
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    // A closed standard error must not keep the process alive.
+    let _ = writeln!(std::io::stderr(), "{line}");
+    std::process::exit(1)
 }
 
 /// Help and version as clap prints them; a refusal of arguments in one line like every other.
@@ -308,7 +371,8 @@ fn show(text: &str) -> Result<()> {
 /// Writes a file beside its place and renames it: it is whole or absent.
 fn write_whole(path: &Path, text: &str) -> Result<()> {
     let mut beside = OsString::from(path);
-    beside.push(".unfinished");
+    // Processes that share a grid write one table.
+    beside.push(format!(".{}.unfinished", std::process::id()));
     std::fs::write(&beside, text)
         .and_then(|()| std::fs::rename(&beside, path))
         .with_context(|| format!("cannot write {}", path.display()))

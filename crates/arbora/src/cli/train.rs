@@ -8,7 +8,7 @@ use crate::learner::TaskModel;
 use crate::progress::Bar;
 use crate::report::Results;
 use crate::run::{RunSettings, measure};
-use crate::{backend, picture, report};
+use crate::{backend, picture, remote, report};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
 use arbora_tasks::TaskError;
@@ -41,6 +41,7 @@ fn retrieval(task: Task, args: TrainArgs) -> Result<ExitCode> {
     if args.from.is_some() {
         bail!("--from: {} starts from fresh weights", task.name());
     }
+    args.place.refuse()?;
     let model = args.model.map(AnyModel::retrieval).transpose()?;
     let config: RunConfig = configure(&args, task, model, || {
         Ok(RunConfig::preset(task, args.preset))
@@ -207,6 +208,10 @@ pub(super) fn prepare<C: RunSettings>(
         .resume(resume)
         .progress(Bar::new(config.model_name(), config.trainer().steps));
     trainer.stop_on_ctrl_c()?;
+    remote::saved(Some(format!(
+        "the run's checkpoints are in {}; continue with --resume",
+        out.display()
+    )));
     if !resume {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         config.keep(data, out)?;

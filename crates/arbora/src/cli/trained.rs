@@ -16,7 +16,7 @@ pub struct TrainedRun<C: RunSettings = RunConfig> {
     /// Steps that the model was trained for.
     pub step: u64,
     /// The name of the backend that the model is on.
-    pub backend: &'static str,
+    pub backend: String,
     pub device: Device,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::language::LanguageConfig;
 use arbora_models::prediction::masked_average;
-use arbora_models::tree_coder::{RouteOn, SelectorKind, TreeCoderRouting};
+use arbora_models::tree_coder::{Placement, PlacementError, RouteOn, SelectorKind, TreeCoderRouting};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;
@@ -94,6 +94,15 @@ impl LanguageModel {
     /// The network alone.
     pub fn network(&self) -> &TreeCoder {
         &self.network
+    }
+
+    /// The same with nodes on other devices.
+    ///
+    /// # Errors
+    /// If the network does not have a node of the placement.
+    pub fn place(self, placement: &Placement) -> Result<Self, PlacementError> {
+        let network = self.network.place(placement)?;
+        Ok(Self { network, ..self })
     }
 
     /// The same, but it sends everything to random leaves.
@@ -244,7 +253,8 @@ impl TrainableModel for LanguageModel {
         measured
     }
 
-    /// The loss and its perplexity, which is no mean over batches; the smallest and the largest leaf.
+    /// The loss and its perplexity, which is no mean over batches; the smallest and the largest leaf, and how many
+    /// leaves of equal shares would have the entropy of theirs.
     fn derive(&self, means: &[(String, f64)]) -> Vec<(String, f64)> {
         let mut derived = Vec::new();
         if let Some((_, likelihood)) = means.iter().find(|(name, _)| name == "log_likelihood") {
@@ -261,6 +271,12 @@ impl TrainableModel for LanguageModel {
             let (least, most) = (f64::INFINITY, f64::NEG_INFINITY);
             derived.push(("leaf_share_min".into(), shares().fold(least, f64::min)));
             derived.push(("leaf_share_max".into(), shares().fold(most, f64::max)));
+            let leaves = shares().count() as f64;
+            let entropy: f64 = shares()
+                .filter(|share| *share > 0.0)
+                .map(|share| -share / leaves * (share / leaves).ln())
+                .sum();
+            derived.push(("effective_leaves".into(), entropy.exp()));
         }
         derived
     }

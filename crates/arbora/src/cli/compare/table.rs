@@ -48,7 +48,7 @@ pub struct Comparison {
     pub items: &'static str,
     /// Test items that there are, `None` where they are drawn.
     pub count: Option<usize>,
-    pub backend: &'static str,
+    pub backend: String,
     pub threads: usize,
     pub seeds: Vec<u64>,
     pub models: Vec<ModelResults>,
@@ -56,14 +56,14 @@ pub struct Comparison {
 
 /// A mean over seeds with the sample standard deviation, which one seed alone does not have.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Statistic {
+pub struct Statistic {
     mean: f64,
     sd: Option<f64>,
 }
 
 impl Statistic {
     /// `None` of no numbers.
-    fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
+    pub fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let numbers: Vec<f64> = numbers.into_iter().collect();
         let count = numbers.len() as f64;
         let mean = numbers.iter().sum::<f64>() / count;
@@ -74,14 +74,22 @@ impl Statistic {
         })
     }
 
-    fn text(&self, digits: usize) -> String {
+    pub fn text(&self, digits: usize) -> String {
         match self.sd {
             Some(sd) => format!("{:.digits$} ± {sd:.digits$}", self.mean),
             None => format!("{:.digits$}", self.mean),
         }
     }
 
-    fn json(&self) -> Value {
+    /// With the sign of the mean, also above zero.
+    pub fn signed(&self, digits: usize) -> String {
+        match self.sd {
+            Some(sd) => format!("{:+.digits$} ± {sd:.digits$}", self.mean),
+            None => format!("{:+.digits$}", self.mean),
+        }
+    }
+
+    pub fn json(&self) -> Value {
         json!({ "mean": self.mean, "sd": self.sd })
     }
 }
@@ -360,7 +368,7 @@ impl Comparison {
 }
 
 /// A whole number with a comma between groups of three digits.
-fn number_text(number: Option<usize>) -> String {
+pub fn number_text(number: Option<usize>) -> String {
     let digits = number.map_or(String::new(), |number| number.to_string());
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -374,7 +382,7 @@ fn number_text(number: Option<usize>) -> String {
 
 /// Rows, the first being the titles, as a table that reads well as text and as Markdown. All rows
 /// have as many cells.
-fn table(rows: &[Vec<String>]) -> String {
+pub fn table(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..count)
         .map(|column| {

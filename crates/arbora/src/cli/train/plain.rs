@@ -67,8 +67,11 @@ fn run<C: RunSettings>(config: &C, args: &TrainArgs, shown: Shown) -> Result<Exi
     refuse(config, &data, &out, args.resume)?;
     let name = config.model_name();
     // Before the folder is made: a refusal leaves nothing.
-    let model = first_model(config, &data, &out, &device)?;
-    let trainer = prepare(config, &data, &out, args.resume)?;
+    let model = C::place(
+        first_model(config, &data, &out, &device)?,
+        &args.place.open()?,
+    )?;
+    let trainer = prepare(config, &data, &out, args.resume)?.keep_devices(!args.place.is_empty());
     eprintln!("{name} on {backend}, run folder {}", out.display());
     let interrupter = trainer.interrupter();
     #[cfg(feature = "dashboard")]

@@ -7,7 +7,7 @@ use super::{
 use crate::learner::language::{LanguageBatch, LanguageModel};
 use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
 use anyhow::{Context as _, Result};
-use arbora_models::tree_coder::RouteOn;
+use arbora_models::tree_coder::{Placement, RouteOn};
 use arbora_rl::seed::{Purpose, derive};
 use arbora_tasks::TaskError;
 use burn::tensor::Device;
@@ -86,6 +86,10 @@ impl RunSettings for LanguageConfig {
 
     fn blank(&self, data: &LanguageData, device: &Device) -> LanguageModel {
         self.blank_for(data.text.tokenizer().vocabulary(), device)
+    }
+
+    fn place(model: LanguageModel, placement: &Placement) -> Result<LanguageModel> {
+        Ok(model.place(placement)?)
     }
 
     fn training(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {

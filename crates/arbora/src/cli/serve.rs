@@ -1,0 +1,44 @@
+//! `arbora serve`
+
+use super::ServeArgs;
+use crate::{backend, remote};
+use anyhow::{Context as _, Result, bail};
+use burn::server::{RemoteServer, TokenAuthorizer, WebSocketTransport};
+use serde_json::json;
+use std::net::TcpListener;
+use std::process::ExitCode;
+
+pub fn run(args: ServeArgs) -> Result<ExitCode> {
+    log_problems_alone();
+    let count = usize::from(args.devices.get());
+    let (name, devices) = backend::open_several(args.backend.as_deref(), count)?;
+    if name == "tch" {
+        bail!("backend tch: libtorch cannot compute for other processes; serve another backend");
+    }
+    let mut server = RemoteServer::new(devices);
+    if let Some(token) = remote::token() {
+        server = server.with_authorizer(TokenAuthorizer::new(token)?);
+    }
+    let listener = TcpListener::bind(&args.address)
+        .with_context(|| format!("cannot listen on {}", args.address))?;
+    let address = listener
+        .local_addr()
+        .with_context(|| format!("cannot listen on {}", args.address))?;
+    let url = format!("ws://{address}");
+    super::show(&match args.json {
+        true => json!({ "address": url, "backend": name, "devices": count }).to_string(),
+        false => format!("{name} at {url}, {count} device(s); Ctrl-C ends"),
+    })?;
+    server.serve(WebSocketTransport::from_listener(listener))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// burn's server prints what it does, on standard output; unless the user has asked for more, only what went
+/// wrong is of interest.
+fn log_problems_alone() {
+    const FILTER: &str = "RUST_LOG";
+    if std::env::var_os(FILTER).is_none() {
+        // SAFETY: `serve` calls this first, when the process has no other thread.
+        unsafe { std::env::set_var(FILTER, "warn") };
+    }
+}

@@ -1,0 +1,120 @@
+//! An experiment on language: what keeps the leaves of a tree in use.
+
+use super::{Column, Experiment, Row, metric};
+
+/// A tree with a way to learn decisions and a way to keep leaves in use.
+const fn tree(name: &'static str, title: &'static str, settings: &'static [&'static str]) -> Row {
+    Row {
+        name,
+        title,
+        model: "tree-coder",
+        preset: None,
+        settings,
+        seeds: &[0, 1, 2],
+        at_random: None,
+        from: None,
+    }
+}
+
+/// One gradient with every balance.
+macro_rules! balanced {
+    ($name:literal, $title:literal, $gradient:literal) => {
+        [
+            tree(
+                concat!($name, "-unbalanced"),
+                concat!($title, "; no balance"),
+                &[$gradient, r#"selector.balance={"kind":"none"}"#],
+            ),
+            tree(
+                concat!($name, "-loss"),
+                concat!($title, "; balance by a loss"),
+                &[
+                    $gradient,
+                    r#"selector.balance={"kind":"switch-loss","weight":0.01}"#,
+                ],
+            ),
+            tree(
+                concat!($name, "-bias"),
+                concat!($title, "; balance by a bias"),
+                &[
+                    $gradient,
+                    r#"selector.balance={"kind":"loss-free","rate":0.001}"#,
+                ],
+            ),
+        ]
+    };
+}
+
+const ROWS: &[[Row; 3]] = &[
+    balanced!(
+        "scaled-delta",
+        "scaled delta",
+        r#"selector.gradient={"kind":"scaled-delta"}"#
+    ),
+    balanced!(
+        "value-preserving",
+        "value preserving",
+        r#"selector.gradient={"kind":"value-preserving"}"#
+    ),
+    balanced!(
+        "gumbel",
+        "Gumbel straight-through",
+        r#"selector.gradient={"kind":"gumbel-straight-through","temperature":1.0}"#
+    ),
+    balanced!(
+        "reinforce",
+        "REINFORCE",
+        r#"selector.gradient={"kind":"reinforce"}"#
+    ),
+];
+
+pub static LM_BALANCE: Experiment = Experiment {
+    name: "lm-balance",
+    title: "What keeps leaves in use",
+    about: "\
+A TreeCoder with 4 leaves learns Moby-Dick. Rows differ in how its selectors get a gradient through their
+decisions, and in what keeps leaves equally full: nothing, the loss of Switch Transformers at every node, or a bias
+that is moved against the load. The smallest and the largest leaf are shares of the held-out sequences relative to a
+fair share, which is 1. Effective leaves are as many leaves of equal shares as have the entropy of the shares.",
+    task: "lm",
+    alone: &[],
+    settings: &[
+        "architecture.branching=2",
+        "architecture.height=2",
+        "architecture.blocks=[1]",
+        "architecture.d_model=32",
+        "architecture.d_ff=[128]",
+        "data.window=64",
+        "batch_size=16",
+        "trainer.steps=500",
+        "trainer.learning_rate=0.012",
+        "trainer.final_learning_rate=0.0006",
+        "trainer.warmup_steps=50",
+        "trainer.eval_every=250",
+        "trainer.checkpoint_every=250",
+    ],
+    rows: ROWS.as_flattened(),
+    columns: &[
+        metric("loss", "held-out loss, nats per token", 3),
+        metric("bits_per_byte", "bits per byte", 3),
+        metric("leaf_share_min", "smallest leaf", 2),
+        metric("leaf_share_max", "largest leaf", 2),
+        metric("effective_leaves", "effective leaves", 2),
+    ],
+    reading: None,
+    published: "",
+    in_readme: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::grid;
+
+    #[test]
+    fn runs_are_those_of_the_grid_but_for_their_gradients_and_balance() {
+        for setting in grid::SETTINGS {
+            assert!(LM_BALANCE.settings.contains(&setting), "{setting}");
+        }
+    }
+}
