@@ -421,16 +421,21 @@ mod tests {
             ("leaf_share.1", 1.5),
         ];
         let derived = model.derive(&means.map(|(name, mean)| (name.to_owned(), mean)));
+        let entropy = -(0.25 * 0.25_f64.ln() + 0.75 * 0.75_f64.ln());
         let expected = [
             ("loss", 2.0),
             ("perplexity", 2f64.exp()),
             ("leaf_share_min", 0.5),
             ("leaf_share_max", 1.5),
+            ("effective_leaves", entropy.exp()),
         ];
-        assert_eq!(
-            derived,
-            expected.map(|(name, mean)| (name.to_owned(), mean))
-        );
+        assert_eq!(derived.len(), expected.len());
+        for ((name, found), (wanted, number)) in derived.iter().zip(expected) {
+            assert!(
+                name == wanted && (found - number).abs() < 1e-12,
+                "{name}: {found} for {wanted}: {number}"
+            );
+        }
     }
 
     #[test]
