@@ -157,7 +157,7 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
     );
     for (at, cell) in cells.all.iter().enumerate().filter(|(at, _)| mine(*at)) {
         eprint!("[{}/{}] ", at + 1, cells.all.len());
-        if finish(cell, &settings[cell.corpus], backend)?.is_none() {
+        if finish(cell, &settings[cell.corpus], &backend)?.is_none() {
             return interrupted(&out);
         }
     }
@@ -179,7 +179,7 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
         seeds: &args.seeds,
         cells: &cells,
         measured,
-        backend,
+        backend: &backend,
         out: &out,
     };
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;

@@ -35,7 +35,7 @@ pub struct Table<'a> {
     pub cells: &'a Cells,
     /// Of each cell; `None` where it is not finished.
     pub measured: Vec<Option<Measured>>,
-    pub backend: &'static str,
+    pub backend: &'a str,
     pub out: &'a Path,
 }
 
