@@ -21,15 +21,17 @@ const CORPORA: [&str; 2] = ["moby-dick", "data/sotu"];
 const SEEDS: [u64; 3] = [0, 1, 2];
 /// Settings of all runs. The learning rate is the best of a few for trees and for transformers of their depth alike,
 /// at widths from 16 to 48.
-pub const SETTINGS: [&str; 8] = [
+pub const SETTINGS: [&str; 10] = [
     "data.window=64",
     "batch_size=16",
-    "trainer.steps=500",
-    "trainer.learning_rate=0.012",
-    "trainer.final_learning_rate=0.0006",
-    "trainer.warmup_steps=50",
-    "trainer.eval_every=250",
-    "trainer.checkpoint_every=250",
+    "trainer.steps=300",
+    "trainer.learning_rate=0.03",
+    "trainer.final_learning_rate=0.0015",
+    "trainer.warmup_steps=30",
+    "trainer.eval_every=150",
+    "trainer.checkpoint_every=300",
+    "eval_items=64",
+    "test_items=768",
 ];
 
 /// Where the runs and the table of `arbora compare` lie, below the root of the workspace.
@@ -206,7 +208,7 @@ mod tests {
                 .find(text)
                 .unwrap_or_else(|| panic!("{text}: {shown}"))
         };
-        assert!(at("trainer.steps=500") < at("trainer.steps=7"));
+        assert!(at("trainer.steps=300") < at("trainer.steps=7"));
         assert!(at("batch_size=16") < at("batch_size=2"));
         assert!(
             shown.ends_with("--only-table --out runs/reproduce/lm"),

@@ -50,7 +50,7 @@ impl LanguageConfig {
             },
             selector: SelectorSettings {
                 gradient: SelectorGradient::ScaledDelta,
-                balance: SelectorBalance::LossFree { rate: 0.01 },
+                balance: SelectorBalance::LossFree { rate: 1e-3 },
                 hidden: None,
                 detach: true,
                 rate: 0.1,

@@ -112,9 +112,14 @@ impl RunSettings for LanguageConfig {
             items => items,
         };
         let batches = data.text.eval_batches(self.eval_batch_size, device)?;
+        // Evenly spaced over the text: the first ones would be of one document.
+        let all = data.text.validation_windows().div_ceil(self.eval_batch_size);
+        let wanted = items.div_ceil(self.eval_batch_size).min(all);
+        let is_taken = |at: usize| (at * wanted) % all < wanted;
         Ok(batches
-            .take(items.div_ceil(self.eval_batch_size))
-            .map(|batch| LanguageBatch::new(batch, self.prompt()))
+            .enumerate()
+            .filter(|(at, _)| is_taken(*at))
+            .map(|(_, batch)| LanguageBatch::new(batch, self.prompt()))
             .collect())
     }
 
