@@ -359,8 +359,17 @@ fn runs_with_other_settings_are_refused_before_the_first_step() {
             && line.contains("batch_size is 4, asked for 5"),
         "{line}"
     );
-    // The text has changed, and its tokenizer with it.
+    // Another tokenizer.
     let learned = ["--set", r#"data.tokenizer={"kind":"bpe","vocabulary":270}"#];
     let line = refuse(&place, &[&args[..], &learned].concat());
     assert!(line.contains("data.tokenizer"), "{line}");
+    // Another text behind the same settings.
+    let path = place.path("sea/whale.txt");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("whale", "shark", 1)).unwrap();
+    let line = refuse(&place, &args);
+    assert!(
+        line.contains("tree-coder-k2-h1-b1-d8-seed0: its text has changed: the training part"),
+        "{line}"
+    );
 }

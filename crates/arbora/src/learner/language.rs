@@ -2,7 +2,9 @@
 
 use crate::config::language::LanguageConfig;
 use arbora_models::prediction::masked_average;
-use arbora_models::tree_coder::{Placement, PlacementError, RouteOn, SelectorKind, TreeCoderRouting};
+use arbora_models::tree_coder::{
+    Placement, PlacementError, RouteOn, SelectorKind, TreeCoderRouting,
+};
 use arbora_models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora_tasks::text::TextBatch;

@@ -6,12 +6,13 @@ mod table;
 use super::{CONFIG, Setting, all, configure, diverged, first_free, interrupted, refuse_doubled};
 use super::{refuse_from, training_seconds, write};
 use crate::backend;
-use crate::cli::{CompareArgs, write_whole};
+use crate::cli::CompareArgs;
 use crate::config::AnyModel;
 use crate::config::language::{
     LanguageConfig, LanguageModelKind, LanguageTask, TextSource, TokenizerSource,
 };
 use crate::run::{RunSettings as _, measure};
+use crate::whole;
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::TrainError;
 use burn::tensor::Device;
@@ -286,7 +287,7 @@ fn finish(
     }
     measured.training_seconds = training_seconds(&plan.folder)?;
     let text = serde_json::to_string_pretty(&measured)? + "\n";
-    write_whole(&plan.folder.join(MEASURED), &text)?;
+    whole::write(&plan.folder.join(MEASURED), &text)?;
     Ok(Some(measured))
 }
 
