@@ -59,3 +59,5 @@ pub mod report;
 pub mod run;
 #[cfg(feature = "cli")]
 pub mod task;
+#[cfg(feature = "cli")]
+mod whole;

@@ -44,7 +44,7 @@ pub fn panels<P: AsRef<Path>>(runs: &[(&str, P)]) -> Result<Vec<Panel>> {
         .any(|line| line.get("accuracy").is_some());
     let mut reward = ("", 1.0);
     for (_, run) in runs {
-        let config = RunConfig::read(&run.as_ref().join("config.json"))?;
+        let config = RunConfig::read(&run.as_ref().join(crate::run::CONFIG))?;
         reward = reward_unit(config.reward, has_classes);
     }
     let panel = |title, unit, split, key| panel(&logs, title, unit, split, key);

@@ -9,8 +9,8 @@
 //! trainer, layers of settings and comparisons are the same.
 
 use crate::config::layers;
-use anyhow::{Result, bail};
 use crate::placement::NOTHING_TO_PLACE;
+use anyhow::{Result, bail};
 use arbora_models::tree_coder::Placement;
 use arbora_rl::train::{TrainableModel, TrainerConfig};
 use arbora_tasks::TaskError;
@@ -31,6 +31,9 @@ pub struct Sizes {
     /// Evaluation items measured at the end; 0 means all of a finite set.
     pub test_items: usize,
 }
+
+/// The settings of a run, in its folder.
+pub(crate) const CONFIG: &str = "config.json";
 
 /// A number in the table of a comparison.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +126,17 @@ pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'stati
     /// If it cannot be written.
     fn keep(&self, _data: &Self::Data, _folder: &Path) -> Result<()> {
         Ok(())
+    }
+    /// Refuses data that are not those that the run in a folder began with, where the folder tells.
+    ///
+    /// # Errors
+    /// If they are others, or what is kept of them is damaged.
+    fn check_kept(&self, _data: &Self::Data, _folder: &Path) -> Result<()> {
+        Ok(())
+    }
+    /// How much data there is to train and to measure on, in one line, where that is not plain from the settings.
+    fn account(&self, _data: &Self::Data) -> Option<String> {
+        None
     }
     /// Checks what depends on the data.
     ///

@@ -291,7 +291,7 @@ fn shards_make_the_whole_grid_and_the_table_says_what_is_missing() {
 #[test]
 fn grids_that_make_no_sense_are_refused_in_one_line() {
     let place = place();
-    let cases: [(&[&str], &str); 16] = [
+    let cases: [(&[&str], &str); 20] = [
         (
             &["--trees", "2:1:8"],
             "expected branching:height:blocks:width",
@@ -317,7 +317,20 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
             "architecture.heads: expected a divisor of d_model",
         ),
         (&["--corpora", "sea,nowhere.txt"], "nowhere.txt"),
-        (&["--corpora", "sea,./sea"], "--corpora: sea is given twice"),
+        (
+            &["--corpora", "sea,./sea"],
+            "--corpora: sea is given twice: sea and ./sea",
+        ),
+        (&["--corpora", "/"], "/: a text of a grid needs a name"),
+        (&["--corpora", "sea/nowhere/.."], "cannot read"),
+        (
+            &["--blocks", "18446744073709551615"],
+            "architecture.blocks: expected 1 to",
+        ),
+        (
+            &["--trees", "2:18446744073709551615:1:8"],
+            "architecture.height: expected a tree of at most",
+        ),
         (
             &["--models", "hash-route"],
             "a grid compares others with tree-coder",
@@ -340,6 +353,21 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
         let line = refuse(&place, args);
         assert!(line.contains(words), "{words:?} is not in: {line}");
     }
+    for alone in [&["--shard", "1/2"][..], &["--only-table"]] {
+        let line = place.refuse(&[&GRID[..], alone].concat());
+        assert!(line.contains("--out <FOLDER>"), "{line}");
+    }
+    let split = [
+        "--set",
+        "data.validation_source=land.txt",
+        "--corpora",
+        "sea",
+    ];
+    let line = refuse(&place, &split);
+    assert!(
+        line.contains("data.validation_source: is held-out"),
+        "{line}"
+    );
     let line = place.refuse(&["compare", "copy", "--models", "retreever", "--heights", "2"]);
     assert!(
         line.contains("--heights: is for lm; copy has no grid"),
@@ -359,8 +387,96 @@ fn runs_with_other_settings_are_refused_before_the_first_step() {
             && line.contains("batch_size is 4, asked for 5"),
         "{line}"
     );
-    // The text has changed, and its tokenizer with it.
+    // Another tokenizer.
     let learned = ["--set", r#"data.tokenizer={"kind":"bpe","vocabulary":270}"#];
     let line = refuse(&place, &[&args[..], &learned].concat());
     assert!(line.contains("data.tokenizer"), "{line}");
+    // Another text behind the same settings.
+    let path = place.path("sea/whale.txt");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("whale", "shark", 1)).unwrap();
+    let line = refuse(&place, &args);
+    assert!(
+        line.contains("tree-coder-k2-h1-b1-d8-seed0: its text has changed: the training part"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_run_that_diverged_loses_and_one_that_is_missing_takes_no_part() {
+    let place = place();
+    let args = [
+        "--trees",
+        "2:1:1:8,3:1:1:8",
+        "--models",
+        "tree-coder,hash-route",
+        "--seeds",
+        "0,1,2",
+        "--set",
+        "trainer.steps=1",
+    ];
+    grid(&place, &args);
+    let path = |model: &str, tree: &str, seed: usize| {
+        place.path(format!(
+            "out/sea/{model}-{tree}-b1-d8-seed{seed}/measured.json"
+        ))
+    };
+    let write = |model: &str, tree: &str, seed: usize, backend: &str, loss: Value| {
+        let metrics = match loss {
+            Value::Null => Value::Null,
+            loss => json!({ "loss": loss, "perplexity": null }),
+        };
+        let measured = json!({
+            "step": 1, "backend": backend, "metrics": metrics, "training_seconds": 1.0,
+        });
+        fs::write(path(model, tree, seed), measured.to_string()).unwrap();
+    };
+    // One tree wins two seeds of three and loses its case by a run that diverged; of the other, both sides diverged
+    // with seed 0, a control is missing with seed 1, and the tree is lower with seed 2.
+    for (tree, seed, losses) in [
+        ("k2-h1", 0, [json!(2.0), json!(3.0)]),
+        ("k2-h1", 1, [Value::Null, json!(9.0)]),
+        ("k2-h1", 2, [json!(1.0), json!(1.5)]),
+        ("k3-h1", 0, [Value::Null, Value::Null]),
+        ("k3-h1", 1, [json!(1.0), json!(2.0)]),
+        ("k3-h1", 2, [json!(1.0), json!(4.0)]),
+    ] {
+        for (model, loss) in ["tree-coder", "hash-route"].into_iter().zip(losses) {
+            let backend = ["flex", "cuda"][usize::from(seed == 2)];
+            write(model, tree, seed, backend, loss);
+        }
+    }
+    fs::remove_file(path("hash-route", "k3-h1", 1)).unwrap();
+    let table = || grid(&place, &[&args[..], &["--only-table"]].concat());
+    let numbers = table();
+    let wins = &numbers["wins"]["hash-route"];
+    let won = |wins: &Value| (number(&wins["won"]), number(&wins["of"]));
+    assert_eq!(won(&wins["cases"]), (0.0, 1.0));
+    assert_eq!(won(&wins["runs"]), (3.0, 5.0));
+    let by_seed: Vec<_> = list(&wins["runs_by_seed"]).iter().map(won).collect();
+    assert_eq!(by_seed, [(1.0, 2.0), (0.0, 1.0), (2.0, 2.0)]);
+    assert!((number(&wins["share_of_runs"]["mean"]) - 0.5).abs() < 1e-9);
+    assert!((number(&wins["share_of_runs"]["sd"]) - 0.5).abs() < 1e-9);
+    assert_eq!(wins["difference"], Value::Null);
+    assert_eq!(numbers["cases"][0]["lowest"], "hash-route");
+    assert_eq!(list(&numbers["diverged"]).len(), 3);
+    assert_eq!(list(&numbers["missing"]).len(), 1);
+    assert_eq!(numbers["backends"], json!(["cuda", "flex"]));
+    let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
+    for words in [
+        "backend cuda, flex",
+        "1.500 ± 0.707, 1 diverged",
+        "They lose every comparison",
+        "share the runs of linear-active",
+        "0.50 ± 0.50",
+    ] {
+        assert!(page.contains(words), "{words} is not in\n{page}");
+    }
+
+    fs::write(path("tree-coder", "k2-h1", 0), "{").unwrap();
+    let line = refuse(&place, &[&args[..], &["--only-table"]].concat());
+    assert!(
+        line.contains("measured.json: not the numbers of a run"),
+        "{line}"
+    );
 }

@@ -444,3 +444,119 @@ fn models_runs_and_commands_of_other_families_are_refused() {
         says(args, &["checkpoint of another model"]);
     }
 }
+
+/// Refusals of one line for the same words.
+fn all_refuse(place: &Place, commands: &[&[&str]], words: &[&str]) {
+    for args in commands {
+        let line = place.refuse(args);
+        assert!(
+            words.iter().all(|word| line.contains(word)),
+            "{args:?}: {line}"
+        );
+    }
+}
+
+#[test]
+fn a_text_of_prompts_alone_is_refused_before_the_folder_is_made() {
+    let place = place();
+    fs::create_dir(place.path("short")).unwrap();
+    // Four bytes and an end: the last token of a prompt of 4 predicts the end of the document, and one of 6 nothing.
+    for number in 0..10 {
+        fs::write(place.path(format!("short/{number}.txt")), "abcd").unwrap();
+    }
+    let short = ["--set", "data.source=short"];
+    let prompt = ["--set", "architecture.route_on.tokens=6"];
+    let both = [&short[..], &prompt].concat();
+    let compare = ["compare", "lm", "--config", "language.json", "--out", "new"];
+    let words = ["training text has no token after the first 6 of a sequence"];
+    all_refuse(
+        &place,
+        &[
+            &[&TRAIN[..], &["--out", "new"], &both].concat(),
+            &[&compare[..], &both].concat(),
+        ],
+        &words,
+    );
+    fs::write(place.path("short/0.txt"), document(0)).unwrap();
+    let words = ["held-out text has no token after the first 6 of a sequence"];
+    all_refuse(
+        &place,
+        &[&[&TRAIN[..], &["--out", "new"], &both].concat()],
+        &words,
+    );
+    train(&place, &[&short[..], &["--out", "new"]].concat());
+}
+
+#[test]
+fn a_run_is_neither_measured_nor_resumed_on_a_text_that_has_changed() {
+    let place = place();
+    train(&place, &["--out", "out"]);
+    let kept = place.json("out/text.json");
+    assert_eq!(kept["training"]["documents"], 4);
+    let parts = ["training", "validation"].map(|part| number(&kept[part]["bytes"]));
+    let bytes: usize = (0..4).map(|one| document(one).len()).sum();
+    assert_eq!(parts.iter().sum::<f64>(), bytes as f64);
+    let commands: [&[&str]; 3] = [
+        &["eval", "out"],
+        &["inspect", "out"],
+        &["train", "lm", "--out", "out", "--resume"],
+    ];
+    let path = place.path("texts/0.txt");
+    let text = fs::read_to_string(&path).unwrap();
+    let changed = |from: usize, part: &str| {
+        let at = from + text[from..].find("whale").unwrap();
+        let mut other = text.clone();
+        other.replace_range(at..at + 5, "WHALE");
+        fs::write(&path, other).unwrap();
+        all_refuse(&place, &commands, &["out: its text has changed", part]);
+    };
+    changed(0, "the training part had");
+    changed(text.len() * 4 / 5, "the held-out part had");
+    fs::write(&path, &text).unwrap();
+    place.eval("out", &[]);
+    fs::write(place.path("out/text.json"), "{}").unwrap();
+    all_refuse(
+        &place,
+        &commands,
+        &["out/text.json: not the description of a text"],
+    );
+    // A run of before there was such a file.
+    fs::remove_file(place.path("out/text.json")).unwrap();
+    place.eval("out", &[]);
+}
+
+#[test]
+fn held_out_text_may_come_from_a_place_of_its_own_and_sizes_are_told() {
+    let place = place();
+    let held_out = document(1);
+    fs::write(place.path("held-out.txt"), &held_out).unwrap();
+    let args = [
+        &TRAIN[..],
+        &[
+            "--set",
+            "data.validation_source=held-out.txt",
+            "--out",
+            "out",
+        ],
+    ];
+    let output = place.run(&args.concat());
+    let said = common::stderr(&output);
+    let bytes: usize = (0..4).map(|one| document(one).len()).sum();
+    // Of each sequence of 16 bytes and their targets, the first 3 targets are of the prompt. A document has as many
+    // targets as bytes: its end is one.
+    let [whole, rest] = [held_out.len() / 16, held_out.len() % 16];
+    let targets = held_out.len() - 3 * whole - rest.min(3);
+    for words in [
+        format!("text: training {bytes} bytes in 4 documents"),
+        format!(
+            "held out {} bytes in 1 documents, {targets} targets",
+            held_out.len()
+        ),
+    ] {
+        assert!(said.contains(&words), "{words} is not in {said}");
+    }
+    let kept = place.json("out/text.json");
+    assert_eq!(number(&kept["validation"]["bytes"]), held_out.len() as f64);
+    let line = refused(&place, &["--set", "data.validation_source=nowhere.txt"]);
+    assert!(line.contains("nowhere.txt"), "{line}");
+}

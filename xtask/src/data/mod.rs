@@ -43,7 +43,8 @@ enum Name {
     Sotu,
     /// Moby-Dick in 138 files, 1.2 MB of text (public domain).
     MobyDick,
-    /// Penn Treebank for language models, 6 MB of text (no licence: FOR LOCAL USE ONLY).
+    /// Penn Treebank for language models, 6 MB of text (no licence: FOR LOCAL USE ONLY). Its split is three files:
+    /// give them as data.source and data.validation_source.
     PennTreebank,
     /// Not fetched: the sample of Fashion-MNIST that arbora-tasks bundles, made anew.
     Sample,

@@ -71,7 +71,7 @@ Moby-Dick, with 500 steps, a final rate of a twentieth and seed 0 (losses in nat
 
 ```sh
 arbora train lm --model MODEL --set data.window=64 --set batch_size=16 --set architecture.d_model=32 \\
-  --set 'architecture.d_ff=[128]' --set trainer.steps=500 --set trainer.warmup_steps=50 --set trainer.learning_rate=RATE \\\\
+  --set 'architecture.d_ff=[128]' --set trainer.steps=500 --set trainer.warmup_steps=50 --set trainer.learning_rate=RATE \\
   --set trainer.final_learning_rate=FINAL
 ```
 

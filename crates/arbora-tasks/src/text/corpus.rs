@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use super::TextError;
 use crate::{TaskError, files};
 
@@ -111,6 +113,22 @@ impl Corpus {
     /// Bytes of all texts together.
     pub fn bytes(&self) -> usize {
         self.texts().map(str::len).sum()
+    }
+
+    /// A SHA-256 of the texts in order, in hexadecimal. It changes with every character and every border
+    /// between documents, and not with their names.
+    pub fn sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        for text in self.texts() {
+            // The length says where a document ends.
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
+        hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// The training and the validation part, which has about the share `validation` of the bytes.
@@ -289,6 +307,18 @@ mod tests {
         assert!(
             error("void").ends_with("void: expected text, got 1 documents without a character")
         );
+    }
+
+    #[test]
+    fn a_digest_tells_texts_and_borders_apart_and_no_names() {
+        let digest = |texts: &[&str]| corpus(texts).sha256();
+        assert_eq!(digest(&["ab", "c"]).len(), 64);
+        for other in [&["abc"][..], &["a", "bc"], &["c", "ab"], &["ab", "d"]] {
+            assert_ne!(digest(other), digest(&["ab", "c"]), "{other:?}");
+        }
+        let mut renamed = corpus(&["ab", "c"]);
+        renamed.documents[0].name = "another".into();
+        assert_eq!(renamed.sha256(), digest(&["ab", "c"]));
     }
 
     #[test]

@@ -150,12 +150,22 @@ impl Text {
 
     /// How many targets an epoch of training has: padding is none.
     pub fn train_targets(&self) -> usize {
-        self.train.targets()
+        self.train.targets(0)
+    }
+
+    /// The same without the first targets of every window, `skipped` of each.
+    pub fn train_targets_after(&self, skipped: usize) -> usize {
+        self.train.targets(skipped)
     }
 
     /// How many targets evaluation has: padding is none.
     pub fn validation_targets(&self) -> usize {
-        self.validation.targets()
+        self.validation.targets(0)
+    }
+
+    /// The same without the first targets of every window, `skipped` of each.
+    pub fn validation_targets_after(&self, skipped: usize) -> usize {
+        self.validation.targets(skipped)
     }
 
     /// How many bytes of text the targets of evaluation stand for.
@@ -192,13 +202,31 @@ impl Text {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = TextBatch> + use<'a>, TaskError> {
+        self.spread_eval_batches(usize::MAX, batch_size, device)
+    }
+
+    /// Some of the batches of [`eval_batches`](Self::eval_batches) in order, evenly spaced over the validation
+    /// part.
+    ///
+    /// - batches: how many; all where there are no more
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn spread_eval_batches<'a>(
+        &'a self,
+        batches: usize,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<impl ExactSizeIterator<Item = TextBatch> + use<'a>, TaskError> {
         if batch_size == 0 {
             return Err(TaskError::EmptyBatch);
         }
         let count = self.validation_windows();
+        let all = count.div_ceil(batch_size);
+        let batches = batches.min(all);
         let device = device.clone();
-        Ok((0..count.div_ceil(batch_size)).map(move |index| {
-            let first = index * batch_size;
+        Ok((0..batches).map(move |number| {
+            let first = number * all / batches * batch_size;
             let indices = (first..count.min(first + batch_size)).collect();
             self.host_batch(&self.validation, indices).upload(&device)
         }))
@@ -330,8 +358,11 @@ impl Part {
             }));
     }
 
-    fn targets(&self) -> usize {
-        self.windows.iter().map(|window| window.count).sum()
+    fn targets(&self, skipped: usize) -> usize {
+        let windows = self.windows.iter();
+        windows
+            .map(|window| window.count.saturating_sub(skipped))
+            .sum()
     }
 }
 
@@ -368,6 +399,34 @@ mod tests {
     use crate::text::Document;
     use proptest::prelude::*;
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn some_batches_are_spread_over_the_whole_part() {
+        let corpus = |length: usize| {
+            let document = Document {
+                name: String::new(),
+                text: "x".repeat(length),
+            };
+            Corpus::from_documents(vec![document]).unwrap()
+        };
+        let config = TextConfig {
+            window: 2,
+            ..Default::default()
+        };
+        // 21 windows: 10 batches of 2 and one of 1.
+        let text = Text::from_parts(&corpus(2), &corpus(42), Tokenizer::bytes(), config).unwrap();
+        let device = Device::flex();
+        let first = |batches: usize| -> Vec<usize> {
+            let batches = text.spread_eval_batches(batches, 2, &device).unwrap();
+            batches.map(|batch| batch.indices[0]).collect()
+        };
+        assert!(first(0).is_empty());
+        assert_eq!(first(1), [0]);
+        assert_eq!(first(4), [0, 4, 10, 16]);
+        assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
+        assert_eq!(first(99), first(11));
+    }
+
     proptest! {
         #[test]
         fn every_token_but_first_ones_is_a_target_exactly_once(
@@ -403,6 +462,13 @@ mod tests {
                 }
             }
             prop_assert_eq!(scored, expected);
+            let after = |skipped: usize| {
+                let windows = part.windows.iter().flat_map(|at| at.targets().skip(skipped));
+                windows.count()
+            };
+            for skipped in 0..=window {
+                prop_assert_eq!(part.targets(skipped), after(skipped));
+            }
         }
     }
 }

@@ -7,11 +7,11 @@ mod table;
 pub use grid::GridArgs;
 
 use super::CompareArgs;
-use super::train::{CONFIG, first_model, fit, prepare, refuse_taken, refuse_unusable};
+use super::train::{first_model, fit, prepare, refuse_taken, refuse_unusable};
 use crate::config::sequence::SequenceConfig;
 use crate::config::{AnyModel, AnyTask, RunConfig};
-use crate::run::{RunSettings, measure};
-use crate::{backend, config};
+use crate::run::{CONFIG, RunSettings, measure};
+use crate::{backend, config, whole};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError};
 use burn::module::Module;
@@ -218,6 +218,7 @@ impl<C: RunSettings> Plan<C> {
                 self.folder.display()
             );
         }
+        self.config.check_kept(data, &self.folder)?;
         let fingerprint = self.config.fingerprint(data)?;
         Ok(refuse_unusable(&self.folder, &fingerprint)?)
     }
@@ -400,8 +401,8 @@ fn interrupted(out: &Path) -> Result<ExitCode> {
 
 /// Writes numbers and table beside their places and renames them: each is whole or as it was.
 fn write(out: &Path, page: &str, numbers: &Value) -> Result<()> {
-    super::write_whole(&out.join(TABLE), page)?;
-    super::write_whole(
+    whole::write(&out.join(TABLE), page)?;
+    whole::write(
         &out.join(NUMBERS),
         &(serde_json::to_string_pretty(numbers)? + "\n"),
     )

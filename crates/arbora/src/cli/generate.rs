@@ -3,8 +3,8 @@
 use crate::backend;
 use crate::cli::trained::TrainedRun;
 use crate::config::AnyTask;
-use crate::placement::PlaceArgs;
 use crate::config::language::{LanguageConfig, kept_tokenizer};
+use crate::placement::PlaceArgs;
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora_models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora_rl::train::Checkpoint;

@@ -13,7 +13,7 @@ use crate::picture::retrieval::{
     self, ImageInset, Level, NodeState, RetrievalPicture, SequenceInset,
 };
 use crate::problem::Problem;
-use crate::report;
+use crate::{report, whole};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora_models::{Context, Prediction, ReTreever, Target};
 use arbora_rl::seed::{Purpose, rng};
@@ -117,7 +117,7 @@ fn write(out: &Path, panels: &[Panel], pictures: Option<Pictures>) -> Result<Vec
         numbers.insert("folder".into(), json!(out.to_string_lossy()));
         numbers.insert("files".into(), json!(files));
         let text = serde_json::to_string_pretty(numbers)? + "\n";
-        super::write_whole(&out.join(NUMBERS), &text)?;
+        whole::write(&out.join(NUMBERS), &text)?;
     }
     Ok(files)
 }

@@ -18,9 +18,8 @@ use anyhow::{Context as _, Error, Result};
 use arbora_models::tree_coder::GenerateError;
 use arbora_rl::train::TrainError;
 use clap::{Args, Parser, Subcommand};
-use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Attention over trees: train, measure and look inside.
@@ -73,7 +72,7 @@ enum Command {
     /// The tokenizer is part of the run; the text that it was trained on is not needed.
     #[command(after_help = "Examples:
   arbora generate runs/lm-tree-coder-1 --prompt 'Call me Ishmael. Some years ago'
-  arbora generate runs/lm-tree-coder-1 --prompt 'The whale' --temperature 0 --stop '\n\n'
+  arbora generate runs/lm-tree-coder-1 --prompt 'The whale' --temperature 0 --stop $'\\n\\n'
   arbora generate runs/lm-tree-coder-1 --prompt 'The whale' --prompt 'The ship' --tokens 500 --reroute 64 --json")]
     Generate(generate::GenerateArgs),
     /// Draw what a trained run does with one query: the path down its tree, what it selected, how sure
@@ -366,16 +365,6 @@ fn show(text: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }
-}
-
-/// Writes a file beside its place and renames it: it is whole or absent.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let mut beside = OsString::from(path);
-    // Processes that share a grid write one table.
-    beside.push(format!(".{}.unfinished", std::process::id()));
-    std::fs::write(&beside, text)
-        .and_then(|()| std::fs::rename(&beside, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An error and its causes in one line, whatever they contain. A cause that the text above it quotes

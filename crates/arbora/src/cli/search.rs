@@ -92,7 +92,7 @@ pub fn compare(
     let table = markdown(&rows);
     if let Some(path) = &args.markdown {
         let text = page(&table, config, args);
-        crate::picture::save(text.as_bytes(), path)?;
+        crate::whole::write(path, text)?;
     }
     if args.json {
         let searches: Vec<Value> = rows

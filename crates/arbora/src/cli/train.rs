@@ -7,8 +7,8 @@ use crate::config::{AnyModel, AnyTask, RunConfig, Task, difference};
 use crate::learner::TaskModel;
 use crate::progress::Bar;
 use crate::report::Results;
-use crate::run::{RunSettings, measure};
-use crate::{backend, picture, remote, report};
+use crate::run::{CONFIG, RunSettings, measure};
+use crate::{backend, picture, remote, report, whole};
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError, TrainReport, Trainer};
 use arbora_tasks::TaskError;
@@ -22,9 +22,6 @@ use std::process::ExitCode;
 const PICTURE_ROWS: usize = 8;
 /// Pixels shown to the models in that picture.
 pub(super) const PICTURE_CONTEXT: usize = 100;
-
-/// A run's settings, in its folder.
-pub(super) const CONFIG: &str = "config.json";
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if args.dashboard {
@@ -189,6 +186,7 @@ fn same_family(folder: &Path, asked: AnyTask) -> Result<()> {
 
 /// Refuses a folder that a run cannot begin in, or with `resume` one that cannot be continued.
 fn refuse<C: RunSettings>(config: &C, data: &C::Data, folder: &Path, resume: bool) -> Result<()> {
+    config.check_data(data)?;
     match resume && folder.join(CONFIG).exists() {
         true => refuse_unusable(folder, &config.fingerprint(data)?)?,
         false => refuse_taken(folder)?,
@@ -270,7 +268,7 @@ pub(super) fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), Train
 
 fn write_config<C: RunSettings>(config: &C, out: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(config)? + "\n";
-    super::write_whole(&out.join(CONFIG), &text)
+    whole::write(&out.join(CONFIG), &text)
 }
 
 fn first_free<C: RunSettings>(config: &C) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use crate::backend;
 use crate::config::{AnyTask, RunConfig};
-use crate::run::RunSettings;
+use crate::run::{CONFIG, RunSettings};
 use anyhow::{Result, bail};
 use arbora_rl::train::Checkpoint;
 use burn::tensor::Device;
@@ -54,7 +54,7 @@ impl<C: RunSettings> TrainedRun<C> {
         if !run.is_dir() {
             bail!("{}: expected a run folder", run.display());
         }
-        C::read(&run.join("config.json"))
+        C::read(&run.join(CONFIG))
     }
 
     /// Items that the run asks to measure, all of a finite set with 0, and no more than there are.

@@ -37,7 +37,7 @@ impl AnyTask {
     /// The task that the settings in a run folder name; `None` where they cannot be read or name none,
     /// which whoever reads them whole will say.
     pub fn of_run(folder: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+        let text = std::fs::read_to_string(folder.join(crate::run::CONFIG)).ok()?;
         let settings: serde_json::Value = serde_json::from_str(&text).ok()?;
         Self::from_str(settings["task"].as_str()?, false).ok()
     }

@@ -1,10 +1,13 @@
 //! Configuration of a run on language: a TreeCoder, or what it is compared with, predicts each next token.
 
 mod check;
+mod kept;
 mod preset;
 mod run;
 
-use anyhow::{Context as _, Result};
+pub use kept::{KeptTextError, PartFacts, expect_kept_text, kept_tokenizer};
+
+use anyhow::Result;
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::init::stable_hash;
 use arbora_models::tree_coder::{
@@ -114,6 +117,15 @@ impl From<TextSource> for PathBuf {
     }
 }
 
+impl TextSource {
+    fn read(&self) -> Result<Corpus, TaskError> {
+        match self {
+            Self::MobyDick => Ok(Corpus::moby_dick()),
+            Self::Path(path) => Corpus::open(path),
+        }
+    }
+}
+
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -143,13 +155,16 @@ fn default_vocabulary() -> usize {
 pub struct LanguageSource {
     /// Where the text comes from.
     pub source: TextSource,
+    /// Where the text that is kept back for validation comes from; `None`: a share of `source`, see `validation`.
+    #[serde(default)]
+    pub validation_source: Option<TextSource>,
     /// How it becomes tokens.
     pub tokenizer: TokenizerSource,
     /// Tokens of a sequence: the model's context.
     pub window: usize,
     /// Whether a sequence may have tokens of several documents.
     pub mix_documents: bool,
-    /// The share of the text that is kept back for validation.
+    /// The share of the text that is kept back for validation. Not used with a `validation_source`.
     pub validation: f64,
 }
 
@@ -255,11 +270,11 @@ impl LanguageConfig {
     /// # Errors
     /// If the text or the tokenizer cannot be read or do not fit the settings.
     pub fn read_text(&self, tokenizer: Option<Tokenizer>) -> Result<LanguageData> {
-        let corpus = match &self.data.source {
-            TextSource::MobyDick => Corpus::moby_dick(),
-            TextSource::Path(path) => Corpus::open(path)?,
+        let corpus = self.data.source.read()?;
+        let (training, validation) = match &self.data.validation_source {
+            Some(validation) => (corpus, validation.read()?),
+            None => corpus.split(self.data.validation)?,
         };
-        let (training, validation) = corpus.split(self.data.validation)?;
         let tokenizer = match tokenizer {
             Some(tokenizer) => tokenizer,
             None => self.make_tokenizer(&training)?,
@@ -350,16 +365,4 @@ impl LanguageConfig {
         let model = self.model.name();
         Ok(format!("{model}-{network:016x}-tokenizer-{tokenizer:016x}"))
     }
-}
-
-/// The tokenizer of a run, in its folder.
-const TOKENIZER: &str = "tokenizer.json";
-
-/// The tokenizer that a run's folder keeps.
-///
-/// # Errors
-/// If it is missing or damaged.
-pub fn kept_tokenizer(folder: &Path) -> Result<Tokenizer> {
-    let path = folder.join(TOKENIZER);
-    Tokenizer::from_file(&path).context("the tokenizer of the run")
 }

@@ -167,7 +167,7 @@ pub fn draw(panels: &[Panel], path: &Path) -> Result<()> {
             let mut text = String::new();
             let backend = SVGBackend::with_string(&mut text, size);
             render(backend.into_drawing_area(), panels, [rows, columns])?;
-            super::save(text.as_bytes(), path)
+            crate::whole::write(path, text)
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod retrieval;
 mod scene;
 pub mod shares;
 
-use std::{ffi::OsString, fs, io::Cursor, path::Path, sync::OnceLock};
+use std::{io::Cursor, path::Path, sync::OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail};
 use image::{ImageFormat, Rgb, RgbImage};
@@ -134,21 +134,7 @@ fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
     image
         .write_to(&mut bytes, ImageFormat::Png)
         .with_context(|| format!("{}: cannot encode the picture", path.display()))?;
-    save(bytes.get_ref(), path)
-}
-
-/// Writes a file beside `path` and renames it.
-pub(crate) fn save(bytes: &[u8], path: &Path) -> Result<()> {
-    let mut partial = OsString::from(path);
-    partial.push(".partial");
-    let failed = || format!("{}: cannot be written", path.display());
-    fs::write(&partial, bytes).with_context(failed)?;
-    let renamed = fs::rename(&partial, path);
-    if renamed.is_err() {
-        // Best effort: the error that matters is the one of the renaming.
-        let _ = fs::remove_file(&partial);
-    }
-    renamed.with_context(failed)
+    crate::whole::write(path, bytes.get_ref())
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ impl Scene {
                 self.write(&mut backend)?;
                 // Closes the document.
                 drop(backend);
-                super::save(text.as_bytes(), path)
+                crate::whole::write(path, text)
             }
         }
     }

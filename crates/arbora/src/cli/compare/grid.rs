@@ -3,22 +3,24 @@
 mod cells;
 mod table;
 
-use super::{CONFIG, Setting, all, configure, diverged, first_free, interrupted, refuse_doubled};
+use super::{CONFIG, Setting, all, configure, diverged, first_free, interrupted};
 use super::{refuse_from, training_seconds, write};
 use crate::backend;
-use crate::cli::{CompareArgs, write_whole};
+use crate::cli::CompareArgs;
 use crate::config::AnyModel;
 use crate::config::language::{
     LanguageConfig, LanguageModelKind, LanguageTask, TextSource, TokenizerSource,
 };
 use crate::run::{RunSettings as _, measure};
+use crate::whole;
 use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::TrainError;
 use burn::tensor::Device;
 use cells::{Cell, Cells, Tree};
 use clap::{Args, ValueEnum as _};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -53,10 +55,10 @@ pub struct GridArgs {
     corpora: Vec<PathBuf>,
     /// Train every N-th run alone, beginning with the I-th: N processes share a grid. The table has what is
     /// finished, and says what is missing.
-    #[arg(long, value_name = "I/N")]
+    #[arg(long, value_name = "I/N", requires = "out")]
     shard: Option<Shard>,
     /// Train nothing: write the table of what is finished.
-    #[arg(long, conflicts_with = "shard")]
+    #[arg(long, conflicts_with = "shard", requires = "out")]
     only_table: bool,
 }
 
@@ -100,14 +102,36 @@ impl FromStr for Shard {
     }
 }
 
-/// The numbers of a finished run over the validation text, in its folder.
+/// The numbers of a finished run over the validation text, in its folder. All are finite.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Measured {
     step: u64,
     backend: String,
-    /// `None` where the training ended because its numbers did.
+    /// With a loss; `None` where the run diverged: its training ended because its numbers did, or what it came to
+    /// has no loss.
+    #[serde(deserialize_with = "read_finite")]
     metrics: Option<BTreeMap<String, f64>>,
     training_seconds: f64,
+}
+
+/// Numbers that are some; `None` where the loss is none.
+fn finite(mut metrics: BTreeMap<String, f64>) -> Option<BTreeMap<String, f64>> {
+    metrics.retain(|_, number| number.is_finite());
+    metrics.contains_key(table::LOSS).then_some(metrics)
+}
+
+/// JSON has `null` for numbers that are none.
+fn read_finite<'a, D: Deserializer<'a>>(
+    from: D,
+) -> Result<Option<BTreeMap<String, f64>>, D::Error> {
+    let metrics = Option::<BTreeMap<String, Option<f64>>>::deserialize(from)?;
+    let numbers = |metrics: BTreeMap<String, Option<f64>>| {
+        let numbers = metrics.into_iter();
+        numbers
+            .filter_map(|(name, number)| Some((name, number?)))
+            .collect()
+    };
+    Ok(metrics.and_then(|metrics| finite(numbers(metrics))))
 }
 
 /// Where [`Measured`] is kept, so that no process measures the runs of others.
@@ -141,6 +165,7 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
     // All mistakes before the first hour of training.
     for cell in &cells.all {
         cell.plan.check(&settings[cell.corpus].data)?;
+        cell.measured()?;
     }
     let mine = |at: usize| match args.grid.shard {
         Some(Shard { number, of }) => at % of == number - 1,
@@ -162,7 +187,8 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
         }
     }
 
-    let measured = cells.all.iter().map(Cell::measured).collect();
+    let measured = cells.all.iter().map(Cell::measured);
+    let measured = measured.collect::<Result<_>>()?;
     let texts = corpora
         .iter()
         .zip(&settings)
@@ -179,7 +205,6 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
         seeds: &args.seeds,
         cells: &cells,
         measured,
-        backend: &backend,
         out: &out,
     };
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -200,7 +225,10 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
 /// The texts, each with the name of the folder of its runs.
 fn corpora(given: &[PathBuf], base: &LanguageConfig) -> Result<Vec<(String, TextSource)>> {
     if given.is_empty() {
-        return Ok(vec![(name(&base.data.source), base.data.source.clone())]);
+        return Ok(vec![(name(&base.data.source)?, base.data.source.clone())]);
+    }
+    if base.data.validation_source.is_some() {
+        bail!("data.validation_source: is held-out text of one text; --corpora names several");
     }
     let mut corpora: Vec<(String, TextSource)> = Vec::new();
     for path in given {
@@ -208,16 +236,42 @@ fn corpora(given: &[PathBuf], base: &LanguageConfig) -> Result<Vec<(String, Text
         if let TextSource::Path(path) = &mut source {
             *path = std::path::absolute(&path).context("cannot read the working directory")?;
         }
-        corpora.push((name(&source), source));
+        let name = name(&source)?;
+        if let Some(other) = corpora.iter().position(|(other, _)| *other == name) {
+            bail!(
+                "--corpora: {name} is given twice: {} and {}",
+                given[other].display(),
+                path.display()
+            );
+        }
+        corpora.push((name, source));
     }
-    refuse_doubled("--corpora", corpora.iter().map(|(name, _)| name))?;
     Ok(corpora)
 }
 
-fn name(source: &TextSource) -> String {
-    let path = PathBuf::from(source.clone());
-    let stem = path.file_stem().unwrap_or(path.as_os_str());
-    stem.to_string_lossy().into_owned()
+/// The last part of a path without its ending: a folder below that of the grid.
+///
+/// # Errors
+/// If there is none, or a path that ends with `..` cannot be followed.
+fn name(source: &TextSource) -> Result<String> {
+    let given = PathBuf::from(source.clone());
+    // A file `...txt` would be called `..`.
+    let stem = |path: &Path| {
+        let stem = path.file_stem()?.to_string_lossy().into_owned();
+        (stem.trim_start_matches('.') != "").then_some(stem)
+    };
+    if let Some(stem) = stem(&given) {
+        return Ok(stem);
+    }
+    let path = given
+        .canonicalize()
+        .with_context(|| format!("cannot read {}", given.display()))?;
+    stem(&path).with_context(|| {
+        format!(
+            "{}: a text of a grid needs a name, which the folder of its runs gets",
+            given.display()
+        )
+    })
 }
 
 /// The texts as sequences, each of them and its tokenizer once for all its runs.
@@ -246,11 +300,23 @@ fn load(
 
 impl Cell {
     /// What was measured when the run was finished, if it was.
-    fn measured(&self) -> Option<Measured> {
-        let text = std::fs::read_to_string(self.plan.folder.join(MEASURED)).ok()?;
-        let measured: Measured = serde_json::from_str(&text).ok()?;
+    ///
+    /// # Errors
+    /// If there is something that cannot be read.
+    fn measured(&self) -> Result<Option<Measured>> {
+        let path = self.plan.folder.join(MEASURED);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let measured: Measured = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{}: not the numbers of a run; without this file they are measured anew",
+                path.display()
+            )
+        })?;
         let last = self.plan.config.trainer.steps;
-        (measured.step == last || measured.metrics.is_none()).then_some(measured)
+        Ok((measured.step == last || measured.metrics.is_none()).then_some(measured))
     }
 }
 
@@ -262,7 +328,7 @@ fn finish(
 ) -> Result<Option<Measured>> {
     let plan = &cell.plan;
     if plan.folder.join(CONFIG).exists()
-        && let Some(measured) = cell.measured()
+        && let Some(measured) = cell.measured()?
     {
         eprintln!("{}: finished before", plan.folder.display());
         return Ok(Some(measured));
@@ -278,7 +344,10 @@ fn finish(
         Ok(None) => return Ok(None),
         Ok(Some(model)) => {
             let batches = setting.batches(plan.config.test_items)?;
-            measured.metrics = Some(measure(&model, batches, trainer.seed));
+            measured.metrics = finite(measure(&model, batches, trainer.seed));
+            if measured.metrics.is_none() {
+                eprintln!("{}: the loss is not finite", plan.folder.display());
+            }
         }
         // The model has lost, and the others are still to be compared.
         Err(error) if diverged(&error) => eprintln!("{}: {error}", plan.folder.display()),
@@ -286,13 +355,53 @@ fn finish(
     }
     measured.training_seconds = training_seconds(&plan.folder)?;
     let text = serde_json::to_string_pretty(&measured)? + "\n";
-    write_whole(&plan.folder.join(MEASURED), &text)?;
+    whole::write(&plan.folder.join(MEASURED), &text)?;
     Ok(Some(measured))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_are_none_are_left_out_and_a_loss_that_is_none_is_no_result() {
+        let read = |metrics: &str| {
+            let text = format!(
+                r#"{{"step": 3, "backend": "flex", "metrics": {metrics}, "training_seconds": 1.0}}"#
+            );
+            serde_json::from_str::<Measured>(&text).unwrap().metrics
+        };
+        let some = read(r#"{"loss": 2.0, "perplexity": null}"#).unwrap();
+        assert_eq!(some, [("loss".to_owned(), 2.0)].into());
+        assert_eq!(read(r#"{"loss": null, "perplexity": 1.0}"#), None);
+        assert_eq!(read("null"), None);
+        let measured = |loss: f64| {
+            let numbers = [("loss", loss), ("perplexity", f64::INFINITY)];
+            finite(
+                numbers
+                    .map(|(name, number)| (name.to_owned(), number))
+                    .into(),
+            )
+        };
+        assert_eq!(measured(800.0).unwrap().len(), 1);
+        assert_eq!(measured(f64::NAN), None);
+    }
+
+    #[test]
+    fn a_text_is_named_by_the_end_of_its_path_which_is_never_a_way_up() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("sea/below")).unwrap();
+        let named = |path: &str| name(&TextSource::from(folder.path().join(path)));
+        for path in ["sea", "sea/.", "sea/below/..", "sea.txt", "above/sea.md"] {
+            assert_eq!(named(path).unwrap(), "sea", "{path}");
+        }
+        assert!(named("nowhere/..").is_err());
+        std::fs::write(folder.path().join("...txt"), "text").unwrap();
+        assert!(named("...txt").is_err());
+        let root = name(&TextSource::Path("/".into())).unwrap_err().to_string();
+        assert!(root.contains("needs a name"), "{root}");
+        assert_eq!(name(&TextSource::MobyDick).unwrap(), "moby-dick");
+    }
 
     #[test]
     fn shards_are_numbered_from_one() {

@@ -282,5 +282,5 @@ fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> R
     numbers.insert("folder".into(), json!(out.to_string_lossy()));
     numbers.insert("files".into(), json!(files));
     let text = serde_json::to_string_pretty(numbers)? + "\n";
-    crate::cli::write_whole(&out.join(NUMBERS), &text)
+    crate::whole::write(&out.join(NUMBERS), &text)
 }

@@ -73,6 +73,9 @@ fn run<C: RunSettings>(config: &C, args: &TrainArgs, shown: Shown) -> Result<Exi
     )?;
     let trainer = prepare(config, &data, &out, args.resume)?.keep_devices(!args.place.is_empty());
     eprintln!("{name} on {backend}, run folder {}", out.display());
+    if let Some(account) = config.account(&data) {
+        eprintln!("{account}");
+    }
     let interrupter = trainer.interrupter();
     #[cfg(feature = "dashboard")]
     let (trainer, _notices) = match args.dashboard {

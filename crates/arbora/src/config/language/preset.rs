@@ -26,6 +26,7 @@ impl LanguageConfig {
             model: LanguageModelKind::TreeCoder,
             data: LanguageSource {
                 source: TextSource::MobyDick,
+                validation_source: None,
                 tokenizer: TokenizerSource::Bpe { vocabulary: 512 },
                 window: 64,
                 mix_documents: false,

@@ -1,15 +1,16 @@
 //! Runs on language: what commands need of them.
 
 use super::{
-    LanguageConfig, LanguageData, LanguageModelKind, LanguageTask, TOKENIZER, TextSource,
-    TokenizerSource, kept_tokenizer,
+    LanguageConfig, LanguageData, LanguageModelKind, LanguageTask, TextSource, TokenizerSource,
+    expect_kept_text, kept, kept_tokenizer,
 };
 use crate::learner::language::{LanguageBatch, LanguageModel};
 use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
-use anyhow::{Context as _, Result};
+use anyhow::{Result, bail};
 use arbora_models::tree_coder::{Placement, RouteOn};
 use arbora_rl::seed::{Purpose, derive};
 use arbora_tasks::TaskError;
+use arbora_tasks::text::Corpus;
 use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -48,8 +49,11 @@ impl RunSettings for LanguageConfig {
     common_settings!();
 
     fn absolute(mut self) -> std::io::Result<Self> {
-        if let TextSource::Path(path) = &mut self.data.source {
-            *path = std::path::absolute(&path)?;
+        let data = &mut self.data;
+        for source in [Some(&mut data.source), data.validation_source.as_mut()] {
+            if let Some(TextSource::Path(path)) = source {
+                *path = std::path::absolute(&path)?;
+            }
         }
         if let TokenizerSource::File { path } = &mut self.data.tokenizer {
             *path = std::path::absolute(&path)?;
@@ -63,17 +67,48 @@ impl RunSettings for LanguageConfig {
 
     /// With the run's own tokenizer: what it was made from may be gone.
     fn load_run(&self, folder: &Path) -> Result<LanguageData> {
-        self.read_text(Some(kept_tokenizer(folder)?))
+        let data = self.read_text(Some(kept_tokenizer(folder)?))?;
+        expect_kept_text(&data, folder)?;
+        Ok(data)
     }
 
     fn keep(&self, data: &LanguageData, folder: &Path) -> Result<()> {
-        let path = folder.join(TOKENIZER);
-        crate::picture::save(data.text.tokenizer().to_json().as_bytes(), &path)
-            .context("the tokenizer of the run")
+        kept::keep(data, folder)
     }
 
-    fn check_data(&self, _: &LanguageData) -> Result<()> {
+    fn check_kept(&self, data: &LanguageData, folder: &Path) -> Result<()> {
+        Ok(expect_kept_text(data, folder)?)
+    }
+
+    /// Refuses a text in which nothing is asked for: its loss would be the mean of nothing.
+    fn check_data(&self, data: &LanguageData) -> Result<()> {
+        for (part, targets) in [
+            ("training", data.targets(self)),
+            ("held-out", data.held_out_targets(self)),
+        ] {
+            if targets == 0 {
+                bail!(
+                    "the {part} text has no token after the first {} of a sequence, which choose its route (architecture.route_on)",
+                    self.prompt()
+                );
+            }
+        }
         Ok(())
+    }
+
+    fn account(&self, data: &LanguageData) -> Option<String> {
+        let part = |name: &str, corpus: &Corpus, targets: usize| {
+            let documents = corpus.documents().len();
+            format!(
+                "{name} {} bytes in {documents} documents, {targets} targets",
+                corpus.bytes()
+            )
+        };
+        Some(format!(
+            "text: {}; {}",
+            part("training", &data.training, data.targets(self)),
+            part("held out", &data.validation, data.held_out_targets(self))
+        ))
     }
 
     fn fingerprint(&self, data: &LanguageData) -> Result<String> {
@@ -111,6 +146,7 @@ impl RunSettings for LanguageConfig {
             0 => data.text.validation_windows(),
             items => items,
         };
+<<<<<<< HEAD
         let batches = data.text.eval_batches(self.eval_batch_size, device)?;
         // Evenly spaced over the text: the first ones would be of one document.
         let all = data.text.validation_windows().div_ceil(self.eval_batch_size);
@@ -120,6 +156,14 @@ impl RunSettings for LanguageConfig {
             .enumerate()
             .filter(|(at, _)| is_taken(*at))
             .map(|(_, batch)| LanguageBatch::new(batch, self.prompt()))
+=======
+        let size = self.eval_batch_size;
+        let batches = data
+            .text
+            .spread_eval_batches(items.div_ceil(size), size, device)?;
+        Ok(batches
+            .map(|batch| LanguageBatch::new(batch, self.prompt()))
+>>>>>>> fixcli
             .collect())
     }
 
@@ -149,7 +193,24 @@ impl RunSettings for LanguageConfig {
     }
 }
 
+impl LanguageData {
+    /// Tokens of the training part that are asked for in an epoch.
+    fn targets(&self, config: &LanguageConfig) -> usize {
+        self.text.train_targets_after(config.unasked())
+    }
+
+    /// Tokens of the validation part that are asked for.
+    fn held_out_targets(&self, config: &LanguageConfig) -> usize {
+        self.text.validation_targets_after(config.unasked())
+    }
+}
+
 impl LanguageConfig {
+    /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
+    fn unasked(&self) -> usize {
+        self.prompt().saturating_sub(1)
+    }
+
     /// Tokens at the start of a sequence that are not asked for, since they choose the route of some model.
     pub(crate) fn prompt(&self) -> usize {
         self.architecture.route_on.prompt()

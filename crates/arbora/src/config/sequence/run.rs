@@ -3,7 +3,7 @@
 use super::{SequenceConfig, SequenceModelKind, SequenceTask};
 use crate::config::{AnyTask, difference};
 use crate::learner::sequence::{SequenceBatch, SequenceModel};
-use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
+use crate::run::{CONFIG, Column, RunSettings, TrainingBatches, common_settings};
 use crate::task::EVALUATION_SEED;
 use anyhow::Result;
 use arbora_attention::{AttentionKindConfig, RouterConfig};
@@ -184,11 +184,11 @@ impl SequenceConfig {
                 }
                 .into());
             }
-            None if !from.join("config.json").exists() => return Err(missing().into()),
+            None if !from.join(CONFIG).exists() => return Err(missing().into()),
             // Reading it whole says what is wrong with it.
             None => {}
         }
-        let source = Self::read(&from.join("config.json"))?;
+        let source = Self::read(&from.join(CONFIG))?;
         let theirs = source.lookup()?;
         let [wanted, found] = [self.treeformer(data), source.treeformer(&theirs)]
             .map(|mut config| {

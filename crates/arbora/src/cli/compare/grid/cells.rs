@@ -5,7 +5,8 @@ use super::GridArgs;
 use crate::config::language::{
     LanguageArchitecture, LanguageConfig, LanguageModelKind, TextSource,
 };
-use anyhow::{Result, bail};
+use crate::run::RunSettings as _;
+use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -54,8 +55,8 @@ impl fmt::Display for Tree {
 /// The trees that the options name, over the settings.
 ///
 /// # Errors
-/// If a tree is named twice, has no level below the root, or the settings name numbers for single levels, which fit one height
-/// alone.
+/// If a tree is named twice, has no level below the root or is out of range, or the settings name numbers for single
+/// levels, which fit one height alone.
 pub fn trees(args: &GridArgs, base: &LanguageConfig) -> Result<Vec<Tree>> {
     let a = &base.architecture;
     let &[blocks] = a.blocks.as_slice() else {
@@ -90,6 +91,12 @@ pub fn trees(args: &GridArgs, base: &LanguageConfig) -> Result<Vec<Tree>> {
         bail!(
             "--heights: tree {tree} (branching:height:blocks:width) is linear; expected heights of at least 1"
         );
+    }
+    for tree in &trees {
+        // Before anything is computed of its numbers.
+        tree.config(base, LanguageModelKind::TreeCoder)
+            .check()
+            .with_context(|| format!("tree {tree} (branching:height:blocks:width)"))?;
     }
     Ok(trees)
 }
@@ -221,7 +228,6 @@ mod tests {
     use super::*;
     use crate::config::Preset;
     use crate::config::language::LanguageTask;
-    use crate::run::RunSettings as _;
 
     fn tree(text: &str) -> Tree {
         text.parse().unwrap()

@@ -7,11 +7,11 @@ use crate::config::language::{LanguageConfig, LanguageModelKind};
 use crate::learner::language::BITS_PER_BYTE;
 use arbora_models::tree_coder::ParameterCounts;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The mean loss over the validation text in nats per token, by which models are compared.
-const LOSS: &str = "loss";
+pub const LOSS: &str = "loss";
 /// The share of sequences at the leaf with the fewest, relative to a fair share.
 const SMALLEST_LEAF: &str = "leaf_share_min";
 
@@ -35,7 +35,6 @@ pub struct Table<'a> {
     pub cells: &'a Cells,
     /// Of each cell; `None` where it is not finished.
     pub measured: Vec<Option<Measured>>,
-    pub backend: &'a str,
     pub out: &'a Path,
 }
 
@@ -47,11 +46,29 @@ struct Wins {
 }
 
 impl Wins {
+    /// - lower: whether the tree is, one by one
     fn count(lower: impl IntoIterator<Item = bool>) -> Self {
         lower.into_iter().fold(Self::default(), |wins, lower| Self {
             won: wins.won + usize::from(lower),
             of: wins.of + 1,
         })
+    }
+
+    /// Of losses of a tree and a control. One that diverged is infinite, and lower than none.
+    fn of(pairs: Vec<(f64, f64)>) -> Self {
+        Self::count(pairs.into_iter().map(|(tree, control)| tree < control))
+    }
+
+    fn sum(wins: &[Self]) -> Self {
+        wins.iter().fold(Self::default(), |sum, wins| Self {
+            won: sum.won + wins.won,
+            of: sum.of + wins.of,
+        })
+    }
+
+    /// The mean of the shares, of seeds that have some.
+    fn mean_share(wins: &[Self]) -> Option<Statistic> {
+        Statistic::of(wins.iter().filter_map(|wins| wins.share()))
     }
 
     fn share(self) -> Option<f64> {
@@ -116,13 +133,25 @@ impl Table<'_> {
         )
     }
 
-    /// The mean loss of a model over all seeds; `None` where a run is missing.
+    /// The loss of a run; infinite where it diverged, `None` where it is missing.
+    fn loss(&self, tree: usize, corpus: usize, model: usize, seed: usize) -> Option<f64> {
+        let cell = self.cell(tree, corpus, model, seed);
+        self.measured[cell].as_ref()?;
+        Some(self.number(cell, LOSS).unwrap_or(f64::INFINITY))
+    }
+
+    /// The mean loss of a model over all seeds; infinite where a run diverged, `None` where one is missing.
     fn mean_loss(&self, tree: usize, corpus: usize, model: usize) -> Option<f64> {
-        let losses: Option<Vec<f64>> = self
-            .by_seed(tree, corpus, model, LOSS)
-            .into_iter()
+        let losses: Option<Vec<f64>> = (0..self.seeds.len())
+            .map(|seed| self.loss(tree, corpus, model, seed))
             .collect();
         Some(losses?.iter().sum::<f64>() / self.seeds.len() as f64)
+    }
+
+    /// Runs of a model in a case that diverged.
+    fn diverged(&self, tree: usize, corpus: usize, model: usize) -> usize {
+        let losses = (0..self.seeds.len()).map(|seed| self.loss(tree, corpus, model, seed));
+        losses.flatten().filter(|loss| loss.is_infinite()).count()
     }
 
     fn tree_coder(&self) -> usize {
@@ -137,55 +166,76 @@ impl Table<'_> {
         (0..self.models.len()).filter(move |model| *model != tree_coder)
     }
 
-    /// The tree's mean loss less that of a control, of each case of some corpora where both are complete.
-    fn differences(&self, control: usize, corpora: &[usize]) -> Vec<f64> {
+    /// The mean losses of the tree and a control, of each case of some corpora where no run of them is missing.
+    fn pairs(&self, control: usize, corpora: &[usize]) -> Vec<(f64, f64)> {
         let cases = self.cases().filter(|(_, corpus)| corpora.contains(corpus));
         cases
             .filter_map(|(tree, corpus)| {
                 let of = |model| self.mean_loss(tree, corpus, model);
-                Some(of(self.tree_coder())? - of(control)?)
+                Some((of(self.tree_coder())?, of(control)?))
             })
             .collect()
     }
 
-    /// The same of single runs with the same seed.
-    fn differences_by_seed(&self, control: usize, corpora: &[usize]) -> Vec<f64> {
+    /// The same of single runs with one seed.
+    fn pairs_of_seed(&self, control: usize, corpora: &[usize], seed: usize) -> Vec<(f64, f64)> {
         let cases = self.cases().filter(|(_, corpus)| corpora.contains(corpus));
         cases
-            .flat_map(|(tree, corpus)| {
-                let of = |model| self.by_seed(tree, corpus, model, LOSS);
-                let pairs = of(self.tree_coder()).into_iter().zip(of(control));
-                pairs
-                    .filter_map(|(tree, control)| Some(tree? - control?))
-                    .collect::<Vec<_>>()
+            .filter_map(|(tree, corpus)| {
+                let of = |model| self.loss(tree, corpus, model, seed);
+                Some((of(self.tree_coder())?, of(control)?))
             })
             .collect()
     }
 
-    /// Wins in cases, and in single runs.
-    fn wins(&self, control: usize, corpora: &[usize]) -> [Wins; 2] {
-        let lower = |differences: Vec<f64>| Wins::count(differences.into_iter().map(|d| d < 0.0));
-        [
-            lower(self.differences(control, corpora)),
-            lower(self.differences_by_seed(control, corpora)),
-        ]
+    /// The tree's mean loss less that of a control, of cases where no run diverged.
+    fn difference(&self, control: usize, corpora: &[usize]) -> Option<Statistic> {
+        let pairs = self.pairs(control, corpora).into_iter();
+        let differences = pairs.map(|(tree, control)| tree - control);
+        Statistic::of(differences.filter(|difference| difference.is_finite()))
+    }
+
+    /// Wins in cases.
+    fn wins(&self, control: usize, corpora: &[usize]) -> Wins {
+        Wins::of(self.pairs(control, corpora))
+    }
+
+    /// Wins in single runs, seed by seed.
+    fn wins_by_seed(&self, control: usize, corpora: &[usize]) -> Vec<Wins> {
+        (0..self.seeds.len())
+            .map(|seed| Wins::of(self.pairs_of_seed(control, corpora, seed)))
+            .collect()
     }
 
     /// Cases in which the tree is lower than every control, and all that are complete.
     fn wins_of_all(&self) -> Wins {
-        let best = self
+        let complete = self
             .cases()
-            .filter_map(|(tree, corpus)| self.best(tree, corpus));
-        Wins::count(best.map(|model| model == self.tree_coder()))
+            .filter(|(tree, corpus)| self.mean_losses(*tree, *corpus).is_some());
+        Wins::count(
+            complete.map(|(tree, corpus)| self.best(tree, corpus) == Some(self.tree_coder())),
+        )
     }
 
-    /// The model with the lowest mean loss; `None` where a run of any is missing.
-    fn best(&self, tree: usize, corpus: usize) -> Option<usize> {
-        let losses: Option<Vec<f64>> = (0..self.models.len())
+    /// The mean losses of all models; `None` where a run of any is missing.
+    fn mean_losses(&self, tree: usize, corpus: usize) -> Option<Vec<f64>> {
+        (0..self.models.len())
             .map(|model| self.mean_loss(tree, corpus, model))
-            .collect();
-        let losses = losses?;
-        (0..losses.len()).min_by(|one, other| losses[*one].total_cmp(&losses[*other]))
+            .collect()
+    }
+
+    /// The model with the lowest mean loss; `None` where a run of any is missing, or one of each diverged.
+    fn best(&self, tree: usize, corpus: usize) -> Option<usize> {
+        let losses = self.mean_losses(tree, corpus)?;
+        (0..losses.len())
+            .filter(|model| losses[*model].is_finite())
+            .min_by(|one, other| losses[*one].total_cmp(&losses[*other]))
+    }
+
+    /// The backends that runs were measured on.
+    fn backends(&self) -> BTreeSet<&str> {
+        let measured = self.measured.iter().flatten();
+        measured.map(|measured| measured.backend.as_str()).collect()
     }
 
     fn parameters(&self, tree: usize, corpus: usize, model: usize) -> ParameterCounts {
@@ -230,7 +280,13 @@ impl Table<'_> {
             row.extend([counts.active, counts.total].map(|count| number_text(Some(count))));
             row.extend((0..self.models.len()).map(|model| {
                 let statistic = self.statistic(tree, corpus, model, LOSS);
-                statistic.map_or(String::new(), |statistic| statistic.text(3))
+                let text = statistic.map(|statistic| statistic.text(3));
+                let diverged = match self.diverged(tree, corpus, model) {
+                    0 => None,
+                    count => Some(format!("{count} diverged")),
+                };
+                let parts = text.into_iter().chain(diverged);
+                parts.collect::<Vec<_>>().join(", ")
             }));
             let best = self.best(tree, corpus);
             row.push(best.map_or(String::new(), |model| self.models[model].name().to_owned()));
@@ -257,6 +313,7 @@ impl Table<'_> {
             "tree-coder against".to_owned(),
             "cases won".into(),
             "runs won, seed by seed".into(),
+            "share of runs won, mean over seeds".into(),
             "difference of loss, over cases".into(),
         ];
         let several = self.corpora.len() > 1;
@@ -269,11 +326,16 @@ impl Table<'_> {
         let mut rows = vec![head];
         for control in self.controls() {
             let mut row = vec![self.models[control].name().to_owned()];
-            row.extend(self.wins(control, &all).map(Wins::text));
-            let difference = Statistic::of(self.differences(control, &all));
+            let by_seed = self.wins_by_seed(control, &all);
+            row.push(self.wins(control, &all).text());
+            row.push(Wins::sum(&by_seed).text());
+            let share = Wins::mean_share(&by_seed);
+            row.push(share.map_or(String::new(), |share| share.text(2)));
+            let difference = self.difference(control, &all);
             row.push(difference.map_or(String::new(), |difference| difference.signed(3)));
             for corpus in all.iter().filter(|_| several) {
-                row.extend(self.wins(control, &[*corpus]).map(Wins::text));
+                row.push(self.wins(control, &[*corpus]).text());
+                row.push(Wins::sum(&self.wins_by_seed(control, &[*corpus])).text());
             }
             rows.push(row);
         }
@@ -315,7 +377,8 @@ impl Table<'_> {
         };
         if !diverged.is_empty() {
             text += &format!(
-                "Runs whose loss was no longer a number, which take no part: {}.\n",
+                "Runs that diverged (their loss was no longer a number): {}. They lose every comparison, and where \
+                 both sides diverged the tree has not won. Means and differences of losses are without them.\n",
                 diverged.join(", ")
             );
         }
@@ -360,7 +423,7 @@ impl Table<'_> {
             base.batch_size,
             base.data.window,
             seeds.join(", "),
-            self.backend,
+            self.backends().into_iter().collect::<Vec<_>>().join(", "),
             measured.join(", "),
             match self.seeds.len() {
                 1 => "",
@@ -374,7 +437,9 @@ impl Table<'_> {
                 "\n## Wins\n\nA case is a tree and a text. It is won where the mean loss over seeds is lower, and a \
                  run where its loss is lower than that of the control with the same seed. Differences are those of \
                  the tree less the control, with the sample standard deviation over cases: below zero the tree is \
-                 better.\n\n{}",
+                 better. The share of runs won is that of each seed, with the sample standard deviation over seeds. \
+                 Only missing runs are left out. Cases are not independent: trees of one text share it, and those \
+                 with paths of as many blocks of one width share the runs of linear-active.\n\n{}",
                 table(&self.win_rows())
             );
         }
@@ -390,10 +455,16 @@ impl Table<'_> {
         let [missing, diverged] = self.missing();
         let all: Vec<usize> = (0..self.corpora.len()).collect();
         let wins = |control: usize, corpora: &[usize]| {
-            let [cases, runs] = self.wins(control, corpora).map(Wins::json);
-            let difference = Statistic::of(self.differences(control, corpora));
-            let difference = difference.as_ref().map(Statistic::json);
-            json!({ "cases": cases, "runs": runs, "difference": difference })
+            let by_seed = self.wins_by_seed(control, corpora);
+            let share = Wins::mean_share(&by_seed);
+            let difference = self.difference(control, corpora);
+            json!({
+                "cases": self.wins(control, corpora).json(),
+                "runs": Wins::sum(&by_seed).json(),
+                "runs_by_seed": by_seed.iter().map(|wins| wins.json()).collect::<Vec<_>>(),
+                "share_of_runs": share.as_ref().map(Statistic::json),
+                "difference": difference.as_ref().map(Statistic::json),
+            })
         };
         let of_control = |control: usize| {
             let corpora = all.iter().map(|corpus| {
@@ -407,7 +478,7 @@ impl Table<'_> {
         json!({
             "task": self.base.task.name(),
             "seeds": self.seeds,
-            "backend": self.backend,
+            "backends": self.backends(),
             "runs": self.cells.all.len(),
             "missing": missing,
             "diverged": diverged,
