@@ -146,24 +146,12 @@ impl RunSettings for LanguageConfig {
             0 => data.text.validation_windows(),
             items => items,
         };
-<<<<<<< HEAD
-        let batches = data.text.eval_batches(self.eval_batch_size, device)?;
-        // Evenly spaced over the text: the first ones would be of one document.
-        let all = data.text.validation_windows().div_ceil(self.eval_batch_size);
-        let wanted = items.div_ceil(self.eval_batch_size).min(all);
-        let is_taken = |at: usize| (at * wanted) % all < wanted;
-        Ok(batches
-            .enumerate()
-            .filter(|(at, _)| is_taken(*at))
-            .map(|(_, batch)| LanguageBatch::new(batch, self.prompt()))
-=======
         let size = self.eval_batch_size;
         let batches = data
             .text
             .spread_eval_batches(items.div_ceil(size), size, device)?;
         Ok(batches
             .map(|batch| LanguageBatch::new(batch, self.prompt()))
->>>>>>> fixcli
             .collect())
     }
 
