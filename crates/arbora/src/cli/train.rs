@@ -272,19 +272,14 @@ fn write_config<C: RunSettings>(config: &C, out: &Path) -> Result<()> {
 }
 
 fn first_free<C: RunSettings>(config: &C) -> PathBuf {
-    let name = format!("{}-{}", config.task_name(), config.model_name());
-    (1..u64::MAX)
-        .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
-        .find(|path| !path.exists())
-        .expect("fewer runs than numbers")
+    super::first_free(config.task_name(), config.model_name())
 }
 
 fn interrupted(out: &Path, step: u64) -> Result<ExitCode> {
-    eprintln!(
+    super::interrupted(&format!(
         "stopped at step {step}; continue with --out {} --resume",
         out.display()
-    );
-    Ok(ExitCode::from(130))
+    ))
 }
 
 /// The final numbers, for a program or for a person, who reads `text`.

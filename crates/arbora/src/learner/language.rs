@@ -13,8 +13,11 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 
-/// Leaves up to which the share of each is measured. Of more, only the smallest and the largest are.
+/// Leaves up to which the share of each is a metric of every training step. Of more, evaluations alone tell.
 const LISTED_LEAVES: usize = 64;
+/// Leaves up to which evaluations measure the share of each, and with it the smallest, the largest and how many are in
+/// use. Of more, nothing is measured: means over batches are all that is kept, so the extremes need all shares.
+const MEASURED_LEAVES: usize = 4096;
 
 /// Sequences of text, and which of their tokens are asked for.
 #[derive(Clone, Debug)]
@@ -158,10 +161,7 @@ impl LanguageModel {
         let mut rollout = routing.rollout()?;
         let [rows, window] = likelihoods.dims();
         let chunks = routing.chunks;
-        let chunk = match self.network.config().route_on {
-            RouteOn::PreviousChunk { tokens } => tokens,
-            _ => window,
-        };
+        let chunk = self.chunk(window);
         let padded = chunks * chunk;
         let device = likelihoods.device();
         let asked = batch.ignored.clone().bool_not().float();
@@ -213,7 +213,7 @@ impl TrainableModel for LanguageModel {
                 output = output.with_metric(name, value);
             }
         }
-        for (name, sum, weight) in self.routes(&routing) {
+        for (name, sum, weight) in self.routes(&batch, &routing, LISTED_LEAVES) {
             let mean = (sum / weight) as f32;
             output = output.with_metric(name, Tensor::from_floats([mean], &device));
         }
@@ -246,7 +246,7 @@ impl TrainableModel for LanguageModel {
             Measurement::new("log_likelihood", sum, batch.targets() as f64),
             Measurement::new(BITS_PER_BYTE, -sum / 2f64.ln(), batch.bytes() as f64),
         ];
-        let routes = self.routes(&routing);
+        let routes = self.routes(&batch, &routing, MEASURED_LEAVES);
         measured.extend(
             routes
                 .into_iter()
@@ -292,20 +292,52 @@ pub const LEAF_SHARE: &str = "leaf_share.";
 pub const ENTROPY: &str = "route_entropy.";
 
 impl LanguageModel {
-    /// The share of items at each leaf, relative to a fair share, and the entropy of the selectors at each depth:
-    /// name, sum and weight. Nothing without a tree.
-    fn routes(&self, routing: &TreeCoderRouting) -> Vec<(String, f64, f64)> {
+    /// Tokens of a routed item in windows of some length: of a chunk, or of a sequence.
+    fn chunk(&self, window: usize) -> usize {
+        match self.network.config().route_on {
+            RouteOn::PreviousChunk { tokens } => tokens,
+            _ => window,
+        }
+    }
+
+    /// The routed items of a batch that hold text: the sequence of each, and its leaf. Chunks of padding alone are
+    /// routed as well, and say nothing of how leaves are used.
+    pub fn routed(
+        &self,
+        batch: &LanguageBatch,
+        routing: &TreeCoderRouting,
+    ) -> impl Iterator<Item = (usize, usize)> {
+        let [_, window] = batch.text.tokens.dims();
+        let (chunk, chunks) = (self.chunk(window), routing.chunks);
+        let leaves = routing.leaves.iter().enumerate();
+        leaves.filter_map(move |(item, leaf)| {
+            let (sequence, start) = (item / chunks, item % chunks * chunk);
+            (start < batch.text.counts[sequence]).then_some((sequence, *leaf))
+        })
+    }
+
+    /// The share of items at each leaf, relative to a fair share, in trees of at most `most` leaves, and the entropy
+    /// of the selectors at each depth: name, sum and weight. Nothing without a tree.
+    fn routes(
+        &self,
+        batch: &LanguageBatch,
+        routing: &TreeCoderRouting,
+        most: usize,
+    ) -> Vec<(String, f64, f64)> {
         let leaves = self.network.tree().leaves();
-        let items = routing.leaves.len() as f64;
         let mut measured = Vec::new();
-        if leaves > 1 && leaves <= LISTED_LEAVES {
+        if leaves > 1 && leaves <= most {
             let mut counts = vec![0usize; leaves];
-            routing.leaves.iter().for_each(|leaf| counts[*leaf] += 1);
+            self.routed(batch, routing)
+                .for_each(|(_, leaf)| counts[leaf] += 1);
+            let items = counts.iter().sum::<usize>() as f64;
             for (leaf, count) in counts.into_iter().enumerate() {
                 let share = (count * leaves) as f64;
                 measured.push((format!("{LEAF_SHARE}{leaf}"), share, items));
             }
         }
+        // The selectors' means are over all items.
+        let items = routing.leaves.len() as f64;
         if self.network.config().selector.kind == SelectorKind::Learned {
             for (depth, level) in routing.levels.iter().enumerate() {
                 measured.push((format!("{ENTROPY}{depth}"), level.entropy * items, items));
@@ -427,15 +459,52 @@ mod tests {
             ("perplexity", 2f64.exp()),
             ("leaf_share_min", 0.5),
             ("leaf_share_max", 1.5),
-            ("effective_leaves", entropy.exp()),
+            // A quarter and three quarters: 4 / 3^(3/4).
+            ("effective_leaves", 4.0 / 3f64.powf(0.75)),
         ];
         assert_eq!(derived.len(), expected.len());
-        for ((name, found), (wanted, number)) in derived.iter().zip(expected) {
-            assert!(
-                name == wanted && (found - number).abs() < 1e-12,
-                "{name}: {found} for {wanted}: {number}"
-            );
+        for ((name, found), (expected_name, expected)) in derived.iter().zip(expected) {
+            assert_eq!(name, expected_name);
+            assert!((found - expected).abs() < 1e-12, "{name}: {found}");
         }
+    }
+
+    #[test]
+    fn leaves_are_measured_in_large_trees_and_chunks_of_padding_are_left_out() {
+        let device = Device::flex();
+        let config = config(&[
+            r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
+            "architecture.height=7",
+            "model=hash-route",
+        ]);
+        let model = config.blank_for(257, &device);
+        let batch = batch(config.prompt(), &device);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (_, routing) = model.log_likelihood(&batch, &mut rng);
+        // Windows of 10 and 6 bytes: chunks of 4, 4 and 2; the second window ends in its second chunk.
+        assert_eq!(routing.leaves.len(), 6);
+        let sequences: Vec<usize> = model.routed(&batch, &routing).map(|(one, _)| one).collect();
+        assert_eq!(sequences, [0, 0, 0, 1, 1]);
+        let means: Vec<(String, f64)> = model
+            .evaluate(batch.clone(), &mut rng)
+            .into_iter()
+            .map(|measured| (measured.name, measured.sum / measured.weight))
+            .collect();
+        let shares = means
+            .iter()
+            .filter(|(name, _)| name.starts_with(LEAF_SHARE));
+        assert_eq!(shares.clone().count(), 128);
+        let sum: f64 = shares.map(|(_, share)| share).sum();
+        assert!((sum - 128.0).abs() < 1e-9);
+        let derived = model.derive(&means);
+        let number = |wanted: &str| {
+            let found = derived.iter().find(|(name, _)| name == wanted);
+            found.unwrap().1
+        };
+        assert_eq!(number("leaf_share_min"), 0.0);
+        assert!(number("leaf_share_max") >= 128.0 / 5.0);
+        assert!((1.0..=5.0).contains(&number("effective_leaves").round()));
+        assert!(model.routes(&batch, &routing, LISTED_LEAVES).is_empty());
     }
 
     #[test]

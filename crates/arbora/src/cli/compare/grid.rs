@@ -258,7 +258,7 @@ fn name(source: &TextSource) -> Result<String> {
     // A file `...txt` would be called `..`.
     let stem = |path: &Path| {
         let stem = path.file_stem()?.to_string_lossy().into_owned();
-        (stem.trim_start_matches('.') != "").then_some(stem)
+        (!stem.trim_start_matches('.').is_empty()).then_some(stem)
     };
     if let Some(stem) = stem(&given) {
         return Ok(stem);

@@ -17,7 +17,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Sequences of each part that are looked at, at most and about.
+/// Sequences of each part that are looked at, at most.
 const SEQUENCES: usize = 2048;
 /// Sequences that are looked at together.
 const BATCH: usize = 8;
@@ -128,7 +128,7 @@ fn parts(run: &TrainedRun<LanguageConfig>) -> Result<Vec<Part>> {
     .collect()
 }
 
-/// Looks at every n-th few sequences of a part.
+/// Looks at a few sequences from everywhere in a part.
 fn part(
     run: &TrainedRun<LanguageConfig>,
     name: &'static str,
@@ -146,20 +146,14 @@ fn part(
         })
         .collect();
     let of = text.validation_windows();
-    let every = of.div_ceil(SEQUENCES);
     let (mut sequences, mut items, mut entropies) = (0, 0, Vec::new());
-    let batches = text.eval_batches(BATCH, &run.device)?;
-    for (index, batch) in batches.step_by(every).enumerate() {
+    let batches = text.spread_eval_batches(SEQUENCES / BATCH, BATCH, &run.device)?;
+    for (index, batch) in batches.enumerate() {
         let batch = LanguageBatch::new(batch, run.config.prompt());
         let mut rng = rng(run.config.trainer.seed, Purpose::Evaluation, index as u64);
         let routing = model.forward(&batch, &mut rng).routing;
-        for (item, leaf) in routing.leaves.iter().enumerate() {
-            let sequence = item / routing.chunks;
-            // Chunks of padding say nothing.
-            let start = item % routing.chunks * run.config.chunk();
-            if start < batch.text.counts[sequence] {
-                documents[batch.text.documents[sequence]].leaves[*leaf] += 1;
-            }
+        for (sequence, leaf) in model.routed(&batch, &routing) {
+            documents[batch.text.documents[sequence]].leaves[leaf] += 1;
         }
         entropies.resize(routing.levels.len(), 0.0);
         for (sum, level) in entropies.iter_mut().zip(&routing.levels) {

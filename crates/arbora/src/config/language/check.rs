@@ -3,7 +3,6 @@
 use super::{LanguageConfig, TokenizerSource};
 use crate::config::LARGEST_SIZE;
 use anyhow::{Result, anyhow, bail};
-use arbora_attention::AttentionKindConfig;
 use arbora_models::tree_coder::{RouteOn, SelectorGradient};
 use arbora_rl::BaselineConfig;
 
@@ -39,7 +38,6 @@ impl LanguageConfig {
             .check()
             .map_err(|error| anyhow!("data.{error}"))?;
         self.check_route()?;
-        self.check_attention()?;
         // It knows its settings by short names; a person needs the path to give to --set. The vocabulary that
         // the tokenizer will have does not matter here.
         self.tree(1).check().map_err(|error| {
@@ -82,15 +80,6 @@ impl LanguageConfig {
             ),
             _ => Ok(()),
         }
-    }
-
-    fn check_attention(&self) -> Result<()> {
-        let name = match self.architecture.attention {
-            AttentionKindConfig::Linformer(_) => "linformer",
-            AttentionKindConfig::BigBird(_) => "big-bird",
-            _ => return Ok(()),
-        };
-        bail!("architecture.attention: {name} has no causal form")
     }
 
     fn check_policy(&self) -> Result<()> {

@@ -7,7 +7,7 @@ use super::{
 use crate::learner::language::{LanguageBatch, LanguageModel};
 use crate::run::{Column, RunSettings, TrainingBatches, common_settings};
 use anyhow::{Result, bail};
-use arbora_models::tree_coder::{Placement, RouteOn};
+use arbora_models::tree_coder::Placement;
 use arbora_rl::seed::{Purpose, derive};
 use arbora_tasks::TaskError;
 use arbora_tasks::text::Corpus;
@@ -202,14 +202,6 @@ impl LanguageConfig {
     /// Tokens at the start of a sequence that are not asked for, since they choose the route of some model.
     pub(crate) fn prompt(&self) -> usize {
         self.architecture.route_on.prompt()
-    }
-
-    /// Tokens that one route is chosen for.
-    pub(crate) fn chunk(&self) -> usize {
-        match self.architecture.route_on {
-            RouteOn::PreviousChunk { tokens } => tokens,
-            _ => self.data.window,
-        }
     }
 
     /// The model before its first step, for a vocabulary.
