@@ -463,7 +463,11 @@ impl Decoder {
         let config = self.model.config();
         let logits = match &self.model.head {
             Some(head) => head.forward(last),
-            None => self.model.predict_alone(group.path[config.height], last),
+            None => {
+                let leaf = group.path[config.height];
+                let device = self.model.node(config.height, leaf).device();
+                self.model.predict_alone(leaf, last.to_device(&device))
+            }
         };
         host(logits)
             .chunks(config.vocabulary)

@@ -164,6 +164,16 @@ fn decoding_gives_the_logits_of_one_call_with_every_selector_and_head() {
 }
 
 #[test]
+fn decoding_reaches_the_head_of_every_leaf() {
+    for route_on in [FIRST, CHUNKS] {
+        for head in [LeafHead::Shared, LeafHead::PerLeaf] {
+            let config = small(1, route_on).with_head(head);
+            assert_eq!(assert_decodes(&config, &every_end()), 2, "{config}");
+        }
+    }
+}
+
+#[test]
 fn decoding_gives_the_logits_of_one_call_with_balanced_loads() {
     for route_on in [FIRST, CHUNKS] {
         // Far enough that the bias alone decides: what it is must be the same in both.
