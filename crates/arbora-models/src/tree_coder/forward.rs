@@ -6,7 +6,7 @@ use super::node::NodeInput;
 use super::route::Share;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// What [`TreeCoder::forward`] takes beside tokens.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +50,7 @@ pub struct TreeCoderRouting {
     /// The entropy of each item's selectors, the mean over its decisions, `[items]` in nats; as `log_prob`.
     pub entropy: Option<Tensor<1>>,
     /// Where the attention of the blocks sent tokens, for kinds that route: of each node that ran, in level
-    /// order, block by block.
+    /// order, block by block. Their losses are at home, where tokens are; the rest is on the device of its node.
     pub attention: Vec<RoutingReport>,
 }
 
@@ -93,7 +93,7 @@ impl TreeCoder {
     /// on an autodiff device. A chunk of nothing but padding is routed like any other, and counted.
     ///
     /// # Panics
-    /// If there are no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
+    /// If there are no sequences, no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
     /// `options.leaves` has another length, names no leaf or is given to soft selectors, or the attention does not
     /// take a mask that is there.
     #[track_caller]
@@ -111,7 +111,7 @@ impl TreeCoder {
             );
         }
         let hidden = self.embed(tokens.clone(), 0);
-        let items = Items::new(hidden, padding.clone(), self.config.route_on);
+        let items = Items::new(hidden, padding.clone(), &self.config);
         let mut routing = TreeCoderRouting {
             chunks: items.chunks,
             leaves: Vec::new(),
@@ -161,7 +161,8 @@ impl TreeCoder {
                 let count = group.items.len();
                 let place = tree.offset(depth) + group.node;
                 routing.activations[place] += count;
-                let left = self.run_node(place, group, items.chunks, options, routing);
+                let left =
+                    self.run_node(place, group, (items.chunks, &items.home), options, routing);
                 group.rows = match &share {
                     None => left,
                     Some(share) => share.take(start..start + count, group.rows.clone(), left),
@@ -184,11 +185,12 @@ impl TreeCoder {
     /// What comes out of a node, on its device, to which its items are brought: `[items, tokens of an item, d_model]`.
     ///
     /// - place: of the node in level order
+    /// - chunks, home: of the items
     pub(super) fn run_node(
         &self,
         place: usize,
         group: &mut Group,
-        chunks: usize,
+        (chunks, home): (usize, &Device),
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
     ) -> Tensor<3> {
@@ -202,7 +204,13 @@ impl TreeCoder {
             };
             node.forward(rows, &input)
         });
-        routing.attention.extend(reports.into_iter().flatten());
+        let at_home = |loss: Option<Tensor<1>>| loss.map(|loss| loss.to_device(home));
+        let reports = reports.into_iter().flatten().map(|report| RoutingReport {
+            balance_loss: at_home(report.balance_loss),
+            alignment_loss: at_home(report.alignment_loss),
+            ..report
+        });
+        routing.attention.extend(reports);
         rows
     }
 

@@ -38,14 +38,18 @@ impl Items {
     ///
     /// - hidden: `[batch, tokens, d_model]`
     /// - padding: `[batch, tokens]`, `true` = masked out
-    pub fn new(hidden: Tensor<3>, padding: Option<Tensor<2, Bool>>, route_on: RouteOn) -> Self {
+    pub fn new(
+        hidden: Tensor<3>,
+        padding: Option<Tensor<2, Bool>>,
+        config: &TreeCoderConfig,
+    ) -> Self {
         let [batch, tokens, width] = hidden.dims();
         let home = hidden.device();
-        let chunk = match route_on {
-            RouteOn::PreviousChunk { tokens: chunk } => chunk.min(tokens),
+        let chunks = config.items(tokens);
+        let chunk = match config.route_on {
+            RouteOn::PreviousChunk { tokens: chunk } if config.height > 0 => chunk.min(tokens),
             _ => tokens,
         };
-        let chunks = tokens.div_ceil(chunk);
         let missing = chunks * chunk - tokens;
         let mut hidden = hidden;
         let mut padding = padding.map(|padding| padding.int());
@@ -344,10 +348,11 @@ fn mask(padding: Tensor<2, Int>) -> Tensor<2, Bool> {
 }
 
 impl TreeCoderConfig {
-    /// Routed items of a sequence of `tokens` tokens.
+    /// Routed items of a sequence of `tokens` tokens: one, or with [`RouteOn::PreviousChunk`] its chunks, where
+    /// there is a route at all.
     pub fn items(&self, tokens: usize) -> usize {
         match self.route_on {
-            RouteOn::PreviousChunk { tokens: chunk } => tokens.div_ceil(chunk),
+            RouteOn::PreviousChunk { tokens: chunk } if self.height > 0 => tokens.div_ceil(chunk),
             _ => 1,
         }
     }

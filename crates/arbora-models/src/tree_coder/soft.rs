@@ -29,10 +29,10 @@ impl TreeCoder {
             for (index, items) in level.iter_mut().enumerate() {
                 let place = tree.offset(depth) + index;
                 routing.activations[place] += count;
-                let chunks = items.chunks;
+                let of_items = (items.chunks, &home);
                 let group = &mut items.groups[0];
                 group.node = index;
-                group.rows = self.run_node(place, group, chunks, options, routing);
+                group.rows = self.run_node(place, group, of_items, options, routing);
             }
             if depth == height {
                 break;

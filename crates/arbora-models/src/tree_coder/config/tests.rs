@@ -24,6 +24,11 @@ fn settings_out_of_range_are_refused_by_name() {
         max_tokens: 31,
         ..Default::default()
     });
+    // A context of 32 is filled up to 35 tokens.
+    let chunked = AttentionKindConfig::Linformer(LinformerConfig {
+        max_tokens: 34,
+        ..Default::default()
+    });
     let big_bird = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let none = SelectorBalance::None;
     for (setting, refused) in [
@@ -85,6 +90,13 @@ fn settings_out_of_range_are_refused_by_name() {
         (
             "attention",
             config().with_causal(false).with_attention(short),
+        ),
+        (
+            "attention",
+            config()
+                .with_causal(false)
+                .with_route_on(RouteOn::PreviousChunk { tokens: 5 })
+                .with_attention(chunked),
         ),
     ] {
         let error = refused.check().expect_err(setting);
