@@ -34,12 +34,14 @@ pub struct TreeCoderRouting {
     pub chunks: usize,
     /// The leaf of each item.
     pub leaves: Vec<usize>,
+    /// Whether each item has a token that is not padding; `None`: all have. Balance and entropies count no others.
+    pub real: Option<Vec<bool>>,
     /// The decisions of each level, the root's first.
     pub levels: Vec<LevelRouting>,
     /// Items that each node ran on, in level order. Each item is counted height + 1 times.
     pub activations: Vec<usize>,
     /// The auxiliary loss of the selectors' balance, `[1]`, weighted: to be added to the task's. The mean over
-    /// levels of `Σ_j r_j k Σ_c f_jc P_jc`, with `r_j` the share of items at node `j`, `f_jc` the share of these that
+    /// levels of `Σ_j r_j k Σ_c f_jc P_jc` over items that are not all padding, with `r_j` the share of items at node `j`, `f_jc` the share of these that
     /// went to its child `c`, and `P_jc` the mean of that child's probability: `weight` where children are used
     /// alike, `k · weight` where one child is certain and gets everything. Found in evaluation as well. `None` where
     /// there is none.
@@ -76,7 +78,8 @@ pub struct LevelRouting {
     pub nodes: Vec<usize>,
     /// The child that it went to.
     pub children: Vec<usize>,
-    /// The mean entropy of the probabilities, in nats; 0 where routes are not learned.
+    /// The mean entropy of the probabilities over items that are not all padding, in nats; 0 where routes are not
+    /// learned.
     pub entropy: f64,
 }
 
@@ -90,7 +93,8 @@ impl TreeCoder {
     ///
     /// Each node runs once, on the items alone that reached it; with [`SelectorGradient::Soft`] every node runs on
     /// all. Decisions are read back from the device once per level. Noise and samples belong to training: to a model
-    /// on an autodiff device. A chunk of nothing but padding is routed like any other, and counted.
+    /// on an autodiff device. An item of nothing but padding is routed like any other, but moves no balance; padding is
+    /// read back once per call for this.
     ///
     /// # Panics
     /// If there are no sequences, no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
@@ -115,6 +119,7 @@ impl TreeCoder {
         let mut routing = TreeCoderRouting {
             chunks: items.chunks,
             leaves: Vec::new(),
+            real: items.real.clone(),
             levels: Vec::with_capacity(self.config.height),
             activations: vec![0; self.tree().nodes()],
             balance_loss: None,

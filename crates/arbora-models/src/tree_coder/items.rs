@@ -11,6 +11,8 @@ pub(super) struct Items {
     pub groups: Vec<Group>,
     /// Items of a sequence.
     pub chunks: usize,
+    /// Whether each item has a token that is not padding; `None`: all have.
+    pub real: Option<Vec<bool>>,
     /// Tokens of a sequence; the last chunk may hold fewer than the others.
     tokens: usize,
     /// Where decisions are taken and sequences put together again.
@@ -51,6 +53,10 @@ impl Items {
             _ => tokens,
         };
         let missing = chunks * chunk - tokens;
+        let real = match &padding {
+            Some(padding) if config.height > 0 => Some(real_items(padding, chunk)),
+            _ => None,
+        };
         let mut hidden = hidden;
         let mut padding = padding.map(|padding| padding.int());
         if missing > 0 {
@@ -69,6 +75,7 @@ impl Items {
         Self {
             groups: vec![root],
             chunks,
+            real,
             tokens,
             home,
         }
@@ -77,6 +84,11 @@ impl Items {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.groups.iter().map(|group| group.items.len()).sum()
+    }
+
+    /// Whether an item has a token that is not padding.
+    pub fn is_real(&self, item: usize) -> bool {
+        self.real.as_ref().is_none_or(|real| real[item])
     }
 
     /// The item of each row.
@@ -327,6 +339,17 @@ impl Places {
                 .collect(),
         }
     }
+}
+
+/// Whether each item has a token that is not padding. It reads the mask back from the device.
+fn real_items(padding: &Tensor<2, Bool>, chunk: usize) -> Vec<bool> {
+    let [_, tokens] = padding.dims();
+    let masked: Vec<bool> = padding.clone().into_data().iter().collect();
+    masked
+        .chunks(tokens)
+        .flat_map(|sequence| sequence.chunks(chunk))
+        .map(|item| !item.iter().all(|masked| *masked))
+        .collect()
 }
 
 /// One after another along axis 0.
