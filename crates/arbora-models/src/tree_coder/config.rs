@@ -278,6 +278,14 @@ impl TreeCoderConfig {
     }
 
     fn check_attention(&self) -> Result<(), ConfigError> {
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        self.attention
+            .check(self.heads, kv_heads)
+            .map_err(|error| ConfigError {
+                setting: "attention",
+                expected: error.expected,
+                got: format!("{} = {}", error.setting, error.got),
+            })?;
         let error = |expected, got: String| {
             Err(ConfigError {
                 setting: "attention",

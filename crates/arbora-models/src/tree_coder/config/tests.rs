@@ -1,5 +1,7 @@
 use super::*;
-use arbora_attention::{BigBirdConfig, LinformerConfig};
+use arbora_attention::{
+    BigBirdConfig, LinformerConfig, PerformerConfig, TreeFineConfig, TreeScope,
+};
 
 fn config() -> TreeCoderConfig {
     TreeCoderConfig::new(7, 32)
@@ -29,6 +31,10 @@ fn settings_out_of_range_are_refused_by_name() {
         max_tokens: 34,
         ..Default::default()
     });
+    // One tree for two heads of queries and one of keys.
+    let mut shared = TreeFineConfig::new([2]);
+    shared.router.scope = TreeScope::PerLayer;
+    let shared = AttentionKindConfig::TreeFine(shared);
     let big_bird = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let none = SelectorBalance::None;
     for (setting, refused) in [
@@ -84,6 +90,17 @@ fn settings_out_of_range_are_refused_by_name() {
         (
             "selector.balance",
             learning(SelectorGradient::Reinforce, loss_free),
+        ),
+        (
+            "attention",
+            config().with_attention(AttentionKindConfig::Performer(PerformerConfig {
+                features: 0,
+                ..Default::default()
+            })),
+        ),
+        (
+            "attention",
+            config().with_kv_heads(Some(1)).with_attention(shared),
         ),
         ("attention", config().with_attention(linformer)),
         ("attention", config().with_attention(big_bird)),
