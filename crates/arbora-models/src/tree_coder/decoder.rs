@@ -131,6 +131,11 @@ impl Decoder {
         self.groups.retain(|group| group.members != [sequence]);
     }
 
+    /// Gives a sequence without tokens another seed.
+    pub(super) fn reseed(&mut self, sequence: usize, seed: u64) {
+        self.sequences[sequence].seed = seed;
+    }
+
     /// Feeds some of the sequences their next tokens. Returns, for each of them in this order, the logits of the token
     /// that follows.
     ///
