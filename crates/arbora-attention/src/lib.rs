@@ -37,13 +37,14 @@ pub use functions::{
     tree_fine, tree_search,
 };
 pub use layers::{
-    AlignmentConfig, AttentionCache, AttentionKindConfig, AttentionMasks, BigBird, BigBirdConfig,
-    FoldedTreeCoarse, IndexError, Kind, Linformer, LinformerConfig, Performer, PerformerConfig,
-    PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual, Router,
-    RouterConfig, RoutingReport, SearchOptions, SearchOptionsError, SearchOutput, SearchStrategy,
-    SelfAttention, SelfAttentionConfig, SelfAttentionInput, SelfAttentionOutput, StrategyOutput,
-    StreamingIndex, TreeCoarse, TreeCoarseConfig, TreeCrossAttention, TreeCrossAttentionConfig,
-    TreeFine, TreeFineConfig, TreeIndex, TreeScope, TreeSharing,
+    AlignmentConfig, AttentionCache, AttentionConfigError, AttentionKindConfig, AttentionMasks,
+    BigBird, BigBirdConfig, FoldedTreeCoarse, IndexError, Kind, Linformer, LinformerConfig,
+    Performer, PerformerConfig, PreNormAttention, PreNormAttentionConfig, ProjectedQueries,
+    QueryResidual, Router, RouterConfig, RoutingReport, SearchOptions, SearchOptionsError,
+    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCoarse, TreeCoarseConfig,
+    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
+    TreeSharing,
 };
 pub use ops::{
     DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,

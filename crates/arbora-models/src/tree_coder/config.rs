@@ -278,6 +278,14 @@ impl TreeCoderConfig {
     }
 
     fn check_attention(&self) -> Result<(), ConfigError> {
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        self.attention
+            .check(self.heads, kv_heads)
+            .map_err(|error| ConfigError {
+                setting: "attention",
+                expected: error.expected,
+                got: format!("{} = {}", error.setting, error.got),
+            })?;
         let error = |expected, got: String| {
             Err(ConfigError {
                 setting: "attention",
@@ -296,13 +304,23 @@ impl TreeCoderConfig {
                     kind.into(),
                 )
             }
-            AttentionKindConfig::Linformer(linformer) if linformer.max_tokens < self.context => {
+            AttentionKindConfig::Linformer(linformer) if linformer.max_tokens < self.padded() => {
                 error(
-                    "max_tokens of at least the context",
+                    "max_tokens of at least the context, rounded up to whole chunks",
                     linformer.max_tokens.to_string(),
                 )
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Most tokens that a block gets: sequences are filled up to whole chunks.
+    fn padded(&self) -> usize {
+        match self.route_on {
+            RouteOn::PreviousChunk { tokens } if self.height > 0 => {
+                self.context.next_multiple_of(tokens)
+            }
+            _ => self.context,
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Decoder {
     is_cached: bool,
     sequences: Vec<Sequence>,
     groups: Vec<Group>,
+    /// Of loss-free balancing, by node in level order: read back once each.
+    biases: BTreeMap<usize, Vec<f32>>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl TreeCoder {
             is_cached: !is_soft,
             sequences: Vec::new(),
             groups: Vec::new(),
+            biases: BTreeMap::new(),
         })
     }
 }
@@ -126,6 +129,11 @@ impl Decoder {
         state.leaves.clear();
         self.part_groups(|member| usize::from(member == sequence));
         self.groups.retain(|group| group.members != [sequence]);
+    }
+
+    /// Gives a sequence without tokens another seed.
+    pub(super) fn reseed(&mut self, sequence: usize, seed: u64) {
+        self.sequences[sequence].seed = seed;
     }
 
     /// Feeds some of the sequences their next tokens. Returns, for each of them in this order, the logits of the token
@@ -371,20 +379,20 @@ impl Decoder {
 
     /// Decides the route of the chunk that begins, from what the chunk before it left behind. Returns the groups with
     /// the places of their members.
-    fn route_chunk(&self, mut group: Group, chunk: usize) -> Vec<(Group, Vec<usize>)> {
-        let config = self.model.config();
+    fn route_chunk(&mut self, mut group: Group, chunk: usize) -> Vec<(Group, Vec<usize>)> {
+        let (height, d_model) = (self.model.config().height, self.model.config().d_model);
         let device = self.model.embedding.weight.val().device();
         let before = std::mem::take(&mut group.sums);
         group.path.truncate(1);
         group.weights.clear();
         let rows: Vec<usize> = (0..group.members.len()).collect();
         let mut parts = vec![(group, rows)];
-        for depth in 0..config.height {
+        for depth in 0..height {
             let mut next = Vec::new();
             for (group, rows) in parts {
                 let pooled = match before.get(depth) {
                     Some(sum) => sum.clone().select(0, places(&rows, &device)) / chunk as f64,
-                    None => Tensor::zeros([rows.len(), config.d_model], &device),
+                    None => Tensor::zeros([rows.len(), d_model], &device),
                 };
                 let decided = self.decide(&group, depth, pooled);
                 for (part, at) in group.part(decided) {
@@ -399,7 +407,7 @@ impl Decoder {
     /// Chooses the children of a group at a depth, as evaluation does.
     ///
     /// - pooled: what the selector reads, `[members, d_model]`
-    fn decide(&self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
+    fn decide(&mut self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
         let config = self.model.config();
         let branching = config.branching;
         let home = pooled.device();
@@ -407,13 +415,19 @@ impl Decoder {
         let device = self.model.node(depth, index).device();
         let selector = self.model.selector(depth, index);
         let scores = selector.forward(pooled.to_device(&device));
-        let bias = matches!(config.selector.balance, SelectorBalance::LossFree { .. })
-            .then(|| host(selector.decision_bias()));
         let children: Vec<usize> = match config.selector.kind {
-            SelectorKind::Learned => host(scores.clone())
-                .chunks(branching)
-                .map(|scores| choose(scores, bias.as_deref()))
-                .collect(),
+            SelectorKind::Learned => {
+                let place = self.model.tree().offset(depth) + index;
+                let bias = matches!(config.selector.balance, SelectorBalance::LossFree { .. })
+                    .then(|| {
+                        let of_node = self.biases.entry(place);
+                        of_node.or_insert_with(|| host(selector.decision_bias()))
+                    });
+                let bias = bias.as_deref().map(Vec::as_slice);
+                let scores = host(scores.clone());
+                let rows = scores.chunks(branching);
+                rows.map(|scores| choose(scores, bias)).collect()
+            }
             SelectorKind::Random | SelectorKind::Hash => {
                 let tree = self.model.tree();
                 let leaves = group.members.iter();
@@ -463,7 +477,11 @@ impl Decoder {
         let config = self.model.config();
         let logits = match &self.model.head {
             Some(head) => head.forward(last),
-            None => self.model.predict_alone(group.path[config.height], last),
+            None => {
+                let leaf = group.path[config.height];
+                let device = self.model.node(config.height, leaf).device();
+                self.model.predict_alone(leaf, last.to_device(&device))
+            }
         };
         host(logits)
             .chunks(config.vocabulary)

@@ -6,7 +6,7 @@ use super::node::NodeInput;
 use super::route::Share;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// What [`TreeCoder::forward`] takes beside tokens.
 #[derive(Clone, Debug, Default)]
@@ -34,12 +34,14 @@ pub struct TreeCoderRouting {
     pub chunks: usize,
     /// The leaf of each item.
     pub leaves: Vec<usize>,
+    /// Whether each item has a token that is not padding; `None`: all have. Balance and entropies count no others.
+    pub real: Option<Vec<bool>>,
     /// The decisions of each level, the root's first.
     pub levels: Vec<LevelRouting>,
     /// Items that each node ran on, in level order. Each item is counted height + 1 times.
     pub activations: Vec<usize>,
     /// The auxiliary loss of the selectors' balance, `[1]`, weighted: to be added to the task's. The mean over
-    /// levels of `Σ_j r_j k Σ_c f_jc P_jc`, with `r_j` the share of items at node `j`, `f_jc` the share of these that
+    /// levels of `Σ_j r_j k Σ_c f_jc P_jc` over items that are not all padding, with `r_j` the share of items at node `j`, `f_jc` the share of these that
     /// went to its child `c`, and `P_jc` the mean of that child's probability: `weight` where children are used
     /// alike, `k · weight` where one child is certain and gets everything. Found in evaluation as well. `None` where
     /// there is none.
@@ -50,7 +52,7 @@ pub struct TreeCoderRouting {
     /// The entropy of each item's selectors, the mean over its decisions, `[items]` in nats; as `log_prob`.
     pub entropy: Option<Tensor<1>>,
     /// Where the attention of the blocks sent tokens, for kinds that route: of each node that ran, in level
-    /// order, block by block.
+    /// order, block by block. Their losses are at home, where tokens are; the rest is on the device of its node.
     pub attention: Vec<RoutingReport>,
 }
 
@@ -76,7 +78,8 @@ pub struct LevelRouting {
     pub nodes: Vec<usize>,
     /// The child that it went to.
     pub children: Vec<usize>,
-    /// The mean entropy of the probabilities, in nats; 0 where routes are not learned.
+    /// The mean entropy of the probabilities over items that are not all padding, in nats; 0 where routes are not
+    /// learned.
     pub entropy: f64,
 }
 
@@ -90,10 +93,11 @@ impl TreeCoder {
     ///
     /// Each node runs once, on the items alone that reached it; with [`SelectorGradient::Soft`] every node runs on
     /// all. Decisions are read back from the device once per level. Noise and samples belong to training: to a model
-    /// on an autodiff device. A chunk of nothing but padding is routed like any other, and counted.
+    /// on an autodiff device. An item of nothing but padding is routed like any other, but moves no balance; padding is
+    /// read back once per call for this.
     ///
     /// # Panics
-    /// If there are no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
+    /// If there are no sequences, no tokens or more than the context, the axes of `padding` disagree with those of `tokens`,
     /// `options.leaves` has another length, names no leaf or is given to soft selectors, or the attention does not
     /// take a mask that is there.
     #[track_caller]
@@ -111,10 +115,11 @@ impl TreeCoder {
             );
         }
         let hidden = self.embed(tokens.clone(), 0);
-        let items = Items::new(hidden, padding.clone(), self.config.route_on);
+        let items = Items::new(hidden, padding.clone(), &self.config);
         let mut routing = TreeCoderRouting {
             chunks: items.chunks,
             leaves: Vec::new(),
+            real: items.real.clone(),
             levels: Vec::with_capacity(self.config.height),
             activations: vec![0; self.tree().nodes()],
             balance_loss: None,
@@ -161,7 +166,8 @@ impl TreeCoder {
                 let count = group.items.len();
                 let place = tree.offset(depth) + group.node;
                 routing.activations[place] += count;
-                let left = self.run_node(place, group, items.chunks, options, routing);
+                let left =
+                    self.run_node(place, group, (items.chunks, &items.home), options, routing);
                 group.rows = match &share {
                     None => left,
                     Some(share) => share.take(start..start + count, group.rows.clone(), left),
@@ -184,11 +190,12 @@ impl TreeCoder {
     /// What comes out of a node, on its device, to which its items are brought: `[items, tokens of an item, d_model]`.
     ///
     /// - place: of the node in level order
+    /// - chunks, home: of the items
     pub(super) fn run_node(
         &self,
         place: usize,
         group: &mut Group,
-        chunks: usize,
+        (chunks, home): (usize, &Device),
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
     ) -> Tensor<3> {
@@ -202,7 +209,13 @@ impl TreeCoder {
             };
             node.forward(rows, &input)
         });
-        routing.attention.extend(reports.into_iter().flatten());
+        let at_home = |loss: Option<Tensor<1>>| loss.map(|loss| loss.to_device(home));
+        let reports = reports.into_iter().flatten().map(|report| RoutingReport {
+            balance_loss: at_home(report.balance_loss),
+            alignment_loss: at_home(report.alignment_loss),
+            ..report
+        });
+        routing.attention.extend(reports);
         rows
     }
 

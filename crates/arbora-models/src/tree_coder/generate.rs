@@ -2,6 +2,7 @@
 
 use super::config::RouteOn;
 use super::decoder::check_tokens;
+use super::draws::place_seed;
 use super::sampling::{Filters, log_probability, margin, pick};
 use super::{TreeCoder, TreeCoderConfig};
 use arbora_rl::ConfigError;
@@ -41,9 +42,11 @@ pub struct GenerateOptions {
     /// Of what is drawn. The prompt with index `i` draws as it would alone with the seed `seed + i`.
     #[config(default = 0)]
     pub seed: u64,
-    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt:
-    /// with as many as half of the context holds, and no fewer than the route reads. Earlier where the context is
-    /// full, and not while it has no more tokens than that. `None`: never, and a full context ends the continuation.
+    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt.
+    /// Of more tokens than half a context it keeps as many as that; of fewer, all but so many of the oldest; but never
+    /// fewer than the route reads ([`RouteOn::FirstN`] and [`RouteOn::PreviousChunk`]), and it does not begin anew
+    /// before it has more. The route reads the first tokens of what is kept, not the newest. Earlier where the context
+    /// is full. `None`: never, and a full context ends the continuation.
     #[config(default = "None")]
     pub reroute: Option<usize>,
     /// Whether keys and values are kept. Otherwise each token is computed from all tokens before it: slow,
@@ -225,7 +228,7 @@ impl TreeCoder {
     ///   them.
     /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
     /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
-    ///   that text may be longer than the context.
+    ///   that text may be longer than the context. Random routes are drawn anew.
     ///
     /// Prompts of one length that take the same route advance together, see [`Decoder`](super::Decoder). A prompt that
     /// has ended costs nothing more.
@@ -254,8 +257,8 @@ impl TreeCoder {
     ) -> Result<Vec<Generated>, GenerateError> {
         options.check()?;
         let config = self.config();
-        let kept = config.kept_on_reroute();
-        if options.reroute.is_some() && kept >= config.context {
+        let most = config.kept_on_reroute(config.context + 1, 0);
+        if options.reroute.is_some() && most >= config.context {
             return Err(GenerateError::Setting(ConfigError {
                 setting: "reroute",
                 expected: "a context longer than what the route reads",
@@ -276,6 +279,7 @@ impl TreeCoder {
                 Continuation {
                     next: prompt.clone(),
                     since: 0,
+                    begun: 0,
                     seed,
                     done: None,
                     found: Generated {
@@ -307,23 +311,23 @@ impl TreeCoder {
                 let length = decoder.tokens(prompt).len();
                 new.finish = one.finish(options, length >= config.context);
                 on_token(new);
-                let is_anew = new.finish.is_none()
-                    && length + 1 > kept
-                    && options
-                        .reroute
-                        .is_some_and(|after| one.since >= after || length >= config.context);
-                if is_anew {
-                    let mut tokens = decoder.tokens(prompt).to_vec();
-                    tokens.push(new.token);
-                    one.next = tokens.split_off(tokens.len() - kept);
-                    one.since = 0;
-                } else {
-                    one.next = vec![new.token];
-                }
                 one.done = new.finish;
-                if is_anew || one.done.is_some() {
+                let kept = options
+                    .reroute
+                    .filter(|after| one.since >= *after || length >= config.context)
+                    .map(|after| config.kept_on_reroute(length + 1, after))
+                    .filter(|kept| *kept <= length && one.done.is_none());
+                one.next = vec![new.token];
+                if let Some(kept) = kept {
+                    let before = decoder.tokens(prompt);
+                    one.next = [&before[length + 1 - kept..], &one.next].concat();
+                    one.since = 0;
+                }
+                if kept.is_some() || one.done.is_some() {
                     one.found.leaves.extend(decoder.leaves(prompt));
+                    one.begun += 1;
                     decoder.clear(prompt);
+                    decoder.reseed(prompt, place_seed(one.seed, one.begun));
                 }
             }
         }
@@ -353,13 +357,20 @@ fn check_prompts(prompts: &[Vec<u32>], config: &TreeCoderConfig) -> Result<(), G
 }
 
 impl TreeCoderConfig {
-    /// Tokens that a sequence keeps when it begins anew on another route.
-    fn kept_on_reroute(&self) -> usize {
+    /// Tokens that a sequence keeps of so many when it begins anew on another route.
+    ///
+    /// - after: new tokens after which it does
+    fn kept_on_reroute(&self, tokens: usize, after: usize) -> usize {
         let read = match self.route_on {
             RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens } => tokens,
             RouteOn::LastToken | RouteOn::MeanAll => 1,
         };
-        read.max(self.context / 2)
+        let most = read.max(self.context / 2);
+        match tokens > most {
+            true => most,
+            // Fewer than before, so that the route is one of newer tokens.
+            false => read.max(tokens.saturating_sub(after)),
+        }
     }
 }
 
@@ -369,6 +380,8 @@ struct Continuation {
     next: Vec<u32>,
     /// New tokens since the sequence began.
     since: usize,
+    /// How often the sequence began anew, which random routes depend on.
+    begun: usize,
     /// Of what is drawn.
     seed: u64,
     done: Option<Finish>,

@@ -11,6 +11,8 @@ pub(super) struct Items {
     pub groups: Vec<Group>,
     /// Items of a sequence.
     pub chunks: usize,
+    /// Whether each item has a token that is not padding; `None`: all have.
+    pub real: Option<Vec<bool>>,
     /// Tokens of a sequence; the last chunk may hold fewer than the others.
     tokens: usize,
     /// Where decisions are taken and sequences put together again.
@@ -38,15 +40,23 @@ impl Items {
     ///
     /// - hidden: `[batch, tokens, d_model]`
     /// - padding: `[batch, tokens]`, `true` = masked out
-    pub fn new(hidden: Tensor<3>, padding: Option<Tensor<2, Bool>>, route_on: RouteOn) -> Self {
+    pub fn new(
+        hidden: Tensor<3>,
+        padding: Option<Tensor<2, Bool>>,
+        config: &TreeCoderConfig,
+    ) -> Self {
         let [batch, tokens, width] = hidden.dims();
         let home = hidden.device();
-        let chunk = match route_on {
-            RouteOn::PreviousChunk { tokens: chunk } => chunk.min(tokens),
+        let chunks = config.items(tokens);
+        let chunk = match config.route_on {
+            RouteOn::PreviousChunk { tokens: chunk } if config.height > 0 => chunk.min(tokens),
             _ => tokens,
         };
-        let chunks = tokens.div_ceil(chunk);
         let missing = chunks * chunk - tokens;
+        let real = match &padding {
+            Some(padding) if config.height > 0 => Some(real_items(padding, chunk)),
+            _ => None,
+        };
         let mut hidden = hidden;
         let mut padding = padding.map(|padding| padding.int());
         if missing > 0 {
@@ -65,6 +75,7 @@ impl Items {
         Self {
             groups: vec![root],
             chunks,
+            real,
             tokens,
             home,
         }
@@ -73,6 +84,11 @@ impl Items {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.groups.iter().map(|group| group.items.len()).sum()
+    }
+
+    /// Whether an item has a token that is not padding.
+    pub fn is_real(&self, item: usize) -> bool {
+        self.real.as_ref().is_none_or(|real| real[item])
     }
 
     /// The item of each row.
@@ -325,6 +341,17 @@ impl Places {
     }
 }
 
+/// Whether each item has a token that is not padding. It reads the mask back from the device.
+fn real_items(padding: &Tensor<2, Bool>, chunk: usize) -> Vec<bool> {
+    let [_, tokens] = padding.dims();
+    let masked: Vec<bool> = padding.clone().into_data().iter().collect();
+    masked
+        .chunks(tokens)
+        .flat_map(|sequence| sequence.chunks(chunk))
+        .map(|item| !item.iter().all(|masked| *masked))
+        .collect()
+}
+
 /// One after another along axis 0.
 fn joined(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
     match parts.len() {
@@ -344,10 +371,11 @@ fn mask(padding: Tensor<2, Int>) -> Tensor<2, Bool> {
 }
 
 impl TreeCoderConfig {
-    /// Routed items of a sequence of `tokens` tokens.
+    /// Routed items of a sequence of `tokens` tokens: one, or with [`RouteOn::PreviousChunk`] its chunks, where
+    /// there is a route at all.
     pub fn items(&self, tokens: usize) -> usize {
         match self.route_on {
-            RouteOn::PreviousChunk { tokens: chunk } => tokens.div_ceil(chunk),
+            RouteOn::PreviousChunk { tokens: chunk } if self.height > 0 => tokens.div_ceil(chunk),
             _ => 1,
         }
     }

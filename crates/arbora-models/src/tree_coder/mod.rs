@@ -134,11 +134,15 @@ impl TreeCoder {
     /// - before: tokens of each sequence that came before these
     ///
     /// # Panics
-    /// If there are no tokens, or more than the context with those before.
+    /// If there are no sequences, no tokens, or more than the context with those before.
     #[track_caller]
     pub fn embed(&self, tokens: Tensor<2, Int>, before: usize) -> Tensor<3> {
-        let [_, count] = tokens.dims();
+        let [batch, count] = tokens.dims();
         let context = self.config.context;
+        assert!(
+            batch >= 1,
+            "tree_coder: axis 0 of tokens: expected at least 1 sequence, got 0"
+        );
         assert!(
             count >= 1 && before + count <= context,
             "tree_coder: axis 1 of tokens: expected 1 to {context} tokens with those before, got {before} + {count}"

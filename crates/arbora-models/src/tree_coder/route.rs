@@ -69,8 +69,22 @@ pub(super) fn probabilities(scores: &[f32]) -> Vec<f64> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
+/// The mean entropy of the softmax of rows of scores, of those that count, in nats; 0 where none does.
+///
+/// - scores: `[rows, children]`
+pub(super) fn mean_entropy<'a>(
+    scores: impl Iterator<Item = &'a [f32]>,
+    counts: impl Iterator<Item = bool>,
+) -> f64 {
+    let counted = scores.zip(counts).filter(|(_, counts)| *counts);
+    let (sum, rows) = counted.fold((0.0, 0), |(sum, rows), (scores, _)| {
+        (sum + entropy(scores), rows + 1)
+    });
+    sum / f64::from(rows.max(1))
+}
+
 /// Of the softmax of some scores, in nats.
-pub(super) fn entropy(scores: &[f32]) -> f64 {
+fn entropy(scores: &[f32]) -> f64 {
     let parts = probabilities(scores).into_iter();
     -parts
         .filter(|part| *part > 0.0)
@@ -199,20 +213,22 @@ impl TreeCoder {
         let home = items.home.clone();
         let is_training = home.is_autodiff();
         let rows = items.count();
-        let scores = self.scores(depth, items); // [items, branching]
-        let biases = matches!(config.balance, SelectorBalance::LossFree { .. })
-            .then(|| self.balance_biases(depth, items, &scores));
-        // One read per level: scores, and below them the biases of the nodes.
-        let plain = scores.clone().without_autodiff();
-        let read: Vec<f32> = Tensor::cat(std::iter::once(plain).chain(biases).collect(), 0)
-            .into_data()
-            .iter()
-            .collect();
-        let (host, biases) = read.split_at(rows * k);
-        let of_node = items.groups.iter().map(|group| group.node);
-        let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
         let is_fixed = given.is_some();
         let is_learned = config.kind == SelectorKind::Learned;
+        let is_biased = !is_fixed && matches!(config.balance, SelectorBalance::LossFree { .. });
+        let (scores, biases) = self.scores_and_biases(depth, items, is_biased);
+        // One read per level, and none where neither a decision nor its entropy is asked for.
+        let host: Vec<f32> = match is_fixed && !is_learned {
+            true => Vec::new(),
+            false => {
+                let read = std::iter::once(scores.clone()).chain(biases);
+                let read = read.map(Tensor::without_autodiff).collect();
+                Tensor::cat(read, 0).into_data().iter().collect()
+            }
+        };
+        let (host, biases) = host.split_at(host.len().min(rows * k));
+        let of_node = items.groups.iter().map(|group| group.node);
+        let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
 
         let mut noisy = scores.clone();
         let mut decided = host.to_vec();
@@ -223,6 +239,7 @@ impl TreeCoder {
                 .order()
                 .flat_map(|item| gumbel(options.seed, depth, item, k))
                 .collect();
+            // Nothing was read where the children are given.
             for (score, noise) in decided.iter_mut().zip(&noise) {
                 *score += noise;
             }
@@ -246,8 +263,8 @@ impl TreeCoder {
                 let (of_group, others) = left.split_at(group.items.len());
                 left = others;
                 let mut loads = vec![0; k];
-                for child in of_group {
-                    loads[*child] += 1;
+                for (item, child) in group.items.iter().zip(of_group) {
+                    loads[*child] += usize::from(items.is_real(*item));
                 }
                 loads
             })
@@ -261,7 +278,11 @@ impl TreeCoder {
         if let SelectorBalance::SwitchLoss { weight } = config.balance
             && is_learned
         {
-            let loss = switch_loss(softmax(scores.clone(), 1), &loads)
+            let counts = items.groups.iter().zip(&loads).map(|(group, loads)| {
+                let real = group.items.iter().map(|item| items.is_real(*item));
+                (real.collect(), loads.as_slice())
+            });
+            let loss = switch_loss(softmax(scores.clone(), 1), &counts.collect::<Vec<_>>())
                 * (weight / self.config.height as f64);
             routing.balance_loss = Some(match routing.balance_loss.take() {
                 Some(sum) => sum + loss,
@@ -308,7 +329,10 @@ impl TreeCoder {
         Decided {
             children,
             entropy: match is_learned {
-                true => host.chunks(k).map(entropy).sum::<f64>() / rows as f64,
+                true => {
+                    let counts = items.order().map(|item| items.is_real(item));
+                    mean_entropy(host.chunks(k), counts)
+                }
                 false => 0.0,
             },
             share,
@@ -317,29 +341,41 @@ impl TreeCoder {
 
     /// `[items, branching]`, row by row, in single precision.
     pub(super) fn scores(&self, depth: usize, items: &Items) -> Tensor<2> {
+        self.scores_and_biases(depth, items, false).0
+    }
+
+    /// Scores as [`scores`](Self::scores) gives them, and where they are asked for the biases of loss-free balancing,
+    /// `[1, branching]` for each node. Both of a node come home as one tensor: one trip, wherever the node is.
+    fn scores_and_biases(
+        &self,
+        depth: usize,
+        items: &Items,
+        is_biased: bool,
+    ) -> (Tensor<2>, Vec<Tensor<2>>) {
         let pooled = items.pooled(self.config.route_on);
+        let mut biases = Vec::new();
         let scores = items.groups.iter().zip(pooled).map(|(group, pooled)| {
             let pooled = match self.config.selector.detach {
                 true => pooled.detach(),
                 false => pooled,
             };
             let pooled = pooled.to_device(&group.rows.device());
-            let scores = self.selector(depth, group.node).forward(pooled);
-            scores.to_device(&items.home)
+            let selector = self.selector(depth, group.node);
+            let scores = selector.forward(pooled);
+            if !is_biased {
+                return scores.to_device(&items.home);
+            }
+            let bias = selector.decision_bias().cast(scores.dtype());
+            // Of a kind with the scores: a constant where these record gradients.
+            let options = (&scores.device(), scores.dtype());
+            let bias = Tensor::zeros([1, self.config.branching], options) + bias.unsqueeze_dim(0);
+            let both = Tensor::cat(vec![scores, bias], 0).to_device(&items.home);
+            let count = group.items.len();
+            biases.push(both.clone().narrow(0, count, 1));
+            both.narrow(0, 0, count)
         });
-        Tensor::cat(scores.collect(), 0)
-    }
-
-    /// `[nodes, branching]`, where the scores are, but off the autodiff device.
-    fn balance_biases(&self, depth: usize, items: &Items, scores: &Tensor<2>) -> Tensor<2> {
-        let home = scores.clone().without_autodiff().device();
-        let biases = items.groups.iter().map(|group| {
-            let bias = self.selector(depth, group.node).decision_bias();
-            bias.cast(scores.dtype())
-                .to_device(&home)
-                .unsqueeze_dim::<2>(0)
-        });
-        Tensor::cat(biases.collect(), 0)
+        let scores = Tensor::cat(scores.collect(), 0);
+        (scores, biases)
     }
 
     pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
@@ -349,18 +385,20 @@ impl TreeCoder {
 }
 
 /// `Σ_j share of items at node j · k Σ_c f_jc P_jc`: `[1]`. It is the mean over items of `k Σ_c f_jc p_c`, each with the
-/// loads of its own node.
-fn switch_loss(probabilities: Tensor<2>, loads: &[Vec<usize>]) -> Tensor<1> {
+/// loads of its own node; over those that count, and 0 where none does.
+///
+/// - nodes: of each, which of its rows count, and how many of these went to each child
+fn switch_loss(probabilities: Tensor<2>, nodes: &[(Vec<bool>, &[usize])]) -> Tensor<1> {
     let [rows, k] = probabilities.dims();
+    let all: usize = nodes.iter().flat_map(|(_, loads)| loads.iter()).sum();
     let mut weights = Vec::with_capacity(rows * k);
-    for loads in loads {
-        let count: usize = loads.iter().sum();
-        let of_item: Vec<f32> = loads
-            .iter()
-            .map(|load| (k * load) as f32 / (count * rows) as f32)
-            .collect();
-        for _ in 0..count {
-            weights.extend_from_slice(&of_item);
+    for (counts, loads) in nodes {
+        let here: usize = loads.iter().sum();
+        for counts in counts {
+            weights.extend(loads.iter().map(|load| match counts {
+                true => (k * load) as f32 / (here * all) as f32,
+                false => 0.0,
+            }));
         }
     }
     let weights = Tensor::from_data(TensorData::new(weights, [rows, k]), &probabilities.device());

@@ -3,7 +3,7 @@
 use super::TreeCoder;
 use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
 use super::items::Items;
-use super::route::{choose, entropy};
+use super::route::{choose, mean_entropy};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
@@ -29,10 +29,10 @@ impl TreeCoder {
             for (index, items) in level.iter_mut().enumerate() {
                 let place = tree.offset(depth) + index;
                 routing.activations[place] += count;
-                let chunks = items.chunks;
+                let of_items = (items.chunks, &home);
                 let group = &mut items.groups[0];
                 group.node = index;
-                group.rows = self.run_node(place, group, chunks, options, routing);
+                group.rows = self.run_node(place, group, of_items, options, routing);
             }
             if depth == height {
                 break;
@@ -47,7 +47,8 @@ impl TreeCoder {
                 .enumerate()
                 .map(|(item, node)| &host[(node * count + item) * k..][..k])
                 .collect();
-            let entropy = children.iter().map(|scores| entropy(scores)).sum::<f64>();
+            let counts = (0..count).map(|item| level[0].is_real(item));
+            let entropy = mean_entropy(children.iter().copied(), counts);
             let children: Vec<usize> = children
                 .into_iter()
                 .map(|scores| choose(scores, None))
@@ -59,7 +60,7 @@ impl TreeCoder {
             routing.levels.push(LevelRouting {
                 nodes,
                 children,
-                entropy: entropy / count as f64,
+                entropy,
             });
             weights.push(
                 scores

@@ -26,7 +26,10 @@ fn each_item_is_computed_by_height_plus_one_nodes() {
     for (branching, height) in [(2, 0), (2, 1), (3, 2), (2, 3)] {
         for (route_on, chunks) in [
             (RouteOn::FirstN { tokens: 2 }, 1),
-            (RouteOn::PreviousChunk { tokens: 2 }, 3),
+            (
+                RouteOn::PreviousChunk { tokens: 2 },
+                if height == 0 { 1 } else { 3 },
+            ),
         ] {
             let config = config(branching, height).with_route_on(route_on);
             let output = run(&config.init(1, &device()), &rows::<5>(6));
@@ -110,11 +113,19 @@ fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
         let model = config.init(17, &device());
         let rows = rows::<7>(4);
         let output = run(&model, &rows);
-        let chunks = 7usize.div_ceil(chunk);
+        // At height 0 there is nothing to route.
+        let chunks = match height {
+            0 => 1,
+            _ => 7usize.div_ceil(chunk),
+        };
         let mut unequal = false;
         for (sequence, row) in rows.iter().enumerate() {
             let (logits, leaves) = join_chunks(&model, tokens(&[*row], &device()), chunk);
-            assert_eq!(output.routing.leaves[sequence * chunks..][..chunks], leaves);
+            let leaves = &leaves[..chunks];
+            assert_eq!(
+                output.routing.leaves[sequence * chunks..][..chunks],
+                *leaves
+            );
             unequal |= leaves.iter().any(|leaf| *leaf != leaves[0]);
             let got = output.logits.clone().narrow(0, sequence, 1);
             assert_close(got, logits, 1e-4, 1e-4);
@@ -124,6 +135,12 @@ fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
             "every chunk went the same way"
         );
     }
+}
+
+#[test]
+#[should_panic(expected = "tree_coder: axis 0 of tokens: expected at least 1 sequence, got 0")]
+fn a_batch_without_sequences_is_refused() {
+    run::<3>(&small().init(1, &device()), &[]);
 }
 
 #[test]

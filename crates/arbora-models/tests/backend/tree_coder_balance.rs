@@ -1,11 +1,11 @@
 //! What keeps leaves in use.
 
-use crate::tree_coder_oracle::{learning, rows, run, run_on, tokens};
-use arbora_models::tree_coder::{RouteOn, SelectorBalance, SelectorGradient};
+use crate::tree_coder_oracle::{assert_near, learning, rows, run, run_on, tokens};
+use arbora_models::tree_coder::{RouteOn, SelectorBalance, SelectorGradient, TreeCoderRouting};
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
-use arbora_testing::{autodiff_device, device, values};
+use arbora_testing::{autodiff_device, device, padding, values};
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 const LOSS: SelectorBalance = SelectorBalance::SwitchLoss { weight: 0.5 };
 const BIAS: SelectorBalance = SelectorBalance::LossFree { rate: 0.125 };
@@ -119,6 +119,7 @@ fn equal_loads_move_no_bias() {
     let config = balanced(BIAS)
         .with_height(1)
         .with_route_on(RouteOn::PreviousChunk { tokens: 2 });
+    let mut equal = 0;
     for seed in 0..8 {
         let model = config.init(seed, &autodiff_device());
         let leaves = run_on(&model, &rows::<4>(1), &autodiff_device())
@@ -126,10 +127,60 @@ fn equal_loads_move_no_bias() {
             .leaves;
         let expected = match leaves[..] {
             [0, 0] => [-0.125, 0.125],
-            [0, 1] => [0.0, 0.0],
+            [0, 1] => {
+                equal += 1;
+                [0.0, 0.0]
+            }
             _ => panic!("ties go to the first child: {leaves:?}"),
         };
         assert_eq!(biases(&model), [expected]);
+    }
+    assert!(equal > 0 && equal < 8, "{equal}");
+}
+
+/// Of sequences of four tokens, as they are or filled up with masked ones, in chunks of two.
+fn filled(model: &TreeCoder, lengths: &[usize], tokens: usize) -> TreeCoderRouting {
+    let device = model.nodes[0].device();
+    let input: Vec<i64> = rows::<4>(lengths.len())
+        .iter()
+        .flat_map(|row| row.iter().copied().chain([6; 4]).take(tokens))
+        .collect();
+    let input = Tensor::from_data(TensorData::new(input, [lengths.len(), tokens]), &device);
+    let mask = padding(lengths, tokens, &device);
+    let routing = model.forward(input, Some(mask), &TreeCoderOptions::default());
+    routing.routing
+}
+
+#[test]
+fn chunks_of_nothing_but_padding_count_in_no_balance() {
+    for balance in [LOSS, BIAS] {
+        let config = balanced(balance).with_route_on(RouteOn::PreviousChunk { tokens: 2 });
+        let measured = |lengths: &[usize], tokens: usize| {
+            let model = config.init(3, &autodiff_device());
+            let routing = filled(&model, lengths, tokens);
+            let entropies: Vec<f64> = routing.levels.iter().map(|level| level.entropy).collect();
+            (routing, entropies, biases(&model))
+        };
+        let (alone, expected, expected_biases) = measured(&[4, 3], 4);
+        let (routing, entropies, moved) = measured(&[4, 3], 8);
+        assert_eq!(alone.real, Some(vec![true; 4]));
+        let real = [true, true, false, false].repeat(2);
+        assert_eq!(routing.real, Some(real));
+        for (got, expected) in entropies.iter().zip(expected) {
+            assert!((got - expected).abs() < 1e-5, "{got} for {expected}");
+        }
+        assert_eq!(moved, expected_biases);
+        match (routing.balance_loss, alone.balance_loss) {
+            (Some(got), Some(expected)) => assert_near(&values(got), &values(expected)),
+            (got, _) => assert!(balance == BIAS && got.is_none()),
+        }
+        // A batch of nothing else.
+        let (routing, entropies, moved) = measured(&[0, 0], 8);
+        assert_eq!(entropies, [0.0; 2]);
+        assert!(moved.iter().flatten().all(|bias| *bias == 0.0));
+        if let Some(loss) = routing.balance_loss {
+            assert_eq!(values(loss), [0.0]);
+        }
     }
 }
 

@@ -164,6 +164,16 @@ fn decoding_gives_the_logits_of_one_call_with_every_selector_and_head() {
 }
 
 #[test]
+fn decoding_reaches_the_head_of_every_leaf() {
+    for route_on in [FIRST, CHUNKS] {
+        for head in [LeafHead::Shared, LeafHead::PerLeaf] {
+            let config = small(1, route_on).with_head(head);
+            assert_eq!(assert_decodes(&config, &every_end()), 2, "{config}");
+        }
+    }
+}
+
+#[test]
 fn decoding_gives_the_logits_of_one_call_with_balanced_loads() {
     for route_on in [FIRST, CHUNKS] {
         // Far enough that the bias alone decides: what it is must be the same in both.
@@ -357,6 +367,50 @@ fn a_new_route_is_that_of_the_last_tokens_as_a_prompt() {
     let found = model.generate(&[prompt], &options).unwrap().remove(0);
     assert_eq!(found.tokens, [first.tokens, second.tokens].concat());
     assert_eq!(found.leaves, [first.leaves, second.leaves].concat());
+}
+
+#[test]
+fn a_new_route_drops_the_oldest_tokens_of_a_short_text_and_keeps_what_it_reads() {
+    let model = small(2, FIRST).init(SEED, &device());
+    let continued = |prompt: &[u32], count: usize, reroute: Option<usize>| {
+        let options = greedy().with_max_tokens(count).with_reroute(reroute);
+        let found = model.generate(&[prompt.to_vec()], &options).unwrap();
+        (found[0].tokens.clone(), found[0].leaves.clone())
+    };
+    // The prompt, after how many tokens, and what is kept: up to six tokens, of which the route reads three.
+    for (prompt, after, kept) in [
+        (vec![1, 5, 2, 9], 2, 4),
+        (vec![4, 10, 6], 1, 3),
+        (vec![4, 10, 6], 3, 3),
+        (vec![1, 5, 2, 9], 3, 6),
+    ] {
+        let (mut all, mut leaves) = (prompt.clone(), Vec::new());
+        for piece in 0..2 {
+            let begins = if piece == 0 { 0 } else { all.len() - kept };
+            let (new, on) = continued(&all[begins..], after, None);
+            all.extend(new);
+            leaves.extend(on);
+        }
+        let (tokens, on) = continued(&prompt, 2 * after, Some(after));
+        assert_eq!(tokens, all[prompt.len()..], "{prompt:?} after {after}");
+        assert_eq!(on, leaves);
+    }
+    // A prompt shorter than what the route reads goes on until there is more.
+    let (tokens, on) = continued(&[9], 3, Some(1));
+    let (first, settled) = continued(&[9], 3, None);
+    assert_eq!((tokens, on), (first, settled));
+}
+
+#[test]
+fn random_routes_are_drawn_anew_where_a_sequence_begins_anew() {
+    let selector = SelectorConfig::new().with_kind(SelectorKind::Random);
+    let model = small(2, FIRST).with_selector(selector).init(1, &device());
+    let found = model.generate(&prompts(), &greedy()).unwrap();
+    let changed = found.iter().filter(|one| {
+        assert!(one.leaves.len() > 1);
+        one.leaves.iter().any(|leaf| *leaf != one.leaves[0])
+    });
+    assert!(changed.count() > 2);
 }
 
 #[test]

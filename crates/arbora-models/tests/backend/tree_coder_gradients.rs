@@ -4,10 +4,13 @@ use crate::gradients_of;
 use crate::tree_coder_oracle::{learning, rows, select_one_hot, small, tokens};
 use arbora_models::tree_coder::{LeafHead, SelectorBalance, SelectorGradient};
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
+use arbora_rl::seed::{Purpose, derive, step_rng};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{autodiff_device, device, random, values};
 use burn::module::{Param, ParamId};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
 
 const LEAVES: [usize; 5] = [0, 3, 3, 1, 2];
 
@@ -215,6 +218,60 @@ fn a_straight_through_child_learns_as_the_softmax_at_its_temperature() {
         let [up, down] = [step(1e-1 * TEMPERATURE), step(-1e-1 * TEMPERATURE)];
         (up - down) / 0.2
     });
+}
+
+/// How much more noise the child taken gets than the other, for each sequence at a depth: drawn with seed 0 as the
+/// library says, but written anew.
+fn noise(depth: usize) -> Vec<f32> {
+    let mixed = |value: u64| {
+        let mut mixed = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    };
+    let seed = derive(mixed(mixed(depth as u64 + 1)), Purpose::Policy);
+    let of_item = LEAVES.iter().enumerate().map(|(item, leaf)| {
+        let mut rng = step_rng(seed, item as u64);
+        let noise: [f64; 2] = std::array::from_fn(|_| {
+            let uniform: f64 = rng.random_range(f64::EPSILON..1.0);
+            -(-uniform.ln()).ln()
+        });
+        let child = (leaf >> (1 - depth)) & 1;
+        (noise[child] - noise[1 - child]) as f32
+    });
+    of_item.collect()
+}
+
+#[test]
+fn a_straight_through_child_learns_as_the_softmax_of_noisy_scores() {
+    let before = taken();
+    for temperature in [1.0, 0.6] {
+        let config = config(SelectorGradient::GumbelStraightThrough { temperature });
+        assert_matches_finite_differences(
+            root_weight(),
+            &device(),
+            1e-2,
+            2e-2,
+            |weight: Tensor<2>| {
+                let device = weight.device();
+                let model = with_root(&config, weight);
+                if device.is_autodiff() {
+                    return score(forward(&model, Some(&LEAVES), &device).logits);
+                }
+                let numbers = |numbers: &[f32]| Tensor::<1>::from_floats(numbers, &device);
+                // Of two children: the logit of one is the difference of scores.
+                let noisy = |depth: usize, probabilities: Tensor<1>| {
+                    let logits = (probabilities.clone() / (probabilities.neg() + 1.0)).log();
+                    sigmoid((logits + numbers(&noise(depth))) / temperature)
+                };
+                let share = |depth: usize, probabilities: Tensor<1>| {
+                    noisy(depth, probabilities) - noisy(depth, numbers(&before[depth])) + 1.0
+                };
+                let input = tokens(&rows::<4>(5), &device);
+                score(select_one_hot(&model, input, Some(&LEAVES), share).0)
+            },
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Who chooses children, and what is drawn.
 
+use crate::parameters;
 use crate::tree_coder_oracle::{
     assert_near, certain, control, learning, rows, run, run_on, small, tokens,
 };
@@ -7,8 +8,9 @@ use arbora_models::tree_coder::{
     RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind, TreeCoderRouting,
 };
 use arbora_models::{TreeCoder, TreeCoderOptions};
-use arbora_testing::{autodiff_device, device, values};
-use burn::tensor::Device;
+use arbora_testing::{autodiff_device, device, random, values};
+use burn::tensor::activation::gelu;
+use burn::tensor::{Device, Tensor, TensorData};
 
 const GUMBEL: SelectorGradient = SelectorGradient::GumbelStraightThrough { temperature: 1.0 };
 
@@ -237,14 +239,34 @@ fn a_rollout_has_a_row_per_item() {
 }
 
 #[test]
-fn a_hidden_layer_is_a_selector_of_its_own() {
-    let rows = rows::<4>(6);
-    let linear = small().init(1, &device());
-    let hidden = small()
-        .with_selector(SelectorConfig::new().with_hidden(Some(12)))
-        .init(1, &device());
-    let (one, other) = (run(&linear, &rows), run(&hidden, &rows));
-    assert_ne!(values(one.logits), values(other.logits));
+fn a_hidden_layer_is_computed_as_written_down() {
+    let config = small().with_selector(SelectorConfig::new().with_hidden(Some(12)));
+    let model = config.init(1, &device());
+    let found = parameters(&model);
+    let of = |name: &str| -> Tensor<2> {
+        let path = format!("nodes.0.selector.{name}");
+        let one = found.iter().find(|one| one.path == path);
+        let one = one.unwrap_or_else(|| panic!("there is no {path}"));
+        let rows = if one.shape.len() == 1 {
+            1
+        } else {
+            one.shape[0]
+        };
+        let columns = one.values.len() / rows;
+        Tensor::from_data(
+            TensorData::new(one.values.clone(), [rows, columns]),
+            &device(),
+        )
+    };
+    let pooled = random::<2>([3, 8], 4, &device());
+    let scale = (pooled.clone().square().mean_dim(1) + 1e-5).sqrt();
+    let normed = pooled.clone() / scale * of("norm.gamma");
+    let inner = gelu(normed.matmul(of("hidden.weight")) + of("hidden.bias"));
+    let expected = inner.matmul(of("output.weight")) + of("output.bias");
+    let selector = model.nodes[0].selector.as_ref().unwrap();
+    let got = values(selector.forward(pooled));
+    assert!(got.iter().any(|score| score.abs() > 0.01), "{got:?}");
+    assert_near(&got, &values(expected));
 }
 
 #[test]

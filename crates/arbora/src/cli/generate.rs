@@ -46,8 +46,8 @@ pub struct GenerateArgs {
     /// Seed of what is drawn.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Choose a new route after every N tokens, from the newest ones. Text may then be longer than the
-    /// model's context.
+    /// Begin anew after every N tokens, on the route that the last ones choose: half a context of them, or of
+    /// fewer all but the oldest N. Text may then be longer than the model's context.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     reroute: Option<usize>,
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.

@@ -3,6 +3,7 @@
 mod alignment;
 mod big_bird;
 mod cache;
+mod check;
 mod dense;
 mod folded_tree_coarse;
 mod grow;
@@ -17,6 +18,7 @@ mod tree_fine;
 
 pub use big_bird::{BigBird, BigBirdConfig};
 pub use cache::AttentionCache;
+pub use check::AttentionConfigError;
 pub use folded_tree_coarse::FoldedTreeCoarse;
 pub use kind::{AttentionKindConfig, Kind};
 pub use linformer::{Linformer, LinformerConfig};

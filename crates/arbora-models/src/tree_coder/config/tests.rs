@@ -1,5 +1,7 @@
 use super::*;
-use arbora_attention::{BigBirdConfig, LinformerConfig};
+use arbora_attention::{
+    BigBirdConfig, LinformerConfig, PerformerConfig, TreeFineConfig, TreeScope,
+};
 
 fn config() -> TreeCoderConfig {
     TreeCoderConfig::new(7, 32)
@@ -24,6 +26,15 @@ fn settings_out_of_range_are_refused_by_name() {
         max_tokens: 31,
         ..Default::default()
     });
+    // A context of 32 is filled up to 35 tokens.
+    let chunked = AttentionKindConfig::Linformer(LinformerConfig {
+        max_tokens: 34,
+        ..Default::default()
+    });
+    // One tree for two heads of queries and one of keys.
+    let mut shared = TreeFineConfig::new([2]);
+    shared.router.scope = TreeScope::PerLayer;
+    let shared = AttentionKindConfig::TreeFine(shared);
     let big_bird = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let none = SelectorBalance::None;
     for (setting, refused) in [
@@ -80,11 +91,29 @@ fn settings_out_of_range_are_refused_by_name() {
             "selector.balance",
             learning(SelectorGradient::Reinforce, loss_free),
         ),
+        (
+            "attention",
+            config().with_attention(AttentionKindConfig::Performer(PerformerConfig {
+                features: 0,
+                ..Default::default()
+            })),
+        ),
+        (
+            "attention",
+            config().with_kv_heads(Some(1)).with_attention(shared),
+        ),
         ("attention", config().with_attention(linformer)),
         ("attention", config().with_attention(big_bird)),
         (
             "attention",
             config().with_causal(false).with_attention(short),
+        ),
+        (
+            "attention",
+            config()
+                .with_causal(false)
+                .with_route_on(RouteOn::PreviousChunk { tokens: 5 })
+                .with_attention(chunked),
         ),
     ] {
         let error = refused.check().expect_err(setting);

@@ -3,8 +3,7 @@
 use super::{SequenceConfig, SequenceModelKind};
 use crate::config::LARGEST_SIZE;
 use anyhow::{Result, anyhow, bail};
-use arbora_attention::{RouterConfig, TreeScope, TreeSharing};
-use arbora_tree::routing::Surrogate;
+use arbora_attention::{AttentionKindConfig, TreeScope, TreeSharing};
 
 impl SequenceConfig {
     pub(super) fn check_settings(&self) -> Result<()> {
@@ -65,24 +64,7 @@ impl SequenceConfig {
                 bail!("{key}: expected a number of at least 0, got {number}");
             }
         }
-        for (key, tree) in [
-            ("attention.tree_fine", &self.attention.tree_fine),
-            ("attention.tree_fine_kary", &self.attention.tree_fine_kary),
-        ] {
-            check_router(key, &tree.router)?;
-            in_unit(&format!("{key}.dropout"), tree.dropout)?;
-            if tree.dropout > 0.0 && matches!(tree.router.surrogate, Surrogate::Soft { .. }) {
-                bail!(
-                    "{key}.dropout: expected 0 with the soft surrogate, got {}",
-                    tree.dropout
-                );
-            }
-        }
         let others = &self.attention;
-        check_router("attention.tree_coarse", &others.tree_coarse.router)?;
-        if others.tree_coarse.router.alignment.is_some() {
-            bail!("attention.tree_coarse.router.alignment: means are not aligned, expected null");
-        }
         for (key, value, least) in [
             ("attention.linformer.rank", others.linformer.rank, 1),
             ("attention.big_bird.block", others.big_bird.block, 1),
@@ -95,11 +77,27 @@ impl SequenceConfig {
                 bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
             }
         }
-        if others.big_bird.window.is_multiple_of(2) {
-            bail!(
-                "attention.big_bird.window: expected an odd number, got {}",
-                others.big_bird.window
-            );
+        for (key, kind) in [
+            (
+                "tree_fine",
+                AttentionKindConfig::TreeFine(others.tree_fine.clone()),
+            ),
+            (
+                "tree_fine_kary",
+                AttentionKindConfig::TreeFine(others.tree_fine_kary.clone()),
+            ),
+            (
+                "tree_coarse",
+                AttentionKindConfig::TreeCoarse(others.tree_coarse.clone()),
+            ),
+            (
+                "big_bird",
+                AttentionKindConfig::BigBird(others.big_bird.clone()),
+            ),
+        ] {
+            // Of the model's own kind the heads were compared above.
+            kind.check(a.heads, a.heads)
+                .map_err(|error| anyhow!("attention.{key}.{error}"))?;
         }
         self.lookup()?;
         if a.causal
@@ -118,51 +116,6 @@ impl SequenceConfig {
             .validate()
             .map_err(|error| anyhow!("trainer.{error}"))
     }
-}
-
-fn check_router(key: &str, router: &RouterConfig) -> Result<()> {
-    let mut leaves = 1usize;
-    for factor in &router.branching {
-        if *factor < 2 {
-            bail!("{key}.router.branching: expected factors of at least 2, got {factor}");
-        }
-        leaves = leaves.saturating_mul(*factor);
-    }
-    if leaves > LARGEST_SIZE {
-        // Not the product, which may be beyond what is counted.
-        bail!(
-            "{key}.router.branching: expected at most {LARGEST_SIZE} leaves, got those of {:?}",
-            router.branching
-        );
-    }
-    if !(router.balance_rate.is_finite() && router.balance_rate >= 0.0) {
-        bail!(
-            "{key}.router.balance_rate: expected a number of at least 0, got {}",
-            router.balance_rate
-        );
-    }
-    if let Some(alignment) = router.alignment
-        && alignment.rows == 0
-    {
-        bail!("{key}.router.alignment.rows: expected at least 1, got 0");
-    }
-    let surrogate = &router.surrogate;
-    let positive = |name: &str, value: f64| match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => bail!("{key}.router.surrogate.{name}: expected a positive number, got {value}"),
-    };
-    positive("temperature", surrogate.temperature())?;
-    match *surrogate {
-        Surrogate::TopMargin { candidates: 0, .. } => {
-            bail!("{key}.router.surrogate.candidates: expected at least 1, got 0")
-        }
-        Surrogate::DenseGradient { clip, scale, .. } => {
-            positive("clip", clip)?;
-            positive("scale", scale.unwrap_or(1.0))?;
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 fn in_unit(key: &str, rate: f64) -> Result<()> {

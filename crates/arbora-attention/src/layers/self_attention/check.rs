@@ -1,0 +1,257 @@
+//! What types alone do not check.
+
+use super::big_bird::BigBirdConfig;
+use super::kind::AttentionKindConfig;
+use super::router::{RouterConfig, TreeScope, TreeSharing};
+use arbora_tree::routing::Surrogate;
+use thiserror::Error;
+
+/// A setting of attention that is out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{setting}: expected {expected}, got {got}")]
+pub struct AttentionConfigError {
+    /// The setting, as it is written in the configuration of its kind.
+    pub setting: &'static str,
+    /// What it may be.
+    pub expected: &'static str,
+    /// What it is.
+    pub got: String,
+}
+
+type Checked = Result<(), AttentionConfigError>;
+
+fn refused(setting: &'static str, expected: &'static str, got: impl ToString) -> Checked {
+    Err(AttentionConfigError {
+        setting,
+        expected,
+        got: got.to_string(),
+    })
+}
+
+fn at_least_one(setting: &'static str, value: usize) -> Checked {
+    match value {
+        0 => refused(setting, "at least 1", 0),
+        _ => Ok(()),
+    }
+}
+
+fn positive(setting: &'static str, value: f64) -> Checked {
+    match value.is_finite() && value > 0.0 {
+        true => Ok(()),
+        false => refused(setting, "a positive number", value),
+    }
+}
+
+impl AttentionKindConfig {
+    /// Checks the settings for a layer with these heads, so that a layer can be made of them. Heads themselves
+    /// are not checked.
+    ///
+    /// # Errors
+    /// With the first setting that is out of its range.
+    pub fn check(&self, heads: usize, kv_heads: usize) -> Checked {
+        match self {
+            Self::Dense => Ok(()),
+            Self::Linformer(linformer) => {
+                at_least_one("max_tokens", linformer.max_tokens)?;
+                at_least_one("rank", linformer.rank)
+            }
+            Self::BigBird(BigBirdConfig { block, window, .. }) => {
+                at_least_one("block", *block)?;
+                match window.is_multiple_of(2) {
+                    true => refused("window", "an odd number", window),
+                    false => Ok(()),
+                }
+            }
+            Self::Performer(performer) => at_least_one("features", performer.features),
+            Self::TreeFine(tree) => {
+                tree.router.check(heads, kv_heads)?;
+                if !(0.0..1.0).contains(&tree.dropout) {
+                    return refused("dropout", "0 to below 1", tree.dropout);
+                }
+                if tree.dropout > 0.0 && matches!(tree.router.surrogate, Surrogate::Soft { .. }) {
+                    return refused("dropout", "0 with the soft surrogate", tree.dropout);
+                }
+                Ok(())
+            }
+            Self::TreeCoarse(tree) => {
+                tree.router.check(heads, kv_heads)?;
+                match &tree.router.alignment {
+                    None => Ok(()),
+                    Some(alignment) => refused(
+                        "router.alignment",
+                        "null, since means are not aligned",
+                        format!("{} rows", alignment.rows),
+                    ),
+                }
+            }
+        }
+    }
+}
+
+impl RouterConfig {
+    const MOST_LEAVES: usize = 1 << 16;
+
+    fn check(&self, heads: usize, kv_heads: usize) -> Checked {
+        let branching = "router.branching";
+        if let Some(factor) = self.branching.iter().find(|factor| **factor < 2) {
+            return refused(branching, "factors of at least 2", factor);
+        }
+        let mut factors = self.branching.iter();
+        let leaves = factors.try_fold(1usize, |leaves, factor| leaves.checked_mul(*factor));
+        if leaves.is_none_or(|leaves| leaves > Self::MOST_LEAVES) {
+            // Not the product, which may be beyond what is counted.
+            let got = format!("those of {:?}", self.branching);
+            return refused(branching, "at most 65536 leaves", got);
+        }
+        let is_one_tree = self.scope == TreeScope::PerLayer && self.sharing == TreeSharing::Shared;
+        if is_one_tree && heads != kv_heads {
+            return refused(
+                "router.sharing",
+                "separate with one tree per layer, where queries have more heads than keys",
+                "shared",
+            );
+        }
+        if !(self.balance_rate.is_finite() && self.balance_rate >= 0.0) {
+            let expected = "a number of at least 0";
+            return refused("router.balance_rate", expected, self.balance_rate);
+        }
+        if let Some(alignment) = self.alignment {
+            at_least_one("router.alignment.rows", alignment.rows)?;
+        }
+        let temperature = self.surrogate.temperature();
+        positive("router.surrogate.temperature", temperature)?;
+        match self.surrogate {
+            Surrogate::DenseGradient { clip, scale, .. } => {
+                positive("router.surrogate.clip", clip)?;
+                positive("router.surrogate.scale", scale.unwrap_or(1.0))
+            }
+            Surrogate::TopMargin { candidates, .. } => {
+                at_least_one("router.surrogate.candidates", candidates)
+            }
+            Surrogate::Soft { .. } => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        AlignmentConfig, LinformerConfig, PerformerConfig, TreeCoarseConfig, TreeFineConfig,
+    };
+    use super::*;
+
+    fn router(of: impl FnOnce(&mut RouterConfig)) -> AttentionKindConfig {
+        let mut tree = TreeFineConfig::default();
+        of(&mut tree.router);
+        AttentionKindConfig::TreeFine(tree)
+    }
+
+    fn dropout(dropout: f64, surrogate: Surrogate) -> AttentionKindConfig {
+        let mut tree = TreeFineConfig {
+            dropout,
+            ..Default::default()
+        };
+        tree.router.surrogate = surrogate;
+        AttentionKindConfig::TreeFine(tree)
+    }
+
+    fn surrogate(surrogate: Surrogate) -> AttentionKindConfig {
+        router(|router| router.surrogate = surrogate)
+    }
+
+    #[test]
+    fn settings_that_no_layer_can_be_made_of_are_refused_by_name() {
+        let big_bird = |block, window| {
+            AttentionKindConfig::BigBird(BigBirdConfig {
+                block,
+                window,
+                ..Default::default()
+            })
+        };
+        let linformer = |max_tokens, rank| {
+            AttentionKindConfig::Linformer(LinformerConfig {
+                max_tokens,
+                rank,
+                ..Default::default()
+            })
+        };
+        let dense = |temperature, clip, scale| {
+            surrogate(Surrogate::DenseGradient {
+                temperature,
+                clip,
+                scale,
+            })
+        };
+        let mut aligned = TreeCoarseConfig::default();
+        aligned.router.alignment = Some(AlignmentConfig::default());
+        let soft = Surrogate::Soft { temperature: 1.0 };
+        for (setting, refused) in [
+            (
+                "features",
+                AttentionKindConfig::Performer(PerformerConfig {
+                    features: 0,
+                    ..Default::default()
+                }),
+            ),
+            ("max_tokens", linformer(0, 1)),
+            ("rank", linformer(1, 0)),
+            ("block", big_bird(0, 3)),
+            ("window", big_bird(1, 0)),
+            ("window", big_bird(1, 2)),
+            ("dropout", dropout(1.0, Surrogate::default())),
+            ("dropout", dropout(f64::NAN, Surrogate::default())),
+            ("dropout", dropout(0.1, soft)),
+            ("router.alignment", AttentionKindConfig::TreeCoarse(aligned)),
+            ("router.branching", router(|it| it.branching = vec![2, 1])),
+            ("router.branching", router(|it| it.branching = vec![2; 17])),
+            ("router.branching", router(|it| it.branching = vec![2; 99])),
+            ("router.balance_rate", router(|it| it.balance_rate = -1.0)),
+            (
+                "router.alignment.rows",
+                router(|it| it.alignment = Some(AlignmentConfig { rows: 0 })),
+            ),
+            ("router.surrogate.temperature", dense(0.0, 1.0, None)),
+            ("router.surrogate.clip", dense(1.0, 0.0, None)),
+            ("router.surrogate.scale", dense(1.0, 1.0, Some(f64::NAN))),
+            (
+                "router.surrogate.candidates",
+                surrogate(Surrogate::TopMargin {
+                    candidates: 0,
+                    temperature: 1.0,
+                }),
+            ),
+        ] {
+            let error = refused.check(4, 4).expect_err(setting);
+            assert_eq!(error.setting, setting, "{error}");
+        }
+    }
+
+    #[test]
+    fn one_tree_of_a_layer_is_shared_where_queries_and_keys_have_as_many_heads() {
+        let shared = router(|router| router.scope = TreeScope::PerLayer);
+        shared.check(4, 4).unwrap();
+        assert_eq!(shared.check(4, 2).unwrap_err().setting, "router.sharing");
+        let separate = router(|router| {
+            router.scope = TreeScope::PerLayer;
+            router.sharing = TreeSharing::Separate;
+        });
+        separate.check(4, 2).unwrap();
+        router(|_| {}).check(4, 2).unwrap();
+    }
+
+    #[test]
+    fn the_defaults_of_all_kinds_are_taken() {
+        for kind in [
+            AttentionKindConfig::Dense,
+            AttentionKindConfig::Linformer(LinformerConfig::default()),
+            AttentionKindConfig::BigBird(BigBirdConfig::default()),
+            AttentionKindConfig::Performer(PerformerConfig::default()),
+            AttentionKindConfig::TreeFine(TreeFineConfig::default()),
+            AttentionKindConfig::TreeCoarse(TreeCoarseConfig::default()),
+            router(|router| router.branching = vec![]),
+            router(|router| router.branching = vec![2; 16]),
+        ] {
+            kind.check(4, 2).unwrap();
+        }
+    }
+}
