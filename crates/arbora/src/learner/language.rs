@@ -453,7 +453,6 @@ mod tests {
             ("leaf_share.1", 1.5),
         ];
         let derived = model.derive(&means.map(|(name, mean)| (name.to_owned(), mean)));
-        let entropy = -(0.25 * 0.25_f64.ln() + 0.75 * 0.75_f64.ln());
         let expected = [
             ("loss", 2.0),
             ("perplexity", 2f64.exp()),
