@@ -824,9 +824,13 @@ mod tests {
         let one = [panel("loss", Vec::new())];
         assert_eq!(message(&[], "a.png"), "a plot needs at least one panel");
         assert!(message(&one, "a.gif").ends_with("a.gif: expected a name ending in .png or .svg"));
-        assert!(message(&one, "none/a.png").contains("none/a.png: cannot be written"));
+        let refused = |name: &str| {
+            let message = message(&one, name);
+            message.starts_with("cannot write ") && message.contains(&format!("{name}: "))
+        };
+        assert!(refused("none/a.png"));
         std::fs::create_dir(folder.path().join("folder.png")).unwrap();
-        assert!(message(&one, "folder.png").contains("folder.png: cannot be written"));
+        assert!(refused("folder.png"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

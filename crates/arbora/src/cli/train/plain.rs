@@ -72,10 +72,12 @@ fn run<C: RunSettings>(config: &C, args: &TrainArgs, shown: Shown) -> Result<Exi
         &args.place.open()?,
     )?;
     let trainer = prepare(config, &data, &out, args.resume)?.keep_devices(!args.place.is_empty());
-    eprintln!("{name} on {backend}, run folder {}", out.display());
-    if let Some(account) = config.account(&data) {
-        eprintln!("{account}");
-    }
+    let account = config.account(&data).map(|account| format!("; {account}"));
+    eprintln!(
+        "{name} on {backend}, run folder {}{}",
+        out.display(),
+        account.unwrap_or_default()
+    );
     let interrupter = trainer.interrupter();
     #[cfg(feature = "dashboard")]
     let (trainer, _notices) = match args.dashboard {
