@@ -45,8 +45,9 @@ impl RouteOn {
 
 /// Who chooses children.
 ///
-/// Trees of all kinds have the same selectors, and take of a child what its probability says. The controls differ
-/// in the decisions alone.
+/// Trees of all kinds have the same selectors, and take of a child what [`SelectorGradient`] says of its probability:
+/// the controls differ in the decisions alone. With [`SelectorGradient::Reinforce`] and [`SelectorGradient::Soft`] they
+/// take all of the one child, and their selectors do not learn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SelectorKind {

@@ -49,7 +49,7 @@ struct Task {
 
 impl TreeCoder {
     /// Feeds sequences to the model token by token. The decoder has a copy of the model without dropout, off the
-    /// autodiff device; tensors are shared.
+    /// autodiff device; tensors are shared. Biases of loss-free balancing are read once, when they are first needed.
     ///
     /// # Errors
     /// If the model is not causal, what selectors read is not, or its classes are not its vocabulary.

@@ -51,7 +51,8 @@ impl AttentionCache {
     /// The cache of some of the examples, in this order: `rows` are their places in the batch. Sequences that were
     /// decoded together part this way, and those that have ended are left behind.
     ///
-    /// Attention within leaves keeps the pages of all examples in store, and reads those of the selected ones alone.
+    /// Attention within leaves reads the pages of the selected examples alone. It keeps those of the others in store until
+    /// they are more than half.
     ///
     /// # Panics
     /// If `rows` is empty, names a row that is not there, or one twice.
@@ -258,10 +259,30 @@ impl FineCache {
     }
 
     fn select(&self, rows: &[usize]) -> Self {
-        Self {
+        let mut kept = Self {
             pages: self.pages.select(rows),
             ..self.clone()
+        };
+        let used = kept.pages.used();
+        // At least one page stays: tensors without rows are refused by some backends.
+        if used > 0 && 2 * used < kept.pages.capacity() {
+            let old: Vec<i64> = kept
+                .pages
+                .compact()
+                .iter()
+                .map(|&page| page as i64)
+                .collect();
+            let old = Tensor::<1, Int>::from_data(old.as_slice(), &kept.key.device());
+            let closed_up = |pool: &Tensor<2>| {
+                let [places, head_dim] = pool.dims();
+                pool.clone()
+                    .reshape([places / Self::PAGE, Self::PAGE * head_dim])
+                    .select(0, old.clone())
+                    .reshape([used * Self::PAGE, head_dim])
+            };
+            (kept.key, kept.value) = (closed_up(&self.key), closed_up(&self.value));
         }
+        kept
     }
 
     /// The keys that the queries of a call need, and the call's own.

@@ -65,7 +65,8 @@ impl LeafPages {
         &self.shape
     }
 
-    /// The pages of some examples. Those of others stay where they are, and nothing reads them.
+    /// The pages of some examples. Those of others stay where they are, and nothing reads them until
+    /// [`compact`](Self::compact) leaves them out.
     pub fn select(&self, rows: &[usize]) -> Self {
         let of_example = self.kv_heads * self.shape.leaves();
         Self {
@@ -79,9 +80,25 @@ impl LeafPages {
         }
     }
 
-    /// Number of pages in use.
+    /// Number of pages, those of examples that were not selected included.
     pub fn capacity(&self) -> usize {
         self.pages
+    }
+
+    /// Number of pages that are read.
+    pub fn used(&self) -> usize {
+        self.leaves.iter().map(|leaf| leaf.pages.len()).sum()
+    }
+
+    /// Numbers the pages that are read anew, without gaps. Returns the old index of each.
+    pub fn compact(&mut self) -> Vec<usize> {
+        let mut old = Vec::with_capacity(self.used());
+        for page in self.leaves.iter_mut().flat_map(|leaf| &mut leaf.pages) {
+            let index = old.len();
+            old.push(std::mem::replace(page, index));
+        }
+        self.pages = old.len();
+        old
     }
 
     /// Takes in one more key of a leaf; the place where it is stored.
@@ -184,6 +201,23 @@ mod tests {
         assert_eq!(pages.capacity(), 3);
         assert_eq!(read(&pages, 3, &[0], false), [(0, 3, 2), (2, 3, 1)]);
         assert_eq!(read(&pages, 0, &[0], false), [(1, 0, 2)]);
+    }
+
+    #[test]
+    fn pages_of_the_examples_that_are_left_close_up() {
+        let mut both = LeafPages::new(2, 1, CompleteTree::new(vec![2]), 2);
+        // Pages 0 and 3 are of the first example, 1, 2 and 4 of the second.
+        for (example, leaf) in [(0, 0), (1, 1), (1, 0), (0, 1), (1, 0), (1, 0)] {
+            both.append(example, 0, leaf);
+        }
+        let mut one = both.select(&[1]);
+        assert_eq!((one.capacity(), one.used()), (5, 3));
+        assert_eq!(one.compact(), [2, 4, 1]);
+        assert_eq!((one.capacity(), one.used()), (3, 3));
+        // The half-filled page of leaf 0 is filled up, and the next one is new.
+        assert_eq!(one.append(0, 0, 0), 3);
+        assert_eq!(one.append(0, 0, 0), 6);
+        assert_eq!(one.append(0, 0, 1), 5);
     }
 
     #[test]
