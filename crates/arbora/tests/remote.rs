@@ -4,7 +4,8 @@
 mod common;
 
 use arbora::models::tree_coder::{
-    LeafHead, Placement, RouteOn, TreeCoder, TreeCoderConfig, TreeCoderOptions,
+    LeafHead, Placement, RouteOn, SelectorConfig, SelectorKind, TreeCoder, TreeCoderConfig,
+    TreeCoderOptions,
 };
 use arbora::remote::{self, RemoteError};
 use arbora::rl::clip_global_norm;
@@ -349,6 +350,38 @@ fn nodes_on_other_processes_give_the_logits_of_local_ones() {
             assert_eq!(got.routing.leaves, expected.routing.leaves);
             assert_close(got.logits, expected.logits, 1e-5, 0.0);
         }
+    }
+}
+
+#[test]
+fn decoding_with_leaves_on_another_process_gives_the_logits_of_local_ones() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let far = server.device(0);
+    for head in [LeafHead::Shared, LeafHead::PerLeaf] {
+        // By chance, so that some go to each leaf.
+        let selector = SelectorConfig::new().with_kind(SelectorKind::Random);
+        let local = tree().with_head(head).with_selector(selector);
+        let local = local.init(7, &Device::flex());
+        let spread = placed(local.clone(), &[("0.1", &far), ("1", &far)]);
+        let fed = |model: &TreeCoder| {
+            let mut decoder = model.decoder().unwrap();
+            let sequences: Vec<usize> = (0..12).map(|seed| decoder.add(seed)).collect();
+            let mut logits = Vec::new();
+            for tokens in [&[3, 1, 4, 2][..], &[5], &[0]] {
+                let fed: Vec<_> = sequences.iter().map(|&at| (at, tokens)).collect();
+                logits.extend(decoder.feed(&fed).unwrap().concat());
+            }
+            let leaves = sequences.iter().flat_map(|&at| decoder.leaves(at).to_vec());
+            (logits, leaves.collect::<Vec<_>>())
+        };
+        let ((expected, leaves), (got, same)) = (fed(&local), fed(&spread));
+        assert_eq!(leaves, same);
+        assert!((0..4).all(|leaf| leaves.contains(&leaf)), "{leaves:?}");
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-5, "{got} for {expected}");
+        }
+        assert_eq!(got.len(), expected.len());
     }
 }
 
