@@ -3,6 +3,7 @@
 
 mod common;
 
+use arbora::attention::{AttentionKindConfig, TreeFineConfig};
 use arbora::models::tree_coder::{
     LeafHead, Placement, RouteOn, SelectorConfig, SelectorKind, TreeCoder, TreeCoderConfig,
     TreeCoderOptions,
@@ -383,6 +384,34 @@ fn decoding_with_leaves_on_another_process_gives_the_logits_of_local_ones() {
         }
         assert_eq!(got.len(), expected.len());
     }
+}
+
+#[test]
+fn losses_of_attention_on_another_process_come_home() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let home = Device::flex().autodiff();
+    let attention = AttentionKindConfig::TreeFine(TreeFineConfig::new([2]));
+    // Not clones, which would share the trees' running state.
+    let model = || tree().with_attention(attention.clone()).init(7, &home);
+    let (local, spread) = (model(), placed(model(), &[("0.1", &server.device(0))]));
+    let loss = |model: &TreeCoder| {
+        let (tokens, options) = sequences(&home);
+        let reports = model.forward(tokens, None, &options).routing.attention;
+        let losses = reports
+            .into_iter()
+            .map(|report| report.balance_loss.unwrap());
+        let losses: Vec<Tensor<1>> = losses.collect();
+        assert_eq!(losses.len(), 7);
+        assert!(losses.iter().all(|loss| loss.device() == home));
+        Tensor::cat(losses, 0)
+    };
+    let got = loss(&spread);
+    assert_close(got.clone(), loss(&local), 1e-5, 0.0);
+    // What computed it learns from it.
+    let gradients = got.sum().backward();
+    let leaf = &spread.node(2, 1).blocks[0].attention;
+    assert!(leaf.query.weight.val().grad(&gradients).is_some());
 }
 
 /// All float parameters, by the place in the module.
