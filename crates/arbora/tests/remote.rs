@@ -3,8 +3,10 @@
 
 mod common;
 
+use arbora::attention::{AttentionKindConfig, TreeFineConfig};
 use arbora::models::tree_coder::{
-    LeafHead, Placement, RouteOn, TreeCoder, TreeCoderConfig, TreeCoderOptions,
+    LeafHead, Placement, RouteOn, SelectorConfig, SelectorKind, TreeCoder, TreeCoderConfig,
+    TreeCoderOptions,
 };
 use arbora::remote::{self, RemoteError};
 use arbora::rl::clip_global_norm;
@@ -350,6 +352,66 @@ fn nodes_on_other_processes_give_the_logits_of_local_ones() {
             assert_close(got.logits, expected.logits, 1e-5, 0.0);
         }
     }
+}
+
+#[test]
+fn decoding_with_leaves_on_another_process_gives_the_logits_of_local_ones() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let far = server.device(0);
+    for head in [LeafHead::Shared, LeafHead::PerLeaf] {
+        // By chance, so that some go to each leaf.
+        let selector = SelectorConfig::new().with_kind(SelectorKind::Random);
+        let local = tree().with_head(head).with_selector(selector);
+        let local = local.init(7, &Device::flex());
+        let spread = placed(local.clone(), &[("0.1", &far), ("1", &far)]);
+        let fed = |model: &TreeCoder| {
+            let mut decoder = model.decoder().unwrap();
+            let sequences: Vec<usize> = (0..12).map(|seed| decoder.add(seed)).collect();
+            let mut logits = Vec::new();
+            for tokens in [&[3, 1, 4, 2][..], &[5], &[0]] {
+                let fed: Vec<_> = sequences.iter().map(|&at| (at, tokens)).collect();
+                logits.extend(decoder.feed(&fed).unwrap().concat());
+            }
+            let leaves = sequences.iter().flat_map(|&at| decoder.leaves(at).to_vec());
+            (logits, leaves.collect::<Vec<_>>())
+        };
+        let ((expected, leaves), (got, same)) = (fed(&local), fed(&spread));
+        assert_eq!(leaves, same);
+        assert!((0..4).all(|leaf| leaves.contains(&leaf)), "{leaves:?}");
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-5, "{got} for {expected}");
+        }
+        assert_eq!(got.len(), expected.len());
+    }
+}
+
+#[test]
+fn losses_of_attention_on_another_process_come_home() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let home = Device::flex().autodiff();
+    let attention = AttentionKindConfig::TreeFine(TreeFineConfig::new([2]));
+    // Not clones, which would share the trees' running state.
+    let model = || tree().with_attention(attention.clone()).init(7, &home);
+    let (local, spread) = (model(), placed(model(), &[("0.1", &server.device(0))]));
+    let loss = |model: &TreeCoder| {
+        let (tokens, options) = sequences(&home);
+        let reports = model.forward(tokens, None, &options).routing.attention;
+        let losses = reports
+            .into_iter()
+            .map(|report| report.balance_loss.unwrap());
+        let losses: Vec<Tensor<1>> = losses.collect();
+        assert_eq!(losses.len(), 7);
+        assert!(losses.iter().all(|loss| loss.device() == home));
+        Tensor::cat(losses, 0)
+    };
+    let got = loss(&spread);
+    assert_close(got.clone(), loss(&local), 1e-5, 0.0);
+    // What computed it learns from it.
+    let gradients = got.sum().backward();
+    let leaf = &spread.node(2, 1).blocks[0].attention;
+    assert!(leaf.query.weight.val().grad(&gradients).is_some());
 }
 
 /// All float parameters, by the place in the module.

@@ -43,7 +43,7 @@ use burn::tensor::{Device, Int, Tensor};
 /// learned, the route reads what [`RouteOn`] says, and decisions learn as [`SelectorGradient`] says.
 ///
 /// Clones share the biases of loss-free balancing, as they share all running state of burn's modules: where one trains,
-/// or is moved to another device, those of all change.
+/// or moves to another device, those of all change.
 #[derive(Module, Debug)]
 pub struct TreeCoder {
     embedding: Embedding,

@@ -200,8 +200,9 @@ impl TreeCoder {
     /// to its device and back home, and nothing else of size: where every leaf has a head of its own and is placed,
     /// logits come home as well. Weights, their gradients and the state of an optimiser stay with the node.
     ///
-    /// Clones of the model stay where they are but for the biases of loss-free balancing, which they share: place before
-    /// cloning.
+    /// Clones share running state, which moves with the first of them that is placed: the biases of loss-free balancing,
+    /// and what trees and random features of attention keep. The others then cannot run, so place before cloning, or
+    /// load weights into a model of its own.
     ///
     /// # Errors
     /// If the tree does not have a node of the placement.
