@@ -62,7 +62,8 @@ impl Runner {
         let [batch, count] = targets.dims();
         let start = Instant::now();
         let output = self.model.forward(tokens.clone(), None, &self.options);
-        let chosen = log_softmax(output.logits, 2).gather(2, targets.clone().reshape([batch, count, 1]));
+        let chosen =
+            log_softmax(output.logits, 2).gather(2, targets.clone().reshape([batch, count, 1]));
         let gradients = chosen.mean().neg().backward();
         let gradients = GradientsParams::from_grads(gradients, &self.model);
         device.sync().expect("the device answers");
