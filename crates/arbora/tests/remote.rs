@@ -1,22 +1,5 @@
 //! Devices of other processes: what they compute, and what happens when they go.
-//!
-//! Not in builds with a CubeCL backend: these bring fusion, which sends Arbora's operators to the server by name, and servers
-//! know burn's operations alone. `cargo test -p arbora --test remote` runs them.
-#![cfg(all(
-    feature = "cli",
-    feature = "flex",
-    not(any(
-        feature = "wgpu",
-        feature = "vulkan",
-        feature = "webgpu",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm",
-        feature = "cpu",
-        feature = "fusion"
-    )),
-    unix
-))]
+#![cfg(all(feature = "cli", feature = "flex", unix))]
 
 mod common;
 

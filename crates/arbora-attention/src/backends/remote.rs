@@ -1,9 +1,10 @@
-//! burn-remote: devices of another process. The operators run as their reference bodies, so that a server
-//! needs to know nothing of Arbora: what travels are burn's own operations. With fusion they do not: it sends an operator
-//! to the server by name, where nothing handles it, so clients are built without a CubeCL backend.
+//! Devices of another process. The operators run as their reference bodies, so that a server needs to know
+//! nothing of Arbora: what travels are burn's own operations.
+//!
+//! With fusion, `Remote` is `Fusion` over a router. That router must have no implementation of its own: the one
+//! that is generated for `Fusion` would then apply, and send operators by name to a server that knows none.
 
 use crate::ops::TreeAttentionOps;
-use burn_remote::RemoteChannel;
-use burn_router::BackendRouter;
+use burn::backend::Remote;
 
-impl TreeAttentionOps for BackendRouter<RemoteChannel> {}
+impl TreeAttentionOps for Remote {}
