@@ -21,6 +21,16 @@ impl Backend {
     /// Those that the shared test suite must pass on.
     pub const TESTED: [Self; 4] = [Self::Flex, Self::Ndarray, Self::Tch, Self::Wgpu];
 
+    /// CubeCL's backends beside wgpu: compiled, and run by nobody here.
+    pub const PASSED_THROUGH: [Self; 6] = [
+        Self::Vulkan,
+        Self::Webgpu,
+        Self::Metal,
+        Self::Cuda,
+        Self::Rocm,
+        Self::Cpu,
+    ];
+
     /// The name of burn's feature, ours, and the value of `BURN_DEVICE`.
     pub fn name(self) -> &'static str {
         match self {

@@ -3,20 +3,22 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::backend::Backend;
 use crate::shell::root;
+use crate::workspace;
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every page in the folder and below.
-fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+/// Every file with the ending in the folder and below.
+fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     for entry in entries {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            pages(&path, found);
-        } else if path.extension().is_some_and(|ending| ending == "md") {
+            files(&path, ending, found);
+        } else if path.extension().is_some_and(|found| found == ending) {
             found.push(path);
         }
     }
@@ -33,7 +35,7 @@ fn links(page: &str) -> impl Iterator<Item = &str> {
 fn links_between_pages_lead_to_files() {
     let root = root();
     let mut found = vec![root.join("README.md")];
-    pages(&root.join("docs"), &mut found);
+    files(&root.join("docs"), "md", &mut found);
     for package in fs::read_dir(root.join("crates")).unwrap() {
         let page = package.unwrap().path().join("README.md");
         if page.is_file() {
@@ -80,5 +82,47 @@ fn every_member_is_on_the_map() {
             map.contains(&format!("### {folder}")),
             "docs/architecture.md has no heading {folder}"
         );
+    }
+}
+
+/// CI checks the backends that are passed through all at once, and of CubeCL's wgpu alone.
+#[test]
+fn features_of_cubecl_backends_differ_in_the_name_alone() {
+    for package in workspace::packages().unwrap() {
+        let Some(wgpu) = package.features.get(Backend::Wgpu.name()) else {
+            continue;
+        };
+        for backend in Backend::PASSED_THROUGH {
+            let expected: Vec<String> = wgpu
+                .iter()
+                .map(|one| one.replace(Backend::Wgpu.name(), backend.name()))
+                .collect();
+            assert_eq!(
+                package.features.get(backend.name()),
+                Some(&expected),
+                "{}: feature {}",
+                package.name,
+                backend.name()
+            );
+        }
+    }
+    let mut sources = Vec::new();
+    for folder in ["crates", "benches"] {
+        files(&root().join(folder), "rs", &mut sources);
+    }
+    for path in sources {
+        let source = read(&path);
+        let mentions = |backend: Backend| {
+            let condition = format!("feature = \"{}\"", backend.name());
+            source.matches(&condition).count()
+        };
+        for backend in Backend::PASSED_THROUGH {
+            assert!(
+                mentions(backend) >= mentions(Backend::Wgpu),
+                "{}: fewer conditions on {} than on wgpu",
+                path.display(),
+                backend.name()
+            );
+        }
     }
 }

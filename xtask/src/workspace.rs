@@ -1,6 +1,6 @@
 //! What `cargo metadata` says about the workspace.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,7 +13,8 @@ use crate::shell;
 pub struct Package {
     pub name: String,
     pub folder: PathBuf,
-    pub features: BTreeSet<String>,
+    /// What each feature switches on.
+    pub features: BTreeMap<String, Vec<String>>,
     /// Whether the manifest lets it be published: such a crate is embedded by users.
     pub published: bool,
 }
@@ -46,7 +47,7 @@ pub fn packages() -> Result<Vec<Package>> {
             .parent()
             .unwrap_or(Path::new(""))
             .to_path_buf(),
-        features: package.features.into_keys().collect(),
+        features: package.features,
         published: package
             .publish
             .is_none_or(|registries| !registries.is_empty()),
@@ -60,7 +61,7 @@ pub fn features(packages: &[Package], backends: &[Backend]) -> String {
     let mut features = Vec::new();
     for package in packages {
         for backend in backends {
-            if package.features.contains(backend.name()) {
+            if package.features.contains_key(backend.name()) {
                 features.push(format!("{}/{}", package.name, backend.name()));
             }
         }
@@ -77,7 +78,10 @@ mod tests {
         let package = |name: &str, features: &[&str]| Package {
             name: name.to_string(),
             folder: PathBuf::new(),
-            features: features.iter().map(ToString::to_string).collect(),
+            features: features
+                .iter()
+                .map(|name| (name.to_string(), Vec::new()))
+                .collect(),
             published: true,
         };
         let packages = [

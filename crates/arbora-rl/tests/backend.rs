@@ -4,8 +4,12 @@
     feature = "ndarray",
     feature = "tch",
     feature = "wgpu",
-    feature = "cpu",
-    feature = "cuda"
+    feature = "vulkan",
+    feature = "webgpu",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm",
+    feature = "cpu"
 ))]
 
 #[path = "backend/baselines.rs"]
