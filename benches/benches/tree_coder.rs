@@ -10,7 +10,6 @@
 
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
 use arbora_rl::seed::step_rng;
-use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -126,7 +125,7 @@ fn main() {
         let [tree, linear] = &runners;
         let gradients = runners.each_ref().map(|runner| median(&runner.gradients));
         let updates = runners.each_ref().map(|runner| median(&runner.updates));
-        let parameters = [tree, linear].map(|runner| runner.model.num_params());
+        let parameters = [tree, linear].map(|runner| runner.model.config().parameters().total);
         println!(
             "batch {batch}: forward and backward {:.0} ms, in line {:.0} ms: ratio {:.2}; optimiser {:.1} ms for {} parameters, in line {:.1} ms for {}",
             gradients[0],

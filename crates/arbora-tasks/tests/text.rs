@@ -126,7 +126,82 @@ fn random_merges_of_a_file_are_turned_off() {
         .replace("\"dropout\":null", "\"dropout\":0.9");
     assert!(json.contains("0.9"));
     let tokenizer = Tokenizer::from_json(&json).unwrap();
-    assert_eq!(tokenizer.fingerprint(), trained().fingerprint());
+    assert_eq!(
+        tokenizer.encode(TRAINING).unwrap(),
+        trained().encode(TRAINING).unwrap()
+    );
+    let again = Tokenizer::from_json(&tokenizer.to_json()).unwrap();
+    assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+}
+
+#[test]
+fn templates_of_a_file_neither_double_nor_remove_a_text() {
+    let plain = Tokenizer::from_json(&words()).unwrap();
+    let piece = serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    for single in [vec![], vec![piece.clone(), piece.clone()]] {
+        let template = serde_json::json!({
+            "type": "TemplateProcessing", "single": single, "pair": [piece, piece], "special_tokens": {},
+        });
+        let json = words().replace(
+            "\"post_processor\":null",
+            &format!("\"post_processor\":{template}"),
+        );
+        assert!(json.contains("TemplateProcessing"));
+        let tokenizer = Tokenizer::from_json(&json).unwrap();
+        let text = "the whale";
+        assert_eq!(tokenizer.encode(text).unwrap(), plain.encode(text).unwrap());
+    }
+}
+
+#[test]
+fn numbers_that_name_no_symbol_or_cannot_be_counted_are_refused() {
+    let with = |vocabulary: &str| {
+        let json = words().replace("{\"[UNK]\":0,\"the\":1,\"whale\":4}", vocabulary);
+        assert!(json.contains(vocabulary));
+        Tokenizer::from_json(&json)
+    };
+    with("{\"[UNK]\":0,\"the\":1048575}").unwrap();
+    for (vocabulary, problem) in [
+        (
+            "{\"[UNK]\":0,\"the\":1,\"whale\":1}",
+            "\"the\" and \"whale\" have the same number 1",
+        ),
+        (
+            "{\"[UNK]\":0,\"the\":1048576}",
+            "\"the\" has the number 1048576: expected numbers below 1048576",
+        ),
+        (
+            "{\"[UNK]\":0,\"the\":4294967295}",
+            "\"the\" has the number 4294967295: expected numbers below 1048576",
+        ),
+    ] {
+        let error = with(vocabulary).unwrap_err().to_string();
+        assert_eq!(error, format!("not a tokenizer: {problem}"));
+    }
+}
+
+#[test]
+fn what_its_library_panics_over_is_refused() {
+    let parts = |vocabulary: &str| {
+        format!(
+            "{{\"type\":\"BPE\",\"continuing_subword_prefix\":\"######\",\"vocab\":{vocabulary},\"merges\":[[\"a\",\"b\"]]}}"
+        )
+    };
+    let mut json: serde_json::Value = serde_json::from_str(&words()).unwrap();
+    json["model"] = serde_json::from_str(&parts("{\"a\":0,\"b\":1,\"ab\":2}")).unwrap();
+    let error = Tokenizer::from_json(&json.to_string()).unwrap_err();
+    assert!(
+        matches!(&error, TaskError::Text(TextError::TokenizerJson { .. })),
+        "{error}"
+    );
+    let mut json: serde_json::Value = serde_json::from_str(&words()).unwrap();
+    json["pre_tokenizer"] = serde_json::json!({ "type": "FixedLength", "length": 0 });
+    let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
+    let error = tokenizer.encode("the whale").unwrap_err();
+    assert!(
+        matches!(&error, TaskError::Text(TextError::Tokenize { .. })),
+        "{error}"
+    );
 }
 
 #[test]

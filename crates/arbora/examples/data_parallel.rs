@@ -9,6 +9,7 @@
 //! burn sums the gradients of the devices on the first one, which takes the step. So each device's loss is divided
 //! by their number: the step is then the one of a single device with all parts as one batch.
 
+use arbora::models::tree_coder::RouteOn;
 use arbora::models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
 use burn::data::dataloader::DataLoaderBuilder;
 use burn::data::dataloader::batcher::Batcher;
@@ -36,16 +37,20 @@ pub struct Parallel {
     devices: usize,
 }
 
-/// The mean cross-entropy of each next token, `[1]`.
+/// The first tokens of a sequence, which choose its route. None of them is predicted.
+const PROMPT: usize = 4;
+
+/// The mean cross-entropy of each next token after the prompt, `[1]`.
 ///
 /// - windows: `[batch, tokens + 1]`
 pub fn loss(network: &TreeCoder, windows: Tensor<2, Int>) -> Tensor<1> {
     let [batch, length] = windows.dims();
     let tokens = windows.clone().narrow(1, 0, length - 1);
-    let targets = windows.narrow(1, 1, length - 1);
+    let targets = windows.narrow(1, PROMPT, length - PROMPT);
     let output = network.forward(tokens, None, &TreeCoderOptions::default());
-    let rows = batch * (length - 1);
-    let logits = output.logits.reshape([rows as i64, -1]);
+    let rows = batch * (length - PROMPT);
+    let logits = output.logits.narrow(1, PROMPT - 1, length - PROMPT);
+    let logits = logits.reshape([rows as i64, -1]);
     let device = logits.device();
     CrossEntropyLossConfig::new()
         .init(&device)
@@ -119,6 +124,7 @@ pub fn network(device: &Device) -> TreeCoder {
         .with_d_model(32)
         .with_height(1)
         .with_d_ff(vec![64])
+        .with_route_on(RouteOn::FirstN { tokens: PROMPT })
         .init(0, device)
 }
 

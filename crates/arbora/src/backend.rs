@@ -1,9 +1,9 @@
 //! Backends by name, and devices of other processes by address.
 
+use crate::quiet::without_panic;
 use crate::remote::{self, Address};
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::{Device, Tensor};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 type Open = fn() -> Device;
 
@@ -124,7 +124,7 @@ fn open_here(asked: Option<String>) -> Result<(&'static str, Device)> {
     Ok((name, tried(&format!("backend {name}"), open)?))
 }
 
-/// A device that computes.
+/// A device that computes. A missing driver shows at the first tensor, as a panic inside the backend.
 fn tried(name: &str, open: impl FnOnce() -> Device) -> Result<Device> {
     without_panic(|| {
         let device = open();
@@ -132,32 +132,4 @@ fn tried(name: &str, open: impl FnOnce() -> Device) -> Result<Device> {
         device
     })
     .map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
-}
-
-/// What `open` returns, or the message of its panic, which is not printed.
-///
-/// A missing driver shows at the first tensor, as a panic inside the backend.
-fn without_panic<T>(open: impl FnOnce() -> T) -> Result<T, String> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let opened = catch_unwind(AssertUnwindSafe(open));
-    std::panic::set_hook(hook);
-    opened.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| Some(panic.downcast_ref::<&str>()?.to_string()));
-        text.unwrap_or_else(|| "no reason given".into())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_panics_gives_its_message() {
-        let code = 7;
-        let opened = without_panic(|| -> Device { panic!("no adapter {code}") });
-        assert_eq!(opened.unwrap_err(), "no adapter 7");
-        assert_eq!(without_panic(|| 3), Ok(3));
-    }
 }

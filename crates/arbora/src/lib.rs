@@ -52,6 +52,8 @@ pub mod problem;
 #[cfg(feature = "cli")]
 pub mod progress;
 #[cfg(feature = "cli")]
+mod quiet;
+#[cfg(feature = "cli")]
 pub mod remote;
 #[cfg(feature = "cli")]
 pub mod report;

@@ -26,10 +26,28 @@ use std::path::Path;
 pub struct Sizes {
     /// Items per training step.
     pub batch: usize,
+    /// Items that are measured at a time.
+    pub eval_batch: usize,
     /// Evaluation items measured during training; 0 means all of a finite set.
     pub eval_items: usize,
     /// Evaluation items measured at the end; 0 means all of a finite set.
     pub test_items: usize,
+}
+
+impl Sizes {
+    /// Items that are measured where so many are asked for: whole batches, and no more than there are.
+    ///
+    /// - asked: 0 means all of a finite set
+    /// - count: all of a finite set
+    pub fn measured(&self, asked: usize, count: Option<usize>) -> usize {
+        let batches = asked.div_ceil(self.eval_batch.max(1));
+        let whole = batches.saturating_mul(self.eval_batch);
+        match (asked, count) {
+            (0, count) => count.unwrap_or(0),
+            (_, Some(count)) => whole.min(count),
+            (_, None) => whole,
+        }
+    }
 }
 
 /// The settings of a run, in its folder.
@@ -213,6 +231,7 @@ macro_rules! common_settings {
         fn sizes(&self) -> $crate::run::Sizes {
             $crate::run::Sizes {
                 batch: self.batch_size,
+                eval_batch: self.eval_batch_size,
                 eval_items: self.eval_items,
                 test_items: self.test_items,
             }

@@ -289,6 +289,29 @@ fn shards_make_the_whole_grid_and_the_table_says_what_is_missing() {
 }
 
 #[test]
+fn a_grid_within_its_text_is_refused_since_the_table_would_become_text() {
+    let place = place();
+    for out in ["sea", "sea/grid"] {
+        let line = place.refuse(&[&GRID[..], &["--out", out]].concat());
+        assert!(line.contains("is within the text"), "{line}");
+    }
+}
+
+#[test]
+fn what_was_measured_by_an_earlier_rule_is_measured_anew() {
+    let place = place();
+    let args = ["--trees", "2:1:1:8", "--models", "tree-coder"];
+    let first = grid(&place, &args);
+    let file = "out/sea/tree-coder-k2-h1-b1-d8-seed0/measured.json";
+    let mut measured = place.json(file);
+    assert!(measured["rule"].is_u64());
+    measured.as_object_mut().unwrap().remove("rule");
+    measured["metrics"]["loss"] = json!(0.5);
+    fs::write(place.path(file), measured.to_string()).unwrap();
+    assert_eq!(grid(&place, &args)["cases"], first["cases"]);
+}
+
+#[test]
 fn grids_that_make_no_sense_are_refused_in_one_line() {
     let place = place();
     let cases: [(&[&str], &str); 20] = [
@@ -426,10 +449,12 @@ fn a_run_that_diverged_loses_and_one_that_is_missing_takes_no_part() {
             Value::Null => Value::Null,
             loss => json!({ "loss": loss, "perplexity": null }),
         };
+        let file = path(model, tree, seed);
         let measured = json!({
-            "step": 1, "backend": backend, "metrics": metrics, "training_seconds": 1.0,
+            "rule": place.json(&file)["rule"], "step": 1, "backend": backend, "metrics": metrics,
+            "training_seconds": 1.0,
         });
-        fs::write(path(model, tree, seed), measured.to_string()).unwrap();
+        fs::write(file, measured.to_string()).unwrap();
     };
     // One tree wins two seeds of three and loses its case by a run that diverged; of the other, both sides diverged
     // with seed 0, a control is missing with seed 1, and the tree is lower with seed 2.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Place, parse};
+use common::{Place, parse, stderr};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -104,11 +104,25 @@ fn every_model_leaves_numbers_curves_and_a_run_that_eval_measures_again() {
 #[test]
 fn one_byte_is_one_token_so_bits_per_byte_are_the_loss_in_bits() {
     let place = place();
-    let trained = parse(&train(&place, &["--out", "out", "--json"]));
+    fs::write(place.path("held.txt"), document(0)).unwrap();
+    let held = ["--set", "data.validation_source=held.txt"];
+    let trained = parse(&train(
+        &place,
+        &[&held[..], &["--out", "out", "--json"]].concat(),
+    ));
     let numbers = &trained["models"]["tree-coder"];
     let bits = number(&numbers["loss"]) / 2f64.ln();
-    // The end of a document is a target without bytes: 4 of all targets.
-    assert!(number(&numbers["bits_per_byte"]) >= bits, "{numbers}");
+    // All bytes but the first are targets, and so is the end of the document, which has no bytes. The first three of
+    // a window choose its route.
+    let all = document(0).len();
+    let windows = (0..all).step_by(16).map(|start| 16.min(all - start));
+    let targets: usize = windows.map(|count| count.saturating_sub(3)).sum();
+    assert!(all % 16 > 3, "the end is asked for");
+    let bytes = (targets - 1) as f64;
+    near(
+        number(&numbers["bits_per_byte"]),
+        bits * targets as f64 / bytes,
+    );
     let mixed = [
         "--set",
         "data.mix_documents=true",
@@ -485,6 +499,106 @@ fn a_text_of_prompts_alone_is_refused_before_the_folder_is_made() {
         &words,
     );
     train(&place, &[&short[..], &["--out", "new"]].concat());
+}
+
+#[test]
+fn sequences_to_measure_that_are_prompts_alone_are_refused_before_the_folder_is_made() {
+    let place = place();
+    fs::create_dir(place.path("held")).unwrap();
+    for number in 0..9 {
+        fs::write(place.path(format!("held/{number}.txt")), "abcd").unwrap();
+    }
+    fs::write(place.path("held/long.txt"), document(0)).unwrap();
+    let settings = [
+        "data.validation_source=held",
+        "architecture.route_on.tokens=6",
+        "test_items=3",
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|one| ["--set", one]).collect();
+    let line = place.refuse(&[&TRAIN[..], &["--out", "new"], &settings].concat());
+    let words = "test_items: the 4 sequences that are measured have no token after the first 6";
+    assert!(line.contains(words), "{line}");
+}
+
+#[test]
+fn whole_batches_are_measured_and_counted() {
+    let place = place();
+    train(&place, &["--set", "test_items=5", "--out", "out"]);
+    assert_eq!(place.eval("out", &[])["items"], 8);
+    assert_eq!(
+        place.eval("out", &[])["parameters"],
+        place.eval("out", &[])["metrics"]["total_parameters"]
+            .as_f64()
+            .unwrap() as u64
+    );
+}
+
+#[test]
+fn files_of_the_user_in_the_folder_of_a_new_run_are_not_written_over() {
+    let place = place();
+    let bpe = r#"data.tokenizer={"kind":"bpe","vocabulary":280}"#;
+    train(&place, &["--set", bpe, "--out", "first"]);
+    let kept = fs::read_to_string(place.path("first/tokenizer.json")).unwrap();
+    let cut =
+        r#""truncation":{"direction":"Right","max_length":2,"strategy":"LongestFirst","stride":0}"#;
+    fs::create_dir(place.path("tok")).unwrap();
+    fs::write(
+        place.path("tok/tokenizer.json"),
+        kept.replace(r#""truncation":null"#, cut),
+    )
+    .unwrap();
+    let file = r#"data.tokenizer={"kind":"file","path":"tok/tokenizer.json"}"#;
+    let line = place.refuse(&[&TRAIN[..], &["--set", file, "--out", "tok"]].concat());
+    assert!(line.contains("tok/tokenizer.json: is there"), "{line}");
+    // What a start that was cut short has left is no obstacle.
+    fs::write(place.path("tok/tokenizer.json"), kept).unwrap();
+    train(&place, &["--set", file, "--out", "tok"]);
+}
+
+#[test]
+fn tokenizers_with_gaps_or_faults_say_no_more_than_one_line() {
+    let place = place();
+    let words = |vocabulary: Value, pre_tokenizer: Value| {
+        json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" },
+        })
+        .to_string()
+    };
+    let spaces = json!({ "type": "Whitespace" });
+    let file = r#"data.tokenizer={"kind":"file","path":"mine.json"}"#;
+    let gaps = words(json!({ "[UNK]": 0, "line": 90 }), spaces.clone());
+    fs::write(place.path("mine.json"), gaps).unwrap();
+    // Standard output is JSON and no more.
+    let trained = parse(&train(&place, &["--set", file, "--out", "gaps", "--json"]));
+    let loss = number(&trained["models"]["tree-coder"]["loss"]);
+    near(number(&place.eval("gaps", &[])["metrics"]["loss"]), loss);
+    let nothing = json!({ "type": "FixedLength", "length": 0 });
+    for (tokenizer, problem) in [
+        (
+            words(json!({ "[UNK]": 0, "line": 1, "meets": 1 }), spaces.clone()),
+            "the same number 1",
+        ),
+        (
+            words(json!({ "[UNK]": 0, "line": 4_000_000_000u32 }), spaces),
+            "below 1048576",
+        ),
+        (
+            words(json!({ "[UNK]": 0, "line": 1 }), nothing),
+            "its library fails",
+        ),
+    ] {
+        fs::write(place.path("mine.json"), tokenizer).unwrap();
+        let output = place.run(&[&TRAIN[..], &["--set", file, "--out", "new"]].concat());
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(
+            stderr.lines().count() == 1 && stderr.contains(problem),
+            "{stderr}"
+        );
+        assert!(!place.path("new").exists());
+    }
 }
 
 #[test]

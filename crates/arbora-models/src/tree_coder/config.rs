@@ -232,7 +232,7 @@ impl TreeCoderConfig {
         for (setting, values) in [("blocks", &self.blocks), ("d_ff", &self.d_ff)] {
             let of_blocks = setting == "d_ff" && self.height == 0;
             let fits = values.len() == 1
-                || values.len() == self.height + 1
+                || Some(values.len()) == self.height.checked_add(1)
                 || of_blocks && self.blocks == [values.len()];
             if !fits {
                 return Err(error(

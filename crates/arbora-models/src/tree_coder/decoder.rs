@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 /// Feeds sequences to a model token by token, with a cache of keys and values at every node that they reached.
 ///
 /// Each sequence gets the logits that one [`forward`](TreeCoder::forward) over all of its tokens gives, up to
-/// rounding, however they were split into calls and whatever was fed beside it. Sequences of one length that took
+/// rounding, however they were split into calls and whatever was fed beside it. Rounding may decide a route where
+/// children are all but equally likely: see [`Decoder::route_margin`]. Sequences of one length that took
 /// the same route so far advance together; where their routes part, so do their caches. With
 /// [`RouteOn::PreviousChunk`] a sequence that comes back to a node goes on with what the node remembers of it.
 ///
@@ -37,6 +38,19 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Of its routed items.
     leaves: Vec<usize>,
+    /// Of its closest decision.
+    margin: f64,
+}
+
+impl Sequence {
+    fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            tokens: Vec::new(),
+            leaves: Vec::new(),
+            margin: f64::INFINITY,
+        }
+    }
 }
 
 /// Tokens that are to be fed to a group, of equally many for each member.
@@ -104,11 +118,7 @@ impl Decoder {
     ///
     /// - seed: of its routes, where these are random
     pub fn add(&mut self, seed: u64) -> usize {
-        self.sequences.push(Sequence {
-            seed,
-            tokens: Vec::new(),
-            leaves: Vec::new(),
-        });
+        self.sequences.push(Sequence::new(seed));
         self.sequences.len() - 1
     }
 
@@ -122,11 +132,16 @@ impl Decoder {
         &self.sequences[sequence].leaves
     }
 
+    /// How much the value of the chosen child was above that of the next where a decision about a sequence was closest:
+    /// its probability, with the bias of loss-free balancing. Infinite where no selector decided.
+    pub fn route_margin(&self, sequence: usize) -> f64 {
+        self.sequences[sequence].margin
+    }
+
     /// Forgets the tokens of a sequence and all that was kept of them.
     pub fn clear(&mut self, sequence: usize) {
         let state = &mut self.sequences[sequence];
-        state.tokens.clear();
-        state.leaves.clear();
+        *state = Sequence::new(state.seed);
         self.part_groups(|member| usize::from(member == sequence));
         self.groups.retain(|group| group.members != [sequence]);
     }
@@ -248,6 +263,12 @@ impl Decoder {
         };
         let output = self.model.forward(tokens, None, &options);
         state.leaves = output.routing.leaves;
+        let margins = output
+            .routing
+            .levels
+            .iter()
+            .flat_map(|level| &level.margins);
+        state.margin = margins.copied().fold(state.margin, f64::min);
         let [_, tokens, _] = output.logits.dims();
         host(output.logits.narrow(1, tokens - 1, 1))
     }
@@ -425,8 +446,14 @@ impl Decoder {
                     });
                 let bias = bias.as_deref().map(Vec::as_slice);
                 let scores = host(scores.clone());
-                let rows = scores.chunks(branching);
-                rows.map(|scores| choose(scores, bias)).collect()
+                let rows = group.members.iter().zip(scores.chunks(branching));
+                rows.map(|(&member, scores)| {
+                    let choice = choose(scores, bias);
+                    let margin = &mut self.sequences[member].margin;
+                    *margin = margin.min(choice.margin);
+                    choice.child
+                })
+                .collect()
             }
             SelectorKind::Random | SelectorKind::Hash => {
                 let tree = self.model.tree();

@@ -6,7 +6,7 @@ use super::node::NodeInput;
 use super::route::Share;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// What [`TreeCoder::forward`] takes beside tokens.
 #[derive(Clone, Debug, Default)]
@@ -57,17 +57,34 @@ pub struct TreeCoderRouting {
 }
 
 impl TreeCoderRouting {
-    /// The decisions as a policy gradient reads them: one row per item, with one sample. `None` unless selectors
-    /// learn by [`SelectorGradient::Reinforce`] and there are decisions.
+    /// The decisions as a policy gradient reads them: one row per item, with one sample. Items of nothing but padding
+    /// are masked out. `None` unless selectors learn by [`SelectorGradient::Reinforce`] and there are decisions.
+    ///
+    /// Rows are independent of each other where sequences are routed whole. The route of a chunk changes what later
+    /// chunks of its sequence read, and with it their rewards: a reward per chunk leaves this out, so the gradient is
+    /// that of looking one chunk ahead.
     pub fn rollout(&self) -> Option<Rollout> {
         let column = |numbers: &Tensor<1>| numbers.clone().unsqueeze_dim::<2>(1);
         let log_prob = column(self.log_prob.as_ref()?);
+        let device = log_prob.device();
+        let mask = self.real.as_ref().map(|real| {
+            let masked: Vec<bool> = real.iter().map(|real| !real).collect();
+            Tensor::from_data(TensorData::new(masked, [real.len(), 1]), &device)
+        });
         Some(Rollout {
             decisions: log_prob.ones_like() * self.levels.len() as f64,
             entropy: column(self.entropy.as_ref()?),
             log_prob,
-            mask: None,
+            mask,
         })
+    }
+
+    /// How many items have a token that is not padding.
+    pub fn real_items(&self) -> usize {
+        match &self.real {
+            Some(real) => real.iter().filter(|real| **real).count(),
+            None => self.leaves.len(),
+        }
     }
 }
 
@@ -78,6 +95,9 @@ pub struct LevelRouting {
     pub nodes: Vec<usize>,
     /// The child that it went to.
     pub children: Vec<usize>,
+    /// How much the probability of the child that evaluation takes, with the bias of loss-free balancing, is above that
+    /// of the next; infinite where no selector decides.
+    pub margins: Vec<f64>,
     /// The mean entropy of the probabilities over items that are not all padding, in nats; 0 where routes are not
     /// learned.
     pub entropy: f64,

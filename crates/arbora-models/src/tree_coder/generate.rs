@@ -12,8 +12,10 @@ use rand::Rng;
 use thiserror::Error;
 
 /// Greedy decoding gives the same tokens on every backend, with or without a cache, as long as the logit of the
-/// greatest is more than this above that of the second. Where they are closer, rounding may decide: see
-/// [`Generated::smallest_margin`].
+/// greatest is more than this above that of the second, and in each decision of a selector the value of the child
+/// above that of the next. Where they are closer, rounding may decide: see [`Generated::smallest_margin`] and
+/// [`Generated::smallest_route_margin`]. Attention that routes tokens to leaves of its own decides as well, and has
+/// no margin here.
 ///
 /// The tests hold logits with and without a cache to within a tenth of it, in single precision.
 pub const GREEDY_EPSILON: f64 = 1e-3;
@@ -68,6 +70,9 @@ pub struct Generated {
     pub log_probabilities: Vec<f64>,
     /// How much the greatest logit was above the second greatest where they were closest. See [`GREEDY_EPSILON`].
     pub smallest_margin: f64,
+    /// The same of the probabilities of children, with the bias of loss-free balancing, where a route was decided;
+    /// infinite where no selector decided.
+    pub smallest_route_margin: f64,
     /// Whether the prompt has fewer tokens than the model was trained to begin with.
     pub short_prompt: bool,
 }
@@ -288,6 +293,7 @@ impl TreeCoder {
                         leaves: Vec::new(),
                         log_probabilities: Vec::new(),
                         smallest_margin: f64::INFINITY,
+                        smallest_route_margin: f64::INFINITY,
                         short_prompt: prompt.len() < config.route_on.prompt(),
                     },
                 }
@@ -323,6 +329,8 @@ impl TreeCoder {
                     one.next = [&before[length + 1 - kept..], &one.next].concat();
                     one.since = 0;
                 }
+                let of_routes = &mut one.found.smallest_route_margin;
+                *of_routes = of_routes.min(decoder.route_margin(prompt));
                 if kept.is_some() || one.done.is_some() {
                     one.found.leaves.extend(decoder.leaves(prompt));
                     one.begun += 1;

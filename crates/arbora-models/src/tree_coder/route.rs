@@ -45,17 +45,33 @@ impl Share {
     }
 }
 
-/// The child that a decision takes: the first of the most likely, with the bias of loss-free balancing added to the
+/// A decision between the children of a node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Choice {
+    pub child: usize,
+    /// How much its value was above that of the next.
+    pub margin: f64,
+}
+
+/// What a decision takes: the first of the most likely children, with the bias of loss-free balancing added to the
 /// probabilities (arXiv 2408.15664, equation 3).
-pub(super) fn choose(scores: &[f32], bias: Option<&[f32]>) -> usize {
+pub(super) fn choose(scores: &[f32], bias: Option<&[f32]>) -> Choice {
     let mut values = probabilities(scores);
     for (value, bias) in values.iter_mut().zip(bias.unwrap_or_default()) {
         *value += f64::from(*bias);
     }
-    (0..values.len())
+    let child = (0..values.len())
         .rev()
         .max_by(|&one, &other| values[one].total_cmp(&values[other]))
-        .unwrap_or(0)
+        .unwrap_or(0);
+    let others = (0..values.len()).filter(|other| *other != child);
+    let next = others
+        .map(|other| values[other])
+        .fold(f64::NEG_INFINITY, f64::max);
+    Choice {
+        child,
+        margin: values[child] - next,
+    }
 }
 
 /// The softmax of some scores.
@@ -95,6 +111,8 @@ fn entropy(scores: &[f32]) -> f64 {
 /// What the selectors of a level made of their items, row by row.
 struct Decided {
     children: Vec<usize>,
+    /// Of the decisions of evaluation; infinite where there is none to take.
+    margins: Vec<f64>,
     entropy: f64,
     share: Option<Share>,
 }
@@ -182,12 +200,14 @@ impl TreeCoder {
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
+            margins: vec![f64::INFINITY; children.len()],
             entropy: decided.entropy,
         };
-        let rows = items.order().zip(items.nodes()).zip(&children);
-        for ((item, node), child) in rows {
+        let rows = items.order().zip(items.nodes());
+        for (row, (item, node)) in rows.enumerate() {
             level.nodes[item] = node;
-            level.children[item] = *child;
+            level.children[item] = children[row];
+            level.margins[item] = decided.margins[row];
         }
         routing.levels.push(level);
         let moved = items.send(&children, self.config.branching);
@@ -230,8 +250,15 @@ impl TreeCoder {
         let of_node = items.groups.iter().map(|group| group.node);
         let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
 
+        let choose_all = |scores: &[f32]| -> Vec<Choice> {
+            let rows = items.nodes().zip(scores.chunks(k));
+            rows.map(|(node, scores)| choose(scores, biases.get(&node).copied()))
+                .collect()
+        };
+        let children_of = |choices: &[Choice]| choices.iter().map(|choice| choice.child).collect();
+        let as_evaluated = (!is_fixed).then(|| choose_all(host));
         let mut noisy = scores.clone();
-        let mut decided = host.to_vec();
+        let mut with_noise = Vec::new();
         if let SelectorGradient::GumbelStraightThrough { .. } = config.gradient
             && is_training
         {
@@ -240,22 +267,39 @@ impl TreeCoder {
                 .flat_map(|item| gumbel(options.seed, depth, item, k))
                 .collect();
             // Nothing was read where the children are given.
-            for (score, noise) in decided.iter_mut().zip(&noise) {
-                *score += noise;
-            }
-            noisy = noisy + Tensor::from_data(TensorData::new(noise, [rows, k]), &home);
+            with_noise = host
+                .iter()
+                .zip(&noise)
+                .map(|(one, noise)| one + noise)
+                .collect();
+            let noise = TensorData::new(noise, [rows, k]);
+            noisy = noisy + Tensor::from_data(noise, (&home, scores.dtype()));
         }
-        let samples = is_training && config.gradient == SelectorGradient::Reinforce;
-        let children = given.unwrap_or_else(|| {
-            let rows = items.order().zip(items.nodes()).zip(decided.chunks(k));
-            rows.map(|((item, node), scores)| match samples {
-                true => sampled_child(options.seed, depth, item, &probabilities(scores)),
-                false => choose(scores, biases.get(&node).copied()),
-            })
-            .collect()
-        });
+        let children: Vec<usize> = match (given, &as_evaluated) {
+            (Some(given), _) => given,
+            (None, None) => unreachable!("children that are not given are chosen"),
+            (None, Some(choices)) => match config.gradient {
+                SelectorGradient::GumbelStraightThrough { .. } if is_training => {
+                    children_of(&choose_all(&with_noise))
+                }
+                SelectorGradient::Reinforce if is_training => {
+                    let rows = items.order().zip(host.chunks(k));
+                    rows.map(|(item, scores)| {
+                        sampled_child(options.seed, depth, item, &probabilities(scores))
+                    })
+                    .collect()
+                }
+                _ => children_of(choices),
+            },
+        };
 
-        let mut left = children.as_slice();
+        // Balance is of what evaluation would choose, as Switch Transformers count it: noise and samples spread items
+        // evenly over children that are all but equally likely, of which evaluation takes one and the same.
+        let counted: Vec<usize> = match &as_evaluated {
+            Some(choices) => children_of(choices),
+            None => children.clone(),
+        };
+        let mut left = counted.as_slice();
         let loads: Vec<Vec<usize>> = items
             .groups
             .iter()
@@ -328,6 +372,10 @@ impl TreeCoder {
         };
         Decided {
             children,
+            margins: match as_evaluated {
+                Some(choices) => choices.iter().map(|choice| choice.margin).collect(),
+                None => vec![f64::INFINITY; rows],
+            },
             entropy: match is_learned {
                 true => {
                     let counts = items.order().map(|item| items.is_real(item));
@@ -401,7 +449,8 @@ fn switch_loss(probabilities: Tensor<2>, nodes: &[(Vec<bool>, &[usize])]) -> Ten
             }));
         }
     }
-    let weights = Tensor::from_data(TensorData::new(weights, [rows, k]), &probabilities.device());
+    let options = (&probabilities.device(), probabilities.dtype());
+    let weights = Tensor::from_data(TensorData::new(weights, [rows, k]), options);
     (probabilities * weights).sum()
 }
 
@@ -411,15 +460,19 @@ mod tests {
 
     #[test]
     fn the_most_likely_child_is_chosen_and_the_first_among_equals() {
-        assert_eq!(choose(&[0.0, 2.0, 1.0], None), 1);
-        assert_eq!(choose(&[1.0, 1.0, 0.0], None), 0);
+        assert_eq!(choose(&[0.0, 2.0, 1.0], None).child, 1);
+        let tie = choose(&[1.0, 1.0, 0.0], None);
+        assert_eq!((tie.child, tie.margin), (0, 0.0));
     }
 
     #[test]
     fn a_bias_is_added_to_probabilities_and_not_to_scores() {
         // The probabilities are 0.73 and 0.27.
-        assert_eq!(choose(&[1.0, 0.0], Some(&[0.0, 0.4])), 0);
-        assert_eq!(choose(&[1.0, 0.0], Some(&[0.0, 0.5])), 1);
+        assert_eq!(choose(&[1.0, 0.0], Some(&[0.0, 0.4])).child, 0);
+        let taken = choose(&[1.0, 0.0], Some(&[0.0, 0.5]));
+        let probability = 1.0 / (1.0 + (-1f64).exp());
+        assert_eq!(taken.child, 1);
+        assert!((taken.margin - (0.5 + 1.0 - 2.0 * probability)).abs() < 1e-9);
     }
 
     #[test]

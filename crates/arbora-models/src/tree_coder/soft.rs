@@ -51,13 +51,14 @@ impl TreeCoder {
             let entropy = mean_entropy(children.iter().copied(), counts);
             let children: Vec<usize> = children
                 .into_iter()
-                .map(|scores| choose(scores, None))
+                .map(|scores| choose(scores, None).child)
                 .collect();
             let nodes = greedy.clone();
             for (node, child) in greedy.iter_mut().zip(&children) {
                 *node = *node * k + child;
             }
             routing.levels.push(LevelRouting {
+                margins: vec![f64::INFINITY; children.len()],
                 nodes,
                 children,
                 entropy,

@@ -63,7 +63,7 @@ fn the_switch_loss_weighs_nodes_by_their_items() {
 }
 
 #[test]
-fn the_switch_loss_teaches_selectors_alone_to_share() {
+fn the_switch_loss_teaches_selectors_to_share() {
     let device = autodiff_device();
     let model = balanced(LOSS).with_height(1).init(1, &device);
     let model = with_scores(model, &[1.0, 0.0]);
@@ -136,6 +136,33 @@ fn equal_loads_move_no_bias() {
         assert_eq!(biases(&model), [expected]);
     }
     assert!(equal > 0 && equal < 8, "{equal}");
+}
+
+#[test]
+fn balance_counts_what_evaluation_chooses_where_training_draws() {
+    let gumbel = SelectorGradient::GumbelStraightThrough { temperature: 1.0 };
+    let device = autodiff_device();
+    for (gradient, balance) in [
+        (gumbel, LOSS),
+        (SelectorGradient::Reinforce, LOSS),
+        (gumbel, BIAS),
+    ] {
+        // At the root alone: below it the two would see other items.
+        let trained = |gradient| {
+            let model = learning(gradient, balance).with_height(1).init(3, &device);
+            let routing = run_on(&model, &rows::<4>(8), &device).routing;
+            let loss = routing.balance_loss.map(values);
+            (routing.leaves, loss, biases(&model))
+        };
+        let (taken, expected_loss, expected_biases) = trained(SelectorGradient::ScaledDelta);
+        let (drawn, loss, moved) = trained(gradient);
+        assert_ne!(drawn, taken);
+        assert_eq!(moved, expected_biases);
+        match (loss, expected_loss) {
+            (Some(loss), Some(expected)) => assert_near(&loss, &expected),
+            (loss, expected) => assert_eq!(loss, expected),
+        }
+    }
 }
 
 /// Of sequences of four tokens, as they are or filled up with masked ones, in chunks of two.

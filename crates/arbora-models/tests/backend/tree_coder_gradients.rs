@@ -2,11 +2,11 @@
 
 use crate::gradients_of;
 use crate::tree_coder_oracle::{learning, rows, select_one_hot, small, tokens};
-use arbora_models::tree_coder::{LeafHead, SelectorBalance, SelectorGradient};
+use arbora_models::tree_coder::{LeafHead, RouteOn, SelectorBalance, SelectorGradient};
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
 use arbora_rl::seed::{Purpose, derive, step_rng};
 use arbora_testing::gradient::assert_matches_finite_differences;
-use arbora_testing::{autodiff_device, device, random, values};
+use arbora_testing::{autodiff_device, device, padding, random, values};
 use burn::module::{Param, ParamId};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -129,6 +129,38 @@ fn a_scaled_delta_is_the_derivative_of_its_forward_pass() {
         let device = weight.device();
         score(forward(&with_root(&config, weight), Some(&LEAVES), &device).logits)
     });
+}
+
+#[test]
+fn chunks_that_part_and_padding_pass_gradients_on_to_what_they_read() {
+    const LENGTHS: [usize; 3] = [5, 3, 1];
+    // Chunks of a sequence meet again at nodes, in other numbers than those of others.
+    let chunks = vec![0, 3, 0, 1, 1, 2, 3, 0, 2];
+    for (route_on, leaves) in [
+        (RouteOn::PreviousChunk { tokens: 2 }, chunks),
+        (RouteOn::LastToken, vec![2, 0, 2]),
+    ] {
+        let config = config(SelectorGradient::ScaledDelta).with_route_on(route_on);
+        let model = config.init(6, &device());
+        // Of the root, which everything passes.
+        let start = model.nodes[0].blocks[0].attention.value.weight.val();
+        let start = start.into_data();
+        assert_matches_finite_differences(start, &device(), 1e-2, 2e-2, |weight: Tensor<2>| {
+            let device = weight.device();
+            let mut model = config.init(6, &device);
+            let value = &mut model.nodes[0].blocks[0].attention.value;
+            value.weight = Param::initialized(ParamId::new(), weight);
+            let mask = padding(&LENGTHS, 5, &device);
+            let options = TreeCoderOptions {
+                leaves: Some(leaves.clone()),
+                ..Default::default()
+            };
+            let input = tokens(&rows::<5>(3), &device);
+            let logits = model.forward(input, Some(mask.clone()), &options).logits;
+            let mask = mask.unsqueeze_dim::<3>(2).expand(logits.dims());
+            score(logits.mask_fill(mask, 0.0))
+        });
+    }
 }
 
 #[test]

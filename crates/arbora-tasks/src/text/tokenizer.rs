@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
@@ -44,6 +46,8 @@ enum Kind {
         model: Arc<tokenizers::Tokenizer>,
         /// Every character of a symbol is one byte of the text.
         byte_level: bool,
+        /// As it was read or trained. The library writes numbers with gaps only under protest.
+        json: Arc<str>,
     },
 }
 
@@ -74,12 +78,13 @@ impl Tokenizer {
 
     /// Reads a `tokenizer.json` of Hugging Face's tokenizers, or what [`Tokenizer::to_json`] wrote.
     ///
-    /// Limits on length, padding, special tokens around a text and random merges (dropout) that the file
-    /// may ask for are turned off: they would lose or invent text. A special token that is spelled out in a
-    /// text is that token.
+    /// Limits on length, padding, templates around a text (post-processors) and random merges (dropout) that
+    /// the file may ask for are turned off: they would lose or invent text. A special token that is spelled out
+    /// in a text is that token.
     ///
     /// # Errors
-    /// [`TaskError::Read`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer.
+    /// [`TaskError::Read`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer, two
+    /// symbols with one number, or a number of 2^20 or above.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
         let problem = |problem| TextError::TokenizerFile {
@@ -95,7 +100,7 @@ impl Tokenizer {
     /// [`Tokenizer::from_file`] does.
     ///
     /// # Errors
-    /// [`TextError::TokenizerJson`] if the text is no tokenizer.
+    /// [`TextError::TokenizerJson`] if the text is no tokenizer that [`Tokenizer::from_file`] takes.
     pub fn from_json(json: &str) -> Result<Self, TaskError> {
         Ok(Self::parse(json).map_err(|problem| TextError::TokenizerJson { problem })?)
     }
@@ -145,7 +150,9 @@ impl Tokenizer {
                 action: "be trained",
                 problem: error.to_string(),
             })?;
-        Ok(Self::of_model(model).map_err(|problem| TextError::TokenizerJson { problem })?)
+        let json = model.to_string(false).map_err(|error| error.to_string());
+        let tokenizer = json.and_then(|json| Self::of_model(model, json));
+        Ok(tokenizer.map_err(|problem| TextError::TokenizerJson { problem })?)
     }
 
     fn parse(json: &str) -> Result<Self, String> {
@@ -153,27 +160,39 @@ impl Tokenizer {
         match head.kind.as_deref() {
             Some("bytes") => Ok(Self::bytes()),
             Some(other) => Err(format!("expected the kind `bytes` or none, got `{other}`")),
-            None => tokenizers::Tokenizer::from_str(json)
-                .map_err(|error| error.to_string())
-                .and_then(Self::of_model),
+            None => {
+                let json = exact(json)?;
+                guarded(|| {
+                    tokenizers::Tokenizer::from_str(&json).map_err(|error| error.to_string())
+                })
+                .and_then(|model| Self::of_model(model, json))
+            }
         }
     }
 
-    fn of_model(mut model: tokenizers::Tokenizer) -> Result<Self, String> {
-        model
-            .with_truncation(None)
-            .map_err(|error| error.to_string())?;
-        model.with_padding(None);
-        if let ModelWrapper::BPE(bpe) = model.get_model()
-            && bpe.dropout.is_some()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            model.with_model(bpe);
-        }
+    /// - json: what the model is read from or written as
+    fn of_model(model: tokenizers::Tokenizer, json: String) -> Result<Self, String> {
         // Numbers may have gaps, so the count of symbols is not enough.
-        let last = model.get_vocab(true).into_values().max();
-        let last = last.ok_or("it has no symbols")?;
+        let mut symbols: Vec<(u32, String)> = model
+            .get_vocab(true)
+            .into_iter()
+            .map(|(symbol, number)| (number, symbol))
+            .collect();
+        symbols.sort_unstable();
+        if let Some([(number, one), (_, other)]) = symbols
+            .array_windows()
+            .find(|[one, other]| one.0 == other.0)
+        {
+            return Err(format!(
+                "{one:?} and {other:?} have the same number {number}"
+            ));
+        }
+        let (last, symbol) = symbols.pop().ok_or("it has no symbols")?;
+        if last as usize >= MOST {
+            return Err(format!(
+                "{symbol:?} has the number {last}: expected numbers below {MOST}"
+            ));
+        }
         let plain = model.get_normalizer().is_none();
         let byte_level = match model.get_pre_tokenizer() {
             Some(PreTokenizerWrapper::ByteLevel(level)) => plain && !level.add_prefix_space,
@@ -183,6 +202,7 @@ impl Tokenizer {
             kind: Kind::Model {
                 model: Arc::new(model),
                 byte_level,
+                json: json.into(),
             },
             symbols: last as usize + 1,
         })
@@ -207,17 +227,19 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Tokenize`] if a tokenizer from a file refuses the text.
     pub fn encode(&self, text: &str) -> Result<Encoded, TaskError> {
-        let Kind::Model { model, byte_level } = &self.kind else {
+        let Kind::Model {
+            model, byte_level, ..
+        } = &self.kind
+        else {
             return Ok(Encoded {
                 ids: text.bytes().map(u32::from).collect(),
                 bytes: vec![1; text.len()],
             });
         };
-        let encoding = model
-            .encode(text, false)
-            .map_err(|error| TextError::Tokenize {
+        let encoding = guarded(|| model.encode(text, false).map_err(|error| error.to_string()))
+            .map_err(|problem| TextError::Tokenize {
                 action: "encode this text",
-                problem: error.to_string(),
+                problem,
             })?;
         let lengths = || encoding.get_tokens().iter().map(|one| one.chars().count());
         // Tokens that were added to a byte-level vocabulary are written plainly, so the sum is compared.
@@ -255,15 +277,12 @@ impl Tokenizer {
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
             Kind::Model { model, .. } => {
-                model
-                    .decode(&ids.collect::<Vec<_>>(), false)
-                    .map_err(|error| {
-                        TextError::Tokenize {
-                            action: "decode these tokens",
-                            problem: error.to_string(),
-                        }
-                        .into()
-                    })
+                let ids: Vec<u32> = ids.collect();
+                let text = guarded(|| model.decode(&ids, false).map_err(|error| error.to_string()));
+                Ok(text.map_err(|problem| TextError::Tokenize {
+                    action: "decode these tokens",
+                    problem,
+                })?)
             }
         }
     }
@@ -276,9 +295,7 @@ impl Tokenizer {
                 kind: Some("bytes".into()),
             })
             .expect("a name can be written"),
-            Kind::Model { model, .. } => model
-                .to_string(false)
-                .expect("a tokenizer that was read or trained can be written"),
+            Kind::Model { json, .. } => json.to_string(),
         }
     }
 
@@ -304,6 +321,42 @@ impl fmt::Debug for Tokenizer {
             .field("vocabulary", &self.vocabulary())
             .finish()
     }
+}
+
+/// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that.
+fn exact(json: &str) -> Result<String, String> {
+    let mut whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let mut is_exact = true;
+    let mut turn_off = |place: Option<&mut Value>| {
+        if let Some(place) = place.filter(|place| !place.is_null()) {
+            *place = Value::Null;
+            is_exact = false;
+        }
+    };
+    for name in ["truncation", "padding", "post_processor"] {
+        turn_off(whole.get_mut(name));
+    }
+    turn_off(
+        whole
+            .get_mut("model")
+            .and_then(|model| model.get_mut("dropout")),
+    );
+    match is_exact {
+        true => Ok(json.into()),
+        false => Ok(whole.to_string()),
+    }
+}
+
+/// What the library answers. It panics over some files.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!(
+            "its library fails: {}",
+            text.unwrap_or("without a reason")
+        ))
+    })
 }
 
 /// The bytes of each token, from where tokens lie in the text: up to its end, from the end of those before.

@@ -218,17 +218,47 @@ impl Text {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = TextBatch> + use<'a>, TaskError> {
+        let device = device.clone();
+        let spread = self.spread(batches, batch_size)?;
+        Ok(spread.map(move |windows| {
+            let indices = windows.collect();
+            self.host_batch(&self.validation, indices).upload(&device)
+        }))
+    }
+
+    /// How many windows [`spread_eval_batches`](Self::spread_eval_batches) goes over, and how many targets they
+    /// have without the first `skipped` of each.
+    ///
+    /// # Errors
+    /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
+    pub fn spread_size(
+        &self,
+        batches: usize,
+        batch_size: usize,
+        skipped: usize,
+    ) -> Result<(usize, usize), TaskError> {
+        let windows = self.spread(batches, batch_size)?.flatten();
+        let targets = windows.map(|index| self.validation.windows[index].targets_after(skipped));
+        Ok(targets.fold((0, 0), |(windows, sum), targets| {
+            (windows + 1, sum + targets)
+        }))
+    }
+
+    /// The windows of each batch of an evaluation.
+    fn spread(
+        &self,
+        batches: usize,
+        batch_size: usize,
+    ) -> Result<impl ExactSizeIterator<Item = Range<usize>> + use<>, TaskError> {
         if batch_size == 0 {
             return Err(TaskError::EmptyBatch);
         }
         let count = self.validation_windows();
         let all = count.div_ceil(batch_size);
         let batches = batches.min(all);
-        let device = device.clone();
         Ok((0..batches).map(move |number| {
             let first = number * all / batches * batch_size;
-            let indices = (first..count.min(first + batch_size)).collect();
-            self.host_batch(&self.validation, indices).upload(&device)
+            first..count.min(first + batch_size)
         }))
     }
 
@@ -291,6 +321,11 @@ impl Window {
 
     fn targets(self) -> Range<usize> {
         self.start + 1..self.start + self.count + 1
+    }
+
+    /// How many targets there are without the first ones.
+    fn targets_after(self, skipped: usize) -> usize {
+        self.count.saturating_sub(skipped)
     }
 }
 
@@ -360,9 +395,7 @@ impl Part {
 
     fn targets(&self, skipped: usize) -> usize {
         let windows = self.windows.iter();
-        windows
-            .map(|window| window.count.saturating_sub(skipped))
-            .sum()
+        windows.map(|window| window.targets_after(skipped)).sum()
     }
 }
 
@@ -425,6 +458,12 @@ mod tests {
         assert_eq!(first(4), [0, 4, 10, 16]);
         assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
         assert_eq!(first(99), first(11));
+        let size = |batches: usize, skipped: usize| text.spread_size(batches, 2, skipped).unwrap();
+        assert_eq!(
+            (size(0, 0), size(4, 0), size(4, 1)),
+            ((0, 0), (8, 16), (8, 8))
+        );
+        assert_eq!((size(99, 0), size(99, 2)), ((21, 42), (21, 0)));
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use arbora_rl::train::{Checkpoint, TrainError};
 use burn::module::Module;
 use burn::tensor::Device;
+use burn::train::Interrupter;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -136,10 +137,13 @@ fn compare<C: RunSettings>(
         for (model, results) in models.iter().zip(&mut results) {
             let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
             let plan = setting.plan(*model, *seed, rate);
-            let Some(model) = setting.trained(&plan)? else {
+            let Some(trained) = setting.trained(&plan)? else {
                 return interrupted(&setting.out);
             };
-            results.runs.push(setting.measure(&plan, &model)?);
+            results.runs.push(setting.measure(&plan, &trained.model)?);
+            if trained.is_stopped() {
+                return interrupted(&setting.out);
+            }
         }
     }
     let comparison = Comparison {
@@ -224,6 +228,20 @@ impl<C: RunSettings> Plan<C> {
     }
 }
 
+/// A model at the end of its training.
+struct Trained<M> {
+    model: M,
+    /// Of the training, where there was one: Ctrl-C goes on being told to it while the model is measured.
+    interrupter: Option<Interrupter>,
+}
+
+impl<M> Trained<M> {
+    fn is_stopped(&self) -> bool {
+        let interrupter = self.interrupter.as_ref();
+        interrupter.is_some_and(Interrupter::should_stop)
+    }
+}
+
 impl<C: RunSettings> Setting<C> {
     fn name(&self, model: C::ModelKind) -> &'static str {
         self.base.clone().with_model(model).model_name()
@@ -260,9 +278,12 @@ impl<C: RunSettings> Setting<C> {
             let plan = self.plan(model, seed, Some(*rate));
             let log_likelihood = match self.trained(&plan) {
                 Ok(None) => return Ok(None),
-                Ok(Some(model)) => {
+                Ok(Some(trained)) => {
                     let batches = self.batches(self.base.sizes().eval_items)?;
-                    let measured = measure(&model, batches, seed);
+                    let measured = measure(&trained.model, batches, seed);
+                    if trained.is_stopped() {
+                        return Ok(None);
+                    }
                     measured.get("log_likelihood").copied()
                 }
                 // A rate that is too high has lost, and the others have not.
@@ -300,7 +321,7 @@ impl<C: RunSettings> Setting<C> {
 
     /// The trained model of a run: from its folder where it is finished, else after training what is
     /// missing. `None` after Ctrl-C.
-    fn trained(&self, plan: &Plan<C>) -> Result<Option<C::Model>> {
+    fn trained(&self, plan: &Plan<C>) -> Result<Option<Trained<C::Model>>> {
         let Plan { config, folder } = plan;
         let resume = folder.join(CONFIG).exists();
         if resume
@@ -309,7 +330,10 @@ impl<C: RunSettings> Setting<C> {
         {
             eprintln!("{}: finished before", folder.display());
             let model = config.blank(&self.data, &self.device);
-            return Ok(Some(checkpoint.load_model(model)?));
+            return Ok(Some(Trained {
+                model: checkpoint.load_model(model)?,
+                interrupter: None,
+            }));
         }
         eprintln!(
             "{}: {}",
@@ -320,7 +344,11 @@ impl<C: RunSettings> Setting<C> {
         let trainer = prepare(config, &self.data, folder, resume)?;
         let interrupter = trainer.interrupter();
         let report = fit(trainer, config, &self.data, model, &self.device)?;
-        Ok((!report.interrupted && !interrupter.should_stop()).then_some(report.model))
+        let trained = Trained {
+            model: report.model,
+            interrupter: Some(interrupter),
+        };
+        Ok((!report.interrupted && !trained.is_stopped()).then_some(trained))
     }
 
     fn measure(&self, plan: &Plan<C>, model: &C::Model) -> Result<Run> {

@@ -117,12 +117,16 @@ fn measured<C: RunSettings>(run: TrainedRun<C>, args: &EvalArgs) -> Result<ExitC
     let (items, of) = (run.test_items(), C::items(&run.task));
     let batches = run.config.evaluation(&run.task, items, &run.device)?;
     let mut means = measure(&run.model, batches, run.config.trainer().seed);
-    means.extend(run.config.facts(&run.task));
+    let facts = run.config.facts(&run.task);
+    // Where they are counted, what is no parameter is left out: biases of balance, for instance.
+    let counted = facts.get("total_parameters").map(|count| *count as usize);
+    let parameters = counted.unwrap_or_else(|| run.model.num_params());
+    means.extend(facts);
     let text = match args.json {
         true => json!({
             "run": args.run.to_string_lossy(), "model": name, "step": run.step,
             "backend": run.backend, "items": items, "of": of,
-            "parameters": run.model.num_params(), "metrics": means,
+            "parameters": parameters, "metrics": means,
         })
         .to_string(),
         false => format!("{name} at step {}, {items} {of}{}", run.step, lines(&means)),

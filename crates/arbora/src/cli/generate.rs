@@ -282,13 +282,15 @@ impl Text {
         };
         let shown = &found.log_probabilities[..self.tokens];
         let mean = shown.iter().sum::<f64>() / shown.len() as f64;
-        // Leaves and the margin are of all that was generated, hidden behind a stop or not.
+        let finite = |number: f64| number.is_finite().then_some(number);
+        // Leaves and margins are of all that was generated, hidden behind a stop or not.
         json!({
             "prompt": prompt, "text": self.text, "tokens": found.tokens[..self.tokens], "finish": finish,
             "generated_tokens": found.tokens.len(),
             "leaves": found.leaves,
-            "mean_log_probability": mean.is_finite().then_some(mean),
-            "smallest_margin": found.smallest_margin.is_finite().then_some(found.smallest_margin),
+            "mean_log_probability": finite(mean),
+            "smallest_margin": finite(found.smallest_margin),
+            "smallest_route_margin": finite(found.smallest_route_margin),
             "short_prompt": found.short_prompt,
         })
     }
@@ -423,6 +425,7 @@ mod tests {
             finish,
             leaves: vec![0],
             smallest_margin: 1.0,
+            smallest_route_margin: 1.0,
             short_prompt: false,
         }
     }

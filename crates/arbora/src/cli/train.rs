@@ -202,6 +202,8 @@ pub(super) fn prepare<C: RunSettings>(
     resume: bool,
 ) -> Result<Trainer> {
     let fingerprint = config.fingerprint(data)?;
+    // Paths that are no text cannot be written: a refusal leaves nothing.
+    let settings = serde_json::to_string_pretty(config)? + "\n";
     let trainer = Trainer::new(config.trainer().clone(), out, fingerprint)
         .resume(resume)
         .progress(Bar::new(config.model_name(), config.trainer().steps));
@@ -213,7 +215,7 @@ pub(super) fn prepare<C: RunSettings>(
     if !resume {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         config.keep(data, out)?;
-        write_config(config, out)?;
+        whole::write(&out.join(CONFIG), &settings)?;
     }
     Ok(trainer)
 }
@@ -264,11 +266,6 @@ pub(super) fn refuse_unusable(out: &Path, fingerprint: &str) -> Result<(), Train
         Err(TrainError::Missing { .. }) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-fn write_config<C: RunSettings>(config: &C, out: &Path) -> Result<()> {
-    let text = serde_json::to_string_pretty(config)? + "\n";
-    whole::write(&out.join(CONFIG), &text)
 }
 
 fn first_free<C: RunSettings>(config: &C) -> PathBuf {

@@ -57,12 +57,10 @@ impl<C: RunSettings> TrainedRun<C> {
         C::read(&run.join(CONFIG))
     }
 
-    /// Items that the run asks to measure, all of a finite set with 0, and no more than there are.
+    /// Items that are measured in the end.
     pub fn test_items(&self) -> usize {
-        match (self.config.sizes().test_items, C::count(&self.task)) {
-            (0, count) => count.unwrap_or(0),
-            (items, count) => items.min(count.unwrap_or(items)),
-        }
+        let sizes = self.config.sizes();
+        sizes.measured(sizes.test_items, C::count(&self.task))
     }
 }
 

@@ -7,7 +7,8 @@ mod run;
 
 pub use kept::{KeptTextError, PartFacts, expect_kept_text, kept_tokenizer};
 
-use anyhow::Result;
+use crate::quiet::without_panic;
+use anyhow::{Error, Result};
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::init::stable_hash;
 use arbora_models::tree_coder::{
@@ -275,11 +276,15 @@ impl LanguageConfig {
             Some(validation) => (corpus, validation.read()?),
             None => corpus.split(self.data.validation)?,
         };
-        let tokenizer = match tokenizer {
-            Some(tokenizer) => tokenizer,
-            None => self.make_tokenizer(&training)?,
+        let cut = || {
+            let tokenizer = match tokenizer {
+                Some(tokenizer) => tokenizer,
+                None => self.make_tokenizer(&training)?,
+            };
+            Text::from_parts(&training, &validation, tokenizer, self.windows())
         };
-        let text = Text::from_parts(&training, &validation, tokenizer, self.windows())?;
+        // The library of tokenizers panics over some files, and says so before it is an error here.
+        let text = without_panic(cut).map_err(Error::msg)??;
         Ok(LanguageData {
             text,
             training,

@@ -336,8 +336,8 @@ impl LanguageModel {
                 measured.push((format!("{LEAF_SHARE}{leaf}"), share, items));
             }
         }
-        // The selectors' means are over all items.
-        let items = routing.leaves.len() as f64;
+        // The selectors' means are over items with text.
+        let items = routing.real_items() as f64;
         if self.network.config().selector.kind == SelectorKind::Learned {
             for (depth, level) in routing.levels.iter().enumerate() {
                 measured.push((format!("{ENTROPY}{depth}"), level.entropy * items, items));

@@ -50,6 +50,10 @@ fn settings_out_of_range_are_refused_by_name() {
         ("blocks", config().with_blocks(vec![])),
         ("blocks", config().with_blocks(vec![1, 1])),
         ("blocks", config().with_blocks(vec![1, 0, 1])),
+        (
+            "blocks",
+            config().with_height(usize::MAX).with_blocks(vec![1, 1]),
+        ),
         ("d_ff", config().with_d_ff(vec![8, 8, 8, 8])),
         ("d_ff", config().with_d_ff(vec![0])),
         // One width per block is for a single node.

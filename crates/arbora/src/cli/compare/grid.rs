@@ -105,6 +105,9 @@ impl FromStr for Shard {
 /// The numbers of a finished run over the validation text, in its folder. All are finite.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Measured {
+    /// [`RULE`] when it was measured.
+    #[serde(default)]
+    rule: u32,
     step: u64,
     backend: String,
     /// With a loss; `None` where the run diverged: its training ended because its numbers did, or what it came to
@@ -134,6 +137,10 @@ fn read_finite<'a, D: Deserializer<'a>>(
     Ok(metrics.and_then(|metrics| finite(numbers(metrics))))
 }
 
+/// Which sequences are measured, and how their numbers are put together. To be raised when that changes: runs are
+/// then measured anew.
+const RULE: u32 = 1;
+
 /// Where [`Measured`] is kept, so that no process measures the runs of others.
 const MEASURED: &str = "measured.json";
 
@@ -157,6 +164,7 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
     if out.exists() && !out.is_dir() {
         return Err(TrainError::NotAFolder { path: out }.into());
     }
+    refuse_within(&out, &corpora)?;
     let cells = Cells::new(&base, &trees, &corpora, &models, &args.seeds, &out);
     for cell in &cells.all {
         cell.plan.config.check()?;
@@ -249,6 +257,25 @@ fn corpora(given: &[PathBuf], base: &LanguageConfig) -> Result<Vec<(String, Text
     Ok(corpora)
 }
 
+/// Refuses a folder within that of a text: the table would become a document of it.
+fn refuse_within(out: &Path, corpora: &[(String, TextSource)]) -> Result<()> {
+    let out = std::path::absolute(out).context("cannot read the working directory")?;
+    for (_, source) in corpora {
+        if let TextSource::Path(path) = source
+            && out.starts_with(
+                std::path::absolute(path).context("cannot read the working directory")?,
+            )
+        {
+            bail!(
+                "--out: {} is within the text {}, and would become a part of it",
+                out.display(),
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The last part of a path without its ending: a folder below that of the grid.
 ///
 /// # Errors
@@ -316,7 +343,8 @@ impl Cell {
             )
         })?;
         let last = self.plan.config.trainer.steps;
-        Ok((measured.step == last || measured.metrics.is_none()).then_some(measured))
+        let is_whole = measured.step == last || measured.metrics.is_none();
+        Ok((is_whole && measured.rule == RULE).then_some(measured))
     }
 }
 
@@ -335,16 +363,19 @@ fn finish(
     }
     let trainer = &plan.config.trainer;
     let mut measured = Measured {
+        rule: RULE,
         step: trainer.steps,
         backend: backend.into(),
         metrics: None,
         training_seconds: 0.0,
     };
+    let mut is_stopped = false;
     match setting.trained(plan) {
         Ok(None) => return Ok(None),
-        Ok(Some(model)) => {
+        Ok(Some(trained)) => {
             let batches = setting.batches(plan.config.test_items)?;
-            measured.metrics = finite(measure(&model, batches, trainer.seed));
+            measured.metrics = finite(measure(&trained.model, batches, trainer.seed));
+            is_stopped = trained.is_stopped();
             if measured.metrics.is_none() {
                 eprintln!("{}: the loss is not finite", plan.folder.display());
             }
@@ -356,7 +387,7 @@ fn finish(
     measured.training_seconds = training_seconds(&plan.folder)?;
     let text = serde_json::to_string_pretty(&measured)? + "\n";
     whole::write(&plan.folder.join(MEASURED), &text)?;
-    Ok(Some(measured))
+    Ok((!is_stopped).then_some(measured))
 }
 
 #[cfg(test)]

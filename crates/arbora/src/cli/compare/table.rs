@@ -215,9 +215,10 @@ impl Comparison {
     /// The tables and all that they stand on, for a reader.
     pub fn page(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let items = match self.sizes.test_items {
-            0 => format!("all {} {}", self.count.unwrap_or(0), self.items),
-            items => format!("{items} {}", self.items),
+        let measured = self.sizes.measured(self.sizes.test_items, self.count);
+        let items = match self.count == Some(measured) {
+            true => format!("all {measured} {}", self.items),
+            false => format!("{measured} {}", self.items),
         };
         let mut page = format!(
             "# {}: models with one budget\n\n{} training steps of {} items each, seeds {}, backend \

@@ -157,10 +157,10 @@ fn part(
         }
         entropies.resize(routing.levels.len(), 0.0);
         for (sum, level) in entropies.iter_mut().zip(&routing.levels) {
-            *sum += level.entropy * routing.leaves.len() as f64;
+            *sum += level.entropy * routing.real_items() as f64;
         }
         sequences += batch.text.counts.len();
-        items += routing.leaves.len();
+        items += routing.real_items();
     }
     let learns = run.config.model.learns();
     Ok(Part {

@@ -2,7 +2,7 @@
 
 use super::LanguageData;
 use crate::whole;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use arbora_tasks::text::{Corpus, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -100,12 +100,24 @@ impl TextFacts {
 /// Writes into a new run's folder what is kept.
 ///
 /// # Errors
-/// If it cannot be written.
+/// If it cannot be written, or files of these names hold something else: nothing is written then.
 pub(super) fn keep(data: &LanguageData, folder: &Path) -> Result<()> {
-    let tokenizer = data.text.tokenizer().to_json();
-    whole::write(&folder.join(TOKENIZER), tokenizer).context("the tokenizer of the run")?;
     let facts = serde_json::to_string_pretty(&TextFacts::of(data))? + "\n";
-    whole::write(&folder.join(TEXT), facts)
+    let kept = [(TOKENIZER, data.text.tokenizer().to_json()), (TEXT, facts)];
+    let kept = kept.map(|(name, text)| (folder.join(name), text));
+    for (path, text) in &kept {
+        // A start that was cut short has left the same.
+        match fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Ok(found) if found == text.as_bytes() => {}
+            _ => bail!(
+                "{}: is there, and is not of this run; choose another folder for it",
+                path.display()
+            ),
+        }
+    }
+    kept.iter()
+        .try_for_each(|(path, text)| whole::write(path, text))
 }
 
 /// The tokenizer that a run's folder keeps.

@@ -93,6 +93,18 @@ impl RunSettings for LanguageConfig {
                 );
             }
         }
+        for (setting, items) in [
+            ("eval_items", self.eval_items),
+            ("test_items", self.test_items),
+        ] {
+            let (windows, targets) = self.measured(data, items)?;
+            if targets == 0 {
+                bail!(
+                    "{setting}: the {windows} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
+                    self.prompt()
+                );
+            }
+        }
         Ok(())
     }
 
@@ -142,14 +154,8 @@ impl RunSettings for LanguageConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<LanguageBatch>, TaskError> {
-        let items = match items {
-            0 => data.text.validation_windows(),
-            items => items,
-        };
-        let size = self.eval_batch_size;
-        let batches = data
-            .text
-            .spread_eval_batches(items.div_ceil(size), size, device)?;
+        let (text, size) = (&data.text, self.eval_batch_size);
+        let batches = text.spread_eval_batches(self.eval_batches(data, items), size, device)?;
         Ok(batches
             .map(|batch| LanguageBatch::new(batch, self.prompt()))
             .collect())
@@ -194,6 +200,22 @@ impl LanguageData {
 }
 
 impl LanguageConfig {
+    /// Batches of an evaluation that asks for so many sequences, all with 0.
+    fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
+        let items = match items {
+            0 => data.text.validation_windows(),
+            items => items,
+        };
+        items.div_ceil(self.eval_batch_size)
+    }
+
+    /// Sequences that such an evaluation goes over, and tokens that are asked for in them.
+    fn measured(&self, data: &LanguageData, items: usize) -> Result<(usize, usize), TaskError> {
+        let batches = self.eval_batches(data, items);
+        let text = &data.text;
+        text.spread_size(batches, self.eval_batch_size, self.unasked())
+    }
+
     /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
     fn unasked(&self) -> usize {
         self.prompt().saturating_sub(1)

@@ -5,6 +5,7 @@ use super::Measured;
 use super::cells::{Cell, Cells, Place, Tree};
 use crate::config::language::{LanguageConfig, LanguageModelKind};
 use crate::learner::language::BITS_PER_BYTE;
+use crate::run::RunSettings as _;
 use arbora_models::tree_coder::ParameterCounts;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -405,13 +406,13 @@ impl Table<'_> {
         let measured: Vec<String> = self
             .corpora
             .iter()
-            .map(|corpus| match base.test_items {
-                0 => format!(
-                    "all {} of {}",
-                    number_text(Some(corpus.windows)),
-                    corpus.name
-                ),
-                items => format!("{} of {}", number_text(Some(items)), corpus.name),
+            .map(|corpus| {
+                let measured = base.sizes().measured(base.test_items, Some(corpus.windows));
+                let all = match measured == corpus.windows {
+                    true => "all ",
+                    false => "",
+                };
+                format!("{all}{} of {}", number_text(Some(measured)), corpus.name)
             })
             .collect();
         let mut page = format!(
