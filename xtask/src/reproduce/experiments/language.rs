@@ -16,9 +16,9 @@ const fn tree(name: &'static str, title: &'static str, settings: &'static [&'sta
     }
 }
 
-/// One gradient with every balance.
+/// One gradient with every balance: the weight of the loss and the rate of the bias.
 macro_rules! balanced {
-    ($name:literal, $title:literal, $gradient:literal) => {
+    ($name:literal, $title:literal, $gradient:literal, $weight:literal, $rate:literal) => {
         [
             tree(
                 concat!($name, "-unbalanced"),
@@ -27,18 +27,26 @@ macro_rules! balanced {
             ),
             tree(
                 concat!($name, "-loss"),
-                concat!($title, "; balance by a loss"),
+                concat!($title, "; balance by a loss, weight ", $weight),
                 &[
                     $gradient,
-                    r#"selector.balance={"kind":"switch-loss","weight":0.01}"#,
+                    concat!(
+                        r#"selector.balance={"kind":"switch-loss","weight":"#,
+                        $weight,
+                        "}"
+                    ),
                 ],
             ),
             tree(
                 concat!($name, "-bias"),
-                concat!($title, "; balance by a bias"),
+                concat!($title, "; balance by a bias, rate ", $rate),
                 &[
                     $gradient,
-                    r#"selector.balance={"kind":"loss-free","rate":0.001}"#,
+                    concat!(
+                        r#"selector.balance={"kind":"loss-free","rate":"#,
+                        $rate,
+                        "}"
+                    ),
                 ],
             ),
         ]
@@ -49,22 +57,30 @@ const BALANCED: &[[Row; 3]] = &[
     balanced!(
         "scaled-delta",
         "scaled delta",
-        r#"selector.gradient={"kind":"scaled-delta"}"#
+        r#"selector.gradient={"kind":"scaled-delta"}"#,
+        "0.01",
+        "0.001"
     ),
     balanced!(
         "value-preserving",
         "value preserving",
-        r#"selector.gradient={"kind":"value-preserving"}"#
+        r#"selector.gradient={"kind":"value-preserving"}"#,
+        "0.01",
+        "0.001"
     ),
     balanced!(
         "gumbel",
         "Gumbel straight-through",
-        r#"selector.gradient={"kind":"gumbel-straight-through","temperature":1.0}"#
+        r#"selector.gradient={"kind":"gumbel-straight-through","temperature":1.0}"#,
+        "0.01",
+        "0.003"
     ),
     balanced!(
         "reinforce",
         "REINFORCE",
-        r#"selector.gradient={"kind":"reinforce"}"#
+        r#"selector.gradient={"kind":"reinforce"}"#,
+        "0.1",
+        "0.001"
     ),
 ];
 
