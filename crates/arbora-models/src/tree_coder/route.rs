@@ -255,8 +255,9 @@ impl TreeCoder {
             rows.map(|(node, scores)| choose(scores, biases.get(&node).copied()))
                 .collect()
         };
-        let children_of = |choices: &[Choice]| choices.iter().map(|choice| choice.child).collect();
-        let as_evaluated = (!is_fixed).then(|| choose_all(host));
+        let children_of = |choices: &[Choice]| -> Vec<usize> {
+            choices.iter().map(|choice| choice.child).collect()
+        };
         let mut noisy = scores.clone();
         let mut with_noise = Vec::new();
         if let SelectorGradient::GumbelStraightThrough { .. } = config.gradient
@@ -275,29 +276,29 @@ impl TreeCoder {
             let noise = TensorData::new(noise, [rows, k]);
             noisy = noisy + Tensor::from_data(noise, (&home, scores.dtype()));
         }
-        let children: Vec<usize> = match (given, &as_evaluated) {
-            (Some(given), _) => given,
-            (None, None) => unreachable!("children that are not given are chosen"),
-            (None, Some(choices)) => match config.gradient {
-                SelectorGradient::GumbelStraightThrough { .. } if is_training => {
-                    children_of(&choose_all(&with_noise))
-                }
-                SelectorGradient::Reinforce if is_training => {
-                    let rows = items.order().zip(host.chunks(k));
-                    rows.map(|(item, scores)| {
-                        sampled_child(options.seed, depth, item, &probabilities(scores))
-                    })
-                    .collect()
-                }
-                _ => children_of(choices),
-            },
-        };
-
         // Balance is of what evaluation would choose, as Switch Transformers count it: noise and samples spread items
         // evenly over children that are all but equally likely, of which evaluation takes one and the same.
-        let counted: Vec<usize> = match &as_evaluated {
-            Some(choices) => children_of(choices),
-            None => children.clone(),
+        let (children, counted, margins) = match given {
+            Some(given) => (given.clone(), given, vec![f64::INFINITY; rows]),
+            None => {
+                let choices = choose_all(host);
+                let counted = children_of(&choices);
+                let children = match config.gradient {
+                    SelectorGradient::GumbelStraightThrough { .. } if is_training => {
+                        children_of(&choose_all(&with_noise))
+                    }
+                    SelectorGradient::Reinforce if is_training => {
+                        let rows = items.order().zip(host.chunks(k));
+                        rows.map(|(item, scores)| {
+                            sampled_child(options.seed, depth, item, &probabilities(scores))
+                        })
+                        .collect()
+                    }
+                    _ => counted.clone(),
+                };
+                let margins = choices.iter().map(|choice| choice.margin).collect();
+                (children, counted, margins)
+            }
         };
         let mut left = counted.as_slice();
         let loads: Vec<Vec<usize>> = items
@@ -372,10 +373,7 @@ impl TreeCoder {
         };
         Decided {
             children,
-            margins: match as_evaluated {
-                Some(choices) => choices.iter().map(|choice| choice.margin).collect(),
-                None => vec![f64::INFINITY; rows],
-            },
+            margins,
             entropy: match is_learned {
                 true => {
                     let counts = items.order().map(|item| items.is_real(item));

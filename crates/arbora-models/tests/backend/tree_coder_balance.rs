@@ -212,6 +212,19 @@ fn chunks_of_nothing_but_padding_count_in_no_balance() {
 }
 
 #[test]
+fn chunks_of_nothing_but_padding_take_no_part_in_a_rollout() {
+    let config = learning(SelectorGradient::Reinforce, SelectorBalance::None)
+        .with_route_on(RouteOn::PreviousChunk { tokens: 2 });
+    let model = config.init(3, &autodiff_device());
+    let routing = filled(&model, &[4, 3], 8);
+    let rollout = routing.rollout().unwrap();
+    assert_eq!(rollout.dims(), [8, 1]);
+    let masked: Vec<bool> = rollout.mask.unwrap().into_data().iter().collect();
+    assert_eq!(masked, [false, false, true, true].repeat(2));
+    assert_eq!(routing.real_items(), 4);
+}
+
+#[test]
 fn biases_bring_items_to_leaves_that_had_none_and_change_no_probability() {
     // Child 1 has probability 0.73: biases of 1 / 8 per step turn the decision in the second step.
     let config = balanced(BIAS).with_height(1);

@@ -7,7 +7,7 @@ use arbora_models::tree_coder::{
 };
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
 use arbora_testing::{autodiff_device, device, values};
-use burn::module::Module;
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub const VOCABULARY: usize = 11;
@@ -254,9 +254,57 @@ fn greedy_decoding_is_the_same_with_and_without_a_cache() {
     }
 }
 
+#[test]
+fn a_route_margin_is_that_of_the_closest_decision() {
+    for route_on in [FIRST, CHUNKS] {
+        let mut model = small(2, route_on).init(SEED, &device());
+        for node in &mut model.nodes {
+            if let Some(selector) = &mut node.selector {
+                // First chunks have nothing to read: without this both of their children are alike.
+                let bias = Tensor::<1>::from_floats([0.0, 0.4], &device());
+                selector.output.bias = Some(Param::initialized(ParamId::new(), bias));
+            }
+        }
+        let sequence = &sequences()[0];
+        let routing = model
+            .forward(
+                rows(std::slice::from_ref(sequence), &device()),
+                None,
+                &TreeCoderOptions::default(),
+            )
+            .routing;
+        let margins = routing.levels.iter().flat_map(|level| &level.margins);
+        let closest = margins.copied().fold(f64::INFINITY, f64::min);
+        assert!(closest > 0.0 && closest < 1.0, "{closest}");
+        let mut decoder = model.decoder().unwrap();
+        let number = decoder.add(0);
+        assert_eq!(decoder.route_margin(number), f64::INFINITY);
+        decoder.feed(&[(number, sequence.as_slice())]).unwrap();
+        assert!((decoder.route_margin(number) - closest).abs() < 1e-4);
+        decoder.clear(number);
+        assert_eq!(decoder.route_margin(number), f64::INFINITY);
+    }
+    // Given leaves are nobody's decision.
+    let model = small(2, FIRST).init(SEED, &device());
+    let options = TreeCoderOptions {
+        leaves: Some(vec![3]),
+        ..Default::default()
+    };
+    let routing = model
+        .forward(rows(&[sequences()[0].clone()], &device()), None, &options)
+        .routing;
+    let mut margins = routing.levels.iter().flat_map(|level| &level.margins);
+    assert!(margins.all(|margin| *margin == f64::INFINITY));
+}
+
 /// As far as margins allow.
 fn assert_near_generated(one: &Generated, other: &Generated) {
     assert!(one.smallest_margin > GREEDY_EPSILON, "{one:?}");
+    let close = (one.smallest_route_margin - other.smallest_route_margin).abs() < 1e-4;
+    assert!(
+        close || one.smallest_route_margin == other.smallest_route_margin,
+        "{one:?} {other:?}"
+    );
     assert_eq!(one.tokens, other.tokens);
     assert_eq!(one.leaves, other.leaves);
     assert_eq!(one.finish, other.finish);

@@ -226,22 +226,20 @@ impl Text {
         }))
     }
 
-    /// How many windows [`spread_eval_batches`](Self::spread_eval_batches) goes over, and how many targets they
-    /// have without the first `skipped` of each.
+    /// How many targets the windows of [`spread_eval_batches`](Self::spread_eval_batches) have without the first
+    /// `skipped` of each.
     ///
     /// # Errors
     /// [`TaskError::EmptyBatch`] if `batch_size` is 0.
-    pub fn spread_size(
+    pub fn spread_targets_after(
         &self,
         batches: usize,
         batch_size: usize,
         skipped: usize,
-    ) -> Result<(usize, usize), TaskError> {
+    ) -> Result<usize, TaskError> {
         let windows = self.spread(batches, batch_size)?.flatten();
         let targets = windows.map(|index| self.validation.windows[index].targets_after(skipped));
-        Ok(targets.fold((0, 0), |(windows, sum), targets| {
-            (windows + 1, sum + targets)
-        }))
+        Ok(targets.sum())
     }
 
     /// The windows of each batch of an evaluation.
@@ -458,12 +456,11 @@ mod tests {
         assert_eq!(first(4), [0, 4, 10, 16]);
         assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
         assert_eq!(first(99), first(11));
-        let size = |batches: usize, skipped: usize| text.spread_size(batches, 2, skipped).unwrap();
-        assert_eq!(
-            (size(0, 0), size(4, 0), size(4, 1)),
-            ((0, 0), (8, 16), (8, 8))
-        );
-        assert_eq!((size(99, 0), size(99, 2)), ((21, 42), (21, 0)));
+        let targets = |batches: usize, skipped: usize| {
+            text.spread_targets_after(batches, 2, skipped).unwrap()
+        };
+        assert_eq!((targets(0, 0), targets(4, 0), targets(4, 1)), (0, 16, 8));
+        assert_eq!((targets(99, 0), targets(99, 2)), (42, 0));
     }
 
     proptest! {

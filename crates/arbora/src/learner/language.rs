@@ -445,6 +445,23 @@ mod tests {
     }
 
     #[test]
+    fn entropies_weigh_as_much_as_they_have_items_with_text() {
+        let device = Device::flex();
+        let config = config(&[r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#]);
+        let model = config.blank_for(257, &device);
+        let batch = batch(config.prompt(), &device);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (_, routing) = model.log_likelihood(&batch, &mut rng);
+        let measured = model.routes(&batch, &routing, LISTED_LEAVES);
+        let entropies = measured
+            .iter()
+            .filter(|(name, _, _)| name.starts_with(ENTROPY));
+        // Three chunks, and two of the window of six bytes.
+        let weights: Vec<f64> = entropies.map(|(_, _, weight)| *weight).collect();
+        assert!(!weights.is_empty() && weights.iter().all(|weight| *weight == 5.0));
+    }
+
+    #[test]
     fn perplexity_follows_from_the_mean_loss_and_extremes_from_all_leaves() {
         let model = config(&[]).blank_for(257, &Device::flex());
         let means = [

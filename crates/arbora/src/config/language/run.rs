@@ -97,8 +97,13 @@ impl RunSettings for LanguageConfig {
             ("eval_items", self.eval_items),
             ("test_items", self.test_items),
         ] {
-            let (windows, targets) = self.measured(data, items)?;
-            if targets == 0 {
+            let windows = self.sizes().measured(items, Self::count(data));
+            let (batches, size) = (self.eval_batches(data, items), self.eval_batch_size);
+            if data
+                .text
+                .spread_targets_after(batches, size, self.unasked())?
+                == 0
+            {
                 bail!(
                     "{setting}: the {windows} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
                     self.prompt()
@@ -202,18 +207,8 @@ impl LanguageData {
 impl LanguageConfig {
     /// Batches of an evaluation that asks for so many sequences, all with 0.
     fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
-        let items = match items {
-            0 => data.text.validation_windows(),
-            items => items,
-        };
-        items.div_ceil(self.eval_batch_size)
-    }
-
-    /// Sequences that such an evaluation goes over, and tokens that are asked for in them.
-    fn measured(&self, data: &LanguageData, items: usize) -> Result<(usize, usize), TaskError> {
-        let batches = self.eval_batches(data, items);
-        let text = &data.text;
-        text.spread_size(batches, self.eval_batch_size, self.unasked())
+        let windows = self.sizes().measured(items, Self::count(data));
+        windows.div_ceil(self.eval_batch_size)
     }
 
     /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
