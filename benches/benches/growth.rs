@@ -8,12 +8,12 @@
 //! On burn-flex, one thread. Memory is what the process's allocator handed out at the highest point of
 //! one call, less what it had handed out before: exact, unlike resident pages.
 
-use arbora::picture::curves::{self, Panel, Scale, Series};
-use arbora::rl::sample::uniform;
-use arbora::rl::seed::step_rng;
 use arbora_attention::{
     DenseAttentionOptions, Route, TreeSearchOptions, dense_attention, tree_search,
 };
+use arbora_cli::picture::curves::{self, Panel, Scale, Series};
+use arbora_rl::sample::uniform;
+use arbora_rl::seed::step_rng;
 use arbora_tree::{Layout as TreeLayout, TokenTreeShape};
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;

@@ -155,7 +155,7 @@ fn check(libraries: &[Package], backends: &[Backend]) -> Task {
         }
         if !backends.is_empty() {
             let features = workspace::features(libraries, backends);
-            cargo.args(["--features", &format!("arbora/cli,{features}")]);
+            cargo.args(["--features", &format!("arbora-cli/remote,{features}")]);
         }
         if backends.iter().any(|backend| backend.needs_toolchain()) {
             cargo.env("DOCS_RS", "1");

@@ -152,7 +152,7 @@ fn run(args: &Args) -> Result<(), String> {
             eprintln!("\n== {name}");
             if name != scaling::SECTION {
                 // As the command line does; libtorch gains as much from it as burn-flex.
-                arbora::memory::keep_freed_blocks();
+                arbora_rl::train::keep_freed_blocks();
             }
             section(&mut bench);
             eprintln!("   {:.0} s", begun.elapsed().as_secs_f64());

@@ -1,7 +1,7 @@
 //! The libraries under one name: order points along a k-d tree, build a tree of means over them, and
 //! let queries search it.
 //!
-//! Run: `cargo run -p arbora --example search_points`
+//! Run: `cargo run -p arbora --example search_points --features flex`
 
 use arbora::attention::{Route, TreeCrossAttentionConfig};
 use arbora::tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};

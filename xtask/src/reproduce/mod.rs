@@ -213,7 +213,7 @@ fn build() -> Result<PathBuf> {
         "build",
         "--release",
         "--package",
-        "arbora",
+        "arbora-cli",
         "--bin",
         "arbora",
     ]);

@@ -106,7 +106,7 @@ pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
     Ok([
         "--workspace".to_string(),
         "--features".to_string(),
-        features,
+        format!("arbora-cli/remote,{features}"),
     ])
 }
 

@@ -1,0 +1,73 @@
+//! `--dashboard`: burn's plots of a run in the terminal.
+
+use anyhow::{Result, bail};
+use std::io::IsTerminal;
+
+/// Refuses a dashboard that cannot be shown.
+///
+/// # Errors
+/// If it is not compiled in, or standard output is no terminal.
+pub fn check() -> Result<()> {
+    if !cfg!(feature = "dashboard") {
+        bail!("--dashboard is not compiled in; build with --features dashboard");
+    }
+    if !std::io::stdout().is_terminal() {
+        bail!("--dashboard: standard output is no terminal");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "dashboard")]
+pub use shown::{names, show};
+
+#[cfg(feature = "dashboard")]
+mod shown {
+    use crate::config::{ModelKind, RunConfig};
+    use crate::task::Features;
+    use arbora::models::HeadKind;
+    use arbora::rl::train::{Progress, Trainer};
+    use burn::train::renderer::tui::TuiMetricsRendererWrapper;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    /// Takes over the terminal until the trainer is done. What a person should know is kept until what
+    /// is returned is dropped: then it is printed. [`check`](super::check) comes first.
+    pub fn show(trainer: Trainer, names: &[&str]) -> (Trainer, Notices) {
+        let notices = Rc::new(RefCell::new(Vec::new()));
+        let renderer = TuiMetricsRendererWrapper::new(trainer.interrupter(), None);
+        let trainer = trainer
+            .progress(Keep(notices.clone()))
+            .renderer(Box::new(renderer), names);
+        (trainer, Notices(notices))
+    }
+
+    /// The numbers of a retrieval that are plotted: what the model reports at every step or evaluation.
+    pub fn names(config: &RunConfig, features: &Features) -> Vec<&'static str> {
+        let mut names = vec!["loss", "log_likelihood"];
+        if matches!(features.head, HeadKind::Classes { .. }) {
+            names.push("accuracy");
+        }
+        names.push("tokens_percent");
+        if config.model == ModelKind::ReTreever {
+            names.extend(["entropy", "reward"]);
+        }
+        names
+    }
+
+    /// Notices of a run whose dashboard has the terminal; printed at the end.
+    pub struct Notices(Rc<RefCell<Vec<String>>>);
+
+    impl Drop for Notices {
+        fn drop(&mut self) {
+            self.0.borrow().iter().for_each(|text| eprintln!("{text}"));
+        }
+    }
+
+    struct Keep(Rc<RefCell<Vec<String>>>);
+
+    impl Progress for Keep {
+        fn on_notice(&mut self, text: &str) {
+            self.0.borrow_mut().push(text.to_owned());
+        }
+    }
+}

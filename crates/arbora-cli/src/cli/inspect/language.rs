@@ -1,0 +1,280 @@
+//! `arbora inspect` on language: where text went, and how the leaves were used over training.
+
+use super::{FORMATS, NUMBERS};
+use crate::cli::InspectArgs;
+use crate::cli::trained::TrainedRun;
+use crate::config::language::{LanguageConfig, LanguageData};
+use crate::learner::language::{LanguageBatch, LanguageModel};
+use crate::picture::curves::{self, Panel};
+use crate::picture::shares::{self, SharesPicture, SharesRow};
+use crate::report::language::{leaf_name, panels, routes};
+use anyhow::{Context as _, Result, bail, ensure};
+use arbora::rl::seed::{Purpose, rng};
+use arbora::tasks::text::{Corpus, Text};
+use arbora::tree::shape::CompleteTree;
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Sequences of each part that are looked at, at most.
+const SEQUENCES: usize = 2048;
+/// Sequences that are looked at together.
+const BATCH: usize = 8;
+/// Documents of a part that are in the picture, the first ones.
+const ROWS: usize = 60;
+
+pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
+    if args.item.is_some() || args.query.is_some() {
+        bail!("--item and --query: a run of task lm has documents, and shows all of them");
+    }
+    ensure!(
+        !out.exists() || out.is_dir(),
+        "{}: expected a folder",
+        out.display()
+    );
+    let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
+    let name = config.model.name();
+    let curves = panels(&[(name, &args.run)])?;
+    let mut numbers = Map::new();
+    numbers.insert("run".into(), json!(args.run.to_string_lossy()));
+    numbers.insert("model".into(), json!(config.model));
+    numbers.insert("tree".into(), json!(config.model.has_tree()));
+    let mut pictures = Pictures {
+        curves,
+        leaves: Vec::new(),
+        documents: None,
+    };
+    let text = match config.model.has_tree() {
+        false => format!("{name} has no tree; its curves are drawn"),
+        true => {
+            let run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
+            let tree = run.model.network().tree();
+            let parts = parts(&run)?;
+            pictures.leaves = routes(&args.run, &tree)?;
+            pictures.documents = Some(picture(name, run.step, &tree, &parts));
+            numbers.insert("step".into(), json!(run.step));
+            numbers.extend(facts(&tree, &parts));
+            text(name, run.step, &tree, &parts)
+        }
+    };
+    write(out, &pictures, &mut numbers)?;
+    crate::cli::show(&match args.json {
+        true => Value::Object(numbers).to_string(),
+        false => format!("{text}\npictures and numbers: {}", out.display()),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A part of the corpus, and where it went.
+struct Part {
+    name: &'static str,
+    /// In order; those that no looked-at sequence is of have no items.
+    documents: Vec<DocumentRoutes>,
+    sequences: usize,
+    /// All sequences of the part.
+    of: usize,
+    /// The mean entropy of the selectors at each depth, in nats; empty where routes are not learned.
+    entropies: Vec<f64>,
+}
+
+/// Where the items of a document went: sequences or chunks of them.
+struct DocumentRoutes {
+    name: String,
+    /// Items at each leaf.
+    leaves: Vec<usize>,
+}
+
+impl DocumentRoutes {
+    fn items(&self) -> usize {
+        self.leaves.iter().sum()
+    }
+}
+
+impl Part {
+    /// The share of all items at each leaf.
+    fn shares(&self) -> Vec<f64> {
+        let leaves = self.documents.first().map_or(0, |one| one.leaves.len());
+        let counts =
+            (0..leaves).map(|leaf| self.documents.iter().map(|one| one.leaves[leaf]).sum());
+        shares(&counts.collect::<Vec<usize>>())
+    }
+}
+
+fn shares(counts: &[usize]) -> Vec<f64> {
+    let sum = counts.iter().sum::<usize>().max(1) as f64;
+    counts.iter().map(|count| *count as f64 / sum).collect()
+}
+
+fn parts(run: &TrainedRun<LanguageConfig>) -> Result<Vec<Part>> {
+    let LanguageData {
+        text,
+        training,
+        validation,
+    } = &run.task;
+    // Evaluation walks through a part in order: with the parts exchanged, through the training part.
+    let exchanged = Text::from_parts(
+        validation,
+        training,
+        text.tokenizer().clone(),
+        run.config.windows(),
+    )?;
+    [
+        ("held out", text, validation),
+        ("training", &exchanged, training),
+    ]
+    .into_iter()
+    .map(|(name, text, corpus)| part(run, name, text, corpus))
+    .collect()
+}
+
+/// Looks at a few sequences from everywhere in a part.
+fn part(
+    run: &TrainedRun<LanguageConfig>,
+    name: &'static str,
+    text: &Text,
+    corpus: &Corpus,
+) -> Result<Part> {
+    let model: &LanguageModel = &run.model;
+    let leaves = model.network().tree().leaves();
+    let mut documents: Vec<DocumentRoutes> = corpus
+        .documents()
+        .iter()
+        .map(|document| DocumentRoutes {
+            name: document.name.clone(),
+            leaves: vec![0; leaves],
+        })
+        .collect();
+    let of = text.validation_windows();
+    let (mut sequences, mut items, mut entropies) = (0, 0, Vec::new());
+    let batches = text.spread_eval_batches(SEQUENCES / BATCH, BATCH, &run.device)?;
+    for (index, batch) in batches.enumerate() {
+        let batch = LanguageBatch::new(batch, run.config.prompt());
+        let mut rng = rng(run.config.trainer.seed, Purpose::Evaluation, index as u64);
+        let routing = model.forward(&batch, &mut rng).routing;
+        for (sequence, leaf) in model.routed(&batch, &routing) {
+            documents[batch.text.documents[sequence]].leaves[leaf] += 1;
+        }
+        entropies.resize(routing.levels.len(), 0.0);
+        for (sum, level) in entropies.iter_mut().zip(&routing.levels) {
+            *sum += level.entropy * routing.real_items() as f64;
+        }
+        sequences += batch.text.counts.len();
+        items += routing.real_items();
+    }
+    let learns = run.config.model.learns();
+    Ok(Part {
+        name,
+        documents,
+        sequences,
+        of,
+        entropies: match learns {
+            true => entropies.iter().map(|sum| sum / items as f64).collect(),
+            false => Vec::new(),
+        },
+    })
+}
+
+fn picture(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> SharesPicture {
+    let mut rows = Vec::new();
+    for part in parts {
+        rows.push(SharesRow {
+            name: format!("{}: all", part.name),
+            shares: part.shares(),
+        });
+        let documents = part.documents.iter().filter(|one| one.items() > 0);
+        rows.extend(documents.take(ROWS).map(|document| SharesRow {
+            name: document.name.clone(),
+            shares: shares(&document.leaves),
+        }));
+        rows.push(SharesRow::default());
+    }
+    rows.pop();
+    SharesPicture {
+        title: format!("{name} at step {step}: % of each document at each leaf"),
+        columns: (0..tree.leaves())
+            .map(|leaf| leaf_name(tree, leaf))
+            .collect(),
+        rows,
+    }
+}
+
+fn facts(tree: &CompleteTree, parts: &[Part]) -> Map<String, Value> {
+    let leaves: Vec<String> = (0..tree.leaves())
+        .map(|leaf| leaf_name(tree, leaf))
+        .collect();
+    let parts = parts.iter().map(|part| {
+        let documents = part.documents.iter().filter(|one| one.items() > 0);
+        json!({
+            "part": part.name,
+            "sequences": part.sequences,
+            "of": part.of,
+            "shares": part.shares(),
+            "entropies": part.entropies,
+            "documents": documents
+                .map(|one| json!({ "name": one.name, "items": one.leaves }))
+                .collect::<Vec<_>>(),
+        })
+    });
+    let parts: Vec<Value> = parts.collect();
+    Map::from_iter([
+        ("leaves".into(), json!(leaves)),
+        ("parts".into(), json!(parts)),
+    ])
+}
+
+/// Leaves and depths, one a line.
+fn text(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> String {
+    let mut text = format!("{name} at step {step}");
+    for part in parts {
+        text += &format!(
+            "\n\n{}: {} of {} sequences",
+            part.name, part.sequences, part.of
+        );
+        for (leaf, share) in part.shares().into_iter().enumerate() {
+            let documents = part.documents.iter().filter(|one| one.items() > 0);
+            let mostly = documents
+                .filter(|one| 2 * one.leaves[leaf] > one.items())
+                .count();
+            text += &format!(
+                "\nleaf {:<10} {:>6.1} %   most of {mostly} documents",
+                leaf_name(tree, leaf),
+                100.0 * share
+            );
+        }
+        for (depth, entropy) in part.entropies.iter().enumerate() {
+            text += &format!("\nselectors at depth {depth}: entropy {entropy:.3} nats");
+        }
+    }
+    text
+}
+
+struct Pictures {
+    curves: Vec<Panel>,
+    leaves: Vec<Panel>,
+    documents: Option<SharesPicture>,
+}
+
+/// Writes all files into the folder; the last has their names.
+fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let mut files = Vec::new();
+    let mut path = |stem: &str, format: &str| {
+        files.push(format!("{stem}.{format}"));
+        out.join(format!("{stem}.{format}"))
+    };
+    for format in FORMATS {
+        curves::draw(&pictures.curves, &path("curves", format))?;
+        if !pictures.leaves.is_empty() {
+            curves::draw(&pictures.leaves, &path("leaves", format))?;
+        }
+        if let Some(documents) = &pictures.documents {
+            shares::draw(documents, &path("documents", format))?;
+        }
+    }
+    files.push(NUMBERS.into());
+    numbers.insert("folder".into(), json!(out.to_string_lossy()));
+    numbers.insert("files".into(), json!(files));
+    let text = serde_json::to_string_pretty(numbers)? + "\n";
+    crate::whole::write(&out.join(NUMBERS), &text)
+}

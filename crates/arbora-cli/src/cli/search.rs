@@ -1,0 +1,191 @@
+//! Searches compared on one trained model: `arbora eval --search`.
+
+use super::EvalArgs;
+use crate::config::RunConfig;
+use crate::learner::TaskModel;
+use crate::problem::Problem;
+use crate::run::measure;
+use anyhow::{Context as _, Result};
+use arbora::attention::{SearchOptions, SearchStrategy};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Reads `greedy`, `samples=K` or `beam=W`.
+///
+/// # Errors
+/// With what was expected.
+pub fn strategy(text: &str) -> Result<SearchStrategy, String> {
+    let number = |text: &str| {
+        text.parse()
+            .map_err(|_| format!("expected a number of paths, got {text}"))
+    };
+    match text.split_once('=') {
+        None if text == "greedy" => Ok(SearchStrategy::Greedy),
+        Some(("samples", count)) => Ok(SearchStrategy::Samples {
+            count: number(count)?,
+        }),
+        Some(("beam", width)) => Ok(SearchStrategy::Beam {
+            width: number(width)?,
+        }),
+        _ => Err("expected greedy, samples=K or beam=W".into()),
+    }
+}
+
+fn name(search: &SearchOptions) -> String {
+    let strategy = match search.strategy {
+        SearchStrategy::Greedy => return "greedy".into(),
+        SearchStrategy::Samples { count } => format!("samples={count}"),
+        SearchStrategy::Beam { width } => format!("beam={width}"),
+    };
+    match search.temperature {
+        1.0 => strategy,
+        temperature => format!("{strategy}, temperature {temperature}"),
+    }
+}
+
+/// The searches asked for, checked.
+///
+/// # Errors
+/// If there is no path to take or the temperature is not positive.
+pub fn options(strategies: &[SearchStrategy], temperature: f64) -> Result<Vec<SearchOptions>> {
+    strategies
+        .iter()
+        .map(|strategy| {
+            let options = SearchOptions {
+                strategy: *strategy,
+                temperature,
+            };
+            options.check().context("--search")?;
+            Ok(options)
+        })
+        .collect()
+}
+
+/// Measures a model with each search, and says what it costs and brings.
+///
+/// # Errors
+/// If the Markdown file cannot be written.
+pub fn compare(
+    model: &TaskModel,
+    searches: &[SearchOptions],
+    problems: &[Problem],
+    config: &RunConfig,
+    args: &EvalArgs,
+) -> Result<String> {
+    let queries: usize = problems
+        .iter()
+        .map(|problem| problem.queries.dims()[..2].iter().product::<usize>())
+        .sum();
+    let mut rows: Vec<(String, BTreeMap<String, f64>)> = Vec::new();
+    for search in searches {
+        let model = model.clone().with_search(*search);
+        let begun = Instant::now();
+        let mut means = measure(&model, problems.iter().cloned(), config.trainer.seed);
+        let seconds = begun.elapsed().as_secs_f64();
+        means.insert(
+            "microseconds_per_query".into(),
+            seconds * 1e6 / queries.max(1) as f64,
+        );
+        rows.push((name(search), means));
+    }
+    let table = markdown(&rows);
+    if let Some(path) = &args.markdown {
+        let text = page(&table, config, args);
+        crate::whole::write(path, text)?;
+    }
+    if args.json {
+        let searches: Vec<Value> = rows
+            .iter()
+            .map(|(name, means)| json!({"search": name, "metrics": means}))
+            .collect();
+        return Ok(json!({"run": args.run.to_string_lossy(), "searches": searches}).to_string());
+    }
+    Ok(table)
+}
+
+fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
+    let columns = [
+        ("accuracy", "accuracy", 4),
+        ("log_likelihood", "log-likelihood, nats", 4),
+        ("tokens_percent", "% tokens", 1),
+        ("nodes_selected", "nodes selected", 1),
+        ("nodes_read", "nodes read", 1),
+        ("microseconds_per_query", "microseconds per query", 1),
+    ];
+    let columns: Vec<_> = columns
+        .into_iter()
+        .filter(|(key, ..)| rows.iter().any(|(_, means)| means.contains_key(*key)))
+        .collect();
+    let mut text = String::from("| search |");
+    columns
+        .iter()
+        .for_each(|(_, title, _)| text += &format!(" {title} |"));
+    text += "\n|---|";
+    columns.iter().for_each(|_| text += "---:|");
+    for (name, means) in rows {
+        text += &format!("\n| {name} |");
+        for (key, _, digits) in &columns {
+            let number = means.get(*key).copied().unwrap_or(f64::NAN);
+            text += &format!(" {number:.digits$} |");
+        }
+    }
+    text
+}
+
+fn page(table: &str, config: &RunConfig, args: &EvalArgs) -> String {
+    let specs: Vec<String> = args
+        .search
+        .iter()
+        .map(|strategy| match strategy {
+            SearchStrategy::Greedy => "greedy".to_owned(),
+            SearchStrategy::Samples { count } => format!("samples={count}"),
+            SearchStrategy::Beam { width } => format!("beam={width}"),
+        })
+        .collect();
+    let temperature = match args.temperature {
+        1.0 => String::new(),
+        temperature => format!(" --temperature {temperature}"),
+    };
+    format!(
+        "# Searches compared: {} on {}\n\nOne trained model, several searches. With several paths a query \
+         attends once to the union of what they select. The whole page is made by\n\n```sh\narbora eval {} \
+         --search {}{temperature} --markdown FILE\n```\n\n{table}\n\nMicroseconds are those of the whole model on \
+         all test items (context encoded, trees built, queries answered), on a machine that may have had other \
+         work: compare rows, not pages.\n",
+        config.model.name(),
+        config.task.name(),
+        args.run.display(),
+        specs.join(","),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_are_read_by_name_and_number_of_paths() {
+        assert_eq!(strategy("greedy"), Ok(SearchStrategy::Greedy));
+        assert_eq!(
+            strategy("samples=4"),
+            Ok(SearchStrategy::Samples { count: 4 })
+        );
+        assert_eq!(strategy("beam=2"), Ok(SearchStrategy::Beam { width: 2 }));
+        for wrong in ["beam", "beam=", "beam=-1", "widest=3", "greedy=2"] {
+            assert!(
+                strategy(wrong).unwrap_err().starts_with("expected"),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn searches_without_a_path_or_with_a_temperature_that_is_not_positive_are_refused() {
+        let none = [SearchStrategy::Beam { width: 0 }];
+        assert!(options(&none, 1.0).is_err());
+        for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(options(&[SearchStrategy::Greedy], temperature).is_err());
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `arbora serve`
+
+use super::ServeArgs;
+use anyhow::Result;
+use std::process::ExitCode;
+
+#[cfg(not(feature = "remote"))]
+pub fn run(_: ServeArgs) -> Result<ExitCode> {
+    Err(crate::remote::not_compiled_in("serve"))
+}
+
+#[cfg(feature = "remote")]
+pub use served::run;
+
+#[cfg(feature = "remote")]
+mod served {
+    use super::{ExitCode, Result, ServeArgs};
+    use crate::{backend, cli, remote};
+    use anyhow::{Context as _, bail};
+    use burn::server::{RemoteServer, TokenAuthorizer, WebSocketTransport};
+    use serde_json::json;
+    use std::net::TcpListener;
+
+    pub fn run(args: ServeArgs) -> Result<ExitCode> {
+        log_problems_alone();
+        let count = usize::from(args.devices.get());
+        let (name, devices) = backend::open_several(args.backend.as_deref(), count)?;
+        if name == "tch" {
+            bail!(
+                "backend tch: libtorch cannot compute for other processes; serve another backend"
+            );
+        }
+        let mut server = RemoteServer::new(devices);
+        if let Some(token) = remote::token() {
+            server = server.with_authorizer(TokenAuthorizer::new(token)?);
+        }
+        let listener = TcpListener::bind(&args.address)
+            .with_context(|| format!("cannot listen on {}", args.address))?;
+        let address = listener
+            .local_addr()
+            .with_context(|| format!("cannot listen on {}", args.address))?;
+        let url = format!("ws://{address}");
+        cli::show(&match args.json {
+            true => json!({ "address": url, "backend": name, "devices": count }).to_string(),
+            false => format!("{name} at {url}, {count} device(s); Ctrl-C ends"),
+        })?;
+        server.serve(WebSocketTransport::from_listener(listener))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// burn's server prints what it does, on standard output; unless the user has asked for more, only what went
+    /// wrong is of interest.
+    fn log_problems_alone() {
+        const FILTER: &str = "RUST_LOG";
+        if std::env::var_os(FILTER).is_none() {
+            // SAFETY: `serve` calls this first, when the process has no other thread.
+            unsafe { std::env::set_var(FILTER, "warn") };
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The `arbora` command. Its library is for its own tests and benchmarks.
+//!
+//! # Feature flags
+//!
+//! - `dashboard`: `arbora train --dashboard`, which plots a run in the terminal
+//! - `remote`: `arbora serve`, and devices of other processes
+//! - `flex` (default), `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu`, `fusion`: burn's
+//!   backend features of the same names
+
+// burn 0.22 marks ndarray and libtorch as deprecated in favour of flex. They are supported here for as long as the
+// pinned burn carries them, and lint levels do not reach dependents.
+#![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
+
+pub mod backend;
+mod cli;
+mod config;
+mod grow;
+mod learner;
+pub mod picture;
+mod placement;
+mod problem;
+mod progress;
+mod quiet;
+#[cfg_attr(not(feature = "remote"), path = "without_remote.rs")]
+pub mod remote;
+mod report;
+mod run;
+mod task;
+mod whole;
+
+pub use cli::main;

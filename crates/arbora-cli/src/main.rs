@@ -1,0 +1,5 @@
+//! The `arbora` command.
+
+fn main() -> std::process::ExitCode {
+    arbora_cli::main()
+}

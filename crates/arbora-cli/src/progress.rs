@@ -1,0 +1,78 @@
+//! What a person sees while a model trains.
+
+use arbora::rl::train::{EvaluationReport, Progress, StepReport};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A progress bar with loss, log-likelihood (for classes their accuracy) and share of tokens.
+pub struct Bar {
+    bar: ProgressBar,
+    evaluated: String,
+}
+
+impl Bar {
+    /// A bar over `steps` steps. It is hidden where standard error is no terminal.
+    pub fn new(name: &str, steps: u64) -> Self {
+        let bar = ProgressBar::new(steps);
+        let template = "{prefix:>16} {bar:24} {pos}/{len} [{elapsed}<{eta}] {msg}";
+        bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        bar.set_prefix(name.to_owned());
+        Self {
+            bar,
+            evaluated: String::new(),
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn on_step(&mut self, report: &StepReport) {
+        let number = |name| report.metric(name).unwrap_or(f32::NAN);
+        let quality = quality(report.metric("log_likelihood"), report.metric("accuracy"));
+        let tokens = report
+            .metric("tokens_percent")
+            .map(|percent| format!("  tokens {percent:.1} %"))
+            .unwrap_or_default();
+        self.bar.set_message(format!(
+            "loss {:.3}  {quality}{tokens}{}",
+            number("loss"),
+            self.evaluated
+        ));
+        // Not the number of calls: a resumed run starts in the middle.
+        self.bar.set_position(report.step);
+        if report.step == report.steps {
+            self.bar.finish();
+        }
+    }
+
+    fn on_evaluation(&mut self, report: &EvaluationReport) {
+        let accuracy = report.metric("accuracy");
+        let log_likelihood = report.metric("log_likelihood");
+        let short = match (accuracy, log_likelihood) {
+            (Some(accuracy), _) => format!("{:.2} %", 100.0 * accuracy),
+            (None, log_likelihood) => format!("{:.3}", log_likelihood.unwrap_or(f64::NAN)),
+        };
+        self.evaluated = format!("  held-out {short}");
+        if self.bar.is_hidden() {
+            // A log file still says how far the run is.
+            let (name, step) = (self.bar.prefix(), report.step);
+            match accuracy {
+                Some(_) => eprintln!("{name}: step {step}, held-out accuracy {short}"),
+                None => eprintln!(
+                    "{name}: step {step}, held-out log-likelihood {:.4}",
+                    log_likelihood.unwrap_or(f64::NAN)
+                ),
+            }
+        }
+    }
+
+    fn on_notice(&mut self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+}
+
+/// By what a person judges a step: the accuracy where there are classes.
+fn quality(log_likelihood: Option<f32>, accuracy: Option<f32>) -> String {
+    match accuracy {
+        Some(accuracy) => format!("accuracy {:.1} %", 100.0 * accuracy),
+        None => format!("log-lik {:.3}", log_likelihood.unwrap_or(f32::NAN)),
+    }
+}

@@ -1,0 +1,176 @@
+//! Image completion as a task.
+
+use super::{EVALUATION_SEED, Features, TaskData, with_path};
+use crate::config::{RunConfig, Source};
+use crate::learner::TaskModel;
+use crate::picture::completion::{CompletionRow, Prediction as Picture};
+use crate::problem::Problem;
+use anyhow::{Context as _, Result, bail};
+use arbora::models::{EmbeddingKind, HeadKind, Prediction, StdKind};
+use arbora::tasks::TaskError;
+use arbora::tasks::images::{ImageCompletion, ImageSet, WholeImage};
+use burn::tensor::{Device, Tensor};
+use std::path::Path;
+
+/// Training and test images, ready to draw batches from.
+#[derive(Clone, Debug)]
+pub struct ImageTask {
+    train: ImageCompletion,
+    test: ImageCompletion,
+    std: StdKind,
+}
+
+impl ImageTask {
+    /// Loads the images that a configuration names.
+    ///
+    /// # Errors
+    /// If they cannot be read, differ in size or do not fit the configuration.
+    pub fn load(config: &RunConfig) -> Result<Self> {
+        let (train, test) = match &config.data {
+            Source::Sample => ImageSet::bundled(),
+            Source::Idx { train, test } => (
+                ImageSet::from_idx(train, None::<&Path>)?,
+                ImageSet::from_idx(test, None::<&Path>)?,
+            ),
+            Source::Folder {
+                path,
+                size,
+                held_out,
+            } => ImageSet::from_folder(path, *size)
+                .and_then(|set| set.split(*held_out, EVALUATION_SEED))
+                .map_err(|error| with_path("data", error))?,
+            _ => bail!("data: expected images"),
+        };
+        train
+            .check_same_size(&test)
+            .context("test images beside training images")?;
+        let points = config.points.clone().unwrap_or_default();
+        let completion = |set| {
+            ImageCompletion::new(set, points.clone()).map_err(|error| with_path("points", error))
+        };
+        Ok(Self {
+            train: completion(train)?,
+            test: completion(test)?,
+            std: config.architecture.std,
+        })
+    }
+
+    /// The test images.
+    pub fn test(&self) -> &ImageSet {
+        self.test.set()
+    }
+
+    /// One test image with all of its pixels asked for.
+    ///
+    /// # Errors
+    /// If it does not exist or has fewer pixels than `context`.
+    pub fn whole(
+        &self,
+        image: usize,
+        context: usize,
+        device: &Device,
+    ) -> Result<WholeImage, TaskError> {
+        self.test
+            .whole_image(image, context, EVALUATION_SEED, device)
+    }
+
+    /// Completes test images from `context` of their pixels, each by every model.
+    ///
+    /// # Errors
+    /// If an image does not exist or has fewer pixels.
+    pub fn complete(
+        &self,
+        models: &[&TaskModel],
+        images: &[usize],
+        context: usize,
+        device: &Device,
+    ) -> Result<Vec<CompletionRow>, TaskError> {
+        let set = self.test.set();
+        let complete = |index: usize| {
+            let whole = self.whole(index, context, device)?;
+            let problem = Problem::from(whole.batch);
+            let models = models
+                .iter()
+                .map(|model| {
+                    let Prediction::Gaussian { mean, std } = model
+                        .predict(&problem, &mut arbora::rl::seed::step_rng(0, 0))
+                        .0
+                    else {
+                        unreachable!("image models have Gaussian heads")
+                    };
+                    let numbers =
+                        |tensor: Tensor<3>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+                    Picture {
+                        mean: numbers(mean),
+                        std: numbers(std),
+                    }
+                })
+                .collect();
+            Ok(CompletionRow {
+                height: set.height,
+                width: set.width,
+                channels: set.channels,
+                truth: whole.truth,
+                observed: whole.observed,
+                models,
+            })
+        };
+        images.iter().map(|index| complete(*index)).collect()
+    }
+}
+
+impl TaskData for ImageTask {
+    fn features(&self) -> Features {
+        let set = self.train.set();
+        let config = self.train.config();
+        Features {
+            d_context: 2 + set.channels,
+            d_query: 2,
+            d_position: 2,
+            head: HeadKind::Gaussian {
+                dim: set.channels,
+                std: self.std,
+            },
+            embedding: EmbeddingKind::Points,
+            most_tokens: config.max_points - 1 - config.min_targets,
+        }
+    }
+
+    fn training(
+        &self,
+        seed: u64,
+        step: u64,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Problem, TaskError> {
+        Ok(self.train.batch(seed, step, batch_size, device)?.into())
+    }
+
+    fn evaluation(
+        &self,
+        items: usize,
+        batch_size: usize,
+        device: &Device,
+    ) -> Result<Vec<Problem>, TaskError> {
+        let images = if items == 0 { self.test().count } else { items };
+        let batches = self
+            .test
+            .eval_batches(EVALUATION_SEED, batch_size, device)?;
+        Ok(batches
+            .take(images.div_ceil(batch_size))
+            .map(Problem::from)
+            .collect())
+    }
+
+    fn items(&self) -> &'static str {
+        "test images"
+    }
+
+    fn count(&self) -> Option<usize> {
+        Some(self.test().count)
+    }
+
+    fn images(&self) -> Option<&ImageTask> {
+        Some(self)
+    }
+}

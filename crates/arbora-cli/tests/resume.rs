@@ -1,0 +1,273 @@
+//! Runs that are killed or interrupted go on as if nothing had happened.
+#![cfg(all(feature = "flex", unix))]
+
+mod common;
+
+use common::{Place, parse, snapshot, stderr};
+use serde_json::Value;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const STEPS: u64 = 120;
+/// A test that asks for a moment inside a run may come too late on a busy machine: it asks again.
+const ATTEMPTS: usize = 5;
+
+/// A longer run with everything that a checkpoint has to carry.
+fn long(out: &str) -> Vec<String> {
+    let settings = [
+        format!("trainer.steps={STEPS}"),
+        "trainer.eval_every=7".into(),
+        "trainer.warmup_steps=10".into(),
+        r#"trainer.policy_gradient={"baseline":{"kind":"moving_average","decay":0.9},"entropy_weight":0.01}"#.into(),
+        "compare_with=cross-attention".into(),
+        "points.ragged=true".into(),
+        // Runs whose settings are compared: the interval of checkpoints changes no number.
+        format!("trainer.checkpoint_every={}", 2 + random(4)),
+    ];
+    let fixed = [
+        "train",
+        "images",
+        "--config",
+        "tiny.json",
+        "--out",
+        out,
+        "--json",
+    ];
+    let settings = settings
+        .into_iter()
+        .flat_map(|setting| ["--set".into(), setting]);
+    fixed
+        .map(String::from)
+        .into_iter()
+        .chain(settings)
+        .collect()
+}
+
+const RESUME: [&str; 6] = ["train", "images", "--out", "out", "--resume", "--json"];
+
+/// Another number below `end` at every call, from the clock: a killed run must resume from anywhere.
+fn random(end: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    // Clocks with coarse ticks leave the low digits at zero: the multiplication spreads the others.
+    let mixed = (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    mixed % end
+}
+
+/// An uninterrupted run in `whole`; what it printed.
+fn uninterrupted(place: &Place) -> Value {
+    let args = long("whole");
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    parse(&place.succeed(&args))
+}
+
+/// Waits until the log of a run has more than `lines` lines. `false` if the process ended before.
+fn reaches(place: &Place, child: &mut Child, run: &str, lines: usize) -> bool {
+    let started = Instant::now();
+    let path = place.path(run).join("metrics.jsonl");
+    while child.try_wait().unwrap().is_none() {
+        let log = fs::read(&path).unwrap_or_default();
+        if log.iter().filter(|byte| **byte == b'\n').count() > lines {
+            return true;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "{run} does not get on"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+/// Starts a run in `out` and kills it with the log of `run` at a random length.
+fn kill_in(place: &Place, run: &str) {
+    for _ in 0..ATTEMPTS {
+        let _ = fs::remove_dir_all(place.path("out"));
+        let mut child = place.command(long("out")).spawn().unwrap();
+        if kill_after(place, &mut child, run, random(STEPS / 2) as usize) {
+            return;
+        }
+    }
+    panic!("the run ended before it was killed, {ATTEMPTS} times");
+}
+
+fn kill_after(place: &Place, child: &mut Child, run: &str, lines: usize) -> bool {
+    let reached = reaches(place, child, run, lines);
+    // SIGKILL: the process can do nothing about it.
+    child.kill().unwrap();
+    let killed = child.wait().unwrap().signal() == Some(9);
+    println!("killed {run} after {lines} lines: {}", reached && killed);
+    reached && killed
+}
+
+/// The run in `out` has the numbers of the one in `whole`, bit by bit.
+fn assert_continued(place: &Place, whole: &Value, resumed: &Value) {
+    for inner in ["", "/cross-attention"] {
+        let [a, b] = ["whole", "out"].map(|run| place.metrics(&format!("{run}{inner}")));
+        assert!(a == b, "metrics differ:\n{a}\n{b}");
+        let [a, b] = ["whole", "out"].map(|run| place.eval(&format!("{run}{inner}"), &[]));
+        assert_eq!(a["metrics"], b["metrics"]);
+    }
+    for model in ["retreever", "cross-attention"] {
+        let [a, b] = [whole, resumed].map(|printed| {
+            let mut numbers = printed["models"][model].clone();
+            numbers["seconds"].take();
+            numbers
+        });
+        assert_eq!(a, b);
+    }
+    for file in ["curves.svg", "completion.png"] {
+        let [a, b] = ["whole", "out"].map(|run| fs::read(place.path(run).join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+}
+
+#[test]
+fn a_killed_run_continues_with_the_same_numbers() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill_in(&place, "out");
+    // The worst that a kill may leave behind: half a line.
+    let log = OpenOptions::new()
+        .append(true)
+        .open(place.path("out/metrics.jsonl"));
+    log.unwrap().write_all(b"{\"step\":").unwrap();
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+}
+
+#[test]
+fn a_run_killed_again_and_again_continues_with_the_same_numbers() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill_in(&place, "out");
+    for _ in 0..3 {
+        let lines = place.metrics("out").lines().count() + random(15) as usize;
+        let mut child = place.command(RESUME).spawn().unwrap();
+        kill_after(&place, &mut child, "out", lines);
+    }
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+}
+
+#[test]
+fn a_run_killed_in_its_second_model_continues_with_the_same_numbers() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill_in(&place, "out/cross-attention");
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+}
+
+#[test]
+fn a_run_killed_between_its_models_continues_with_the_same_numbers() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill_in(&place, "out/cross-attention");
+    // As if the folder had been made and its settings had been half written.
+    let inner = place.path("out/cross-attention");
+    fs::remove_dir_all(&inner).unwrap();
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("config.json.unfinished"), "{\"task\"").unwrap();
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_passed_over_with_a_notice() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill_in(&place, "out/cross-attention");
+    let newest = place.checkpoints("out").pop().unwrap();
+    let model = place.path("out/checkpoints").join(newest).join("model.bpk");
+    let bytes = fs::read(&model).unwrap();
+    fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
+
+    let evaluated = place.run(&["eval", "out", "--json"]);
+    assert_eq!(evaluated.status.code(), Some(0));
+    assert!(stderr(&evaluated).contains("corrupt checkpoint"));
+
+    let resumed = place.run(&RESUME);
+    assert_eq!(resumed.status.code(), Some(0), "{}", stderr(&resumed));
+    assert!(stderr(&resumed).contains("differs from its checksum"));
+    let resumed = parse(&String::from_utf8(resumed.stdout).unwrap());
+    assert_continued(&place, &whole, &resumed);
+}
+
+#[test]
+fn ctrl_c_saves_first_and_the_run_continues_with_the_same_numbers() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    for run in ["out", "out/cross-attention"] {
+        interrupt_in(&place, run);
+        let resumed = parse(&place.succeed(&RESUME));
+        assert_continued(&place, &whole, &resumed);
+    }
+}
+
+/// Starts a run in `out` and stops it with Ctrl-C while it trains the model in `run`.
+fn interrupt_in(place: &Place, run: &str) {
+    for _ in 0..ATTEMPTS {
+        let _ = fs::remove_dir_all(place.path("out"));
+        let mut child = place.command(long("out")).spawn().unwrap();
+        reaches(place, &mut child, run, random(STEPS / 2) as usize);
+        let process = child.id().to_string();
+        let sent = Command::new("kill").args(["-INT", &process]).status();
+        let output = child.wait_with_output().unwrap();
+        if !sent.unwrap().success() || output.status.code() == Some(0) {
+            continue;
+        }
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{stderr}");
+        assert!(output.stdout.is_empty());
+        let log = place.metrics(run);
+        let step = parse(log.lines().last().unwrap())["step"].as_u64().unwrap();
+        let last = stderr.lines().last().unwrap();
+        assert_eq!(
+            last,
+            format!("stopped at step {step}; continue with --out out --resume")
+        );
+        let newest = place.checkpoints(run).pop().unwrap();
+        assert_eq!(newest, format!("step-{step:08}"));
+        return;
+    }
+    panic!("the run ended before it was stopped, {ATTEMPTS} times");
+}
+
+#[test]
+fn resuming_a_finished_run_changes_nothing_and_reports_the_same_numbers() {
+    let place = Place::new();
+    let args = [
+        "--out",
+        "out",
+        "--set",
+        "compare_with=cross-attention",
+        "--json",
+    ];
+    let mut first = parse(&place.train(&args));
+    let before = snapshot(&place.path("out"));
+    let mut again = parse(&place.succeed(&RESUME));
+    for printed in [&mut first, &mut again] {
+        for model in ["retreever", "cross-attention"] {
+            assert!(printed["models"][model]["seconds"].take().is_f64());
+        }
+    }
+    assert_eq!(first, again);
+    assert!(before == snapshot(&place.path("out")), "files changed");
+}
+
+#[test]
+fn a_run_that_ended_before_its_first_checkpoint_starts_again() {
+    let place = Place::new();
+    place.train(&["--out", "whole"]);
+    fs::create_dir(place.path("out")).unwrap();
+    fs::copy(
+        place.path("whole/config.json"),
+        place.path("out/config.json"),
+    )
+    .unwrap();
+    place.succeed(&RESUME);
+    assert_eq!(place.metrics("whole"), place.metrics("out"));
+}

@@ -1,0 +1,343 @@
+//! `arbora train` and `arbora eval` as a person or a program calls them.
+#![cfg(feature = "flex")]
+
+mod common;
+
+use common::{IMAGES, Place, SIZE, parse};
+use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
+use std::fs;
+
+/// All numbers of a JSON value are finite, and there is at least one: NaN is written as `null`.
+fn assert_finite(numbers: &Value) {
+    let numbers = numbers.as_object().unwrap();
+    assert!(!numbers.is_empty());
+    for (name, number) in numbers {
+        assert!(
+            number.as_f64().is_some_and(f64::is_finite),
+            "{name}: {number}"
+        );
+    }
+}
+
+#[test]
+fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
+    let place = Place::new();
+    let table = place.train(&["--out", "out"]);
+    assert!(table.contains("held-out log-lik"), "{table}");
+    assert!(
+        table.lines().any(|line| line.starts_with("retreever ")),
+        "{table}"
+    );
+    assert!(!table.contains("NaN"), "{table}");
+
+    let config = place.json("out/config.json");
+    assert_eq!(config["trainer"]["steps"], 6);
+    assert_eq!(config["model"], "retreever");
+    assert_eq!(
+        place.checkpoints("out"),
+        ["step-00000004", "step-00000006"],
+        "the two newest are kept"
+    );
+
+    let log: Vec<Value> = place.metrics("out").lines().map(parse).collect();
+    let steps = |split: &str| {
+        let lines = log.iter().filter(|line| line["split"] == split);
+        lines
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(steps("train"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(steps("valid"), [3, 6]);
+    for key in [
+        "loss",
+        "log_likelihood",
+        "tokens_percent",
+        "reward",
+        "entropy",
+    ] {
+        assert!(log[0][key].is_f64(), "{key} in {}", log[0]);
+    }
+
+    for name in ["curves.png", "completion.png"] {
+        let picture = image::open(place.path("out").join(name)).unwrap().to_rgb8();
+        let first = *picture.get_pixel(0, 0);
+        assert!(
+            picture.pixels().any(|pixel| *pixel != first),
+            "{name} is blank"
+        );
+    }
+    let curves = fs::read_to_string(place.path("out/curves.svg")).unwrap();
+    assert!(curves.contains("<svg") && curves.contains("retreever"));
+}
+
+#[test]
+fn eval_repeats_the_numbers_that_training_ended_with() {
+    let place = Place::new();
+    // All test images during training too, so that the log has the same numbers a third time.
+    let args = ["--out", "out", "--json", "--set", "eval_items=0"];
+    let trained = parse(&place.train(&args));
+    assert_eq!(trained["run"], "out");
+    let trained = &trained["models"]["retreever"];
+    assert_finite(trained);
+
+    let evaluated = place.eval("out", &[]);
+    assert_eq!(evaluated["step"], 6);
+    assert_eq!(evaluated["items"], IMAGES[1]);
+    assert_eq!(evaluated["backend"], "flex");
+    assert_finite(&evaluated["metrics"]);
+    let log = place.metrics("out");
+    let logged = parse(log.lines().last().unwrap());
+    for key in ["log_likelihood", "tokens_percent", "nodes_read"] {
+        assert_eq!(evaluated["metrics"][key], trained[key], "{key}");
+        assert_eq!(evaluated["metrics"][key], logged[key], "{key}");
+    }
+
+    let text = place.succeed(&["eval", "out"]);
+    assert!(
+        text.starts_with("retreever at step 6, 8 test images"),
+        "{text}"
+    );
+    assert!(text.contains("log_likelihood"), "{text}");
+}
+
+#[test]
+fn the_final_numbers_are_over_all_test_images() {
+    let place = Place::new();
+    let trained = parse(&place.train(&["--out", "out", "--json"]));
+    let evaluated = place.eval("out", &[]);
+    let key = "log_likelihood";
+    assert_eq!(
+        trained["models"]["retreever"][key],
+        evaluated["metrics"][key]
+    );
+    let logged = parse(place.metrics("out").lines().last().unwrap());
+    assert_ne!(
+        logged[key], evaluated["metrics"][key],
+        "the log is over 4 of 8 images"
+    );
+}
+
+#[test]
+fn every_model_trains_and_evaluates() {
+    let place = Place::new();
+    for model in ["retreever", "random-route", "cross-attention"] {
+        let trained = parse(&place.train(&["--model", model, "--out", model, "--json"]));
+        let models = trained["models"].as_object().unwrap();
+        assert_eq!(models.keys().collect::<Vec<_>>(), [model]);
+        let evaluated = place.eval(model, &[]);
+        assert_eq!(evaluated["model"], model);
+        let tokens = evaluated["metrics"]["tokens_percent"].as_f64().unwrap();
+        match model {
+            "cross-attention" => assert_eq!(tokens, 100.0),
+            _ => assert!(tokens < 100.0, "{model}: {tokens} %"),
+        }
+    }
+    // A learned route and a random walk on the same weights read different nodes.
+    let learned = place.eval("retreever", &[]);
+    let random = place.eval("retreever", &["--random-route"]);
+    assert_eq!(
+        (&learned["route"], &random["route"]),
+        (&"learned".into(), &"random".into())
+    );
+    let key = "log_likelihood";
+    assert_ne!(learned["metrics"][key], random["metrics"][key]);
+    assert_eq!(place.eval("random-route", &[])["route"], "random");
+    assert_eq!(place.eval("cross-attention", &[])["route"], "none");
+}
+
+#[test]
+fn settings_layer_from_preset_to_file_to_single_settings_to_options() {
+    let place = Place::new();
+    place.train(&[
+        "--set",
+        "trainer.steps=2",
+        "--set",
+        "trainer.steps=3",
+        "--set",
+        "architecture.order=morton",
+        "--set",
+        r#"trainer.policy_gradient.baseline={"kind":"moving_average","decay":0.5}"#,
+        "--set",
+        "model=cross-attention",
+        "--model",
+        "random-route",
+        "--seed",
+        "17",
+        "--out",
+        "out",
+    ]);
+    let config = place.json("out/config.json");
+    assert_eq!(config["trainer"]["steps"], 3, "the last --set wins");
+    assert_eq!(config["architecture"]["order"], "morton");
+    assert_eq!(
+        config["trainer"]["policy_gradient"]["baseline"]["decay"],
+        0.5
+    );
+    assert_eq!(config["model"], "random-route", "an option beats --set");
+    assert_eq!(config["trainer"]["seed"], 17);
+    assert_eq!(config["architecture"]["d_model"], 8, "from the file");
+    assert_eq!(config["architecture"]["branching"], 2, "from the preset");
+    assert_eq!(place.metrics("out").matches("train").count(), 3);
+}
+
+#[test]
+fn the_seed_decides_every_number() {
+    let place = Place::new();
+    for (out, seed) in [("a", "1"), ("b", "1"), ("c", "2")] {
+        place.train(&["--seed", seed, "--out", out]);
+    }
+    assert_eq!(place.metrics("a"), place.metrics("b"));
+    assert_ne!(place.metrics("a"), place.metrics("c"));
+}
+
+#[test]
+fn runs_without_a_folder_are_numbered() {
+    let place = Place::new();
+    for number in 1..=2 {
+        let printed = parse(&place.train(&["--json", "--set", "trainer.steps=1"]));
+        let run = format!("runs/images-retreever-{number}");
+        assert_eq!(printed["run"], run.as_str());
+        assert!(place.path(run).join("completion.png").is_file());
+    }
+    place.train(&["--model", "cross-attention", "--set", "trainer.steps=1"]);
+    assert!(
+        place
+            .path("runs/images-cross-attention-1/config.json")
+            .is_file()
+    );
+}
+
+#[test]
+fn the_model_compared_with_is_a_run_of_its_own_inside() {
+    let place = Place::new();
+    let trained = parse(&place.train(&[
+        "--set",
+        "compare_with=cross-attention",
+        "--out",
+        "out",
+        "--json",
+    ]));
+    let inner = place.json("out/cross-attention/config.json");
+    assert_eq!(inner["model"], "cross-attention");
+    assert_eq!(inner["trainer"], place.json("out/config.json")["trainer"]);
+    for (run, model) in [
+        ("out", "retreever"),
+        ("out/cross-attention", "cross-attention"),
+    ] {
+        assert_eq!(
+            place.metrics(run).matches("\"train\"").count(),
+            6,
+            "one budget"
+        );
+        let evaluated = place.eval(run, &[]);
+        assert_eq!(evaluated["model"], model);
+        assert_eq!(
+            evaluated["metrics"]["log_likelihood"],
+            trained["models"][model]["log_likelihood"]
+        );
+    }
+    let curves = fs::read_to_string(place.path("out/curves.svg")).unwrap();
+    assert!(curves.contains("retreever") && curves.contains("cross-attention"));
+
+    // Alone the inner run is the same run: nothing leaks from the first model into the second.
+    place.train(&["--model", "cross-attention", "--out", "alone"]);
+    assert_eq!(place.metrics("alone"), place.metrics("out/cross-attention"));
+}
+
+#[test]
+fn a_folder_of_colour_pictures_is_a_data_set() {
+    let place = Place::new();
+    fs::create_dir(place.path("pictures")).unwrap();
+    for picture in 0..6u8 {
+        RgbImage::from_fn(9, 7, |x, y| Rgb([30 * picture, 20 * x as u8, 30 * y as u8]))
+            .save(place.path(format!("pictures/{picture}.png")))
+            .unwrap();
+    }
+    let data =
+        format!(r#"data={{"kind":"folder","path":"pictures","size":{SIZE:?},"held_out":2}}"#);
+    let trained = parse(&place.train(&["--set", &data, "--out", "out", "--json"]));
+    assert_finite(&trained["models"]["retreever"]);
+    let evaluated = place.eval("out", &[]);
+    assert_eq!(evaluated["items"], 2);
+}
+
+#[test]
+fn the_bundled_sample_needs_no_file() {
+    let place = Place::new();
+    let data = r#"data={"kind":"sample"}"#;
+    let trained = parse(&place.train(&["--set", data, "--out", "out", "--json"]));
+    assert_finite(&trained["models"]["retreever"]);
+    assert!(place.eval("out", &[])["items"].as_u64().unwrap() >= 1000);
+}
+
+#[test]
+fn a_run_without_steps_measures_the_untrained_model() {
+    let place = Place::new();
+    let trained = parse(&place.train(&["--set", "trainer.steps=0", "--out", "out", "--json"]));
+    assert_finite(&trained["models"]["retreever"]);
+    assert_eq!(place.eval("out", &[])["step"], 0);
+}
+
+#[test]
+fn the_environment_names_the_backend_unless_an_option_does() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let eval = |option: &[&str]| {
+        let args = [&["eval", "out", "--json"], option].concat();
+        let mut command = place.command(args);
+        command.env("BURN_DEVICE", "abacus").output().unwrap()
+    };
+    let refused = eval(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(common::stderr(&refused).contains("unknown backend abacus"));
+    let asked = eval(&["--backend", "flex"]);
+    assert_eq!(asked.status.code(), Some(0));
+    assert_eq!(
+        parse(&String::from_utf8(asked.stdout).unwrap())["backend"],
+        "flex"
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let mut child = place.command(["eval", "out", "--json"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", common::stderr(&output));
+}
+
+#[test]
+fn windows_of_time_series_are_classified() {
+    let place = Place::new();
+    // Two classes that one look at any step tells apart.
+    let row = |value: i32, class: &str| {
+        let channel = |value: i32| vec![value.to_string(); 6].join(",");
+        format!("{}:{}:{class}\n", channel(value), channel(-value))
+    };
+    let rows = row(1, "up") + &row(-1, "down");
+    let header = "@dimensions 2\n@classLabel true up down\n@data\n";
+    for name in ["train.ts", "test.ts"] {
+        fs::write(place.path(name), format!("{header}{}", rows.repeat(4))).unwrap();
+    }
+    let data = json!({
+        "kind": "series", "train": "train.ts", "test": "test.ts", "window": 4, "stride": 2,
+    });
+    let settings = json!({
+        "data": data, "batch_size": 8,
+        "architecture": {
+            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 1,
+        },
+        "trainer": { "steps": 60, "eval_every": 30, "learning_rate": 0.02, "warmup_steps": 0 },
+    });
+    fs::write(place.path("series.json"), settings.to_string()).unwrap();
+    let args = ["--config", "series.json", "--out", "out", "--json"];
+    let out = place.succeed(&[&["train", "series"], &args[..]].concat());
+    assert_eq!(parse(&out)["models"]["retreever"]["accuracy"], 1.0, "{out}");
+    let measured = place.eval("out", &[]);
+    assert_eq!(measured["items"], 16, "two windows of each of eight series");
+    assert_eq!(measured["of"], "test windows");
+    assert_eq!(measured["metrics"]["context_tokens"], 4.0);
+}

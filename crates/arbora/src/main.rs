@@ -1,5 +1,0 @@
-//! The `arbora` command.
-
-fn main() -> std::process::ExitCode {
-    arbora::cli::main()
-}
