@@ -13,19 +13,16 @@
 
 pub mod backend;
 mod cli;
-mod config;
+mod families;
 mod grow;
-mod learner;
 pub mod picture;
 mod placement;
-mod problem;
 mod progress;
 mod quiet;
 #[cfg_attr(not(feature = "remote"), path = "without_remote.rs")]
 pub mod remote;
-mod report;
 mod run;
-mod task;
+mod settings;
 mod whole;
 
 pub use cli::main;

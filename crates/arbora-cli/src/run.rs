@@ -1,278 +1,301 @@
-//! What commands need of a run, whichever family of tasks it is of.
-//!
-//! There are three families. *Retrieval* ([`RunConfig`](crate::config::RunConfig)): queries are answered from a
-//! context, by ReTreever and what it is compared with. *Sequences*
-//! ([`SequenceConfig`](crate::config::sequence::SequenceConfig)): tokens are classified by a transformer,
-//! whose attention is of some kind. *Language*
-//! ([`LanguageConfig`](crate::config::language::LanguageConfig)): each next token of a text is predicted, by a
-//! TreeCoder and what it is compared with. Each has settings, data and models of its own; run folders, the
-//! trainer, layers of settings and comparisons are the same.
+//! Run folders: how a run begins, goes on, and is found again.
 
-use crate::config::layers;
-use crate::placement::NOTHING_TO_PLACE;
-use anyhow::{Result, bail};
-use arbora::models::tree_coder::Placement;
-use arbora::rl::train::{TrainableModel, TrainerConfig};
+use crate::backend;
+use crate::families::{About, AnyTask, Family};
+use crate::progress::Bar;
+use crate::{remote, settings, whole};
+use anyhow::{Context as _, Result, bail};
+use arbora::rl::train::{Checkpoint, TrainError, TrainReport, Trainer, measure};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
-use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use burn::train::Interrupter;
 use std::collections::BTreeMap;
-use std::path::Path;
-
-/// How much a run trains and measures at a time and in all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Items per training step.
-    pub batch: usize,
-    /// Items that are measured at a time.
-    pub eval_batch: usize,
-    /// Evaluation items measured during training; 0 means all of a finite set.
-    pub eval_items: usize,
-    /// Evaluation items measured at the end; 0 means all of a finite set.
-    pub test_items: usize,
-}
-
-impl Sizes {
-    /// Items that are measured where so many are asked for: whole batches, and no more than there are.
-    ///
-    /// - asked: 0 means all of a finite set
-    /// - count: all of a finite set
-    pub fn measured(&self, asked: usize, count: Option<usize>) -> usize {
-        let batches = asked.div_ceil(self.eval_batch.max(1));
-        let whole = batches.saturating_mul(self.eval_batch);
-        match (asked, count) {
-            (0, count) => count.unwrap_or(0),
-            (_, Some(count)) => whole.min(count),
-            (_, None) => whole,
-        }
-    }
-}
+use std::path::{Path, PathBuf};
 
 /// The settings of a run, in its folder.
-pub(crate) const CONFIG: &str = "config.json";
+pub const CONFIG: &str = "config.json";
 
-/// A number in the table of a comparison.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// The measurement.
-    pub metric: &'static str,
-    /// What is written above it.
-    pub title: &'static str,
-    /// Digits after the point.
-    pub digits: usize,
+/// A run: its settings, and where it lies or will lie.
+#[derive(Clone, Debug)]
+pub struct Run<F> {
+    /// Its settings.
+    pub config: F,
+    /// Its folder.
+    pub folder: PathBuf,
 }
 
-/// The batch of a seed and a step.
-pub type TrainingBatches<B> = Box<dyn Fn(u64, u64, &Device) -> Result<B, TaskError> + Send + Sync>;
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has not begun.
+    Absent,
+    /// It has begun, and has steps left.
+    Unfinished,
+    /// It has a checkpoint of its last step.
+    Finished,
+}
 
-/// The settings of a run, and what they make.
-pub trait RunSettings: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
-    /// What is learned.
-    type Task: Copy + PartialEq;
-    /// Which model learns it.
-    type ModelKind: Copy + PartialEq;
-    /// The data.
-    type Data;
-    /// The model with what its training needs.
-    type Model: TrainableModel<Batch = Self::Batch>;
-    /// What a step works on.
-    type Batch: Clone + Send + Sync + 'static;
+/// A training that ended.
+pub struct Trained<M> {
+    /// The model, in validation mode.
+    pub model: M,
+    /// Steps that it was trained for.
+    pub step: u64,
+    /// Wall clock of this process's part.
+    pub seconds: f64,
+    interrupted: bool,
+    /// Ctrl-C goes on being told to it while the model is measured.
+    interrupter: Interrupter,
+}
 
-    /// What a comparison shows beside the qualities.
-    const COLUMNS: &'static [Column];
-
-    /// What is learned.
-    fn task(&self) -> Self::Task;
-    /// Its name on the command line and in files.
-    fn task_name(&self) -> &'static str;
-    /// The name of the model on the command line and in files.
-    fn model_name(&self) -> &'static str;
-    /// The same settings for another model.
-    #[must_use]
-    fn with_model(self, model: Self::ModelKind) -> Self;
-    /// How much is trained and measured.
-    fn sizes(&self) -> Sizes;
-    /// The optimiser and the schedule.
-    fn trainer(&self) -> &TrainerConfig;
-    /// The optimiser and the schedule.
-    fn trainer_mut(&mut self) -> &mut TrainerConfig;
-    /// The same settings with absolute paths, so that a run can be resumed and measured from anywhere.
-    ///
-    /// # Errors
-    /// If the working directory cannot be read.
-    fn absolute(self) -> std::io::Result<Self>;
-    /// Checks what types alone do not.
-    ///
-    /// # Errors
-    /// With the first setting that is out of range.
-    fn check(&self) -> Result<()>;
-
-    /// Puts a configuration file (JSON, any part of the whole) and single settings
-    /// (`trainer.steps=100`) over this one.
-    ///
-    /// # Errors
-    /// If the file cannot be read, a key is unknown (the nearest known one is named) or a value has
-    /// the wrong type or range.
-    fn layered(&self, file: Option<&Path>, settings: &[String]) -> Result<Self> {
-        layers::layered(self, file, settings)
-    }
-    /// Reads the settings that a run folder holds.
-    ///
-    /// # Errors
-    /// If the file is missing, is no JSON or holds unknown or invalid settings.
-    fn read(path: &Path) -> Result<Self> {
-        layers::read(path)
+impl<M> Trained<M> {
+    fn new(report: TrainReport<M>, interrupter: Interrupter) -> Self {
+        Self {
+            model: report.model,
+            step: report.step,
+            seconds: report.seconds,
+            interrupted: report.interrupted,
+            interrupter,
+        }
     }
 
-    /// Loads the data.
-    ///
-    /// # Errors
-    /// If they cannot be read or do not fit the settings.
-    fn load(&self) -> Result<Self::Data>;
-    /// Loads the data of the run in a folder, with what that folder keeps of them.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load), and if what is kept is damaged.
-    fn load_run(&self, _folder: &Path) -> Result<Self::Data> {
-        self.load()
+    /// Whether someone has asked to stop, before the last step or since.
+    pub fn is_stopped(&self) -> bool {
+        self.interrupted || self.interrupter.should_stop()
     }
-    /// Writes into a new run's folder what is kept of the data.
+}
+
+impl<F: Family> Run<F> {
+    /// How far the run is.
     ///
     /// # Errors
-    /// If it cannot be written.
-    fn keep(&self, _data: &Self::Data, _folder: &Path) -> Result<()> {
-        Ok(())
+    /// If its folder holds something else: another run, one with other settings or on other data, or one that cannot
+    /// be continued.
+    pub fn state(&self, about: &About) -> Result<State> {
+        let config = self.folder.join(CONFIG);
+        if !config.exists() {
+            refuse_taken(&self.folder)?;
+            return Ok(State::Absent);
+        }
+        let found: F = settings::read(&config)?;
+        // Through text like what was found: numbers of many digits need not survive it unchanged.
+        let wanted: F = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
+        let [wanted, found] = [&wanted, &found].map(serde_json::to_value);
+        if let Some((key, wanted, found)) = settings::difference(&wanted?, &found?) {
+            bail!(
+                "{}: holds a run with other settings: {key} is {found}, asked for {wanted}",
+                self.folder.display()
+            );
+        }
+        about
+            .kept
+            .iter()
+            .try_for_each(|kept| kept.check(&self.folder))?;
+        match Checkpoint::newest(&self.folder) {
+            Ok((checkpoint, _)) => {
+                checkpoint.expect_fingerprint(&about.fingerprint)?;
+                let last = self.config.common().trainer.steps;
+                Ok(match checkpoint.state().step == last {
+                    true => State::Finished,
+                    false => State::Unfinished,
+                })
+            }
+            // It ended before its first checkpoint.
+            Err(TrainError::Missing { .. }) => Ok(State::Unfinished),
+            Err(error) => Err(error.into()),
+        }
     }
-    /// Refuses data that are not those that the run in a folder began with, where the folder tells.
-    ///
-    /// # Errors
-    /// If they are others, or what is kept of them is damaged.
-    fn check_kept(&self, _data: &Self::Data, _folder: &Path) -> Result<()> {
-        Ok(())
-    }
-    /// How much data there is to train and to measure on, in one line, where that is not plain from the settings.
-    fn account(&self, _data: &Self::Data) -> Option<String> {
-        None
-    }
-    /// Checks what depends on the data.
-    ///
-    /// # Errors
-    /// With the first setting that does not fit them.
-    fn check_data(&self, data: &Self::Data) -> Result<()>;
-    /// Names the model's architecture: checkpoints of another are refused.
-    ///
-    /// # Errors
-    /// If the configuration cannot be written as JSON.
-    fn fingerprint(&self, data: &Self::Data) -> Result<String>;
-    /// The model before its first step.
+
+    /// The model that the run begins with, or that the weights of its newest checkpoint will be loaded into.
     ///
     /// # Errors
     /// If it is to start from a run that cannot be read or does not fit.
-    fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model>;
-    /// A model that a checkpoint is to be loaded into.
-    fn blank(&self, data: &Self::Data, device: &Device) -> Self::Model;
-    /// Spreads a model over devices.
-    ///
-    /// # Errors
-    /// If the model does not have a node of the placement, or is no tree of nodes.
-    fn place(model: Self::Model, placement: &Placement) -> Result<Self::Model> {
-        match placement.is_empty() {
-            true => Ok(model),
-            false => bail!(NOTHING_TO_PLACE),
+    pub fn model(&self, data: &F::Data, device: &Device) -> Result<F::Model> {
+        match Checkpoint::newest(&self.folder) {
+            Ok(_) => Ok(self.config.blank(data, device)),
+            Err(_) => self.config.init(data, device),
         }
     }
-    /// Training batches.
-    fn training(&self, data: &Self::Data) -> TrainingBatches<Self::Batch>;
-    /// The fixed evaluation batches.
-    ///
-    /// - items: how many to ask about; 0 means all of a finite set. Rounded up to whole batches.
+
+    /// A trainer of the run, whose folder is there then, with its settings.
     ///
     /// # Errors
-    /// If the data cannot give them.
-    fn evaluation(
-        &self,
-        data: &Self::Data,
-        items: usize,
-        device: &Device,
-    ) -> Result<Vec<Self::Batch>, TaskError>;
-    /// What an item is, in the plural.
-    fn items(data: &Self::Data) -> &'static str;
-    /// Items in the evaluation set, `None` where they are generated without end.
-    fn count(data: &Self::Data) -> Option<usize>;
-    /// Numbers of the model that follow from settings and data alone, by name. They stand beside measurements.
-    fn facts(&self, _data: &Self::Data) -> BTreeMap<String, f64> {
-        BTreeMap::new()
-    }
-    /// One forward pass, from features to predictions, for the clock; how many queries it answered.
-    fn answer(model: &Self::Model, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
-}
-
-/// Those methods of [`RunSettings`] that only read or put fields which the settings of every family have.
-macro_rules! common_settings {
-    () => {
-        fn task(&self) -> Self::Task {
-            self.task
-        }
-
-        fn task_name(&self) -> &'static str {
-            self.task.name()
-        }
-
-        fn model_name(&self) -> &'static str {
-            self.model.name()
-        }
-
-        fn with_model(self, model: Self::ModelKind) -> Self {
-            Self { model, ..self }
-        }
-
-        fn sizes(&self) -> $crate::run::Sizes {
-            $crate::run::Sizes {
-                batch: self.batch_size,
-                eval_batch: self.eval_batch_size,
-                eval_items: self.eval_items,
-                test_items: self.test_items,
+    /// If the folder cannot be made or written.
+    pub fn trainer(&self, about: &About, resume: bool) -> Result<Trainer> {
+        let (common, folder) = (self.config.common(), &self.folder);
+        // Paths that are no text cannot be written: a refusal leaves nothing.
+        let settings = serde_json::to_string_pretty(&self.config)? + "\n";
+        let trainer = Trainer::new(common.trainer.clone(), folder, &about.fingerprint)
+            .resume(resume)
+            .progress(Bar::new(common.model, common.trainer.steps));
+        trainer.stop_on_ctrl_c()?;
+        remote::saved(Some(format!(
+            "the run's checkpoints are in {}; continue with --resume",
+            folder.display()
+        )));
+        if !resume {
+            let made = std::fs::create_dir_all(folder);
+            made.with_context(|| format!("cannot make {}", folder.display()))?;
+            for kept in &about.kept {
+                kept.refuse_another(folder)?;
             }
+            about.kept.iter().try_for_each(|kept| kept.write(folder))?;
+            whole::write(&folder.join(CONFIG), &settings)?;
         }
-
-        fn trainer(&self) -> &arbora::rl::train::TrainerConfig {
-            &self.trainer
-        }
-
-        fn trainer_mut(&mut self) -> &mut arbora::rl::train::TrainerConfig {
-            &mut self.trainer
-        }
-
-        fn check(&self) -> anyhow::Result<()> {
-            self.check_settings()
-        }
-    };
-}
-pub(crate) use common_settings;
-
-/// Means of every measurement over batches, and what follows from them, by name: what an evaluation during
-/// training with the same seed reports.
-pub fn measure<M: TrainableModel>(
-    model: &M,
-    batches: impl IntoIterator<Item = M::Batch>,
-    seed: u64,
-) -> BTreeMap<String, f64> {
-    let mut totals: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-    for (index, batch) in batches.into_iter().enumerate() {
-        let purpose = arbora::rl::seed::Purpose::Evaluation;
-        let mut rng = arbora::rl::seed::rng(seed, purpose, index as u64);
-        for measured in model.evaluate(batch, &mut rng) {
-            let (sum, weight) = totals.entry(measured.name).or_default();
-            *sum += measured.sum;
-            *weight += measured.weight;
-        }
+        Ok(trainer)
     }
-    let means: Vec<(String, f64)> = totals
-        .into_iter()
-        .map(|(name, (sum, weight))| (name, sum / weight))
-        .collect();
-    let derived = model.derive(&means);
-    means.into_iter().chain(derived).collect()
+
+    /// Trains what is left of the run.
+    ///
+    /// # Errors
+    /// As the trainer; the folder keeps its checkpoints.
+    pub fn train(
+        &self,
+        trainer: Trainer,
+        model: F::Model,
+        data: &F::Data,
+        device: &Device,
+    ) -> Result<Trained<F::Model>> {
+        let interrupter = trainer.interrupter();
+        let batches = self
+            .config
+            .evaluation(data, self.config.common().eval_items, device)?;
+        let count = batches.len() as u64;
+        let evaluation =
+            move |index: u64, _: &Device| Ok::<_, TaskError>(batches[index as usize].clone());
+        let training = self.config.training(data);
+        let report = trainer.fit(model, training, (count, evaluation), device)?;
+        Ok(Trained::new(report, interrupter))
+    }
+}
+
+/// Means of all measurements of a model over items of the evaluation set, by name.
+///
+/// - items: how many, in whole batches; 0 means all of a finite set
+///
+/// # Errors
+/// If the data cannot give them.
+pub fn measured<F: Family>(
+    config: &F,
+    model: &F::Model,
+    items: usize,
+    data: &F::Data,
+    device: &Device,
+) -> Result<BTreeMap<String, f64>> {
+    let batches = config.evaluation(data, items, device)?;
+    let seed = config.common().trainer.seed;
+    Ok(measure(model, batches, seed).into_iter().collect())
+}
+
+/// Refuses a path that cannot become a new run's folder.
+///
+/// # Errors
+/// If it is no folder, or has a run in it.
+pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(TrainError::NotAFolder {
+            path: folder.into(),
+        });
+    }
+    let kept = [CONFIG, "metrics.jsonl", "checkpoints"];
+    if kept.iter().any(|name| folder.join(name).exists()) {
+        return Err(TrainError::RunExists {
+            path: folder.into(),
+        });
+    }
+    Ok(())
+}
+
+/// The folder of a new run: the first of its name that is not there.
+pub fn first_free(task: &str, what: &str) -> PathBuf {
+    (1..u64::MAX)
+        .map(|number| PathBuf::from(format!("runs/{task}-{what}-{number}")))
+        .find(|path| !path.exists())
+        .expect("fewer runs than numbers")
+}
+
+/// A run folder's newest whole checkpoint with all that its model needs.
+pub struct TrainedRun<F: Family> {
+    /// Its settings.
+    pub config: F,
+    /// Its data.
+    pub data: F::Data,
+    /// What both come to.
+    pub about: About,
+    /// Its model.
+    pub model: F::Model,
+    /// Steps that the model was trained for.
+    pub step: u64,
+    /// The name of the backend that the model is on.
+    pub backend: String,
+    /// Where the model is.
+    pub device: Device,
+}
+
+impl<F: Family> TrainedRun<F> {
+    /// Loads the run in a folder.
+    ///
+    /// # Errors
+    /// If the folder holds no run of this version, its data cannot be read, or the backend cannot run.
+    pub fn load(folder: &Path, backend: Option<&str>) -> Result<Self> {
+        let config = config_of::<F>(folder)?;
+        let (checkpoint, passed_over) = Checkpoint::newest(folder)?;
+        let step = checkpoint.state().step;
+        for error in passed_over {
+            eprintln!("{error}; using step {step}");
+        }
+        let data = config.load(Some(folder))?;
+        let about = config.about(&data)?;
+        checkpoint.expect_fingerprint(&about.fingerprint)?;
+        let (backend, device) = backend::open(backend)?;
+        let model = checkpoint.load_model(config.blank(&data, &device))?;
+        Ok(Self {
+            config,
+            data,
+            about,
+            model,
+            step,
+            backend,
+            device,
+        })
+    }
+
+    /// Items that are measured in the end.
+    pub fn test_items(&self) -> usize {
+        let common = self.config.common();
+        common.measured(common.test_items, self.about.count)
+    }
+}
+
+/// The settings of the run in a folder.
+///
+/// # Errors
+/// If there is no such folder, or no settings of this version in it.
+pub fn config_of<F: Family>(folder: &Path) -> Result<F> {
+    if !folder.is_dir() {
+        bail!("{}: expected a run folder", folder.display());
+    }
+    settings::read(&folder.join(CONFIG))
+}
+
+/// The task of the run in a folder. Settings that name none are those of retrieval: reading them whole says what is
+/// wrong with them.
+pub fn task_of(folder: &Path) -> AnyTask {
+    use crate::families::retrieval::RetrievalTask;
+    AnyTask::of_run(folder).unwrap_or(AnyTask::Retrieval(RetrievalTask::Images))
+}
+
+/// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
+///
+/// # Errors
+/// If the run is of a task of another family.
+pub fn refuse_others(command: &str, folder: &Path) -> Result<()> {
+    match AnyTask::of_run(folder) {
+        None | Some(AnyTask::Retrieval(_)) => Ok(()),
+        Some(task) => bail!(
+            "{}: a run of task {}, whose model retrieves nothing; {command} is for retrieval",
+            folder.display(),
+            task.name()
+        ),
+    }
 }

@@ -238,9 +238,18 @@ fn controls_are_inspected_too() {
 #[test]
 fn a_model_that_a_run_was_compared_with_shares_its_curves() {
     let place = Place::new();
-    place.train(&["--set", "compare_with=cross-attention", "--out", "out"]);
-    inspect(&place, &[]);
-    let curves = fs::read_to_string(place.path("out/inspect/curves.svg")).unwrap();
+    let models = "retreever,cross-attention";
+    place.succeed(&[
+        "compare",
+        "images",
+        "--models",
+        models,
+        "--config",
+        "tiny.json",
+        "--out",
+        "out",
+    ]);
+    let curves = fs::read_to_string(place.path("out/curves.svg")).unwrap();
     assert!(curves.contains("cross-attention"), "{curves}");
 }
 

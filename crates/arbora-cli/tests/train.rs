@@ -211,38 +211,45 @@ fn runs_without_a_folder_are_numbered() {
 #[test]
 fn the_model_compared_with_is_a_run_of_its_own_inside() {
     let place = Place::new();
-    let trained = parse(&place.train(&[
-        "--set",
-        "compare_with=cross-attention",
+    let compared = parse(&place.succeed(&[
+        "compare",
+        "images",
+        "--models",
+        "retreever,cross-attention",
+        "--config",
+        "tiny.json",
         "--out",
         "out",
         "--json",
     ]));
-    let inner = place.json("out/cross-attention/config.json");
+    let inner = place.json("out/cross-attention-seed0/config.json");
     assert_eq!(inner["model"], "cross-attention");
-    assert_eq!(inner["trainer"], place.json("out/config.json")["trainer"]);
-    for (run, model) in [
-        ("out", "retreever"),
-        ("out/cross-attention", "cross-attention"),
-    ] {
+    let outer = place.json("out/retreever-seed0/config.json");
+    assert_eq!(inner["trainer"], outer["trainer"]);
+    for (at, model) in ["retreever", "cross-attention"].into_iter().enumerate() {
+        let run = format!("out/{model}-seed0");
         assert_eq!(
-            place.metrics(run).matches("\"train\"").count(),
+            place.metrics(&run).matches("\"train\"").count(),
             6,
             "one budget"
         );
-        let evaluated = place.eval(run, &[]);
+        let evaluated = place.eval(&run, &[]);
         assert_eq!(evaluated["model"], model);
         assert_eq!(
             evaluated["metrics"]["log_likelihood"],
-            trained["models"][model]["log_likelihood"]
+            compared["models"][at]["metrics"]["log_likelihood"]["mean"]
         );
     }
     let curves = fs::read_to_string(place.path("out/curves.svg")).unwrap();
     assert!(curves.contains("retreever") && curves.contains("cross-attention"));
+    assert!(place.path("out/completion.png").is_file());
 
-    // Alone the inner run is the same run: nothing leaks from the first model into the second.
+    // Alone it is the same run: nothing leaks from one model into the other.
     place.train(&["--model", "cross-attention", "--out", "alone"]);
-    assert_eq!(place.metrics("alone"), place.metrics("out/cross-attention"));
+    assert_eq!(
+        place.metrics("alone"),
+        place.metrics("out/cross-attention-seed0")
+    );
 }
 
 #[test]

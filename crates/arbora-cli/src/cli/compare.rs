@@ -7,16 +7,16 @@ mod table;
 pub use grid::GridArgs;
 
 use super::CompareArgs;
-use super::train::{first_model, fit, prepare, refuse_taken, refuse_unusable};
-use crate::config::sequence::SequenceConfig;
-use crate::config::{AnyModel, AnyTask, RunConfig};
-use crate::run::{CONFIG, RunSettings, measure};
-use crate::{backend, config, whole};
+use crate::families::retrieval::RetrievalConfig;
+use crate::families::sequence::SequenceConfig;
+use crate::families::{About, AnyTask, Family, FamilyModel as _, Finished};
+use crate::run::{Run as Plan, State, Trained, first_free, measured};
+use crate::settings::layered;
+use crate::{backend, whole};
 use anyhow::{Context as _, Result, bail};
 use arbora::rl::train::{Checkpoint, TrainError};
 use burn::module::Module;
 use burn::tensor::Device;
-use burn::train::Interrupter;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,16 +26,11 @@ use table::{Comparison, ModelResults, Run, Tried};
 /// Test batches whose forward pass is timed, at most.
 const TIMED_BATCHES: usize = 64;
 
-/// A run of the comparison: its settings and where it lies.
-struct Plan<C> {
-    config: C,
-    folder: PathBuf,
-}
-
 /// What the runs of a comparison share.
-struct Setting<C: RunSettings> {
+struct Setting<C: Family> {
     base: C,
     data: C::Data,
+    about: About,
     device: Device,
     out: PathBuf,
 }
@@ -51,49 +46,24 @@ pub fn run(args: CompareArgs) -> Result<ExitCode> {
         }
     }
     match args.task {
-        AnyTask::Retrieval(task) => {
-            refuse_from(&args, task.name())?;
-            let models = all(&args.models, AnyModel::retrieval)?;
-            let base = RunConfig {
-                compare_with: None,
-                ..configure(&args, task, RunConfig::preset(task, args.preset))?
-            };
-            compare(args, models, base)
-        }
-        AnyTask::Sequence(task) => {
-            let models = all(&args.models, AnyModel::sequence)?;
-            let mut preset = SequenceConfig::preset(task, args.preset)?;
-            if let Some(from) = &args.from {
-                preset = preset.started_from(from.clone());
-            }
-            let base = configure(&args, task, preset)?;
-            compare(args, models, base)
-        }
-        AnyTask::Language(task) => grid::run(args, task),
+        AnyTask::Retrieval(_) => compare::<RetrievalConfig>(args),
+        AnyTask::Sequence(_) => compare::<SequenceConfig>(args),
+        AnyTask::Language(_) => grid::run(args),
     }
 }
 
-fn refuse_from(args: &CompareArgs, task: &str) -> Result<()> {
-    match args.from {
-        Some(_) => bail!("--from: {task} starts from fresh weights"),
-        None => Ok(()),
-    }
-}
-
-fn all<K>(models: &[AnyModel], family: fn(AnyModel) -> Result<K>) -> Result<Vec<K>> {
-    models.iter().map(|model| family(*model)).collect()
-}
-
-fn compare<C: RunSettings>(
-    args: CompareArgs,
-    models: Vec<C::ModelKind>,
-    base: C,
-) -> Result<ExitCode> {
+fn compare<C: Family>(args: CompareArgs) -> Result<ExitCode> {
+    let models = args.models.iter().map(|model| model.of::<C>());
+    let models: Vec<&'static str> = models.collect::<Result<_>>()?;
+    let base: C = configure(&args)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let data = base.clone().with_model(models[0]).load()?;
+    let data = base.load(None)?;
+    let about = base.about(&data)?;
+    let out = args.out.clone();
     let setting = Setting {
-        out: args.out.clone().unwrap_or_else(|| first_free(&base)),
+        out: out.unwrap_or_else(|| first_free(base.common().task, "compare")),
         base,
+        about,
         data,
         device,
     };
@@ -108,52 +78,71 @@ fn compare<C: RunSettings>(
     for model in &models {
         for seed in &args.seeds {
             for rate in &rates {
-                setting.plan(*model, *seed, *rate).check(&setting.data)?;
+                let plan = setting.plan(model, *seed, *rate)?;
+                plan.state(&plan.config.about(&setting.data)?)?;
             }
         }
     }
-    let names: Vec<&str> = models.iter().map(|model| setting.name(*model)).collect();
     eprintln!(
         "{}: {} on {backend}, folder {}",
-        names.join(", "),
-        setting.base.task_name(),
+        models.join(", "),
+        setting.base.common().task,
         setting.out.display()
     );
 
     let mut results = Vec::new();
     for model in &models {
-        let Some((rate, tried)) = setting.choose_rate(*model, args.seeds[0], &rates)? else {
+        let Some((rate, tried)) = setting.choose_rate(model, args.seeds[0], &rates)? else {
             return interrupted(&setting.out);
         };
         results.push(ModelResults {
-            model: setting.name(*model),
-            learning_rate: rate.unwrap_or(setting.base.trainer().learning_rate),
+            model,
+            learning_rate: rate.unwrap_or(setting.base.common().trainer.learning_rate),
             tried,
             runs: Vec::new(),
         });
     }
+    // Of the first seed, for the pictures.
+    let mut drawn = Vec::new();
     // Seed by seed: what is finished at any time is fair to every model.
     for seed in &args.seeds {
         for (model, results) in models.iter().zip(&mut results) {
             let rate = (!args.rates.is_empty()).then_some(results.learning_rate);
-            let plan = setting.plan(*model, *seed, rate);
+            let plan = setting.plan(model, *seed, rate)?;
             let Some(trained) = setting.trained(&plan)? else {
                 return interrupted(&setting.out);
             };
-            results.runs.push(setting.measure(&plan, &trained.model)?);
-            if trained.is_stopped() {
+            results.runs.push(setting.measure(&plan, &trained.0)?);
+            if trained.1 {
                 return interrupted(&setting.out);
+            }
+            if *seed == args.seeds[0] {
+                drawn.push((plan, trained.0));
             }
         }
     }
+    let finished: Vec<Finished<C>> = drawn
+        .iter()
+        .map(|(plan, model)| Finished {
+            name: plan.config.common().model,
+            folder: &plan.folder,
+            config: &plan.config,
+            model: Some(model),
+        })
+        .collect();
+    C::draw(&finished, &setting.data, &setting.device, &setting.out)?;
     let comparison = Comparison {
-        task: setting.base.task_name(),
-        sizes: setting.base.sizes(),
-        steps: setting.base.trainer().steps,
+        task: setting.base.common().task,
+        batch: setting.base.common().batch,
+        measured: setting
+            .base
+            .common()
+            .measured(setting.base.common().test_items, setting.about.count),
+        steps: setting.base.common().trainer.steps,
         settings: serde_json::to_value(&setting.base)?,
         columns: C::COLUMNS,
-        items: C::items(&setting.data),
-        count: C::count(&setting.data),
+        items: setting.about.items,
+        count: setting.about.count,
         backend,
         threads: std::thread::available_parallelism().map_or(1, |threads| threads.get()),
         seeds: args.seeds,
@@ -176,19 +165,20 @@ const TABLE: &str = "compare.md";
 /// The numbers behind it.
 const NUMBERS: &str = "compare.json";
 
-fn configure<C: RunSettings>(args: &CompareArgs, task: C::Task, preset: C) -> Result<C> {
+fn configure<C: Family>(args: &CompareArgs) -> Result<C> {
     refuse_doubled("--models", args.models.iter().map(|model| model.name()))?;
     refuse_doubled("--seeds", &args.seeds)?;
     refuse_doubled("--rates", &args.rates)?;
-    let base = preset.layered(args.config.as_deref(), &args.settings)?;
-    if base.task() != task {
+    let task = args.task.name();
+    let preset: C = Family::preset(task, args.preset, args.from.as_deref())?;
+    let base = layered(&preset, args.config.as_deref(), &args.settings)?;
+    if base.common().task != task {
         bail!(
-            "the settings are for task {}, asked for {}",
-            base.task_name(),
-            args.task.name()
+            "the settings are for task {}, asked for {task}",
+            base.common().task
         );
     }
-    base.absolute().context("cannot read the working directory")
+    Ok(base)
 }
 
 /// Refuses a list that names something twice.
@@ -204,61 +194,18 @@ fn refuse_doubled<T: ToString>(option: &str, values: impl IntoIterator<Item = T>
     Ok(())
 }
 
-impl<C: RunSettings> Plan<C> {
-    /// Refuses settings out of range and a folder with another run.
-    fn check(&self, data: &C::Data) -> Result<()> {
-        self.config.check()?;
-        self.config.check_data(data)?;
-        if !self.folder.join(CONFIG).exists() {
-            return Ok(refuse_taken(&self.folder)?);
-        }
-        let found = C::read(&self.folder.join(CONFIG))?;
-        // Through text like what was found: numbers of many digits need not survive it unchanged.
-        let wanted: C = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
-        let [wanted, found] = [&wanted, &found].map(serde_json::to_value);
-        if let Some((key, wanted, found)) = config::difference(&wanted?, &found?) {
-            bail!(
-                "{}: holds a run with other settings: {key} is {found}, asked for {wanted}",
-                self.folder.display()
-            );
-        }
-        self.config.check_kept(data, &self.folder)?;
-        let fingerprint = self.config.fingerprint(data)?;
-        Ok(refuse_unusable(&self.folder, &fingerprint)?)
-    }
-}
-
-/// A model at the end of its training.
-struct Trained<M> {
-    model: M,
-    /// Of the training, where there was one: Ctrl-C goes on being told to it while the model is measured.
-    interrupter: Option<Interrupter>,
-}
-
-impl<M> Trained<M> {
-    fn is_stopped(&self) -> bool {
-        let interrupter = self.interrupter.as_ref();
-        interrupter.is_some_and(Interrupter::should_stop)
-    }
-}
-
-impl<C: RunSettings> Setting<C> {
-    fn name(&self, model: C::ModelKind) -> &'static str {
-        self.base.clone().with_model(model).model_name()
-    }
-
-    fn plan(&self, model: C::ModelKind, seed: u64, rate: Option<f64>) -> Plan<C> {
-        let mut config = self.base.clone().with_model(model);
-        config.trainer_mut().seed = seed;
-        let mut name = format!("{}-seed{seed}", config.model_name());
+impl<C: Family> Setting<C> {
+    fn plan(&self, model: &str, seed: u64, rate: Option<f64>) -> Result<Plan<C>> {
+        let mut settings = vec![format!("model={model}"), format!("trainer.seed={seed}")];
+        let mut name = format!("{model}-seed{seed}");
         if let Some(rate) = rate {
-            config.trainer_mut().learning_rate = rate;
+            settings.push(format!("trainer.learning_rate={rate}"));
             name += &format!("-rate{rate:e}");
         }
-        Plan {
-            config,
+        Ok(Plan {
+            config: layered(&self.base, None, &settings)?,
             folder: self.out.join(name),
-        }
+        })
     }
 
     fn batches(&self, items: usize) -> Result<Vec<C::Batch>> {
@@ -269,26 +216,27 @@ impl<C: RunSettings> Setting<C> {
     /// evaluates with, and what every rate came to. `None` after Ctrl-C.
     fn choose_rate(
         &self,
-        model: C::ModelKind,
+        model: &str,
         seed: u64,
         rates: &[Option<f64>],
     ) -> Result<Option<(Option<f64>, Vec<Tried>)>> {
         let mut tried = Vec::new();
         for rate in rates.iter().flatten() {
-            let plan = self.plan(model, seed, Some(*rate));
+            let plan = self.plan(model, seed, Some(*rate))?;
             let log_likelihood = match self.trained(&plan) {
                 Ok(None) => return Ok(None),
                 Ok(Some(trained)) => {
-                    let batches = self.batches(self.base.sizes().eval_items)?;
-                    let measured = measure(&trained.model, batches, seed);
-                    if trained.is_stopped() {
+                    let items = self.base.common().eval_items;
+                    let means =
+                        measured(&plan.config, &trained.0, items, &self.data, &self.device)?;
+                    if trained.1 {
                         return Ok(None);
                     }
-                    measured.get("log_likelihood").copied()
+                    means.get("log_likelihood").copied()
                 }
                 // A rate that is too high has lost, and the others have not.
                 Err(error) if diverged(&error) && rates.len() > 1 => {
-                    eprintln!("{} at learning rate {rate:e}: {error}", self.name(model));
+                    eprintln!("{} at learning rate {rate:e}: {error}", model);
                     None
                 }
                 Err(error) => return Err(error),
@@ -306,59 +254,49 @@ impl<C: RunSettings> Setting<C> {
             .filter_map(|tried| Some((tried.log_likelihood?, tried.learning_rate)))
             .max_by(|one, other| one.0.total_cmp(&other.0));
         let Some((log_likelihood, rate)) = best else {
-            bail!(
-                "{}: training diverged at every learning rate",
-                self.name(model)
-            );
+            bail!("{}: training diverged at every learning rate", model);
         };
         eprintln!(
             "{}: learning rate {rate:e} of {}, held-out log-likelihood {log_likelihood:.4}",
-            self.name(model),
+            model,
             tried.len()
         );
         Ok(Some((Some(rate), tried)))
     }
 
-    /// The trained model of a run: from its folder where it is finished, else after training what is
-    /// missing. `None` after Ctrl-C.
-    fn trained(&self, plan: &Plan<C>) -> Result<Option<Trained<C::Model>>> {
+    /// The trained model of a run, from its folder where it is finished, else after training what is missing; and
+    /// whether someone has asked to stop since. `None` after Ctrl-C.
+    fn trained(&self, plan: &Plan<C>) -> Result<Option<(C::Model, bool)>> {
         let Plan { config, folder } = plan;
-        let resume = folder.join(CONFIG).exists();
-        if resume
-            && let Ok((checkpoint, _)) = Checkpoint::newest(folder)
-            && checkpoint.state().step == config.trainer().steps
-        {
+        let about = config.about(&self.data)?;
+        let state = plan.state(&about)?;
+        if state == State::Finished {
             eprintln!("{}: finished before", folder.display());
-            let model = config.blank(&self.data, &self.device);
-            return Ok(Some(Trained {
-                model: checkpoint.load_model(model)?,
-                interrupter: None,
-            }));
+            let (checkpoint, _) = Checkpoint::newest(folder)?;
+            let model = checkpoint.load_model(config.blank(&self.data, &self.device))?;
+            return Ok(Some((model, false)));
         }
+        let resume = state == State::Unfinished;
         eprintln!(
             "{}: {}",
             folder.display(),
             if resume { "resuming" } else { "training" }
         );
-        let model = first_model(config, &self.data, folder, &self.device)?;
-        let trainer = prepare(config, &self.data, folder, resume)?;
-        let interrupter = trainer.interrupter();
-        let report = fit(trainer, config, &self.data, model, &self.device)?;
-        let trained = Trained {
-            model: report.model,
-            interrupter: Some(interrupter),
-        };
-        Ok((!report.interrupted && !trained.is_stopped()).then_some(trained))
+        let model = plan.model(&self.data, &self.device)?;
+        let trainer = plan.trainer(&about, resume)?;
+        let trained: Trained<C::Model> = plan.train(trainer, model, &self.data, &self.device)?;
+        let stopped = trained.is_stopped();
+        Ok((!stopped).then_some((trained.model, false)))
     }
 
     fn measure(&self, plan: &Plan<C>, model: &C::Model) -> Result<Run> {
-        let seed = plan.config.trainer().seed;
-        let batches = self.batches(self.base.sizes().test_items)?;
-        let query_seconds = self.query_seconds(model, &batches)?;
-        let mut metrics = measure(model, batches, seed);
-        metrics.extend(plan.config.facts(&self.data));
+        let config = &plan.config;
+        let items = config.common().test_items;
+        let query_seconds = self.query_seconds(model, &self.batches(items)?)?;
+        let mut metrics = measured(config, model, items, &self.data, &self.device)?;
+        metrics.extend(config.about(&self.data)?.facts);
         Ok(Run {
-            seed,
+            seed: config.common().trainer.seed,
             folder: plan.folder.clone(),
             parameters: model.num_params(),
             query_seconds,
@@ -381,7 +319,7 @@ impl<C: RunSettings> Setting<C> {
             let mut numbers = arbora::rl::seed::step_rng(0, 0);
             self.device.sync().context("the device gave up")?;
             let started = Instant::now();
-            let queries = C::answer(model, batch, &mut numbers);
+            let queries = model.answer(batch, &mut numbers);
             self.device.sync().context("the device gave up")?;
             times.push(started.elapsed().as_secs_f64() / queries as f64);
         }
@@ -410,10 +348,6 @@ fn training_seconds(folder: &Path) -> Result<f64> {
         .filter(|line| line["split"] == "train")
         .filter_map(|line| line["seconds"].as_f64())
         .sum())
-}
-
-fn first_free<C: RunSettings>(config: &C) -> PathBuf {
-    super::first_free(config.task_name(), "compare")
 }
 
 fn interrupted(out: &Path) -> Result<ExitCode> {

@@ -18,13 +18,10 @@ pub fn check() -> Result<()> {
 }
 
 #[cfg(feature = "dashboard")]
-pub use shown::{names, show};
+pub use shown::show;
 
 #[cfg(feature = "dashboard")]
 mod shown {
-    use crate::config::{ModelKind, RunConfig};
-    use crate::task::Features;
-    use arbora::models::HeadKind;
     use arbora::rl::train::{Progress, Trainer};
     use burn::train::renderer::tui::TuiMetricsRendererWrapper;
     use std::cell::RefCell;
@@ -32,26 +29,18 @@ mod shown {
 
     /// Takes over the terminal until the trainer is done. What a person should know is kept until what
     /// is returned is dropped: then it is printed. [`check`](super::check) comes first.
-    pub fn show(trainer: Trainer, names: &[&str]) -> (Trainer, Notices) {
+    ///
+    /// - shown: whether there is to be a dashboard at all
+    pub fn show(trainer: Trainer, names: &[&str], shown: bool) -> (Trainer, Option<Notices>) {
+        if !shown {
+            return (trainer, None);
+        }
         let notices = Rc::new(RefCell::new(Vec::new()));
         let renderer = TuiMetricsRendererWrapper::new(trainer.interrupter(), None);
         let trainer = trainer
             .progress(Keep(notices.clone()))
             .renderer(Box::new(renderer), names);
-        (trainer, Notices(notices))
-    }
-
-    /// The numbers of a retrieval that are plotted: what the model reports at every step or evaluation.
-    pub fn names(config: &RunConfig, features: &Features) -> Vec<&'static str> {
-        let mut names = vec!["loss", "log_likelihood"];
-        if matches!(features.head, HeadKind::Classes { .. }) {
-            names.push("accuracy");
-        }
-        names.push("tokens_percent");
-        if config.model == ModelKind::ReTreever {
-            names.extend(["entropy", "reward"]);
-        }
-        names
+        (trainer, Some(Notices(notices)))
     }
 
     /// Notices of a run whose dashboard has the terminal; printed at the end.

@@ -1,143 +1,97 @@
 //! `arbora eval`
 
-use super::EvalArgs;
-use super::trained::TrainedRun;
-use crate::config::language::LanguageConfig;
-use crate::config::sequence::SequenceConfig;
-use crate::config::{AnyTask, ModelKind, RunConfig};
-use crate::learner::Walk;
-use crate::run::{RunSettings, measure};
-use anyhow::{Result, bail};
-use arbora::models::tree_coder::SelectorGradient;
-use burn::module::Module;
+use super::{EvalArgs, search, show};
+use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind};
+use crate::families::{AnyTask, Family, FamilyModel as _, of_family};
+use crate::run::{TrainedRun, config_of, measured, task_of};
+use anyhow::{Result, anyhow, bail};
+use burn::module::Module as _;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    match AnyTask::of_run(&args.run) {
-        Some(AnyTask::Sequence(_)) => return sequence(&args),
-        Some(AnyTask::Language(_)) => return language(&args),
-        // Reading settings that name no task says what is wrong with them.
-        Some(AnyTask::Retrieval(_)) | None => {}
+    let task = task_of(&args.run);
+    if !args.search.is_empty() {
+        return searches(&args, task);
     }
-    let model = TrainedRun::<RunConfig>::config(&args.run)?.model;
-    args.place.refuse()?;
-    if args.random_route && !model.has_tree() {
-        bail!("--random-route: {} walks no tree", model.name());
-    }
-    if !args.search.is_empty() && model != ModelKind::ReTreever {
-        bail!("--search: {} has no learned route", model.name());
-    }
-    let searches = super::search::options(&args.search, args.temperature)?;
-    let run: TrainedRun = TrainedRun::load(&args.run, args.backend.as_deref())?;
-    let items = run.test_items();
+    of_family!(task, eval(&args))
+}
+
+fn eval<F: Family>(args: &EvalArgs) -> Result<ExitCode> {
+    let placement = args.place.open()?;
     let TrainedRun {
         config,
-        task,
-        mut model,
+        data,
+        about,
+        model,
         step,
         backend,
         device,
-    } = run;
+    } = TrainedRun::<F>::load(&args.run, args.backend.as_deref())?;
+    let common = config.common();
+    let mut model = model.place(&placement)?;
     if args.random_route {
-        model = model.with_walk(Walk::Random);
+        let walking = model.walking_at_random();
+        model = walking.map_err(|error| anyhow!("--random-route: {} {error}", common.model))?;
     }
-    let problems = task.evaluation(config.test_items, config.eval_batch_size, &device)?;
-    if !searches.is_empty() {
-        let text = super::search::compare(&model, &searches, &problems, &config, &args)?;
-        super::show(&text)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let means = measure(&model, problems, config.trainer.seed);
-    let text = if args.json {
-        let route = match config.model {
-            ModelKind::CrossAttention | ModelKind::Perceiver => "none",
-            _ if args.random_route => "random",
-            ModelKind::RandomRoute => "random",
-            ModelKind::OracleRoute => "oracle",
-            ModelKind::ReTreever => "learned",
-        };
-        json!({
-            "run": args.run.to_string_lossy(), "model": config.model, "step": step,
-            "backend": backend, "route": route, "items": items, "of": task.items(),
-            "parameters": model.num_params(), "metrics": means,
+    let items = common.measured(common.test_items, about.count);
+    let mut means = measured(&config, &model, common.test_items, &data, &device)?;
+    // Where they are counted, what is no parameter is left out: biases of balance, for instance.
+    let counted = about.facts.get("total_parameters");
+    let parameters = counted.map_or_else(|| model.num_params(), |count| *count as usize);
+    means.extend(about.facts);
+    show(&match args.json {
+        true => json!({
+            "run": args.run.to_string_lossy(), "model": common.model, "step": step,
+            "backend": backend, "route": route(common.model, args.random_route), "items": items,
+            "of": about.items, "parameters": parameters, "metrics": means,
         })
-        .to_string()
-    } else {
-        let (name, of) = (config.model.name(), task.items());
-        format!("{name} at step {step}, {items} {of}{}", lines(&means))
-    };
-    super::show(&text)?;
+        .to_string(),
+        false => format!(
+            "{} at step {step}, {items} {}{}",
+            common.model,
+            about.items,
+            lines(&means)
+        ),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A run on sequences, whose models have one way to be measured.
-fn sequence(args: &EvalArgs) -> Result<ExitCode> {
-    let name = TrainedRun::<SequenceConfig>::config(&args.run)?.model_name();
-    if args.random_route {
-        bail!("--random-route: {name} searches no token tree");
+/// How a model walks down its trees.
+fn route(model: &str, at_random: bool) -> &'static str {
+    match model {
+        _ if at_random => "random",
+        "retreever" | "tree-coder" => "learned",
+        "random-route" => "random",
+        "oracle-route" => "oracle",
+        "hash-route" => "hashed",
+        _ => "none",
     }
-    refuse_search(args, name)?;
+}
+
+/// The searches asked for, in one table.
+fn searches(args: &EvalArgs, task: AnyTask) -> Result<ExitCode> {
+    if !matches!(task, AnyTask::Retrieval(_)) {
+        bail!(
+            "--search: a run of task {} searches no token tree",
+            task.name()
+        );
+    }
+    let config = config_of::<RetrievalConfig>(&args.run)?;
     args.place.refuse()?;
-    measured(
-        TrainedRun::<SequenceConfig>::load(&args.run, args.backend.as_deref())?,
-        args,
-    )
-}
-
-/// A run on language, whose trees may be walked at random.
-fn language(args: &EvalArgs) -> Result<ExitCode> {
-    let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
-    let model = config.model;
-    if args.random_route && !model.has_tree() {
-        bail!("--random-route: {} walks no tree", model.name());
+    if config.model != RetrievalModelKind::ReTreever {
+        bail!("--search: {} has no learned route", config.model.name());
     }
-    if args.random_route && config.selector.gradient == SelectorGradient::Soft {
-        bail!("--random-route: soft selectors go to all leaves");
-    }
-    refuse_search(args, model.name())?;
-    let mut run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
-    run.model = run.model.place(&args.place.open()?)?;
-    if args.random_route {
-        run.model = run.model.with_random_route();
-    }
-    measured(run, args)
-}
-
-fn refuse_search(args: &EvalArgs, name: &str) -> Result<()> {
-    match args.search.is_empty() {
-        true => Ok(()),
-        false => bail!("--search: {name} searches no token tree"),
-    }
-}
-
-fn measured<C: RunSettings>(run: TrainedRun<C>, args: &EvalArgs) -> Result<ExitCode> {
-    let name = run.config.model_name();
-    let (items, of) = (run.test_items(), C::items(&run.task));
-    let batches = run.config.evaluation(&run.task, items, &run.device)?;
-    let mut means = measure(&run.model, batches, run.config.trainer().seed);
-    let facts = run.config.facts(&run.task);
-    // Where they are counted, what is no parameter is left out: biases of balance, for instance.
-    let counted = facts.get("total_parameters").map(|count| *count as usize);
-    let parameters = counted.unwrap_or_else(|| run.model.num_params());
-    means.extend(facts);
-    let text = match args.json {
-        true => json!({
-            "run": args.run.to_string_lossy(), "model": name, "step": run.step,
-            "backend": run.backend, "items": items, "of": of,
-            "parameters": parameters, "metrics": means,
-        })
-        .to_string(),
-        false => format!("{name} at step {}, {items} {of}{}", run.step, lines(&means)),
-    };
-    super::show(&text)?;
+    let searches = search::options(&args.search, args.temperature)?;
+    let run = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    show(&search::compare(&run, &searches, args)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The numbers, one a line. Where there are classes, their accuracy comes first, in per cent: that is
 /// what a person asks for.
-fn lines(means: &BTreeMap<String, f64>) -> String {
+pub fn lines(means: &BTreeMap<String, f64>) -> String {
     let is_accuracy = |name: &str| name == "accuracy" || name.starts_with("accuracy_");
     let (accuracies, others): (Vec<_>, Vec<_>) =
         means.iter().partition(|(name, _)| is_accuracy(name));

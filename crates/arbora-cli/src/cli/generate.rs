@@ -1,10 +1,10 @@
 //! `arbora generate`
 
 use crate::backend;
-use crate::cli::trained::TrainedRun;
-use crate::config::AnyTask;
-use crate::config::language::{LanguageConfig, kept_tokenizer};
+use crate::families::AnyTask;
+use crate::families::language::{LanguageConfig, kept_tokenizer};
 use crate::placement::PlaceArgs;
+use crate::run::config_of;
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora::models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora::rl::train::Checkpoint;
@@ -77,7 +77,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
             task.name()
         );
     }
-    let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
+    let config = config_of::<LanguageConfig>(&args.run)?;
     // The text that it learned from is not needed.
     let tokenizer = kept_tokenizer(&args.run)?;
     let prompts = encoded(&args.prompts, &tokenizer)?;

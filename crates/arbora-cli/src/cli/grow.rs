@@ -1,11 +1,12 @@
 //! `arbora grow`
 
 use super::GrowArgs;
-use super::trained::{TrainedRun, refuse_others};
-use crate::config::{ModelKind, RunConfig, Source, Task};
+use crate::families::retrieval::RetrievalModel;
+use crate::families::retrieval::data::Source;
+use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
 use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
-use crate::learner::TaskModel;
 use crate::picture::curves::{self, Panel, Series, Spread};
+use crate::run::{TrainedRun, config_of, refuse_others};
 use anyhow::{Context as _, Result, bail};
 use burn::tensor::Device;
 use clap::ValueEnum;
@@ -31,10 +32,10 @@ pub(super) enum Loop {
 }
 
 impl Loop {
-    fn of(task: Task) -> Option<Self> {
+    fn of(task: RetrievalTask) -> Option<Self> {
         match task {
-            Task::Bandit => Some(Self::Bandit),
-            Task::Gp => Some(Self::Optimisation),
+            RetrievalTask::Bandit => Some(Self::Bandit),
+            RetrievalTask::Gp => Some(Self::Optimisation),
             _ => None,
         }
     }
@@ -55,20 +56,21 @@ struct Player {
 
 pub fn run(args: GrowArgs) -> Result<ExitCode> {
     refuse_others("grow", &args.run)?;
-    let kind = fitting(args.kind, TrainedRun::<RunConfig>::config(&args.run)?.task)?;
+    let kind = fitting(args.kind, config_of::<RetrievalConfig>(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
     if out.exists() && !out.is_dir() {
         bail!("{}: expected a folder for the curves", out.display());
     }
-    let TrainedRun::<RunConfig> {
+    let TrainedRun::<RetrievalConfig> {
         config,
-        task,
+        data,
         model,
         step,
         backend,
         device,
+        ..
     } = TrainedRun::load(&args.run, args.backend.as_deref())?;
-    let most_tokens = task.features().most_tokens;
+    let most_tokens = data.features().most_tokens;
 
     let (rounds, repeats) = match kind {
         Loop::Bandit => (500, 10),
@@ -92,11 +94,11 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         );
     }
     let views: &[View] = match config.model {
-        ModelKind::ReTreever | ModelKind::OracleRoute => {
+        RetrievalModelKind::ReTreever | RetrievalModelKind::OracleRoute => {
             &[View::Learned, View::Random, View::AllLeaves]
         }
-        ModelKind::RandomRoute => &[View::Random, View::AllLeaves],
-        ModelKind::CrossAttention | ModelKind::Perceiver => &[View::Whole],
+        RetrievalModelKind::RandomRoute => &[View::Random, View::AllLeaves],
+        RetrievalModelKind::CrossAttention | RetrievalModelKind::Perceiver => &[View::Whole],
     };
     let results = match &config.data {
         Source::Gp(gp) => {
@@ -161,7 +163,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
 }
 
 /// The loop asked for, if it fits the run.
-fn fitting(asked: Option<Loop>, task: Task) -> Result<Loop> {
+fn fitting(asked: Option<Loop>, task: RetrievalTask) -> Result<Loop> {
     let name = task.name();
     match (Loop::of(task), asked) {
         (Some(fits), None) => Ok(fits),
@@ -177,7 +179,7 @@ fn fitting(asked: Option<Loop>, task: Task) -> Result<Loop> {
 }
 
 /// Why every round encodes the whole context, if it does.
-fn encoded_anew(model: &TaskModel, device: &Device) -> Option<String> {
+fn encoded_anew(model: &RetrievalModel, device: &Device) -> Option<String> {
     match model.retreever() {
         Some(_) => refusal(model, device).map(|refused| refused.to_string()),
         None => Some("this model has no tree to append to".into()),

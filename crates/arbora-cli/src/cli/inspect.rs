@@ -4,16 +4,16 @@ mod language;
 mod walk;
 
 use super::InspectArgs;
-use super::train::PICTURE_CONTEXT;
-use super::trained::{TrainedRun, refuse_others};
-use crate::config::{AnyTask, RunConfig, Task};
+use crate::families::retrieval::data::Problem;
+use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
+use crate::families::{AnyTask, Finished};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
 use crate::picture::retrieval::{
     self, ImageInset, Level, NodeState, RetrievalPicture, SequenceInset,
 };
-use crate::problem::Problem;
-use crate::{report, whole};
+use crate::run::{TrainedRun, config_of, refuse_others};
+use crate::whole;
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::models::{Context, Prediction, ReTreever, Target};
 use arbora::rl::seed::{Purpose, rng};
@@ -21,7 +21,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use walk::{Decision, Walk, counts, floats};
 
@@ -39,14 +39,19 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         return language::run(&args, &out);
     }
     refuse_others("inspect", &args.run)?;
-    let config = TrainedRun::<RunConfig>::config(&args.run)?;
+    let config = config_of::<RetrievalConfig>(&args.run)?;
     let out = args.out.unwrap_or_else(|| args.run.join("inspect"));
     ensure!(
         !out.exists() || out.is_dir(),
         "{}: expected a folder",
         out.display()
     );
-    let panels = report::panels(&with_comparison(&args.run, &config))?;
+    let panels = report::panels(&[Finished {
+        name: config.model.name(),
+        folder: &args.run,
+        config: &config,
+        model: None,
+    }])?;
     if !config.model.has_tree() {
         if args.item.is_some() || args.query.is_some() {
             let name = config.model.name();
@@ -57,7 +62,7 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let run: TrainedRun = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let run: TrainedRun<RetrievalConfig> = TrainedRun::load(&args.run, args.backend.as_deref())?;
     let item = args.item.unwrap_or(0);
     let inspected = inspect(&run, item, args.query)?;
     let confidence = confidence_of(&run)?;
@@ -75,19 +80,6 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         false => format!("{text}\npictures and numbers: {}", out.display()),
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A run, and the one it was compared with inside of its folder, where there is one with a log.
-fn with_comparison(run: &Path, config: &RunConfig) -> Vec<(&'static str, PathBuf)> {
-    let second = config
-        .compare_with
-        .filter(|model| *model != config.model)
-        .map(|model| (model.name(), run.join(model.name())))
-        .filter(|(_, folder)| folder.join("metrics.jsonl").exists());
-    [(config.model.name(), run.to_owned())]
-        .into_iter()
-        .chain(second)
-        .collect()
 }
 
 /// What is written for a run with a tree.
@@ -124,7 +116,7 @@ fn write(out: &Path, panels: &[Panel], pictures: Option<Pictures>) -> Result<Vec
 
 fn without_tree(
     run: &Path,
-    config: &RunConfig,
+    config: &RetrievalConfig,
     out: &Path,
     files: &[String],
     as_json: bool,
@@ -153,17 +145,21 @@ struct Case {
     image: Option<Vec<f32>>,
 }
 
-fn inspect(run: &TrainedRun, item: usize, query: Option<usize>) -> Result<Inspected> {
+fn inspect(
+    run: &TrainedRun<RetrievalConfig>,
+    item: usize,
+    query: Option<usize>,
+) -> Result<Inspected> {
     let items = run.test_items();
     ensure!(
         item < items,
         "--item: expected below {items} ({}), got {item}",
-        run.task.items()
+        run.data.items()
     );
     let case = load(run, item)?;
     let problem = &case.problem;
     let queries = asked(problem);
-    let query = query.unwrap_or_else(|| match run.task.images() {
+    let query = query.unwrap_or_else(|| match run.data.images() {
         // The middle of the picture tells more than its corner.
         Some(images) => {
             let set = images.test();
@@ -188,7 +184,7 @@ fn inspect(run: &TrainedRun, item: usize, query: Option<usize>) -> Result<Inspec
     let levels = retrieval::levels(&walk.shape, length, walk.path(query), &probabilities);
     let numbers = numbers(run, item, query, &case, &walk, &levels, &decisions);
     let name = run.config.model.name();
-    let place = match run.task.images() {
+    let place = match run.data.images() {
         Some(images) => {
             let width = images.test().width;
             format!("row {}, column {}", query / width, query % width)
@@ -206,16 +202,15 @@ fn inspect(run: &TrainedRun, item: usize, query: Option<usize>) -> Result<Inspec
 }
 
 /// The tree of a run that was found to have one.
-fn tree(run: &TrainedRun) -> &ReTreever {
+fn tree(run: &TrainedRun<RetrievalConfig>) -> &ReTreever {
     let tree = run.model.retreever();
     tree.expect("the configuration names a model with a tree")
 }
 
 /// Test item `item` as a problem of its own.
-fn load(run: &TrainedRun, item: usize) -> Result<Case> {
-    if let Some(images) = run.task.images() {
-        let points = run.config.points.clone().unwrap_or_default();
-        let context = PICTURE_CONTEXT.min(points.max_points - 1);
+fn load(run: &TrainedRun<RetrievalConfig>, item: usize) -> Result<Case> {
+    if let Some(images) = run.data.images() {
+        let context = report::picture_context(&run.config);
         let whole = images.whole(item, context, &run.device)?;
         return Ok(Case {
             problem: whole.batch.into(),
@@ -223,7 +218,7 @@ fn load(run: &TrainedRun, item: usize) -> Result<Case> {
         });
     }
     let batch_size = run.config.eval_batch_size;
-    let problems = run.task.evaluation(item + 1, batch_size, &run.device)?;
+    let problems = run.data.evaluation(item + 1, batch_size, &run.device)?;
     // Problems of one kind come together, those of the kind trained on first.
     let problem = problems.into_iter().nth(item / batch_size);
     let problem = problem.context("the test has fewer items than it says")?;
@@ -283,10 +278,10 @@ fn asked(problem: &Problem) -> usize {
 }
 
 /// The decisions of all queries of the first test problems.
-fn confidence_of(run: &TrainedRun) -> Result<ConfidencePicture> {
+fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture> {
     let mut left = CONFIDENCE_ITEMS.min(run.test_items());
     let batch_size = run.config.eval_batch_size;
-    let problems = run.task.evaluation(left, batch_size, &run.device)?;
+    let problems = run.data.evaluation(left, batch_size, &run.device)?;
     let mut queries = Vec::new();
     // Problems of other kinds than trained on would blur the picture.
     let problems = problems
@@ -329,7 +324,7 @@ fn confidence_of(run: &TrainedRun) -> Result<ConfidencePicture> {
 
 /// What a person or a program may want to know of the query.
 fn numbers(
-    run: &TrainedRun,
+    run: &TrainedRun<RetrievalConfig>,
     item: usize,
     query: usize,
     case: &Case,
@@ -378,7 +373,12 @@ fn numbers(
 }
 
 /// What the model answers, and the truth.
-fn answer(run: &TrainedRun, case: &Case, walk: &Walk, query: usize) -> (Value, Value) {
+fn answer(
+    run: &TrainedRun<RetrievalConfig>,
+    case: &Case,
+    walk: &Walk,
+    query: usize,
+) -> (Value, Value) {
     match (&walk.prediction, &case.problem.target) {
         (Prediction::Gaussian { mean, std }, Target::Values(values)) => {
             let row = |tensor: &Tensor<3>| floats(tensor.clone().narrow(1, query, 1));
@@ -414,11 +414,11 @@ fn largest(numbers: &[f32]) -> usize {
 }
 
 /// A class in a word.
-fn class_name(task: Task, class: usize) -> String {
+fn class_name(task: RetrievalTask, class: usize) -> String {
     match (task, class) {
-        (Task::Copy, 0) => "start".into(),
-        (Task::Copy, 1) => "end".into(),
-        (Task::Copy, character) => (character - 2).to_string(),
+        (RetrievalTask::Copy, 0) => "start".into(),
+        (RetrievalTask::Copy, 1) => "end".into(),
+        (RetrievalTask::Copy, character) => (character - 2).to_string(),
         _ => class.to_string(),
     }
 }
@@ -497,8 +497,13 @@ fn text(numbers: &Map<String, Value>) -> String {
     text
 }
 
-fn image_inset(run: &TrainedRun, case: &Case, walk: &Walk, query: usize) -> Option<ImageInset> {
-    let set = run.task.images()?.test();
+fn image_inset(
+    run: &TrainedRun<RetrievalConfig>,
+    case: &Case,
+    walk: &Walk,
+    query: usize,
+) -> Option<ImageInset> {
+    let set = run.data.images()?.test();
     let pixels = case.image.clone()?;
     // Coordinates run from -1 at the first row or column to 1 at the last.
     let place = |coordinate: f32, size: usize| {
@@ -522,12 +527,12 @@ fn image_inset(run: &TrainedRun, case: &Case, walk: &Walk, query: usize) -> Opti
 
 /// The sequence of the copy task, and where its answer stands.
 fn sequence_inset(
-    run: &TrainedRun,
+    run: &TrainedRun<RetrievalConfig>,
     problem: &Problem,
     walk: &Walk,
     query: usize,
 ) -> Option<SequenceInset> {
-    if run.config.task != Task::Copy {
+    if run.config.task != RetrievalTask::Copy {
         return None;
     }
     let [_, tokens, classes] = problem.context.features.dims();
@@ -544,7 +549,7 @@ fn sequence_inset(
     Some(SequenceInset {
         labels: order
             .iter()
-            .map(|token| class_name(Task::Copy, class[*token]))
+            .map(|token| class_name(RetrievalTask::Copy, class[*token]))
             .collect(),
         query: format!("what stands at place {}?", tokens + query),
         answer: answer.and_then(|token| order.iter().position(|own| *own == token)),

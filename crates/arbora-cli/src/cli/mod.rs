@@ -9,9 +9,8 @@ mod inspect;
 mod search;
 mod serve;
 mod train;
-mod trained;
 
-use crate::config::{AnyModel, AnyTask, Preset};
+use crate::families::{AnyModel, AnyTask, Preset};
 use crate::placement::PlaceArgs;
 use crate::remote;
 use anyhow::{Context as _, Error, Result};
@@ -365,14 +364,6 @@ fn show(text: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }
-}
-
-/// The folder of a new run: the first of its name that is not there.
-fn first_free(task: &str, what: &str) -> PathBuf {
-    (1..u64::MAX)
-        .map(|number| PathBuf::from(format!("runs/{task}-{what}-{number}")))
-        .find(|path| !path.exists())
-        .expect("fewer runs than numbers")
 }
 
 /// The end of a command that Ctrl-C stopped, with how to go on.

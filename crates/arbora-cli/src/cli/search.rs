@@ -1,12 +1,12 @@
 //! Searches compared on one trained model: `arbora eval --search`.
 
 use super::EvalArgs;
-use crate::config::RunConfig;
-use crate::learner::TaskModel;
-use crate::problem::Problem;
-use crate::run::measure;
+use crate::families::Family as _;
+use crate::families::retrieval::RetrievalConfig;
+use crate::run::TrainedRun;
 use anyhow::{Context as _, Result};
 use arbora::attention::{SearchOptions, SearchStrategy};
+use arbora::rl::train::measure;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -65,23 +65,24 @@ pub fn options(strategies: &[SearchStrategy], temperature: f64) -> Result<Vec<Se
 /// Measures a model with each search, and says what it costs and brings.
 ///
 /// # Errors
-/// If the Markdown file cannot be written.
+/// If the data cannot be measured on, or the Markdown file cannot be written.
 pub fn compare(
-    model: &TaskModel,
+    run: &TrainedRun<RetrievalConfig>,
     searches: &[SearchOptions],
-    problems: &[Problem],
-    config: &RunConfig,
     args: &EvalArgs,
 ) -> Result<String> {
+    let config = &run.config;
+    let problems = config.evaluation(&run.data, config.test_items, &run.device)?;
     let queries: usize = problems
         .iter()
         .map(|problem| problem.queries.dims()[..2].iter().product::<usize>())
         .sum();
     let mut rows: Vec<(String, BTreeMap<String, f64>)> = Vec::new();
     for search in searches {
-        let model = model.clone().with_search(*search);
+        let model = run.model.clone().with_search(*search);
         let begun = Instant::now();
-        let mut means = measure(&model, problems.iter().cloned(), config.trainer.seed);
+        let means = measure(&model, problems.iter().cloned(), config.trainer.seed);
+        let mut means: BTreeMap<String, f64> = means.into_iter().collect();
         let seconds = begun.elapsed().as_secs_f64();
         means.insert(
             "microseconds_per_query".into(),
@@ -133,7 +134,7 @@ fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
     text
 }
 
-fn page(table: &str, config: &RunConfig, args: &EvalArgs) -> String {
+fn page(table: &str, config: &RetrievalConfig, args: &EvalArgs) -> String {
     let specs: Vec<String> = args
         .search
         .iter()

@@ -6,7 +6,7 @@
 //! nothing is trained inside the loop.
 
 use super::{Cost, Growing, Settings, View, timed};
-use crate::learner::TaskModel;
+use crate::families::retrieval::RetrievalModel;
 use anyhow::Result;
 use arbora::tasks::bandit::{ARMS, REWARD_SCALE, WheelBandit, X_DIM};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -47,7 +47,7 @@ impl Regrets {
 /// # Errors
 /// If a prediction is not finite.
 pub fn run(
-    model: &TaskModel,
+    model: &RetrievalModel,
     view: View,
     settings: &Settings,
     device: &Device,

@@ -12,8 +12,8 @@
 pub mod bandit;
 pub mod optimisation;
 
-use crate::learner::TaskModel;
-use crate::problem::Problem;
+use crate::families::retrieval::RetrievalModel;
+use crate::families::retrieval::data::Problem;
 use anyhow::{Result, bail};
 use arbora::attention::{Route, TreeIndex};
 use arbora::models::{Context, Prediction, ReTreever, ReTreeverStream, StreamRefused, Target};
@@ -164,7 +164,7 @@ impl Cost {
 /// Where the model can, the token joins a stream: `O(b log N)` work. Otherwise the whole context is
 /// encoded anew for each prediction.
 pub struct Growing<'model> {
-    model: &'model TaskModel,
+    model: &'model RetrievalModel,
     view: View,
     memory: Memory<'model>,
     /// For random routes.
@@ -180,14 +180,14 @@ enum Memory<'model> {
 }
 
 /// Why the contexts of a model are encoded anew in every round; `None` where they are streamed.
-pub fn refusal(model: &TaskModel, device: &Device) -> Option<StreamRefused> {
+pub fn refusal(model: &RetrievalModel, device: &Device) -> Option<StreamRefused> {
     model.retreever()?.stream_empty(1, 1, device).err()
 }
 
 impl<'model> Growing<'model> {
     /// A batch of contexts without tokens.
     pub fn new(
-        model: &'model TaskModel,
+        model: &'model RetrievalModel,
         view: View,
         batch: usize,
         seed: u64,

@@ -5,7 +5,7 @@
 //! function from the values seen so far, and the prediction says where to look next.
 
 use super::{Cost, Growing, Settings, View, timed};
-use crate::learner::TaskModel;
+use crate::families::retrieval::RetrievalModel;
 use anyhow::Result;
 use arbora::tasks::gp::Kernel;
 use arbora::tasks::optimisation::GpObjective;
@@ -35,7 +35,7 @@ pub type Regrets = Vec<Vec<f64>>;
 /// # Errors
 /// If a prediction is not finite.
 pub fn run(
-    model: &TaskModel,
+    model: &RetrievalModel,
     view: View,
     objectives: &[GpObjective],
     settings: &Settings,

@@ -131,7 +131,6 @@ pub fn tiny() -> Value {
     json!({
         "data": { "kind": "idx", "train": "train.idx", "test": "test.idx" },
         "points": { "max_points": 12, "min_context": 3, "min_targets": 3 },
-        "compare_with": null,
         "batch_size": 2,
         "eval_batch_size": 4,
         "eval_items": 4,

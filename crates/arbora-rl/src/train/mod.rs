@@ -42,6 +42,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod log;
+mod measure;
 mod memory;
 mod model;
 mod strategy;
@@ -50,6 +51,7 @@ mod trainer;
 pub use checkpoint::{Checkpoint, CheckpointState, FORMAT_VERSION, load_model};
 pub use config::{OptimizerConfig, TrainerConfig};
 pub use error::TrainError;
+pub use measure::measure;
 pub use memory::keep_freed_blocks;
 pub use model::{
     BatchSource, Decisions, EvaluationReport, EvaluationSource, Measurement, NoEvaluation,

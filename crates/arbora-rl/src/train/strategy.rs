@@ -34,6 +34,7 @@ use burn::train::{
 
 use super::checkpoint::{self, CheckpointState};
 use super::log::{Line, Log, Numbers};
+use super::measure::{self, Totals};
 use super::{
     BatchSource, EvaluationReport, EvaluationSource, Measurement, ParameterGroup, Progress,
     StepOutput, StepReport, TrainError, TrainableModel, TrainerConfig,
@@ -175,7 +176,7 @@ impl<M: TrainableModel> InferenceStep for Learned<M> {
     type Output = Measured;
 
     fn step(&self, item: Self::Input) -> Measured {
-        let mut rng = seed::rng(self.shared.seed, Purpose::Evaluation, item.index);
+        let mut rng = measure::generator(self.shared.seed, item.index);
         Measured(self.model.evaluate(item.batch, &mut rng))
     }
 }
@@ -476,7 +477,7 @@ impl Session {
             epoch_number: 1,
             total_items: valid.num_items(),
         }));
-        let mut totals: Vec<Measurement> = Vec::new();
+        let mut totals = Totals::default();
         let mut batches = valid.iter();
         let mut index = 0;
         while let Some(item) = batches.next() {
@@ -486,25 +487,13 @@ impl Session {
             })?;
             index += 1;
             let measured = InferenceStep::step(&model, item);
-            for Measurement { name, sum, weight } in &measured.0 {
-                match totals.iter_mut().find(|total| total.name == *name) {
-                    Some(total) => {
-                        total.sum += sum;
-                        total.weight += weight;
-                    }
-                    None => totals.push(Measurement::new(name, *sum, *weight)),
-                }
-            }
+            totals.add(&measured.0);
             let event = TrainingItem::new(measured, batches.progress(), Some(index), None);
             interrupter.fail_on_error(events.process_valid(LearnerEvent::ProcessedItem(event)));
         }
         interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(1)));
 
-        let mut metrics: Vec<(String, f64)> = totals
-            .into_iter()
-            .map(|total| (total.name, total.sum / total.weight))
-            .collect();
-        metrics.extend(model.model.derive(&metrics));
+        let metrics = totals.means(&model.model);
         self.metrics.append(&Line {
             step: self.step,
             split: Some("valid"),

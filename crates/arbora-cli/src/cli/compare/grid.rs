@@ -3,15 +3,13 @@
 mod cells;
 mod table;
 
-use super::{CONFIG, Setting, all, configure, diverged, first_free, interrupted};
-use super::{refuse_from, training_seconds, write};
+use super::{Setting, configure, diverged, interrupted};
+use super::{training_seconds, write};
 use crate::backend;
 use crate::cli::CompareArgs;
-use crate::config::AnyModel;
-use crate::config::language::{
-    LanguageConfig, LanguageModelKind, LanguageTask, TextSource, TokenizerSource,
-};
-use crate::run::{RunSettings as _, measure};
+use crate::families::Family as _;
+use crate::families::language::{LanguageConfig, LanguageModelKind, TextSource, TokenizerSource};
+use crate::run::{CONFIG, first_free};
 use crate::whole;
 use anyhow::{Context as _, Result, bail};
 use arbora::rl::train::TrainError;
@@ -144,23 +142,29 @@ const RULE: u32 = 1;
 /// Where [`Measured`] is kept, so that no process measures the runs of others.
 const MEASURED: &str = "measured.json";
 
-pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
-    refuse_from(&args, task.name())?;
+pub fn run(args: CompareArgs) -> Result<ExitCode> {
     if !args.rates.is_empty() {
         bail!("--rates: a grid has one learning rate; give it by --set trainer.learning_rate=RATE");
     }
     let models = match args.models.is_empty() {
         true => LanguageModelKind::value_variants().to_vec(),
-        false => all(&args.models, AnyModel::language)?,
+        false => args
+            .models
+            .iter()
+            .map(|model| crate::families::named(model.of::<LanguageConfig>()?))
+            .collect::<Result<_>>()?,
     };
     if !models.contains(&LanguageModelKind::TreeCoder) {
         bail!("--models: a grid compares others with tree-coder, which is not named");
     }
-    let base = configure(&args, task, LanguageConfig::preset(task, args.preset)?)?;
+    let base: LanguageConfig = configure(&args)?;
     let trees = cells::trees(&args.grid, &base)?;
     let corpora = corpora(&args.grid.corpora, &base)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let out = args.out.clone().unwrap_or_else(|| first_free(&base));
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| first_free("lm", "compare"));
     if out.exists() && !out.is_dir() {
         return Err(TrainError::NotAFolder { path: out }.into());
     }
@@ -172,7 +176,8 @@ pub fn run(args: CompareArgs, task: LanguageTask) -> Result<ExitCode> {
     let settings = load(&base, &corpora, &device, &out)?;
     // All mistakes before the first hour of training.
     for cell in &cells.all {
-        cell.plan.check(&settings[cell.corpus].data)?;
+        let about = cell.plan.config.about(&settings[cell.corpus].data)?;
+        cell.plan.state(&about)?;
         cell.measured()?;
     }
     let mine = |at: usize| match args.grid.shard {
@@ -311,11 +316,14 @@ fn load(
     let load = |(name, source): &(String, TextSource)| {
         let mut base = base.clone();
         base.data.source = source.clone();
-        let data = base.load().with_context(|| match &base.data.tokenizer {
-            TokenizerSource::File { .. } => format!("text {name} and its tokenizer"),
-            _ => format!("text {name}"),
-        })?;
+        let data = base
+            .load(None)
+            .with_context(|| match &base.data.tokenizer {
+                TokenizerSource::File { .. } => format!("text {name} and its tokenizer"),
+                _ => format!("text {name}"),
+            })?;
         Ok(Setting {
+            about: base.about(&data)?,
             base,
             data,
             device: device.clone(),
@@ -373,9 +381,16 @@ fn finish(
     match setting.trained(plan) {
         Ok(None) => return Ok(None),
         Ok(Some(trained)) => {
-            let batches = setting.batches(plan.config.test_items)?;
-            measured.metrics = finite(measure(&trained.model, batches, trainer.seed));
-            is_stopped = trained.is_stopped();
+            let items = plan.config.test_items;
+            let means = super::measured(
+                &plan.config,
+                &trained.0,
+                items,
+                &setting.data,
+                &setting.device,
+            )?;
+            measured.metrics = finite(means);
+            is_stopped = trained.1;
             if measured.metrics.is_none() {
                 eprintln!("{}: the loss is not finite", plan.folder.display());
             }

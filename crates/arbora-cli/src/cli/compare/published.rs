@@ -1,6 +1,6 @@
 //! What the authors and others report, to stand beside our numbers.
 
-use crate::config::ModelKind;
+use crate::families::retrieval::RetrievalModelKind;
 
 /// Published numbers of a task.
 pub struct Published {
@@ -11,7 +11,7 @@ pub struct Published {
     /// What was learned, one column each.
     pub columns: &'static [&'static str],
     /// The numbers of a model, each with the mark of its source.
-    pub rows: &'static [(ModelKind, &'static [&'static str])],
+    pub rows: &'static [(RetrievalModelKind, &'static [&'static str])],
     /// What a reader has to know besides [`SOURCES`].
     pub remark: &'static str,
 }
@@ -21,7 +21,7 @@ pub const SOURCES: &str = "[B] the authors' blog post on Tree Cross Attention (t
 2309.17388); [2] secondary source. All of them with the published network and budget, which are \
 larger than those of a default run.";
 
-use ModelKind::{CrossAttention, Perceiver, ReTreever};
+use RetrievalModelKind::{CrossAttention, Perceiver, ReTreever};
 
 const COPY: Published = Published {
     quality: "accuracy, %",
@@ -94,12 +94,12 @@ pub fn of(task: &str) -> Option<&'static Published> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Task;
+    use crate::families::retrieval::RetrievalTask;
     use clap::ValueEnum;
 
     #[test]
     fn every_published_number_has_its_column_and_a_source() {
-        for published in Task::value_variants()
+        for published in RetrievalTask::value_variants()
             .iter()
             .filter_map(|task| of(task.name()))
         {

@@ -1,7 +1,7 @@
 //! From the numbers of single runs to a table.
 
 use super::published::{self, SOURCES};
-use crate::run::{Column, Sizes};
+use crate::families::Column;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -37,7 +37,10 @@ pub struct ModelResults {
 /// Everything behind a table.
 pub struct Comparison {
     pub task: &'static str,
-    pub sizes: Sizes,
+    /// Items per training step.
+    pub batch: usize,
+    /// Test items that were measured.
+    pub measured: usize,
     /// Training steps of a run.
     pub steps: u64,
     /// What all runs share; model, seed and learning rate are those of the runs.
@@ -215,7 +218,7 @@ impl Comparison {
     /// The tables and all that they stand on, for a reader.
     pub fn page(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let measured = self.sizes.measured(self.sizes.test_items, self.count);
+        let measured = self.measured;
         let items = match self.count == Some(measured) {
             true => format!("all {measured} {}", self.items),
             false => format!("{measured} {}", self.items),
@@ -229,7 +232,7 @@ impl Comparison {
              is in both.\n",
             self.task,
             self.steps,
-            self.sizes.batch,
+            self.batch,
             seeds.join(", "),
             self.backend,
             self.threads,
@@ -353,7 +356,7 @@ impl Comparison {
     /// The settings, less what the comparison varies.
     fn shared_settings(&self) -> Value {
         let mut settings = self.settings.clone();
-        for key in ["model", "compare_with"] {
+        for key in ["model"] {
             settings.as_object_mut().map(|all| all.remove(key));
         }
         let mut varied = vec!["seed"];

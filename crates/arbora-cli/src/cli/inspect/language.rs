@@ -2,12 +2,13 @@
 
 use super::{FORMATS, NUMBERS};
 use crate::cli::InspectArgs;
-use crate::cli::trained::TrainedRun;
-use crate::config::language::{LanguageConfig, LanguageData};
-use crate::learner::language::{LanguageBatch, LanguageModel};
+use crate::families::Finished;
+use crate::families::language::report::{leaf_name, panels, routes};
+use crate::families::language::{LanguageBatch, LanguageModel};
+use crate::families::language::{LanguageConfig, LanguageData};
 use crate::picture::curves::{self, Panel};
 use crate::picture::shares::{self, SharesPicture, SharesRow};
-use crate::report::language::{leaf_name, panels, routes};
+use crate::run::{TrainedRun, config_of};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::rl::seed::{Purpose, rng};
 use arbora::tasks::text::{Corpus, Text};
@@ -33,9 +34,14 @@ pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
         "{}: expected a folder",
         out.display()
     );
-    let config = TrainedRun::<LanguageConfig>::config(&args.run)?;
+    let config = config_of::<LanguageConfig>(&args.run)?;
     let name = config.model.name();
-    let curves = panels(&[(name, &args.run)])?;
+    let curves = panels(&[Finished {
+        name,
+        folder: &args.run,
+        config: &config,
+        model: None,
+    }])?;
     let mut numbers = Map::new();
     numbers.insert("run".into(), json!(args.run.to_string_lossy()));
     numbers.insert("model".into(), json!(config.model));
@@ -111,7 +117,7 @@ fn parts(run: &TrainedRun<LanguageConfig>) -> Result<Vec<Part>> {
         text,
         training,
         validation,
-    } = &run.task;
+    } = &run.data;
     // Evaluation walks through a part in order: with the parts exchanged, through the training part.
     let exchanged = Text::from_parts(
         validation,

@@ -1,7 +1,7 @@
 //! How queries walked down their trees, on the host.
 
-use crate::learner::TaskModel;
-use crate::problem::Problem;
+use crate::families::retrieval::RetrievalModel;
+use crate::families::retrieval::data::Problem;
 use arbora::models::{Prediction, ReTreever, RewardKind, Target};
 use arbora::tree::TokenTreeShape;
 use burn::tensor::{Int, Tensor};
@@ -60,7 +60,7 @@ impl Decision {
 impl Walk {
     /// Answers all queries of a problem. `tree` is the model's own tree.
     pub fn new(
-        model: &TaskModel,
+        model: &RetrievalModel,
         tree: &ReTreever,
         problem: &Problem,
         rng: &mut ChaCha8Rng,

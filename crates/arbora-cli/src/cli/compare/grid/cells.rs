@@ -2,10 +2,9 @@
 
 use super::super::{Plan, refuse_doubled};
 use super::GridArgs;
-use crate::config::language::{
+use crate::families::language::{
     LanguageArchitecture, LanguageConfig, LanguageModelKind, TextSource,
 };
-use crate::run::RunSettings as _;
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -226,15 +225,15 @@ impl Cells {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Preset;
-    use crate::config::language::LanguageTask;
+    use crate::families::Preset;
+    use crate::families::language::LanguageTask;
 
     fn tree(text: &str) -> Tree {
         text.parse().unwrap()
     }
 
     fn base() -> LanguageConfig {
-        LanguageConfig::preset(LanguageTask::Lm, Preset::Small).unwrap()
+        LanguageConfig::of_task(LanguageTask::Lm, Preset::Small).unwrap()
     }
 
     #[test]
@@ -294,7 +293,10 @@ mod tests {
             let shared = tree.config(&base(), LanguageModelKind::LinearActive);
             shared.check().unwrap();
             let own = tree.config(&base(), LanguageModelKind::TreeCoder);
-            let own = own.with_model(LanguageModelKind::LinearActive);
+            let own = LanguageConfig {
+                model: LanguageModelKind::LinearActive,
+                ..own
+            };
             let [shared, own] = [shared, own].map(|config| config.tree_coder(300));
             assert_eq!(shared.parameters(), own.parameters(), "{text}");
             assert_eq!(

@@ -3,9 +3,8 @@
 use super::super::table::{Statistic, number_text, table};
 use super::Measured;
 use super::cells::{Cell, Cells, Place, Tree};
-use crate::config::language::{LanguageConfig, LanguageModelKind};
-use crate::learner::language::BITS_PER_BYTE;
-use crate::run::RunSettings as _;
+use crate::families::Family as _;
+use crate::families::language::{BITS_PER_BYTE, LanguageConfig, LanguageModelKind};
 use arbora::models::tree_coder::ParameterCounts;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -407,7 +406,9 @@ impl Table<'_> {
             .corpora
             .iter()
             .map(|corpus| {
-                let measured = base.sizes().measured(base.test_items, Some(corpus.windows));
+                let measured = base
+                    .common()
+                    .measured(base.test_items, Some(corpus.windows));
                 let all = match measured == corpus.windows {
                     true => "all ",
                     false => "",

@@ -1,0 +1,480 @@
+//! From settings to text: where it comes from, how it becomes sequences, and what the folder of a run keeps of it: the
+//! tokenizer, and which text it was.
+
+use super::LanguageConfig;
+use crate::families::{Family as _, Kept, TrainingBatches};
+use crate::quiet::without_panic;
+use anyhow::{Context as _, Error, Result, bail};
+use arbora::tasks::TaskError;
+use arbora::tasks::text::{Corpus, Text, TextBatch, TextConfig, Tokenizer};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where the text comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum TextSource {
+    /// The bundled book, written `moby-dick`.
+    MobyDick,
+    /// A text file, or a folder of `.txt` and `.md` files.
+    Path(PathBuf),
+}
+
+const MOBY_DICK: &str = "moby-dick";
+
+impl From<PathBuf> for TextSource {
+    fn from(path: PathBuf) -> Self {
+        match path == Path::new(MOBY_DICK) {
+            true => Self::MobyDick,
+            false => Self::Path(path),
+        }
+    }
+}
+
+impl From<TextSource> for PathBuf {
+    fn from(source: TextSource) -> Self {
+        match source {
+            TextSource::MobyDick => MOBY_DICK.into(),
+            TextSource::Path(path) => path,
+        }
+    }
+}
+
+impl TextSource {
+    fn read(&self) -> Result<Corpus, TaskError> {
+        match self {
+            Self::MobyDick => Ok(Corpus::moby_dick()),
+            Self::Path(path) => Corpus::open(path),
+        }
+    }
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TokenizerSource {
+    /// A byte is a token.
+    Bytes,
+    /// Byte-pair encoding, learned from the training part of the text.
+    Bpe {
+        /// All tokens: 256 bytes, pairs that are learned, and the end of a document.
+        #[serde(default = "default_vocabulary")]
+        vocabulary: usize,
+    },
+    /// A `tokenizer.json` as Hugging Face's library writes it.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+fn default_vocabulary() -> usize {
+    512
+}
+
+/// The text of a run, and how it becomes sequences.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageSource {
+    /// Where the text comes from.
+    pub source: TextSource,
+    /// Where the text that is kept back for validation comes from; `None`: a share of `source`, see `validation`.
+    #[serde(default)]
+    pub validation_source: Option<TextSource>,
+    /// How it becomes tokens.
+    pub tokenizer: TokenizerSource,
+    /// Tokens of a sequence: the model's context.
+    pub window: usize,
+    /// Whether a sequence may have tokens of several documents.
+    pub mix_documents: bool,
+    /// The share of the text that is kept back for validation. Not used with a `validation_source`.
+    pub validation: f64,
+}
+
+/// A text as sequences of tokens. Clones share the tokens.
+#[derive(Clone, Debug)]
+pub struct LanguageData {
+    /// The sequences.
+    pub text: Text,
+    /// The part that is trained on.
+    pub training: Corpus,
+    /// The part that is measured on.
+    pub validation: Corpus,
+}
+
+impl LanguageSource {
+    /// The same by absolute paths.
+    ///
+    /// # Errors
+    /// If the working directory cannot be read.
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        for source in [Some(&mut self.source), self.validation_source.as_mut()] {
+            if let Some(TextSource::Path(path)) = source {
+                *path = std::path::absolute(&path)?;
+            }
+        }
+        if let TokenizerSource::File { path } = &mut self.tokenizer {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(self)
+    }
+}
+
+impl LanguageData {
+    /// Tells the text and its tokenizer from others.
+    pub fn digest(&self) -> String {
+        let tokenizer = self.text.tokenizer().fingerprint();
+        let parts = [&self.training, &self.validation].map(Corpus::sha256);
+        format!("{}-{}-{tokenizer}", parts[0], parts[1])
+    }
+
+    /// What the folder of a run keeps, by name.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn kept(&self) -> Result<Vec<Kept>> {
+        let facts = serde_json::to_string_pretty(&TextFacts::of(self))? + "\n";
+        let tokenizer = self.text.tokenizer().to_json();
+        Ok(vec![
+            Kept::new(TOKENIZER, tokenizer),
+            Kept::new(TEXT, facts).checked_by(expect_text),
+        ])
+    }
+
+    /// Refuses a text that is not the one that the run in a folder began with. Folders of earlier versions do not say
+    /// which one it was: they are believed.
+    ///
+    /// # Errors
+    /// If the text has changed, or what is kept cannot be read.
+    pub fn expect_kept(&self, folder: &Path) -> Result<()> {
+        self.kept()?.iter().try_for_each(|kept| kept.check(folder))
+    }
+
+    /// Tokens of the training part that are asked for in an epoch.
+    fn targets(&self, config: &LanguageConfig) -> usize {
+        self.text.train_targets_after(config.unasked())
+    }
+
+    /// Tokens of the validation part that are asked for.
+    fn held_out_targets(&self, config: &LanguageConfig) -> usize {
+        self.text.validation_targets_after(config.unasked())
+    }
+}
+
+/// Sequences of text, and which of their tokens are asked for.
+#[derive(Clone, Debug)]
+pub struct LanguageBatch {
+    /// The sequences.
+    pub text: TextBatch,
+    /// `true` = no loss, for padding and for tokens that choose routes: `[batch, window]`, by target
+    pub ignored: Tensor<2, Bool>,
+    /// The same on the host, row by row.
+    pub skipped: Vec<bool>,
+}
+
+impl LanguageBatch {
+    /// - prompt: tokens at the start of each sequence that are not asked for
+    pub fn new(text: TextBatch, prompt: usize) -> Self {
+        let [batch, window] = text.tokens.dims();
+        let skipped: Vec<bool> = text
+            .counts
+            .iter()
+            // What is predicted at a token is the next one, which must not be of the prompt.
+            .flat_map(|count| (0..window).map(move |at| at >= *count || at + 1 < prompt))
+            .collect();
+        let data = TensorData::new(skipped.clone(), [batch, window]);
+        Self {
+            ignored: Tensor::from_data(data, &text.tokens.device()),
+            skipped,
+            text,
+        }
+    }
+
+    /// Tokens that are asked for.
+    pub fn targets(&self) -> usize {
+        self.skipped.iter().filter(|skipped| !**skipped).count()
+    }
+
+    /// Bytes of text that the tokens asked for stand for.
+    pub fn bytes(&self) -> u64 {
+        let asked = self.text.bytes.iter().zip(&self.skipped);
+        asked
+            .filter(|(_, skipped)| !**skipped)
+            .map(|(bytes, _)| u64::from(*bytes))
+            .sum()
+    }
+
+    /// `true` = padding, `[batch, window]`; `None` where there is none.
+    pub fn padding(&self) -> Option<Tensor<2, Bool>> {
+        let window = self.text.tokens.dims()[1];
+        let whole = self.text.counts.iter().all(|count| *count == window);
+        (!whole).then(|| self.text.ignored.clone())
+    }
+}
+
+impl LanguageConfig {
+    /// How the text is cut.
+    pub fn windows(&self) -> TextConfig {
+        let data = &self.data;
+        TextConfig {
+            window: data.window,
+            mix_documents: data.mix_documents,
+            validation: data.validation,
+        }
+    }
+
+    /// The text as sequences.
+    ///
+    /// - tokenizer: the one that the run has; `None` to make it
+    ///
+    /// # Errors
+    /// If the text or the tokenizer cannot be read or do not fit the settings.
+    pub fn read_text(&self, tokenizer: Option<Tokenizer>) -> Result<LanguageData> {
+        let corpus = self.data.source.read()?;
+        let (training, validation) = match &self.data.validation_source {
+            Some(validation) => (corpus, validation.read()?),
+            None => corpus.split(self.data.validation)?,
+        };
+        let cut = || {
+            let tokenizer = match tokenizer {
+                Some(tokenizer) => tokenizer,
+                None => self.make_tokenizer(&training)?,
+            };
+            Text::from_parts(&training, &validation, tokenizer, self.windows())
+        };
+        // The library of tokenizers panics over some files, and says so before it is an error here.
+        let text = without_panic(cut).map_err(Error::msg)??;
+        Ok(LanguageData {
+            text,
+            training,
+            validation,
+        })
+    }
+
+    fn make_tokenizer(&self, training: &Corpus) -> Result<Tokenizer, TaskError> {
+        match &self.data.tokenizer {
+            TokenizerSource::Bytes => Ok(Tokenizer::bytes()),
+            TokenizerSource::Bpe { vocabulary } => {
+                Tokenizer::train_bpe(*vocabulary, training.texts())
+            }
+            TokenizerSource::File { path } => Tokenizer::from_file(path),
+        }
+    }
+
+    /// Training batches.
+    pub fn batches(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
+        let (text, batch_size) = (data.text.clone(), self.batch_size);
+        let prompt = self.prompt();
+        Box::new(move |seed, step, device| {
+            let batch = text.batch(seed, step, batch_size, device)?;
+            Ok(LanguageBatch::new(batch, prompt))
+        })
+    }
+
+    /// The fixed evaluation batches.
+    ///
+    /// # Errors
+    /// If the text cannot give them.
+    pub fn held_out(
+        &self,
+        data: &LanguageData,
+        items: usize,
+        device: &Device,
+    ) -> Result<Vec<LanguageBatch>, TaskError> {
+        let (text, size) = (&data.text, self.eval_batch_size);
+        let batches = text.spread_eval_batches(self.eval_batches(data, items), size, device)?;
+        Ok(batches
+            .map(|batch| LanguageBatch::new(batch, self.prompt()))
+            .collect())
+    }
+
+    /// Refuses a text in which nothing is asked for: its loss would be the mean of nothing.
+    ///
+    /// # Errors
+    /// With the part of the text, or the setting, that leaves nothing to ask for.
+    pub fn check_text(&self, data: &LanguageData) -> Result<()> {
+        for (part, targets) in [
+            ("training", data.targets(self)),
+            ("held-out", data.held_out_targets(self)),
+        ] {
+            if targets == 0 {
+                bail!(
+                    "the {part} text has no token after the first {} of a sequence, which choose its route (architecture.route_on)",
+                    self.prompt()
+                );
+            }
+        }
+        for (setting, items) in [
+            ("eval_items", self.eval_items),
+            ("test_items", self.test_items),
+        ] {
+            let windows = self
+                .common()
+                .measured(items, Some(data.text.validation_windows()));
+            let (batches, size) = (self.eval_batches(data, items), self.eval_batch_size);
+            if data
+                .text
+                .spread_targets_after(batches, size, self.unasked())?
+                == 0
+            {
+                bail!(
+                    "{setting}: the {windows} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
+                    self.prompt()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// How much text there is, in one line.
+    pub fn account(&self, data: &LanguageData) -> String {
+        let part = |name: &str, corpus: &Corpus, targets: usize| {
+            let documents = corpus.documents().len();
+            format!(
+                "{name} {} bytes in {documents} documents, {targets} targets",
+                corpus.bytes()
+            )
+        };
+        format!(
+            "text: {}; {}",
+            part("training", &data.training, data.targets(self)),
+            part("held out", &data.validation, data.held_out_targets(self))
+        )
+    }
+
+    /// Batches of an evaluation that asks for so many sequences, all with 0.
+    fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
+        let windows = self
+            .common()
+            .measured(items, Some(data.text.validation_windows()));
+        windows.div_ceil(self.eval_batch_size)
+    }
+
+    /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
+    fn unasked(&self) -> usize {
+        self.prompt().saturating_sub(1)
+    }
+
+    /// Tokens at the start of a sequence that are not asked for, since they choose the route of some model.
+    pub(crate) fn prompt(&self) -> usize {
+        self.architecture.route_on.prompt()
+    }
+}
+
+const TOKENIZER: &str = "tokenizer.json";
+const TEXT: &str = "text.json";
+
+/// Why the text at hand is not taken for the one of a run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeptTextError {
+    /// The file that describes the text of the run is damaged.
+    #[error("{}: not the description of a text", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The run began with another text.
+    #[error("{}: its text has changed: the {part} part had {had}, and has {has}", folder.display())]
+    Changed {
+        /// The run folder.
+        folder: PathBuf,
+        /// `training` or `held-out`.
+        part: &'static str,
+        /// What the run began with.
+        had: PartFacts,
+        /// What there is.
+        has: PartFacts,
+    },
+}
+
+/// A part of a text, told from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartFacts {
+    /// [`Corpus::sha256`].
+    pub sha256: String,
+    /// All bytes.
+    pub bytes: usize,
+    /// All documents.
+    pub documents: usize,
+}
+
+impl PartFacts {
+    fn of(corpus: &Corpus) -> Self {
+        Self {
+            sha256: corpus.sha256(),
+            bytes: corpus.bytes(),
+            documents: corpus.documents().len(),
+        }
+    }
+}
+
+impl std::fmt::Display for PartFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            sha256,
+            bytes,
+            documents,
+        } = self;
+        let start: String = sha256.chars().take(12).collect();
+        write!(
+            f,
+            "{bytes} bytes in {documents} documents with SHA-256 {start}…"
+        )
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct TextFacts {
+    training: PartFacts,
+    validation: PartFacts,
+}
+
+impl TextFacts {
+    fn of(data: &LanguageData) -> Self {
+        Self {
+            training: PartFacts::of(&data.training),
+            validation: PartFacts::of(&data.validation),
+        }
+    }
+}
+
+/// The tokenizer that a run's folder keeps.
+///
+/// # Errors
+/// If it is missing or damaged.
+pub fn kept_tokenizer(folder: &Path) -> Result<Tokenizer> {
+    let path = folder.join(TOKENIZER);
+    Tokenizer::from_file(&path).context("the tokenizer of the run")
+}
+
+/// Refuses another text than the one that a run began with.
+///
+/// - folder: that of the run
+/// - had, has: what [`LanguageData::kept`] says of both
+fn expect_text(folder: &Path, had: &str, has: &str) -> Result<()> {
+    let read = |text| serde_json::from_str::<TextFacts>(text);
+    let had = read(had).map_err(|source| KeptTextError::Damaged {
+        path: folder.join(TEXT),
+        source,
+    })?;
+    let has = read(has)?;
+    for (part, had, has) in [
+        ("training", had.training, has.training),
+        ("held-out", had.validation, has.validation),
+    ] {
+        if had != has {
+            return Err(KeptTextError::Changed {
+                folder: folder.into(),
+                part,
+                had,
+                has,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}

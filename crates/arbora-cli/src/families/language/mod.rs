@@ -1,0 +1,145 @@
+//! Language: each next token of a text is predicted.
+
+mod config;
+mod data;
+mod model;
+pub mod report;
+
+pub use config::{LanguageArchitecture, LanguageConfig, LanguageModelKind, LanguageTask};
+pub use data::{LanguageBatch, LanguageData, TextSource, TokenizerSource, kept_tokenizer};
+pub use model::{BITS_PER_BYTE, LanguageModel};
+
+use super::{About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches};
+use super::{column, named};
+use anyhow::{Result, bail};
+use arbora::models::tree_coder::{Placement, SelectorGradient};
+use arbora::tasks::TaskError;
+use burn::tensor::Device;
+use rand_chacha::ChaCha8Rng;
+use std::path::Path;
+
+impl Family for LanguageConfig {
+    type Task = LanguageTask;
+    type ModelKind = LanguageModelKind;
+    type Data = LanguageData;
+    type Batch = LanguageBatch;
+    type Model = LanguageModel;
+
+    const NAME: &'static str = "language";
+    const VERSION: u32 = 1;
+    const COLUMNS: &'static [Column] = &[
+        column("active_parameters", "active parameters", 0),
+        column("perplexity", "perplexity", 2),
+        column("bits_per_byte", "bits per byte", 3),
+        column("leaf_share_min", "smallest leaf, of its fair share", 2),
+    ];
+    const LIVE: &'static [&'static str] = &["loss", "log_likelihood"];
+
+    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
+        if from.is_some() {
+            bail!("--from: {task} starts from fresh weights");
+        }
+        Self::of_task(named(task)?, preset)
+    }
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            task: self.task.name(),
+            model: self.model.name(),
+            batch: self.batch_size,
+            eval_batch: self.eval_batch_size,
+            eval_items: self.eval_items,
+            test_items: self.test_items,
+            trainer: &self.trainer,
+        }
+    }
+
+    fn checked(mut self) -> Result<Self> {
+        self.check()?;
+        self.data = self.data.absolute()?;
+        Ok(self)
+    }
+
+    /// With the run's own tokenizer: what it was made from may be gone.
+    fn load(&self, run: Option<&Path>) -> Result<LanguageData> {
+        let Some(run) = run else {
+            return self.read_text(None);
+        };
+        let data = self.read_text(Some(kept_tokenizer(run)?))?;
+        data.expect_kept(run)?;
+        Ok(data)
+    }
+
+    fn about(&self, data: &LanguageData) -> Result<About> {
+        self.check_text(data)?;
+        let tokenizer = data.text.tokenizer();
+        let counts = self.tree_coder(tokenizer.vocabulary()).parameters();
+        let facts = [
+            ("active_parameters", counts.active),
+            ("total_parameters", counts.total),
+        ];
+        Ok(About {
+            fingerprint: self.fingerprint_with(tokenizer)?,
+            digest: Some(data.digest()),
+            items: "sequences of held-out text",
+            count: Some(data.text.validation_windows()),
+            facts: facts
+                .map(|(name, count)| (name.to_owned(), count as f64))
+                .into(),
+            account: Some(self.account(data)),
+            kept: data.kept()?,
+        })
+    }
+
+    fn init(&self, data: &LanguageData, device: &Device) -> Result<LanguageModel> {
+        Ok(self.blank(data, device))
+    }
+
+    fn blank(&self, data: &LanguageData, device: &Device) -> LanguageModel {
+        self.blank_for(data.text.tokenizer().vocabulary(), device)
+    }
+
+    fn training(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
+        self.batches(data)
+    }
+
+    fn evaluation(
+        &self,
+        data: &LanguageData,
+        items: usize,
+        device: &Device,
+    ) -> Result<Vec<LanguageBatch>, TaskError> {
+        self.held_out(data, items, device)
+    }
+
+    fn draw(
+        runs: &[Finished<'_, Self>],
+        _data: &LanguageData,
+        _device: &Device,
+        folder: &Path,
+    ) -> Result<()> {
+        report::draw(runs, folder)
+    }
+}
+
+impl FamilyModel for LanguageModel {
+    fn answer(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
+        drop(self.forward(batch, rng));
+        batch.text.tokens.dims().iter().product()
+    }
+
+    fn walking_at_random(self) -> Result<Self> {
+        let tree = self.network().config();
+        if tree.height == 0 {
+            bail!("walks no tree");
+        }
+        if tree.selector.gradient == SelectorGradient::Soft {
+            bail!("soft selectors go to all leaves");
+        }
+        Ok(self.with_random_route())
+    }
+
+    fn place(self, placement: &Placement) -> Result<Self> {
+        Ok(LanguageModel::place(self, placement)?)
+    }
+}

@@ -1,0 +1,130 @@
+//! What types alone do not check.
+
+use super::{SequenceConfig, SequenceModelKind};
+use crate::families::LARGEST_SIZE;
+use anyhow::{Result, anyhow, bail};
+use arbora::attention::{AttentionKindConfig, TreeScope, TreeSharing};
+
+impl SequenceConfig {
+    /// Checks what types alone do not.
+    ///
+    /// # Errors
+    /// With the first setting that is out of range.
+    pub fn check(&self) -> Result<()> {
+        if self.data.task() != self.task {
+            bail!("data: of another task than {}", self.task.name());
+        }
+        let a = &self.architecture;
+        let sizes = [
+            ("batch_size", self.batch_size, 1),
+            ("eval_batch_size", self.eval_batch_size, 1),
+            ("eval_items", self.eval_items, 1),
+            ("test_items", self.test_items, 1),
+            ("architecture.d_model", a.d_model, 1),
+            ("architecture.heads", a.heads, 1),
+            ("architecture.kv_heads", a.kv_heads, 1),
+            ("architecture.layers", a.layers, 1),
+            ("architecture.d_ff", a.d_ff, 1),
+        ];
+        for (key, value, least) in sizes {
+            if !(least..=LARGEST_SIZE).contains(&value) {
+                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
+            }
+        }
+        for (key, whole, part) in [
+            ("architecture.heads", a.d_model, a.heads),
+            ("architecture.kv_heads", a.heads, a.kv_heads),
+        ] {
+            if !whole.is_multiple_of(part) {
+                bail!("{key}: expected a divisor of {whole}, got {part}");
+            }
+        }
+        if let Some(router) = self.router()
+            && router.scope == TreeScope::PerLayer
+            && router.sharing == TreeSharing::Shared
+            && a.kv_heads != a.heads
+        {
+            bail!(
+                "architecture.kv_heads: expected {} for a tree per layer that queries and keys share, got {}",
+                a.heads,
+                a.kv_heads
+            );
+        }
+        if a.dense_layers > a.layers {
+            bail!(
+                "architecture.dense_layers: expected at most {}, got {}",
+                a.layers,
+                a.dense_layers
+            );
+        }
+        in_unit("architecture.dropout", a.dropout)?;
+        let trees = &self.trees;
+        for (key, number) in [
+            ("trees.lambda_balance", trees.lambda_balance),
+            ("trees.lambda_alignment", trees.lambda_alignment),
+            ("trees.rate", trees.rate),
+        ] {
+            if !(number.is_finite() && number >= 0.0) {
+                bail!("{key}: expected a number of at least 0, got {number}");
+            }
+        }
+        let others = &self.attention;
+        for (key, value, least) in [
+            ("attention.linformer.rank", others.linformer.rank, 1),
+            ("attention.big_bird.block", others.big_bird.block, 1),
+            ("attention.big_bird.window", others.big_bird.window, 1),
+            ("attention.big_bird.random", others.big_bird.random, 0),
+            ("attention.big_bird.global", others.big_bird.global, 0),
+            ("attention.performer.features", others.performer.features, 1),
+        ] {
+            if !(least..=LARGEST_SIZE).contains(&value) {
+                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
+            }
+        }
+        for (key, kind) in [
+            (
+                "tree_fine",
+                AttentionKindConfig::TreeFine(others.tree_fine.clone()),
+            ),
+            (
+                "tree_fine_kary",
+                AttentionKindConfig::TreeFine(others.tree_fine_kary.clone()),
+            ),
+            (
+                "tree_coarse",
+                AttentionKindConfig::TreeCoarse(others.tree_coarse.clone()),
+            ),
+            (
+                "big_bird",
+                AttentionKindConfig::BigBird(others.big_bird.clone()),
+            ),
+        ] {
+            // Of the model's own kind the heads were compared above.
+            kind.check(a.heads, a.heads)
+                .map_err(|error| anyhow!("attention.{key}.{error}"))?;
+        }
+        self.lookup()?;
+        if a.causal
+            && matches!(
+                self.model,
+                SequenceModelKind::Linformer | SequenceModelKind::BigBird
+            )
+        {
+            bail!(
+                "architecture.causal: {} has no causal form",
+                self.model.name()
+            );
+        }
+        let trainer = &self.trainer;
+        trainer
+            .validate()
+            .map_err(|error| anyhow!("trainer.{error}"))
+    }
+}
+
+fn in_unit(key: &str, rate: f64) -> Result<()> {
+    if !(0.0..1.0).contains(&rate) {
+        bail!("{key}: expected 0 to below 1, got {rate}");
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! From settings to sequences.
+
+use super::SequenceConfig;
+use super::config::SequenceTask;
+use crate::families::{EVALUATION_SEED, TrainingBatches};
+use anyhow::{Result, anyhow};
+use arbora::tasks::TaskError;
+use arbora::tasks::recall::{Lookup, LookupBatch, NeedleConfig, RecallConfig};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+/// Where the sequences come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SequenceSource {
+    /// Associative recall, drawn.
+    Recall(RecallConfig),
+    /// Needles in a haystack, drawn.
+    Needle(NeedleConfig),
+}
+
+impl SequenceSource {
+    /// What is learned from them.
+    pub fn task(&self) -> SequenceTask {
+        match self {
+            Self::Recall(_) => SequenceTask::Recall,
+            Self::Needle(_) => SequenceTask::Needle,
+        }
+    }
+
+    /// The sequences.
+    ///
+    /// # Errors
+    /// If the settings do not fit together.
+    pub fn lookup(&self) -> Result<Lookup> {
+        // They know their settings by short names; a person needs the path to give to --set.
+        match self {
+            Self::Recall(recall) => Lookup::recall(recall.clone()),
+            Self::Needle(needle) => Lookup::needle(needle.clone()),
+        }
+        .map_err(|error| anyhow!("data.{error}"))
+    }
+}
+
+/// Sequences, and how far the training is.
+#[derive(Clone, Debug)]
+pub struct SequenceBatch {
+    /// The sequences.
+    pub lookup: LookupBatch,
+    /// Share of the training that is done, 0 to 1.
+    pub progress: f64,
+}
+
+/// Training batches.
+pub fn training(config: &SequenceConfig, data: &Lookup) -> TrainingBatches<SequenceBatch> {
+    let (data, batch_size) = (data.clone(), config.batch_size);
+    let steps = config.trainer.steps.max(1);
+    Box::new(move |seed, step, device| {
+        Ok(SequenceBatch {
+            lookup: data.batch(seed, step, batch_size, device)?,
+            progress: step as f64 / steps as f64,
+        })
+    })
+}
+
+/// The fixed evaluation batches.
+///
+/// # Errors
+/// If the data cannot give them.
+pub fn evaluation(
+    config: &SequenceConfig,
+    data: &Lookup,
+    items: usize,
+    device: &Device,
+) -> Result<Vec<SequenceBatch>, TaskError> {
+    (0..items.div_ceil(config.eval_batch_size) as u64)
+        .map(|index| {
+            Ok(SequenceBatch {
+                lookup: data.eval_batch(EVALUATION_SEED, index, config.eval_batch_size, device)?,
+                progress: 1.0,
+            })
+        })
+        .collect()
+}

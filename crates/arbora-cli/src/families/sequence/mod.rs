@@ -1,0 +1,129 @@
+//! Sequences: their tokens are classified, by a transformer whose attention is of some kind.
+
+mod config;
+mod data;
+mod model;
+mod report;
+mod start;
+
+pub use config::{SequenceConfig, SequenceModelKind, SequenceTask};
+pub use data::SequenceBatch;
+pub use model::SequenceModel;
+
+use super::{About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches};
+use super::{column, named};
+use anyhow::{Result, bail};
+use arbora::rl::seed::{Purpose, derive};
+use arbora::tasks::TaskError;
+use arbora::tasks::recall::Lookup;
+use burn::tensor::Device;
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+impl Family for SequenceConfig {
+    type Task = SequenceTask;
+    type ModelKind = SequenceModelKind;
+    type Data = Lookup;
+    type Batch = SequenceBatch;
+    type Model = SequenceModel;
+
+    const NAME: &'static str = "sequences";
+    const VERSION: u32 = 1;
+    const COLUMNS: &'static [Column] = &[
+        column("core_flops_percent", "core FLOPs, % of dense", 1),
+        column("effective_leaves", "effective leaves", 1),
+    ];
+    const LIVE: &'static [&'static str] = &["loss", "log_likelihood", "accuracy"];
+
+    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
+        let settings = Self::of_task(named(task)?, preset)?;
+        Ok(match from {
+            Some(from) => settings.started_from(from.into()),
+            None => settings,
+        })
+    }
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            task: self.task.name(),
+            model: self.model.name(),
+            batch: self.batch_size,
+            eval_batch: self.eval_batch_size,
+            eval_items: self.eval_items,
+            test_items: self.test_items,
+            trainer: &self.trainer,
+        }
+    }
+
+    fn checked(self) -> Result<Self> {
+        self.check()?;
+        Ok(Self {
+            from: self.from.map(std::path::absolute).transpose()?,
+            ..self
+        })
+    }
+
+    fn load(&self, _run: Option<&Path>) -> Result<Lookup> {
+        self.lookup()
+    }
+
+    /// Also that the run to start from is there and of the same architecture but for its attention.
+    fn about(&self, data: &Lookup) -> Result<About> {
+        if let Some(from) = &self.from {
+            self.source(from, data)?;
+        }
+        Ok(About {
+            fingerprint: self.architecture_fingerprint(data)?,
+            digest: None,
+            items: "sequences",
+            count: None,
+            facts: BTreeMap::new(),
+            account: None,
+            kept: Vec::new(),
+        })
+    }
+
+    fn init(&self, data: &Lookup, device: &Device) -> Result<SequenceModel> {
+        self.first_model(data, device)
+    }
+
+    fn blank(&self, data: &Lookup, device: &Device) -> SequenceModel {
+        let seed = derive(self.trainer.seed, Purpose::Parameters);
+        SequenceModel::new(self, self.treeformer(data).init(seed, device))
+    }
+
+    fn training(&self, data: &Lookup) -> TrainingBatches<SequenceBatch> {
+        data::training(self, data)
+    }
+
+    fn evaluation(
+        &self,
+        data: &Lookup,
+        items: usize,
+        device: &Device,
+    ) -> Result<Vec<SequenceBatch>, TaskError> {
+        data::evaluation(self, data, items, device)
+    }
+
+    fn draw(
+        runs: &[Finished<'_, Self>],
+        _data: &Lookup,
+        _device: &Device,
+        folder: &Path,
+    ) -> Result<()> {
+        report::draw(runs, folder)
+    }
+}
+
+impl FamilyModel for SequenceModel {
+    fn answer(&self, batch: &SequenceBatch, _: &mut ChaCha8Rng) -> usize {
+        let [examples, tokens] = batch.lookup.tokens.dims();
+        drop(self.forward(&batch.lookup, &Default::default()));
+        examples * tokens
+    }
+
+    fn walking_at_random(self) -> Result<Self> {
+        bail!("searches no token tree")
+    }
+}

@@ -1,0 +1,350 @@
+//! The transformer as the trainer wants it: what a step minimises and what an evaluation measures.
+
+use super::{SequenceBatch, SequenceConfig};
+use arbora::attention::RoutingReport;
+use arbora::attention::flops::RunCost;
+use arbora::models::prediction::masked_average;
+use arbora::models::{
+    Prediction, RewardKind, Target, Treeformer, TreeformerOptions, TreeformerOutput,
+};
+use arbora::rl::train::{Measurement, ParameterGroup, StepOutput, TrainableModel};
+use arbora::tasks::recall::LookupBatch;
+use arbora::tree::routing::Surrogate;
+use burn::module::{Module, ParamGroup};
+use burn::tensor::Tensor;
+use rand::RngCore;
+use rand_chacha::ChaCha8Rng;
+
+/// How a model is trained.
+#[derive(Clone, Copy, Debug)]
+struct Objective {
+    lambda_balance: f64,
+    lambda_alignment: f64,
+    /// The temperature of the candidates, where these are annealed.
+    anneal: Option<f64>,
+    tree_rate: f64,
+}
+
+/// A transformer with what its training needs.
+#[derive(Module, Debug)]
+pub struct SequenceModel {
+    network: Treeformer,
+    #[module(skip)]
+    objective: Objective,
+}
+
+impl SequenceModel {
+    /// A network, trained as a configuration says.
+    pub fn new(config: &SequenceConfig, network: Treeformer) -> Self {
+        let trees = &config.trees;
+        let annealed = config.router().filter(|_| trees.anneal);
+        Self {
+            network,
+            objective: Objective {
+                lambda_balance: trees.lambda_balance,
+                lambda_alignment: trees.lambda_alignment,
+                anneal: annealed.map(|router| router.surrogate.temperature()),
+                tree_rate: trees.rate,
+            },
+        }
+    }
+
+    /// The network alone.
+    pub fn into_network(self) -> Treeformer {
+        self.network
+    }
+
+    /// The same with another network.
+    #[must_use]
+    pub fn map_network(self, change: impl FnOnce(Treeformer) -> Treeformer) -> Self {
+        Self {
+            network: change(self.network),
+            ..self
+        }
+    }
+
+    /// What the network says of sequences.
+    pub fn forward(&self, batch: &LookupBatch, options: &TreeformerOptions) -> TreeformerOutput {
+        self.network.forward(batch.tokens.clone(), None, options)
+    }
+
+    /// The gradient of routes at this point of a training, where it is annealed: 4 candidates, then 2, then
+    /// 1, for a third of the steps each.
+    fn surrogate(&self, progress: f64) -> Option<Surrogate> {
+        let candidates = [4, 2, 1][((3.0 * progress) as usize).min(2)];
+        self.objective
+            .anneal
+            .map(|temperature| Surrogate::TopMargin {
+                candidates,
+                temperature,
+            })
+    }
+}
+
+impl TrainableModel for SequenceModel {
+    type Batch = SequenceBatch;
+
+    fn training_step(&self, batch: SequenceBatch, rng: &mut ChaCha8Rng) -> StepOutput {
+        let SequenceBatch { lookup, progress } = batch;
+        let options = TreeformerOptions {
+            surrogate: self.surrogate(progress),
+            seed: Some(rng.next_u64()),
+        };
+        let TreeformerOutput { logits, routing } = self.forward(&lookup, &options);
+        let prediction = Prediction::Classes { logits };
+        let target = Target::Classes(lookup.classes);
+        let mask = Some(&lookup.target_mask);
+        let task_loss = prediction.loss(&target, mask);
+        let right = masked_average(prediction.reward(&target, RewardKind::Accuracy), mask);
+
+        let reports: Vec<RoutingReport> = routing.into_iter().flatten().collect();
+        let mean = |loss: fn(&RoutingReport) -> Option<Tensor<1>>| {
+            let losses: Vec<Tensor<1>> = reports.iter().filter_map(loss).collect();
+            (!losses.is_empty()).then(|| Tensor::cat(losses, 0).mean())
+        };
+        let balance = mean(|report| report.balance_loss.clone());
+        let alignment = mean(|report| report.alignment_loss.clone());
+        let mut loss = task_loss.clone();
+        for (weight, auxiliary) in [
+            (self.objective.lambda_balance, &balance),
+            (self.objective.lambda_alignment, &alignment),
+        ] {
+            if let Some(auxiliary) = auxiliary {
+                loss = loss + auxiliary.clone() * weight;
+            }
+        }
+        let mut output = StepOutput::new(loss)
+            .with_metric("log_likelihood", -task_loss)
+            .with_metric("accuracy", right);
+        if !reports.is_empty() {
+            let ratios = reports.iter().map(|report| report.cost_ratio.clone());
+            let ratio = Tensor::cat(ratios.collect(), 1).mean();
+            output = output.with_metric("cost_ratio", ratio);
+        }
+        for (name, auxiliary) in [("balance", balance), ("alignment", alignment)] {
+            if let Some(auxiliary) = auxiliary {
+                output = output.with_metric(name, auxiliary);
+            }
+        }
+        output
+    }
+
+    /// Trees do not decay: a hyperplane drawn to 0 sends every token the way of its bias.
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        let trees = self.network.tree_parameter_ids();
+        if trees.is_empty() {
+            return Vec::new();
+        }
+        vec![ParameterGroup {
+            parameters: ParamGroup::from_ids(trees),
+            decays: false,
+            rate: self.objective.tree_rate,
+        }]
+    }
+
+    fn evaluate(&self, batch: SequenceBatch, _: &mut ChaCha8Rng) -> Vec<Measurement> {
+        let lookup = batch.lookup;
+        let TreeformerOutput { logits, routing } =
+            self.forward(&lookup, &TreeformerOptions::default());
+        let [examples, tokens] = lookup.tokens.dims();
+        let prediction = Prediction::Classes { logits };
+        let target = Target::Classes(lookup.classes);
+        let mask = lookup.target_mask;
+        let asked =
+            (examples * tokens) as f64 - mask.clone().int().sum().into_scalar::<i64>() as f64;
+        let mean = |values| f64::from(masked_average(values, Some(&mask)).into_scalar::<f32>());
+        let likelihood = mean(prediction.log_likelihood(&target));
+        let accuracy = mean(prediction.reward(&target, RewardKind::Accuracy));
+        let mut measured = vec![
+            Measurement::new("log_likelihood", likelihood * asked, asked),
+            Measurement::new("accuracy", accuracy * asked, asked),
+        ];
+        measured.extend(cost(&self.network, &routing, examples, tokens));
+        measured
+    }
+}
+
+/// What attention cost, by actual counts, and how tokens spread over leaves.
+fn cost(
+    network: &Treeformer,
+    routing: &[Option<RoutingReport>],
+    examples: usize,
+    tokens: usize,
+) -> Vec<Measurement> {
+    let weight = examples as f64;
+    let mut cost = RunCost::default();
+    for (layer, (block, report)) in network.blocks.iter().zip(routing).enumerate() {
+        // Costs are linear in the share of pairs that meet, so the mean over examples is exact.
+        let share = report.as_ref().map(mean_ratio);
+        cost.record(layer, &block.attention, [tokens, tokens], share);
+    }
+    let percent = 100.0 * cost.core_ratio();
+    let mut measured = vec![Measurement::new(
+        "core_flops_percent",
+        percent * weight,
+        weight,
+    )];
+    let reports: Vec<&RoutingReport> = routing.iter().flatten().collect();
+    if reports.is_empty() {
+        return measured;
+    }
+    let ratios = reports.iter().map(|report| mean_ratio(report));
+    let ratio = ratios.sum::<f64>() / reports.len() as f64;
+    measured.push(Measurement::new("cost_ratio", ratio * weight, weight));
+    // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
+    measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
+    let extremes = |read: fn(Tensor<3>) -> Tensor<3>| {
+        let counts = reports.iter().flat_map(|report| {
+            [report.counts.queries.clone(), report.counts.keys.clone()]
+                .map(|counts| f64::from(read(counts).mean().into_scalar::<f32>()))
+        });
+        counts.sum::<f64>() / (2 * reports.len()) as f64
+    };
+    let (least, most) = (
+        extremes(|counts| counts.min_dim(2)),
+        extremes(|counts| counts.max_dim(2)),
+    );
+    measured.push(Measurement::new("leaf_tokens_min", least * weight, weight));
+    measured.push(Measurement::new("leaf_tokens_max", most * weight, weight));
+    measured
+}
+
+/// The share of pairs that meet in a leaf, the mean over examples and trees.
+fn mean_ratio(report: &RoutingReport) -> f64 {
+    f64::from(report.cost_ratio.clone().mean().into_scalar::<f32>())
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::super::SequenceModelKind;
+    use super::*;
+    use crate::families::{Family as _, Preset};
+    use crate::settings::layered;
+    use burn::module::{ModuleVisitor, Param, ParamId};
+    use burn::tensor::Device;
+    use rand::SeedableRng;
+
+    /// A small network with two layers.
+    fn config(model: SequenceModelKind) -> SequenceConfig {
+        let preset = SequenceConfig::preset("recall", Preset::Small, None).unwrap();
+        let settings = [
+            "data.length=16",
+            "data.pairs=4",
+            "data.keys=6",
+            "data.values=3",
+            "data.curriculum=[]",
+            "architecture.d_model=8",
+            "architecture.d_ff=8",
+            "architecture.layers=2",
+            "attention.tree_fine.router.branching=[2,2]",
+            "trees.rate=2.5",
+        ];
+        let config = layered(&preset, None, &settings.map(String::from)).unwrap();
+        SequenceConfig { model, ..config }
+    }
+
+    fn model(config: &SequenceConfig, device: &Device) -> SequenceModel {
+        config.blank(&config.load(None).unwrap(), device)
+    }
+
+    fn ids<M: Module>(module: &M) -> Vec<ParamId> {
+        struct Ids(Vec<ParamId>);
+        impl ModuleVisitor for Ids {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0.push(param.id);
+            }
+        }
+        let mut ids = Ids(Vec::new());
+        module.visit(&mut ids);
+        ids.0
+    }
+
+    #[test]
+    fn trees_alone_are_a_group_that_does_not_decay_and_learns_at_its_rate() {
+        let model = model(&config(SequenceModelKind::TreeFine), &Device::flex());
+        let groups = model.parameter_groups();
+        assert_eq!(groups.len(), 1);
+        let group = &groups[0];
+        assert!(!group.decays);
+        assert_eq!(group.rate, 2.5);
+        let of_trees = model.network.tree_parameter_ids();
+        assert_eq!(
+            of_trees.len(),
+            2 * 2 * 2,
+            "weights and biases of two levels in two layers"
+        );
+        for id in ids(&model) {
+            assert_eq!(group.parameters.matches(&id, None), of_trees.contains(&id));
+        }
+        let dense = self::model(&config(SequenceModelKind::Dense), &Device::flex());
+        assert!(dense.parameter_groups().is_empty());
+    }
+
+    #[test]
+    fn annealed_candidates_fall_at_thirds_of_a_training() {
+        let mut config = config(SequenceModelKind::TreeFine);
+        let fixed = model(&config, &Device::flex());
+        assert!(fixed.surrogate(0.0).is_none());
+        config.trees.anneal = true;
+        let annealed = model(&config, &Device::flex());
+        let expected = config.router().unwrap().surrogate.temperature();
+        for (progress, candidates) in [
+            (0.0, 4),
+            (0.33, 4),
+            (0.34, 2),
+            (0.66, 2),
+            (0.67, 1),
+            (1.0, 1),
+        ] {
+            let found = annealed.surrogate(progress);
+            let expected = Surrogate::TopMargin {
+                candidates,
+                temperature: expected,
+            };
+            assert_eq!(found, Some(expected), "{progress}");
+        }
+    }
+
+    #[test]
+    fn losses_on_routes_weigh_what_the_settings_say() {
+        let device = Device::flex().autodiff();
+        let parts = |balance: f64, alignment: f64| {
+            let mut config = config(SequenceModelKind::TreeFine);
+            config.trees.lambda_balance = balance;
+            config.trees.lambda_alignment = alignment;
+            let lookup = config.load(None).unwrap().batch(1, 0, 2, &device).unwrap();
+            let batch = SequenceBatch {
+                lookup,
+                progress: 0.0,
+            };
+            let model = model(&config, &Device::flex()).train();
+            let output = model.training_step(batch, &mut ChaCha8Rng::seed_from_u64(1));
+            let number = |tensor: &Tensor<1>| f64::from(tensor.clone().into_scalar::<f32>());
+            let metric = |wanted: &str| {
+                let mut metrics = output.metrics.iter();
+                metrics
+                    .find(|(name, _)| name == wanted)
+                    .map(|(_, tensor)| number(tensor))
+            };
+            let task = -metric("log_likelihood").unwrap();
+            let auxiliary = number(&output.task_loss) - task;
+            (auxiliary, metric("balance"), metric("alignment"))
+        };
+        let near = |found: f64, expected: f64| {
+            assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+        };
+        let (loss, balance, alignment) = parts(2.0, 3.0);
+        let (balance, alignment) = (balance.unwrap(), alignment.unwrap());
+        assert!(balance > 0.1 && alignment > 1e-3, "{balance} {alignment}");
+        near(loss, 2.0 * balance + 3.0 * alignment);
+        // What weighs nothing is not computed.
+        let (loss, found, none) = parts(2.0, 0.0);
+        assert!(none.is_none());
+        near(found.unwrap(), balance);
+        near(loss, 2.0 * balance);
+        let (loss, none, found) = parts(0.0, 3.0);
+        assert!(none.is_none());
+        near(loss, 3.0 * found.unwrap());
+        assert_eq!(parts(0.0, 0.0), (0.0, None, None));
+    }
+}

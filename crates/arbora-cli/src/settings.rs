@@ -1,0 +1,151 @@
+//! Settings in layers: a file over a preset, single settings over both.
+
+use crate::families::Family;
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Puts a configuration file (JSON, any part of the whole) and single settings (`trainer.steps=100`)
+/// over a configuration.
+///
+/// # Errors
+/// If the file cannot be read, a key is unknown (the nearest known one is named) or a value has
+/// the wrong type or range, or they change the run to start from.
+pub fn layered<F: Family>(base: &F, file: Option<&Path>, settings: &[String]) -> Result<F> {
+    let mut value = serde_json::to_value(base)?;
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let layer: Value = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not JSON", path.display()))?;
+        if !layer.is_object() {
+            bail!("{}: expected a JSON object of settings", path.display());
+        }
+        put::<F>(&mut value, layer).with_context(|| format!("in {}", path.display()))?;
+    }
+    for setting in settings {
+        let (key, text) = setting
+            .split_once('=')
+            .ok_or_else(|| anyhow!("--set {setting}: expected key=value"))?;
+        // A bare word is a string, so that names need no quotes.
+        let layer = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        let layer = key.rsplit('.').fold(layer, |inner, part| {
+            Value::Object([(part.to_owned(), inner)].into_iter().collect())
+        });
+        put::<F>(&mut value, layer).with_context(|| format!("--set {setting}"))?;
+    }
+    if start(&value)? != start(&serde_json::to_value(base)?)? {
+        // The preset of such a run has other settings, below these layers.
+        bail!("from: give it as --from RUN");
+    }
+    serde_json::from_value::<F>(value)?.checked()
+}
+
+/// The run whose weights a run with these settings starts from.
+fn start(settings: &Value) -> Result<Option<PathBuf>> {
+    let from = settings["from"].as_str().map(std::path::absolute);
+    from.transpose()
+        .context("cannot read the working directory")
+}
+
+/// Reads a configuration that a run folder holds.
+///
+/// # Errors
+/// If the file is missing, is no JSON or holds unknown or invalid settings.
+pub fn read<F: Family>(path: &Path) -> Result<F> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config: F = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a configuration of this version", path.display()))?;
+    config
+        .checked()
+        .with_context(|| format!("in {}", path.display()))
+}
+
+/// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
+/// the wrong type is reported with its key.
+fn put<C: DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {
+    let mut found = Vec::new();
+    collect(base, layer, &mut Vec::new(), &mut found)?;
+    for (path, value) in found {
+        let mut slot = &mut *base;
+        for key in &path {
+            slot = &mut slot[key];
+        }
+        *slot = value;
+        C::deserialize(&*base).with_context(|| path.join("."))?;
+    }
+    Ok(())
+}
+
+/// The settings of `layer` by their paths in `base`. A choice that carries settings of its own (an
+/// object that names its `kind`, or a value that replaces another type) is one setting; single settings
+/// of the choice already made can be changed alone.
+fn collect(
+    base: &Value,
+    layer: Value,
+    path: &mut Vec<String>,
+    found: &mut Vec<(Vec<String>, Value)>,
+) -> Result<()> {
+    match (base, layer) {
+        (Value::Object(base), Value::Object(layer))
+            if (!base.contains_key("kind") || !layer.contains_key("kind"))
+                && !is_choice(&path.join(".")) =>
+        {
+            for (key, value) in layer {
+                let slot = base.get(&key);
+                path.push(key);
+                match slot {
+                    Some(slot) => collect(slot, value, path, found)?,
+                    None => {
+                        let wrong = path.join(".");
+                        path.pop();
+                        let known = base.keys().map(|known| {
+                            let parts = path.iter().chain([known]);
+                            parts.map(String::as_str).collect::<Vec<_>>().join(".")
+                        });
+                        bail!("unknown key {wrong}{}", nearest(&wrong, known));
+                    }
+                }
+                path.pop();
+            }
+        }
+        (_, layer) => found.push((path.clone(), layer)),
+    }
+    Ok(())
+}
+
+/// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
+pub fn difference<'a>(
+    wanted: &'a Value,
+    found: &'a Value,
+) -> Option<(String, &'a Value, &'a Value)> {
+    let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
+        return (wanted != found).then(|| (String::new(), wanted, found));
+    };
+    let keys = left.keys().chain(right.keys());
+    keys.into_iter().find_map(|key| {
+        let (wanted, found) = (&wanted[key], &found[key]);
+        let (inner, wanted, found) = difference(wanted, found)?;
+        let path = match inner.as_str() {
+            "" => key.clone(),
+            _ => format!("{key}.{inner}"),
+        };
+        Some((path, wanted, found))
+    })
+}
+
+/// Settings whose value is one of several forms, some of them objects.
+fn is_choice(path: &str) -> bool {
+    path == "architecture.order"
+}
+
+/// `; did you mean …?` with the most similar of the known names.
+fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
+    known
+        .map(|known| (strsim::damerau_levenshtein(name, &known), known))
+        .min()
+        .map(|(_, known)| format!("; did you mean {known}?"))
+        .unwrap_or_default()
+}
