@@ -70,7 +70,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         device,
         ..
     } = TrainedRun::load(&args.run, args.backend.as_deref())?;
-    let most_tokens = data.features().most_tokens;
+    let most_tokens = data.features.most_tokens;
 
     let (rounds, repeats) = match kind {
         Loop::Bandit => (500, 10),

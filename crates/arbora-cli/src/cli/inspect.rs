@@ -154,12 +154,12 @@ fn inspect(
     ensure!(
         item < items,
         "--item: expected below {items} ({}), got {item}",
-        run.data.items()
+        run.data.items
     );
     let case = load(run, item)?;
     let problem = &case.problem;
     let queries = asked(problem);
-    let query = query.unwrap_or_else(|| match run.data.images() {
+    let query = query.unwrap_or_else(|| match &run.data.images {
         // The middle of the picture tells more than its corner.
         Some(images) => {
             let set = images.test();
@@ -184,7 +184,7 @@ fn inspect(
     let levels = retrieval::levels(&walk.shape, length, walk.path(query), &probabilities);
     let numbers = numbers(run, item, query, &case, &walk, &levels, &decisions);
     let name = run.config.model.name();
-    let place = match run.data.images() {
+    let place = match &run.data.images {
         Some(images) => {
             let width = images.test().width;
             format!("row {}, column {}", query / width, query % width)
@@ -209,7 +209,7 @@ fn tree(run: &TrainedRun<RetrievalConfig>) -> &ReTreever {
 
 /// Test item `item` as a problem of its own.
 fn load(run: &TrainedRun<RetrievalConfig>, item: usize) -> Result<Case> {
-    if let Some(images) = run.data.images() {
+    if let Some(images) = &run.data.images {
         let context = report::picture_context(&run.config);
         let whole = images.whole(item, context, &run.device)?;
         return Ok(Case {
@@ -218,7 +218,7 @@ fn load(run: &TrainedRun<RetrievalConfig>, item: usize) -> Result<Case> {
         });
     }
     let batch_size = run.config.eval_batch_size;
-    let problems = run.data.evaluation(item + 1, batch_size, &run.device)?;
+    let problems = (run.data.evaluation)(item + 1, batch_size, &run.device)?;
     // Problems of one kind come together, those of the kind trained on first.
     let problem = problems.into_iter().nth(item / batch_size);
     let problem = problem.context("the test has fewer items than it says")?;
@@ -281,7 +281,7 @@ fn asked(problem: &Problem) -> usize {
 fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture> {
     let mut left = CONFIDENCE_ITEMS.min(run.test_items());
     let batch_size = run.config.eval_batch_size;
-    let problems = run.data.evaluation(left, batch_size, &run.device)?;
+    let problems = (run.data.evaluation)(left, batch_size, &run.device)?;
     let mut queries = Vec::new();
     // Problems of other kinds than trained on would blur the picture.
     let problems = problems
@@ -503,7 +503,7 @@ fn image_inset(
     walk: &Walk,
     query: usize,
 ) -> Option<ImageInset> {
-    let set = run.data.images()?.test();
+    let set = run.data.images.as_ref()?.test();
     let pixels = case.image.clone()?;
     // Coordinates run from -1 at the first row or column to 1 at the last.
     let place = |coordinate: f32, size: usize| {

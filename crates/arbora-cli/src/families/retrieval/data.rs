@@ -1,4 +1,4 @@
-//! From settings to problems: one file per kind of data, one trait for all.
+//! From settings to problems: one function per kind of data, one result for all.
 
 mod generated;
 mod images;
@@ -20,7 +20,6 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Where the data of a task come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,78 +156,65 @@ pub struct Features {
 }
 
 /// Training and evaluation problems of one task.
-pub trait TaskData: Send + Sync {
+pub struct TaskData {
     /// What a network has to fit.
-    fn features(&self) -> Features;
-
-    /// The problem of a training step: a pure function of seed and step.
-    ///
-    /// # Errors
-    /// If the data cannot give it.
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError>;
-
-    /// The fixed evaluation problems.
-    ///
-    /// - items: how many images, functions or sequences to ask about; 0 means all of a finite set.
-    ///   Rounded up to whole batches.
-    ///
-    /// # Errors
-    /// If `batch_size` is 0.
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError>;
-
+    pub features: Features,
     /// What an item is, in the plural.
-    fn items(&self) -> &'static str;
-
+    pub items: &'static str,
     /// Items in the evaluation set, `None` where they are generated without end.
-    fn count(&self) -> Option<usize>;
-
+    pub count: Option<usize>,
     /// Tells the data from others; `None` where they are drawn as the settings say.
-    fn digest(&self) -> Option<String> {
-        None
-    }
-
+    pub digest: Option<String>,
     /// Whether a problem says which token answers a query.
-    fn knows_answers(&self) -> bool {
-        false
-    }
-
+    pub knows_answers: bool,
     /// The images behind the task, if it has any.
-    fn images(&self) -> Option<&ImageTask> {
-        None
-    }
+    pub images: Option<ImageTask>,
+    /// The problem of a training step, a pure function of seed and step: seed, step, batch size, device.
+    pub training: Training,
+    /// The fixed evaluation problems: items (0 means all of a finite set, and whole batches are made), batch size,
+    /// device.
+    pub evaluation: Evaluation,
 }
+
+/// See [`TaskData::training`].
+pub type Training =
+    Box<dyn Fn(u64, u64, usize, &Device) -> Result<Problem, TaskError> + Send + Sync>;
+/// See [`TaskData::evaluation`].
+pub type Evaluation =
+    Box<dyn Fn(usize, usize, &Device) -> Result<Vec<Problem>, TaskError> + Send + Sync>;
 
 /// Loads the data that a configuration names.
 ///
 /// # Errors
 /// If they cannot be read or do not fit the configuration.
-pub fn load(config: &RetrievalConfig) -> Result<Arc<dyn TaskData>> {
-    let task: Arc<dyn TaskData> = match &config.data {
+pub fn load(config: &RetrievalConfig) -> Result<TaskData> {
+    let std = config.architecture.std;
+    match &config.data {
         Source::Sample | Source::Idx { .. } | Source::Folder { .. } => {
-            Arc::new(ImageTask::load(config)?)
+            Ok(ImageTask::load(config)?.into_data(std))
         }
-        Source::Copy(copy) => Arc::new(generated::CopyTask::new(*copy)?),
-        Source::Gp(gp) => Arc::new(generated::GpTask::new(*gp, config.architecture.std)?),
-        Source::SeriesSample(_) | Source::Series { .. } => {
-            Arc::new(series::SeriesTask::load(&config.data)?)
-        }
-        Source::Bandit(bandit) => Arc::new(generated::BanditTask::new(
-            *bandit,
-            config.architecture.std,
-        )?),
-    };
-    Ok(task)
+        Source::Copy(copy) => generated::copy(*copy),
+        Source::Gp(gp) => generated::gp(*gp, std),
+        Source::SeriesSample(_) | Source::Series { .. } => series::load(&config.data),
+        Source::Bandit(bandit) => generated::bandit(*bandit, std),
+    }
+}
+
+/// Some problems a batch at a time, at most all that there are.
+///
+/// - items: 0 means all of `count`
+fn of_finite<B>(
+    batches: impl Iterator<Item = B>,
+    items: usize,
+    count: usize,
+    batch_size: usize,
+    problem: fn(B) -> Problem,
+) -> Vec<Problem> {
+    let items = if items == 0 { count } else { items };
+    batches
+        .take(items.div_ceil(batch_size))
+        .map(problem)
+        .collect()
 }
 
 /// SHA-256 in hexadecimal of parts, each with its length.

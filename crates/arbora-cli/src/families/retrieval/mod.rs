@@ -23,7 +23,7 @@ use std::sync::Arc;
 impl Family for RetrievalConfig {
     type Task = RetrievalTask;
     type ModelKind = RetrievalModelKind;
-    type Data = Arc<dyn TaskData>;
+    type Data = Arc<TaskData>;
     type Batch = Problem;
     type Model = RetrievalModel;
 
@@ -69,21 +69,20 @@ impl Family for RetrievalConfig {
 
     fn load(&self, _run: Option<&Path>) -> Result<Self::Data> {
         let data = data::load(self)?;
-        self.check_features(&data.features())?;
-        Ok(data)
+        self.check_features(&data.features)?;
+        Ok(Arc::new(data))
     }
 
     fn about(&self, data: &Self::Data) -> Result<About> {
-        let features = data.features();
-        self.check_features(&features)?;
-        if self.model == RetrievalModelKind::OracleRoute && !data.knows_answers() {
+        self.check_features(&data.features)?;
+        if self.model == RetrievalModelKind::OracleRoute && !data.knows_answers {
             bail!("oracle-route: this task does not know which token answers a query");
         }
         Ok(About {
-            fingerprint: self.architecture_fingerprint(&features)?,
-            digest: data.digest(),
-            items: data.items(),
-            count: data.count(),
+            fingerprint: self.architecture_fingerprint(&data.features)?,
+            digest: data.digest.clone(),
+            items: data.items,
+            count: data.count,
             facts: BTreeMap::new(),
             account: None,
             kept: Vec::new(),
@@ -95,12 +94,12 @@ impl Family for RetrievalConfig {
     }
 
     fn blank(&self, data: &Self::Data, device: &Device) -> RetrievalModel {
-        RetrievalModel::new(self, &data.features(), device)
+        RetrievalModel::new(self, &data.features, device)
     }
 
     fn training(&self, data: &Self::Data) -> TrainingBatches<Problem> {
         let (data, batch_size) = (data.clone(), self.batch_size);
-        Box::new(move |seed, step, device| data.training(seed, step, batch_size, device))
+        Box::new(move |seed, step, device| (data.training)(seed, step, batch_size, device))
     }
 
     fn evaluation(
@@ -109,7 +108,7 @@ impl Family for RetrievalConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<Problem>, TaskError> {
-        data.evaluation(items, self.eval_batch_size, device)
+        (data.evaluation)(items, self.eval_batch_size, device)
     }
 
     fn draw(

@@ -11,7 +11,6 @@ use arbora::models::{Prediction, RewardKind};
 use arbora::tasks::TaskError;
 use burn::tensor::{Device, Tensor};
 use std::path::Path;
-use std::sync::Arc;
 
 /// Test images in the picture of completions, from the front: the sample is balanced by class.
 const PICTURE_ROWS: usize = 8;
@@ -24,12 +23,12 @@ const PICTURE_CONTEXT: usize = 100;
 /// If a log cannot be read or a picture cannot be written.
 pub fn draw(
     runs: &[Finished<'_, RetrievalConfig>],
-    data: &Arc<dyn TaskData>,
+    data: &TaskData,
     device: &Device,
     folder: &Path,
 ) -> Result<()> {
     curves::draw(&panels(runs)?, folder)?;
-    if let (Some(images), Some(first)) = (data.images(), runs.first()) {
+    if let (Some(images), Some(first)) = (&data.images, runs.first()) {
         let shown: Vec<usize> = (0..images.test().count.min(PICTURE_ROWS)).collect();
         let models: Vec<&RetrievalModel> = runs.iter().filter_map(|run| run.model).collect();
         let context = picture_context(first.config);

@@ -1,7 +1,7 @@
 //! Tasks whose problems are drawn, without end.
 
 use super::problem::{Problem, copy_problem};
-use super::{Features, TaskData, with_path};
+use super::{Evaluation, Features, TaskData, Training, with_path};
 use crate::families::EVALUATION_SEED;
 use anyhow::Result;
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
@@ -9,211 +9,129 @@ use arbora::tasks::TaskError;
 use arbora::tasks::bandit::{BanditConfig, BanditRegression, X_DIM};
 use arbora::tasks::copy::{CopyConfig, SequenceCopy};
 use arbora::tasks::gp::{GpConfig, GpRegression, Kernel};
-use burn::tensor::Device;
+
+/// A task without end, of points unless it is said otherwise.
+fn drawn(
+    items: &'static str,
+    features: Features,
+    training: Training,
+    evaluation: Evaluation,
+) -> TaskData {
+    TaskData {
+        features,
+        items,
+        count: None,
+        digest: None,
+        knows_answers: false,
+        images: None,
+        training,
+        evaluation,
+    }
+}
 
 /// Sequences to be mirrored.
-pub struct CopyTask {
-    copy: SequenceCopy,
-    answers: Vec<usize>,
-}
-
-impl CopyTask {
-    pub fn new(config: CopyConfig) -> Result<Self> {
-        let copy = SequenceCopy::new(config).map_err(|error| with_path("data", error))?;
-        let answers = copy.answers();
-        Ok(Self { copy, answers })
-    }
-}
-
-impl TaskData for CopyTask {
-    fn features(&self) -> Features {
-        let classes = self.copy.classes();
-        Features {
-            d_context: classes,
-            d_query: classes,
-            d_position: 1,
-            head: HeadKind::Classes { count: classes },
-            embedding: EmbeddingKind::Sequence,
-            most_tokens: self.copy.context(),
-        }
-    }
-
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError> {
-        let batch = self.copy.batch(seed, step, batch_size, device)?;
-        Ok(copy_problem(batch, &self.answers))
-    }
-
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError> {
+///
+/// # Errors
+/// With the first setting that is out of range.
+pub fn copy(config: CopyConfig) -> Result<TaskData> {
+    let copy = SequenceCopy::new(config).map_err(|error| with_path("data", error))?;
+    let (answers, classes) = (copy.answers(), copy.classes());
+    let features = Features {
+        d_context: classes,
+        d_query: classes,
+        d_position: 1,
+        head: HeadKind::Classes { count: classes },
+        embedding: EmbeddingKind::Sequence,
+        most_tokens: copy.context(),
+    };
+    let (held_out, held_out_answers) = (copy.clone(), answers.clone());
+    let training: Training = Box::new(move |seed, step, batch_size, device| {
+        let batch = copy.batch(seed, step, batch_size, device)?;
+        Ok(copy_problem(batch, &answers))
+    });
+    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
         if batch_size == 0 {
             return Err(TaskError::EmptyBatch);
         }
-        (0..items.div_ceil(batch_size) as u64)
-            .map(|index| {
-                let batch = self
-                    .copy
-                    .eval_batch(EVALUATION_SEED, index, batch_size, device)?;
-                Ok(copy_problem(batch, &self.answers))
-            })
-            .collect()
-    }
-
-    fn items(&self) -> &'static str {
-        "sequences"
-    }
-
-    fn count(&self) -> Option<usize> {
-        None
-    }
-
-    fn knows_answers(&self) -> bool {
-        true
-    }
+        let indices = 0..items.div_ceil(batch_size) as u64;
+        let batches = indices.map(|index| {
+            let batch = held_out.eval_batch(EVALUATION_SEED, index, batch_size, device)?;
+            Ok(copy_problem(batch, &held_out_answers))
+        });
+        batches.collect()
+    });
+    Ok(TaskData {
+        knows_answers: true,
+        ..drawn("sequences", features, training, evaluation)
+    })
 }
 
-/// Functions drawn from Gaussian processes.
-pub struct GpTask {
-    gp: GpRegression,
-    std: StdKind,
-}
-
-impl GpTask {
-    pub fn new(config: GpConfig, std: StdKind) -> Result<Self> {
-        let gp = GpRegression::new(config).map_err(|error| with_path("data", error))?;
-        Ok(Self { gp, std })
-    }
-}
-
-impl TaskData for GpTask {
-    fn features(&self) -> Features {
-        let config = self.gp.config();
-        Features {
-            d_context: 2,
-            d_query: 1,
-            d_position: 1,
-            head: HeadKind::Gaussian {
-                dim: 1,
-                std: self.std,
-            },
-            embedding: EmbeddingKind::Points,
-            most_tokens: config.max_points - 1 - config.min_targets,
-        }
-    }
-
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError> {
-        Ok(self.gp.batch(seed, step, batch_size, device)?.into())
-    }
-
-    /// `items` functions of each kernel: those of the training kernel first, without a name of their
-    /// own.
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError> {
-        let trained = self.gp.config().kernel;
-        let kernels = [
-            (Kernel::Rbf, "rbf"),
-            (Kernel::Matern52, "matern"),
-            (Kernel::Periodic, "periodic"),
-        ];
+/// Functions drawn from Gaussian processes. They are measured on as many of each kernel: those of the training
+/// kernel first, without a name of their own.
+///
+/// # Errors
+/// With the first setting that is out of range.
+pub fn gp(config: GpConfig, std: StdKind) -> Result<TaskData> {
+    let gp = GpRegression::new(config).map_err(|error| with_path("data", error))?;
+    let config = gp.config();
+    let features = Features {
+        d_context: 2,
+        d_query: 1,
+        d_position: 1,
+        head: HeadKind::Gaussian { dim: 1, std },
+        embedding: EmbeddingKind::Points,
+        most_tokens: config.max_points - 1 - config.min_targets,
+    };
+    let trained = config.kernel;
+    let held_out = gp.clone();
+    let training: Training = Box::new(move |seed, step, batch_size, device| {
+        Ok(gp.batch(seed, step, batch_size, device)?.into())
+    });
+    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
         let batches = items.div_ceil(batch_size.max(1));
         let of = |kernel: Kernel| {
-            self.gp
+            held_out
                 .with_kernel(kernel)
                 .eval_batches(EVALUATION_SEED, batches, batch_size, device)
         };
         let mut problems: Vec<Problem> = of(trained)?.map(Problem::from).collect();
-        for (kernel, name) in kernels {
+        for (kernel, name) in [
+            (Kernel::Rbf, "rbf"),
+            (Kernel::Matern52, "matern"),
+            (Kernel::Periodic, "periodic"),
+        ] {
             if kernel != trained {
                 problems.extend(of(kernel)?.map(|batch| Problem::from(batch).of_kind(name)));
             }
         }
         Ok(problems)
-    }
-
-    fn items(&self) -> &'static str {
-        "functions of each kernel"
-    }
-
-    fn count(&self) -> Option<usize> {
-        None
-    }
+    });
+    let items = "functions of each kernel";
+    Ok(drawn(items, features, training, evaluation))
 }
 
 /// Rewards of wheel bandits.
-pub struct BanditTask {
-    bandit: BanditRegression,
-    std: StdKind,
-}
-
-impl BanditTask {
-    pub fn new(config: BanditConfig, std: StdKind) -> Result<Self> {
-        let bandit = BanditRegression::new(config).map_err(|error| with_path("data", error))?;
-        Ok(Self { bandit, std })
-    }
-}
-
-impl TaskData for BanditTask {
-    fn features(&self) -> Features {
-        Features {
-            d_context: X_DIM + 1,
-            d_query: X_DIM,
-            d_position: X_DIM,
-            head: HeadKind::Gaussian {
-                dim: 1,
-                std: self.std,
-            },
-            embedding: EmbeddingKind::Points,
-            most_tokens: self.bandit.config().max_context,
-        }
-    }
-
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError> {
-        Ok(self.bandit.batch(seed, step, batch_size, device)?.into())
-    }
-
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError> {
+///
+/// # Errors
+/// With the first setting that is out of range.
+pub fn bandit(config: BanditConfig, std: StdKind) -> Result<TaskData> {
+    let bandit = BanditRegression::new(config).map_err(|error| with_path("data", error))?;
+    let features = Features {
+        d_context: X_DIM + 1,
+        d_query: X_DIM,
+        d_position: X_DIM,
+        head: HeadKind::Gaussian { dim: 1, std },
+        embedding: EmbeddingKind::Points,
+        most_tokens: bandit.config().max_context,
+    };
+    let held_out = bandit.clone();
+    let training: Training = Box::new(move |seed, step, batch_size, device| {
+        Ok(bandit.batch(seed, step, batch_size, device)?.into())
+    });
+    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
         let batches = items.div_ceil(batch_size.max(1));
-        let batches = self
-            .bandit
-            .eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
+        let batches = held_out.eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
         Ok(batches.map(Problem::from).collect())
-    }
-
-    fn items(&self) -> &'static str {
-        "wheels"
-    }
-
-    fn count(&self) -> Option<usize> {
-        None
-    }
+    });
+    Ok(drawn("wheels", features, training, evaluation))
 }

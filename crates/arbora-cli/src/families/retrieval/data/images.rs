@@ -2,7 +2,7 @@
 
 use super::super::RetrievalConfig;
 use super::problem::Problem;
-use super::{Features, Source, TaskData, sha256, with_path};
+use super::{Features, Source, TaskData, of_finite, sha256, with_path};
 use crate::families::EVALUATION_SEED;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
@@ -10,13 +10,13 @@ use arbora::tasks::TaskError;
 use arbora::tasks::images::{ImageCompletion, ImageSet, WholeImage};
 use burn::tensor::Device;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Training and test images, ready to draw batches from.
 #[derive(Clone, Debug)]
 pub struct ImageTask {
-    train: ImageCompletion,
-    test: ImageCompletion,
-    std: StdKind,
+    train: Arc<ImageCompletion>,
+    test: Arc<ImageCompletion>,
 }
 
 impl ImageTask {
@@ -45,12 +45,13 @@ impl ImageTask {
             .context("test images beside training images")?;
         let points = config.points.clone().unwrap_or_default();
         let completion = |set| {
-            ImageCompletion::new(set, points.clone()).map_err(|error| with_path("points", error))
+            ImageCompletion::new(set, points.clone())
+                .map(Arc::new)
+                .map_err(|error| with_path("points", error))
         };
         Ok(Self {
             train: completion(train)?,
             test: completion(test)?,
-            std: config.architecture.std,
         })
     }
 
@@ -74,71 +75,46 @@ impl ImageTask {
     }
 }
 
-impl TaskData for ImageTask {
-    fn digest(&self) -> Option<String> {
-        let sets = [self.train.set(), self.test.set()];
-        let shapes = sets.map(|set| {
-            [set.count, set.height, set.width, set.channels]
-                .map(|size| (size as u64).to_le_bytes())
-                .concat()
-        });
-        let parts = sets.iter().zip(&shapes);
-        Some(sha256(
-            parts.flat_map(|(set, shape)| [shape.as_slice(), &set.pixels]),
-        ))
-    }
-
-    fn features(&self) -> Features {
-        let set = self.train.set();
-        let config = self.train.config();
-        Features {
+impl ImageTask {
+    /// The same as a source of problems.
+    pub fn into_data(self, std: StdKind) -> TaskData {
+        let (set, config) = (self.train.set(), self.train.config());
+        let features = Features {
             d_context: 2 + set.channels,
             d_query: 2,
             d_position: 2,
             head: HeadKind::Gaussian {
                 dim: set.channels,
-                std: self.std,
+                std,
             },
             embedding: EmbeddingKind::Points,
             most_tokens: config.max_points - 1 - config.min_targets,
+        };
+        let (train, test, count) = (self.train.clone(), self.test.clone(), self.test().count);
+        TaskData {
+            features,
+            items: "test images",
+            count: Some(count),
+            digest: Some(self.digest()),
+            knows_answers: false,
+            training: Box::new(move |seed, step, batch_size, device| {
+                Ok(train.batch(seed, step, batch_size, device)?.into())
+            }),
+            evaluation: Box::new(move |items, batch_size, device| {
+                let batches = test.eval_batches(EVALUATION_SEED, batch_size, device)?;
+                Ok(of_finite(batches, items, count, batch_size, Problem::from))
+            }),
+            images: Some(self),
         }
     }
 
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError> {
-        Ok(self.train.batch(seed, step, batch_size, device)?.into())
-    }
-
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError> {
-        let images = if items == 0 { self.test().count } else { items };
-        let batches = self
-            .test
-            .eval_batches(EVALUATION_SEED, batch_size, device)?;
-        Ok(batches
-            .take(images.div_ceil(batch_size))
-            .map(Problem::from)
-            .collect())
-    }
-
-    fn items(&self) -> &'static str {
-        "test images"
-    }
-
-    fn count(&self) -> Option<usize> {
-        Some(self.test().count)
-    }
-
-    fn images(&self) -> Option<&ImageTask> {
-        Some(self)
+    fn digest(&self) -> String {
+        let sets = [self.train.set(), self.test.set()];
+        let shapes = sets.map(|set| {
+            let sizes = [set.count, set.height, set.width, set.channels];
+            sizes.map(|size| (size as u64).to_le_bytes()).concat()
+        });
+        let parts = sets.iter().zip(&shapes);
+        sha256(parts.flat_map(|(set, shape)| [shape.as_slice(), &set.pixels]))
     }
 }

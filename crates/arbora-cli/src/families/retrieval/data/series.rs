@@ -1,57 +1,68 @@
 //! Classification of time series as a task.
 
 use super::problem::{Problem, mean, needed};
-use super::{Features, Source, TaskData, sha256, with_path};
+use super::{Features, Source, TaskData, of_finite, sha256, with_path};
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{Context, EmbeddingKind, HeadKind, Target};
-use arbora::tasks::TaskError;
 use arbora::tasks::series::{SeriesBatch, SeriesClassification, SeriesSet};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use std::sync::Arc;
 
-/// Windows of time series, to be named by their class.
-pub struct SeriesTask {
-    series: SeriesClassification,
-    digest: String,
-    most_tokens: usize,
-}
-
-impl SeriesTask {
-    /// Loads the series that a source names.
-    ///
-    /// # Errors
-    /// If they cannot be read, differ in channels or classes, or are shorter than a window.
-    pub fn load(source: &Source) -> Result<Self> {
-        let Some(windows) = source.windows() else {
-            bail!("data: expected time series");
-        };
-        let (train, test) = match source {
+/// Windows of the time series that a source names, to be named by their class.
+///
+/// # Errors
+/// If they cannot be read, differ in channels or classes, or are shorter than a window.
+pub fn load(source: &Source) -> Result<TaskData> {
+    let Some(windows) = source.windows() else {
+        bail!("data: expected time series");
+    };
+    let (train, test) = match source {
+        Source::Series { train, test, .. } => {
+            (SeriesSet::from_ts(train)?, SeriesSet::from_ts(test)?)
+        }
+        _ => SeriesSet::bundled(),
+    };
+    let series = SeriesClassification::new(&train, &test, windows)
+        .map_err(|error| with_path("data", error))
+        .with_context(|| match source {
             Source::Series { train, test, .. } => {
-                (SeriesSet::from_ts(train)?, SeriesSet::from_ts(test)?)
+                format!("{} and {}", train.display(), test.display())
             }
-            _ => SeriesSet::bundled(),
-        };
-        let series = SeriesClassification::new(&train, &test, windows)
-            .map_err(|error| with_path("data", error))
-            .with_context(|| match source {
-                Source::Series { train, test, .. } => {
-                    format!("{} and {}", train.display(), test.display())
-                }
-                _ => "bundled sample".into(),
-            })?;
-        let most_tokens = match windows.whole {
-            true => [&train, &test]
-                .iter()
-                .flat_map(|set| (0..set.len()).map(|index| set.steps(index)))
-                .max()
-                .unwrap_or(1),
-            false => windows.window,
-        };
-        Ok(Self {
-            digest: digest([&train, &test]),
-            series,
-            most_tokens,
-        })
-    }
+            _ => "bundled sample".into(),
+        })?;
+    let lengths = [&train, &test].map(|set| (0..set.len()).map(|index| set.steps(index)).max());
+    let most_tokens = match windows.whole {
+        true => lengths.into_iter().flatten().max().unwrap_or(1),
+        false => windows.window,
+    };
+    let features = Features {
+        d_context: series.channels(),
+        d_query: 1,
+        d_position: 1,
+        head: HeadKind::Classes {
+            count: series.classes().len(),
+        },
+        embedding: EmbeddingKind::Sequence,
+        most_tokens,
+    };
+    let count = series.test_windows();
+    let series = Arc::new(series);
+    let held_out = series.clone();
+    Ok(TaskData {
+        features,
+        items: "test windows",
+        count: Some(count),
+        digest: Some(digest([&train, &test])),
+        knows_answers: false,
+        images: None,
+        training: Box::new(move |seed, step, batch_size, device| {
+            Ok(problem(series.batch(seed, step, batch_size, device)?))
+        }),
+        evaluation: Box::new(move |items, batch_size, device| {
+            let batches = held_out.eval_batches(batch_size, device)?;
+            Ok(of_finite(batches, items, count, batch_size, problem))
+        }),
+    })
 }
 
 fn digest(sets: [&SeriesSet; 2]) -> String {
@@ -74,60 +85,6 @@ fn digest(sets: [&SeriesSet; 2]) -> String {
         }
     }
     sha256(bytes.iter().map(Vec::as_slice))
-}
-
-impl TaskData for SeriesTask {
-    fn digest(&self) -> Option<String> {
-        Some(self.digest.clone())
-    }
-
-    fn features(&self) -> Features {
-        Features {
-            d_context: self.series.channels(),
-            d_query: 1,
-            d_position: 1,
-            head: HeadKind::Classes {
-                count: self.series.classes().len(),
-            },
-            embedding: EmbeddingKind::Sequence,
-            most_tokens: self.most_tokens,
-        }
-    }
-
-    fn training(
-        &self,
-        seed: u64,
-        step: u64,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Problem, TaskError> {
-        Ok(problem(self.series.batch(seed, step, batch_size, device)?))
-    }
-
-    fn evaluation(
-        &self,
-        items: usize,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Vec<Problem>, TaskError> {
-        let windows = match items {
-            0 => self.series.test_windows(),
-            items => items,
-        };
-        let batches = self.series.eval_batches(batch_size, device)?;
-        Ok(batches
-            .take(windows.div_ceil(batch_size))
-            .map(problem)
-            .collect())
-    }
-
-    fn items(&self) -> &'static str {
-        "test windows"
-    }
-
-    fn count(&self) -> Option<usize> {
-        Some(self.series.test_windows())
-    }
 }
 
 /// One question per window, the same for all: of which class is it?
