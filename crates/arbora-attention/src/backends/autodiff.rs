@@ -1,7 +1,5 @@
 //! The gradient of each operator, as one step of the graph.
 
-mod leaf_attention;
-
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
     FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
@@ -10,88 +8,55 @@ use crate::ops::{
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend};
+use std::fmt;
 
-/// Attention of a search: a function of query, key and value, its path given.
-#[derive(Debug)]
-struct Context;
+/// What the inputs of an operator get of the gradient of its output. What that takes is shared with tensors that live
+/// anyway, and gone once it is computed.
+struct Step<F>(F);
 
-/// What a search keeps for its gradients. All are shared with tensors that live anyway.
-#[derive(Clone, Debug)]
-struct SearchState<B: Backend> {
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    path: IntTensor<B>,
-    options: TreeSearchOptions,
-    /// Whether the log-probability is that of the policy.
-    learned: bool,
+impl<F> fmt::Debug for Step<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Step")
+    }
 }
 
-impl<B: Backend + TreeAttentionOps> Backward<B, 3> for Context {
-    type State = SearchState<B>;
+impl<B: Backend, F, const N: usize> Backward<B, N> for Step<F>
+where
+    F: FnOnce(FloatTensor<B>, [bool; N]) -> [Option<FloatTensor<B>>; N] + Send + 'static,
+{
+    type State = ();
 
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let (query, key, value) = B::tree_context_backward(
-            state.query,
-            state.key,
-            state.value,
-            state.lengths,
-            state.path,
-            grad,
-            state.options,
-        );
-        for (parent, gradient) in ops.parents.into_iter().zip([query, key, value]) {
-            if let Some(parent) = parent {
+    fn backward(self, ops: Ops<(), N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = (self.0)(grads.consume::<B>(&ops.node), wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, gradient);
             }
         }
     }
 }
 
-/// Log-probability and entropy of a search: a function of query and key, its path given.
-#[derive(Debug)]
-struct Policy;
+/// A tensor of the graph.
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
 
-impl<B: Backend + TreeAttentionOps> Backward<B, 2> for Policy {
-    type State = SearchState<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let grad = match state.learned {
-            true => grad,
-            false => entropy_only::<B>(grad),
-        };
-        let (query, key) = B::tree_policy_backward(
-            state.query,
-            state.key,
-            state.lengths,
-            state.path,
-            grad,
-            state.options,
-        );
-        for (parent, gradient) in ops.parents.into_iter().zip([query, key]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
-    }
+/// The output of an operator as a tensor of the graph.
+///
+/// - inputs: those that get a gradient
+/// - gradients: theirs, in the same order, of that of the output
+fn tracked<B: Backend, C: CheckpointStrategy, const N: usize>(
+    inputs: [NodeGuard; N],
+    output: FloatTensor<B>,
+    gradients: impl FnOnce(FloatTensor<B>) -> [FloatTensor<B>; N] + Send + 'static,
+) -> Tracked<B, C> {
+    let all = |grad, _: [bool; N]| gradients(grad).map(Some);
+    Step(all)
+        .prepare::<C>(inputs)
+        .compute_bound()
+        .stateless(output)
 }
 
 /// Without the gradient of the log-probability, which is not the policy's on a uniform route.
@@ -102,62 +67,6 @@ fn entropy_only<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let slices = [axis(1), axis(batch), axis(queries)];
     let zeros = B::float_mul_scalar(B::float_slice(grad.clone(), &slices), Scalar::from(0.0f64));
     B::float_slice_assign(grad, &slices, zeros)
-}
-
-/// Dense attention.
-#[derive(Debug)]
-struct Dense;
-
-#[derive(Clone, Debug)]
-struct DenseState<B: Backend> {
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    mask: AttentionMask<B>,
-    context: FloatTensor<B>,
-    log_total: FloatTensor<B>,
-    options: DenseAttentionOptions,
-}
-
-impl<B: Backend + TreeAttentionOps> Backward<B, 3> for Dense {
-    type State = DenseState<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let (query, key, value) = B::dense_attention_backward(
-            state.query,
-            state.key,
-            state.value,
-            state.mask,
-            state.context,
-            state.log_total,
-            grad,
-            state.options,
-        );
-        for (parent, gradient) in ops.parents.into_iter().zip([query, key, value]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
-    }
-}
-
-/// A tree build: leaves first, then the weights in the order of [`weights`].
-#[derive(Debug)]
-struct Build;
-
-#[derive(Clone, Debug)]
-struct BuildState<B: Backend> {
-    nodes: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    block: BlockPrimitive<B>,
-    options: TreeBuildOptions,
 }
 
 /// All weights of a block, in a fixed order.
@@ -179,39 +88,6 @@ fn weights<B: Backend>(block: BlockPrimitive<B>) -> [FloatTensor<B>; 13] {
     ]
 }
 
-impl<B: Backend + TreeAttentionOps> Backward<B, 14> for Build {
-    type State = BuildState<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 14>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let TreeBuildGradients { leaves, block } =
-            B::tree_build_backward(state.nodes, state.lengths, state.block, grad, state.options);
-        let gradients = std::iter::once(leaves).chain(weights::<B>(block));
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
-    }
-}
-
-/// A feed-forward part: rows first, then the weights in the order of [`feed_forward_weights`].
-#[derive(Debug)]
-struct FeedForward;
-
-#[derive(Clone, Debug)]
-struct FeedForwardState<B: Backend> {
-    rows: FloatTensor<B>,
-    weights: FeedForwardPrimitive<B>,
-    epsilon: f64,
-}
-
 /// All weights of a feed-forward part, in a fixed order.
 fn feed_forward_weights<B: Backend>(weights: FeedForwardPrimitive<B>) -> [FloatTensor<B>; 6] {
     [
@@ -224,31 +100,10 @@ fn feed_forward_weights<B: Backend>(weights: FeedForwardPrimitive<B>) -> [FloatT
     ]
 }
 
-impl<B: Backend + TreeAttentionOps> Backward<B, 7> for FeedForward {
-    type State = FeedForwardState<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 7>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let grad = grads.consume::<B>(&ops.node);
-        let FeedForwardGradients { rows, weights } =
-            B::feed_forward_backward(state.rows, state.weights, grad, state.epsilon);
-        let gradients = std::iter::once(rows).chain(feed_forward_weights::<B>(weights));
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
-    }
-}
-
 const SECOND_ORDER: &str = "burn differentiates once: the gradient of a gradient is not defined";
 
 impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for Autodiff<B, C> {
+    /// Context and policy are two steps: a function of query, key and value, and one of query and key, the path given.
     fn tree_search(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -257,13 +112,9 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         route: RoutePrimitive<Self>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<Self> {
-        let nodes = [query.node(), key.node(), value.node()];
-        let policy_nodes = [query.node(), key.node()];
-        let (query, key, value) = (
-            query.into_primitive(),
-            key.into_primitive(),
-            value.into_primitive(),
-        );
+        let inputs = [query.node(), key.node(), value.node()];
+        let policy_inputs = [query.node(), key.node()];
+        let [query, key, value] = [query, key, value].map(|input| input.into_primitive());
         let learned = !matches!(route, RoutePrimitive::Uniform(_));
         let route = match route {
             RoutePrimitive::Greedy => RoutePrimitive::Greedy,
@@ -279,23 +130,21 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             route,
             options,
         );
-        let state = SearchState {
-            query,
-            key,
-            value,
-            lengths,
-            path: found.path.clone(),
-            options,
-            learned,
-        };
-        let context = match Context.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish(state.clone(), found.context),
-            OpsKind::UnTracked(step) => step.finish(found.context),
-        };
-        let policy = match Policy.prepare::<C>(policy_nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish(state, found.policy),
-            OpsKind::UnTracked(step) => step.finish(found.policy),
-        };
+        let path = found.path.clone();
+        let kept = (query.clone(), key.clone(), lengths.clone(), path.clone());
+        let context = tracked::<B, C, 3>(inputs, found.context, move |grad| {
+            let of = B::tree_context_backward(query, key, value, lengths, path, grad, options);
+            [of.0, of.1, of.2]
+        });
+        let policy = tracked::<B, C, 2>(policy_inputs, found.policy, move |grad| {
+            let (query, key, lengths, path) = kept;
+            let grad = match learned {
+                true => grad,
+                false => entropy_only::<B>(grad),
+            };
+            let of = B::tree_policy_backward(query, key, lengths, path, grad, options);
+            [of.0, of.1]
+        });
         TreeSearchPrimitive {
             context,
             path: found.path,
@@ -334,12 +183,8 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         mask: AttentionMask<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let nodes = [query.node(), key.node(), value.node()];
-        let (query, key, value) = (
-            query.into_primitive(),
-            key.into_primitive(),
-            value.into_primitive(),
-        );
+        let inputs = [query.node(), key.node(), value.node()];
+        let [query, key, value] = [query, key, value].map(|input| input.into_primitive());
         let mask = match mask {
             AttentionMask::None => AttentionMask::None,
             AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
@@ -351,19 +196,14 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             mask.clone(),
             options,
         );
-        let state = DenseState {
-            query,
-            key,
-            value,
-            mask,
-            context: context.clone(),
-            log_total: log_total.clone(),
-            options,
-        };
-        let context = match Dense.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish(state, context),
-            OpsKind::UnTracked(step) => step.finish(context),
-        };
+        let kept = (context.clone(), log_total.clone());
+        let context = tracked::<B, C, 3>(inputs, context, move |grad| {
+            let (context, log_total) = kept;
+            let of = B::dense_attention_backward(
+                query, key, value, mask, context, log_total, grad, options,
+            );
+            [of.0, of.1, of.2]
+        });
         (context, FloatTensor::<Self>::new(log_total))
     }
 
@@ -389,7 +229,28 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         key_leaf: IntTensor<Self>,
         options: LeafAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        leaf_attention::attend::<B, C>([query, key, value, key_bias], query_leaf, key_leaf, options)
+        let inputs = [query.node(), key.node(), value.node(), key_bias.node()];
+        let [query, key, value, key_bias] =
+            [query, key, value, key_bias].map(|input| input.into_primitive());
+        let (context, log_total) = B::leaf_attention(
+            query.clone(),
+            key.clone(),
+            value.clone(),
+            key_bias.clone(),
+            query_leaf.clone(),
+            key_leaf.clone(),
+            options,
+        );
+        let kept = (context.clone(), log_total.clone());
+        let context = tracked::<B, C, 4>(inputs, context, move |grad| {
+            let (context, log_total) = kept;
+            let of = B::leaf_attention_backward(
+                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
+                options,
+            );
+            [of.query, of.key, of.value, of.key_bias]
+        });
+        (context, FloatTensor::<Self>::new(log_total))
     }
 
     fn leaf_attention_backward(
@@ -407,6 +268,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         panic!("leaf_attention_backward: {SECOND_ORDER}");
     }
 
+    /// The identity of a context, which gives gates of candidates a gradient.
     fn candidate_keys(
         context: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -418,14 +280,28 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         log_total: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        leaf_attention::candidate_keys::<B, C>(
-            context,
-            gate,
-            [query, key, value, log_total],
-            query_leaf,
-            candidate_leaf,
-            options,
-        )
+        let inputs = [context.node(), gate.node()];
+        let [context, query, key, value, log_total] =
+            [context, query, key, value, log_total].map(|input| input.into_primitive());
+        let output = context.clone();
+        let gradients = move |grad: FloatTensor<B>, [_, wants_gate]: [bool; 2]| {
+            let of_gate = wants_gate.then(|| {
+                B::candidate_keys_backward(
+                    query,
+                    key,
+                    value,
+                    query_leaf,
+                    candidate_leaf,
+                    context,
+                    log_total,
+                    grad.clone(),
+                    options,
+                )
+            });
+            [Some(grad), of_gate]
+        };
+        let step = Backward::<B, 2>::prepare::<C>(Step(gradients), inputs);
+        step.compute_bound().stateless(output)
     }
 
     fn candidate_keys_backward(
@@ -448,54 +324,19 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         block: BlockPrimitive<Self>,
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
-        let [
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward_norm_gamma,
-            feed_forward_norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ] = weights::<Self>(block.clone()).map(|weight| weight.node());
-        let nodes = [
-            leaves.node(),
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward_norm_gamma,
-            feed_forward_norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ];
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m] =
+            weights::<Self>(block.clone()).map(|weight| weight.node());
+        let inputs = [leaves.node(), a, b, c, d, e, f, g, h, i, j, k, l, m];
         let block: BlockPrimitive<B> = block.map(|weight| weight.into_primitive());
-        let built = B::tree_build(
-            leaves.into_primitive(),
-            lengths.clone(),
-            block.clone(),
-            options,
-        );
-        let state = BuildState {
-            nodes: built.clone(),
-            lengths,
-            block,
-            options,
-        };
-        match Build.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish(state, built),
-            OpsKind::UnTracked(step) => step.finish(built),
-        }
+        let leaves = leaves.into_primitive();
+        let nodes = B::tree_build(leaves, lengths.clone(), block.clone(), options);
+        let kept = nodes.clone();
+        tracked::<B, C, 14>(inputs, nodes, move |grad| {
+            let TreeBuildGradients { leaves, block } =
+                B::tree_build_backward(kept, lengths, block, grad, options);
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m] = weights::<B>(block);
+            [leaves, a, b, c, d, e, f, g, h, i, j, k, l, m]
+        })
     }
 
     fn tree_build_backward(
@@ -513,27 +354,18 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         weights: FeedForwardPrimitive<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias] =
+        let [a, b, c, d, e, f] =
             feed_forward_weights::<Self>(weights.clone()).map(|weight| weight.node());
-        let nodes = [
-            rows.node(),
-            norm_gamma,
-            norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ];
-        let state = FeedForwardState {
-            rows: rows.into_primitive(),
-            weights: weights.map::<B>(|weight| weight.into_primitive()),
-            epsilon,
-        };
-        let output = B::feed_forward(state.rows.clone(), state.weights.clone(), epsilon);
-        match FeedForward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish(state, output),
-            OpsKind::UnTracked(step) => step.finish(output),
-        }
+        let inputs = [rows.node(), a, b, c, d, e, f];
+        let weights = weights.map::<B>(|weight| weight.into_primitive());
+        let rows = rows.into_primitive();
+        let output = B::feed_forward(rows.clone(), weights.clone(), epsilon);
+        tracked::<B, C, 7>(inputs, output, move |grad| {
+            let FeedForwardGradients { rows, weights } =
+                B::feed_forward_backward(rows, weights, grad, epsilon);
+            let [a, b, c, d, e, f] = feed_forward_weights::<B>(weights);
+            [rows, a, b, c, d, e, f]
+        })
     }
 
     fn feed_forward_backward(

@@ -2,6 +2,7 @@
 //! a second.
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+use assert_cmd::assert::OutputAssertExt as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -38,7 +39,7 @@ impl Place {
 
     /// A command of the binary on flex, whatever backend the test suite runs on.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_arbora"));
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("arbora"));
         command
             .args(args)
             .current_dir(self.folder.path())
@@ -59,10 +60,8 @@ impl Place {
 
     /// Runs a command that must succeed; its standard output.
     pub fn succeed(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        let stderr = stderr(&output);
-        assert_eq!(output.status.code(), Some(0), "{args:?}\n{stderr}");
-        String::from_utf8(output.stdout).unwrap()
+        let succeeded = self.run(args).assert().success();
+        String::from_utf8(succeeded.get_output().stdout.clone()).unwrap()
     }
 
     /// Trains the tiny model; standard output.
@@ -75,11 +74,9 @@ impl Place {
     /// One line, exit code 2, and every file and folder is as before.
     pub fn refuse(&self, args: &[&str]) -> String {
         let before = snapshot(self.folder.path());
-        let output = self.run(args);
-        let stderr = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{args:?}\n{stderr}");
+        let refused = self.run(args).assert().code(2).stdout("");
+        let stderr = stderr(refused.get_output());
         assert_eq!(stderr.lines().count(), 1, "{args:?}\n{stderr}");
-        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
         let after = snapshot(self.folder.path());
         assert!(
             before == after,
