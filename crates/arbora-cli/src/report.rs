@@ -19,10 +19,7 @@ use std::path::Path;
 /// If a run's `metrics.jsonl` or settings cannot be read, or a picture cannot be written.
 pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
     let panels = panels(runs)?;
-    for file in ["curves.png", "curves.svg"] {
-        curves::draw(&panels, &folder.join(file))?;
-    }
-    Ok(())
+    curves::draw(&panels, &folder.join("curves"))
 }
 
 /// The curves of one or more runs of a task: loss, quality (where there are classes with their
@@ -213,10 +210,7 @@ pub fn draw_sequence_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()>
         panel("Balance loss", ("1 at balance", 1.0), "train", "balance"),
         panel("Alignment loss", ("nats", 1.0), "train", "alignment"),
     ]);
-    for file in ["curves.png", "curves.svg"] {
-        curves::draw(&panels, &folder.join(file))?;
-    }
-    Ok(())
+    curves::draw(&panels, &folder.join("curves"))
 }
 
 /// The final numbers of models on sequences, one line each.

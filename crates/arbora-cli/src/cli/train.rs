@@ -102,7 +102,7 @@ fn retrieval(task: Task, args: TrainArgs) -> Result<ExitCode> {
         let shown: Vec<usize> = (0..images.test().count.min(PICTURE_ROWS)).collect();
         let context = PICTURE_CONTEXT.min(points.max_points - 1);
         let rows = images.complete(&models, &shown, context, &device)?;
-        picture::completion::draw(&rows, &names, &out.join("completion.png"))?;
+        picture::completion::draw(&rows, &names, &out.join("completion"))?;
     }
 
     let results = trained

@@ -17,10 +17,7 @@ use std::path::Path;
 /// If a run's `metrics.jsonl` cannot be read, or a picture cannot be written.
 pub fn draw_curves(runs: &[(&str, &Path)], folder: &Path) -> Result<()> {
     let panels = panels(runs)?;
-    for file in ["curves.png", "curves.svg"] {
-        curves::draw(&panels, &folder.join(file))?;
-    }
-    Ok(())
+    curves::draw(&panels, &folder.join("curves"))
 }
 
 /// The panels of [`draw_curves`].
