@@ -198,9 +198,7 @@ fn write(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
         panel("Time per query", "microseconds", lines(|m| m.microseconds)),
         panel("Memory per query", "bytes", lines(|m| m.bytes)),
     ];
-    for file in ["growth.svg", "growth.png"] {
-        curves::draw(&panels, &folder.join(file))?;
-    }
+    curves::draw(&panels, &folder.join("growth"))?;
     let numbers: Vec<serde_json::Value> = rows
         .iter()
         .map(|(tokens, measured)| {

@@ -154,7 +154,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
                     Choice::Ucb => "upper confidence bounds",
                 },
                 results.text(&settings),
-                out.join(file(kind, "svg")).display()
+                out.join(stem(kind) + ".svg").display()
             )
         }
     };
@@ -380,8 +380,9 @@ fn table(corner: &str, names: &[&str], rows: Vec<(String, Vec<String>)>) -> Stri
     lines.join("\n")
 }
 
-fn file(kind: Loop, ending: &str) -> String {
-    format!("grow-{}.{ending}", kind.name())
+/// What its pictures are called, without the ending.
+fn stem(kind: Loop) -> String {
+    format!("grow-{}", kind.name())
 }
 
 /// Draws regret by round and time by length of context.
@@ -438,10 +439,7 @@ fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Resul
         ..Panel::default()
     });
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    for ending in ["png", "svg"] {
-        curves::draw(&panels, &out.join(file(kind, ending)))?;
-    }
-    Ok(())
+    curves::draw(&panels, &out.join(stem(kind)))
 }
 
 /// Means with a band of one standard error to either side.

@@ -9,9 +9,7 @@ use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
 use crate::families::{AnyTask, Finished};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::curves::{self, Panel};
-use crate::picture::retrieval::{
-    self, ImageInset, Level, NodeState, RetrievalPicture, SequenceInset,
-};
+use crate::picture::retrieval::{self, ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
 use crate::run::{TrainedRun, config_of, refuse_others};
 use crate::whole;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -27,8 +25,6 @@ use walk::{Decision, Walk, counts, floats};
 
 /// Test problems whose queries are in the picture of confidence.
 const CONFIDENCE_ITEMS: usize = 16;
-/// What every picture is written as.
-const FORMATS: [&str; 2] = ["svg", "png"];
 /// The numbers of the query, beside its pictures.
 const NUMBERS: &str = "inspect.json";
 
@@ -89,21 +85,25 @@ struct Pictures<'a> {
     numbers: &'a mut Map<String, Value>,
 }
 
+/// The files of pictures.
+fn picture_files(names: &[&str]) -> Vec<String> {
+    ["svg", "png"]
+        .iter()
+        .flat_map(|format| names.iter().map(move |name| format!("{name}.{format}")))
+        .collect()
+}
+
 /// Writes all files into the folder; their names.
 fn write(out: &Path, panels: &[Panel], pictures: Option<Pictures>) -> Result<Vec<String>> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let mut files = Vec::new();
-    let mut name = |stem: &str, format: &str| {
-        files.push(format!("{stem}.{format}"));
-        out.join(format!("{stem}.{format}"))
-    };
-    for format in FORMATS {
-        curves::draw(panels, &name("curves", format))?;
-        if let Some(pictures) = &pictures {
-            retrieval::draw(&pictures.path, &name("path", format))?;
-            confidence::draw(&pictures.confidence, &name("confidence", format))?;
-        }
+    curves::draw(panels, &out.join("curves"))?;
+    let mut names = vec!["curves"];
+    if let Some(pictures) = &pictures {
+        retrieval::draw(&pictures.path, &out.join("path"))?;
+        confidence::draw(&pictures.confidence, &out.join("confidence"))?;
+        names.extend(["path", "confidence"]);
     }
+    let mut files = picture_files(&names);
     if let Some(Pictures { numbers, .. }) = pictures {
         files.push(NUMBERS.into());
         numbers.insert("folder".into(), json!(out.to_string_lossy()));
@@ -181,8 +181,8 @@ fn inspect(
         .map(|decision| decision.probabilities.clone())
         .collect();
     let length = walk.length(0);
-    let levels = retrieval::levels(&walk.shape, length, walk.path(query), &probabilities);
-    let numbers = numbers(run, item, query, &case, &walk, &levels, &decisions);
+    let tree = SearchedTree::new(walk.shape, length, walk.path(query), &probabilities);
+    let numbers = numbers(run, item, query, &case, &walk, &tree, &decisions);
     let name = run.config.model.name();
     let place = match &run.data.images {
         Some(images) => {
@@ -194,7 +194,7 @@ fn inspect(
     let picture = RetrievalPicture {
         title: format!("{name} at step {}: item {item}, {place}", run.step),
         summary: vec![answer_line(&numbers), search_line(&numbers)],
-        levels,
+        tree,
         image: image_inset(run, &case, &walk, query),
         sequence: sequence_inset(run, problem, &walk, query),
     };
@@ -329,7 +329,7 @@ fn numbers(
     query: usize,
     case: &Case,
     walk: &Walk,
-    levels: &[Level],
+    tree: &SearchedTree,
     decisions: &[Decision],
 ) -> Map<String, Value> {
     let made: Vec<&Decision> = decisions.iter().filter(|step| !step.is_forced).collect();
@@ -346,13 +346,10 @@ fn numbers(
         })
         .collect();
     let order = walk.order(0);
-    let nodes: Vec<Value> = levels
-        .iter()
-        .zip((0..levels.len()).rev())
-        .flat_map(|(level, height)| level.nodes.iter().map(move |node| (height, node)))
-        .filter(|(_, node)| node.state == NodeState::Selected)
-        .map(|(height, node)| {
-            let leaves = node.first_leaf..node.first_leaf + node.leaves;
+    let nodes: Vec<Value> = tree
+        .selected()
+        .into_iter()
+        .map(|(height, leaves)| {
             json!({ "height": height, "first_leaf": leaves.start, "tokens": &order[leaves.clone()] })
         })
         .collect();

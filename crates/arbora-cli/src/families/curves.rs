@@ -94,7 +94,5 @@ pub fn panels(logs: &[(&str, Vec<Value>)], curves: &[Curve]) -> Vec<Panel> {
 /// # Errors
 /// If a picture cannot be written.
 pub fn draw(panels: &[Panel], folder: &Path) -> Result<()> {
-    ["curves.png", "curves.svg"]
-        .iter()
-        .try_for_each(|file| curves::draw(panels, &folder.join(file)))
+    curves::draw(panels, &folder.join("curves"))
 }

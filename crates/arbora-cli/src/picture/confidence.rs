@@ -35,36 +35,43 @@ pub struct QueryDecisions {
 }
 
 /// Draws, over the depth of the decision, the mean probability of the chosen child with the quartiles
-/// over queries, and the mean entropy, as PNG or SVG by the ending of `path`.
+/// over queries, and the mean entropy, as `NAME.svg` and `NAME.png`.
 ///
 /// Queries whose answers are known to be right or wrong get lines of their own. Without queries the
 /// plots say that there is no data.
 ///
 /// # Errors
-/// If a probability is outside [0, 1], an entropy negative, a branching factor below 2, the ending
-/// neither `png` nor `svg`, or the file cannot be written.
-pub fn draw(picture: &ConfidencePicture, path: &Path) -> Result<()> {
-    curves::draw(&panels(picture)?, path)
+/// If a probability is outside [0, 1], an entropy negative, a branching factor below 2, or a file
+/// cannot be written.
+pub fn draw(picture: &ConfidencePicture, name: &Path) -> Result<()> {
+    curves::draw(&panels(picture)?, name)
 }
 
 fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
     for (at, query) in picture.queries.iter().enumerate() {
-        // NaN is in no range and passes both.
-        let odd = query
-            .probability
-            .iter()
-            .find(|&&value| !(0.0..=1.0 + 1e-4).contains(&value) && !value.is_nan());
-        ensure!(
-            odd.is_none(),
-            "query {at}: probability: expected 0 to 1, got {}",
-            odd.unwrap_or(&0.0)
-        );
-        let odd = query.entropy.iter().find(|&&value| value < -1e-4);
-        ensure!(
-            odd.is_none(),
-            "query {at}: entropy: expected at least 0, got {}",
-            odd.unwrap_or(&0.0)
-        );
+        for (what, values, range, expected) in [
+            (
+                "probability",
+                &query.probability,
+                0.0..=1.0 + 1e-4,
+                "0 to 1",
+            ),
+            (
+                "entropy",
+                &query.entropy,
+                -1e-4..=f32::INFINITY,
+                "at least 0",
+            ),
+        ] {
+            let odd = values
+                .iter()
+                .find(|&&value| !range.contains(&value) && !value.is_nan());
+            ensure!(
+                odd.is_none(),
+                "query {at}: {what}: expected {expected}, got {}",
+                odd.unwrap_or(&0.0)
+            );
+        }
     }
     if let Some(branching) = picture.branching {
         ensure!(
@@ -72,50 +79,37 @@ fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
             "branching factor: expected at least 2, got {branching}"
         );
     }
+    let is_split = picture.queries.iter().any(|query| query.is_right.is_some());
+    // Queries of unknown answer beside others are not all there are.
+    let unknown = if is_split { "answer unknown" } else { "all" };
     let groups = [
         ("answer right", Some(true)),
         ("answer wrong", Some(false)),
-        ("all", None),
+        (unknown, None),
     ];
-    let groups: Vec<_> = groups
-        .into_iter()
-        .map(|(name, is_right)| {
-            let is_member = |query: &&QueryDecisions| query.is_right == is_right;
-            let queries: Vec<_> = picture.queries.iter().filter(is_member).collect();
-            (name, queries)
-        })
-        .filter(|(_, queries)| !queries.is_empty())
-        .collect();
-    // Queries of unknown answer beside others are not all there are.
-    let is_split = groups.len() > 1;
-    let name = |name: &str, count: usize| match name {
-        "all" if is_split => format!("answer unknown ({count} queries)"),
-        "all" => format!("mean of {count} queries"),
-        _ => format!("{name} ({count} queries)"),
-    };
+    let groups = groups.map(|(name, is_right)| {
+        let is_member = |query: &&QueryDecisions| query.is_right == is_right;
+        let queries: Vec<_> = picture.queries.iter().filter(is_member).collect();
+        let name = match (name, queries.len()) {
+            ("all", count) => format!("mean of {count} queries"),
+            (name, count) => format!("{name} ({count} queries)"),
+        };
+        (name, queries)
+    });
     let panel =
         |what: &str, y_label: &str, values: fn(&QueryDecisions) -> &[f32], uniform: Option<f64>| {
-            let mut series: Vec<_> = groups
-                .iter()
-                .map(|(group, queries)| {
-                    let depths = by_depth(queries.iter().map(|query| values(query)));
-                    Series {
-                        name: name(group, queries.len()),
-                        ..summary(&depths)
-                    }
+            let lines = groups.iter().filter(|(_, queries)| !queries.is_empty());
+            let mut series: Vec<_> = lines
+                .map(|(name, queries)| Series {
+                    name: name.clone(),
+                    ..summary(&by_depth(queries.iter().map(|query| values(query))))
                 })
                 .collect();
-            let ends = series
-                .iter()
-                .flat_map(|series| &series.points)
-                .map(|(depth, _)| *depth);
-            let deepest = ends.fold(f64::NEG_INFINITY, f64::max);
-            if let Some(uniform) = uniform.filter(|_| deepest.is_finite()) {
+            let depths = series.iter().map(|series| series.points.len()).max();
+            if let Some((uniform, depths)) = uniform.zip(depths.filter(|depths| *depths > 0)) {
                 series.push(Series {
                     name: "uniform policy".into(),
-                    points: (0..=deepest as usize)
-                        .map(|depth| (depth as f64, uniform))
-                        .collect(),
+                    points: (0..depths).map(|depth| (depth as f64, uniform)).collect(),
                     ..Series::default()
                 });
             }
@@ -166,17 +160,11 @@ fn by_depth<'a>(queries: impl Iterator<Item = &'a [f32]>) -> Vec<Vec<f64>> {
 
 /// Means and quartiles over depth. A depth without values interrupts the line.
 fn summary(depths: &[Vec<f64>]) -> Series {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let points = depths
-        .iter()
-        .enumerate()
-        .map(|(depth, values)| (depth as f64, mean(values)));
-    let quartiles = depths
-        .iter()
-        .map(|values| (quantile(values, 0.25), quantile(values, 0.75)));
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let quartiles = |values: &Vec<f64>| (quantile(values, 0.25), quantile(values, 0.75));
     Series {
-        points: points.collect(),
-        spread: Spread::Band(quartiles.collect()),
+        points: (0..).map(f64::from).zip(depths.iter().map(mean)).collect(),
+        spread: Spread::Band(depths.iter().map(quartiles).collect()),
         ..Series::default()
     }
 }
@@ -277,41 +265,29 @@ mod tests {
                 vec![query(&[0.5, 0.9], Some(true)), query(&[0.7, 0.6], None)],
             ),
         ] {
-            let path = folder.path().join(format!("{name}.png"));
-            draw(&picture(queries), &path).unwrap();
-            let ink = image::open(&path).unwrap().to_rgb8();
-            let ink = ink.pixels().filter(|pixel| pixel.0 != [255; 3]).count();
-            assert!(ink > 500, "{name}: {ink} pixels drawn");
+            draw(&picture(queries), &folder.path().join(name)).unwrap();
+            let svg = std::fs::read_to_string(folder.path().join(name).with_extension("svg"));
+            let has_line = svg.unwrap().contains("<polyline points=");
+            assert!(
+                has_line && folder.path().join(format!("{name}.png")).exists(),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn numbers_that_cannot_be_are_refused() {
-        let path = Path::new("never-written.png");
-        let message = |picture: &ConfidencePicture| draw(picture, path).unwrap_err().to_string();
-        assert_eq!(
-            message(&picture(vec![
-                query(&[0.5], None),
-                query(&[0.5, 1.5], None)
-            ])),
-            "query 1: probability: expected 0 to 1, got 1.5"
-        );
-        let negative = QueryDecisions {
-            entropy: vec![-1.0],
-            ..QueryDecisions::default()
-        };
-        assert_eq!(
-            message(&picture(vec![negative])),
-            "query 0: entropy: expected at least 0, got -1"
-        );
-        let lone = ConfidencePicture {
-            branching: Some(1),
-            ..ConfidencePicture::default()
-        };
-        assert_eq!(
-            message(&lone),
-            "branching factor: expected at least 2, got 1"
-        );
-        assert!(!path.exists());
+        let message = |picture: &ConfidencePicture| panels(picture).unwrap_err().to_string();
+        let above = vec![query(&[0.5], None), query(&[0.5, 1.5], None)];
+        let expected = "query 1: probability: expected 0 to 1, got 1.5";
+        assert_eq!(message(&picture(above)), expected);
+        let mut negative = query(&[], None);
+        negative.entropy = vec![-1.0];
+        let expected = "query 0: entropy: expected at least 0, got -1";
+        assert_eq!(message(&picture(vec![negative])), expected);
+        let mut lone = picture(Vec::new());
+        lone.branching = Some(1);
+        let expected = "branching factor: expected at least 2, got 1";
+        assert_eq!(message(&lone), expected);
     }
 }

@@ -2,43 +2,46 @@
 
 use std::{ops::Range, path::Path};
 
-use anyhow::{Result, anyhow, ensure};
-use image::{Rgb, RgbImage};
-use plotters::{
-    coord::{
-        Shift,
-        ranged1d::{DefaultFormatting, KeyPointHint, Ranged},
-        types::RangedCoordf64,
-    },
-    prelude::*,
-    style::text_anchor::{HPos, Pos, VPos},
-};
+use anyhow::{Result, ensure};
 
-use super::{Format, canvas::Canvas, fit};
+use super::svg::{Anchor, Colour, PAPER, Place, Scene};
+use super::text::{self, fit};
 
 /// Size of one panel in pixels: width, height.
-const PANEL: (u32, u32) = (560, 340);
+const PANEL: Place = [560, 340];
 /// From this many points on, a series is drawn as a faint line under its moving mean.
 const CROWDED: usize = 120;
 /// The moving mean covers this fraction of a crowded series.
 const WINDOW: usize = 40;
 /// Room for the numbers and the name of the vertical axis.
-const LEFT: u32 = 68;
+const LEFT: i32 = 68;
 /// Room for the numbers and the name of the horizontal axis.
-const BELOW: u32 = 40;
-const SPACE: u32 = 12;
+const BELOW: i32 = 40;
+/// Room for the title.
+const ABOVE: i32 = 24;
+const SPACE: i32 = 12;
+/// About so many numbers have room on an axis.
+const MANY: usize = 6;
 /// Larger numbers leave no room for axes in double precision and count as missing.
 const LARGEST: f64 = 1e30;
 
+const TITLE: u32 = 15;
+const NAME: u32 = 12;
+const SMALL: u32 = 11;
+
+const GRID: Colour = [215; 3];
+const AXIS: Colour = [120; 3];
+const BORDER: Colour = [200; 3];
+
 /// Colours that stay apart for the colour-blind (Okabe and Ito, 2008), darkest first.
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(90, 90, 90),
+const COLOURS: [Colour; 7] = [
+    [0, 114, 178],
+    [213, 94, 0],
+    [0, 158, 115],
+    [204, 121, 167],
+    [86, 180, 233],
+    [230, 159, 0],
+    [90; 3],
 ];
 
 /// One plot: lines that share their axes.
@@ -132,16 +135,19 @@ impl Series {
     }
 }
 
-/// Draws panels in two columns, as PNG or SVG by the ending of `path`.
+/// Draws panels in two columns, as `NAME.svg` and `NAME.png`.
 ///
 /// A series of 120 points or more is drawn faintly, with its moving mean over a fortieth of its
 /// points on top. A panel without finite values says so. Titles and labels that are too long are set
 /// smaller, then cut.
 ///
 /// # Errors
-/// If there are no panels, a spread has not one pair per point, the ending is neither `png` nor `svg`,
-/// or the file cannot be written.
-pub fn draw(panels: &[Panel], path: &Path) -> Result<()> {
+/// If there are no panels, a spread has not one pair per point, or a file cannot be written.
+pub fn draw(panels: &[Panel], name: &Path) -> Result<()> {
+    lay_out(panels)?.save(name)
+}
+
+fn lay_out(panels: &[Panel]) -> Result<Scene> {
     ensure!(!panels.is_empty(), "a plot needs at least one panel");
     for series in panels.iter().flat_map(|panel| &panel.series) {
         let (points, pairs) = (series.points.len(), series.spread.ends().len());
@@ -151,209 +157,178 @@ pub fn draw(panels: &[Panel], path: &Path) -> Result<()> {
             series.name
         );
     }
-    let format = Format::of(path)?;
-    super::load_font()?;
     let columns = panels.len().min(2);
-    let rows = panels.len().div_ceil(columns);
-    let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
-    match format {
-        Format::Png => {
-            let mut picture = RgbImage::from_pixel(size.0, size.1, Rgb([255; 3]));
-            let canvas = Canvas::new(&mut picture)?;
-            render(canvas.into_drawing_area(), panels, [rows, columns])?;
-            super::save_png(&picture, path)
+    let cells = [columns, panels.len().div_ceil(columns)];
+    let corner = |cell: [usize; 2]| [0, 1].map(|axis| PANEL[axis] * cell[axis] as i32);
+    let mut scene = Scene::new(corner(cells));
+    for (at, panel) in panels.iter().enumerate() {
+        draw_panel(&mut scene, panel, corner([at % columns, at / columns]));
+    }
+    Ok(scene)
+}
+
+/// The values along an axis and the pixels where they lie.
+struct Axis {
+    values: Range<f64>,
+    /// Where numbers stand.
+    ticks: Vec<f64>,
+    /// From where to where: downwards for the vertical axis, whose values grow upwards.
+    pixels: [i32; 2],
+}
+
+impl Axis {
+    /// An axis that holds values, with a margin of a fraction of what they span.
+    fn new(values: &[f64], margin: f64, scale: Scale, pixels: [i32; 2]) -> Self {
+        let range = range(values, margin);
+        Self {
+            ticks: ticks(&range, scale, values),
+            values: range,
+            pixels,
         }
-        Format::Svg => {
-            let mut text = String::new();
-            let backend = SVGBackend::with_string(&mut text, size);
-            render(backend.into_drawing_area(), panels, [rows, columns])?;
-            crate::whole::write(path, text)
-        }
+    }
+
+    fn pixel(&self, value: f64) -> f64 {
+        let [start, end] = self.pixels.map(f64::from);
+        start + (end - start) * self.share(value)
+    }
+
+    /// 0 at the start of the axis, 1 at its end.
+    fn share(&self, value: f64) -> f64 {
+        (value - self.values.start) / (self.values.end - self.values.start)
     }
 }
 
-fn render<B: DrawingBackend>(
-    area: DrawingArea<B, Shift>,
-    panels: &[Panel],
-    [rows, columns]: [usize; 2],
-) -> Result<()> {
-    let failed = |error: DrawingAreaErrorKind<B::ErrorType>| anyhow!("cannot draw: {error}");
-    area.fill(&WHITE).map_err(failed)?;
-    for (cell, panel) in area.split_evenly((rows, columns)).iter().zip(panels) {
-        draw_panel(cell, panel).map_err(failed)?;
-    }
-    area.present().map_err(failed)
-}
-
-fn draw_panel<B: DrawingBackend>(
-    area: &DrawingArea<B, Shift>,
-    panel: &Panel,
-) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+fn draw_panel(scene: &mut Scene, panel: &Panel, [x, y]: Place) {
     let lines: Vec<Vec<Point>> = panel
         .series
         .iter()
         .map(|series| place(series, panel.x_scale, panel.y_scale))
         .collect();
     let points = || lines.iter().flatten().filter(|point| point.is_finite());
-    let has_bars = panel
-        .series
-        .iter()
-        .any(|series| matches!(series.spread, Spread::Bars(_)));
-    let x = range(
-        points().map(|point| point.x),
-        if has_bars { 0.04 } else { 0.0 },
-    );
-    let y = range(
-        points().flat_map(|point| {
-            let (low, high) = point.ends();
-            [point.y, low, high]
-        }),
-        0.05,
-    );
-    let (title, title_size) = fit(&panel.title, 17, (PANEL.0 - 2 * SPACE) as i32);
-    let x_label = match panel.x_label.as_str() {
-        "" => "step",
-        label => label,
-    };
-    let across = PANEL.0 - LEFT - 2 * SPACE;
-    let down = PANEL.1 - BELOW - 2 * SPACE - 2 * 17;
-    // One size for both axes.
-    let size = fit(x_label, 14, across as i32)
-        .1
-        .min(fit(&panel.y_label, 14, down as i32).1);
-    let (x_label, _) = fit(x_label, size, across as i32);
-    let (y_label, _) = fit(&panel.y_label, size, down as i32);
-    let x_ticks = ticks(&x, panel.x_scale, points().map(|point| point.x));
-    let y_ticks = ticks(&y, panel.y_scale, points().map(|point| point.y));
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, super::text(title_size))
-        .margin(SPACE)
-        .x_label_area_size(BELOW)
-        .y_label_area_size(LEFT)
-        .build_cartesian_2d(Axis::new(&x, x_ticks), Axis::new(&y, y_ticks))?;
-    chart
-        .configure_mesh()
-        .x_label_formatter(&|x| panel.x_scale.name(*x))
-        .y_label_formatter(&|y| panel.y_scale.name(*y))
-        .x_desc(x_label)
-        .y_desc(y_label)
-        .label_style(super::text(13))
-        .axis_desc_style(super::text(size))
-        .bold_line_style(RGBColor(215, 215, 215))
-        .light_line_style(TRANSPARENT)
-        .axis_style(RGBColor(120, 120, 120))
-        .draw()?;
-    if points().next().is_none() {
-        let style = super::text(15).pos(Pos::new(HPos::Center, VPos::Center));
-        let middle = ((x.start + x.end) / 2.0, (y.start + y.end) / 2.0);
-        return chart
-            .draw_series([Text::new("no data", middle, style)])
-            .map(|_| ());
+    let [xs, ys] = [|point: &Point| point.x, |point: &Point| point.y]
+        .map(|value| points().map(value).collect::<Vec<_>>());
+    let ends: Vec<_> = points().flat_map(|point| point.ends).collect();
+    let has_bars = |series: &Series| matches!(series.spread, Spread::Bars(_));
+    let beside = 0.04 * f64::from(panel.series.iter().any(has_bars));
+    let [left, right] = [x + SPACE + LEFT, x + PANEL[0] - SPACE];
+    let [top, bottom] = [y + SPACE + ABOVE, y + PANEL[1] - SPACE - BELOW];
+    let axes = [
+        Axis::new(&xs, beside, panel.x_scale, [left, right]),
+        Axis::new(&[ys, ends].concat(), 0.05, panel.y_scale, [bottom, top]),
+    ];
+    draw_axes(scene, panel, &axes);
+    let middle = [x + PANEL[0] / 2, y + SPACE + 10];
+    let room = PANEL[0] - 2 * SPACE;
+    scene.fitted_text(&panel.title, TITLE, Anchor::Middle, middle, room);
+    if xs.is_empty() {
+        let middle = [(left + right) / 2, (top + bottom) / 2];
+        return scene.text("no data", 13, Anchor::Middle, middle);
     }
 
-    let colours = || COLOURS.iter().cycle().map(|colour| colour.to_rgba());
+    let at = |x: f64, y: f64| [axes[0].pixel(x), axes[1].pixel(y)];
+    let coloured = || panel.series.iter().zip(&lines).zip(COLOURS.iter().cycle());
     // Bands lie under all lines.
-    for ((series, line), colour) in panel.series.iter().zip(&lines).zip(colours()) {
-        if !matches!(series.spread, Spread::Band(_)) {
-            continue;
-        }
-        for run in runs(line).filter(|run| run.len() > 1) {
-            let low = run.iter().map(|point| (point.x, point.ends().0));
-            let high = run.iter().rev().map(|point| (point.x, point.ends().1));
-            let border: Vec<_> = low.chain(high).collect();
-            chart.draw_series([Polygon::new(border, colour.mix(0.18).filled())])?;
+    for ((series, line), colour) in coloured() {
+        let is_band = |run: &&[Point]| matches!(series.spread, Spread::Band(_)) && run.len() > 1;
+        for run in runs(line).filter(is_band) {
+            let low = run.iter().map(|point| at(point.x, point.ends[0]));
+            let high = run.iter().rev().map(|point| at(point.x, point.ends[1]));
+            scene.polygon(&low.chain(high).collect::<Vec<_>>(), *colour, 0.18);
         }
     }
-    for ((series, line), colour) in panel.series.iter().zip(&lines).zip(colours()) {
+    for ((series, line), colour) in coloured() {
         let finite = line.iter().filter(|point| point.is_finite()).count();
-        let crowded = finite >= CROWDED;
-        let raw = if crowded {
-            colour.mix(0.25).stroke_width(1)
-        } else {
-            colour.stroke_width(2)
-        };
+        let is_crowded = finite >= CROWDED;
+        let (width, opacity) = if is_crowded { (1, 0.25) } else { (2, 1.0) };
         for run in runs(line) {
-            let places: Vec<_> = run.iter().map(|point| (point.x, point.y)).collect();
-            match places[..] {
-                // A line through one point has no length.
-                [point] => chart.draw_series([Circle::new(point, 3, colour.filled())])?,
-                _ => chart.draw_series(LineSeries::new(places.iter().copied(), raw))?,
-            };
-            if crowded && places.len() > 1 {
-                let mean = moving_mean(&places, finite / WINDOW);
-                chart.draw_series(LineSeries::new(mean, colour.stroke_width(2)))?;
+            let centres: Vec<_> = run.iter().map(|point| at(point.x, point.y)).collect();
+            scene.polyline(&centres, width, *colour, opacity);
+            if is_crowded && run.len() > 1 {
+                scene.polyline(&moving_mean(&centres, finite / WINDOW), 2, *colour, 1.0);
             }
-            if matches!(series.spread, Spread::Bars(_)) {
-                let ends = |point: &Point| <[f64; 2]>::from(point.ends()).map(|end| (point.x, end));
-                let bars = run
-                    .iter()
-                    .map(|point| PathElement::new(ends(point), colour));
-                chart.draw_series(bars)?;
-                let caps = run
-                    .iter()
-                    .flat_map(ends)
-                    .map(|end| EmptyElement::at(end) + PathElement::new([(-4, 0), (5, 0)], colour));
-                chart.draw_series(caps)?;
-                let centres = places.iter();
-                chart.draw_series(centres.map(|at| Circle::new(*at, 3, colour.filled())))?;
+            if has_bars(series) {
+                for point in run {
+                    let ends = point.ends.map(|y| at(point.x, y));
+                    scene.polyline(&ends, 1, *colour, 1.0);
+                    for [x, y] in ends {
+                        scene.polyline(&[[x - 4.0, y], [x + 4.0, y]], 1, *colour, 1.0);
+                    }
+                }
+            }
+            // A line through one point has no length.
+            if has_bars(series) || run.len() == 1 {
+                for centre in centres {
+                    scene.circle(centre, 3, *colour);
+                }
             }
         }
-        // An empty series of its own, so that the name comes once however often a line is broken.
-        if !series.name.is_empty() {
-            let (name, _) = fit(&series.name, 13, across as i32 * 2 / 3);
-            chart
-                .draw_series(LineSeries::new(std::iter::empty(), colour.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2))
-                });
-        }
     }
-    if panel.series.iter().any(|series| !series.name.is_empty()) {
-        let inked = points().flat_map(|point| {
-            let (low, high) = point.ends();
-            [low, point.y, high].map(|y| (point.x, y))
-        });
-        chart
-            .configure_series_labels()
-            .position(emptiest_corner(inked, &x, &y))
-            .margin(8)
-            .legend_area_size(24)
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font(super::text(13))
-            .draw()?;
-    }
-    Ok(())
+    draw_legend(scene, panel, &axes, emptiest_corner(points(), &axes));
 }
 
-/// An axis with given places for its numbers.
-struct Axis {
-    range: RangedCoordf64,
-    ticks: Vec<f64>,
+/// The grid, the axes with their numbers and their names.
+fn draw_axes(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2]) {
+    let ([left, right], [bottom, top]) = (axes[0].pixels, axes[1].pixels);
+    for &tick in &axes[0].ticks {
+        let x = axes[0].pixel(tick).round() as i32;
+        scene.line([x, top], [x, bottom], 1, GRID);
+        scene.line([x, bottom], [x, bottom + 5], 1, AXIS);
+        let name = panel.x_scale.name(tick);
+        scene.text(&name, SMALL, Anchor::Middle, [x, bottom + 14]);
+    }
+    for &tick in &axes[1].ticks {
+        let y = axes[1].pixel(tick).round() as i32;
+        scene.line([left, y], [right, y], 1, GRID);
+        scene.line([left - 5, y], [left, y], 1, AXIS);
+        scene.text(&panel.y_scale.name(tick), SMALL, Anchor::End, [left - 9, y]);
+    }
+    scene.line([left, top], [left, bottom], 1, AXIS);
+    scene.line([left, bottom], [right, bottom], 1, AXIS);
+    let x_label = Some(panel.x_label.as_str()).filter(|label| !label.is_empty());
+    let x_label = x_label.unwrap_or("step");
+    let (across, down) = (right - left, bottom - top);
+    // One size for both axes.
+    let (_, size) = fit(x_label, NAME, across);
+    let (y_label, size) = fit(&panel.y_label, size, down);
+    let (x_label, _) = fit(x_label, size, across);
+    let middle = [(left + right) / 2, bottom + BELOW - 6];
+    scene.text(&x_label, size, Anchor::Middle, middle);
+    let middle = [left - LEFT + 6, (top + bottom) / 2];
+    scene.text(&y_label, size, Anchor::Upwards, middle);
 }
 
-impl Axis {
-    fn new(range: &Range<f64>, ticks: Vec<f64>) -> Self {
-        let range = range.clone().into();
-        Self { range, ticks }
-    }
-}
-
-impl Ranged for Axis {
-    type FormatOption = DefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        self.range.map(value, limit)
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.ticks.clone()
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.range.range()
+/// The names of series with their colours, in a corner; nothing without names.
+fn draw_legend(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2], corner: [bool; 2]) {
+    const ROW: i32 = 17;
+    const LINE: i32 = 18;
+    let ([left, right], [bottom, top]) = (axes[0].pixels, axes[1].pixels);
+    let room = (right - left) * 2 / 3;
+    let named = panel.series.iter().zip(COLOURS.iter().cycle());
+    let names: Vec<_> = named
+        .filter(|(series, _)| !series.name.is_empty())
+        .map(|(series, colour)| (fit(&series.name, SMALL, room), *colour))
+        .collect();
+    let width = |((name, size), _): &((String, u32), _)| text::width(name, *size).ceil() as i32;
+    let Some(widest) = names.iter().map(width).max() else {
+        return;
+    };
+    let (width, height) = (widest + LINE + 3 * 8, ROW * names.len() as i32 + 8);
+    let x = if corner[0] {
+        right - width - 4
+    } else {
+        left + 4
+    };
+    let y = if corner[1] {
+        bottom - height - 4
+    } else {
+        top + 4
+    };
+    scene.rectangle([x, y], [x + width, y + height], BORDER);
+    scene.rectangle([x + 1, y + 1], [x + width - 1, y + height - 1], PAPER);
+    for (row, ((name, size), colour)) in names.iter().enumerate() {
+        let middle = y + 4 + ROW / 2 + ROW * row as i32;
+        scene.line([x + 8, middle], [x + 8 + LINE, middle], 2, *colour);
+        scene.text(name, *size, Anchor::Start, [x + 16 + LINE, middle]);
     }
 }
 
@@ -362,20 +337,13 @@ impl Ranged for Axis {
 struct Point {
     x: f64,
     y: f64,
-    /// The ends of the spread; not finite where there is none.
-    low: f64,
-    high: f64,
+    /// The ends of the spread; the point itself where there are none.
+    ends: [f64; 2],
 }
 
 impl Point {
     fn is_finite(&self) -> bool {
         is_drawable(self.x) && is_drawable(self.y)
-    }
-
-    /// The ends of the spread, the point itself where there is none.
-    fn ends(&self) -> (f64, f64) {
-        let end = |end: f64| if is_drawable(end) { end } else { self.y };
-        (end(self.low), end(self.high))
     }
 }
 
@@ -386,15 +354,15 @@ fn is_drawable(value: f64) -> bool {
 
 /// The points of a series on axes of the given scales.
 fn place(series: &Series, x_scale: Scale, y_scale: Scale) -> Vec<Point> {
-    let ends = series.spread.ends().iter().copied();
-    let ends = ends.chain(std::iter::repeat((f64::NAN, f64::NAN)));
-    let point = |(&(x, y), (low, high)): (&(f64, f64), (f64, f64))| Point {
-        x: x_scale.place(x),
-        y: y_scale.place(y),
-        low: y_scale.place(low),
-        high: y_scale.place(high),
+    let point = |(at, &(x, y)): (usize, &(f64, f64))| {
+        let (x, y) = (x_scale.place(x), y_scale.place(y));
+        let ends = series.spread.ends().get(at).copied();
+        let ends = <[f64; 2]>::from(ends.unwrap_or((f64::NAN, f64::NAN)));
+        let ends = ends.map(|end| Some(y_scale.place(end)).filter(|end| is_drawable(*end)));
+        let ends = ends.map(|end| end.unwrap_or(y));
+        Point { x, y, ends }
     };
-    series.points.iter().zip(ends).map(point).collect()
+    series.points.iter().enumerate().map(point).collect()
 }
 
 impl Scale {
@@ -435,56 +403,55 @@ impl Scale {
     }
 }
 
-/// Where numbers stand on an axis from one place to another.
-fn ticks(axis: &Range<f64>, scale: Scale, drawn: impl Iterator<Item = f64>) -> Vec<f64> {
-    /// About so many numbers have room.
-    const MANY: usize = 6;
+/// Where numbers stand on an axis from one place to another; `drawn` are the places of the points.
+fn ticks(axis: &Range<f64>, scale: Scale, drawn: &[f64]) -> Vec<f64> {
     /// Fewer do not show a scale.
     const FEW: usize = 3;
-    let inside = |places: Vec<f64>| -> Vec<f64> {
-        let slack = 1e-9 * (axis.end - axis.start);
-        let range = axis.start - slack..=axis.end + slack;
-        places
-            .into_iter()
-            .filter(|place| range.contains(place))
-            .collect()
-    };
-    let even = |values: Range<f64>| RangedCoordf64::from(values).key_points(MANY);
+    let slack = 1e-9 * (axis.end - axis.start);
+    let inside = |place: &f64| (axis.start - slack..=axis.end + slack).contains(place);
     if scale == Scale::Linear {
-        let all = even(axis.clone());
         // Between whole numbers, such as depths, there is nothing to name.
-        let whole: Vec<_> = all
-            .iter()
-            .copied()
-            .filter(|tick| tick.fract() == 0.0)
-            .collect();
-        let are_whole = drawn.map(f64::fract).all(|rest| rest == 0.0);
-        return if are_whole && !whole.is_empty() {
-            whole
-        } else {
-            all
-        };
+        let are_whole = drawn.iter().all(|value| value.fract() == 0.0);
+        let mut ticks = even(axis);
+        ticks.retain(|tick| !are_whole || tick.fract() == 0.0);
+        return ticks;
     }
     let (first, last) = (axis.start.ceil() as i64, axis.end.floor() as i64);
-    let whole: Vec<_> = (first..=last).collect();
+    let whole: Vec<_> = (first..=last).map(|place| place as f64).collect();
     if whole.len() >= FEW {
         let step = whole.len().div_ceil(2 * MANY);
-        return whole
-            .into_iter()
-            .step_by(step)
-            .map(|place| place as f64)
-            .collect();
+        return whole.into_iter().step_by(step).collect();
     }
     if scale == Scale::Log10 {
         let parts = (first - 1..=last)
             .flat_map(|power| [1.0f64, 2.0, 5.0].map(|part| power as f64 + part.log10()));
-        let parts = inside(parts.collect());
+        let parts: Vec<_> = parts.filter(inside).collect();
         if parts.len() >= FEW {
             return parts;
         }
     }
-    let values = even(scale.value(axis.start)..scale.value(axis.end));
-    inside(values.into_iter().map(|value| scale.place(value)).collect())
+    let values = even(&(scale.value(axis.start)..scale.value(axis.end)));
+    let places = values.into_iter().map(|value| scale.place(value));
+    places.filter(inside).collect()
+}
+
+/// Multiples of 1, 2 or 5 times a power of ten, the smallest of these steps that gives no more than are readable.
+fn even(axis: &Range<f64>) -> Vec<f64> {
+    let width = axis.end - axis.start;
+    let power = (width / MANY as f64).log10().floor() as i32;
+    let steps = [(1.0, power), (2.0, power), (5.0, power), (1.0, power + 1)];
+    // Dividing by a whole number keeps what is whole exactly so.
+    let value = |count: f64, (factor, power): (f64, i32)| match power {
+        0.. => count * factor * 10f64.powi(power),
+        _ => count * factor / 10f64.powi(-power),
+    };
+    let fits = |step: &&(f64, i32)| value(MANY as f64, **step) >= width;
+    let step = *steps.iter().find(fits).unwrap_or(&steps[3]);
+    let first = (axis.start / value(1.0, step)).ceil();
+    let ticks = (0..=MANY).map(|at| value(first + at as f64, step));
+    ticks
+        .take_while(|tick| *tick <= axis.end + 1e-9 * width)
+        .collect()
 }
 
 /// The stretches of a line between values that are not finite.
@@ -495,11 +462,9 @@ fn runs(points: &[Point]) -> impl Iterator<Item = &[Point]> {
 }
 
 /// From the least to the largest value, with a margin of a fraction of that. Never empty.
-fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (least, largest) = values.fold(
-        (f64::INFINITY, f64::NEG_INFINITY),
-        |(least, largest), value| (least.min(value), largest.max(value)),
-    );
+fn range(values: &[f64], margin: f64) -> Range<f64> {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if least > largest {
         return 0.0..1.0;
     }
@@ -512,61 +477,37 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     least - margin * width..largest + margin * width
 }
 
-/// Each value replaced by the mean over `window` values around it, fewer at the ends.
-fn moving_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+/// Each height replaced by the mean over `window` heights around it, fewer at the ends.
+fn moving_mean(points: &[[f64; 2]], window: usize) -> Vec<[f64; 2]> {
     let reach = window / 2;
     let mut sums = vec![0.0];
-    for (at, (_, y)) in points.iter().enumerate() {
+    for (at, [_, y]) in points.iter().enumerate() {
         sums.push(sums[at] + y);
     }
-    let mean = |at: usize| {
+    let mean = |(at, [x, _]): (usize, &[f64; 2])| {
         let (from, to) = (at.saturating_sub(reach), points.len().min(at + reach + 1));
-        (sums[to] - sums[from]) / (to - from) as f64
+        [*x, (sums[to] - sums[from]) / (to - from) as f64]
     };
-    points
-        .iter()
-        .enumerate()
-        .map(|(at, (x, _))| (*x, mean(at)))
-        .collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
-/// Where the legend hides the fewest points.
-fn emptiest_corner(
-    points: impl Iterator<Item = (f64, f64)>,
-    x: &Range<f64>,
-    y: &Range<f64>,
-) -> SeriesLabelPosition {
-    let mut counts = [0usize; 4];
-    for (px, py) in points {
-        let right = (px - x.start) / (x.end - x.start);
-        let up = (py - y.start) / (y.end - y.start);
-        // The middle is under no corner.
-        let column = if right > 0.6 {
-            1
-        } else if right < 0.4 {
-            0
-        } else {
-            continue;
-        };
-        let row = if up > 0.65 {
-            0
-        } else if up < 0.35 {
-            2
-        } else {
-            continue;
-        };
-        counts[row + column] += 1;
+/// Where the legend hides the fewest points: whether right, and whether down.
+fn emptiest_corner<'a>(points: impl Iterator<Item = &'a Point>, axes: &[Axis; 2]) -> [bool; 2] {
+    let mut counts = [[0; 2]; 2];
+    for point in points {
+        let right = axes[0].share(point.x);
+        for y in [point.y, point.ends[0], point.ends[1]] {
+            let up = axes[1].share(y);
+            // The middle is under no corner.
+            if !(0.4..=0.6).contains(&right) && !(0.35..=0.65).contains(&up) {
+                counts[usize::from(right > 0.6)][usize::from(up < 0.35)] += 1;
+            }
+        }
     }
     // The first of equals wins: upper right is where readers look.
-    let corners = [
-        (counts[1], SeriesLabelPosition::UpperRight),
-        (counts[3], SeriesLabelPosition::LowerRight),
-        (counts[0], SeriesLabelPosition::UpperLeft),
-        (counts[2], SeriesLabelPosition::LowerLeft),
-    ];
-    let [first, others @ ..] = corners;
-    let fewer = |best: (usize, _), next: (usize, _)| if next.0 < best.0 { next } else { best };
-    others.into_iter().fold(first, fewer).1
+    let corners = [[true, false], [true, true], [false, false], [false, true]];
+    let hidden = |corner: &[bool; 2]| counts[usize::from(corner[0])][usize::from(corner[1])];
+    corners.into_iter().min_by_key(hidden).unwrap_or_default()
 }
 
 /// A short number for an axis.
@@ -610,32 +551,23 @@ mod tests {
         }
     }
 
-    fn drawn(panels: &[Panel]) -> RgbImage {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("curves.png");
-        draw(panels, &path).unwrap();
-        image::open(path).unwrap().to_rgb8()
+    /// The pixels of one panel.
+    fn drawn(panel: Panel) -> Vec<Colour> {
+        lay_out(&[panel]).unwrap().drawn()
     }
 
-    fn count(picture: &RgbImage, colour: RGBColor) -> usize {
-        let colour = Rgb([colour.0, colour.1, colour.2]);
-        picture.pixels().filter(|pixel| **pixel == colour).count()
+    fn count(picture: &[Colour], colour: Colour) -> usize {
+        picture.iter().filter(|pixel| **pixel == colour).count()
     }
 
     #[test]
     fn each_series_has_a_line_of_its_colour() {
         let line = |slope: f64| (0..50).map(move |x| (f64::from(x), slope * f64::from(x)));
-        let picture = drawn(&[panel(
-            "loss",
-            vec![series("a", line(1.0)), series("b", line(-1.0))],
-        )]);
-        assert_eq!(picture.dimensions(), PANEL);
+        let lines = vec![series("a", line(1.0)), series("b", line(-1.0))];
+        let picture = drawn(panel("loss", lines));
         for colour in &COLOURS[..2] {
-            assert!(
-                count(&picture, *colour) > 200,
-                "{}",
-                count(&picture, *colour)
-            );
+            let count = count(&picture, *colour);
+            assert!(count > 200, "{count}");
         }
         assert_eq!(count(&picture, COLOURS[2]), 0);
     }
@@ -643,37 +575,31 @@ mod tests {
     fn ticks_of(range: Range<f64>, scale: Scale) -> Vec<String> {
         let place = |value| scale.place(value);
         let axis = place(range.start)..place(range.end);
-        let ticks = ticks(&axis, scale, [0.5].into_iter());
+        let ticks = ticks(&axis, scale, &[0.5]);
         ticks.into_iter().map(|tick| scale.name(tick)).collect()
     }
 
     #[test]
     fn logarithmic_axes_are_labelled_with_round_values() {
-        assert_eq!(
-            ticks_of(100.0..200_000.0, Scale::Log2),
-            [
-                "2⁷", "2⁸", "2⁹", "2¹⁰", "2¹¹", "2¹²", "2¹³", "2¹⁴", "2¹⁵", "2¹⁶", "2¹⁷"
-            ]
-        );
+        let powers = ticks_of(100.0..200_000.0, Scale::Log2);
+        assert_eq!(powers.join(" "), "2⁷ 2⁸ 2⁹ 2¹⁰ 2¹¹ 2¹² 2¹³ 2¹⁴ 2¹⁵ 2¹⁶ 2¹⁷");
         assert_eq!(ticks_of(0.2..1.1, Scale::Log2), ["2⁻²", "2⁻¹", "2⁰"]);
-        assert_eq!(
-            ticks_of(0.005..200.0, Scale::Log10),
-            ["0.01", "0.1", "1", "10", "100"]
-        );
-        assert_eq!(ticks_of(0.9..12.0, Scale::Log10), ["1", "2", "5", "10"]);
-        assert_eq!(
-            ticks_of(5.1..5.9, Scale::Log10),
-            ["5.2", "5.4", "5.6", "5.8"]
-        );
+        for (range, expected) in [
+            (0.005..200.0, "0.01 0.1 1 10 100"),
+            (0.9..12.0, "1 2 5 10"),
+            (5.1..5.9, "5.2 5.4 5.6 5.8"),
+        ] {
+            assert_eq!(ticks_of(range, Scale::Log10).join(" "), expected);
+        }
         let many = ticks_of(1e-30..1e30, Scale::Log10);
         assert!((5..=12).contains(&many.len()), "{many:?}");
     }
 
     #[test]
     fn whole_numbers_are_not_divided_on_a_linear_axis() {
-        let whole = ticks(&(0.0..2.0), Scale::Linear, [0.0, 1.0, 2.0].into_iter());
+        let whole = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 1.0, 2.0]);
         assert_eq!(whole, [0.0, 1.0, 2.0]);
-        let parts = ticks(&(0.0..2.0), Scale::Linear, [0.0, 0.5].into_iter());
+        let parts = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 0.5]);
         assert!(parts.contains(&0.5), "{parts:?}");
     }
 
@@ -698,10 +624,8 @@ mod tests {
         let ends = line.spread.ends();
         assert!((ends[0].0 - (2.0 - 2f64.sqrt())).abs() < 1e-12);
         assert!((ends[0].1 - (2.0 + 2f64.sqrt())).abs() < 1e-12);
-        assert_eq!(
-            place(&line, Scale::Linear, Scale::Linear)[1].ends(),
-            (5.0, 5.0)
-        );
+        let places = place(&line, Scale::Linear, Scale::Linear);
+        assert_eq!(places[1].ends, [5.0, 5.0]);
     }
 
     #[test]
@@ -716,12 +640,12 @@ mod tests {
             }
         };
         let ends = || vec![(0.5, 1.5), (-1.0, 2.5), (2.5, f64::NAN)];
-        let bare = drawn(&[with(Spread::None)]);
-        let band = drawn(&[with(Spread::Band(ends()))]);
-        let bars = drawn(&[with(Spread::Bars(ends()))]);
-        let tinted = |picture: &RgbImage| {
-            let tint = |pixel: &&Rgb<u8>| pixel.0[0] < 225 && pixel.0[2] > 230;
-            picture.pixels().filter(tint).count()
+        let bare = drawn(with(Spread::None));
+        let band = drawn(with(Spread::Band(ends())));
+        let bars = drawn(with(Spread::Bars(ends())));
+        let tinted = |picture: &[Colour]| {
+            let tint = |pixel: &&Colour| pixel[0] < 225 && pixel[2] > 230;
+            picture.iter().filter(tint).count()
         };
         assert!(tinted(&band) > tinted(&bare) + 5000);
         assert!(count(&bars, COLOURS[0]) > count(&bare, COLOURS[0]));
@@ -732,7 +656,7 @@ mod tests {
         let line = series("seeds", [(1.0, 1.0), (2.0, 2.0)]);
         let spread = Spread::Band(vec![(0.0, 1.0)]);
         let line = Series { spread, ..line };
-        let error = draw(&[panel("", vec![line])], Path::new("never-written.png")).unwrap_err();
+        let error = draw(&[panel("", vec![line])], Path::new("never-written")).unwrap_err();
         assert_eq!(
             error.to_string(),
             "series \"seeds\": spread: expected 2 pairs, got 1"
@@ -743,52 +667,48 @@ mod tests {
     fn long_titles_and_labels_stay_inside_their_panel() {
         let long = "words ".repeat(60);
         let line = series(&long, [(0.0, 1.0), (1.0, 2.0)]);
-        let picture = drawn(&[Panel {
+        let panel = Panel {
             x_label: long.clone(),
             y_label: long.clone(),
             ..panel(&long, vec![line])
-        }]);
-        let is_blank = |x: u32, y: u32| picture.get_pixel(x, y).0 == [255; 3];
-        let (right, bottom) = (PANEL.0 - 1, PANEL.1 - 1);
-        assert!((0..=right).all(|x| is_blank(x, 0) && is_blank(x, bottom)));
-        assert!((0..=bottom).all(|y| is_blank(0, y) && is_blank(right, y)));
+        };
+        lay_out(&[panel]).unwrap().check("long");
     }
 
     #[test]
     fn panels_fill_two_columns() {
         let one = || panel("loss", vec![series("", [(0.0, 1.0), (1.0, 2.0)])]);
-        let picture = drawn(&[one(), one(), one()]);
-        assert_eq!(picture.dimensions(), (PANEL.0 * 2, PANEL.1 * 2));
+        let scene = lay_out(&[one(), one(), one()]).unwrap();
+        assert_eq!(scene.size, PANEL.map(|side| 2 * side));
+        scene.check("three panels");
     }
 
     #[test]
     fn missing_values_and_empty_series_leave_a_readable_plot() {
-        let hostile = [
-            vec![],
-            vec![series("empty", [])],
-            vec![series("nan", [(0.0, f64::NAN), (1.0, f64::INFINITY)])],
-            vec![series("bad step", [(f64::NAN, 1.0)])],
-            vec![series("one", [(3.0, 7.0)])],
-            vec![series("flat", [(0.0, 5.0), (10.0, 5.0)])],
-            vec![series("zero", [(0.0, 0.0)])],
-            vec![series("vertical", [(1.0, 0.0), (1.0, 9.0)])],
-            vec![series(
-                "huge",
-                [(0.0, f64::MAX), (1.0, f64::MIN), (2.0, 1.0)],
-            )],
-            vec![series("large", [(0.0, 1e30), (1.0, -1e30)])],
-            vec![series("tiny", [(0.0, 1e-300), (1.0, 2e-300)])],
-            vec![series("near", [(0.0, 1.0), (1.0, 1.0 + f64::EPSILON)])],
+        let hostile: [(&str, &[(f64, f64)]); 11] = [
+            ("empty", &[]),
+            ("nan", &[(0.0, f64::NAN), (1.0, f64::INFINITY)]),
+            ("bad step", &[(f64::NAN, 1.0)]),
+            ("one", &[(3.0, 7.0)]),
+            ("flat", &[(0.0, 5.0), (10.0, 5.0)]),
+            ("zero", &[(0.0, 0.0)]),
+            ("vertical", &[(1.0, 0.0), (1.0, 9.0)]),
+            ("huge", &[(0.0, f64::MAX), (1.0, f64::MIN), (2.0, 1.0)]),
+            ("large", &[(0.0, 1e30), (1.0, -1e30)]),
+            ("tiny", &[(0.0, 1e-300), (1.0, 2e-300)]),
+            ("near", &[(0.0, 1.0), (1.0, 1.0 + f64::EPSILON)]),
         ];
-        for lines in hostile {
+        let lines = hostile.map(|(name, points)| vec![series(name, points.iter().copied())]);
+        for lines in lines.into_iter().chain([vec![]]) {
             let name = lines
                 .first()
-                .map_or("none", |line| line.name.as_str())
-                .to_owned();
-            let picture = drawn(&[panel(&name, lines)]);
-            let ink = picture
-                .pixels()
-                .filter(|pixel| **pixel != Rgb([255; 3]))
+                .map_or(String::new(), |line| line.name.clone());
+            let scene = lay_out(&[panel(&name, lines)]).unwrap();
+            scene.check(&name);
+            let ink = scene
+                .drawn()
+                .iter()
+                .filter(|pixel| **pixel != PAPER)
                 .count();
             assert!(ink > 500, "{name}: {ink} pixels drawn");
         }
@@ -797,18 +717,15 @@ mod tests {
     #[test]
     fn a_gap_interrupts_the_line() {
         let gap = |middle: f64| vec![series("", [(0.0, 1.0), (1.0, middle), (2.0, 1.0)])];
-        let whole = count(&drawn(&[panel("", gap(1.0))]), COLOURS[0]);
-        let broken = count(&drawn(&[panel("", gap(f64::NAN))]), COLOURS[0]);
+        let whole = count(&drawn(panel("", gap(1.0))), COLOURS[0]);
+        let broken = count(&drawn(panel("", gap(f64::NAN))), COLOURS[0]);
         assert!(broken > 0 && broken < whole / 4, "{broken} of {whole}");
     }
 
     #[test]
     fn svg_holds_the_words_of_the_plot() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("curves.SVG");
         let lines = vec![series("ReTreever", [(0.0, 1.0), (5.0, 2.0)])];
-        draw(&[panel("log-likelihood", lines)], &path).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = lay_out(&[panel("log-likelihood", lines)]).unwrap().svg();
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
         for word in ["log-likelihood", "ReTreever", "nats", "step"] {
             assert!(text.contains(word), "{word} is missing");
@@ -822,36 +739,29 @@ mod tests {
             format!("{:#}", draw(panels, &folder.path().join(name)).unwrap_err())
         };
         let one = [panel("loss", Vec::new())];
-        assert_eq!(message(&[], "a.png"), "a plot needs at least one panel");
-        assert!(message(&one, "a.gif").ends_with("a.gif: expected a name ending in .png or .svg"));
+        assert_eq!(message(&[], "a"), "a plot needs at least one panel");
         let refused = |name: &str| {
             let message = message(&one, name);
-            message.starts_with("cannot write ") && message.contains(&format!("{name}: "))
+            message.starts_with("cannot write ") && message.contains(&format!("{name}.svg: "))
         };
-        assert!(refused("none/a.png"));
-        std::fs::create_dir(folder.path().join("folder.png")).unwrap();
-        assert!(refused("folder.png"));
+        assert!(refused("none/a"));
+        std::fs::create_dir(folder.path().join("folder.svg")).unwrap();
+        assert!(refused("folder"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn the_moving_mean_keeps_straight_lines_away_from_their_ends() {
-        let line: Vec<_> = (0..50)
-            .map(|x| (f64::from(x), 3.0 * f64::from(x)))
-            .collect();
+        let points = |y: fn(u32) -> u32| (0..50).map(move |x| [x, y(x)].map(f64::from));
+        let line: Vec<_> = points(|x| 3 * x).collect();
         let mean = moving_mean(&line, 9);
-        for at in 4..46 {
-            assert!(
-                (mean[at].1 - line[at].1).abs() < 1e-9,
-                "{:?} {:?}",
-                mean[at],
-                line[at]
-            );
+        for (one, other) in mean[4..46].iter().zip(&line[4..46]) {
+            assert!((one[1] - other[1]).abs() < 1e-9, "{one:?} {other:?}");
         }
         // At the ends the window is cut, not moved: the first mean is over points 0 to 4.
-        assert_eq!((mean[0], mean[49].1), ((0.0, 6.0), 141.0));
-        let noisy: Vec<_> = (0..50).map(|x| (f64::from(x), f64::from(x % 2))).collect();
-        let mean = moving_mean(&noisy, 10)[25].1;
+        assert_eq!((mean[0], mean[49][1]), ([0.0, 6.0], 141.0));
+        let noisy: Vec<_> = points(|x| x % 2).collect();
+        let mean = moving_mean(&noisy, 10)[25][1];
         assert!((mean - 0.5).abs() < 0.05, "{mean}");
     }
 

@@ -8,14 +8,10 @@ use std::{collections::BTreeSet, ops::Range, path::Path};
 
 use anyhow::{Result, ensure};
 use arbora::tree::TokenTreeShape;
-use plotters::style::{RGBColor, text_anchor::HPos};
 
-use super::{
-    canvas::text_width,
-    fit, pixel_colour,
-    scene::{Label, Place, Scene, Shape},
-    wrap,
-};
+use super::svg::{Anchor, Colour, INK, PAPER, Place, Scene};
+use super::text::{self, fit, wrap};
+use super::{between, pixel_colour};
 
 /// Up to this many nodes of height 0, every node of a tree is drawn. Of larger trees, what lies under
 /// a selected or untouched node is drawn as one triangle.
@@ -35,76 +31,69 @@ const NARROWEST: i32 = 760;
 const IMAGE: usize = 272;
 const GAP: i32 = 36;
 const STRIP: i32 = 22;
-const MAP: &str = "what covers each pixel (blue: query)";
 
-const TITLE: u32 = 20;
-const TEXT: u32 = 15;
-const SMALL: u32 = 13;
+const TITLE: u32 = 17;
+const TEXT: u32 = 13;
+const SMALL: u32 = 11;
 
 // Nodes differ in shape as well as in colour. The blue and the ramp's vermillion are those of Okabe
 // and Ito (2008); the ramp grows darker towards the leaves, which survives any kind of colour-blindness.
-const DESCENDED: RGBColor = RGBColor(0, 114, 178);
-const OUTLINE: RGBColor = RGBColor(70, 24, 10);
-const UNTOUCHED: RGBColor = RGBColor(176, 176, 176);
-const SUBTREE: RGBColor = RGBColor(232, 232, 232);
-const EDGE: RGBColor = RGBColor(200, 200, 200);
-const READ_EDGE: RGBColor = RGBColor(130, 130, 130);
-const GHOST: RGBColor = RGBColor(196, 196, 196);
-const PAPER: RGBColor = RGBColor(255, 255, 255);
-const UNSEEN: RGBColor = RGBColor(226, 230, 238);
+const DESCENDED: Colour = [0, 114, 178];
+const OUTLINE: Colour = [70, 24, 10];
+const UNTOUCHED: Colour = [176; 3];
+const SUBTREE: Colour = [232; 3];
+const EDGE: Colour = [200; 3];
+const READ_EDGE: Colour = [130; 3];
+const GHOST: Colour = [196; 3];
+const UNSEEN: Colour = [226, 230, 238];
 /// Selected leaves, and then selected nodes from low to high.
-const RAMP: [RGBColor; 4] = [
-    RGBColor(120, 16, 40),
-    RGBColor(213, 94, 0),
-    RGBColor(240, 172, 62),
-    RGBColor(253, 231, 166),
-];
+const RAMP: [Colour; 4] = [[120, 16, 40], [213, 94, 0], [240, 172, 62], [253, 231, 166]];
 
-/// What one query read of one tree. Build the levels with [`levels`], or by hand.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What one query read of one tree.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RetrievalPicture {
     /// Stands above the picture; long titles are wrapped.
     pub title: String,
     /// Lines under the title, such as the model's answer and the number of tokens selected.
     pub summary: Vec<String>,
-    /// The nodes, root first, leaves last.
-    pub levels: Vec<Level>,
+    /// The tree, and the way of the query through it.
+    pub tree: SearchedTree,
     /// The image whose pixels the leaves are.
     pub image: Option<ImageInset>,
     /// The sequence whose tokens the leaves are.
     pub sequence: Option<SequenceInset>,
 }
 
-/// The nodes of one height, from left to right.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Level {
-    /// The nodes.
-    pub nodes: Vec<Node>,
+/// A balanced tree that a search went through.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchedTree {
+    shape: TokenTreeShape,
+    length: usize,
+    path: Vec<usize>,
+    probabilities: Vec<Vec<f32>>,
 }
 
-/// One node of the tree. Its parent is the last node of the level above that starts at or before
-/// [`first_leaf`](Self::first_leaf).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Node {
-    /// What the search did with the node.
-    pub state: NodeState,
+/// One node of the tree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Node {
+    height: usize,
+    state: NodeState,
     /// The policy's probability of choosing the node among its siblings, where it was asked.
-    pub probability: Option<f32>,
+    probability: Option<f32>,
     /// The first leaf slot under the node, whether or not a token fills it.
-    pub first_leaf: usize,
+    first_leaf: usize,
     /// The number of tokens under the node; 0 for a ghost.
-    pub leaves: usize,
+    leaves: usize,
 }
 
 /// What a search did with a node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum NodeState {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeState {
     /// Part of the selected set, which the query attends to.
     Selected,
     /// On the path: read, and replaced by its children. The root counts as read.
     Descended,
     /// Never read.
-    #[default]
     Untouched,
     /// A stored node over no token.
     Ghost,
@@ -138,106 +127,124 @@ pub struct SequenceInset {
     pub answer: Option<usize>,
 }
 
-/// The levels of a balanced tree that a search went through.
-///
-/// - length: tokens of the example, at most those of the shape; nodes beyond are ghosts
-/// - path: the index of the node visited at each depth, root first, one more than there are decisions,
-///   as a tree search returns it
-/// - probabilities: for each decision, root first, the probability of each stored child, from left to
-///   right; empty if they are not known
-///
-/// # Panics
-/// If the length is 0 or above the shape's tokens, the path does not lead from the root through
-/// children, or probabilities do not fit the path.
-#[track_caller]
-pub fn levels(
-    shape: &TokenTreeShape,
-    length: usize,
-    path: &[usize],
-    probabilities: &[Vec<f32>],
-) -> Vec<Level> {
-    assert!(
-        (1..=shape.tokens()).contains(&length),
-        "levels: length: expected 1 to {}, got {length}",
-        shape.tokens()
-    );
-    let (height, decisions) = (shape.height(), shape.decisions());
-    assert_eq!(
-        path.len(),
-        decisions + 1,
-        "levels: path: expected {} nodes, got {}",
-        decisions + 1,
-        path.len()
-    );
-    assert_eq!(path[0], 0, "levels: path at depth 0: expected the root");
-    assert!(
-        probabilities.is_empty() || probabilities.len() == decisions,
-        "levels: probabilities: expected {decisions} decisions, got {}",
-        probabilities.len()
-    );
-    let mut levels: Vec<Level> = (0..=height)
-        .rev()
-        .map(|height| Level {
-            nodes: (0..shape.width(height))
-                .map(|index| {
-                    let first_leaf = index * shape.span(height);
-                    let leaves = shape.span(height).min(length.saturating_sub(first_leaf));
-                    let state = match leaves {
-                        0 => NodeState::Ghost,
-                        _ => NodeState::Untouched,
-                    };
-                    Node {
-                        state,
-                        probability: None,
-                        first_leaf,
-                        leaves,
-                    }
-                })
-                .collect(),
-        })
-        .collect();
-    let mut mark = |depth: usize, index: usize, state: NodeState, probability: Option<f32>| {
-        let node = &mut levels[depth].nodes[index];
-        node.probability = probability;
-        if node.leaves > 0 {
-            node.state = state;
-        }
-    };
-    for (depth, &visited) in path.iter().enumerate() {
-        let above = height - depth;
-        if above == 0 {
-            mark(depth, visited, NodeState::Selected, None);
-            continue;
-        }
-        if depth == 0 {
-            mark(depth, visited, NodeState::Descended, None);
-        }
-        let children = shape.children(above, visited);
-        let next = path.get(depth + 1).copied();
+impl SearchedTree {
+    /// A tree and a search in it.
+    ///
+    /// - length: tokens of the example, at most those of the shape; nodes beyond are ghosts
+    /// - path: the index of the node visited at each depth, root first, one more than there are
+    ///   decisions, as a tree search returns it
+    /// - probabilities: for each decision, root first, the probability of each stored child, from left
+    ///   to right; empty if they are not known
+    ///
+    /// # Panics
+    /// If the length is 0 or above the shape's tokens, the path does not lead from the root through
+    /// children, or probabilities do not fit the path.
+    #[track_caller]
+    pub fn new(
+        shape: TokenTreeShape,
+        length: usize,
+        path: &[usize],
+        probabilities: &[Vec<f32>],
+    ) -> Self {
+        let (tokens, decisions) = (shape.tokens(), shape.decisions());
         assert!(
-            next.is_none_or(|next| children.contains(&next)),
-            "levels: path at depth {}: expected one of {children:?}, got {next:?}",
-            depth + 1
+            (1..=tokens).contains(&length),
+            "searched tree: length: expected 1 to {tokens}, got {length}"
         );
-        let known = probabilities.get(depth);
         assert!(
-            known.is_none_or(|known| known.len() == children.len()),
-            "levels: probabilities at depth {depth}: expected {}, got {:?}",
-            children.len(),
-            known.map(Vec::len)
+            path.len() == decisions + 1 && path[0] == 0,
+            "searched tree: path: expected {} nodes from the root on, got {path:?}",
+            decisions + 1
         );
-        for (slot, child) in children.enumerate() {
-            let state = match next == Some(child) {
-                true => NodeState::Descended,
-                false => NodeState::Selected,
-            };
-            mark(depth + 1, child, state, known.map(|known| known[slot]));
+        for (depth, pair) in (1..).zip(path.windows(2)) {
+            let children = shape.children(shape.height() + 1 - depth, pair[0]);
+            assert!(
+                children.contains(&pair[1]),
+                "searched tree: path at depth {depth}: expected one of {children:?}, got {}",
+                pair[1]
+            );
+        }
+        let known: Vec<usize> = probabilities.iter().map(Vec::len).collect();
+        let heights = (0..=shape.height()).rev().zip(path).take(decisions);
+        let expected: Vec<usize> = heights
+            .map(|(height, node)| shape.children(height, *node).len())
+            .collect();
+        assert!(
+            known.is_empty() || known == expected,
+            "searched tree: probabilities: expected {expected:?} for the decisions, got {known:?}"
+        );
+        Self {
+            shape,
+            length,
+            path: path.to_vec(),
+            probabilities: probabilities.to_vec(),
         }
     }
-    levels
+
+    /// The selected nodes, from high to low and left to right: the height and the leaves of each.
+    pub fn selected(&self) -> Vec<(usize, Range<usize>)> {
+        let height = self.shape.height();
+        let below = (0..height).rev().zip(&self.path);
+        let read = below.flat_map(|(height, parent)| {
+            let children = self.shape.children(height + 1, *parent);
+            children.map(move |index| self.node(height, index))
+        });
+        [self.node(height, 0)]
+            .into_iter()
+            .chain(read)
+            .filter(|node| node.state == NodeState::Selected)
+            .map(|node| (node.height, node.first_leaf..node.first_leaf + node.leaves))
+            .collect()
+    }
+
+    fn node(&self, height: usize, index: usize) -> Node {
+        let first_leaf = index * self.shape.span(height);
+        let leaves = self
+            .length
+            .saturating_sub(first_leaf)
+            .min(self.shape.span(height));
+        let depth = self.shape.height() - height;
+        let on_path = |depth: usize, index: usize| self.path.get(depth) == Some(&index);
+        let parent = self.shape.parent(height, index);
+        // Children of a node on the path were read.
+        let decision = parent.and_then(|parent| on_path(depth - 1, parent).then(|| depth - 1));
+        let state = if leaves == 0 {
+            NodeState::Ghost
+        } else if height > 0 && on_path(depth, index) {
+            NodeState::Descended
+        } else if decision.is_some() || on_path(depth, index) {
+            NodeState::Selected
+        } else {
+            NodeState::Untouched
+        };
+        let known = decision.and_then(|decision| self.probabilities.get(decision));
+        let slot = index - parent.map_or(0, |parent| self.shape.children(height + 1, parent).start);
+        Node {
+            height,
+            state,
+            probability: known.map(|known| known[slot]),
+            first_leaf,
+            leaves,
+        }
+    }
+
+    /// Whether the tree is small enough to draw every node.
+    fn is_whole(&self) -> bool {
+        self.shape.width(0) <= WHOLE
+    }
+
+    /// The colour of a selected node.
+    fn colour(&self, height: usize) -> Colour {
+        let highest = self.selected().first().map_or(0, |(height, _)| *height);
+        if height == 0 || highest <= 1 {
+            return RAMP[height.min(1)];
+        }
+        // Heights from 1 up share what the leaves leave.
+        between(&RAMP[1..], (height - 1) as f64 / (highest - 1) as f64)
+    }
 }
 
-/// Draws the tree, the path of the query and what it selected, as PNG or SVG by the ending of `path`.
+/// Draws the tree, the path of the query and what it selected, as `NAME.svg` and `NAME.png`.
 ///
 /// Nodes on the path are blue circles, selected nodes squares whose colour tells their height, the
 /// leaves darkest. Nodes that were never read are grey. Beside the children of nodes on the path stands
@@ -247,216 +254,71 @@ pub fn levels(
 /// image or a sequence, in the colours of the tree.
 ///
 /// # Errors
-/// If the levels are not those of a tree, an inset does not fit the leaves, the ending is neither `png`
-/// nor `svg`, or the file cannot be written.
-pub fn draw(picture: &RetrievalPicture, path: &Path) -> Result<()> {
-    lay_out(picture)?.save(path)
+/// If an inset does not fit the leaves, or a file cannot be written.
+pub fn draw(picture: &RetrievalPicture, name: &Path) -> Result<()> {
+    lay_out(picture)?.save(name)
 }
 
 fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
-    let tree = Tree::new(&picture.levels)?;
+    let (tree, sequence) = (&picture.tree, picture.sequence.as_ref());
     if let Some(image) = &picture.image {
-        check_image(image, tree.leaves())?;
+        check_image(image, tree.length)?;
     }
-    if let Some(sequence) = &picture.sequence {
-        check_sequence(sequence, tree.leaves())?;
+    if let Some(sequence) = sequence {
+        check_sequence(sequence, tree.length)?;
     }
-    let drawing = Drawing::new(&tree, picture.sequence.as_ref());
+    let drawing = Drawing::new(tree, sequence);
 
     // What a sequence has to say stands under the tree, beside the image.
-    let words = if picture.sequence.is_some() { 300 } else { 0 };
+    let words = if sequence.is_some() { 300 } else { 0 };
     let image_left = MARGIN + HEIGHTS + drawing.width.max(words) + GAP;
     let right = match &picture.image {
         Some(image) => image_left + image.side(image.width).max(180),
         None => MARGIN + HEIGHTS + drawing.width,
     };
     let width = (right + MARGIN).max(NARROWEST);
-    let mut scene = Scene {
-        size: [width, 0],
-        shapes: Vec::new(),
-        labels: Vec::new(),
-    };
+    let mut scene = Scene::new([width, 0]);
 
-    let mut top = MARGIN;
-    for (text, size) in [(&picture.title, TITLE)]
-        .into_iter()
-        .chain(picture.summary.iter().map(|line| (line, TEXT)))
-    {
-        for line in wrap(text, size, width - 2 * MARGIN) {
-            let line_height = size as i32 + 6;
-            let at = [MARGIN, top + line_height / 2];
-            scene.labels.push(Label::new(line, size, HPos::Left, at));
-            top += line_height;
-        }
+    let room = width - 2 * MARGIN;
+    let mut top = MARGIN - 4;
+    top = paragraph(&mut scene, &picture.title, TITLE, [MARGIN, top], room);
+    for line in &picture.summary {
+        top = paragraph(&mut scene, line, TEXT, [MARGIN, top], room);
     }
-    top = legend(&mut scene, &tree, &drawing, top + 8) + 16;
+    top = legend(&mut scene, tree, &drawing, top + 8) + 16;
 
     // A picture wider than its tree has the tree in the middle.
     let spare = (width - MARGIN - right).max(0) / 2;
     let left = MARGIN + HEIGHTS + spare;
-    let bottom = drawing.draw(&mut scene, &tree, [left, top]);
+    let bottom = drawing.draw(&mut scene, tree, [left, top]);
     let end = match &picture.image {
         Some(_) => image_left + spare - GAP,
         None => width - MARGIN,
     };
-    let bottom = strip(
-        &mut scene,
-        &tree,
-        &drawing,
-        picture.sequence.as_ref(),
-        [left, bottom + 26],
-        end,
-    );
+    let place = [left, bottom + 26];
+    let bottom = strip(&mut scene, tree, &drawing, sequence, place, end);
     let beside = match &picture.image {
-        Some(image) => draw_image(&mut scene, &tree, image, [image_left + spare, top]),
+        Some(image) => draw_image(&mut scene, tree, image, [image_left + spare, top]),
         None => top,
     };
     scene.size[1] = bottom.max(beside) + MARGIN;
     Ok(scene)
 }
 
-/// The nodes with their relations, checked.
-struct Tree<'a> {
-    levels: &'a [Level],
-    /// For each node, the indices of its children one level below.
-    children: Vec<Vec<Range<usize>>>,
-    /// Whether anything under a node was read.
-    read_below: Vec<Vec<bool>>,
-    /// Selected nodes with their heights, from high to low and left to right.
-    selected: Vec<(usize, &'a Node)>,
-}
-
-impl<'a> Tree<'a> {
-    fn new(levels: &'a [Level]) -> Result<Self> {
-        let roots = levels.first().map_or(0, |level| level.nodes.len());
-        ensure!(
-            roots == 1,
-            "a picture of a retrieval: level 0: expected one root, got {roots}"
-        );
-        let mut children = Vec::new();
-        for (depth, pair) in levels.windows(2).enumerate() {
-            let [above, below] = [&pair[0].nodes, &pair[1].nodes];
-            let ordered = below
-                .windows(2)
-                .all(|pair| pair[0].first_leaf < pair[1].first_leaf);
-            ensure!(
-                ordered && !below.is_empty(),
-                "a picture of a retrieval: level {}: expected nodes from left to right",
-                depth + 1
-            );
-            let start =
-                |parent: &Node| below.partition_point(|node| node.first_leaf < parent.first_leaf);
-            let ranges: Vec<_> = above
-                .iter()
-                .enumerate()
-                .map(|(at, parent)| start(parent)..above.get(at + 1).map_or(below.len(), start))
-                .collect();
-            for (parent, range) in above.iter().zip(&ranges) {
-                let leaves: usize = below[range.clone()].iter().map(|node| node.leaves).sum();
-                ensure!(
-                    leaves == parent.leaves,
-                    "a picture of a retrieval: level {}: children of the node at leaf {}: expected \
-                     {} leaves, got {leaves}",
-                    depth + 1,
-                    parent.first_leaf,
-                    parent.leaves
-                );
-            }
-            children.push(ranges);
-        }
-        if let Some(last) = levels.last() {
-            let depth = levels.len() - 1;
-            ensure!(
-                last.nodes.iter().all(|node| node.leaves <= 1),
-                "a picture of a retrieval: level {depth}: expected leaves of one token each"
-            );
-            let tokens = last.nodes.iter().filter(|node| node.leaves == 1);
-            let mut numbers = tokens.map(|node| node.first_leaf).enumerate();
-            ensure!(
-                levels[0].nodes[0].leaves > 0 && numbers.all(|(at, number)| at == number),
-                "a picture of a retrieval: level {depth}: expected tokens from leaf 0 on, without gaps"
-            );
-            children.push(vec![0..0; last.nodes.len()]);
-        }
-        let is_read =
-            |node: &Node| matches!(node.state, NodeState::Selected | NodeState::Descended);
-        let mut read_below: Vec<Vec<bool>> = levels
-            .iter()
-            .map(|level| vec![false; level.nodes.len()])
-            .collect();
-        for depth in (0..levels.len() - 1).rev() {
-            for (at, range) in children[depth].iter().enumerate() {
-                read_below[depth][at] = range.clone().any(|child| {
-                    read_below[depth + 1][child] || is_read(&levels[depth + 1].nodes[child])
-                });
-            }
-        }
-        let selected = levels
-            .iter()
-            .zip((0..levels.len()).rev())
-            .flat_map(|(level, height)| level.nodes.iter().map(move |node| (height, node)))
-            .filter(|(_, node)| node.state == NodeState::Selected)
-            .collect();
-        Ok(Self {
-            levels,
-            children,
-            read_below,
-            selected,
-        })
+/// Lines of text at most `room` wide; returns where they end.
+fn paragraph(scene: &mut Scene, words: &str, size: u32, [left, top]: Place, room: i32) -> i32 {
+    let line_height = size as i32 * 3 / 2 + 1;
+    let mut y = top;
+    for line in wrap(words, size, room) {
+        scene.text(&line, size, Anchor::Start, [left, y + line_height / 2]);
+        y += line_height;
     }
-
-    fn node(&self, depth: usize, at: usize) -> &Node {
-        &self.levels[depth].nodes[at]
-    }
-
-    /// The number of tokens.
-    fn leaves(&self) -> usize {
-        self.node(0, 0).leaves
-    }
-
-    fn height(&self, depth: usize) -> usize {
-        self.levels.len() - 1 - depth
-    }
-
-    /// Whether the tree is small enough to draw every node.
-    fn is_whole(&self) -> bool {
-        self.levels
-            .last()
-            .is_some_and(|level| level.nodes.len() <= WHOLE)
-    }
-
-    /// The colour of a selected node.
-    fn colour(&self, height: usize) -> RGBColor {
-        let highest = self.selected.first().map_or(0, |(height, _)| *height);
-        if height == 0 || highest <= 1 {
-            return RAMP[height.min(1)];
-        }
-        // Heights from 1 up share what the leaves leave.
-        let at = (height - 1) as f64 / (highest - 1) as f64 * (RAMP.len() - 2) as f64;
-        let from = (at as usize).min(RAMP.len() - 3);
-        let [RGBColor(a, b, c), RGBColor(d, e, f)] = [RAMP[1 + from], RAMP[2 + from]];
-        let mix = |from: u8, to: u8, share: f64| {
-            (f64::from(from) * (1.0 - share) + f64::from(to) * share).round() as u8
-        };
-        let share = at - from as f64;
-        RGBColor(mix(a, d, share), mix(b, e, share), mix(c, f, share))
-    }
-
-    /// For each leaf, the height of the selected node over it.
-    fn cover(&self) -> Vec<Option<usize>> {
-        let mut cover = vec![None; self.leaves()];
-        for &(height, node) in &self.selected {
-            let end = (node.first_leaf + node.leaves).min(cover.len());
-            cover[node.first_leaf.min(end)..end].fill(Some(height));
-        }
-        cover
-    }
+    y
 }
 
 /// A node that is drawn.
 struct Spot {
-    depth: usize,
-    at: usize,
+    node: Node,
     parent: Option<usize>,
     /// Centre, from the left of the tree.
     x: i32,
@@ -481,170 +343,136 @@ struct Drawing {
 }
 
 impl Drawing {
-    fn new(tree: &Tree, sequence: Option<&SequenceInset>) -> Self {
+    fn new(tree: &SearchedTree, sequence: Option<&SequenceInset>) -> Self {
+        let height = tree.shape.height();
         let mut drawing = Self {
             spots: Vec::new(),
             width: 0,
-            row: if tree.levels.len() > 10 { 50 } else { 62 },
+            row: if height >= 10 { 50 } else { 62 },
         };
-        drawing.place(tree, sequence, None, 0, 0, (0, 1));
-        let columns = |spots: &[Spot]| spots.iter().map(|spot| spot.column).sum::<i32>();
-        let wanted = columns(&drawing.spots);
-        if wanted > WIDEST {
-            for spot in &mut drawing.spots {
+        drawing.place(tree, sequence, None, [height, 0], (0, 1));
+        let spots = &mut drawing.spots;
+        let wanted: i32 = spots.iter().map(|spot| spot.column).sum();
+        let mut left = OVERHANG;
+        for spot in spots.iter_mut() {
+            if wanted > WIDEST {
                 spot.column = (spot.column * WIDEST / wanted).max(4);
                 let (text, size) = fit(&spot.label, SMALL, spot.column);
                 spot.label = if size < SMALL { String::new() } else { text };
                 spot.has_index = false;
             }
-        }
-        let mut left = OVERHANG;
-        for spot in &mut drawing.spots {
             spot.x = left + spot.column / 2;
             left += spot.column;
         }
         drawing.width = left + OVERHANG;
         // Children come after their parents, so backwards all children are placed before a parent is.
-        for parent in (0..drawing.spots.len()).rev() {
-            let children = || {
-                drawing
-                    .spots
-                    .iter()
-                    .filter(|spot| spot.parent == Some(parent))
-            };
-            let ends = children()
-                .map(|spot| spot.x)
-                .min()
-                .zip(children().map(|spot| spot.x).max());
-            if let Some((first, last)) = ends {
-                drawing.spots[parent].x = (first + last) / 2;
+        for parent in (0..spots.len()).rev() {
+            let children = spots.iter().filter(|spot| spot.parent == Some(parent));
+            let places: Vec<_> = children.map(|spot| spot.x).collect();
+            if let (Some(first), Some(last)) = (places.first(), places.last()) {
+                spots[parent].x = (first + last) / 2;
             }
         }
         drawing
     }
 
+    /// Appends a node, by height and index, and what is drawn below it.
     fn place(
         &mut self,
-        tree: &Tree,
+        tree: &SearchedTree,
         sequence: Option<&SequenceInset>,
         parent: Option<usize>,
-        depth: usize,
-        at: usize,
+        [height, index]: [usize; 2],
         sibling: (usize, usize),
     ) {
-        let node = tree.node(depth, at);
-        let children = tree.children[depth][at].clone();
-        let is_open =
-            tree.is_whole() || tree.read_below[depth][at] || node.state == NodeState::Descended;
-        let height = tree.height(depth);
+        let node = tree.node(height, index);
+        let is_open = height == 0 || tree.is_whole() || node.state == NodeState::Descended;
+        let number = node.first_leaf.to_string();
         let label = match (height, sequence) {
             _ if node.leaves == 0 => String::new(),
             (0, Some(sequence)) => sequence.labels[node.first_leaf].clone(),
-            (0, None) => node.first_leaf.to_string(),
+            (0, None) => number.clone(),
             _ => node.leaves.to_string(),
         };
         let (label, size) = fit(&label, SMALL, 88);
         let has_index = height == 0 && node.leaves > 0 && sequence.is_some() && !tree.is_whole();
-        let index = node.first_leaf.to_string();
-        let widest = text_width(&label, size).max(if has_index {
-            text_width(&index, SMALL)
+        let below = if has_index {
+            text::width(&number, SMALL)
         } else {
             0.0
-        });
-        let needed = (widest as i32 + 12).max(COLUMN);
-        // Higher triangles are a little wider, or they look like needles.
-        let needed = if is_open && height == 0 {
-            needed
-        } else {
-            needed + 5 * height as i32
         };
+        let widest = text::width(&label, size).max(below) as i32;
+        // Higher triangles are a little wider, or they look like needles.
+        let needed = (widest + 12).max(COLUMN) + 5 * height as i32;
         let spot = self.spots.len();
         self.spots.push(Spot {
-            depth,
-            at,
+            node,
             parent,
             x: 0,
-            column: if is_open && !children.is_empty() {
-                0
-            } else {
-                needed
-            },
-            is_folded: !is_open && !children.is_empty() && node.leaves > 0,
+            column: if is_open && height > 0 { 0 } else { needed },
+            is_folded: !is_open && node.leaves > 0,
             sibling,
             label,
             has_index,
         });
-        if is_open {
+        if is_open && height > 0 {
+            let children = tree.shape.children(height, index);
             let count = children.len();
             for (slot, child) in children.enumerate() {
-                self.place(tree, sequence, Some(spot), depth + 1, child, (slot, count));
+                self.place(
+                    tree,
+                    sequence,
+                    Some(spot),
+                    [height - 1, child],
+                    (slot, count),
+                );
             }
         }
     }
 
     /// Draws the tree and returns where it ends.
-    fn draw(&self, scene: &mut Scene, tree: &Tree, [left, top]: Place) -> i32 {
-        let y = |depth: usize| top + 12 + depth as i32 * self.row;
-        let bottom = y(tree.levels.len() - 1);
-        for depth in 0..tree.levels.len() {
-            let name = match tree.height(depth) {
+    fn draw(&self, scene: &mut Scene, tree: &SearchedTree, [left, top]: Place) -> i32 {
+        let bottom = top + 12 + tree.shape.height() as i32 * self.row;
+        let y = |height: usize| bottom - height as i32 * self.row;
+        let place = |spot: &Spot| [left + spot.x, y(spot.node.height)];
+        for height in 0..=tree.shape.height() {
+            let name = match height {
                 0 => "leaves".into(),
                 height => format!("height {height}"),
             };
-            let at = [left + OVERHANG / 2 - 8, y(depth)];
-            let label = Label::new(name, SMALL, HPos::Right, at);
-            scene.labels.push(label.coloured(READ_EDGE));
+            let at = [left + OVERHANG / 2 - 8, y(height)];
+            scene.coloured_text(&name, SMALL, Anchor::End, at, READ_EDGE);
         }
         for spot in self.spots.iter().filter(|spot| spot.is_folded) {
-            let (x, half) = (left + spot.x, (spot.column / 2 - 4).max(2));
-            scene.shapes.push(Shape::Polygon {
-                corners: vec![[x, y(spot.depth)], [x + half, bottom], [x - half, bottom]],
-                colour: SUBTREE,
-            });
-            let at = [x, bottom - 10];
-            scene
-                .labels
-                .push(Label::new(&*spot.label, SMALL, HPos::Center, at));
+            let ([x, y], half) = (place(spot), (spot.column / 2 - 4).max(2));
+            let corners = [[x, y], [x + half, bottom], [x - half, bottom]];
+            scene.polygon(&corners, SUBTREE, 1.0);
+            scene.text(&spot.label, SMALL, Anchor::Middle, [x, bottom - 10]);
         }
         // Edges of the path last, above the others.
-        let state = |spot: &Spot| tree.node(spot.depth, spot.at).state;
         for (wanted, width, colour) in [
-            (None, 1, EDGE),
-            (Some(NodeState::Selected), 2, READ_EDGE),
-            (Some(NodeState::Descended), 4, DESCENDED),
+            (NodeState::Untouched, 1, EDGE),
+            (NodeState::Ghost, 1, EDGE),
+            (NodeState::Selected, 2, READ_EDGE),
+            (NodeState::Descended, 4, DESCENDED),
         ] {
-            let edge = |spot: &&Spot| match wanted {
-                Some(wanted) => state(spot) == wanted,
-                None => matches!(state(spot), NodeState::Untouched | NodeState::Ghost),
-            };
-            for spot in self.spots.iter().filter(edge) {
-                let Some(parent) = spot.parent.map(|parent| &self.spots[parent]) else {
-                    continue;
-                };
-                scene.shapes.push(Shape::Line {
-                    from: [left + parent.x, y(parent.depth)],
-                    to: [left + spot.x, y(spot.depth)],
-                    width,
-                    colour,
-                });
+            for spot in self.spots.iter().filter(|spot| spot.node.state == wanted) {
+                if let Some(parent) = spot.parent.map(|parent| &self.spots[parent]) {
+                    scene.line(place(parent), place(spot), width, colour);
+                }
             }
         }
         for spot in &self.spots {
-            let node = tree.node(spot.depth, spot.at);
-            let at = [left + spot.x, y(spot.depth)];
-            let is_leaf = spot.depth + 1 == tree.levels.len();
-            if is_leaf && !spot.label.is_empty() {
-                let below = [at[0], at[1] + 20];
-                let label = Label::new(&*spot.label, SMALL, HPos::Center, below);
-                scene.labels.push(match node.state {
-                    NodeState::Untouched => label.coloured(READ_EDGE),
-                    _ => label,
-                });
+            let (node, [x, y]) = (spot.node, place(spot));
+            if node.height == 0 && !spot.label.is_empty() {
+                let colour = match node.state {
+                    NodeState::Untouched => READ_EDGE,
+                    _ => INK,
+                };
+                scene.coloured_text(&spot.label, SMALL, Anchor::Middle, [x, y + 20], colour);
                 if spot.has_index {
                     let index = node.first_leaf.to_string();
-                    let below = [at[0], at[1] + 37];
-                    let label = Label::new(index, SMALL, HPos::Center, below);
-                    scene.labels.push(label.coloured(READ_EDGE));
+                    scene.coloured_text(&index, SMALL, Anchor::Middle, [x, y + 37], READ_EDGE);
                 }
             }
             if let Some(probability) = node.probability.filter(|_| node.leaves > 0) {
@@ -658,34 +486,30 @@ impl Drawing {
                     (true, _) => false,
                     (false, _) => 2 * slot + 1 < siblings,
                 };
-                let (align, aside) = if is_left {
-                    (HPos::Right, -12)
-                } else {
-                    (HPos::Left, 12)
+                let (text, colour) = match node.state {
+                    NodeState::Descended => (share(probability), DESCENDED),
+                    _ => (share(probability), INK),
                 };
-                let down = match node.state {
-                    NodeState::Selected if is_inner => 10,
-                    _ => -10,
+                let width = text::width(&text, SMALL).ceil() as i32;
+                let (anchor, x, from) = match is_left {
+                    true => (Anchor::End, x - 12, x - 12 - width),
+                    false => (Anchor::Start, x + 12, x + 12),
                 };
-                let beside = [at[0] + aside, at[1] + down];
-                let label = Label::new(share(probability), SMALL, align, beside);
-                let [from, to] = label.columns();
-                if down < 0 {
-                    scene.shapes.push(Shape::Rectangle {
-                        from: [from, beside[1] - 7],
-                        to: [to, beside[1] + 7],
-                        colour: PAPER,
-                    });
+                let is_below = is_inner && node.state == NodeState::Selected;
+                let y = if is_below { y + 10 } else { y - 10 };
+                if !is_below {
+                    scene.rectangle([from, y - 7], [from + width, y + 7], PAPER);
                 }
-                scene.labels.push(match node.state {
-                    NodeState::Descended => label.coloured(DESCENDED),
-                    _ => label,
-                });
+                scene.coloured_text(&text, SMALL, anchor, [x, y], colour);
             }
         }
         for spot in &self.spots {
-            let at = [left + spot.x, y(spot.depth)];
-            mark(scene, state(spot), tree.colour(tree.height(spot.depth)), at);
+            mark(
+                scene,
+                spot.node.state,
+                tree.colour(spot.node.height),
+                place(spot),
+            );
         }
         let has_index = self.spots.iter().any(|spot| spot.has_index);
         bottom + if has_index { 47 } else { 30 }
@@ -701,91 +525,64 @@ fn share(probability: f32) -> String {
 }
 
 /// One node.
-fn mark(scene: &mut Scene, state: NodeState, colour: RGBColor, [x, y]: Place) {
-    let mut circle = |radius: i32, colour: RGBColor| {
-        scene.shapes.push(Shape::Circle {
-            centre: [x, y],
-            radius,
-            colour,
-        });
-    };
+fn mark(scene: &mut Scene, state: NodeState, colour: Colour, [x, y]: Place) {
     match state {
-        NodeState::Descended => circle(8, DESCENDED),
-        NodeState::Untouched => circle(4, UNTOUCHED),
+        NodeState::Descended => scene.circle([x, y], 8, DESCENDED),
+        NodeState::Untouched => scene.circle([x, y], 4, UNTOUCHED),
         NodeState::Ghost => {
-            circle(4, GHOST);
-            circle(2, PAPER);
+            scene.circle([x, y], 4, GHOST);
+            scene.circle([x, y], 2, PAPER);
         }
         NodeState::Selected => {
             for (reach, colour) in [(8, OUTLINE), (6, colour)] {
-                scene.shapes.push(Shape::Rectangle {
-                    from: [x - reach, y - reach],
-                    to: [x + reach, y + reach],
-                    colour,
-                });
+                scene.rectangle([x - reach, y - reach], [x + reach, y + reach], colour);
             }
         }
     }
 }
 
 /// Lines of marks and what they mean; returns where they end.
-fn legend(scene: &mut Scene, tree: &Tree, drawing: &Drawing, top: i32) -> i32 {
-    let heights: BTreeSet<usize> = tree.selected.iter().map(|(height, _)| *height).collect();
-    let has = |state: NodeState| {
-        let mut spots = drawing.spots.iter();
-        spots.any(|spot| tree.node(spot.depth, spot.at).state == state)
-    };
+fn legend(scene: &mut Scene, tree: &SearchedTree, drawing: &Drawing, top: i32) -> i32 {
+    let heights: BTreeSet<usize> = tree.selected().iter().map(|(height, _)| *height).collect();
+    let has = |state| drawing.spots.iter().any(|spot| spot.node.state == state);
     let is_folded = drawing.spots.iter().any(|spot| spot.is_folded);
     let mut items = Vec::new();
+    let mut item = |state, height, text: String| items.push((state, tree.colour(height), text));
     if has(NodeState::Descended) {
-        items.push((
-            NodeState::Descended,
-            RAMP[0],
-            "read, and descended into".to_owned(),
-        ));
+        item(NodeState::Descended, 0, "read, and descended into".into());
     }
+    // The row of heights goes on; only the first is spelt out.
+    let first = heights.iter().find(|height| **height > 0);
     for &height in &heights {
         let text = match height {
-            0 => "selected leaf".to_owned(),
-            // The row goes on; only its first node of each kind is spelt out.
-            _ if items
-                .iter()
-                .any(|(.., text)| text.starts_with("selected node")) =>
-            {
-                height.to_string()
-            }
-            _ => format!("selected node of height {height}"),
+            0 => "selected leaf".into(),
+            _ if Some(&height) == first => format!("selected node of height {height}"),
+            _ => height.to_string(),
         };
-        items.push((NodeState::Selected, tree.colour(height), text));
+        item(NodeState::Selected, height, text);
     }
-    if is_folded || has(NodeState::Untouched) {
-        let text = match is_folded {
-            true => "never read: a subtree, with its number of leaves",
-            false => "never read",
-        };
-        items.push((NodeState::Untouched, RAMP[0], text.to_owned()));
+    if is_folded {
+        let text = "never read: a subtree, with its number of leaves";
+        item(NodeState::Untouched, 0, text.into());
+    } else if has(NodeState::Untouched) {
+        item(NodeState::Untouched, 0, "never read".into());
     }
     if has(NodeState::Ghost) {
-        items.push((NodeState::Ghost, RAMP[0], "over no token".to_owned()));
+        item(NodeState::Ghost, 0, "over no token".into());
     }
     let (mut x, mut y) = (MARGIN, top + 10);
     for (state, colour, text) in items {
-        let width = 30 + text_width(&text, SMALL) as i32;
+        let width = 30 + text::width(&text, SMALL) as i32;
         if x > MARGIN && x + width > scene.size[0] - MARGIN {
             (x, y) = (MARGIN, y + 24);
         }
-        let centre = [x + 8, y];
         if state == NodeState::Untouched && is_folded {
-            scene.shapes.push(Shape::Polygon {
-                corners: vec![[x + 8, y - 8], [x + 17, y + 8], [x - 1, y + 8]],
-                colour: SUBTREE,
-            });
+            let corners = [[x + 8, y - 8], [x + 17, y + 8], [x - 1, y + 8]];
+            scene.polygon(&corners, SUBTREE, 1.0);
         } else {
-            mark(scene, state, colour, centre);
+            mark(scene, state, colour, [x + 8, y]);
         }
-        scene
-            .labels
-            .push(Label::new(text, SMALL, HPos::Left, [x + 22, y]));
+        scene.text(&text, SMALL, Anchor::Start, [x + 22, y]);
         x += width + 14;
     }
     y + 12
@@ -795,13 +592,13 @@ fn legend(scene: &mut Scene, tree: &Tree, drawing: &Drawing, top: i32) -> i32 {
 /// it ends.
 fn strip(
     scene: &mut Scene,
-    tree: &Tree,
+    tree: &SearchedTree,
     drawing: &Drawing,
     sequence: Option<&SequenceInset>,
     [left, top]: Place,
     end: i32,
 ) -> i32 {
-    let leaves = tree.leaves();
+    let leaves = tree.length;
     let (from, to) = (left + OVERHANG, left + drawing.width - OVERHANG);
     // A tree that is drawn whole has its leaves over their cells.
     let bounds: Vec<i32> = if tree.is_whole() {
@@ -815,82 +612,54 @@ fn strip(
         let bound = |leaf: usize| from + (width * leaf as i64 / leaves as i64) as i32;
         (0..=leaves).map(bound).collect()
     };
+    let middle = |leaf: usize| (bounds[leaf] + bounds[leaf + 1]) / 2;
+    let what = if sequence.is_some() { "token" } else { "leaf" };
     let caption = match (leaves, sequence) {
-        (1, Some(_)) => "the only token".into(),
-        (1, None) => "the only leaf".into(),
+        (1, _) => format!("the only {what}"),
         (_, Some(_)) => format!("all {leaves} tokens, to scale"),
         (_, None) => format!("all {leaves} leaves, to scale"),
     };
-    let at = [from, top];
-    scene
-        .labels
-        .push(Label::new(caption, SMALL, HPos::Left, at));
+    scene.text(&caption, SMALL, Anchor::Start, [from, top]);
+    let answer = sequence.and_then(|sequence| sequence.answer);
     // Room for the mark of the answer between caption and strip.
-    let has_answer = sequence.is_some_and(|sequence| sequence.answer.is_some());
-    let top = top + if has_answer { 24 } else { 12 };
+    let top = top + if answer.is_some() { 24 } else { 12 };
     let bottom = top + STRIP;
-    scene.shapes.push(Shape::Rectangle {
-        from: [from, top],
-        to: [bounds[leaves], bottom],
-        colour: SUBTREE,
-    });
-    for &(height, node) in &tree.selected {
-        let after = (node.first_leaf + node.leaves).min(leaves);
-        let (first, last) = (bounds[node.first_leaf.min(after)], bounds[after]);
+    scene.rectangle([from, top], [bounds[leaves], bottom], SUBTREE);
+    for (height, covered) in tree.selected() {
+        let (first, last) = (bounds[covered.start], bounds[covered.end]);
         // Leaves come last and stay visible where they are narrower than a pixel. Wide cells are apart.
         let gap = i32::from(last - first > 6);
-        scene.shapes.push(Shape::Rectangle {
-            from: [first, top],
-            to: [(last - gap).max(first + 2), bottom],
-            colour: tree.colour(height),
-        });
+        let corner = [(last - gap).max(first + 2), bottom];
+        scene.rectangle([first, top], corner, tree.colour(height));
     }
-    let mut y = bottom + 12;
-    for leaf in BTreeSet::from([0, leaves / 4, leaves / 2, leaves * 3 / 4, leaves - 1]) {
-        if tree.is_whole() {
-            break;
-        }
-        let x = (bounds[leaf] + bounds[leaf + 1]) / 2;
-        scene.shapes.push(Shape::Line {
-            from: [x, bottom],
-            to: [x, bottom + 4],
-            width: 1,
-            colour: READ_EDGE,
-        });
-        let label = Label::new(leaf.to_string(), SMALL, HPos::Center, [x, y + 2]);
-        scene.labels.push(label.coloured(READ_EDGE));
-    }
+    let mut y = bottom + 6;
     if !tree.is_whole() {
+        for leaf in BTreeSet::from([0, leaves / 4, leaves / 2, leaves * 3 / 4, leaves - 1]) {
+            let x = middle(leaf);
+            scene.line([x, bottom], [x, bottom + 4], 1, READ_EDGE);
+            let number = leaf.to_string();
+            scene.coloured_text(&number, SMALL, Anchor::Middle, [x, y + 8], READ_EDGE);
+        }
         y += 18;
     }
     let Some(sequence) = sequence else {
-        return y;
+        return y + 6;
     };
-    let mut lines = vec![format!("query: {}", sequence.query)];
-    if let Some(answer) = sequence.answer {
-        let x = (bounds[answer] + bounds[answer + 1]) / 2;
-        scene.shapes.push(Shape::Polygon {
-            corners: vec![[x, top - 1], [x - 7, top - 13], [x + 7, top - 13]],
-            colour: DESCENDED,
-        });
-        let found = match tree.cover()[answer] {
-            Some(0) => "a selected leaf".to_owned(),
-            Some(height) => format!("inside a selected node of height {height}"),
+    let query = format!("query: {}", sequence.query);
+    y = paragraph(scene, &query, TEXT, [from, y], end - from);
+    if let Some(answer) = answer {
+        let x = middle(answer);
+        scene.coloured_text("▼", 14, Anchor::Middle, [x, top - 7], DESCENDED);
+        let selected = tree.selected();
+        let cover = selected.iter().find(|(_, leaves)| leaves.contains(&answer));
+        let found = match cover {
+            Some((0, _)) => "a selected leaf".to_owned(),
+            Some((height, _)) => format!("inside a selected node of height {height}"),
             None => "under no selected node".to_owned(),
         };
-        lines.push(format!(
-            "answer (blue mark): token {answer}, {}: {found}",
-            sequence.labels[answer]
-        ));
-    }
-    y += 6;
-    for line in lines {
-        for line in wrap(&line, TEXT, end - from) {
-            scene
-                .labels
-                .push(Label::new(line, TEXT, HPos::Left, [from, y]));
-            y += 21;
-        }
+        let name = &sequence.labels[answer];
+        let words = format!("answer (blue mark): token {answer}, {name}: {found}");
+        y = paragraph(scene, &words, TEXT, [from, y], end - from);
     }
     y
 }
@@ -909,101 +678,58 @@ impl ImageInset {
 
 /// The image, and the same with each leaf in the colour of the node that covers it; returns where they
 /// end.
-fn draw_image(scene: &mut Scene, tree: &Tree, image: &ImageInset, [left, top]: Place) -> i32 {
-    let cover = tree.cover();
-    let mut covered = vec![UNSEEN; image.height * image.width];
-    for (&(row, column), height) in image.leaves.iter().zip(&cover) {
-        covered[row * image.width + column] =
-            height.map_or(UNTOUCHED, |height| tree.colour(height));
-    }
-    let shown = image.pixels.chunks(image.channels).map(|values| {
-        let [red, green, blue] = pixel_colour(values).0;
-        RGBColor(red, green, blue)
-    });
-    let room = scene.size[0] - left - MARGIN;
-    let mut y = top;
-    for (caption, colours) in [
-        ("image, with the queried pixel framed", shown.collect()),
-        (MAP, covered),
-    ] {
-        for line in wrap(caption, SMALL, room) {
-            scene
-                .labels
-                .push(Label::new(line, SMALL, HPos::Left, [left, y + 8]));
-            y += 18;
-        }
-        paste(scene, image, &colours, [left, y]);
-        let mut frame = |pixel, outer, inner, colour| {
-            frame(scene, image, pixel, [left, y], [outer, inner], colour);
-        };
-        if caption == MAP {
-            for (&pixel, height) in image.leaves.iter().zip(&cover) {
-                if *height == Some(0) {
-                    frame(pixel, 1, 0, OUTLINE);
-                }
-            }
-            // Inside, so that it hides no neighbour.
-            frame(image.query, 0, -2, DESCENDED);
-        } else {
-            frame(image.query, 4, 3, PAPER);
-            frame(image.query, 3, 1, DESCENDED);
-            frame(image.query, 1, 0, PAPER);
-        }
-        y += image.side(image.height) + 14;
-    }
-    y
-}
-
-/// Enlarges an image into the scene, equal neighbours in one piece.
-fn paste(scene: &mut Scene, image: &ImageInset, colours: &[RGBColor], [left, top]: Place) {
-    for (row, colours) in colours.chunks(image.width).enumerate() {
-        let mut column = 0;
-        for run in colours.chunk_by(|one, next| one == next) {
-            scene.shapes.push(Shape::Rectangle {
-                from: [left + image.side(column), top + image.side(row)],
-                to: [
-                    left + image.side(column + run.len()),
-                    top + image.side(row + 1),
-                ],
-                colour: run[0],
-            });
-            column += run.len();
-        }
-    }
-}
-
-/// A frame around a pixel, between two distances out from its border.
-fn frame(
+fn draw_image(
     scene: &mut Scene,
+    tree: &SearchedTree,
     image: &ImageInset,
-    (row, column): (usize, usize),
     [left, top]: Place,
-    [outer, inner]: [i32; 2],
-    colour: RGBColor,
-) {
-    let [x0, y0] = [left + image.side(column), top + image.side(row)];
-    let [x1, y1] = [x0 + image.side(1), y0 + image.side(1)];
-    let inner = inner.max(-(image.side(1) + 1) / 2);
-    for (from, to) in [
-        ([x0 - outer, y0 - outer], [x1 + outer, y0 - inner]),
-        ([x0 - outer, y1 + inner], [x1 + outer, y1 + outer]),
-        ([x0 - outer, y0 - inner], [x0 - inner, y1 + inner]),
-        ([x1 + inner, y0 - inner], [x1 + outer, y1 + inner]),
-    ] {
-        // The sides of a frame inside a small pixel have no length.
-        if from[0] < to[0] && from[1] < to[1] {
-            scene.shapes.push(Shape::Rectangle { from, to, colour });
+) -> i32 {
+    let at = |(row, column): (usize, usize)| row * image.width + column;
+    let values = image.pixels.chunks(image.channels);
+    let shown: Vec<_> = values.map(pixel_colour).collect();
+    let mut covered = vec![UNSEEN; shown.len()];
+    let selected = tree.selected();
+    for (height, leaves) in &selected {
+        for &pixel in &image.leaves[leaves.clone()] {
+            covered[at(pixel)] = tree.colour(*height);
         }
     }
+    let room = scene.size[0] - left - MARGIN;
+    let paste = |scene: &mut Scene, caption: &str, colours: &[Colour], top: i32| {
+        let y = paragraph(scene, caption, SMALL, [left, top], room);
+        scene.pixels([left, y], image.width, image.scale(), colours);
+        y
+    };
+    // A pixel in a colour, larger by a distance on every side.
+    let square = |scene: &mut Scene, (row, column), top: i32, reach: i32, colour| {
+        let [x, y] = [left + image.side(column), top + image.side(row)];
+        let far = image.side(1) + reach;
+        scene.rectangle([x - reach, y - reach], [x + far, y + far], colour);
+    };
+    let y = paste(scene, "image, with the queried pixel framed", &shown, top);
+    for (reach, colour) in [(4, PAPER), (3, DESCENDED), (1, PAPER)] {
+        square(scene, image.query, y, reach, colour);
+    }
+    square(scene, image.query, y, 0, shown[at(image.query)]);
+
+    let top = y + image.side(image.height) + 14;
+    let y = paste(scene, "what covers each pixel (blue: query)", &covered, top);
+    for (_, leaves) in selected.into_iter().filter(|(height, _)| *height == 0) {
+        for &pixel in &image.leaves[leaves] {
+            square(scene, pixel, y, 1, OUTLINE);
+            square(scene, pixel, y, 0, RAMP[0]);
+        }
+    }
+    // Inside, so that it hides no neighbour.
+    square(scene, image.query, y, 0, DESCENDED);
+    if image.side(1) > 4 {
+        square(scene, image.query, y, -2, covered[at(image.query)]);
+    }
+    y + image.side(image.height) + 14
 }
 
 fn check_image(image: &ImageInset, leaves: usize) -> Result<()> {
-    let ImageInset {
-        height,
-        width,
-        channels,
-        ..
-    } = *image;
+    let (height, width, channels) = (image.height, image.width, image.channels);
     ensure!(
         height > 0 && width > 0,
         "image: expected at least one pixel, got {height}x{width}"
@@ -1012,17 +738,15 @@ fn check_image(image: &ImageInset, leaves: usize) -> Result<()> {
         [1, 3].contains(&channels),
         "image: expected 1 or 3 channels, got {channels}"
     );
-    let values = height * width * channels;
-    ensure!(
-        image.pixels.len() == values,
-        "image: pixels: expected {values} values, got {}",
-        image.pixels.len()
-    );
-    ensure!(
-        image.leaves.len() == leaves,
-        "image: leaves: expected {leaves} pixels, got {}",
-        image.leaves.len()
-    );
+    for (what, expected, got) in [
+        ("pixels", height * width * channels, image.pixels.len()),
+        ("leaves", leaves, image.leaves.len()),
+    ] {
+        ensure!(
+            got == expected,
+            "image: {what}: expected {expected}, got {got}"
+        );
+    }
     for &(row, column) in image.leaves.iter().chain([&image.query]) {
         ensure!(
             row < height && column < width,
@@ -1033,30 +757,28 @@ fn check_image(image: &ImageInset, leaves: usize) -> Result<()> {
 }
 
 fn check_sequence(sequence: &SequenceInset, leaves: usize) -> Result<()> {
+    let got = sequence.labels.len();
     ensure!(
-        sequence.labels.len() == leaves,
-        "sequence: labels: expected {leaves}, got {}",
-        sequence.labels.len()
+        got == leaves,
+        "sequence: labels: expected {leaves}, got {got}"
     );
-    if let Some(answer) = sequence.answer {
-        ensure!(
-            answer < leaves,
-            "sequence: answer: expected a token below {leaves}, got {answer}"
-        );
-    }
+    let outside = sequence.answer.filter(|answer| *answer >= leaves);
+    ensure!(
+        outside.is_none(),
+        "sequence: answer: expected a token below {leaves}, got {}",
+        outside.unwrap_or_default()
+    );
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use arbora::tree::Layout;
 
     use super::*;
 
     /// The search that ends at a leaf, with made-up probabilities.
-    fn search(shape: TokenTreeShape, length: usize, leaf: usize) -> Vec<Level> {
+    fn search(shape: TokenTreeShape, length: usize, leaf: usize) -> SearchedTree {
         let height = shape.height();
         let path: Vec<usize> = (0..=shape.decisions())
             .map(|depth| shape.ancestor(leaf, height - depth))
@@ -1072,15 +794,17 @@ mod tests {
                 children.map(probability).collect()
             })
             .collect();
-        levels(&shape, length, &path, &probabilities)
+        SearchedTree::new(shape, length, &path, &probabilities)
     }
 
     fn picture(tokens: usize, branching: usize, leaf: usize) -> RetrievalPicture {
         let shape = TokenTreeShape::new(tokens, branching, Layout::LeftFilled);
         RetrievalPicture {
             title: format!("{tokens} tokens"),
-            levels: search(shape, tokens, leaf),
-            ..RetrievalPicture::default()
+            summary: Vec::new(),
+            tree: search(shape, tokens, leaf),
+            image: None,
+            sequence: None,
         }
     }
 
@@ -1098,43 +822,28 @@ mod tests {
         }
     }
 
-    fn svg(picture: &RetrievalPicture) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("retrieval.svg");
-        draw(picture, &path).unwrap();
-        fs::read_to_string(path).unwrap()
-    }
-
-    fn hex(RGBColor(red, green, blue): RGBColor) -> String {
-        format!("fill=\"#{red:02X}{green:02X}{blue:02X}\"")
-    }
-
-    /// Elements of a kind and a colour in an SVG.
-    fn count(svg: &str, element: &str, colour: RGBColor) -> usize {
-        let (start, colour) = (format!("<{element} "), hex(colour));
-        svg.lines()
-            .filter(|line| line.starts_with(&start) && line.contains(&colour))
-            .count()
+    fn scene(picture: &RetrievalPicture) -> Scene {
+        lay_out(picture).unwrap()
     }
 
     #[test]
     fn an_svg_has_a_mark_for_each_node_of_a_small_tree() {
         // 13 leaves under 7, 4, 2 and 1 nodes. The path has 4 nodes; 3 siblings and 2 leaves are
         // selected, at heights 0 to 3. The legend repeats each kind of mark.
-        let text = svg(&picture(13, 2, 9));
-        assert_eq!(count(&text, "circle", DESCENDED), 4 + 1);
-        assert_eq!(count(&text, "rect", OUTLINE), 5 + 4);
-        assert_eq!(count(&text, "circle", UNTOUCHED), 27 - 4 - 5 + 1);
-        assert_eq!(count(&text, "polygon", SUBTREE), 0);
-        assert_eq!(text.matches("0.90").count(), 3);
-        assert_eq!(text.matches("0.10").count(), 3);
+        let scene = scene(&picture(13, 2, 9));
+        assert_eq!(scene.count("circle", DESCENDED), 4 + 1);
+        assert_eq!(scene.count("rect", OUTLINE), 5 + 4);
+        assert_eq!(scene.count("circle", UNTOUCHED), 27 - 4 - 5 + 1);
+        assert_eq!(scene.count("polygon", SUBTREE), 0);
+        let text = scene.svg();
+        let counts = ["0.90", "0.10"].map(|share| text.matches(share).count());
+        assert_eq!(counts, [3, 3]);
     }
 
     #[test]
     fn of_a_large_tree_only_nodes_that_were_read_are_drawn() {
         let picture = picture(512, 2, 301);
-        let tree = Tree::new(&picture.levels).unwrap();
-        let drawing = Drawing::new(&tree, None);
+        let drawing = Drawing::new(&picture.tree, None);
         // The root and, at each of 8 decisions and at the leaves, two nodes.
         assert_eq!(drawing.spots.len(), 1 + 2 * 8 + 2);
         let folded = drawing.spots.iter().filter(|spot| spot.is_folded);
@@ -1143,32 +852,19 @@ mod tests {
             .sum();
         assert_eq!(hidden, 510);
         assert!(drawing.width < 800, "{}", drawing.width);
-        let text = svg(&picture);
-        assert_eq!(count(&text, "circle", DESCENDED), 9 + 1);
-        assert_eq!(count(&text, "rect", OUTLINE), 10 + 9);
-        assert_eq!(count(&text, "polygon", SUBTREE), 8 + 1);
-        assert_eq!(count(&text, "circle", UNTOUCHED), 0);
+        let scene = scene(&picture);
+        assert_eq!(scene.count("circle", DESCENDED), 9 + 1);
+        assert_eq!(scene.count("rect", OUTLINE), 10 + 9);
+        assert_eq!(scene.count("polygon", SUBTREE), 8 + 1);
+        assert_eq!(scene.count("circle", UNTOUCHED), 0);
     }
 
     #[test]
     fn nothing_overlaps_or_leaves_the_picture() {
         let long = "a title of many words ".repeat(8) + &"unbroken".repeat(20);
-        for (tokens, branching) in [
-            (1, 2),
-            (2, 2),
-            (3, 3),
-            (5, 2),
-            (13, 2),
-            (28, 3),
-            (32, 2),
-            (33, 2),
-            (200, 2),
-            (200, 3),
-            (256, 4),
-            (4000, 8),
-            (4096, 16),
-            (131_072, 2),
-        ] {
+        let binary = [1, 2, 5, 13, 32, 33, 200, 131_072].map(|tokens| (tokens, 2));
+        let others = [(3, 3), (28, 3), (200, 3), (256, 4), (4000, 8), (4096, 16)];
+        for (tokens, branching) in binary.into_iter().chain(others) {
             for layout in [Layout::LeftFilled, Layout::Published] {
                 for leaf in [0, tokens / 2, tokens - 1] {
                     let shape = TokenTreeShape::new(tokens, branching, layout);
@@ -1179,7 +875,7 @@ mod tests {
                     let picture = RetrievalPicture {
                         title: words.into(),
                         summary: vec![words.into(), "second".into()],
-                        levels: search(shape, length, leaf),
+                        tree: search(shape, length, leaf),
                         image: (length <= 600).then(|| image(length)),
                         sequence: Some(SequenceInset {
                             labels: (0..length).map(|leaf| format!("token {leaf}")).collect(),
@@ -1188,77 +884,24 @@ mod tests {
                         }),
                     };
                     let name = format!("N = {tokens}, b = {branching}, {layout:?}, leaf {leaf}");
-                    check(&lay_out(&picture).unwrap(), &name);
-                    let tree = Tree::new(&picture.levels).unwrap();
-                    assert!(tree.cover().iter().all(Option::is_some), "{name}");
+                    scene(&picture).check(&name);
+                    let selected = picture.tree.selected().into_iter();
+                    let covered: usize = selected.map(|(_, leaves)| leaves.len()).sum();
+                    assert_eq!(covered, length, "{name}");
                 }
-            }
-        }
-    }
-
-    fn check(scene: &Scene, name: &str) {
-        let [width, height] = scene.size;
-        let places = scene.shapes.iter().flat_map(|shape| match shape {
-            Shape::Rectangle { from, to, .. } | Shape::Line { from, to, .. } => vec![*from, *to],
-            Shape::Polygon { corners, .. } => corners.clone(),
-            Shape::Circle { centre, radius, .. } => {
-                vec![centre.map(|at| at - radius), centre.map(|at| at + radius)]
-            }
-        });
-        for [x, y] in places {
-            assert!(
-                (0..=width).contains(&x) && (0..=height).contains(&y),
-                "{name}: {x}, {y}"
-            );
-        }
-        let boxes: Vec<_> = scene
-            .labels
-            .iter()
-            .map(|label| {
-                let half = label.size as i32 * 2 / 5;
-                let [left, right] = label.columns();
-                let text = label.text.as_str();
-                (text, left, right, label.at[1] - half, label.at[1] + half)
-            })
-            .collect();
-        for (at, one) in boxes.iter().enumerate() {
-            assert!(one.1 >= 0 && one.2 <= width, "{name}: {one:?} of {width}");
-            assert!(one.3 >= 0 && one.4 <= height, "{name}: {one:?} of {height}");
-            let answer = scene.shapes.iter().filter_map(|shape| match shape {
-                Shape::Polygon { corners, colour } if *colour == DESCENDED => Some(corners),
-                _ => None,
-            });
-            for [x, y] in answer.flatten() {
-                let hidden = (one.1..=one.2).contains(x) && (one.3..=one.4).contains(y);
-                assert!(!hidden, "{name}: {one:?} under the mark of the answer");
-            }
-            for other in &boxes[at + 1..] {
-                let apart =
-                    one.2 <= other.1 || other.2 <= one.1 || one.4 <= other.3 || other.4 <= one.3;
-                assert!(apart, "{name}: {one:?} on {other:?}");
             }
         }
     }
 
     #[test]
     fn a_png_shows_the_colours_of_the_tree_in_the_image() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("retrieval.PNG");
         let drawn = |image: Option<ImageInset>| {
             let picture = RetrievalPicture {
                 image,
                 ..picture(200, 2, 77)
             };
-            draw(&picture, &path).unwrap();
-            let size = lay_out(&picture).unwrap().size;
-            let picture = image::open(&path).unwrap().to_rgb8();
-            assert_eq!(picture.dimensions(), (size[0] as u32, size[1] as u32));
-            let count = |RGBColor(red, green, blue): RGBColor| {
-                picture
-                    .pixels()
-                    .filter(|pixel| pixel.0 == [red, green, blue])
-                    .count()
-            };
+            let drawn = scene(&picture).drawn();
+            let count = |colour| drawn.iter().filter(|pixel| **pixel == colour).count();
             [count(RAMP[0]), count(RAMP[3]), count(DESCENDED)]
         };
         let bare = drawn(None);
@@ -1280,27 +923,26 @@ mod tests {
                 query: "which?".into(),
                 answer,
             });
-            svg(&RetrievalPicture {
+            scene(&RetrievalPicture {
                 sequence,
                 ..picture(13, 2, 9)
             })
         };
-        let text = answer(Some(8));
-        assert!(text.contains("query: which?"));
+        let text = answer(Some(8)).svg();
+        assert!(text.contains("query: which?") && text.contains('▼'));
         assert!(text.contains("token 8, t8: a selected leaf"), "{text}");
-        assert_eq!(count(&text, "polygon", DESCENDED), 1);
-        assert!(answer(Some(0)).contains("token 0, t0: inside a selected node of height 3"));
-        assert_eq!(count(&answer(None), "polygon", DESCENDED), 0);
+        let text = answer(Some(0)).svg();
+        assert!(text.contains("token 0, t0: inside a selected node of height 3"));
+        assert!(!answer(None).svg().contains('▼'));
     }
 
     #[test]
     fn levels_mark_the_path_its_siblings_and_ghosts() {
         let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
-        let levels = search(shape, 5, 4);
-        let states: Vec<Vec<_>> = levels
-            .iter()
-            .map(|level| level.nodes.iter().map(|node| node.state).collect())
-            .collect();
+        let tree = search(shape, 5, 4);
+        let level = |height| (0..shape.width(height)).map(move |index| (height, index));
+        let state = |(height, index)| tree.node(height, index).state;
+        let states = [3, 2, 1, 0].map(|height| level(height).map(state).collect::<Vec<_>>());
         use NodeState::{Descended as D, Ghost as G, Selected as S, Untouched as U};
         assert_eq!(
             states,
@@ -1311,97 +953,50 @@ mod tests {
                 vec![U, U, U, U, S, G, G]
             ]
         );
-        assert_eq!(levels[1].nodes[1].probability, Some(0.9));
-        assert_eq!(
-            (levels[0].nodes[0].leaves, levels[2].nodes[2].leaves),
-            (5, 1)
-        );
+        assert_eq!(tree.node(2, 1).probability, Some(0.9));
+        assert_eq!((tree.node(3, 0).leaves, tree.node(1, 2).leaves), (5, 1));
+        assert_eq!(tree.selected(), [(2, 0..4), (0, 4..5)]);
     }
 
     #[test]
-    #[should_panic(expected = "levels: path at depth 1: expected one of 0..2, got Some(2)")]
+    #[should_panic(expected = "searched tree: path at depth 1: expected one of 0..2, got 2")]
     fn a_path_that_leaves_its_tree_panics() {
-        levels(
-            &TokenTreeShape::new(8, 2, Layout::LeftFilled),
-            8,
-            &[0, 2, 0],
-            &[],
-        );
+        let shape = TokenTreeShape::new(8, 2, Layout::LeftFilled);
+        SearchedTree::new(shape, 8, &[0, 2, 0], &[]);
     }
 
     #[test]
     fn a_tree_that_nothing_read_is_one_subtree() {
         let mut untouched = picture(512, 2, 0);
-        for node in untouched
-            .levels
-            .iter_mut()
-            .flat_map(|level| &mut level.nodes)
-        {
-            (node.state, node.probability) = (NodeState::Untouched, None);
-        }
-        let scene = lay_out(&untouched).unwrap();
-        check(&scene, "untouched");
-        assert!(scene.labels.iter().any(|label| label.text == "512"));
+        untouched.tree.path.clear();
+        let scene = scene(&untouched);
+        scene.check("untouched");
+        assert!(scene.text_boxes().iter().any(|(text, _)| text == "512"));
     }
 
     #[test]
     fn what_is_no_tree_or_does_not_fit_it_is_refused() {
-        let path = Path::new("never-written.png");
-        let message = |picture: &RetrievalPicture| draw(picture, path).unwrap_err().to_string();
-        assert_eq!(
-            message(&RetrievalPicture::default()),
-            "a picture of a retrieval: level 0: expected one root, got 0"
-        );
-        let mut odd = picture(13, 2, 9);
-        odd.levels[2].nodes.pop();
-        assert_eq!(
-            message(&odd),
-            "a picture of a retrieval: level 2: children of the node at leaf 8: expected 5 leaves, got 4"
-        );
-        let mut odd = picture(13, 2, 9);
-        odd.levels.pop();
-        assert_eq!(
-            message(&odd),
-            "a picture of a retrieval: level 3: expected leaves of one token each"
-        );
-        let mut odd = picture(1, 2, 0);
-        odd.levels[0].nodes[0].leaves = 0;
-        assert_eq!(
-            message(&odd),
-            "a picture of a retrieval: level 0: expected tokens from leaf 0 on, without gaps"
-        );
-        let mut odd = picture(3, 3, 0);
-        odd.levels[1].nodes[2].first_leaf = 7;
-        assert_eq!(
-            message(&odd),
-            "a picture of a retrieval: level 1: expected tokens from leaf 0 on, without gaps"
-        );
+        let message = |picture: &RetrievalPicture| lay_out(picture).err().unwrap().to_string();
+        let shape = TokenTreeShape::new(13, 2, Layout::LeftFilled);
+        for (length, fits) in [(0, false), (13, true), (14, false)] {
+            let tree = std::panic::catch_unwind(|| SearchedTree::new(shape, length, &[0; 4], &[]));
+            assert_eq!(tree.is_ok(), fits, "{length}");
+        }
         let with_image = |image: ImageInset| RetrievalPicture {
             image: Some(image),
             ..picture(13, 2, 9)
         };
-        assert_eq!(
-            message(&with_image(image(12))),
-            "image: leaves: expected 13 pixels, got 12"
-        );
-        let outside = ImageInset {
-            query: (20, 0),
-            ..image(13)
-        };
-        assert_eq!(
-            message(&with_image(outside)),
-            "image: expected a pixel of 20x30, got row 20, column 0"
-        );
+        let few = message(&with_image(image(12)));
+        assert_eq!(few, "image: leaves: expected 13, got 12");
+        let mut outside = image(13);
+        outside.query = (20, 0);
+        let outside = message(&with_image(outside));
+        let expected = "image: expected a pixel of 20x30, got row 20, column 0";
+        assert_eq!(outside, expected);
         let sequence = RetrievalPicture {
             sequence: Some(SequenceInset::default()),
             ..picture(13, 2, 9)
         };
         assert_eq!(message(&sequence), "sequence: labels: expected 13, got 0");
-        assert!(!path.exists());
-        let error = draw(&picture(2, 2, 0), Path::new("a.gif")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a.gif: expected a name ending in .png or .svg"
-        );
     }
 }

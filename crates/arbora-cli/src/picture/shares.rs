@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use plotters::style::{RGBColor, text_anchor::HPos};
 
-use super::fit;
-use super::scene::{Label, Scene, Shape};
+use super::between;
+use super::svg::{Anchor, Colour, INK, PAPER, Scene};
 
 /// Rows of shares.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,19 +36,19 @@ const COLUMN: i32 = 52;
 const NARROW: i32 = 16;
 /// From this many columns on there is no room for numbers.
 const CROWDED: usize = 24;
-/// The colour of a share of 1.
-const FULL: [f64; 3] = [0.0, 90.0, 156.0];
+/// The colours of a share of 0, nearly white, and of 1.
+const SHARES: [Colour; 2] = [[243; 3], [0, 90, 156]];
 
-/// Draws the rows, as PNG or SVG by the ending of `path`.
+/// Draws the rows, as `NAME.svg` and `NAME.png`.
 ///
 /// # Errors
-/// If there are no columns, a row has another number of shares or one outside of 0 to 1, the ending is neither
-/// `png` nor `svg`, or the file cannot be written.
-pub fn draw(picture: &SharesPicture, path: &Path) -> Result<()> {
-    scene(picture)?.save(path)
+/// If there are no columns, a row has another number of shares or one outside of 0 to 1, or a file cannot be
+/// written.
+pub fn draw(picture: &SharesPicture, name: &Path) -> Result<()> {
+    lay_out(picture)?.save(name)
 }
 
-fn scene(picture: &SharesPicture) -> Result<Scene> {
+fn lay_out(picture: &SharesPicture) -> Result<Scene> {
     let count = picture.columns.len();
     ensure!(count > 0, "a table of shares needs at least one column");
     for row in picture.rows.iter().filter(|row| !row.shares.is_empty()) {
@@ -59,62 +58,48 @@ fn scene(picture: &SharesPicture) -> Result<Scene> {
             row.name,
             row.shares.len()
         );
-        let odd = row
-            .shares
-            .iter()
-            .find(|share| !(0.0..=1.0 + 1e-9).contains(*share));
-        ensure!(
-            odd.is_none(),
-            "row {:?}: share: expected 0 to 1, got {}",
-            row.name,
-            odd.unwrap_or(&0.0)
-        );
+        for share in &row.shares {
+            ensure!(
+                (0.0..=1.0 + 1e-9).contains(share),
+                "row {:?}: share: expected 0 to 1, got {share}",
+                row.name
+            );
+        }
     }
     let numbers = count < CROWDED;
     let column = if numbers { COLUMN } else { NARROW };
-    let across = MARGIN + NAMES + column * count as i32 + MARGIN;
+    let across = MARGIN + NAMES + column * count.max(4) as i32 + MARGIN;
     let top = MARGIN + TITLE + ROW;
-    let mut scene = Scene {
-        size: [
-            across.max(MARGIN + NAMES + 200),
-            top + ROW * picture.rows.len() as i32 + MARGIN,
-        ],
-        shapes: Vec::new(),
-        labels: Vec::new(),
-    };
+    let mut scene = Scene::new([across, top + ROW * picture.rows.len() as i32 + MARGIN]);
     let left = |at: usize| MARGIN + NAMES + column * at as i32;
-    let (title, size) = fit(&picture.title, 17, scene.size[0] - 2 * MARGIN);
     let place = [MARGIN, MARGIN + TITLE / 2 - 4];
-    scene
-        .labels
-        .push(Label::new(title, size, HPos::Left, place));
+    scene.fitted_text(
+        &picture.title,
+        15,
+        Anchor::Start,
+        place,
+        across - 2 * MARGIN,
+    );
     for (at, name) in picture.columns.iter().enumerate().filter(|_| numbers) {
-        let (name, size) = fit(name, 13, column - 4);
         let place = [left(at) + column / 2, top - ROW / 2];
-        scene
-            .labels
-            .push(Label::new(name, size, HPos::Center, place));
+        scene.fitted_text(name, 11, Anchor::Middle, place, column - 4);
     }
     for (at, row) in picture.rows.iter().enumerate() {
         let y = top + ROW * at as i32;
-        let heading = row.shares.is_empty();
-        let (name, size) = fit(&row.name, if heading { 14 } else { 13 }, NAMES - 10);
+        let size = if row.shares.is_empty() { 12 } else { 11 };
         let place = [MARGIN, y + ROW / 2];
-        scene.labels.push(Label::new(name, size, HPos::Left, place));
-        for (at, share) in row.shares.iter().enumerate() {
-            let from = [left(at) + 1, y + 1];
-            scene.shapes.push(Shape::Rectangle {
-                from,
-                to: [from[0] + column - 2, from[1] + ROW - 2],
-                colour: colour(*share),
-            });
-            if numbers && *share > 0.0 {
-                let place = [left(at) + column / 2, y + ROW / 2];
-                let label = Label::new(percent(*share), 12, HPos::Center, place);
-                scene.labels.push(match *share > 0.55 {
-                    true => label.coloured(RGBColor(255, 255, 255)),
-                    false => label,
-                });
+        scene.fitted_text(&row.name, size, Anchor::Start, place, NAMES - 10);
+        for (at, &share) in row.shares.iter().enumerate() {
+            let [x, end] = [left(at), left(at + 1)];
+            scene.rectangle(
+                [x + 1, y + 1],
+                [end - 1, y + ROW - 1],
+                between(&SHARES, share),
+            );
+            if numbers && share > 0.0 {
+                let colour = if share > 0.55 { PAPER } else { INK };
+                let middle = [(x + end) / 2, y + ROW / 2];
+                scene.coloured_text(&percent(share), 10, Anchor::Middle, middle, colour);
             }
         }
     }
@@ -126,13 +111,6 @@ fn percent(share: f64) -> String {
         percent if percent < 0.5 => "<1".into(),
         percent => format!("{percent:.0}"),
     }
-}
-
-/// From nearly white to full.
-fn colour(share: f64) -> RGBColor {
-    let mix = |full: f64| (243.0 + (full - 243.0) * share.clamp(0.0, 1.0)).round() as u8;
-    let [red, green, blue] = FULL.map(mix);
-    RGBColor(red, green, blue)
 }
 
 #[cfg(test)]
@@ -161,29 +139,21 @@ mod tests {
             row("one", &[0.25, 0.75]),
             row("two", &[1.0, 0.0]),
         ];
-        let scene = scene(&picture(rows)).unwrap();
-        assert_eq!(scene.shapes.len(), 4);
-        let texts: Vec<&str> = scene.labels.iter().map(|one| one.text.as_str()).collect();
+        let scene = lay_out(&picture(rows)).unwrap();
+        scene.check("shares");
+        let cells =
+            [0.25, 0.75, 1.0, 0.0].map(|share| scene.count("rect", between(&SHARES, share)));
+        assert_eq!(cells, [1; 4]);
+        let boxes = scene.text_boxes();
+        let texts: Vec<&str> = boxes.iter().map(|(text, _)| text.as_str()).collect();
         for text in ["documents", "held out", "one", "25", "75", "100"] {
             assert!(texts.contains(&text), "{text} in {texts:?}");
-        }
-        let [width, height] = scene.size;
-        for label in &scene.labels {
-            let [from, to] = label.columns();
-            assert!(
-                from >= 0 && to <= width && label.at[1] < height,
-                "{}",
-                label.text
-            );
         }
     }
 
     #[test]
     fn larger_shares_are_darker() {
-        let brightness = |share| {
-            let RGBColor(red, green, blue) = colour(share);
-            u32::from(red) + u32::from(green) + u32::from(blue)
-        };
+        let brightness = |share| between(&SHARES, share).map(u32::from).iter().sum::<u32>();
         assert!(brightness(0.0) > brightness(0.1));
         assert!(brightness(0.1) > brightness(1.0));
     }
@@ -198,9 +168,9 @@ mod tests {
             ),
             (vec![f64::NAN, 1.0], "got NaN"),
         ] {
-            let error = scene(&picture(vec![row("one", &shares)])).err().unwrap();
+            let error = lay_out(&picture(vec![row("one", &shares)])).err().unwrap();
             assert!(error.to_string().contains(words), "{error}");
         }
-        assert!(scene(&SharesPicture::default()).is_err());
+        assert!(lay_out(&SharesPicture::default()).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! `arbora inspect` on language: where text went, and how the leaves were used over training.
 
-use super::{FORMATS, NUMBERS};
+use super::{NUMBERS, picture_files};
 use crate::cli::InspectArgs;
 use crate::families::Finished;
 use crate::families::language::report::{leaf_name, panels, routes};
@@ -264,20 +264,17 @@ struct Pictures {
 /// Writes all files into the folder; the last has their names.
 fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let mut files = Vec::new();
-    let mut path = |stem: &str, format: &str| {
-        files.push(format!("{stem}.{format}"));
-        out.join(format!("{stem}.{format}"))
-    };
-    for format in FORMATS {
-        curves::draw(&pictures.curves, &path("curves", format))?;
-        if !pictures.leaves.is_empty() {
-            curves::draw(&pictures.leaves, &path("leaves", format))?;
-        }
-        if let Some(documents) = &pictures.documents {
-            shares::draw(documents, &path("documents", format))?;
-        }
+    curves::draw(&pictures.curves, &out.join("curves"))?;
+    let mut names = vec!["curves"];
+    if !pictures.leaves.is_empty() {
+        curves::draw(&pictures.leaves, &out.join("leaves"))?;
+        names.push("leaves");
     }
+    if let Some(documents) = &pictures.documents {
+        shares::draw(documents, &out.join("documents"))?;
+        names.push("documents");
+    }
+    let mut files = picture_files(&names);
     files.push(NUMBERS.into());
     numbers.insert("folder".into(), json!(out.to_string_lossy()));
     numbers.insert("files".into(), json!(files));

@@ -17,7 +17,7 @@ const PICTURE_ROWS: usize = 8;
 /// Pixels shown to the models in that picture.
 const PICTURE_CONTEXT: usize = 100;
 
-/// Draws `curves.png` and `curves.svg`, and for images `completion.png`.
+/// Draws `curves.png` and `curves.svg`, and for images `completion.png` and `completion.svg`.
 ///
 /// # Errors
 /// If a log cannot be read or a picture cannot be written.
@@ -34,7 +34,7 @@ pub fn draw(
         let context = picture_context(first.config);
         let rows = complete(images, &models, &shown, context, device)?;
         let names: Vec<&str> = runs.iter().map(|run| run.name).collect();
-        completion::draw(&rows, &names, &folder.join("completion.png"))?;
+        completion::draw(&rows, &names, &folder.join("completion"))?;
     }
     Ok(())
 }
