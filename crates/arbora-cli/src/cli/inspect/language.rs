@@ -1,22 +1,17 @@
 //! `arbora inspect` on language: where text went, and how the leaves were used over training.
 
-use super::{NUMBERS, picture_files};
+use super::{Picture, Seen};
 use crate::cli::InspectArgs;
 use crate::families::Finished;
 use crate::families::language::report::{leaf_name, panels, routes};
-use crate::families::language::{LanguageBatch, LanguageModel};
-use crate::families::language::{LanguageConfig, LanguageData};
-use crate::picture::curves::{self, Panel};
-use crate::picture::shares::{self, SharesPicture, SharesRow};
+use crate::families::language::{LanguageBatch, LanguageConfig, LanguageData, LanguageModel};
+use crate::picture::shares::{SharesPicture, SharesRow};
 use crate::run::{TrainedRun, config_of};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, rng};
 use arbora::tasks::text::{Corpus, Text};
 use arbora::tree::shape::CompleteTree;
 use serde_json::{Map, Value, json};
-use std::fs;
-use std::path::Path;
-use std::process::ExitCode;
 
 /// Sequences of each part that are looked at, at most.
 const SEQUENCES: usize = 2048;
@@ -25,15 +20,11 @@ const BATCH: usize = 8;
 /// Documents of a part that are in the picture, the first ones.
 const ROWS: usize = 60;
 
-pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
+/// The curves of a run; and where its model has a tree, how its leaves were used.
+pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     if args.item.is_some() || args.query.is_some() {
         bail!("--item and --query: a run of task lm has documents, and shows all of them");
     }
-    ensure!(
-        !out.exists() || out.is_dir(),
-        "{}: expected a folder",
-        out.display()
-    );
     let config = config_of::<LanguageConfig>(&args.run)?;
     let name = config.model.name();
     let curves = panels(&[Finished {
@@ -43,33 +34,35 @@ pub(super) fn run(args: &InspectArgs, out: &Path) -> Result<ExitCode> {
         model: None,
     }])?;
     let mut numbers = Map::new();
-    numbers.insert("run".into(), json!(args.run.to_string_lossy()));
     numbers.insert("model".into(), json!(config.model));
     numbers.insert("tree".into(), json!(config.model.has_tree()));
-    let mut pictures = Pictures {
-        curves,
-        leaves: Vec::new(),
-        documents: None,
-    };
-    let text = match config.model.has_tree() {
-        false => format!("{name} has no tree; its curves are drawn"),
-        true => {
-            let run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
-            let tree = run.model.network().tree();
-            let parts = parts(&run)?;
-            pictures.leaves = routes(&args.run, &tree)?;
-            pictures.documents = Some(picture(name, run.step, &tree, &parts));
-            numbers.insert("step".into(), json!(run.step));
-            numbers.extend(facts(&tree, &parts));
-            text(name, run.step, &tree, &parts)
-        }
-    };
-    write(out, &pictures, &mut numbers)?;
-    crate::cli::show(&match args.json {
-        true => Value::Object(numbers).to_string(),
-        false => format!("{text}\npictures and numbers: {}", out.display()),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let mut pictures = vec![("curves", Picture::Curves(curves))];
+    if !config.model.has_tree() {
+        let text = format!("{name} has no tree; its curves are drawn");
+        return Ok(Seen {
+            pictures,
+            numbers,
+            text,
+            is_bare: false,
+        });
+    }
+    let run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
+    let tree = run.model.network().tree();
+    let parts = parts(&run)?;
+    let leaves = routes(&args.run, &tree)?;
+    if !leaves.is_empty() {
+        pictures.push(("leaves", Picture::Curves(leaves)));
+    }
+    let documents = picture(name, run.step, &tree, &parts);
+    pictures.push(("documents", Picture::Shares(documents)));
+    numbers.insert("step".into(), json!(run.step));
+    numbers.extend(facts(&tree, &parts));
+    Ok(Seen {
+        pictures,
+        numbers,
+        text: text(name, run.step, &tree, &parts),
+        is_bare: false,
+    })
 }
 
 /// A part of the corpus, and where it went.
@@ -253,31 +246,4 @@ fn text(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> String {
         }
     }
     text
-}
-
-struct Pictures {
-    curves: Vec<Panel>,
-    leaves: Vec<Panel>,
-    documents: Option<SharesPicture>,
-}
-
-/// Writes all files into the folder; the last has their names.
-fn write(out: &Path, pictures: &Pictures, numbers: &mut Map<String, Value>) -> Result<()> {
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    curves::draw(&pictures.curves, &out.join("curves"))?;
-    let mut names = vec!["curves"];
-    if !pictures.leaves.is_empty() {
-        curves::draw(&pictures.leaves, &out.join("leaves"))?;
-        names.push("leaves");
-    }
-    if let Some(documents) = &pictures.documents {
-        shares::draw(documents, &out.join("documents"))?;
-        names.push("documents");
-    }
-    let mut files = picture_files(&names);
-    files.push(NUMBERS.into());
-    numbers.insert("folder".into(), json!(out.to_string_lossy()));
-    numbers.insert("files".into(), json!(files));
-    let text = serde_json::to_string_pretty(numbers)? + "\n";
-    crate::whole::write(&out.join(NUMBERS), &text)
 }

@@ -1,135 +1,60 @@
-//! `arbora inspect`
+//! `arbora inspect` on retrieval: what one query read, and how sure the policy was.
 
-mod language;
-mod walk;
-
-use super::InspectArgs;
+use super::walk::{Decision, Walk, counts, floats};
+use super::{Picture, Seen};
+use crate::cli::InspectArgs;
+use crate::families::Finished;
 use crate::families::retrieval::data::Problem;
 use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
-use crate::families::{AnyTask, Finished};
-use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
-use crate::picture::curves::{self, Panel};
-use crate::picture::retrieval::{self, ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
-use crate::run::{TrainedRun, config_of, refuse_others};
-use crate::whole;
+use crate::picture::confidence::{ConfidencePicture, QueryDecisions};
+use crate::picture::retrieval::{ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
+use crate::run::{TrainedRun, config_of};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::models::{Context, Prediction, ReTreever, Target};
 use arbora::rl::seed::{Purpose, rng};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
 use serde_json::{Map, Value, json};
-use std::fs;
-use std::path::Path;
-use std::process::ExitCode;
-use walk::{Decision, Walk, counts, floats};
 
 /// Test problems whose queries are in the picture of confidence.
 const CONFIDENCE_ITEMS: usize = 16;
-/// The numbers of the query, beside its pictures.
-const NUMBERS: &str = "inspect.json";
 
-pub fn run(args: InspectArgs) -> Result<ExitCode> {
-    if let Some(AnyTask::Language(_)) = AnyTask::of_run(&args.run) {
-        let out = args.out.clone();
-        let out = out.unwrap_or_else(|| args.run.join("inspect"));
-        return language::run(&args, &out);
-    }
-    refuse_others("inspect", &args.run)?;
+/// The curves of a run; and where its model has a tree, the path of a query down that and how sure it was.
+pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     let config = config_of::<RetrievalConfig>(&args.run)?;
-    let out = args.out.unwrap_or_else(|| args.run.join("inspect"));
-    ensure!(
-        !out.exists() || out.is_dir(),
-        "{}: expected a folder",
-        out.display()
-    );
+    let name = config.model.name();
     let panels = report::panels(&[Finished {
-        name: config.model.name(),
+        name,
         folder: &args.run,
         config: &config,
         model: None,
     }])?;
+    let mut pictures = vec![("curves", Picture::Curves(panels))];
     if !config.model.has_tree() {
         if args.item.is_some() || args.query.is_some() {
-            let name = config.model.name();
             bail!("--item and --query: {name} walks no tree; its curves need neither");
         }
-        let files = write(&out, &panels, None)?;
-        super::show(&without_tree(&args.run, &config, &out, &files, args.json))?;
-        return Ok(ExitCode::SUCCESS);
+        let numbers = [("model", json!(config.model)), ("tree", json!(false))];
+        return Ok(Seen {
+            pictures,
+            numbers: numbers
+                .map(|(key, value)| (key.to_owned(), value))
+                .into_iter()
+                .collect(),
+            text: format!("{name} walks no tree; its curves are"),
+            is_bare: true,
+        });
     }
-
     let run: TrainedRun<RetrievalConfig> = TrainedRun::load(&args.run, args.backend.as_deref())?;
-    let item = args.item.unwrap_or(0);
-    let inspected = inspect(&run, item, args.query)?;
-    let confidence = confidence_of(&run)?;
-    let mut numbers = inspected.numbers;
-    numbers.insert("run".into(), json!(args.run.to_string_lossy()));
-    let text = text(&numbers);
-    let pictures = Pictures {
-        path: inspected.picture,
-        confidence,
-        numbers: &mut numbers,
-    };
-    write(&out, &panels, Some(pictures))?;
-    super::show(&match args.json {
-        true => Value::Object(numbers).to_string(),
-        false => format!("{text}\npictures and numbers: {}", out.display()),
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What is written for a run with a tree.
-struct Pictures<'a> {
-    path: RetrievalPicture,
-    confidence: ConfidencePicture,
-    numbers: &'a mut Map<String, Value>,
-}
-
-/// The files of pictures.
-fn picture_files(names: &[&str]) -> Vec<String> {
-    ["svg", "png"]
-        .iter()
-        .flat_map(|format| names.iter().map(move |name| format!("{name}.{format}")))
-        .collect()
-}
-
-/// Writes all files into the folder; their names.
-fn write(out: &Path, panels: &[Panel], pictures: Option<Pictures>) -> Result<Vec<String>> {
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    curves::draw(panels, &out.join("curves"))?;
-    let mut names = vec!["curves"];
-    if let Some(pictures) = &pictures {
-        retrieval::draw(&pictures.path, &out.join("path"))?;
-        confidence::draw(&pictures.confidence, &out.join("confidence"))?;
-        names.extend(["path", "confidence"]);
-    }
-    let mut files = picture_files(&names);
-    if let Some(Pictures { numbers, .. }) = pictures {
-        files.push(NUMBERS.into());
-        numbers.insert("folder".into(), json!(out.to_string_lossy()));
-        numbers.insert("files".into(), json!(files));
-        let text = serde_json::to_string_pretty(numbers)? + "\n";
-        whole::write(&out.join(NUMBERS), &text)?;
-    }
-    Ok(files)
-}
-
-fn without_tree(
-    run: &Path,
-    config: &RetrievalConfig,
-    out: &Path,
-    files: &[String],
-    as_json: bool,
-) -> String {
-    let name = config.model.name();
-    match as_json {
-        true => json!({
-            "run": run.to_string_lossy(), "model": config.model, "tree": false,
-            "folder": out.to_string_lossy(), "files": files,
-        })
-        .to_string(),
-        false => format!("{name} walks no tree; its curves are in {}", out.display()),
-    }
+    let inspected = query(&run, args.item.unwrap_or(0), args.query)?;
+    pictures.push(("path", Picture::Path(inspected.picture)));
+    pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));
+    Ok(Seen {
+        pictures,
+        text: text(&inspected.numbers),
+        is_bare: false,
+        numbers: inspected.numbers,
+    })
 }
 
 /// One query of one test problem, looked at.
@@ -145,7 +70,7 @@ struct Case {
     image: Option<Vec<f32>>,
 }
 
-fn inspect(
+fn query(
     run: &TrainedRun<RetrievalConfig>,
     item: usize,
     query: Option<usize>,
