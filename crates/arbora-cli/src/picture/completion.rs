@@ -321,7 +321,7 @@ mod tests {
         };
         for (message, expected) in [
             (
-                odd(|row| drop(row.models[1].std.pop())),
+                odd(|row| row.models[1].std.truncate(783)),
                 "std: expected 784 values, got 783",
             ),
             (

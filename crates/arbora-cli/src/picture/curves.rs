@@ -274,7 +274,9 @@ fn draw_axes(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2]) {
         scene.line([x, top], [x, bottom], 1, GRID);
         scene.line([x, bottom], [x, bottom + 5], 1, AXIS);
         let name = panel.x_scale.name(tick);
-        scene.text(&name, SMALL, Anchor::Middle, [x, bottom + 14]);
+        // A long number at the end of the axis would stand in the next panel.
+        let most = right + SPACE - text::width(&name, SMALL) as i32 / 2;
+        scene.text(&name, SMALL, Anchor::Middle, [x.min(most), bottom + 14]);
     }
     for &tick in &axes[1].ticks {
         let y = axes[1].pixel(tick).round() as i32;
