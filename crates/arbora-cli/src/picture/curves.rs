@@ -325,8 +325,13 @@ fn draw_legend(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2], corner: [bool
     } else {
         top + 4
     };
-    scene.rectangle([x, y], [x + width, y + height], BORDER);
-    scene.rectangle([x + 1, y + 1], [x + width - 1, y + height - 1], PAPER);
+    // What lies under it shows through.
+    let [far, low] = [x + width, y + height];
+    let corners = [[x, y], [far, y], [far, low], [x, low], [x, y]];
+    scene.polygon(&corners, PAPER, 0.85);
+    for side in corners.windows(2) {
+        scene.line(side[0], side[1], 1, BORDER);
+    }
     for (row, ((name, size), colour)) in names.iter().enumerate() {
         let middle = y + 4 + ROW / 2 + ROW * row as i32;
         scene.line([x + 8, middle], [x + 8 + LINE, middle], 2, *colour);
