@@ -2,11 +2,11 @@
 //!
 //! Embed single crates where you can; this facade is for programs that use several.
 //!
-//! - [`tree`]: shapes, leaf orders and node tensors
-//! - [`attention`]: operators for every backend, and layers
-//! - [`rl`]: policy gradients and the trainer
-//! - [`models`]: ReTreever, Treeformer, TreeCoders, and the models they are compared with
-//! - [`tasks`]: data
+//! - [`tree`][]: shapes, leaf orders and node tensors
+//! - [`attention`][]: operators for every backend, and layers
+//! - [`rl`][]: policy gradients and the trainer
+//! - [`models`][]: ReTreever, Treeformer, TreeCoders, and the models they are compared with
+//! - [`tasks`][]: data
 //!
 //! The command `arbora` is the crate `arbora-cli`.
 //!
