@@ -6,7 +6,7 @@
 //! - [`attention`]: operators for every backend, and layers
 //! - [`rl`]: policy gradients and the trainer
 //! - [`models`]: ReTreever, Treeformer, TreeCoders, and the models they are compared with
-//! - [`tasks`]: data
+//! - [`tasks`]: data, as batches
 //!
 //! The command `arbora` is the crate `arbora-cli`.
 //!
