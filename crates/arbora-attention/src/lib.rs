@@ -11,6 +11,7 @@
 //! - [`functions`]: the tensor functions that users call.
 //! - [`layers`]: modules, each with a config, `init` and `forward`-like methods.
 //! - [`flops`]: counting of work.
+//! - [`cpu_kernels()`]: the vector instructions and threads of the kernels on the CPU.
 //!
 //! # Feature flags
 //!
@@ -29,6 +30,7 @@ pub mod functions;
 pub mod layers;
 pub mod ops;
 
+pub use backends::{CpuKernels, cpu_kernels};
 pub use functions::{
     BlockWeights, CandidateKeys, EmptyLeaf, EmptyNode, FeedForwardWeights, LeafAttentionInput,
     LeafAttentionOutput, NodeIndicators, Route, TreeCoarseOptions, TreeCoarseState, TreeFineInput,

@@ -4,6 +4,9 @@ use crate::quiet::without_panic;
 use crate::remote;
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::{Device, Tensor};
+#[cfg(feature = "adapters")]
+use burn_wgpu::{RuntimeOptions, WgpuBackend, WgpuDevice, graphics::AutoGraphicsApi};
+use serde::Serialize;
 
 type Open = fn() -> Device;
 
@@ -49,6 +52,15 @@ const NUMBERED: &[(&str, OpenNumbered)] = &[
     ("rocm", |index| Device::rocm(index)),
 ];
 
+/// The backends on wgpu, and the graphics API that each asks for.
+#[cfg(feature = "adapters")]
+const GRAPHICS: &[(&str, WgpuBackend)] = &[
+    ("wgpu", WgpuBackend::Auto),
+    ("vulkan", WgpuBackend::Vulkan),
+    ("webgpu", WgpuBackend::WebGpu),
+    ("metal", WgpuBackend::Metal),
+];
+
 /// Every backend that a feature of this crate can bring in.
 const KNOWN: &[&str] = &[
     "flex", "ndarray", "tch", "wgpu", "vulkan", "webgpu", "metal", "cuda", "rocm", "cpu",
@@ -57,6 +69,63 @@ const KNOWN: &[&str] = &[
 /// The names of the backends compiled in, the preferred one first.
 pub fn compiled() -> impl Iterator<Item = &'static str> {
     COMPILED.iter().map(|(name, _)| *name)
+}
+
+/// A backend compiled in, as it is on this machine.
+#[derive(Debug, Serialize)]
+pub struct Found {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it computes here.
+    pub runs: bool,
+    /// Why it does not.
+    pub reason: Option<String>,
+    /// The graphics adapter that it computes on.
+    pub adapter: Option<String>,
+    /// What it reaches its hardware through: the driver and its version, or a library.
+    pub driver: Option<String>,
+}
+
+/// Tries every backend compiled in, the preferred one first. Call it before any other function of this module:
+/// an adapter can be asked only while its device is not open.
+pub fn find() -> Vec<Found> {
+    let found = |&(name, open): &(&'static str, Open)| {
+        let tried = without_panic(|| hardware(name))
+            .and_then(|hardware| hardware.map_err(|error| error.to_string()))
+            .and_then(|hardware| computes(open).map(|_| hardware));
+        let (reason, (adapter, driver)) = match tried {
+            Ok(hardware) => (None, hardware),
+            Err(reason) => {
+                let line = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+                (Some(line), (None, None))
+            }
+        };
+        Found {
+            name,
+            runs: reason.is_none(),
+            reason,
+            adapter,
+            driver,
+        }
+    };
+    COMPILED.iter().map(found).collect()
+}
+
+/// The adapter and the driver of a backend, where it has them.
+fn hardware(name: &str) -> Result<(Option<String>, Option<String>)> {
+    #[cfg(feature = "adapters")]
+    if let Some((_, api)) = GRAPHICS.iter().find(|(known, _)| *known == name) {
+        let device = WgpuDevice::default().on(*api);
+        let options = RuntimeOptions::try_default()?;
+        // Opens the device that the backend will use, and unlike the backend says why it cannot.
+        let setup = burn_wgpu::try_init_setup::<AutoGraphicsApi>(&device, options)?;
+        let info = setup.adapter.get_info();
+        let driver = format!("{} {} ({})", info.driver, info.driver_info, info.backend);
+        return Ok((Some(info.name), Some(driver.trim_start().to_owned())));
+    }
+    // The version that the crate `tch` is made for and insists on; libtorch does not tell its own.
+    let library = (name == "tch").then(|| "libtorch 2.9".to_owned());
+    Ok((None, library))
 }
 
 /// Opens a device: the backend of a name, or a device of another process by its address
@@ -122,10 +191,13 @@ fn open_here(asked: Option<String>) -> Result<(&'static str, Device)> {
 
 /// A device that computes. A missing driver shows at the first tensor, as a panic inside the backend.
 fn tried(name: &str, open: impl FnOnce() -> Device) -> Result<Device> {
+    computes(open).map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
+}
+
+fn computes(open: impl FnOnce() -> Device) -> Result<Device, String> {
     without_panic(|| {
         let device = open();
         Tensor::<1>::zeros([1], &device).into_data();
         device
     })
-    .map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
 }

@@ -10,7 +10,6 @@
 use std::f64::consts::PI;
 
 use burn::tensor::Device;
-use nalgebra::{Cholesky, DMatrix};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -142,35 +141,61 @@ pub fn sample_function(
     }
     let normals: Vec<f64> = xs.iter().map(|_| rng.sample(StandardNormal)).collect();
     let factor = factorise(kernel, hyper, xs);
-    // The factor is triangular: the part above its diagonal was never written.
-    let factor = factor.l_dirty();
-    (0..xs.len())
-        .map(|row| (0..=row).map(|at| factor[(row, at)] * normals[at]).sum())
+    let count = xs.len();
+    (0..count)
+        .map(|row| {
+            (0..=row)
+                .map(|at| factor[at * count + row] * normals[at])
+                .sum()
+        })
         .collect()
 }
 
-/// The Cholesky factor of the covariance at `xs`, `[points, points]`.
-fn factorise(kernel: Kernel, hyper: &Hyperparameters, xs: &[f64]) -> Cholesky<f64, nalgebra::Dyn> {
+/// The Cholesky factor of the covariance at `xs`, `[points, points]` by columns. What lies above the diagonal is 0.
+fn factorise(kernel: Kernel, hyper: &Hyperparameters, xs: &[f64]) -> Vec<f64> {
     let count = xs.len();
-    // Only the lower triangle is read, and the matrix is stored by columns.
-    let mut covariance = DMatrix::zeros(count, count);
+    // Only the lower triangle is read.
+    let mut covariance = vec![0.0; count * count];
     for column in 0..count {
         for row in column..count {
-            covariance[(row, column)] = kernel.covariance(hyper, xs[row] - xs[column]);
+            covariance[column * count + row] = kernel.covariance(hyper, xs[row] - xs[column]);
         }
     }
     let mut raise = 1e-10 * hyper.scale.powi(2);
     loop {
         let mut raised = covariance.clone();
         for at in 0..count {
-            raised[(at, at)] += hyper.noise.powi(2) + raise;
+            raised[at * count + at] += hyper.noise.powi(2) + raise;
         }
         // This ends: a raise above the sum of the moduli of a row makes any matrix definite.
-        match Cholesky::new(raised) {
+        match cholesky(raised, count) {
             Some(factor) => return factor,
             None => raise *= 10.0,
         }
     }
+}
+
+/// The lower triangular factor of a symmetric matrix that is stored by columns, of which the lower triangle is read;
+/// none if rounding leaves it indefinite.
+fn cholesky(mut matrix: Vec<f64>, count: usize) -> Option<Vec<f64>> {
+    for at in 0..count {
+        let (finished, rest) = matrix.split_at_mut(at * count);
+        let column = &mut rest[at..count];
+        for earlier in finished.chunks_exact(count) {
+            let factor = earlier[at];
+            for (own, other) in column.iter_mut().zip(&earlier[at..]) {
+                *own -= factor * other;
+            }
+        }
+        let root = column[0].sqrt();
+        // The root of a negative number is no number.
+        if root.is_nan() || root == 0.0 {
+            return None;
+        }
+        column[0] = root;
+        column[1..].iter_mut().for_each(|entry| *entry /= root);
+    }
+    Some(matrix)
 }
 
 /// The kernel, and how many points are shown and asked for.
@@ -498,6 +523,17 @@ mod tests {
         }
         let hyper = Hyperparameters::draw(&mut rng);
         assert!(sample_function(Kernel::Rbf, &hyper, &[], &mut rng).is_empty());
+    }
+
+    #[test]
+    fn a_factor_times_its_transpose_is_the_matrix_and_an_indefinite_one_has_none() {
+        let matrix = [4.0, 2.0, -2.0, 0.0, 10.0, 5.0, 0.0, 0.0, 9.0];
+        let factor = [2.0, 1.0, -1.0, 0.0, 3.0, 2.0, 0.0, 0.0, 2.0];
+        assert_eq!(cholesky(matrix.to_vec(), 3), Some(factor.to_vec()));
+        for last in [0.0, 1.0] {
+            assert_eq!(cholesky(vec![1.0, 1.0, 0.0, last], 2), None);
+        }
+        assert_eq!(cholesky(Vec::new(), 0), Some(Vec::new()));
     }
 
     #[test]

@@ -16,3 +16,24 @@ mod ndarray;
 mod remote;
 #[cfg(feature = "tch")]
 mod tch;
+
+/// How the kernels on the CPU run in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuKernels {
+    /// The vector instructions that they pick on this processor: `AVX-512`, `AVX2` or `portable`, those that every
+    /// processor of its kind has.
+    pub instructions: &'static str,
+    /// The threads that they share, which are rayon's.
+    pub threads: usize,
+}
+
+/// How the kernels on the CPU run in this process, unless no backend compiled in has any.
+pub fn cpu_kernels() -> Option<CpuKernels> {
+    #[cfg(feature = "cpu-kernels")]
+    return Some(CpuKernels {
+        instructions: cpu::instructions(),
+        threads: rayon::current_num_threads(),
+    });
+    #[cfg(not(feature = "cpu-kernels"))]
+    None
+}

@@ -2,6 +2,7 @@
 
 mod compare;
 mod dashboard;
+mod devices;
 mod eval;
 mod generate;
 mod grow;
@@ -105,6 +106,12 @@ enum Command {
   arbora serve --backend cuda --devices 2 --address 0.0.0.0:3000
   arbora serve --address 127.0.0.1:0 --json")]
     Serve(ServeArgs),
+    /// List the backends compiled in: their adapters and drivers, which can run on this machine, and which one
+    /// a command takes without --backend.
+    #[command(after_help = "Examples:
+  arbora devices
+  BURN_DEVICE=wgpu arbora devices --json")]
+    Devices(devices::DevicesArgs),
 }
 
 /// Arguments of `train`.
@@ -315,6 +322,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Grow(args) => grow::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Devices(args) => devices::run(&args),
     };
     match outcome {
         Ok(code) => {

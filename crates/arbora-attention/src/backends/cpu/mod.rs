@@ -25,6 +25,7 @@ use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseDims;
 use feed_forward::{FeedForwardGradientSlices, FeedForwardSlices};
 pub(crate) use leaf_tensors::{candidate_keys_backward, leaf_attention, leaf_attention_backward};
+pub(super) use simd::instructions;
 use tree_build::{BlockGradients, BlockSlices, BuildDims};
 use tree_search::{
     RouteSlices, SearchDims, SearchGradient, SearchGradients, SearchInputs, SearchOutputs,

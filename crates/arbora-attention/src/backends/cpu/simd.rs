@@ -12,6 +12,9 @@ pub(crate) const LANES: usize = 16;
 /// Loops over lanes become vector instructions by themselves; rows of a matrix do not, so those are
 /// read and written as [`Vector`](Self::Vector)s.
 pub(crate) trait Arithmetic: Copy {
+    /// The instructions, as people call them.
+    const NAME: &'static str;
+
     /// [`LANES`] numbers in registers.
     type Vector: Copy;
 
@@ -65,6 +68,8 @@ pub(crate) trait Arithmetic: Copy {
 struct Portable<const FUSED: bool>;
 
 impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
+    const NAME: &'static str = "portable";
+
     type Vector = [f32; LANES];
 
     const MANY_REGISTERS: bool = false;
@@ -179,6 +184,8 @@ mod x86 {
     // SAFETY of all blocks below: `dispatch` runs code of this type only on processors that have the
     // instructions, and arrays are as long as the vectors read from them.
     impl Arithmetic for Avx512 {
+        const NAME: &'static str = "AVX-512";
+
         type Vector = __m512;
 
         const MANY_REGISTERS: bool = true;
@@ -280,6 +287,8 @@ mod x86 {
     pub(super) struct Avx2;
 
     impl Arithmetic for Avx2 {
+        const NAME: &'static str = "AVX2";
+
         type Vector = [__m256; 2];
 
         const MANY_REGISTERS: bool = false;
@@ -501,6 +510,22 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     {
         kernel.run::<Portable<false>>()
     }
+}
+
+/// The name of the instructions that [`dispatch`] picks on this processor.
+pub(crate) fn instructions() -> &'static str {
+    struct Name;
+
+    impl Kernel for Name {
+        type Output = &'static str;
+
+        #[inline(always)]
+        fn run<A: Arithmetic>(self) -> &'static str {
+            A::NAME
+        }
+    }
+
+    dispatch(Name)
 }
 
 #[cfg(target_arch = "x86_64")]
