@@ -4,7 +4,7 @@ use crate::experiment::{
     Asked, Experiment, Row, TREE_CODER, quoted, refuse_doubled, run as run_experiment,
 };
 use crate::families::{AnyModel, AnyTask, Family, Preset, named, of_family};
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,7 +41,7 @@ pub fn run(mut args: CompareArgs) -> Result<ExitCode> {
     };
     args.asked.command = command(&args);
     args.asked.is_part = !args.seeds.is_empty() || args.asked.has_settings();
-    let task: AnyTask = named(&experiment.task)?;
+    let task: AnyTask = named(&experiment.task).context("task")?;
     of_family!(task, run_experiment(&experiment, &args.asked))
 }
 

@@ -68,7 +68,6 @@ const TRIED: &str = "tried";
 /// # Errors
 /// With the first mistake, before the first run; when a run fails or a file cannot be written.
 pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode> {
-    named::<F::Task>(&experiment.task).context("task")?;
     for (at, row) in experiment.rows.iter().enumerate() {
         named::<F::ModelKind>(&row.model).with_context(|| format!("rows[{at}].model"))?;
     }
