@@ -34,11 +34,6 @@ pub fn put_generated(page: &str, command: &str, generated: &str) -> Result<Strin
     ))
 }
 
-/// A new page that starts with `text` and has room for the part that `command` makes.
-pub fn with_room(text: &str, command: &str) -> String {
-    format!("{}\n\n{}\n{END}\n", text.trim_end(), begin(command))
-}
-
 /// Puts the generated part into the page at `path`.
 ///
 /// # Errors
@@ -123,17 +118,6 @@ mod tests {
         assert_eq!(again, once);
         assert!(put_generated(&once, "cargo xtask reproduce", "new").is_err());
         assert!(put_generated("# Title\n", "cargo xtask bench", "new").is_err());
-    }
-
-    #[test]
-    fn a_new_page_has_room_for_what_is_generated() {
-        let page = with_room("# Title\n\nAbout.\n", "cargo xtask bench");
-        let page = put_generated(&page, "cargo xtask bench", "new").unwrap();
-        let begin = begin("cargo xtask bench");
-        assert_eq!(
-            page,
-            format!("# Title\n\nAbout.\n\n{begin}\n\nnew\n\n{END}\n")
-        );
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 pub mod backend;
 mod cli;
+mod experiment;
 mod families;
 mod grow;
 pub mod picture;

@@ -149,3 +149,48 @@ fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
         .map(|(_, known)| format!("; did you mean {known}?"))
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::Preset;
+    use crate::families::retrieval::RetrievalConfig;
+    use serde_json::json;
+
+    fn read(setting: &str) -> Result<RetrievalConfig> {
+        let base = RetrievalConfig::preset("images", Preset::Small, None)?;
+        layered(&base, None, &[setting.to_owned()])
+    }
+
+    #[test]
+    fn settings_are_read_as_json_or_as_words() {
+        assert_eq!(read("trainer.steps=5").unwrap().trainer.steps, 5);
+        let order = |setting| json!(read(setting).unwrap().architecture.order);
+        assert_eq!(order("architecture.order=morton"), "morton");
+        let axis = order(r#"architecture.order={"axis":0}"#);
+        assert_eq!(axis, json!({ "axis": 0 }));
+        assert!(read("steps").is_err());
+    }
+
+    #[test]
+    fn left_out_settings_and_number_forms_make_no_difference() {
+        let folder = |more: &str| {
+            let data = r#"data={"kind":"folder","path":"faces","held_out":3"#;
+            read(&format!("{data}{more}}}")).unwrap()
+        };
+        assert!(folder("") == folder(r#","size":null"#));
+        assert!(folder("") != folder(r#","size":[8,8]"#));
+        let rate = |text: &str| read(&format!("trainer.learning_rate={text}")).unwrap();
+        assert!(rate("1") == rate("1.0") && rate("1") != rate("2"));
+    }
+
+    #[test]
+    fn the_first_difference_is_named_by_its_key() {
+        let one = json!({"a": 1, "b": {"c": 2}});
+        assert_eq!(difference(&one, &one), None);
+        let key = |other: &Value| difference(&one, other).map(|(key, ..)| key);
+        assert_eq!(key(&json!({"a": 1, "b": {"c": 3}})), Some("b.c".into()));
+        let longer = json!({"a": 1, "b": {"c": 2, "d": 0}});
+        assert_eq!(key(&longer), Some("b.d".into()));
+    }
+}

@@ -1,29 +1,36 @@
 //! Files that are whole or absent.
 
 use anyhow::{Context as _, Result};
-use std::ffi::OsString;
-use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use tempfile::Builder;
 
 /// Writes a file beside its place and renames it. What was there before stays until the new one is whole.
 ///
 /// # Errors
 /// If it cannot be written.
 pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    let mut beside = OsString::from(path);
-    // Processes that share a grid write one table.
-    beside.push(format!(".{}.unfinished", std::process::id()));
-    let written = fs::write(&beside, contents).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // Best effort: the error that matters is the one of the writing.
-        let _ = fs::remove_file(&beside);
-    }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = Builder::new();
+    // Without more, nobody but their owner may read temporary files.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let written = || {
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(contents.as_ref())?;
+        file.persist(path)?;
+        Ok::<_, std::io::Error>(())
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_file_is_replaced_and_nothing_is_left_beside_it() {

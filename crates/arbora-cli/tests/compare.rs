@@ -6,6 +6,7 @@ mod common;
 use common::{Place, parse, snapshot, stderr};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 
 const MODELS: &str = "retreever,cross-attention,random-route";
 
@@ -20,8 +21,26 @@ fn refuse(place: &Place, args: &[&str]) -> String {
     place.refuse(&[&fixed, args].concat())
 }
 
+/// The lines of the table.
 fn models(numbers: &Value) -> Vec<&Value> {
-    numbers["models"].as_array().unwrap().iter().collect()
+    numbers["summary"].as_array().unwrap().iter().collect()
+}
+
+/// What a run came to.
+fn run<'a>(numbers: &'a Value, line: &str, seed: u64) -> &'a Value {
+    let mut runs = numbers["runs"].as_array().unwrap().iter();
+    runs.find(|run| run["line"] == line && run["seed"] == seed)
+        .unwrap_or_else(|| panic!("no run of {line} with seed {seed}: {numbers}"))
+}
+
+/// The names of everything in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 /// Settings for tasks whose preset is no tiny one.
@@ -42,30 +61,36 @@ fn every_model_and_seed_is_a_run_and_the_table_has_their_means() {
     let args = ["--models", MODELS, "--seeds", "3,4", "--out", "out"];
     let text = compare(&place, &args);
     let numbers = place.json("out/compare.json");
-    assert_eq!(numbers["seeds"], json!([3, 4]));
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
     for (model, name) in models(&numbers).into_iter().zip(MODELS.split(',')) {
-        assert_eq!(model["model"], name);
-        let runs = model["runs"].as_array().unwrap();
+        assert_eq!(
+            (&model["line"], &model["seeds"]),
+            (&json!(name), &json!([3, 4]))
+        );
         let mut log_likelihoods = Vec::new();
-        for (run, seed) in runs.iter().zip([3, 4]) {
+        for (at, seed) in [3, 4].into_iter().enumerate() {
+            assert_eq!(model["runs"][at], format!("{name}-seed{seed}"));
             let folder = format!("out/{name}-seed{seed}");
-            assert_eq!(run["run"], folder.as_str());
             let config = place.json(format!("{folder}/config.json"));
             assert_eq!(
                 (&config["model"], &config["trainer"]["seed"]),
                 (&json!(name), &json!(seed))
             );
+            let run = run(&numbers, name, seed);
             let evaluated = place.eval(&folder, &[]);
             assert_eq!(evaluated["metrics"], run["metrics"], "{folder}");
             assert_eq!(evaluated["parameters"], model["parameters"]);
             log_likelihoods.push(run["metrics"]["log_likelihood"].as_f64().unwrap());
+            let times = numbers["times"]["runs"].as_array().unwrap().iter();
+            let mut times = times.filter(|times| times["run"] == format!("{name}-seed{seed}"));
+            let times = times.next().unwrap();
             for seconds in ["seconds_per_query", "training_seconds"] {
-                assert!(run[seconds].as_f64().unwrap() > 0.0, "{seconds}");
+                assert!(times[seconds].as_f64().unwrap() > 0.0, "{seconds}");
+                assert!(run.get(seconds).is_none(), "times are in no entry");
             }
         }
         let [a, b] = log_likelihoods[..] else {
-            panic!("expected two runs of {name}, got {runs:?}")
+            panic!("expected two runs of {name}, got {log_likelihoods:?}")
         };
         let statistic = &model["metrics"]["log_likelihood"];
         let close = |key: &str, expected: f64| {
@@ -96,6 +121,7 @@ fn a_second_call_keeps_what_is_finished_and_resumes_what_is_not() {
     // As if it had been killed after its checkpoint of step 4.
     let last = place.path("out/retreever-seed0/checkpoints/step-00000006");
     fs::remove_dir_all(&last).unwrap();
+    fs::remove_file(place.path("out/retreever-seed0/measured.json")).unwrap();
     let second = parse(&compare(&place, &args));
     assert!(last.is_dir());
     assert_eq!(place.metrics("out/retreever-seed0"), log);
@@ -105,8 +131,17 @@ fn a_second_call_keeps_what_is_finished_and_resumes_what_is_not() {
     }
     // What was printed is what was written.
     assert_eq!(place.json("out/compare.json"), second);
-    let left: Vec<_> = fs::read_dir(place.path("out")).unwrap().collect();
-    assert_eq!(left.len(), 4, "{left:?}");
+    assert_eq!(
+        names(&place.path("out")),
+        [
+            "compare.json",
+            "compare.md",
+            "completion.png",
+            "curves.png",
+            "perceiver-seed0",
+            "retreever-seed0"
+        ]
+    );
 }
 
 #[test]
@@ -124,7 +159,14 @@ fn a_run_that_was_trained_alone_is_taken_as_it_is() {
         "out",
     ];
     compare(&place, &args);
-    assert!(before == snapshot(&place.path(run)));
+    let mut after = snapshot(&place.path(run));
+    // What it came to is kept beside it.
+    assert!(
+        after
+            .remove(&place.path("out/cross-attention-seed5/measured.json"))
+            .is_some()
+    );
+    assert!(before == after);
 }
 
 #[test]
@@ -147,7 +189,7 @@ fn every_model_takes_the_learning_rate_with_the_highest_log_likelihood() {
     ));
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
     for model in models(&numbers) {
-        let name = model["model"].as_str().unwrap();
+        let name = model["line"].as_str().unwrap();
         let tried = model["learning_rates_tried"].as_array().unwrap();
         assert_eq!(tried.len(), 3);
         let of = |tried: &Value| {
@@ -163,7 +205,7 @@ fn every_model_takes_the_learning_rate_with_the_highest_log_likelihood() {
         );
         let chosen = format!("{:e}", best["learning_rate"].as_f64().unwrap());
         for (seed, run) in model["runs"].as_array().unwrap().iter().enumerate() {
-            assert_eq!(run["run"], format!("out/{name}-seed{seed}-rate{chosen}"));
+            assert_eq!(*run, format!("{name}-seed{seed}-rate{chosen}"));
         }
         // The choice is made on the evaluation of the training, which its log has too.
         let log = place.metrics(&format!("out/{name}-seed0-rate{chosen}"));
@@ -204,7 +246,7 @@ fn classes_have_accuracies_and_kinds_have_columns_of_their_own() {
     assert!(copy.contains("| oracle-route "), "{copy}");
     // Published numbers stand beside ours, each with its source.
     let published = copy.lines().find(|line| line.contains("15.2 [2]")).unwrap();
-    assert!(published.starts_with("| perceiver "), "{copy}");
+    assert!(published.starts_with("| Perceiver IO"), "{copy}");
     assert!(copy.contains("[2] secondary source"), "{copy}");
 
     let gp = run("gp", "cross-attention");
@@ -263,7 +305,8 @@ fn lists_that_make_no_sense_are_refused() {
         let message = refuse(&place, args);
         assert!(message.contains(words), "{words:?} is not in: {message}");
     }
-    assert!(refuse(&place, &[]).contains("--models"));
+    let message = place.refuse(&["compare", "copy", "--out", "out"]);
+    assert!(message.contains("--models"), "{message}");
 }
 
 #[test]
@@ -341,4 +384,394 @@ fn a_comparison_stopped_by_ctrl_c_goes_on_as_if_nothing_had_happened() {
         return;
     }
     panic!("the comparison ended before it was stopped, 5 times");
+}
+
+#[test]
+fn images_without_models_are_the_first_command_of_the_readme() {
+    let place = Place::new();
+    let text = compare(&place, &["--out", "out"]);
+    for part in [
+        "| retreever ",
+        "| cross-attention ",
+        "All 2 runs are finished",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    for picture in ["curves.png", "completion.png"] {
+        assert!(place.path("out").join(picture).is_file(), "{picture}");
+    }
+    // The words of the experiment of this name.
+    let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
+    assert!(
+        page.starts_with("# Image completion on the bundled sample\n"),
+        "{page}"
+    );
+    assert!(
+        page.contains("that of dense attention with the same encoder, on the one seed"),
+        "{page}"
+    );
+}
+
+/// An experiment of two rows on the tiny images, in `tiny-experiment.json`.
+fn experiment(place: &Place) {
+    let experiment = json!({
+        "name": "tiny", "title": "Tiny models", "about": "As small as they come.", "task": "images",
+        "seeds": [0, 1],
+        "rows": [
+            {"name": "dense", "title": "dense attention", "model": "cross-attention"},
+            {"name": "tree", "title": "a tree", "model": "retreever", "at_random": "at random",
+             "settings": ["architecture.order=morton"]},
+        ],
+        "columns": [
+            {"metric": "log_likelihood", "title": "log-lik", "digits": 3}, "parameters", "training_seconds",
+        ],
+    });
+    fs::write(place.path("tiny-experiment.json"), experiment.to_string()).unwrap();
+}
+
+const FILE: [&str; 8] = [
+    "compare",
+    "tiny-experiment.json",
+    "--config",
+    "tiny.json",
+    "--page",
+    "page.md",
+    "--out",
+    "out",
+];
+
+fn of_file(args: &[&str]) -> Vec<String> {
+    let all = [&FILE[..], args].concat();
+    all.into_iter().map(String::from).collect()
+}
+
+/// Runs the experiment of the file; its output.
+fn run_file(place: &Place, args: &[&str]) -> std::process::Output {
+    let args = of_file(args);
+    place.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn page(place: &Place) -> String {
+    fs::read_to_string(place.path("page.md")).unwrap()
+}
+
+/// A row of the page's first table.
+fn row(page: &str, title: &str) -> String {
+    let mut rows = page
+        .lines()
+        .filter(|line| line.starts_with(&format!("| {title} ")));
+    let row = rows
+        .next()
+        .unwrap_or_else(|| panic!("no row {title} in\n{page}"));
+    row.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn stored_numbers_are_not_trained_again_when_the_folder_is_gone() {
+    let place = Place::new();
+    experiment(&place);
+    assert_eq!(run_file(&place, &[]).status.code(), Some(0));
+    let (first, stored) = (page(&place), place.json("page.json"));
+    assert!(first.starts_with(
+        "# Tiny models\n\nAs small as they come.\n\n<!-- begin: made by `arbora compare` -->"
+    ));
+    let runs = stored["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2 * 3, "with the same weights at random");
+    for run in runs {
+        for key in ["fingerprint", "commit", "backend"] {
+            assert!(
+                run[key].as_str().is_some_and(|text| !text.is_empty()),
+                "{key}: {run}"
+            );
+        }
+        assert_eq!(run["fingerprint"].as_str().unwrap().len(), 64);
+    }
+    fs::remove_dir_all(place.path("out")).unwrap();
+    for args in [&[][..], &["--only-table"]] {
+        let output = run_file(&place, args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(!place.path("out").exists(), "nothing is trained");
+    }
+    let again = page(&place);
+    for title in ["dense attention", "a tree", "at random"] {
+        let [first, again] = [&first, &again].map(|page| row(page, title));
+        // All but the time, which is that of this machine's runs and of no store.
+        let less = |row: &str| {
+            let cells: Vec<&str> = row.split('|').collect();
+            (
+                cells[..cells.len() - 2].join("|"),
+                cells[cells.len() - 2].trim().to_owned(),
+            )
+        };
+        assert_eq!(less(&first).0, less(&again).0);
+        assert_eq!(less(&again).1, "", "{again}");
+        assert_eq!(less(&first).1.is_empty(), title == "at random", "{first}");
+    }
+    assert_eq!(place.json("page.json")["runs"], stored["runs"]);
+    assert!(place.json("page.json").get("times").is_none());
+
+    // --again repeats them.
+    assert_eq!(
+        run_file(&place, &["--again", "--seeds", "1"]).status.code(),
+        Some(0)
+    );
+    assert_eq!(names(&place.path("out")), ["dense-seed1", "tree-seed1"]);
+    // Those of the other seed stay where they are.
+    assert_eq!(place.json("page.json")["runs"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn numbers_of_other_settings_versions_and_backends_are_not_those_of_a_run() {
+    let place = Place::new();
+    experiment(&place);
+    let only = ["--seeds", "0"];
+    assert_eq!(run_file(&place, &only).status.code(), Some(0));
+    fs::remove_dir_all(place.path("out")).unwrap();
+    let open = |args: &[&str]| {
+        let args = of_file(&[&["--seeds", "0", "--plan", "--json"], args].concat());
+        let text = place.succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let list = parse(&text);
+        let states = list.as_array().unwrap().iter();
+        states.filter(|run| run["state"] == "not begun").count()
+    };
+    assert_eq!(open(&[]), 0);
+    // How much is kept of a run changes no number.
+    assert_eq!(open(&["--set", "trainer.checkpoint_every=3"]), 0);
+    assert_eq!(open(&["--steps", "7"]), 2);
+    assert_eq!(open(&["--set", "trainer.learning_rate=0.5"]), 2);
+    // As if an earlier version had measured it, or another backend: the fingerprint is another.
+    let mut stored = place.json("page.json");
+    stored["runs"][0]["fingerprint"] = json!("0".repeat(64));
+    fs::write(place.path("page.json"), stored.to_string()).unwrap();
+    assert_eq!(open(&[]), 1);
+    // Another file behind the same settings.
+    let mut images = fs::read(place.path("train.idx")).unwrap();
+    *images.last_mut().unwrap() ^= 1;
+    fs::write(place.path("train.idx"), images).unwrap();
+    assert_eq!(open(&[]), 2);
+}
+
+#[test]
+fn hours_stop_between_runs_and_the_same_command_goes_on() {
+    let place = Place::new();
+    experiment(&place);
+    let output = run_file(&place, &["--hours", "0"]);
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(
+        told.contains("open: dense-seed0, tree-seed0, dense-seed1, tree-seed1")
+            && told.contains("--out out"),
+        "{told}"
+    );
+    assert!(page(&place).contains("4 of 4 runs are open, and not in this table: dense-seed0"));
+    assert!(!place.path("out").exists());
+    let output = run_file(&place, &["--hours", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(page(&place).contains("All 4 runs are finished."));
+}
+
+#[test]
+fn shards_share_an_experiment_and_its_folder_may_lie_anywhere() {
+    let place = Place::new();
+    experiment(&place);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let out = elsewhere.path().join("runs");
+    let run = |shard: &str| {
+        let args = [
+            "compare",
+            "tiny-experiment.json",
+            "--config",
+            "tiny.json",
+            "--page",
+            "page.md",
+            "--shard",
+            shard,
+            "--json",
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        parse(&place.succeed(&args))
+    };
+    let first = run("1/2");
+    assert_eq!(first["open"], json!(["tree-seed0", "tree-seed1"]));
+    assert_eq!(names(&out), ["dense-seed0", "dense-seed1"]);
+    let second = run("2/2");
+    assert_eq!(second["open"], json!([]));
+    assert_eq!(names(&out).len(), 4);
+    assert!(!place.path("runs").exists());
+    // As one process would have it.
+    assert_eq!(run_file(&place, &["--only-table"]).status.code(), Some(0));
+    assert_eq!(place.json("page.json")["summary"], second["summary"]);
+}
+
+#[test]
+fn a_row_starts_from_the_weights_of_another_which_are_made_again_where_they_are_gone() {
+    let place = Place::new();
+    let experiment = json!({
+        "name": "tuned", "title": "Tuned", "task": "recall", "seeds": [0],
+        "settings": [
+            "data.length=32", "data.pairs=4", "data.keys=8", "data.values=8", "data.curriculum=[]", "batch_size=2",
+            "eval_batch_size=2", "eval_items=2", "test_items=2", "architecture.d_model=8", "architecture.d_ff=8",
+            "trainer.steps=3", "trainer.eval_every=3", "trainer.checkpoint_every=3", "trainer.warmup_steps=0",
+            "attention.tree_fine.router.branching=[2]",
+        ],
+        "rows": [
+            {"name": "dense", "title": "dense", "model": "dense"},
+            {"name": "tree", "title": "tree", "model": "tree-fine", "from": "dense"},
+        ],
+    });
+    fs::write(place.path("tiny-experiment.json"), experiment.to_string()).unwrap();
+    let run = |args: &[&str]| {
+        let fixed = [
+            "compare",
+            "tiny-experiment.json",
+            "--page",
+            "page.md",
+            "--out",
+            "out",
+        ];
+        place.run(&[&fixed[..], args].concat())
+    };
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let config = place.json("out/tree-seed0/config.json");
+    assert!(
+        config["from"]
+            .as_str()
+            .unwrap()
+            .ends_with("out/dense-seed0")
+    );
+    let stored = place.json("page.json");
+    // The numbers of the tree alone are missing, and all folders.
+    fs::remove_dir_all(place.path("out")).unwrap();
+    let mut less = stored.clone();
+    less["runs"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|run| run["line"] == "dense");
+    fs::write(place.path("page.json"), less.to_string()).unwrap();
+    let output = run(&[]);
+    assert!(
+        stderr(&output).contains("training for its weights"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(place.json("page.json")["runs"], stored["runs"]);
+}
+
+#[test]
+fn a_folder_with_other_settings_is_refused_by_key() {
+    let place = Place::new();
+    experiment(&place);
+    let dense = ["--seeds", "1"];
+    assert_eq!(run_file(&place, &dense).status.code(), Some(0));
+    let args = of_file(&["--steps", "7"]);
+    let message = place.refuse(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(
+        message.contains(
+            "out/dense-seed1: holds a run with other settings: trainer.steps is 6, asked for 7"
+        ),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_run_is_finished_when_its_last_checkpoint_is_there() {
+    let place = Place::new();
+    experiment(&place);
+    let state = || {
+        let args = of_file(&["--seeds", "0", "--plan"]);
+        let text = place.succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("out/dense-seed0: "));
+        line.unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    assert_eq!(state(), "not begun");
+    place.train(&["--model", "cross-attention", "--out", "out/dense-seed0"]);
+    assert_eq!(state(), "trained");
+    fs::remove_dir_all(place.path("out/dense-seed0/checkpoints/step-00000006")).unwrap();
+    assert_eq!(state(), "not finished");
+}
+
+#[test]
+fn a_bad_experiment_file_is_refused_in_one_line_that_names_the_key() {
+    let place = Place::new();
+    let good = || {
+        experiment(&place);
+        place.json("tiny-experiment.json")
+    };
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 9] = [
+        (
+            |file| file["rows"][1]["modle"] = json!("x"),
+            "rows[1].modle: unknown field `modle`",
+        ),
+        (
+            |file| file["seeds"] = json!([0, "one"]),
+            "seeds[1]: invalid type",
+        ),
+        (
+            |file| file["columns"][0]["digits"] = json!("three"),
+            "columns[0]: expected {metric, title, digits}",
+        ),
+        (
+            |file| file["task"] = json!("tasks"),
+            "task: expected one of images",
+        ),
+        (
+            |file| file["rows"][0]["model"] = json!("dense"),
+            "rows[0].model: expected one of retreever",
+        ),
+        (
+            |file| file["rows"][1]["from"] = json!("abacus"),
+            "rows[1].from: expected the name of an earlier row",
+        ),
+        (
+            |file| file["rows"][1]["name"] = json!("dense"),
+            "rows: dense is named twice",
+        ),
+        (
+            |file| file["rows"][1]["settings"][0] = json!("architecture.ordre=axis"),
+            "unknown key architecture.ordre",
+        ),
+        (
+            |file| file["rows"] = json!([]),
+            "rows: expected at least one",
+        ),
+    ];
+    for (change, words) in cases {
+        let mut file = good();
+        change(&mut file);
+        fs::write(place.path("tiny-experiment.json"), file.to_string()).unwrap();
+        let message = place.refuse(&[
+            "compare",
+            "tiny-experiment.json",
+            "--config",
+            "tiny.json",
+            "--out",
+            "out",
+        ]);
+        assert!(message.contains(words), "{words:?} is not in: {message}");
+    }
+    fs::write(place.path("tiny-experiment.json"), "{").unwrap();
+    assert!(
+        place
+            .refuse(&["compare", "tiny-experiment.json"])
+            .contains("tiny-experiment.json")
+    );
+    let message = place.refuse(&["compare", "nothing"]);
+    assert!(
+        message.contains("expected one of images, copy"),
+        "{message}"
+    );
+    // A page without room for the table.
+    good();
+    fs::write(place.path("page.md"), "# Mine\n").unwrap();
+    let args = of_file(&[]);
+    let message = place.refuse(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(
+        message.contains("in page.md: no line <!-- begin: made by"),
+        "{message}"
+    );
 }

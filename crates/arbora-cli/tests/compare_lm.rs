@@ -70,13 +70,28 @@ fn list(value: &Value) -> &Vec<Value> {
     value.as_array().unwrap()
 }
 
-/// The loss of the run of a model with a seed, by its place in the list.
-fn loss(case: &Value, model: &str, seed: usize) -> f64 {
-    number(&case["models"][model]["runs"][seed]["metrics"]["loss"])
+/// The line of a model in a case.
+fn line<'a>(numbers: &'a Value, case: &Value, model: &str) -> &'a Value {
+    let mut lines = list(&numbers["summary"]).iter();
+    lines
+        .find(|line| line["case"] == case["case"] && line["line"] == model)
+        .unwrap_or_else(|| panic!("no {model} in {case}"))
 }
 
-fn mean_loss(case: &Value, model: &str) -> f64 {
-    (loss(case, model, 0) + loss(case, model, 1)) / 2.0
+/// The entry of the run of a model with a seed, by its place in the list.
+fn entry<'a>(numbers: &'a Value, case: &Value, model: &str, seed: usize) -> &'a Value {
+    let name = line(numbers, case, model)["runs"][seed].as_str().unwrap();
+    let mut runs = list(&numbers["runs"]).iter();
+    runs.find(|run| name == format!("{}-seed{}", run["case"].as_str().unwrap(), run["seed"]))
+        .unwrap_or_else(|| panic!("no run {name}"))
+}
+
+fn loss(numbers: &Value, case: &Value, model: &str, seed: usize) -> f64 {
+    number(&entry(numbers, case, model, seed)["metrics"]["loss"])
+}
+
+fn mean_loss(numbers: &Value, case: &Value, model: &str) -> f64 {
+    (loss(numbers, case, model, 0) + loss(numbers, case, model, 1)) / 2.0
 }
 
 #[test]
@@ -94,33 +109,35 @@ fn every_tree_is_compared_with_its_controls_and_wins_are_counted() {
     assert_eq!(place.json("out/compare.json"), numbers);
     let cases = list(&numbers["cases"]);
     assert_eq!(cases.len(), 4);
-    assert_eq!(numbers["missing"], json!([]));
+    assert_eq!(numbers["open"], json!([]));
     // Per text and seed: both trees with four models of their own, and one that they share.
-    assert_eq!(numbers["runs"], 2 * 2 * (2 * 4 + 1));
+    assert_eq!(numbers["count"], 2 * 2 * (2 * 4 + 1));
 
     for case in cases {
         for model in MODELS {
-            let found = &case["models"][model];
+            let found = line(&numbers, case, model);
             for (run, seed) in list(&found["runs"]).iter().zip([3, 7]) {
-                let config =
-                    place.json(format!("out/{}/config.json", run["run"].as_str().unwrap()));
+                let config = place.json(format!("out/{}/config.json", run.as_str().unwrap()));
                 assert_eq!(
                     (&config["model"], &config["trainer"]["seed"]),
                     (&json!(model), &json!(seed))
                 );
-                assert!(number(&run["training_seconds"]) > 0.0);
             }
-            assert!(
-                (number(&found["means"]["loss"]["mean"]) - mean_loss(case, model)).abs() < 1e-9
-            );
-            let deviation = (loss(case, model, 0) - loss(case, model, 1)).abs() / 2f64.sqrt();
-            assert!((number(&found["means"]["loss"]["sd"]) - deviation).abs() < 1e-9);
+            let loss = |seed| loss(&numbers, case, model, seed);
+            let statistic = &found["metrics"]["loss"];
+            assert!((number(&statistic["mean"]) - (loss(0) + loss(1)) / 2.0).abs() < 1e-9);
+            let deviation = (loss(0) - loss(1)).abs() / 2f64.sqrt();
+            assert!((number(&statistic["sd"]) - deviation).abs() < 1e-9);
         }
+        let mean = |model: &str| mean_loss(&numbers, case, model);
         let lowest = MODELS
             .into_iter()
-            .min_by(|one, other| mean_loss(case, one).total_cmp(&mean_loss(case, other)));
+            .min_by(|one, other| mean(one).total_cmp(&mean(other)));
         assert_eq!(case["lowest"], lowest.unwrap());
-        let count = |model: &str, which: &str| number(&case["models"][model]["parameters"][which]);
+        let count = |model: &str, which: &str| {
+            let entry = entry(&numbers, case, model, 0);
+            number(&entry["metrics"][format!("{which}_parameters")])
+        };
         assert!(count("tree-coder", "active") < count("tree-coder", "total"));
         assert!(count("linear-active", "total") < count("tree-coder", "active"));
         let ratio = count("linear-total", "total") / count("tree-coder", "total");
@@ -129,10 +146,15 @@ fn every_tree_is_compared_with_its_controls_and_wins_are_counted() {
     for control in &MODELS[1..] {
         let wins = &numbers["wins"][control];
         let won = |lower: &dyn Fn(&Value) -> usize| cases.iter().map(lower).sum::<usize>();
-        let by_case =
-            won(&|case| usize::from(mean_loss(case, "tree-coder") < mean_loss(case, control)));
+        let by_case = won(&|case| {
+            usize::from(
+                mean_loss(&numbers, case, "tree-coder") < mean_loss(&numbers, case, control),
+            )
+        });
         let by_run = won(&|case| {
-            let lower = |seed: &usize| loss(case, "tree-coder", *seed) < loss(case, control, *seed);
+            let lower = |seed: &usize| {
+                loss(&numbers, case, "tree-coder", *seed) < loss(&numbers, case, control, *seed)
+            };
             (0..2).filter(lower).count()
         });
         assert_eq!(
@@ -152,10 +174,7 @@ fn every_tree_is_compared_with_its_controls_and_wins_are_counted() {
     // A run of the grid is a run like any other.
     let run = "out/land/tree-coder-k2-h3-b1-d8-seed7";
     let evaluated = place.eval(run, &[])["metrics"].clone();
-    let metrics = &cases[3]["models"]["tree-coder"]["runs"][1]["metrics"];
-    let counts = &cases[3]["models"]["tree-coder"]["parameters"];
-    assert_eq!(evaluated["active_parameters"], number(&counts["active"]));
-    assert_eq!(evaluated["total_parameters"], number(&counts["total"]));
+    let metrics = &entry(&numbers, &cases[3], "tree-coder", 1)["metrics"];
     let metrics = metrics.as_object().unwrap();
     assert!(metrics.contains_key("loss"));
     for (name, value) in metrics {
@@ -163,7 +182,7 @@ fn every_tree_is_compared_with_its_controls_and_wins_are_counted() {
         assert!(difference.abs() < 1e-9, "{name}: {difference}");
     }
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
-    let cell = format!("{:.3} ± ", mean_loss(&cases[0], "hash-route"));
+    let cell = format!("{:.3} ± ", mean_loss(&numbers, &cases[0], "hash-route"));
     for words in [
         "All 36 runs are finished",
         cell.as_str(),
@@ -189,7 +208,8 @@ fn models_that_are_equal_in_several_cases_are_one_run() {
         "tree-coder-k2-h3-b1-d8-seed0",
     ];
     assert_eq!(folders, expected.map(String::from).into());
-    let [one, other] = [0, 1].map(|case| &numbers["cases"][case]["models"]["linear-active"]);
+    let [one, other] =
+        [0, 1].map(|case| &line(&numbers, &numbers["cases"][case], "linear-active")["metrics"]);
     assert_eq!(one, other);
 }
 
@@ -238,17 +258,15 @@ fn a_second_call_keeps_what_is_finished_and_resumes_what_is_not() {
     fs::remove_dir_all(&last).unwrap();
     fs::remove_file(place.path(run).join("measured.json")).unwrap();
     let partial = grid(&place, &[&args[..], &["--only-table"]].concat());
-    assert_eq!(
-        partial["missing"],
-        json!(["sea/tree-coder-k2-h1-b1-d8-seed0"])
-    );
+    assert_eq!(partial["open"], json!(["sea/tree-coder-k2-h1-b1-d8-seed0"]));
     assert!(!last.exists(), "nothing is trained for a table");
     let second = grid(&place, &args);
     assert!(last.is_dir() && before == snapshot(&other));
     assert_eq!(place.metrics(run), log);
     let metrics = |numbers: &Value| {
-        let models = &numbers["cases"][0]["models"];
-        ["tree-coder", "linear-active"].map(|model| models[model]["runs"][0]["metrics"].clone())
+        let case = &numbers["cases"][0];
+        ["tree-coder", "linear-active"]
+            .map(|model| entry(numbers, case, model, 0)["metrics"].clone())
     };
     assert_eq!(metrics(&first), metrics(&second));
     // Another call has nothing to do and says the same.
@@ -270,17 +288,19 @@ fn shards_make_the_whole_grid_and_the_table_says_what_is_missing() {
     let place = place();
     let part = |shard: &str| grid(&place, &[&args[..], &["--shard", shard]].concat());
     let first = part("2/3");
-    assert_eq!(list(&first["missing"]).len(), 3);
+    assert_eq!(list(&first["open"]).len(), 3);
     assert_eq!(first["cases"][0]["lowest"], Value::Null);
     assert_eq!(first["wins"]["hash-route"]["cases"]["of"], 0);
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
     assert!(
-        page.contains("3 of 4 runs are missing: sea/tree-coder-k2-h1-b1-d8-seed0"),
+        page.contains(
+            "3 of 4 runs are open, and not in this table: sea/tree-coder-k2-h1-b1-d8-seed0"
+        ),
         "{page}"
     );
-    assert_eq!(list(&part("3/3")["missing"]).len(), 2);
+    assert_eq!(list(&part("3/3")["open"]).len(), 2);
     let last = part("1/3");
-    assert_eq!(last["missing"], json!([]));
+    assert_eq!(last["open"], json!([]));
     assert_eq!(last["wins"], expected["wins"]);
     for case in 0..2 {
         let lowest = |numbers: &Value| numbers["cases"][case]["lowest"].clone();
@@ -304,11 +324,18 @@ fn what_was_measured_by_an_earlier_rule_is_measured_anew() {
     let first = grid(&place, &args);
     let file = "out/sea/tree-coder-k2-h1-b1-d8-seed0/measured.json";
     let mut measured = place.json(file);
-    assert!(measured["rule"].is_u64());
-    measured.as_object_mut().unwrap().remove("rule");
-    measured["metrics"]["loss"] = json!(0.5);
+    // Another version of the family makes another fingerprint.
+    assert_eq!(
+        measured["entries"][0]["fingerprint"]
+            .as_str()
+            .unwrap()
+            .len(),
+        64
+    );
+    measured["entries"][0]["fingerprint"] = json!("0".repeat(64));
+    measured["entries"][0]["metrics"]["loss"] = json!(0.5);
     fs::write(place.path(file), measured.to_string()).unwrap();
-    assert_eq!(grid(&place, &args)["cases"], first["cases"]);
+    assert_eq!(grid(&place, &args)["summary"], first["summary"]);
 }
 
 #[test]
@@ -450,10 +477,9 @@ fn a_run_that_diverged_loses_and_one_that_is_missing_takes_no_part() {
             loss => json!({ "loss": loss, "perplexity": null }),
         };
         let file = path(model, tree, seed);
-        let measured = json!({
-            "rule": place.json(&file)["rule"], "step": 1, "backend": backend, "metrics": metrics,
-            "training_seconds": 1.0,
-        });
+        let mut measured = place.json(&file);
+        measured["entries"][0]["metrics"] = metrics;
+        measured["entries"][0]["backend"] = json!(backend);
         fs::write(file, measured.to_string()).unwrap();
     };
     // One tree wins two seeds of three and loses its case by a run that diverged; of the other, both sides diverged
@@ -485,7 +511,7 @@ fn a_run_that_diverged_loses_and_one_that_is_missing_takes_no_part() {
     assert_eq!(wins["difference"], Value::Null);
     assert_eq!(numbers["cases"][0]["lowest"], "hash-route");
     assert_eq!(list(&numbers["diverged"]).len(), 3);
-    assert_eq!(list(&numbers["missing"]).len(), 1);
+    assert_eq!(list(&numbers["open"]).len(), 1);
     assert_eq!(numbers["backends"], json!(["cuda", "flex"]));
     let page = fs::read_to_string(place.path("out/compare.md")).unwrap();
     for words in [

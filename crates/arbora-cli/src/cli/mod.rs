@@ -48,19 +48,22 @@ enum Command {
     Train(TrainArgs),
     /// Train several models with one budget and put their numbers into one table.
     ///
-    /// Every run is a run folder like any other. Finished ones are kept and unfinished ones resumed, so
-    /// the command can be stopped at any time and called again.
+    /// What is compared is an experiment: one made of a task and --models, or the one that a file describes (the
+    /// repository has some in crates/arbora-cli/experiments). Every run is a run folder like any other. Finished ones are
+    /// kept and unfinished ones resumed, so the command can be stopped at any time and called again.
     ///
     /// For lm it is a grid: trees, texts and seeds. Each tree is compared with a transformer as deep as a path
     /// through it, one of the same depth with as many parameters in all, and the same tree with random and
     /// with hashed routes. Models that are equal in several cases are one run.
     #[command(after_help = "Examples:
+  arbora compare images
   arbora compare copy --models retreever,cross-attention,random-route --seeds 0,1,2
   arbora compare images --models retreever,perceiver --rates 1e-3,5e-4 --out runs/mine
   arbora compare recall --models dense,tree-fine,linformer --from runs/recall-dense-1
   arbora compare lm --branching 2,3 --heights 1,2 --widths 32,64 --seeds 0,1,2
-  arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid")]
-    Compare(CompareArgs),
+  arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid
+  arbora compare mine.json --hours 2 --out runs/mine --page mine.md")]
+    Compare(compare::CompareArgs),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
   arbora eval runs/images-retreever-1 --json
@@ -154,45 +157,6 @@ struct TrainArgs {
     #[arg(long, conflicts_with = "json")]
     dashboard: bool,
     /// Print the final numbers as JSON on standard output.
-    #[arg(long)]
-    json: bool,
-}
-
-/// Arguments of `compare`.
-#[derive(Debug, Args)]
-struct CompareArgs {
-    /// What to learn.
-    task: AnyTask,
-    /// Which models learn it [default for lm: all].
-    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
-    models: Vec<AnyModel>,
-    /// Where settings start.
-    #[arg(long, default_value = "small")]
-    preset: Preset,
-    /// A JSON file with any part of the settings.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// One setting of all runs, by its path in config.json. May be given several times.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
-    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
-    #[arg(long)]
-    backend: Option<String>,
-    /// One run of each model per seed.
-    #[arg(long, value_name = "SEEDS", value_delimiter = ',', default_value = "0")]
-    seeds: Vec<u64>,
-    /// Learning rates to choose from, by each model for itself on the first seed.
-    #[arg(long, value_name = "RATES", value_delimiter = ',')]
-    rates: Vec<f64>,
-    /// For recall and needle: every run starts from the weights of the trained run in this folder.
-    #[arg(long, value_name = "RUN")]
-    from: Option<PathBuf>,
-    #[command(flatten)]
-    grid: compare::GridArgs,
-    /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
-    #[arg(long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-    /// Print the numbers as JSON on standard output.
     #[arg(long)]
     json: bool,
 }
@@ -367,7 +331,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
 }
 
 /// Writes a result to standard output. Whoever stopped reading it has seen enough.
-fn show(text: &str) -> Result<()> {
+pub fn show(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
@@ -375,7 +339,7 @@ fn show(text: &str) -> Result<()> {
 }
 
 /// The end of a command that Ctrl-C stopped, with how to go on.
-fn interrupted(message: &str) -> Result<ExitCode> {
+pub fn interrupted(message: &str) -> Result<ExitCode> {
     eprintln!("{message}");
     Ok(ExitCode::from(130))
 }

@@ -5,9 +5,9 @@ mod data;
 mod model;
 pub mod report;
 
-pub use config::{LanguageArchitecture, LanguageConfig, LanguageModelKind, LanguageTask};
+pub use config::{LanguageConfig, LanguageModelKind, LanguageTask};
 pub use data::{LanguageBatch, LanguageData, TextSource, TokenizerSource, kept_tokenizer};
-pub use model::{BITS_PER_BYTE, LanguageModel};
+pub use model::LanguageModel;
 
 use super::{About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches};
 use super::{column, named};

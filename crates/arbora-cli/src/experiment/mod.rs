@@ -1,0 +1,601 @@
+//! One experiment engine: which runs, trained as far as they are missing, measured once, in one table.
+//!
+//! An [`Experiment`] is data, read from a file or made from the arguments of `arbora compare`. [`plan`] says which runs it
+//! is made of and where they lie, [`store`] which of their numbers are known, [`engine`] trains and measures the others,
+//! and [`results`] puts all of them into a table, a page and JSON.
+
+mod engine;
+mod grid;
+mod page;
+mod plan;
+mod results;
+mod statistic;
+mod store;
+mod table;
+mod wins;
+mod words;
+
+pub use engine::run;
+pub use grid::{GridArgs, TREE_CODER};
+pub use plan::quoted;
+
+use crate::families::Preset;
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use plan::Shard;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A table and the runs behind it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    pub name: String,
+    /// The heading of its page.
+    pub title: String,
+    /// The first paragraphs of its page.
+    #[serde(default)]
+    pub about: String,
+    /// What `arbora train` trains.
+    pub task: String,
+    /// Where settings start.
+    #[serde(default)]
+    pub preset: Preset,
+    /// Settings of every run, as `arbora train --set` takes them.
+    #[serde(default)]
+    pub settings: Vec<String>,
+    /// One run of each row per seed.
+    pub seeds: Vec<u64>,
+    /// Learning rates that each row chooses from on its first seed.
+    #[serde(default)]
+    pub rates: Vec<f64>,
+    pub rows: Vec<Row>,
+    /// The columns of the table, after the title of the row. None: what the family of the task shows.
+    #[serde(default)]
+    pub columns: Vec<Column>,
+    /// How the rows are compared in words.
+    #[serde(default)]
+    pub reading: Option<Reading>,
+    /// What others report.
+    #[serde(default)]
+    pub published: Option<Published>,
+    /// Whether the README shows the table.
+    #[serde(default)]
+    pub readme: bool,
+    /// For lm: every row is trained in every tree and on every text.
+    #[serde(default)]
+    pub grid: Option<Grid>,
+}
+
+/// The runs of one row, one per seed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// What its runs' folders are called.
+    pub name: String,
+    pub title: String,
+    pub model: String,
+    /// Where its settings start, where that is not the preset of the experiment.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// Settings of this row's runs; they win over those of the experiment.
+    #[serde(default)]
+    pub settings: Vec<String>,
+    /// Its own seeds.
+    #[serde(default)]
+    pub seeds: Option<Vec<u64>>,
+    /// An earlier row whose run with the same seed this one starts from.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// The title of a second line of the table: the same weights walking at random.
+    #[serde(default)]
+    pub at_random: Option<String>,
+}
+
+/// A column of a table.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected {metric, title, digits}, {reached}, parameters, steps, training_seconds or seconds_per_query"
+)]
+pub enum Column {
+    /// What is not measured on test items.
+    Plain(Plain),
+    /// Step of training at which the held-out accuracy first was this high.
+    Reached { reached: f64 },
+    /// A number that `arbora eval` measures, times `scale`.
+    Metric(Metric),
+}
+
+/// A column of a number that is not measured on test items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plain {
+    Parameters,
+    Steps,
+    TrainingSeconds,
+    SecondsPerQuery,
+}
+
+/// A column of a measurement.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metric {
+    pub metric: String,
+    pub title: String,
+    #[serde(default = "one")]
+    pub scale: f64,
+    pub digits: usize,
+}
+
+/// What the sentences under a table compare, seed by seed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// What is compared: a metric, times `scale`.
+    pub metric: String,
+    #[serde(default = "one")]
+    pub scale: f64,
+    pub digits: usize,
+    pub name: String,
+    pub unit: String,
+    /// What tokens are, in the plural.
+    pub tokens: String,
+    /// The line that is compared with the others.
+    pub learned: String,
+    /// The line that reads every token.
+    pub dense: String,
+    /// The others, and what they are in a sentence.
+    pub others: Vec<(String, String)>,
+}
+
+/// Numbers of others, to stand beside ours.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Which of our metrics they compare with.
+    pub metric: String,
+    /// What the numbers are, with their unit.
+    pub quality: String,
+    /// What was learned, one column each.
+    pub columns: Vec<String>,
+    pub rows: Vec<PublishedRow>,
+    /// What the marks of the sources say, and what else a reader has to know.
+    pub remark: String,
+}
+
+/// The published numbers of a model, each with the mark of its source.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedRow {
+    pub title: String,
+    /// Our row that it stands beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<String>,
+    pub numbers: Vec<String>,
+}
+
+/// What an experiment on language varies besides its rows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// Branching, height, blocks and width of each tree [default: that of the settings].
+    #[serde(default)]
+    pub trees: Vec<grid::Tree>,
+    /// Texts [default: that of the settings].
+    #[serde(default)]
+    pub corpora: Vec<PathBuf>,
+}
+
+/// What a call asks of an experiment.
+#[derive(Clone, Debug, Args)]
+pub struct Asked {
+    /// A JSON file with any part of the settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Training steps of every run: the setting trainer.steps.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// One setting of all runs, by its path in config.json. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// For recall and needle: every run starts from the weights of the trained run in this folder.
+    #[arg(long, value_name = "RUN")]
+    pub from: Option<PathBuf>,
+    /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
+    #[arg(long)]
+    pub backend: Option<String>,
+    /// Train every N-th run alone, beginning with the I-th: N processes share an experiment. The table has what is
+    /// finished, and says what is open.
+    #[arg(long, value_name = "I/N", requires = "out")]
+    pub shard: Option<Shard>,
+    /// Begin no run after so many hours. The table has what is finished; the same command goes on.
+    #[arg(long, value_name = "H")]
+    pub hours: Option<f64>,
+    /// Train nothing: write the table of what is finished.
+    #[arg(long, conflicts_with_all = ["shard", "hours", "again"], requires = "out")]
+    pub only_table: bool,
+    /// Train and write nothing: print how far each run is, and the command that trains it.
+    #[arg(long, conflicts_with = "only_table")]
+    pub plan: bool,
+    /// Repeat runs whose numbers are stored. Trainings that are whole in their folders are measured again.
+    #[arg(long)]
+    pub again: bool,
+    #[command(flatten)]
+    pub grid: GridArgs,
+    /// The folder of the runs and the table [default: runs/TASK-compare-N with the first free N].
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Write the table between the marker lines of this Markdown file, and the numbers into the JSON file beside it.
+    /// Numbers that are there are not measured again, even where the folders of their runs are gone.
+    #[arg(long, value_name = "FILE")]
+    pub page: Option<PathBuf>,
+    /// Write the table between marker lines of this file too, where the experiment is one for it and nothing is open.
+    #[arg(long, value_name = "FILE", requires = "page", hide = true)]
+    pub readme: Option<PathBuf>,
+    /// What the marker lines name.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        hide = true,
+        default_value = "arbora compare"
+    )]
+    pub made_by: String,
+    /// Print the numbers as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// The command that makes the table.
+    #[arg(skip)]
+    pub command: String,
+    /// Whether options make a grid, in place of the experiment.
+    #[arg(skip)]
+    pub is_grid: bool,
+    /// Whether this is less than the experiment: other numbers are kept in the store.
+    #[arg(skip)]
+    pub is_part: bool,
+}
+
+impl Asked {
+    /// The settings of every run that win over those of the experiment.
+    fn all_settings(&self) -> Vec<String> {
+        let steps = self.steps.map(|steps| format!("trainer.steps={steps}"));
+        steps
+            .into_iter()
+            .chain(self.settings.iter().cloned())
+            .collect()
+    }
+
+    /// Whether settings are given.
+    pub fn has_settings(&self) -> bool {
+        self.config.is_some() || !self.all_settings().is_empty()
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What the name of a line with the same weights walking at random ends with.
+const AT_RANDOM: &str = "-walking-at-random";
+
+/// A line of a table: a row, or its weights walking at random.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    pub name: String,
+    pub title: &'a str,
+    /// The row, numbered as given.
+    pub row: usize,
+    pub at_random: bool,
+}
+
+macro_rules! bundled {
+    ($($name:literal),+ $(,)?) => {
+        /// The experiments behind the pages of `docs/results`, by their names.
+        const BUNDLED: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../experiments/", $name, ".json")))),+];
+    };
+}
+
+bundled!(
+    "images",
+    "orders",
+    "series",
+    "gp",
+    "copy",
+    "copy-ablation",
+    "recall",
+    "needle",
+    "recall-ablation",
+    "lm-balance",
+    "lm",
+);
+
+impl Row {
+    /// A row of one model with nothing else about it.
+    pub fn of_model(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            title: name.into(),
+            model: name.into(),
+            preset: None,
+            settings: Vec::new(),
+            seeds: None,
+            from: None,
+            at_random: None,
+        }
+    }
+}
+
+impl Experiment {
+    /// The one of this name that is a part of the program.
+    ///
+    /// # Errors
+    /// When it is not an experiment, which a test excludes.
+    pub fn bundled(name: &str) -> Result<Option<Self>> {
+        let found = BUNDLED.iter().find(|(other, _)| *other == name);
+        found.map(|(_, text)| Self::parse(text)).transpose()
+    }
+
+    /// One of models with nothing else about them, with the words and the published numbers of another.
+    pub fn of_models(
+        task: &str,
+        preset: Preset,
+        seeds: Vec<u64>,
+        rows: Vec<Row>,
+        rates: Vec<f64>,
+        like: Option<Self>,
+    ) -> Self {
+        let mut like = like;
+        let reading = like.as_mut().and_then(|like| like.reading.take());
+        let named = |line: &str| rows.iter().any(|row| row.name == line);
+        Self {
+            name: task.into(),
+            title: like.as_ref().map_or(task.into(), |like| like.title.clone()),
+            about: like
+                .as_ref()
+                .map_or(String::new(), |like| like.about.clone()),
+            task: task.into(),
+            preset,
+            settings: Vec::new(),
+            seeds,
+            rates,
+            columns: Vec::new(),
+            reading: reading.filter(|reading| named(&reading.learned) && named(&reading.dense)),
+            published: like.and_then(|like| like.published),
+            readme: false,
+            grid: None,
+            rows,
+        }
+    }
+
+    /// The one that a file holds.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none; the key that is wrong is named.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let experiment: Self =
+            serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text))?;
+        experiment.check()?;
+        Ok(experiment)
+    }
+
+    /// Checks what types alone do not.
+    fn check(&self) -> Result<()> {
+        if self.rows.is_empty() {
+            bail!("rows: expected at least one");
+        }
+        let lines = self.lines();
+        let mut names = BTreeSet::new();
+        for (at, row) in self.rows.iter().enumerate() {
+            if row.name.is_empty() || row.name.contains(['/', '\\']) || row.name.starts_with('.') {
+                bail!(
+                    "rows[{at}].name: expected the name of a folder, got {:?}",
+                    row.name
+                );
+            }
+            refuse_doubled(&format!("rows[{at}].seeds"), self.seeds_of(row))?;
+            if self.seeds_of(row).is_empty() {
+                bail!("rows[{at}].seeds: expected at least one");
+            }
+            if let Some(from) = &row.from {
+                let earlier = self.rows[..at].iter().find(|row| row.name == *from);
+                let Some(earlier) = earlier else {
+                    bail!("rows[{at}].from: expected the name of an earlier row, got {from}");
+                };
+                let seeds = self.seeds_of(earlier);
+                if let Some(seed) = self.seeds_of(row).iter().find(|seed| !seeds.contains(seed)) {
+                    bail!("rows[{at}].from: {from} has no run with seed {seed}");
+                }
+            }
+        }
+        for line in &lines {
+            if !names.insert(line.name.as_str()) {
+                bail!("rows: {} is named twice", line.name);
+            }
+        }
+        if let Some(reading) = &self.reading {
+            for (key, line) in [("learned", &reading.learned), ("dense", &reading.dense)] {
+                if !names.contains(line.as_str()) {
+                    bail!("reading.{key}: expected the name of a row, got {line}");
+                }
+            }
+        }
+        if let Some(published) = &self.published {
+            let count = published.columns.len();
+            for (at, row) in published.rows.iter().enumerate() {
+                if row.numbers.len() != count {
+                    bail!(
+                        "published.rows[{at}].numbers: expected {count}, got {}",
+                        row.numbers.len()
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The seeds of a row.
+    pub fn seeds_of<'a>(&'a self, row: &'a Row) -> &'a [u64] {
+        row.seeds.as_deref().unwrap_or(&self.seeds)
+    }
+
+    /// All lines of the table, in its order.
+    pub fn lines(&self) -> Vec<Line<'_>> {
+        let mut lines = Vec::new();
+        for (at, row) in self.rows.iter().enumerate() {
+            lines.push(Line {
+                name: row.name.clone(),
+                title: &row.title,
+                row: at,
+                at_random: false,
+            });
+            lines.extend(row.at_random.as_deref().map(|title| Line {
+                name: format!("{}{AT_RANDOM}", row.name),
+                title,
+                row: at,
+                at_random: true,
+            }));
+        }
+        lines
+    }
+}
+
+/// Refuses a list that names something twice.
+pub fn refuse_doubled<T: ToString>(
+    option: &str,
+    values: impl IntoIterator<Item = T>,
+) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for value in values {
+        let value = value.to_string();
+        if seen.contains(&value) {
+            bail!("{option}: {value} is given twice");
+        }
+        seen.insert(value);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::AnyTask;
+    use clap::ValueEnum as _;
+
+    fn all() -> impl Iterator<Item = (&'static str, Experiment)> {
+        let parsed = |(name, text): &(&'static str, &str)| {
+            let experiment = Experiment::parse(text);
+            (
+                *name,
+                experiment.unwrap_or_else(|error| panic!("{name}: {error:#}")),
+            )
+        };
+        BUNDLED.iter().map(parsed)
+    }
+
+    #[test]
+    fn experiments_are_called_what_the_command_line_calls_them() {
+        for (name, experiment) in all() {
+            assert_eq!(experiment.name, name);
+            assert!(AnyTask::from_str(&experiment.task, false).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_table_and_the_grid_can_be_named() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
+        let files = std::fs::read_dir(folder).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let files: BTreeSet<String> = names.collect();
+        let bundled: BTreeSet<String> = BUNDLED
+            .iter()
+            .map(|(name, _)| format!("{name}.json"))
+            .collect();
+        assert_eq!(files, bundled);
+        assert!(Experiment::bundled("lm").unwrap().unwrap().grid.is_some());
+    }
+
+    #[test]
+    fn no_two_rows_share_a_folder_and_readings_name_lines_that_there_are() {
+        for (name, experiment) in all() {
+            let lines: BTreeSet<String> = experiment
+                .lines()
+                .into_iter()
+                .map(|line| line.name)
+                .collect();
+            assert_eq!(lines.len(), experiment.lines().len(), "{name}");
+            let twice =
+                |experiment: &mut Experiment| experiment.rows.push(experiment.rows[0].clone());
+            let no_line = |experiment: &mut Experiment| {
+                if let Some(reading) = &mut experiment.reading {
+                    reading.dense = "abacus".into();
+                }
+            };
+            for (change, words) in [
+                (twice as fn(&mut _), "named twice"),
+                (no_line, "reading.dense: expected"),
+            ] {
+                let mut other = experiment.clone();
+                change(&mut other);
+                let refused = other.check().err().map(|error| error.to_string());
+                let expected = words.starts_with("named") || experiment.reading.is_some();
+                assert_eq!(
+                    refused.is_some_and(|text| text.contains(words)),
+                    expected,
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_published_number_has_its_column_and_a_source() {
+        let published = all().filter_map(|(_, experiment)| experiment.published);
+        let mut count = 0;
+        for published in published {
+            for row in &published.rows {
+                assert_eq!(row.numbers.len(), published.columns.len(), "{}", row.title);
+                for number in row.numbers.iter().filter(|number| !number.is_empty()) {
+                    let mark = ["[B]", "[2]", "[D]"]
+                        .into_iter()
+                        .find(|mark| number.ends_with(mark));
+                    let mark = mark.unwrap_or_else(|| panic!("{number}"));
+                    assert!(published.remark.contains(mark), "{number}");
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 30, "{count}");
+    }
+
+    #[test]
+    fn sampled_decisions_are_balanced_by_no_bias() {
+        let experiment = Experiment::bundled("lm-balance").unwrap().unwrap();
+        assert_eq!(experiment.rows.len(), 11);
+        for row in &experiment.rows {
+            let says = |word: &str| row.settings.iter().any(|setting| setting.contains(word));
+            assert!(!(says("reinforce") && says("loss-free")), "{}", row.name);
+        }
+        let sampled = experiment.rows.iter().map(|row| row.name.as_str());
+        let sampled: Vec<_> = sampled
+            .filter(|name| name.starts_with("reinforce"))
+            .collect();
+        assert_eq!(sampled, ["reinforce-unbalanced", "reinforce-loss"]);
+    }
+
+    #[test]
+    fn runs_are_those_of_the_grid_but_for_their_gradients_and_balance() {
+        let [grid, balance] =
+            ["lm", "lm-balance"].map(|name| Experiment::bundled(name).unwrap().unwrap());
+        for setting in grid.settings {
+            assert!(balance.settings.contains(&setting), "{setting}");
+        }
+    }
+}

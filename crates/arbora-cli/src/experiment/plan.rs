@@ -1,0 +1,297 @@
+//! Which runs an experiment is made of, and where they lie below its folder.
+
+use super::grid::Cases;
+use super::{Experiment, Row};
+use crate::families::Preset;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A run that a table needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// The row, numbered as given.
+    pub row: usize,
+    /// The first case that it is of, likewise.
+    pub case: usize,
+    pub seed: u64,
+    /// Its folder below that of the experiment.
+    pub name: String,
+    pub preset: Preset,
+    /// Settings over the preset, as `arbora train --set` takes them; later ones win.
+    pub settings: Vec<String>,
+    /// The run of an earlier row that it starts from, by its folder likewise.
+    pub from: Option<String>,
+}
+
+/// Where a number stands in a table. All are numbered as given but the seed, which is itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub row: usize,
+    pub case: usize,
+    pub seed: u64,
+}
+
+/// The runs of an experiment, in the order in which they are trained.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub runs: Vec<Run>,
+    /// The run at each place. Several places may share one.
+    pub at: BTreeMap<Place, usize>,
+}
+
+/// What a plan is made of besides its experiment.
+#[derive(Clone, Debug, Default)]
+pub struct Planning {
+    /// Settings of every run, which win over those of the experiment.
+    pub settings: Vec<String>,
+    /// The trees and texts of an experiment that varies them.
+    pub cases: Option<Cases>,
+}
+
+impl Plan {
+    /// Seed by seed, and case by case: what is finished at any time is fair to every row.
+    ///
+    /// - rates: the learning rate of each row where it has chosen one; a row without one has no runs yet where the
+    ///   experiment has rates
+    pub fn new(experiment: &Experiment, planning: &Planning, rates: &[Option<f64>]) -> Self {
+        let rows = &experiment.rows;
+        let mut seeds: Vec<u64> = Vec::new();
+        for seed in rows.iter().flat_map(|row| experiment.seeds_of(row)) {
+            if !seeds.contains(seed) {
+                seeds.push(*seed);
+            }
+        }
+        let mut plan = Self::default();
+        for seed in seeds {
+            for case in 0..planning.cases.as_ref().map_or(1, Cases::count) {
+                for (at, row) in rows.iter().enumerate() {
+                    let waits = !experiment.rates.is_empty() && rates[at].is_none();
+                    if !waits && experiment.seeds_of(row).contains(&seed) {
+                        let place = Place {
+                            row: at,
+                            case,
+                            seed,
+                        };
+                        plan.add(experiment, planning, place, rates[at]);
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    /// The runs that rows choose their learning rates by: each of them with every rate on its first seed.
+    pub fn tries(experiment: &Experiment, planning: &Planning) -> Vec<(f64, Run)> {
+        let rates = &experiment.rates;
+        let of = |(row, given): (usize, &Row)| {
+            let place = Place {
+                row,
+                case: 0,
+                seed: experiment.seeds_of(given)[0],
+            };
+            let tried = rates.iter().map(move |rate| {
+                let run = Run::new(experiment, planning, place, Some(*rate));
+                (*rate, run)
+            });
+            tried.collect::<Vec<_>>()
+        };
+        experiment.rows.iter().enumerate().flat_map(of).collect()
+    }
+
+    fn add(
+        &mut self,
+        experiment: &Experiment,
+        planning: &Planning,
+        place: Place,
+        rate: Option<f64>,
+    ) {
+        let run = Run::new(experiment, planning, place, rate);
+        // Models that are equal in several cases are one run.
+        let known = self.runs.iter().position(|other| other.name == run.name);
+        let at = known.unwrap_or_else(|| {
+            self.runs.push(run);
+            self.runs.len() - 1
+        });
+        self.at.insert(place, at);
+    }
+
+    /// The run of this name.
+    #[cfg(test)]
+    fn named(&self, name: &str) -> Option<usize> {
+        self.runs.iter().position(|run| run.name == name)
+    }
+}
+
+impl Run {
+    fn new(experiment: &Experiment, planning: &Planning, place: Place, rate: Option<f64>) -> Self {
+        let Place { row, case, seed } = place;
+        let given = &experiment.rows[row];
+        let mut settings = experiment.settings.clone();
+        settings.extend(given.settings.iter().cloned());
+        settings.extend(planning.settings.iter().cloned());
+        let (name, varied) = match &planning.cases {
+            Some(cases) => (
+                cases.folder(case, &given.name, &given.model),
+                cases.settings(case, &given.model),
+            ),
+            None => (given.name.clone(), Vec::new()),
+        };
+        settings.extend(varied);
+        settings.push(format!("model={}", given.model));
+        settings.push(format!("trainer.seed={seed}"));
+        settings.extend(rate.map(|rate| format!("trainer.learning_rate={rate:?}")));
+        let rate = rate.map_or(String::new(), |rate| format!("-rate{rate:e}"));
+        Self {
+            row,
+            case,
+            seed,
+            name: format!("{name}-seed{seed}{rate}"),
+            preset: given.preset.unwrap_or(experiment.preset),
+            settings,
+            from: given
+                .from
+                .as_ref()
+                .map(|from| format!("{from}-seed{seed}{rate}")),
+        }
+    }
+
+    /// The command that trains this run alone, or the rest of it.
+    ///
+    /// - out: the folder of the experiment
+    pub fn command(&self, task: &str, out: &Path, begun: bool) -> String {
+        let mut words = vec!["arbora".to_owned(), "train".into(), task.into()];
+        let path = |name: &str| quoted(&out.join(name).to_string_lossy());
+        match begun {
+            true => words.push("--resume".into()),
+            false => {
+                if self.preset != Preset::default() {
+                    words.extend(["--preset".into(), "published".into()]);
+                }
+                if let Some(from) = &self.from {
+                    words.extend(["--from".into(), path(from)]);
+                }
+                for setting in &self.settings {
+                    words.extend(["--set".into(), quoted(setting)]);
+                }
+            }
+        }
+        words.extend(["--out".into(), path(&self.name)]);
+        words.join(" ")
+    }
+}
+
+/// A word as a shell takes it, in quotes where it would not take it as it is.
+pub fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=+.,:/@%".contains(letter);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// Which runs of an experiment a process trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 1.
+    number: usize,
+    of: usize,
+}
+
+impl Shard {
+    /// Whether the run with this number, from 0, is one of them.
+    pub fn has(self, at: usize) -> bool {
+        at % self.of == self.number - 1
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = |(number, of): (&str, &str)| Some((number.parse().ok()?, of.parse().ok()?));
+        match text.split_once('/').and_then(read) {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err("expected I/N with I from 1 to N, such as 1/2".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn experiment(name: &str) -> Experiment {
+        Experiment::bundled(name).unwrap().unwrap()
+    }
+
+    fn plan(experiment: &Experiment) -> Plan {
+        let none = vec![None; experiment.rows.len()];
+        Plan::new(experiment, &Planning::default(), &none)
+    }
+
+    #[test]
+    fn runs_are_planned_seed_by_seed_with_the_seeds_of_their_rows() {
+        let names = |seeds: &[u64]| {
+            let mut orders = experiment("orders");
+            orders.seeds = seeds.to_vec();
+            let runs = plan(&orders).runs.into_iter();
+            runs.map(|run| run.name).collect::<Vec<_>>()
+        };
+        let orders = names(&[0, 1]);
+        assert_eq!(orders.len(), 12);
+        assert_eq!(orders[0], "random-seed0");
+        assert_eq!(orders[6], "random-seed1");
+        let mut own = experiment("orders");
+        own.rows[2].seeds = Some(vec![7]);
+        let own = plan(&own);
+        assert_eq!(own.runs.last().unwrap().name, "k-d-seed7");
+        assert_eq!(own.runs.len(), 6);
+    }
+
+    #[test]
+    fn later_settings_win_and_a_resumed_run_gets_none() {
+        let experiment = experiment("copy-ablation");
+        let planning = Planning {
+            settings: vec!["trainer.steps=7".into()],
+            cases: None,
+        };
+        let plan = Plan::new(&experiment, &planning, &vec![None; experiment.rows.len()]);
+        let run = &plan.runs[plan.named("guide-seed0").unwrap()];
+        for (key, last) in [("lambda_guide=", "1"), ("trainer.steps=", "7")] {
+            let mut found = run.settings.iter().rev();
+            let found = found.find_map(|setting| setting.strip_prefix(key));
+            assert_eq!(found, Some(last), "{key}");
+        }
+        let told = |begun| run.command("copy", Path::new("my runs"), begun);
+        assert!(
+            told(false).ends_with(
+                "--set trainer.steps=7 --set model=retreever --set trainer.seed=0 --out 'my runs/guide-seed0'"
+            ),
+            "{}",
+            told(false)
+        );
+        assert_eq!(
+            told(true),
+            "arbora train copy --resume --out 'my runs/guide-seed0'"
+        );
+    }
+
+    #[test]
+    fn runs_that_start_from_a_row_name_its_run_with_their_seed() {
+        let recall = plan(&experiment("recall"));
+        let run = &recall.runs[recall.named("linformer-seed2").unwrap()];
+        assert_eq!(run.from.as_deref(), Some("dense-seed2"));
+        assert!(recall.named("dense-seed2").is_some());
+    }
+
+    #[test]
+    fn shards_are_numbered_from_one() {
+        let read = |text: &str| text.parse::<Shard>().ok();
+        assert_eq!(read("1/1"), Some(Shard { number: 1, of: 1 }));
+        assert_eq!(read("2/3"), Some(Shard { number: 2, of: 3 }));
+        for text in ["0/2", "3/2", "1", "1/0", "a/2", "1/2/3", "-1/2"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Trees beside their controls: who has the lower loss, how often, and by how much.
+
+use super::grid::{Cases, TREE_CODER};
+use super::results::{Results, Shown};
+use super::statistic::Statistic;
+use super::table::{table, thousands};
+use serde_json::{Map, Value, json};
+
+/// The mean loss over the held-out text in nats per token, by which models are compared.
+const LOSS: &str = "loss";
+const BITS_PER_BYTE: &str = "bits_per_byte";
+/// The share of sequences at the leaf with the fewest, relative to a fair share.
+const SMALLEST_LEAF: &str = "leaf_share_min";
+
+/// What the table of wins counts.
+pub const ABOUT: &str = "A case is a tree and a text. It is won where the mean loss over seeds is lower, and a run where its \
+loss is lower than that of the control with the same seed. Differences are those of the tree less the control, with the \
+sample standard deviation over cases: below zero the tree is better. The share of runs won is that of each seed, with the \
+sample standard deviation over seeds. Only open runs are left out. Cases are not independent: trees of one text share it, \
+and those with paths of as many blocks of one width share the runs of linear-active.";
+
+/// How often the tree has the lower loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Count {
+    won: usize,
+    of: usize,
+}
+
+impl Count {
+    /// - lower: whether the tree is, one by one
+    fn new(lower: impl IntoIterator<Item = bool>) -> Self {
+        lower
+            .into_iter()
+            .fold(Self::default(), |count, lower| Self {
+                won: count.won + usize::from(lower),
+                of: count.of + 1,
+            })
+    }
+
+    /// Of losses of a tree and a control. One that diverged is infinite, and lower than none.
+    fn of(pairs: Vec<(f64, f64)>) -> Self {
+        Self::new(pairs.into_iter().map(|(tree, control)| tree < control))
+    }
+
+    fn sum(counts: &[Self]) -> Self {
+        counts.iter().fold(Self::default(), |sum, count| Self {
+            won: sum.won + count.won,
+            of: sum.of + count.of,
+        })
+    }
+
+    fn share(self) -> Option<f64> {
+        (self.of > 0).then(|| self.won as f64 / self.of as f64)
+    }
+
+    pub fn text(self) -> String {
+        let share = self
+            .share()
+            .map(|share| format!(" ({:.0} %)", 100.0 * share));
+        format!("{} of {}{}", self.won, self.of, share.unwrap_or_default())
+    }
+
+    pub fn json(self) -> Value {
+        json!({ "won": self.won, "of": self.of, "share": self.share() })
+    }
+}
+
+/// The losses of a grid.
+pub struct Wins<'a> {
+    results: &'a Results<'a>,
+    cases: &'a Cases,
+    tree_coder: usize,
+}
+
+impl<'a> Wins<'a> {
+    /// `None` where there is no grid, or no tree in it.
+    pub fn new(results: &'a Results<'a>) -> Option<Self> {
+        let mut rows = results.experiment.rows.iter();
+        Some(Self {
+            results,
+            cases: results.cases?,
+            tree_coder: rows.position(|row| row.model == TREE_CODER)?,
+        })
+    }
+
+    fn controls(&self) -> impl Iterator<Item = usize> {
+        (0..self.results.experiment.rows.len()).filter(|row| *row != self.tree_coder)
+    }
+
+    fn name(&self, row: usize) -> &str {
+        &self.results.experiment.rows[row].name
+    }
+
+    /// The losses of a row by seed; infinite where a run diverged, `None` where it is open.
+    fn losses(&self, row: usize, case: usize) -> Vec<Option<f64>> {
+        let loss = |run: &Shown| {
+            let metrics = run.entry.as_ref()?.metrics.as_ref();
+            Some(
+                metrics
+                    .and_then(|metrics| metrics.get(LOSS).copied())
+                    .unwrap_or(f64::INFINITY),
+            )
+        };
+        self.results.runs_of(row, case).map(loss).collect()
+    }
+
+    /// The mean loss of a row over all seeds; infinite where a run diverged, `None` where one is open.
+    fn mean_loss(&self, row: usize, case: usize) -> Option<f64> {
+        let losses: Option<Vec<f64>> = self.losses(row, case).into_iter().collect();
+        Some(Statistic::of(losses?)?.mean)
+    }
+
+    fn cases_of(&self, corpora: &[usize]) -> impl Iterator<Item = usize> {
+        (0..self.cases.count()).filter(|case| corpora.contains(&self.cases.corpus(*case)))
+    }
+
+    /// The mean losses of the tree and a control, of each case of some corpora where no run of them is open.
+    fn pairs(&self, control: usize, corpora: &[usize]) -> Vec<(f64, f64)> {
+        let pair = |case| {
+            let tree = self.mean_loss(self.tree_coder, case)?;
+            Some((tree, self.mean_loss(control, case)?))
+        };
+        self.cases_of(corpora).filter_map(pair).collect()
+    }
+
+    /// Wins in single runs, seed by seed.
+    fn by_seed(&self, control: usize, corpora: &[usize]) -> Vec<Count> {
+        let mut pairs = vec![Vec::new(); self.results.experiment.seeds.len()];
+        for case in self.cases_of(corpora) {
+            let both = self.losses(self.tree_coder, case).into_iter();
+            let both = both.zip(self.losses(control, case));
+            for (pairs, both) in pairs.iter_mut().zip(both) {
+                if let (Some(tree), Some(control)) = both {
+                    pairs.push((tree, control));
+                }
+            }
+        }
+        pairs.into_iter().map(Count::of).collect()
+    }
+
+    /// The tree's mean loss less that of a control, of cases where no run diverged.
+    fn difference(&self, control: usize, corpora: &[usize]) -> Option<Statistic> {
+        let pairs = self.pairs(control, corpora).into_iter();
+        let differences = pairs.map(|(tree, control)| tree - control);
+        Statistic::of(differences.filter(|difference| difference.is_finite()))
+    }
+
+    /// Cases in which the tree is lower than every control, and all that are complete.
+    pub fn of_all(&self) -> Count {
+        let complete = (0..self.cases.count()).filter(|case| self.mean_losses(*case).is_some());
+        Count::new(complete.map(|case| self.best(case) == Some(self.tree_coder)))
+    }
+
+    /// The mean losses of all rows; `None` where a run of any is open.
+    fn mean_losses(&self, case: usize) -> Option<Vec<f64>> {
+        let rows = 0..self.results.experiment.rows.len();
+        rows.map(|row| self.mean_loss(row, case)).collect()
+    }
+
+    /// The row with the lowest mean loss; `None` where a run of any is open, or one of each diverged.
+    fn best(&self, case: usize) -> Option<usize> {
+        let losses = self.mean_losses(case)?;
+        let rows = (0..losses.len()).filter(|row| losses[*row].is_finite());
+        rows.min_by(|one, other| losses[*one].total_cmp(&losses[*other]))
+    }
+
+    fn all_corpora(&self) -> Vec<usize> {
+        (0..self.cases.corpora().len()).collect()
+    }
+
+    /// One row per control: how often the tree has the lower loss, in all and by corpus.
+    fn rows(&self) -> Vec<Vec<String>> {
+        let (all, names) = (self.all_corpora(), self.cases.corpora());
+        let mut head = [
+            "tree-coder against",
+            "cases won",
+            "runs won, seed by seed",
+            "share of runs won, mean over seeds",
+            "difference of loss, over cases",
+        ]
+        .map(String::from)
+        .to_vec();
+        let single = all.iter().filter(|_| all.len() > 1);
+        for corpus in single.clone() {
+            head.push(format!("cases, {}", names[*corpus]));
+            head.push(format!("runs, {}", names[*corpus]));
+        }
+        let mut rows = vec![head];
+        for control in self.controls() {
+            let by_seed = self.by_seed(control, &all);
+            let share = Statistic::of(by_seed.iter().filter_map(|count| count.share()));
+            let difference = self.difference(control, &all);
+            let mut row = vec![
+                self.name(control).to_owned(),
+                Count::of(self.pairs(control, &all)).text(),
+                Count::sum(&by_seed).text(),
+                share.map_or(String::new(), |share| share.text(2)),
+                difference.map_or(String::new(), |difference| difference.signed(3)),
+            ];
+            for corpus in single.clone() {
+                row.push(Count::of(self.pairs(control, &[*corpus])).text());
+                row.push(Count::sum(&self.by_seed(control, &[*corpus])).text());
+            }
+            rows.push(row);
+        }
+        rows
+    }
+
+    /// The numbers, for a program.
+    pub fn json(&self) -> Value {
+        let wins = |control: usize, corpora: &[usize]| {
+            let by_seed = self.by_seed(control, corpora);
+            json!({
+                "cases": Count::of(self.pairs(control, corpora)).json(),
+                "runs": Count::sum(&by_seed).json(),
+                "runs_by_seed": by_seed.iter().map(|count| count.json()).collect::<Vec<_>>(),
+                "share_of_runs": Statistic::of(by_seed.iter().filter_map(|count| count.share())),
+                "difference": self.difference(control, corpora),
+            })
+        };
+        let of_control = |control: usize| {
+            let corpora = self.cases.corpora().into_iter().enumerate();
+            let corpora = corpora.map(|(at, name)| (name.to_owned(), wins(control, &[at])));
+            let mut of_control = wins(control, &self.all_corpora());
+            of_control["corpora"] = Value::Object(corpora.collect());
+            (self.name(control).to_owned(), of_control)
+        };
+        self.controls()
+            .map(of_control)
+            .collect::<Map<_, _>>()
+            .into()
+    }
+
+    /// All cases, and which row has the lowest loss.
+    pub fn cases_json(&self) -> Value {
+        let cases = (0..self.cases.count()).map(|case| {
+            let mut json = self.cases.json(case);
+            json["lowest"] = json!(self.best(case).map(|row| self.name(row)));
+            json
+        });
+        cases.collect()
+    }
+}
+
+impl Results<'_> {
+    /// The tables of a grid, each with its title.
+    pub fn grid_tables(&self) -> Vec<(&'static str, String)> {
+        let Some(wins) = Wins::new(self) else {
+            return Vec::new();
+        };
+        let mut tables = vec![("Losses", table(&wins.loss_rows()))];
+        if self.experiment.rows.len() > 1 {
+            tables.push(("Wins", table(&wins.rows())));
+        }
+        tables.push(("Leaves and bits per byte", table(&wins.use_rows())));
+        tables
+    }
+}
+
+impl Wins<'_> {
+    fn case_cells(&self, case: usize) -> Vec<String> {
+        let numbers = self.cases.tree(case).numbers();
+        let corpus = self.cases.corpora()[self.cases.corpus(case)].to_owned();
+        [
+            vec![corpus],
+            numbers.map(|number| number.to_string()).to_vec(),
+        ]
+        .concat()
+    }
+
+    fn statistic(&self, row: usize, case: usize, metric: &str, digits: usize) -> String {
+        let runs = self.results.runs_of(row, case);
+        let numbers =
+            runs.filter_map(|run| run.entry.as_ref()?.metrics.as_ref()?.get(metric).copied());
+        Statistic::of(numbers).map_or(String::new(), |all| all.text(digits))
+    }
+
+    /// One row per case: the tree, its parameters, and the losses of all rows.
+    fn loss_rows(&self) -> Vec<Vec<String>> {
+        let all = 0..self.results.experiment.rows.len();
+        let mut head = ["text", "k", "h", "blocks", "width", "active", "total"]
+            .map(String::from)
+            .to_vec();
+        head.extend(all.clone().map(|row| self.name(row).to_owned()));
+        head.push("lowest".into());
+        let mut rows = vec![head];
+        for case in 0..self.cases.count() {
+            let mut row = self.case_cells(case);
+            let tree = self.results.runs_of(self.tree_coder, case).next();
+            row.extend(["active_parameters", "total_parameters"].map(|name| {
+                let count = tree.and_then(|run| run.facts.get(name));
+                count.map_or(String::new(), |count| thousands(*count as u64))
+            }));
+            row.extend(all.clone().map(|row| {
+                let text = self.statistic(row, case, LOSS, 3);
+                let diverged = self
+                    .losses(row, case)
+                    .into_iter()
+                    .flatten()
+                    .filter(|loss| loss.is_infinite());
+                let diverged = match diverged.count() {
+                    0 => String::new(),
+                    count => format!("{count} diverged"),
+                };
+                let parts = [text, diverged].into_iter().filter(|part| !part.is_empty());
+                parts.collect::<Vec<_>>().join(", ")
+            }));
+            row.push(
+                self.best(case)
+                    .map_or(String::new(), |row| self.name(row).to_owned()),
+            );
+            rows.push(row);
+        }
+        rows
+    }
+
+    /// One row per case: how full the leaves are, and bits per byte of all rows.
+    fn use_rows(&self) -> Vec<Vec<String>> {
+        let all = 0..self.results.experiment.rows.len();
+        let mut head = [
+            "text",
+            "k",
+            "h",
+            "blocks",
+            "width",
+            "smallest leaf, of its fair share",
+        ]
+        .map(String::from)
+        .to_vec();
+        head.extend(
+            all.clone()
+                .map(|row| format!("bits per byte, {}", self.name(row))),
+        );
+        let mut rows = vec![head];
+        for case in 0..self.cases.count() {
+            let mut row = self.case_cells(case);
+            row.push(self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2));
+            row.extend(
+                all.clone()
+                    .map(|row| self.statistic(row, case, BITS_PER_BYTE, 3)),
+            );
+            rows.push(row);
+        }
+        rows
+    }
+}
