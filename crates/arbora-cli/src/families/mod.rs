@@ -75,6 +75,7 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     /// What a comparison shows beside the qualities.
     const COLUMNS: &'static [Column];
     /// The numbers of a run that a dashboard plots, where they are logged.
+    #[cfg_attr(not(feature = "dashboard"), allow(dead_code))]
     const LIVE: &'static [&'static str];
 
     /// The settings that a task starts from.
@@ -168,8 +169,6 @@ pub struct Common<'a> {
     pub task: &'static str,
     /// The name of the model, likewise.
     pub model: &'static str,
-    /// Items per training step.
-    pub batch: usize,
     /// Items that are measured at a time.
     pub eval_batch: usize,
     /// Evaluation items measured during training; 0 means all of a finite set.
