@@ -24,6 +24,8 @@ mod quiet;
 pub mod remote;
 mod run;
 mod settings;
+mod statistic;
+mod table;
 mod whole;
 
 pub use cli::main;

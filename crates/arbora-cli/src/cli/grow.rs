@@ -4,9 +4,11 @@ use super::GrowArgs;
 use crate::families::retrieval::RetrievalModel;
 use crate::families::retrieval::data::Source;
 use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
-use crate::grow::{Choice, Cost, Settings, View, bandit, mean_and_error, optimisation, refusal};
+use crate::grow::{Choice, Cost, Settings, View, bandit, optimisation, refusal};
 use crate::picture::curves::{self, Panel, Series, Spread};
 use crate::run::{TrainedRun, config_of, refuse_others};
+use crate::statistic::Statistic;
+use crate::table::table;
 use anyhow::{Context as _, Result, bail};
 use burn::tensor::Device;
 use clap::ValueEnum;
@@ -238,8 +240,8 @@ impl Results {
     fn json(&self, settings: &Settings) -> Value {
         let rounds = settings.rounds;
         let number = |values: Vec<f64>| {
-            let (mean, error) = mean_and_error(&values);
-            json!({ "mean": mean, "standard_error": error })
+            let all = with_error(&values);
+            json!({ "mean": all.mean, "standard_error": all.sd })
         };
         let cost = |player: &Player| {
             json!({
@@ -305,12 +307,12 @@ impl Results {
             Self::Bandit { played } => {
                 let block = |from: usize| {
                     let rows = bandit::DELTAS.iter().enumerate().map(|(at, delta)| {
-                        let cells = played
-                            .iter()
-                            .map(|(_, regrets)| cell(&regrets[at].percent(from, rounds), 2));
-                        (delta.to_string(), cells.collect())
+                        let cells = played.iter().map(|(_, regrets)| {
+                            with_error(&regrets[at].percent(from, rounds)).text(2)
+                        });
+                        std::iter::once(delta.to_string()).chain(cells).collect()
                     });
-                    table("delta", &names, rows.collect())
+                    named("delta", &names, rows)
                 };
                 let mut text = format!("regret in % of uniform choice{over_repeats}\n{}", block(0));
                 if rounds > LAST {
@@ -322,12 +324,12 @@ impl Results {
                 names.push("random search");
                 let rows = marks(rounds).into_iter().map(|round| {
                     let all = played.iter().map(|(_, regrets)| regrets).chain([random]);
-                    let cells = all.map(|regrets| cell(&after(regrets, round), 4));
-                    (round.to_string(), cells.collect())
+                    let cells = all.map(|regrets| with_error(&after(regrets, round)).text(4));
+                    std::iter::once(round.to_string()).chain(cells).collect()
                 });
                 format!(
                     "simple regret after each round{over_functions}\n{}",
-                    table("round", &names, rows.collect())
+                    named("round", &names, rows)
                 )
             }
         };
@@ -339,45 +341,35 @@ impl Results {
 fn costs(players: &[&Player], rounds: usize) -> String {
     let names: Vec<&str> = players.iter().map(|player| player.view.name()).collect();
     let row = |text: &str, cell: &dyn Fn(&Player) -> String| {
-        (
-            text.to_owned(),
-            players.iter().map(|one| cell(one)).collect(),
-        )
+        let cells = players.iter().map(|one| cell(one));
+        std::iter::once(text.to_owned()).chain(cells).collect()
     };
     let time = |share: f64| move |one: &Player| format!("{:.2}", one.cost.milliseconds(share));
     let read = |one: &Player| match one.cost.nodes_read {
         Some(read) => format!("{read:.1}"),
         None => "-".into(),
     };
-    let rows = vec![
+    let rows = [
         row(&format!("ms at {} tokens", rounds / 2), &time(0.5)),
         row(&format!("ms at {rounds} tokens"), &time(1.0)),
         row("nodes read", &read),
     ];
-    let table = table("", &names, rows);
+    let table = named("", &names, rows.into_iter());
     format!("cost of a round of all worlds, nodes read per query at the end\n{table}")
 }
 
 /// Mean and standard error.
-fn cell(values: &[f64], decimals: usize) -> String {
-    let (mean, error) = mean_and_error(values);
-    match error.is_finite() {
-        true => format!("{mean:.decimals$} ± {error:.decimals$}"),
-        false => format!("{mean:.decimals$}"),
-    }
+fn with_error(values: &[f64]) -> Statistic {
+    let all = Statistic::of(values.iter().copied()).expect("a loop has repeats");
+    all.with_error(values.len())
 }
 
-fn table(corner: &str, names: &[&str], rows: Vec<(String, Vec<String>)>) -> String {
-    let line = |first: &str, cells: &mut dyn Iterator<Item = &str>| {
-        let cells: String = cells.map(|cell| format!(" {cell:>18}")).collect();
-        format!("{first:<16}{cells}")
-    };
-    let mut lines = vec![line(corner, &mut names.iter().copied())];
-    lines.extend(
-        rows.iter()
-            .map(|(first, cells)| line(first, &mut cells.iter().map(String::as_str))),
-    );
-    lines.join("\n")
+/// A table with what is played above its columns.
+fn named(corner: &str, names: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let names = names.iter().map(|name| (*name).to_owned());
+    let head = std::iter::once(corner.to_owned()).chain(names).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    table(&rows).trim_end().to_owned()
 }
 
 /// What its pictures are called, without the ending.
@@ -447,8 +439,8 @@ fn series(name: &str, rounds: &[usize], measure: impl Fn(usize) -> Vec<f64>) -> 
     let numbers: Vec<(f64, f64, f64)> = rounds
         .iter()
         .map(|round| {
-            let (mean, error) = mean_and_error(&measure(*round));
-            (*round as f64, mean, error)
+            let all = with_error(&measure(*round));
+            (*round as f64, all.mean, all.sd.unwrap_or(f64::NAN))
         })
         .collect();
     let band = numbers

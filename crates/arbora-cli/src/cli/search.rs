@@ -4,6 +4,7 @@ use super::EvalArgs;
 use crate::families::Family as _;
 use crate::families::retrieval::RetrievalConfig;
 use crate::run::TrainedRun;
+use crate::table::table;
 use anyhow::{Context as _, Result};
 use arbora::attention::{SearchOptions, SearchStrategy};
 use arbora::rl::train::measure;
@@ -90,9 +91,9 @@ pub fn compare(
         );
         rows.push((name(search), means));
     }
-    let table = markdown(&rows);
+    let text = markdown(&rows);
     if let Some(path) = &args.markdown {
-        let text = page(&table, config, args);
+        let text = page(&text, config, args);
         crate::whole::write(path, text)?;
     }
     if args.json {
@@ -102,7 +103,7 @@ pub fn compare(
             .collect();
         return Ok(json!({"run": args.run.to_string_lossy(), "searches": searches}).to_string());
     }
-    Ok(table)
+    Ok(text)
 }
 
 fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
@@ -114,24 +115,22 @@ fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
         ("nodes_read", "nodes read", 1),
         ("microseconds_per_query", "microseconds per query", 1),
     ];
-    let columns: Vec<_> = columns
-        .into_iter()
-        .filter(|(key, ..)| rows.iter().any(|(_, means)| means.contains_key(*key)))
-        .collect();
-    let mut text = String::from("| search |");
-    columns
-        .iter()
-        .for_each(|(_, title, _)| text += &format!(" {title} |"));
-    text += "\n|---|";
-    columns.iter().for_each(|_| text += "---:|");
+    let has = |key: &str| rows.iter().any(|(_, means)| means.contains_key(key));
+    let columns: Vec<_> = columns.into_iter().filter(|(key, ..)| has(key)).collect();
+    let titles = columns.iter().map(|(_, title, _)| (*title).to_owned());
+    let mut cells: Vec<Vec<String>> =
+        vec![std::iter::once("search".into()).chain(titles).collect()];
     for (name, means) in rows {
-        text += &format!("\n| {name} |");
-        for (key, _, digits) in &columns {
-            let number = means.get(*key).copied().unwrap_or(f64::NAN);
-            text += &format!(" {number:.digits$} |");
-        }
+        let numbers = columns.iter().map(|(key, _, digits)| {
+            format!(
+                "{:.*}",
+                *digits,
+                means.get(*key).copied().unwrap_or(f64::NAN)
+            )
+        });
+        cells.push(std::iter::once(name.clone()).chain(numbers).collect());
     }
-    text
+    table(&cells).trim_end().to_owned()
 }
 
 fn page(table: &str, config: &RetrievalConfig, args: &EvalArgs) -> String {

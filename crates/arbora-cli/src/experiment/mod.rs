@@ -9,9 +9,7 @@ mod grid;
 mod page;
 mod plan;
 mod results;
-mod statistic;
 mod store;
-mod table;
 mod wins;
 mod words;
 

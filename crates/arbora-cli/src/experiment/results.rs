@@ -2,11 +2,11 @@
 
 use super::grid::Cases;
 use super::plan::{Place, Run};
-use super::statistic::Statistic;
 use super::store::{Entry, remove};
-use super::table::{table, thousands};
 use super::wins::Wins;
 use super::{Column, Experiment, Line, Metric, Plain, words};
+use crate::statistic::Statistic;
+use crate::table::{table, thousands};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 

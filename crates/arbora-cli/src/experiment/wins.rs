@@ -2,8 +2,8 @@
 
 use super::grid::{Cases, TREE_CODER};
 use super::results::{Results, Shown};
-use super::statistic::Statistic;
-use super::table::{table, thousands};
+use crate::statistic::Statistic;
+use crate::table::{table, thousands};
 use serde_json::{Map, Value, json};
 
 /// The mean loss over the held-out text in nats per token, by which models are compared.

@@ -1,8 +1,8 @@
 //! What the numbers say, in words that follow from them alone.
 
 use super::Reading;
-use super::statistic::Statistic;
 use super::store::Entry;
+use crate::statistic::Statistic;
 use std::fmt::Write as _;
 
 /// Sentences on the lines of a table.

@@ -332,17 +332,10 @@ fn timed<T>(seconds: &mut Vec<f64>, round: impl FnOnce() -> Result<T>) -> Result
     Ok(outcome)
 }
 
-/// Mean of a sample and the standard error of that mean, which is no number for a single value.
-pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, (squares / (count - 1.0) / count).sqrt())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::statistic::Statistic;
 
     #[test]
     fn the_choice_weighs_mean_and_deviation() {
@@ -363,9 +356,13 @@ mod tests {
 
     #[test]
     fn errors_of_means_shrink_with_the_sample() {
-        assert_eq!(mean_and_error(&[1.0, 3.0]), (2.0, 1.0));
-        let (mean, error) = mean_and_error(&[5.0]);
-        assert!(mean == 5.0 && error.is_nan());
+        let of = |values: &[f64]| {
+            let all = Statistic::of(values.iter().copied()).unwrap();
+            all.with_error(values.len())
+        };
+        let two = of(&[1.0, 3.0]);
+        assert!((two.mean, two.sd) == (2.0, Some(1.0)));
+        assert!(of(&[5.0]).sd.is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What several seeds come to.
+//! What several numbers come to, of seeds or of repeats.
 
 use serde::Serialize;
 
@@ -20,6 +20,14 @@ impl Statistic {
             mean,
             sd: (numbers.len() > 1).then(|| (squares / (count - 1.0)).sqrt()),
         })
+    }
+
+    /// The same mean with its standard error in place of the deviation of a sample of so many numbers.
+    pub fn with_error(self, count: usize) -> Self {
+        Self {
+            sd: self.sd.map(|sd| sd / (count as f64).sqrt()),
+            ..self
+        }
     }
 
     /// Of the same numbers, each times `scale`.
