@@ -168,8 +168,6 @@ pub struct Common<'a> {
     pub task: &'static str,
     /// The name of the model, likewise.
     pub model: &'static str,
-    /// Items per training step.
-    pub batch: usize,
     /// Items that are measured at a time.
     pub eval_batch: usize,
     /// Evaluation items measured during training; 0 means all of a finite set.

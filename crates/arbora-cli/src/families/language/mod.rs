@@ -46,7 +46,6 @@ impl Family for LanguageConfig {
         Common {
             task: self.task.name(),
             model: self.model.name(),
-            batch: self.batch_size,
             eval_batch: self.eval_batch_size,
             eval_items: self.eval_items,
             test_items: self.test_items,

@@ -53,7 +53,6 @@ impl Family for RetrievalConfig {
         Common {
             task: self.task.name(),
             model: self.model.name(),
-            batch: self.batch_size,
             eval_batch: self.eval_batch_size,
             eval_items: self.eval_items,
             test_items: self.test_items,
