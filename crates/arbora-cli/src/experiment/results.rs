@@ -620,18 +620,17 @@ impl<'a> Results<'a> {
 
 /// Leaves in settings what others say too.
 fn keep_common(settings: &mut Value, others: &Value) {
-    if let (Value::Object(own), Value::Object(others)) = (settings, others) {
-        own.retain(|key, _| others.contains_key(key));
-        own.retain(
-            |key, value| match value.is_object() && others[key].is_object() {
-                true => {
-                    keep_common(value, &others[key]);
-                    true
-                }
-                false => *value == others[key],
-            },
-        );
-    }
+    let (Value::Object(own), Value::Object(others)) = (settings, others) else {
+        return;
+    };
+    own.retain(|key, value| match others.get(key) {
+        Some(other) if value.is_object() && other.is_object() => {
+            keep_common(value, other);
+            // An object in which nothing is common says nothing.
+            !value.as_object().is_some_and(Map::is_empty)
+        }
+        other => other == Some(value),
+    });
 }
 
 fn is_accuracy(name: &str) -> bool {
