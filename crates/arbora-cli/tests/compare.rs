@@ -131,13 +131,13 @@ fn a_second_call_keeps_what_is_finished_and_resumes_what_is_not() {
     }
     // What was printed is what was written.
     assert_eq!(place.json("out/compare.json"), second);
+    let mut left = names(&place.path("out"));
+    left.retain(|name| !name.ends_with(".png") && !name.ends_with(".svg"));
     assert_eq!(
-        names(&place.path("out")),
+        left,
         [
             "compare.json",
             "compare.md",
-            "completion.png",
-            "curves.png",
             "perceiver-seed0",
             "retreever-seed0"
         ]

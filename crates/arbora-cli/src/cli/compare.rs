@@ -150,7 +150,7 @@ fn command(args: &CompareArgs) -> String {
         "--hours",
         "--backend",
     ];
-    let mut words = std::env::args().skip(2).peekable();
+    let mut words = std::env::args().skip(2);
     let mut kept = vec![args.asked.made_by.clone()];
     let is_named = args.asked.made_by != "arbora compare";
     while let Some(word) = words.next() {
@@ -159,7 +159,7 @@ fn command(args: &CompareArgs) -> String {
             if !word.contains('=') {
                 words.next();
             }
-        } else if !SILENT.contains(&word.as_str()) && !(is_named && word == args.what) {
+        } else if !(SILENT.contains(&word.as_str()) || is_named && word == args.what) {
             kept.push(quoted(&word));
         }
     }

@@ -63,7 +63,7 @@ enum Command {
   arbora compare lm --branching 2,3 --heights 1,2 --widths 32,64 --seeds 0,1,2
   arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid
   arbora compare mine.json --hours 2 --out runs/mine --page mine.md")]
-    Compare(compare::CompareArgs),
+    Compare(Box<compare::CompareArgs>),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:
   arbora eval runs/images-retreever-1 --json
@@ -280,7 +280,7 @@ pub fn main() -> ExitCode {
     remote::end_on_loss(end);
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
-        Command::Compare(args) => compare::run(args),
+        Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Inspect(args) => inspect::run(args),

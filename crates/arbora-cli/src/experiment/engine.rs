@@ -57,6 +57,9 @@ struct Planned<F: Family> {
     fingerprints: [Option<String>; 2],
 }
 
+/// The runs of an experiment, and the one at each place of its table.
+type Runs<F> = (Vec<Planned<F>>, BTreeMap<Place, usize>);
+
 /// How a model is measured.
 const LEARNED: &str = "learned";
 const RANDOM: &str = "random";
@@ -167,10 +170,9 @@ impl<F: Family> Engine<'_, F> {
             self.out.display()
         );
         let mut stopped = None;
-        let count = tries.len();
-        for at in 0..count {
+        for (at, (_, planned)) in tries.iter().enumerate() {
             if own(at) && stopped.is_none() {
-                stopped = self.finish(&tries[at].1, &[], (at, count), true)?;
+                stopped = self.finish(planned, &[], (at, tries.len()), true)?;
             }
         }
         if !self.experiment.rates.is_empty() {
@@ -179,10 +181,10 @@ impl<F: Family> Engine<'_, F> {
             }
             (runs, at) = self.plan(&rates)?;
         }
-        for at in 0..runs.len() {
+        for (at, planned) in runs.iter().enumerate() {
             // A run and the one that it starts from are one process's.
-            if own(runs[at].source.unwrap_or(at)) && stopped.is_none() {
-                stopped = self.finish(&runs[at], &runs, (at, runs.len()), false)?;
+            if own(planned.source.unwrap_or(at)) && stopped.is_none() {
+                stopped = self.finish(planned, &runs, (at, runs.len()), false)?;
             }
         }
         if stopped == Some(Stop::Asked) {
@@ -195,7 +197,7 @@ impl<F: Family> Engine<'_, F> {
     }
 
     /// The runs of all places, with all that decides their numbers.
-    fn plan(&mut self, rates: &[Option<f64>]) -> Result<(Vec<Planned<F>>, BTreeMap<Place, usize>)> {
+    fn plan(&mut self, rates: &[Option<f64>]) -> Result<Runs<F>> {
         let plan = Plan::new(self.experiment, &self.planning, rates);
         let mut runs = Vec::new();
         for run in plan.runs {

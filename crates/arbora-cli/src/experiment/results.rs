@@ -620,19 +620,17 @@ impl<'a> Results<'a> {
 
 /// Leaves in settings what others say too.
 fn keep_common(settings: &mut Value, others: &Value) {
-    if let (Value::Object(own), Value::Object(others)) = (settings, others) {
-        own.retain(|key, value| {
-            others.get(key).is_some_and(|other| {
-                if value.is_object() && other.is_object() {
-                    keep_common(value, other);
-                    // An object in which nothing is common says nothing.
-                    return !value.as_object().is_some_and(Map::is_empty)
-                        || other.as_object().is_some_and(Map::is_empty);
-                }
-                value == other
-            })
-        });
-    }
+    let (Value::Object(own), Value::Object(others)) = (settings, others) else {
+        return;
+    };
+    own.retain(|key, value| match others.get(key) {
+        Some(other) if value.is_object() && other.is_object() => {
+            keep_common(value, other);
+            // An object in which nothing is common says nothing.
+            !value.as_object().is_some_and(Map::is_empty)
+        }
+        other => other == Some(value),
+    });
 }
 
 fn is_accuracy(name: &str) -> bool {
@@ -906,7 +904,10 @@ pub mod tests {
         );
         let mut other = results;
         other.runs[1].settings["trainer"]["steps"] = json!(20);
-        assert_eq!(other.settings(), [(None, json!({"heads": 4}))]);
+        assert_eq!(
+            other.settings(),
+            [(None, json!({"heads": 4, "trainer": {}}))]
+        );
     }
 
     #[test]
