@@ -62,7 +62,7 @@ struct Seen {
 
 enum Picture {
     Curves(Vec<Panel>),
-    Path(RetrievalPicture),
+    Path(Box<RetrievalPicture>),
     Confidence(ConfidencePicture),
     Shares(SharesPicture),
 }

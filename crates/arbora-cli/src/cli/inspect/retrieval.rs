@@ -47,7 +47,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     }
     let run: TrainedRun<RetrievalConfig> = TrainedRun::load(&args.run, args.backend.as_deref())?;
     let inspected = query(&run, args.item.unwrap_or(0), args.query)?;
-    pictures.push(("path", Picture::Path(inspected.picture)));
+    pictures.push(("path", Picture::Path(inspected.picture.into())));
     pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));
     Ok(Seen {
         pictures,

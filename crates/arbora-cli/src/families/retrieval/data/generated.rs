@@ -44,7 +44,7 @@ pub fn copy(config: CopyConfig) -> Result<TaskData> {
         embedding: EmbeddingKind::Sequence,
         most_tokens: copy.context(),
     };
-    let (held_out, held_out_answers) = (copy.clone(), answers.clone());
+    let held_out_answers = answers.clone();
     let training: Training = Box::new(move |seed, step, batch_size, device| {
         let batch = copy.batch(seed, step, batch_size, device)?;
         Ok(copy_problem(batch, &answers))
@@ -55,7 +55,7 @@ pub fn copy(config: CopyConfig) -> Result<TaskData> {
         }
         let indices = 0..items.div_ceil(batch_size) as u64;
         let batches = indices.map(|index| {
-            let batch = held_out.eval_batch(EVALUATION_SEED, index, batch_size, device)?;
+            let batch = copy.eval_batch(EVALUATION_SEED, index, batch_size, device)?;
             Ok(copy_problem(batch, &held_out_answers))
         });
         batches.collect()
@@ -83,15 +83,13 @@ pub fn gp(config: GpConfig, std: StdKind) -> Result<TaskData> {
         most_tokens: config.max_points - 1 - config.min_targets,
     };
     let trained = config.kernel;
-    let held_out = gp.clone();
     let training: Training = Box::new(move |seed, step, batch_size, device| {
         Ok(gp.batch(seed, step, batch_size, device)?.into())
     });
     let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
         let batches = items.div_ceil(batch_size.max(1));
         let of = |kernel: Kernel| {
-            held_out
-                .with_kernel(kernel)
+            gp.with_kernel(kernel)
                 .eval_batches(EVALUATION_SEED, batches, batch_size, device)
         };
         let mut problems: Vec<Problem> = of(trained)?.map(Problem::from).collect();
@@ -124,13 +122,12 @@ pub fn bandit(config: BanditConfig, std: StdKind) -> Result<TaskData> {
         embedding: EmbeddingKind::Points,
         most_tokens: bandit.config().max_context,
     };
-    let held_out = bandit.clone();
     let training: Training = Box::new(move |seed, step, batch_size, device| {
         Ok(bandit.batch(seed, step, batch_size, device)?.into())
     });
     let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
         let batches = items.div_ceil(batch_size.max(1));
-        let batches = held_out.eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
+        let batches = bandit.eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
         Ok(batches.map(Problem::from).collect())
     });
     Ok(drawn("wheels", features, training, evaluation))
