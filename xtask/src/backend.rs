@@ -53,6 +53,11 @@ impl Backend {
         matches!(self, Self::Wgpu | Self::Vulkan | Self::Webgpu | Self::Metal)
     }
 
+    /// Whether it makes kernels while it runs. One thread of a process does that for a device, and running them too.
+    pub fn compiles_kernels(self) -> bool {
+        !matches!(self, Self::Flex | Self::Ndarray | Self::Tch)
+    }
+
     /// Whether a build step downloads a toolchain that may be out of reach. With `DOCS_RS=1` the
     /// step is left out, and the code can be checked but not linked.
     pub fn needs_toolchain(self) -> bool {

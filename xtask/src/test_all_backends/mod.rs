@@ -4,9 +4,9 @@
 //! features of all backends asked for, and run once per backend with `BURN_DEVICE`.
 
 mod libtest;
+mod parts;
 mod report;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -17,7 +17,8 @@ use serde::Deserialize;
 use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::{shell, workspace};
-use libtest::Outcome;
+use libtest::{Outcome, Suite};
+use parts::Part;
 use report::Row;
 
 /// Run the shared test suite on every backend and compare what ran.
@@ -74,9 +75,13 @@ pub fn run(args: &Args) -> Result<()> {
                 let ready = rows.iter_mut().filter(|(_, row)| row.broken.is_empty());
                 for (backend, row) in ready {
                     let start = Instant::now();
-                    for binary in &binaries {
-                        run_suite(binary, *backend, args.filter.as_deref(), &environment, row);
-                    }
+                    run_suites(
+                        &binaries,
+                        *backend,
+                        args.filter.as_deref(),
+                        &environment,
+                        row,
+                    );
                     row.time = start.elapsed();
                 }
             }
@@ -165,58 +170,126 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     Ok(binaries)
 }
 
-/// Runs one suite on one backend, prints its line of progress and adds its results to the row.
-fn run_suite(
-    binary: &Binary,
+/// Runs the suites on one backend, prints a line of progress each and adds their results to the row.
+fn run_suites(
+    binaries: &[Binary],
     backend: Backend,
     filter: Option<&str>,
     environment: &Environment,
     row: &mut Row,
 ) {
-    print!("{:<8} {:<18} ", backend.name(), binary.package);
-    std::io::stdout().flush().ok();
-    let start = Instant::now();
-    match suite_of(binary, backend, filter, environment) {
-        Ok(suite) => {
-            let counts = report::counts(suite.tests.values());
-            println!(
-                "{} passed, {} failed, {} skipped in {:.1} s",
-                counts.passed,
-                counts.failed,
-                counts.skipped,
-                start.elapsed().as_secs_f64()
-            );
-            row.add(&binary.package, suite);
+    let mut all: Vec<Part<&Binary>> = Vec::new();
+    for binary in binaries {
+        if !backend.compiles_kernels() {
+            all.push(Part::whole(binary));
+            continue;
         }
-        Err(error) => {
-            println!("broke off");
-            row.broken.push(format!("{}: {error:#}", binary.package));
+        match tests_of(binary, backend, filter, environment) {
+            Ok(tests) => all.extend(parts::by_module(binary, &tests)),
+            Err(error) => row.broken.push(format!("{}: {error:#}", binary.package)),
         }
     }
+    let cores = std::thread::available_parallelism().map_or(2, |count| count.get());
+    let processes = match backend.compiles_kernels() {
+        true => cores.min(MOST_PROCESSES),
+        false => 1,
+    };
+    let mut left: Vec<usize> = binaries
+        .iter()
+        .map(|binary| {
+            all.iter()
+                .filter(|part| std::ptr::eq(part.of, binary))
+                .count()
+        })
+        .collect();
+    let mut suites: Vec<(Suite, f64)> = binaries.iter().map(|_| Default::default()).collect();
+    let run = |part: &Part<&Binary>| {
+        let start = Instant::now();
+        let suite = suite_of(part, backend, filter, environment);
+        (suite, start.elapsed().as_secs_f64())
+    };
+    parts::run(all, processes, run, |part, (result, seconds)| {
+        let at = binaries
+            .iter()
+            .position(|binary| std::ptr::eq(part.of, binary));
+        let at = at.expect("a part is of one of the suites");
+        match result {
+            Ok(part) => {
+                let (suite, total) = &mut suites[at];
+                suite.add(part);
+                *total += seconds;
+            }
+            Err(error) => row
+                .broken
+                .push(format!("{}: {error:#}", binaries[at].package)),
+        }
+        left[at] -= 1;
+        if left[at] > 0 {
+            return;
+        }
+        let (suite, seconds) = std::mem::take(&mut suites[at]);
+        let counts = report::counts(suite.tests.values());
+        println!(
+            "{:<8} {:<18} {} passed, {} failed, {} skipped in {seconds:.1} s",
+            backend.name(),
+            binaries[at].package,
+            counts.passed,
+            counts.failed,
+            counts.skipped,
+        );
+        row.add(&binaries[at].package, suite);
+    });
 }
 
-fn suite_of(
+/// How many processes test one backend at once: each one has a device of its own, which on a GPU takes memory.
+const MOST_PROCESSES: usize = 4;
+
+/// The names of a suite's tests.
+fn tests_of(
     binary: &Binary,
     backend: Backend,
     filter: Option<&str>,
     environment: &Environment,
-) -> Result<libtest::Suite> {
+) -> Result<Vec<String>> {
+    let mut command = command(binary, backend, environment);
+    command.args(["--list", "--format", "terse"]).args(filter);
+    Ok(parts::listed(&shell::output(&mut command)?))
+}
+
+/// A test binary as cargo would run it, on the backend asked for.
+fn command(binary: &Binary, backend: Backend, environment: &Environment) -> Command {
     let mut command = Command::new(&binary.path);
-    // More than one thread even on one core: with a single one the harness prints a test's name
-    // before the test runs, and what a driver writes then lands in the middle of the line.
-    let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
-    command
-        .args(["--show-output", "--test-threads", &threads.to_string()])
-        .args(filter);
     command.current_dir(&binary.folder).stdin(Stdio::null());
-    // As cargo would run it, on the backend asked for.
     command
         .env("CARGO_MANIFEST_DIR", &binary.folder)
         .env("BURN_DEVICE", backend.name());
+    // On Mesa's CPU driver a kernel costs its compilation: 30 ms for one that then runs in 20 µs. Two thirds of that
+    // are LLVM's. Without LLVM's optimisations it is 19 ms.
+    if backend.compiles_kernels() && std::env::var_os("GALLIVM_PERF").is_none() {
+        command.env("GALLIVM_PERF", "nopt");
+    }
     environment.apply(&mut command);
+    command
+}
+
+fn suite_of(
+    part: &Part<&Binary>,
+    backend: Backend,
+    filter: Option<&str>,
+    environment: &Environment,
+) -> Result<Suite> {
+    let mut command = command(part.of, backend, environment);
+    // More than one thread even on one core: with a single one the harness prints a test's name
+    // before the test runs, and what a driver writes then lands in the middle of the line.
+    let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+    command.args(["--show-output", "--test-threads", &threads.to_string()]);
+    match &part.tests {
+        Some(tests) => command.arg("--exact").args(tests),
+        None => command.args(filter),
+    };
     let output = command
         .output()
-        .with_context(|| binary.path.display().to_string())?;
+        .with_context(|| part.of.path.display().to_string())?;
     let printed = String::from_utf8_lossy(&output.stdout);
     match libtest::parse(&printed) {
         Ok(suite) => {
@@ -228,6 +301,12 @@ fn suite_of(
                 bail!(
                     "the results say otherwise than the test binary, which ended with {}",
                     output.status
+                );
+            }
+            if let Some(tests) = &part.tests {
+                ensure!(
+                    suite.tests.keys().eq(tests),
+                    "ran other tests than those asked for"
                 );
             }
             Ok(suite)
@@ -264,5 +343,36 @@ fn print_details(rows: &[Row]) {
                 println!("skipped on {}: {name}: {reason}", row.backend);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_in_parts_is_the_suite() {
+        // This very binary. Tests of this name are in two modules.
+        let binaries = [Binary {
+            package: "xtask".to_string(),
+            folder: shell::root().join("xtask"),
+            path: std::env::current_exe().unwrap(),
+        }];
+        let run = |backend: Backend| {
+            let mut row = Row::new(backend.name());
+            let environment = Environment::default();
+            run_suites(
+                &binaries,
+                backend,
+                Some("tables_have"),
+                &environment,
+                &mut row,
+            );
+            assert_eq!(row.broken, [] as [String; 0]);
+            row.tests
+        };
+        let whole = run(Backend::Flex);
+        assert_eq!(whole.len(), 2);
+        assert_eq!(run(Backend::Wgpu), whole);
     }
 }
