@@ -77,12 +77,14 @@ fn percent(shape: &CostShape, cost: AttentionCost) -> f64 {
 
 /// All FLOPs of Tables 2, 3 and 11, the shares of Section 4.2, and those of Table 12 that a formula can be tried on.
 pub fn cells() -> Vec<PublishedCell> {
-    let mut cells = bert_cells();
-    cells.extend(lra_cells());
-    cells.extend(average_cells());
-    cells.extend(block_cells());
-    cells.extend(summarisation_cells());
-    cells
+    [
+        bert_cells(),
+        lra_cells(),
+        average_cells(),
+        block_cells(),
+        summarisation_cells(),
+    ]
+    .concat()
 }
 
 fn bert_cells() -> Vec<PublishedCell> {

@@ -1,10 +1,11 @@
 //! The tensor functions that users call.
 
+pub(crate) mod check;
 mod dense_attention;
 mod feed_forward;
 mod leaf_attention;
 pub(crate) mod masked_attention;
-mod prefix_attention;
+pub(crate) mod prefix_attention;
 mod several_paths;
 mod tree_build;
 mod tree_coarse;

@@ -1,5 +1,6 @@
 use super::EmptyNode;
 use super::indicators::children_summed;
+use crate::functions::masked_attention::{with_ones, without_absent};
 use arbora_tree::CompleteTree;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor};
@@ -136,14 +137,7 @@ pub(super) fn path_table(
 /// Values with one more column that counts the keys, `[batch, keys, kv_heads, value_dim + 1]`: it goes through the same
 /// sums. Zeros for keys that take no part, whatever stood there.
 pub(super) fn counted(value: Tensor<4>, leaves: &Tensor<3, Int>) -> Tensor<4> {
-    let [batch, keys, kv_heads, value_dim] = value.dims();
-    let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
-    let absent = leaves
-        .clone()
-        .lower_elem(0)
-        .reshape([batch, keys, kv_heads, 1])
-        .expand([batch, keys, kv_heads, value_dim + 1]);
-    Tensor::cat(vec![value, ones], 3).mask_fill(absent, 0.0)
+    without_absent(with_ones(value), leaves.clone())
 }
 
 /// The sums of nodes per depth, root first, from those of leaves: each `[batch, nodes, kv_heads, width]`.

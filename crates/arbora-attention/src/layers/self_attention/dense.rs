@@ -1,9 +1,9 @@
-use super::kind::{Attended, Projected};
+use super::kind::Projected;
 use crate::functions::masked_attention::{
-    by_head, hidden_pairs, last_keys, repeat_heads, softmax_of_visible,
+    by_head, dense_by_group, hidden_pairs, last_keys, repeat_heads, softmax_of_visible,
 };
-use crate::functions::{LeafAttentionInput, dense_attention, leaf_attention};
-use crate::ops::{DenseAttentionOptions, LeafAttentionOptions};
+use crate::functions::{LeafAttentionInput, leaf_attention};
+use crate::ops::LeafAttentionOptions;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor};
 
@@ -13,7 +13,7 @@ pub struct Dense {}
 
 impl Dense {
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Attended {
+    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
         let Projected {
             query,
             key,
@@ -25,15 +25,8 @@ impl Dense {
         let [_, keys, kv_heads, _] = key.dims();
         let group = heads / kv_heads;
         let causal = masks.causal.then(|| keys - queries);
-        let context = match (masks.pairs, causal) {
-            (None, None) => {
-                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-                let options = DenseAttentionOptions {
-                    first_key: 0,
-                    scale: None,
-                };
-                dense_attention(query, key, value, masks.padding, options)
-            }
+        match (masks.pairs, causal) {
+            (None, None) => dense_by_group(query, key, value, masks.padding),
             (None, Some(offset)) => in_one_leaf(query, key, value, masks.padding, offset),
             (Some(pairs), causal) => {
                 let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
@@ -45,10 +38,6 @@ impl Dense {
                 }
                 masked(query, key, value, hidden)
             }
-        };
-        Attended {
-            context,
-            routing: None,
         }
     }
 }

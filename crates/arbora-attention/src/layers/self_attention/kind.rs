@@ -8,6 +8,7 @@ use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
 use crate::functions::TreeCoarseState;
 use arbora_tree::routing::Surrogate;
+use arbora_tree::shape::CompleteTree;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,23 @@ pub struct HeadSizes {
     pub kv_heads: usize,
     /// Numbers per head of a query, a key and a value.
     pub head_dim: usize,
+}
+
+impl HeadSizes {
+    /// Width of all query heads together, which is that of tokens.
+    pub(super) fn d_model(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// What tree-coarse remembers before the first token.
+    pub(super) fn state(
+        &self,
+        batch: usize,
+        tree: &CompleteTree,
+        device: &Device,
+    ) -> TreeCoarseState {
+        TreeCoarseState::new(batch, self.kv_heads, self.head_dim, tree, device)
+    }
 }
 
 /// What a kind attends over.
@@ -133,13 +151,17 @@ impl AttentionKindConfig {
 impl Kind {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        match self {
+        let context = match self {
+            Self::TreeFine(tree) => return tree.attend(input),
+            Self::TreeCoarse(tree) => return tree.attend(input),
             Self::Dense(dense) => dense.attend(input),
             Self::Linformer(linformer) => linformer.attend(input),
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
-            Self::TreeFine(tree) => tree.attend(input),
-            Self::TreeCoarse(tree) => tree.attend(input),
+        };
+        Attended {
+            context,
+            routing: None,
         }
     }
 
@@ -158,12 +180,7 @@ impl Kind {
                 CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
             }
             Self::TreeCoarse(tree) => {
-                let HeadSizes {
-                    kv_heads, head_dim, ..
-                } = sizes;
-                let shape = tree.router.query.shape();
-                let state = TreeCoarseState::new(batch, kv_heads, head_dim, shape, device);
-                CacheState::TreeCoarse(state)
+                CacheState::TreeCoarse(sizes.state(batch, tree.router.query.shape(), device))
             }
         }
     }

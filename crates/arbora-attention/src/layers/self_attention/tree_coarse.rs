@@ -1,5 +1,7 @@
+use super::cache::expect_trees;
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
+use crate::functions::masked_attention::without_padding;
 use crate::functions::{
     EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse,
     tree_coarse_relaxed, tree_input,
@@ -79,10 +81,10 @@ impl TreeCoarseConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeCoarse {
+        let alignment = self.router.alignment;
         assert!(
-            self.router.alignment.is_none(),
-            "tree_coarse: alignment: expected none, got {:?}",
-            self.router.alignment
+            alignment.is_none(),
+            "tree_coarse: alignment: expected none, got {alignment:?}"
         );
         let depths = self.router.branching.len() + 1;
         let rows = if self.per_head_alpha { sizes.heads } else { 1 };
@@ -130,8 +132,7 @@ impl TreeCoarse {
             causal: input.masks.causal,
             empty_node: self.empty_node,
         };
-        let key_padding = input.masks.padding;
-        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let [query_padding, key_padding] = input.masks.of_rows(input.is_self);
         let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
         let routes = self.router.route(
             query.clone(),
@@ -172,13 +173,7 @@ impl TreeCoarse {
     /// Attention of the next tokens to those of the state and themselves, `[batch, new, heads, head_dim]`.
     #[track_caller]
     pub(super) fn attend_cached(&self, rows: CachedRows, state: &mut TreeCoarseState) -> Tensor<4> {
-        let tree = self.router.query.shape();
-        assert_eq!(
-            state.tree(),
-            tree,
-            "tree_coarse: cache: expected one of trees {tree:?}, got {:?}",
-            state.tree()
-        );
+        expect_trees("tree_coarse", state.tree(), self.router.query.shape());
         let (heads, kv_heads) = (rows.query.dims()[2], rows.key.dims()[2]);
         let (query, key) = self.router.route(rows.query, rows.key, None, None);
         state.attend(
@@ -211,17 +206,5 @@ fn indicators(
     match surrogate {
         Surrogate::Soft { .. } => hard.soft(&probabilities),
         _ => hard.straight_through(&probabilities),
-    }
-}
-
-/// Rows `[batch, rows, heads, width]` with zeros at padding.
-fn without_padding(rows: Tensor<4>, padding: Option<Tensor<2, Bool>>) -> Tensor<4> {
-    let [batch, count, ..] = rows.dims();
-    match padding {
-        None => rows,
-        Some(padding) => {
-            let padding = padding.reshape([batch, count, 1, 1]).expand(rows.dims());
-            rows.mask_fill(padding, 0.0)
-        }
     }
 }

@@ -1,8 +1,9 @@
-use super::cache::FineCache;
+use super::cache::{FineCache, expect_trees};
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{Router, RouterConfig};
 use crate::functions::{
-    EmptyLeaf, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves, head_leaves, tree_fine,
+    EmptyLeaf, LeafAttentionInput, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves,
+    head_leaves, tree_fine,
 };
 use crate::ops::Dropout;
 use burn::module::Module;
@@ -65,8 +66,7 @@ impl TreeFine {
         input.masks.only("tree-fine", false, true);
         let causal = input.masks.causal;
         let (queries, keys) = (input.query.dims()[1], input.key.dims()[1]);
-        let key_padding = input.masks.padding;
-        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let [query_padding, key_padding] = input.masks.of_rows(input.is_self);
         let is_training = input.query.device().is_autodiff();
         let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
         let options = TreeFineOptions {
@@ -116,12 +116,7 @@ impl TreeFine {
     #[track_caller]
     pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut FineCache) -> Tensor<4> {
         let shape = self.router.query.shape();
-        assert_eq!(
-            cache.shape(),
-            shape,
-            "tree_fine: cache: expected one of trees {shape:?}, got {:?}",
-            cache.shape()
-        );
+        expect_trees("tree_fine", cache.shape(), shape);
         let (query, key) = self
             .router
             .route(rows.query.clone(), rows.key.clone(), None, None);
@@ -130,16 +125,12 @@ impl TreeFine {
         let queries: usize = query_leaf.dims().iter().product();
         let keys: usize = key_leaf.dims().iter().product();
         // One transfer for both.
-        let leaves: Vec<i64> = Tensor::<1, Int>::cat(
-            vec![
-                query_leaf.clone().reshape([queries]),
-                key_leaf.reshape([keys]),
-            ],
-            0,
-        )
-        .into_data()
-        .iter::<i64>()
-        .collect();
+        let both = vec![
+            query_leaf.clone().reshape([queries]),
+            key_leaf.reshape([keys]),
+        ];
+        let both = Tensor::<1, Int>::cat(both, 0).into_data();
+        let leaves: Vec<i64> = both.iter::<i64>().collect();
         let (asked, fresh) = leaves.split_at(queries);
         let climbs = matches!(
             self.empty_leaf,
@@ -154,12 +145,14 @@ impl TreeFine {
             ..TreeFineOptions::default()
         };
         let leaved = Leaved {
-            query: rows.query,
-            key: gathered.key,
-            value: gathered.value,
-            query_leaf,
-            key_leaf: gathered.key_leaf,
-            key_bias: None,
+            rows: LeafAttentionInput {
+                query: rows.query,
+                key: gathered.key,
+                value: gathered.value,
+                query_leaf,
+                key_leaf: gathered.key_leaf,
+                key_bias: None,
+            },
             own_value: Some(rows.value),
         };
         WithinLeaves::new(shape, &options).attend(leaved).context
