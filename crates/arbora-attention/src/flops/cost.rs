@@ -1,3 +1,4 @@
+use crate::functions::check::expect;
 use crate::layers::{BigBirdConfig, Kind, SelfAttention, TreeScope};
 use std::iter::Sum;
 use std::ops::Add;
@@ -190,13 +191,8 @@ impl CostShape {
     /// If there are other numbers of leaves for keys than for queries.
     #[track_caller]
     pub fn share_of_pairs(queries: &[usize], keys: &[usize]) -> f64 {
-        assert_eq!(
-            keys.len(),
-            queries.len(),
-            "share_of_pairs: leaves of keys: expected {}, got {}",
-            queries.len(),
-            keys.len()
-        );
+        let (leaves, expected) = (keys.len(), queries.len());
+        expect("share_of_pairs: leaves of keys", leaves, expected);
         let meet: usize = queries.iter().zip(keys).map(|(q, k)| q * k).sum();
         let all = queries.iter().sum::<usize>() * keys.iter().sum::<usize>();
         meet as f64 / all.max(1) as f64

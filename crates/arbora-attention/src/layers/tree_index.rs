@@ -4,7 +4,7 @@ use super::index_file::IndexError;
 use super::pre_norm_attention::PreNormAttention;
 use super::tree_cross_attention::TreeCrossAttention;
 use crate::functions::masked_attention::index_along;
-use arbora_tree::{Changed, TokenTree, TokenTreeShape};
+use arbora_tree::{Changed, TokenTreeShape};
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Bool, Int, Tensor};
@@ -27,12 +27,6 @@ pub struct TreeIndex {
 }
 
 impl TreeIndex {
-    #[track_caller]
-    pub(super) fn new(attention: &PreNormAttention, tree: &TokenTree) -> Self {
-        let (key, value) = attention.project_context(tree.nodes());
-        Self::from_parts(attention, *tree.shape(), key, value, tree.lengths())
-    }
-
     /// An index whose keys and values the weights of `attention` are known to have made.
     pub(super) fn from_parts(
         attention: &PreNormAttention,

@@ -85,17 +85,7 @@ impl BigBirdConfig {
         (self.global + self.window + self.random).min(blocks)
     }
 
-    #[track_caller]
     pub(super) fn init(&self) -> BigBird {
-        assert!(
-            self.block > 0,
-            "big_bird: block: expected at least 1 token, got 0"
-        );
-        assert!(
-            self.window % 2 == 1,
-            "big_bird: window: expected an odd number of blocks, got {}",
-            self.window
-        );
         BigBird {
             config: self.clone(),
         }
@@ -144,7 +134,7 @@ impl BigBird {
             is_self,
             ..
         } = input;
-        masks.only("big-bird", false, false);
+        masks.only("big-bird", false);
         assert!(
             is_self,
             "self_attention: context: big-bird attends among the tokens of one sequence, got a context"

@@ -1,7 +1,6 @@
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
-use super::performer::PerformerCache;
-use super::{Kind, SelfAttention, SelfAttentionOutput, dense, expect_some};
+use super::{Kind, SelfAttention, SelfAttentionOutput, dense, expect, expect_some};
 use crate::functions::TreeCoarseState;
 use crate::functions::masked_attention::{places, select_rows};
 use arbora_tree::shape::CompleteTree;
@@ -22,7 +21,8 @@ pub struct AttentionCache {
 pub(super) enum CacheState {
     Dense(DenseCache),
     TreeFine(FineCache),
-    Performer(PerformerCache),
+    /// Sums over the keys so far, `[batch, kv_heads, features, head_dim + 1]`.
+    Performer(Option<Tensor<4>>),
     TreeCoarse(TreeCoarseState),
 }
 
@@ -72,12 +72,15 @@ impl AttentionCache {
         }
         assert!(
             !rows.is_empty(),
-            "attention_cache: select: expected at least 1 row, got 0"
+            "attention_cache: select: expected at least 1 row, got {}",
+            rows.len()
         );
         let state = match &self.state {
             CacheState::Dense(cache) => CacheState::Dense(cache.select(rows)),
             CacheState::TreeFine(cache) => CacheState::TreeFine(cache.select(rows)),
-            CacheState::Performer(cache) => CacheState::Performer(cache.select(rows)),
+            CacheState::Performer(state) => {
+                CacheState::Performer(state.as_ref().map(|state| select_rows(state, rows)))
+            }
             CacheState::TreeCoarse(state) => CacheState::TreeCoarse(state.select(rows)),
         };
         Self {
@@ -142,8 +145,9 @@ impl SelfAttention {
         tokens: Tensor<3>,
         cache: &mut AttentionCache,
     ) -> SelfAttentionOutput {
-        self.check_width("tokens", &tokens);
-        let [batch, new, d_model] = tokens.dims();
+        let [batch, new, width] = tokens.dims();
+        let d_model = self.sizes.d_model();
+        expect("self_attention: axis 2 of tokens", width, d_model);
         expect_some("self_attention: axis 1 of tokens", new);
         assert_eq!(
             batch, cache.batch,

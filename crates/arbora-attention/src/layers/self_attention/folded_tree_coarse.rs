@@ -85,7 +85,7 @@ impl FoldedTreeCoarse {
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
         let (tokens, masks, sizes) = (input.tokens, input.masks, self.sizes);
-        masks.only("tree-coarse", false, true);
+        masks.only("tree-coarse", true);
         let is_self = input.context.is_none();
         let context = input.context.unwrap_or_else(|| tokens.clone());
         let [batch, queries, width] = tokens.dims();

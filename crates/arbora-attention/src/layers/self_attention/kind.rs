@@ -1,7 +1,7 @@
 use super::big_bird::{BigBird, BigBirdConfig};
 use super::cache::{CacheState, DenseCache, FineCache};
 use super::linformer::{Linformer, LinformerConfig};
-use super::performer::{Performer, PerformerCache, PerformerConfig};
+use super::performer::{Performer, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
@@ -137,6 +137,9 @@ impl AttentionKindConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
+        if let Err(error) = self.check(sizes.heads, sizes.kv_heads) {
+            panic!("self_attention: {error}");
+        }
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
             Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
@@ -170,7 +173,7 @@ impl Kind {
     pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
         match self {
             Self::Dense(_) => CacheState::Dense(DenseCache::default()),
-            Self::Performer(_) => CacheState::Performer(PerformerCache::default()),
+            Self::Performer(_) => CacheState::Performer(None),
             Self::Linformer(_) | Self::BigBird(_) => panic!(
                 "self_attention: cache: {} has no causal form, and so none token by token",
                 self.name()

@@ -1,5 +1,4 @@
 use super::kind::{HeadSizes, Projected};
-use crate::functions::check::expect_some;
 use crate::functions::masked_attention::{dense_by_group, without_padding};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -52,13 +51,7 @@ pub struct Linformer {
 
 impl LinformerConfig {
     /// Initialises as burn's linear layers do. A model that seeds its linear layers seeds these with them.
-    ///
-    /// # Panics
-    /// If `max_tokens` or `rank` is 0.
-    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Linformer {
-        expect_some("linformer: max_tokens", self.max_tokens);
-        expect_some("linformer: rank", self.rank);
         let projections = || {
             let count = if self.per_head { sizes.kv_heads } else { 1 };
             let linear = LinearConfig::new(self.max_tokens, self.rank).with_bias(false);
@@ -83,7 +76,7 @@ impl Linformer {
 
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
-        input.masks.only("linformer", false, false);
+        input.masks.only("linformer", false);
         let keys = input.key.dims()[1];
         assert!(
             keys <= self.max_tokens,

@@ -36,11 +36,11 @@ impl AttentionMasks {
         );
     }
 
-    /// Panics where a mask is there that a kind does not take.
+    /// Panics on a mask of pairs, and unless `causal` on a causal one: masks that a kind does not take.
     #[track_caller]
-    pub(super) fn only(&self, kind: &str, pairs: bool, causal: bool) {
+    pub(super) fn only(&self, kind: &str, causal: bool) {
         assert!(
-            pairs || self.pairs.is_none(),
+            self.pairs.is_none(),
             "self_attention: pairs: {kind} takes no mask of pairs, got one"
         );
         assert!(

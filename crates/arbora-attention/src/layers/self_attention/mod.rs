@@ -163,7 +163,8 @@ impl SelfAttentionConfig {
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, or `kv_heads` does not divide `heads`.
+    /// If `heads` does not divide `d_model`, if `kv_heads` does not divide `heads`, or with a setting of the kind
+    /// that is out of its range, see [`AttentionKindConfig::check`].
     #[track_caller]
     pub fn init(&self, device: &Device) -> SelfAttention {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
@@ -192,7 +193,11 @@ impl SelfAttentionConfig {
 
 impl SelfAttention {
     /// The same projections with another way of attending, freshly initialised.
+    ///
+    /// # Panics
+    /// With a setting that is out of its range, see [`AttentionKindConfig::check`].
     #[must_use]
+    #[track_caller]
     pub fn with_kind(self, kind: &AttentionKindConfig, device: &Device) -> Self {
         Self {
             kind: kind.init(self.sizes, device),
@@ -212,12 +217,14 @@ impl SelfAttention {
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
         let (tokens, masks) = (input.tokens, input.masks);
-        self.check_width("tokens", &tokens);
         let is_self = input.context.is_none();
         let context = input.context.unwrap_or_else(|| tokens.clone());
-        self.check_width("context", &context);
-        let [batch, queries, d_model] = tokens.dims();
-        let [contexts, keys, _] = context.dims();
+        let [batch, queries, width] = tokens.dims();
+        let [contexts, keys, context_width] = context.dims();
+        let d_model = self.sizes.d_model();
+        expect("self_attention: axis 2 of tokens", width, d_model);
+        let name = "self_attention: axis 2 of context";
+        expect(name, context_width, d_model);
         expect("self_attention: axis 0 of context", contexts, batch);
         expect_some("self_attention: axis 1 of tokens", queries);
         expect_some("self_attention: axis 1 of context", keys);
@@ -280,14 +287,5 @@ impl SelfAttention {
     fn by_head(&self, projected: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, rows, _] = projected.dims();
         projected.reshape([batch, rows, heads, self.sizes.head_dim])
-    }
-
-    #[track_caller]
-    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
-        let (width, expected) = (tensor.dims()[2], self.sizes.d_model());
-        assert_eq!(
-            width, expected,
-            "self_attention: axis 2 of {name}: expected {expected}, got {width}"
-        );
     }
 }

@@ -1,6 +1,5 @@
 use super::kind::{CachedRows, HeadSizes, Projected};
-use crate::functions::check::expect_some;
-use crate::functions::masked_attention::{at_least_single, select_rows, with_ones};
+use crate::functions::masked_attention::{at_least_single, with_ones};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
@@ -67,29 +66,9 @@ pub struct Performer {
     pub directions: RunningState<Tensor<2>>,
 }
 
-/// What a causal Performer remembers: sums over the keys so far.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PerformerCache {
-    /// `[batch, kv_heads, features, head_dim + 1]`
-    state: Option<Tensor<4>>,
-}
-
-impl PerformerCache {
-    pub(super) fn select(&self, rows: &[usize]) -> Self {
-        Self {
-            state: self.state.as_ref().map(|state| select_rows(state, rows)),
-        }
-    }
-}
-
 impl PerformerConfig {
     /// Draws the directions on the host.
-    ///
-    /// # Panics
-    /// If `features` is 0.
-    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Performer {
-        expect_some("performer: features", self.features);
         let rows = self.draw(sizes.head_dim); // [features, head_dim]
         let rows = TensorData::new(rows, [self.features, sizes.head_dim]);
         let directions = Tensor::<2>::from_data(rows, device).transpose();
@@ -149,7 +128,7 @@ impl Performer {
 
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
-        input.masks.only("performer", false, true);
+        input.masks.only("performer", true);
         let (dtype, masks) = (input.query.dtype(), input.masks);
         let query = self.query_features(at_least_single(input.query));
         let key = self.key_features(at_least_single(input.key), masks.padding, masks.causal);
@@ -161,19 +140,24 @@ impl Performer {
         quotient(sums).cast(dtype)
     }
 
-    /// Causal attention of the next tokens to those of the cache and to themselves.
-    pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut PerformerCache) -> Tensor<4> {
+    /// Causal attention of the next tokens to those of the cache and to themselves. The cache sums over the keys so
+    /// far, `[batch, kv_heads, features, head_dim + 1]`.
+    pub(super) fn attend_cached(
+        &self,
+        rows: CachedRows,
+        cache: &mut Option<Tensor<4>>,
+    ) -> Tensor<4> {
         let dtype = rows.query.dtype();
         let query = self.query_features(at_least_single(rows.query));
         let key = self.key_features(at_least_single(rows.key), None, true);
         let value = with_ones(at_least_single(rows.value));
         let own = state(key.clone(), value.clone());
         let within = prefix_attention(query.clone(), key, value);
-        let (sums, total) = match cache.state.take() {
+        let (sums, total) = match cache.take() {
             None => (within, own),
             Some(before) => (within + read(query, before.clone()), before + own),
         };
-        cache.state = Some(total);
+        *cache = Some(total);
         quotient(sums).cast(dtype)
     }
 

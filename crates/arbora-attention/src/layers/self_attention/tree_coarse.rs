@@ -81,11 +81,6 @@ impl TreeCoarseConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeCoarse {
-        let alignment = self.router.alignment;
-        assert!(
-            alignment.is_none(),
-            "tree_coarse: alignment: expected none, got {alignment:?}"
-        );
         let depths = self.router.branching.len() + 1;
         let rows = if self.per_head_alpha { sizes.heads } else { 1 };
         let alpha = Tensor::full([rows, depths], (depths as f64).recip(), device);
@@ -123,7 +118,7 @@ pub struct TreeCoarse {
 impl TreeCoarse {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        input.masks.only("tree-coarse", false, true);
+        input.masks.only("tree-coarse", true);
         let Projected {
             query, key, value, ..
         } = input;

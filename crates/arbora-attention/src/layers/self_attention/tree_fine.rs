@@ -35,11 +35,6 @@ impl TreeFineConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeFine {
-        assert!(
-            (0.0..1.0).contains(&self.dropout),
-            "tree_fine: dropout: expected a rate in 0.0..1.0, got {}",
-            self.dropout
-        );
         TreeFine {
             router: self.router.init(sizes, device),
             empty_leaf: self.empty_leaf,
@@ -63,7 +58,7 @@ pub struct TreeFine {
 impl TreeFine {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        input.masks.only("tree-fine", false, true);
+        input.masks.only("tree-fine", true);
         let causal = input.masks.causal;
         let (queries, keys) = (input.query.dims()[1], input.key.dims()[1]);
         let [query_padding, key_padding] = input.masks.of_rows(input.is_self);
