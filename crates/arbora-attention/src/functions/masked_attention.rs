@@ -156,7 +156,7 @@ pub(crate) fn dense_by_group(
         first_key: 0,
         scale: None,
     };
-    let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
+    let (key, value) = (repeat_each(key, group), repeat_each(value, group));
     dense_attention(query, key, value, padding, options)
 }
 
@@ -165,9 +165,9 @@ pub(crate) fn by_head(rows: Tensor<4>) -> Tensor<4> {
     rows.swap_dims(1, 2)
 }
 
-/// `[batch, rows, kv_heads, width]` -> `[batch, rows, kv_heads · group, width]`, each head `group` times
-/// in a row.
-pub(crate) fn repeat_heads<K: Basic>(rows: Tensor<4, K>, group: usize) -> Tensor<4, K> {
+/// Each entry of axis 2 `group` times in a row: key heads for the query heads that share them, or nodes for their
+/// children.
+pub(crate) fn repeat_each<K: Basic>(rows: Tensor<4, K>, group: usize) -> Tensor<4, K> {
     if group == 1 {
         return rows;
     }

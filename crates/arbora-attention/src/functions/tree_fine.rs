@@ -11,6 +11,7 @@ use super::check::{axes, expect};
 use super::leaf_attention::{LeafAttentionInput, LeafAttentionOutput, leaf_attention};
 use crate::ops::{Dropout, LeafAttentionOptions};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// What [`tree_fine`] attends with and to. `heads` is a multiple of `kv_heads`.
@@ -249,8 +250,8 @@ pub(crate) fn head_leaves(routing: &Routing, heads: usize) -> Tensor<3, Int> {
     to_heads(routing.leaves(), heads)
 }
 
-/// `[batch, rows, heads or 1]` -> `[batch, rows, heads]`
-fn to_heads<K: burn::tensor::kind::Basic>(rows: Tensor<3, K>, heads: usize) -> Tensor<3, K> {
+/// `[batch, rows, heads or 1, ..]` -> `[batch, rows, heads, ..]`
+pub(crate) fn to_heads<const D: usize, K: Basic>(rows: Tensor<D, K>, heads: usize) -> Tensor<D, K> {
     match rows.dims()[2] == heads {
         true => rows,
         false => rows.repeat_dim(2, heads),

@@ -4,9 +4,8 @@
 //! arrive. Attention within leaves adds in the order of tokens on every backend: with equal logits it is the mean of
 //! a leaf, and with one key per leaf it reads that key.
 
-use super::means::each_head;
 use crate::functions::leaf_attention::{LeafAttentionInput, leaf_attention};
-use crate::functions::masked_attention::index_along;
+use crate::functions::masked_attention::{index_along, repeat_each};
 use crate::ops::LeafAttentionOptions;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
@@ -52,9 +51,7 @@ pub(super) fn rows_at(rows: Tensor<4>, index: Tensor<3, Int>) -> Tensor<4> {
     let index = index
         .reshape([batch, tokens, heads, 1])
         .expand([batch, tokens, heads, width]);
-    each_head(rows.swap_dims(1, 2), heads)
-        .swap_dims(1, 2)
-        .gather(1, index)
+    repeat_each(rows, heads / kv_heads).gather(1, index)
 }
 
 /// For each query the mean value of the keys of its leaf, `[batch, queries, heads, value_dim]`; 0 where there is none.

@@ -3,7 +3,7 @@
 use super::{
     LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineOptions, leaf_attention,
 };
-use crate::functions::masked_attention::{index_along, repeat_heads, without_absent};
+use crate::functions::masked_attention::{index_along, repeat_each, without_absent};
 use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -100,31 +100,23 @@ impl<'a> WithinLeaves<'a> {
 
     /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
     /// query that waits an attention reads nothing.
-    fn climb(&self, rows: LeafAttentionInput, mut waiting: Tensor<3, Int>) -> Tensor<4> {
-        let is_mean = self.empty_leaf == EmptyLeaf::AncestorMean;
-        let (query, key, mut options) = match is_mean {
-            true => (
-                zeros_of_width_1(&rows.query),
-                zeros_of_width_1(&rows.key),
-                LeafAttentionOptions {
-                    dropout: None,
-                    ..self.options
-                },
-            ),
-            false => (rows.query, rows.key, self.options),
-        };
+    fn climb(&self, mut rows: LeafAttentionInput, mut waiting: Tensor<3, Int>) -> Tensor<4> {
+        let mut options = self.options;
+        rows.key_bias = None;
+        if self.empty_leaf == EmptyLeaf::AncestorMean {
+            rows.query = zeros_of_width_1(&rows.query);
+            rows.key = zeros_of_width_1(&rows.key);
+            options.dropout = None;
+        }
         let mut total: Option<Tensor<4>> = None;
         for depth in (0..self.shape.height()).rev() {
             options.leaves = self.shape.width(depth);
             let below = self.shape.leaves() / options.leaves;
             let found = leaf_attention(
                 LeafAttentionInput {
-                    query: query.clone(),
-                    key: key.clone(),
-                    value: rows.value.clone(),
                     query_leaf: ancestor(waiting.clone(), below),
                     key_leaf: ancestor(rows.key_leaf.clone(), below),
-                    key_bias: None,
+                    ..rows.clone()
                 },
                 options,
             );
@@ -223,7 +215,7 @@ fn ancestor(leaf: Tensor<3, Int>, below: usize) -> Tensor<3, Int> {
 fn own_values(own: Option<Tensor<4>>, waiting: Tensor<3, Int>) -> Tensor<4> {
     let own = own.expect("checked: self-key is for self-attention");
     let group = waiting.dims()[2] / own.dims()[2];
-    without_absent(repeat_heads(own, group), waiting)
+    without_absent(repeat_each(own, group), waiting)
 }
 
 /// Rows whose dot products are all 0, `[batch, rows, heads, 1]`.

@@ -2,7 +2,7 @@
 
 use super::{Call, nothing_but_gradient};
 use crate::functions::masked_attention::{
-    by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_heads, softmax_of_visible,
+    by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_each, softmax_of_visible,
     without_absent,
 };
 use arbora_tree::routing::{RoutingTree, Surrogate};
@@ -34,7 +34,7 @@ impl Call<'_> {
         let weights = self.shared(query, key) * weights; // [batch, heads, queries, keys]
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
         let value = self.input.value.clone().without_autodiff();
-        let value = by_head(repeat_heads(value.cast(FloatDType::F32), group));
+        let value = by_head(repeat_each(value.cast(FloatDType::F32), group));
         let total = weights.clone().sum_dim(3);
         let none = total.clone().without_autodiff().lower_elem(SMALLEST);
         let relaxed = weights.matmul(value) / total.mask_fill(none.clone(), 1.0);
@@ -57,7 +57,7 @@ impl Call<'_> {
         let shared = self.shared(query, key).clamp_min(1e-30);
         let weights = softmax_of_visible(logits + shared.log(), hidden);
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
-        let value = by_head(repeat_heads(self.input.value.clone(), group));
+        let value = by_head(repeat_each(self.input.value.clone(), group));
         let context = by_head(weights.cast(value.dtype()).matmul(value));
         without_absent(context, self.query_leaf)
     }
@@ -78,7 +78,7 @@ impl Call<'_> {
         let heads = self.input.query.dims()[2];
         let spread = |rows: Tensor<4>| {
             let now = rows.dims()[2];
-            by_head(repeat_heads(rows, heads / now))
+            by_head(repeat_each(rows, heads / now))
         };
         spread(query).matmul(spread(key).swap_dims(2, 3))
     }
@@ -91,7 +91,7 @@ impl Call<'_> {
         let options = self.within.options();
         let single = |rows: &Tensor<4>| rows.clone().cast(FloatDType::F32);
         let query = by_head(single(&self.input.query)) * options.scale(head_dim);
-        let key = by_head(repeat_heads(single(&self.input.key), heads / kv_heads));
+        let key = by_head(repeat_each(single(&self.input.key), heads / kv_heads));
         let last = options
             .causal
             .map(|offset| last_keys(queries, offset, &self.query_leaf.device()));

@@ -4,7 +4,8 @@ use super::{Call, Leaved, nothing_but_gradient, to_heads};
 use crate::functions::leaf_attention::{CandidateKeys, LeafAttentionOutput, candidate_keys};
 use arbora_tree::routing::{Candidates, RoutingTree};
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bool, Tensor};
 
 impl Call<'_> {
     /// Attention within leaves, whose routes get gradients from `candidates` leaves each.
@@ -49,7 +50,7 @@ impl Call<'_> {
                 key: constants.key.clone(),
                 value: constants.value.clone(),
                 query_leaf: constants.query_leaf.clone(),
-                candidate_leaf: to_heads(leaf(candidates, candidate), kv_heads),
+                candidate_leaf: to_heads(column(candidates.leaves.clone(), candidate), kv_heads),
                 log_total: found.log_total.clone(),
             };
             context = candidate_keys(context, compared, self.within.options());
@@ -74,7 +75,8 @@ impl Call<'_> {
                 0 => own.clone(),
                 _ => {
                     let mut other = constants.clone();
-                    other.rows.query_leaf = to_heads(leaf(candidates, candidate), heads);
+                    other.rows.query_leaf =
+                        to_heads(column(candidates.leaves.clone(), candidate), heads);
                     self.within.attend(other).context
                 }
             };
@@ -86,11 +88,6 @@ impl Call<'_> {
 }
 
 /// `[batch, rows, heads, count]` -> `[batch, rows, heads]`
-fn column(rows: Tensor<4>, at: usize) -> Tensor<3> {
+fn column<K: Basic>(rows: Tensor<4, K>, at: usize) -> Tensor<3, K> {
     rows.narrow(3, at, 1).squeeze_dim(3)
-}
-
-/// One candidate of every row, `[batch, rows, heads]`.
-fn leaf(candidates: &Candidates, at: usize) -> Tensor<3, Int> {
-    candidates.leaves.clone().narrow(3, at, 1).squeeze_dim(3)
 }

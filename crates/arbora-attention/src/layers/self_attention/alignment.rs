@@ -2,7 +2,7 @@
 
 use super::router::Router;
 use crate::functions::masked_attention::{
-    by_head, hidden_pairs, one_hot, repeat_heads, softmax_of_visible,
+    by_head, hidden_pairs, one_hot, repeat_each, softmax_of_visible,
 };
 use crate::functions::{head_leaves, tree_input};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
@@ -68,7 +68,7 @@ impl Router {
         let single = |rows: Tensor<4>| rows.cast(FloatDType::F32);
         let asked = single(query.clone().select(1, pick_queries.clone()));
         let logits = (by_head(asked) * (head_dim as f64).powf(-0.5))
-            .matmul(by_head(repeat_heads(single(key.clone()), group)).swap_dims(2, 3));
+            .matmul(by_head(repeat_each(single(key.clone()), group)).swap_dims(2, 3));
         let mut weights = softmax_of_visible(logits, hidden); // [batch, heads, drawn, keys]
         let drawn = drawn_queries.len();
         if let Some(mask) = query_mask {
@@ -79,7 +79,7 @@ impl Router {
             weights = weights.mask_fill(mask, 0.0);
         }
 
-        let key_leaf = repeat_heads(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
+        let key_leaf = repeat_each(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
         let key_leaf = key_leaf.reshape([batch, keys, heads]);
         let of_queries = by_head(mass_by_leaf(weights.clone(), &key_leaf, leaves));
 

@@ -262,16 +262,20 @@ impl FineCache {
         // At least one page stays: tensors without rows are refused by some backends.
         if used > 0 && 2 * used < kept.pages.capacity() {
             let old = places(&kept.pages.compact(), &kept.key.device());
-            let closed_up = |pool: &Tensor<2>| {
-                let [places, head_dim] = pool.dims();
-                pool.clone()
-                    .reshape([places / Self::PAGE, Self::PAGE * head_dim])
-                    .select(0, old.clone())
-                    .reshape([used * Self::PAGE, head_dim])
-            };
-            (kept.key, kept.value) = (closed_up(&self.key), closed_up(&self.value));
+            kept.key = Self::pages_at(&self.key, &old);
+            kept.value = Self::pages_at(&self.value, &old);
         }
         kept
+    }
+
+    /// Some pages of stored rows, one after the other, `[pages · page, head_dim]`.
+    fn pages_at(stored: &Tensor<2>, pages: &Tensor<1, Int>) -> Tensor<2> {
+        let ([places, head_dim], [count]) = (stored.dims(), pages.dims());
+        let stored = stored.clone();
+        stored
+            .reshape([places / Self::PAGE, Self::PAGE * head_dim])
+            .select(0, pages.clone())
+            .reshape([count * Self::PAGE, head_dim])
     }
 
     /// The keys that the queries of a call need, and the call's own.
@@ -324,34 +328,20 @@ impl FineCache {
                 leaves[key * kv_heads + head] = key_leaf[(example * new + token) * kv_heads + head];
             }
         }
-        let key_leaf = Tensor::from_data(
-            TensorData::new(leaves, [batch, before + new, kv_heads]),
-            &device,
-        );
-        if pages == 0 {
-            return Gathered {
-                key: rows.key.clone(),
-                value: rows.value.clone(),
-                key_leaf,
-                before,
-            };
-        }
-        let order = places(&order, &device);
-        let read = |pool: &Tensor<2>, new: &Tensor<4>| {
-            let width = Self::PAGE * head_dim;
-            let stored = pool.dims()[0] / Self::PAGE;
-            let old = pool
-                .clone()
-                .reshape([stored, width])
-                .select(0, order.clone())
-                .reshape([batch, kv_heads, before, head_dim])
-                .swap_dims(1, 2);
-            Tensor::cat(vec![old, new.clone()], 1)
+        let leaves = TensorData::new(leaves, [batch, before + new, kv_heads]);
+        let order = (pages > 0).then(|| places(&order, &device));
+        let read = |stored: &Tensor<2>, new: &Tensor<4>| match &order {
+            None => new.clone(),
+            Some(order) => {
+                let old = Self::pages_at(stored, order);
+                let old = old.reshape([batch, kv_heads, before, head_dim]);
+                Tensor::cat(vec![old.swap_dims(1, 2), new.clone()], 1)
+            }
         };
         Gathered {
             key: read(&self.key, &rows.key),
             value: read(&self.value, &rows.value),
-            key_leaf,
+            key_leaf: Tensor::from_data(leaves, &device),
             before,
         }
     }
@@ -371,15 +361,13 @@ impl FineCache {
             let [held, width] = pool.dims();
             let device = rows.device();
             let options = (&device, rows.dtype());
-            let old = std::mem::replace(pool, Tensor::zeros([1, 1], options)).cast(rows.dtype());
-            let old = match stored > held {
+            let old = std::mem::replace(pool, Tensor::zeros([1, 1], options));
+            let mut old = old.cast(rows.dtype());
+            if stored > held {
                 // Doubling: appending stays linear in the number of keys.
-                true => {
-                    let more = stored.max(2 * held) - held;
-                    Tensor::cat(vec![old, Tensor::zeros([more, width], options)], 0)
-                }
-                false => old,
-            };
+                let more = Tensor::zeros([stored.max(2 * held) - held, width], options);
+                old = Tensor::cat(vec![old, more], 0);
+            }
             // New places hold zeros, so adding is storing.
             *pool = old.select_assign(
                 0,

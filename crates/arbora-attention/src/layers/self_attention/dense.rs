@@ -1,6 +1,6 @@
 use super::kind::Projected;
 use crate::functions::masked_attention::{
-    by_head, dense_by_group, hidden_pairs, last_keys, repeat_heads, softmax_of_visible,
+    by_head, dense_by_group, hidden_pairs, last_keys, repeat_each, softmax_of_visible,
 };
 use crate::functions::{LeafAttentionInput, leaf_attention};
 use crate::ops::LeafAttentionOptions;
@@ -29,7 +29,7 @@ impl Dense {
             (None, None) => dense_by_group(query, key, value, masks.padding),
             (None, Some(offset)) => in_one_leaf(query, key, value, masks.padding, offset),
             (Some(pairs), causal) => {
-                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
+                let (key, value) = (repeat_each(key, group), repeat_each(value, group));
                 let shape = [batch, 1, queries, keys];
                 let last = causal.map(|offset| last_keys(queries, offset, &pairs.device()));
                 let mut hidden = pairs.reshape(shape);

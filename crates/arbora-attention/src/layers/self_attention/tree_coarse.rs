@@ -3,8 +3,8 @@ use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
 use crate::functions::masked_attention::without_padding;
 use crate::functions::{
-    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse,
-    tree_coarse_relaxed, tree_input,
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, to_heads,
+    tree_coarse, tree_coarse_relaxed, tree_input,
 };
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
 use burn::module::{Module, Param};
@@ -193,11 +193,8 @@ fn indicators(
     let hard = NodeIndicators::of_leaves(head_leaves(routing, heads), tree.shape());
     let probabilities = tree.node_probabilities(tree_input(rows, tree), padding, surrogate);
     // With one tree for all heads they share its probabilities.
-    let of_heads = |nodes: Tensor<4>| match nodes.dims()[2] == heads {
-        true => nodes,
-        false => nodes.repeat_dim(2, heads),
-    };
-    let probabilities: Vec<_> = probabilities.into_iter().map(of_heads).collect();
+    let probabilities = probabilities.into_iter();
+    let probabilities: Vec<_> = probabilities.map(|nodes| to_heads(nodes, heads)).collect();
     match surrogate {
         Surrogate::Soft { .. } => hard.soft(&probabilities),
         _ => hard.straight_through(&probabilities),
