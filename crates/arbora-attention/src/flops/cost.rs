@@ -70,7 +70,7 @@ pub struct CostShape {
 
 impl CostShape {
     /// Self-attention among `tokens` tokens, with as many key heads as query heads.
-    pub fn new(tokens: usize, d_model: usize, heads: usize) -> Self {
+    pub const fn new(tokens: usize, d_model: usize, heads: usize) -> Self {
         Self {
             queries: tokens,
             keys: tokens,
@@ -283,13 +283,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHAPE: CostShape = CostShape {
-        queries: 48,
-        keys: 48,
-        d_model: 16,
-        heads: 4,
-        kv_heads: 4,
-    };
+    const SHAPE: CostShape = CostShape::new(48, 16, 4);
 
     #[test]
     fn formulas_are_those_of_the_documentation() {

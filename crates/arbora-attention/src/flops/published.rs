@@ -58,9 +58,7 @@ fn tasks() -> [Task; 4] {
 }
 
 /// BERT-Base at 512 tokens (Table 6).
-fn bert() -> CostShape {
-    CostShape::new(512, 768, 12)
-}
+const BERT: CostShape = CostShape::new(512, 768, 12);
 
 /// Height of all LRA trees (Table 8).
 const LRA_HEIGHT: usize = 6;
@@ -86,7 +84,7 @@ pub fn cells() -> Vec<PublishedCell> {
 }
 
 fn bert_cells() -> Vec<PublishedCell> {
-    let shape = bert();
+    let shape = BERT;
     let cell = |model, published, ours, basis: &str| PublishedCell {
         place: "Table 2",
         model,

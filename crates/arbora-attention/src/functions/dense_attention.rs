@@ -45,10 +45,8 @@ pub fn dense_attention(
     if let Some(mask) = &mask {
         axes.expect("mask", "batch, rows - first_key", &mask.dims());
     }
-    let mask = match mask {
-        None => AttentionMask::None,
-        Some(mask) => AttentionMask::Keys(mask.into_dispatch()),
-    };
+    let keys = |mask: Tensor<2, Bool>| AttentionMask::Keys(mask.into_dispatch());
+    let mask = mask.map_or(AttentionMask::None, keys);
     let (context, _) = <Dispatch as TreeAttentionOps>::dense_attention(
         query.into_dispatch(),
         key.into_dispatch(),

@@ -126,17 +126,11 @@ impl BigBird {
 
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            is_self,
-            ..
-        } = input;
+        let (query, key, value) = (input.query, input.key, input.value);
+        let masks = input.masks;
         masks.only("big-bird", false);
         assert!(
-            is_self,
+            input.is_self,
             "self_attention: context: big-bird attends among the tokens of one sequence, got a context"
         );
         let (block, tokens) = (self.config.block, query.dims()[1]);
@@ -265,12 +259,10 @@ mod tests {
         }
         for (block, times) in times.into_iter().enumerate() {
             // 3 of 8 others; four standard deviations are 122.
-            let expected: u32 = if [0, 4, 5, 6].contains(&block) {
-                4000
-            } else {
-                1500
+            let (expected, allowed) = match block {
+                0 | 4..=6 => (4000u32, 0),
+                _ => (1500, 122),
             };
-            let allowed = if expected == 4000 { 0 } else { 122 };
             assert!(expected.abs_diff(times) <= allowed, "{block}: {times}");
         }
     }

@@ -14,13 +14,8 @@ pub struct Dense {}
 impl Dense {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            ..
-        } = input;
+        let (query, key, value) = (input.query, input.key, input.value);
+        let masks = input.masks;
         let [batch, queries, heads, _] = query.dims();
         let [_, keys, kv_heads, _] = key.dims();
         let group = heads / kv_heads;

@@ -126,7 +126,8 @@ impl FoldedTreeCoarse {
     /// What [`forward_cached`](Self::forward_cached) remembers of `batch` examples, before their first token.
     #[must_use]
     pub fn cache(&self, batch: usize, device: &Device) -> TreeCoarseState {
-        self.sizes.state(batch, self.key.shape(), device)
+        let (sizes, tree) = (self.sizes, self.key.shape());
+        TreeCoarseState::new(batch, sizes.kv_heads, sizes.head_dim, tree, device)
     }
 
     /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a sequence into calls

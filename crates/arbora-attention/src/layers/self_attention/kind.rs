@@ -8,7 +8,6 @@ use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
 use crate::functions::TreeCoarseState;
 use arbora_tree::routing::Surrogate;
-use arbora_tree::shape::CompleteTree;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -66,16 +65,6 @@ impl HeadSizes {
     /// Width of all query heads together, which is that of tokens.
     pub(super) fn d_model(&self) -> usize {
         self.heads * self.head_dim
-    }
-
-    /// What tree-coarse remembers before the first token.
-    pub(super) fn state(
-        &self,
-        batch: usize,
-        tree: &CompleteTree,
-        device: &Device,
-    ) -> TreeCoarseState {
-        TreeCoarseState::new(batch, self.kv_heads, self.head_dim, tree, device)
     }
 }
 
@@ -183,7 +172,9 @@ impl Kind {
                 CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
             }
             Self::TreeCoarse(tree) => {
-                CacheState::TreeCoarse(sizes.state(batch, tree.router.query.shape(), device))
+                let (width, shape) = (sizes.head_dim, tree.router.query.shape());
+                let state = TreeCoarseState::new(batch, sizes.kv_heads, width, shape, device);
+                CacheState::TreeCoarse(state)
             }
         }
     }

@@ -119,9 +119,7 @@ impl TreeCoarse {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
         input.masks.only("tree-coarse", true);
-        let Projected {
-            query, key, value, ..
-        } = input;
+        let (query, key, value) = (input.query, input.key, input.value);
         let (heads, kv_heads) = (query.dims()[2], key.dims()[2]);
         let options = TreeCoarseOptions {
             causal: input.masks.causal,
