@@ -56,7 +56,7 @@ pub(crate) fn softmax_of_visible(logits: Tensor<4>, hidden: Option<Tensor<4, Boo
 
 /// `pairs` with `value` where they are hidden.
 ///
-/// - hidden: as [`hidden_pairs`] gives it
+/// - hidden: as [`hidden_pairs`] gives it, or whatever else broadcasts to `pairs`
 pub(crate) fn fill_hidden(
     pairs: Tensor<4>,
     hidden: &Option<Tensor<4, Bool>>,
@@ -115,12 +115,9 @@ pub(crate) fn without_absent(rows: Tensor<4>, leaves: Tensor<3, Int>) -> Tensor<
 
 /// Rows `[batch, rows, heads, width]` with zeros where `padding` is `true`.
 pub(crate) fn without_padding(rows: Tensor<4>, padding: Option<Tensor<2, Bool>>) -> Tensor<4> {
-    let Some(padding) = padding else {
-        return rows;
-    };
     let [batch, count, ..] = rows.dims();
-    let padding = padding.reshape([batch, count, 1, 1]).expand(rows.dims());
-    rows.mask_fill(padding, 0.0)
+    let padding = padding.map(|padding| padding.reshape([batch, count, 1, 1]));
+    fill_hidden(rows, &padding, 0.0)
 }
 
 /// Values with one more column of ones, whose sums are those of weights.

@@ -58,7 +58,7 @@ impl Leaved {
 pub(crate) struct WithinLeaves<'a> {
     shape: &'a CompleteTree,
     empty_leaf: EmptyLeaf,
-    options: LeafAttentionOptions,
+    pub options: LeafAttentionOptions,
 }
 
 impl<'a> WithinLeaves<'a> {
@@ -73,10 +73,6 @@ impl<'a> WithinLeaves<'a> {
                 dropout: options.dropout,
             },
         }
-    }
-
-    pub fn options(&self) -> LeafAttentionOptions {
-        self.options
     }
 
     /// Attention of each query to the keys of its leaf, or what the policy gives it.

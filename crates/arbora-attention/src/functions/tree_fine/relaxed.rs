@@ -47,7 +47,7 @@ impl Call<'_> {
     /// Attention to all keys, weighted by the probability of a common leaf.
     #[track_caller]
     pub(super) fn soft(self, surrogate: &Surrogate) -> Tensor<4> {
-        let rate = self.within.options().dropout.map_or(0.0, |it| it.rate);
+        let rate = self.within.options.dropout.map_or(0.0, |it| it.rate);
         assert!(
             rate == 0.0,
             "tree_fine: dropout: expected a rate of 0 with the soft surrogate, got {rate}"
@@ -88,7 +88,7 @@ impl Call<'_> {
     fn scores(&self) -> (Tensor<4>, Option<Tensor<4, Bool>>) {
         let [_, queries, heads, head_dim] = self.input.query.dims();
         let [_, keys, kv_heads, _] = self.input.key.dims();
-        let options = self.within.options();
+        let options = self.within.options;
         let single = |rows: &Tensor<4>| rows.clone().cast(FloatDType::F32);
         let query = by_head(single(&self.input.query)) * options.scale(head_dim);
         let key = by_head(repeat_each(single(&self.input.key), heads / kv_heads));

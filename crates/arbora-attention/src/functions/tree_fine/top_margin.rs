@@ -53,7 +53,7 @@ impl Call<'_> {
                 candidate_leaf: to_heads(column(candidates.leaves.clone(), candidate), kv_heads),
                 log_total: found.log_total.clone(),
             };
-            context = candidate_keys(context, compared, self.within.options());
+            context = candidate_keys(context, compared, self.within.options);
         }
         context
     }

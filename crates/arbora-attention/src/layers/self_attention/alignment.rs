@@ -2,7 +2,7 @@
 
 use super::router::Router;
 use crate::functions::masked_attention::{
-    by_head, hidden_pairs, one_hot, repeat_each, softmax_of_visible,
+    by_head, fill_hidden, hidden_pairs, one_hot, repeat_each, softmax_of_visible,
 };
 use crate::functions::{head_leaves, tree_input};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
@@ -69,15 +69,12 @@ impl Router {
         let asked = single(query.clone().select(1, pick_queries.clone()));
         let logits = (by_head(asked) * (head_dim as f64).powf(-0.5))
             .matmul(by_head(repeat_each(single(key.clone()), group)).swap_dims(2, 3));
-        let mut weights = softmax_of_visible(logits, hidden); // [batch, heads, drawn, keys]
-        let drawn = drawn_queries.len();
-        if let Some(mask) = query_mask {
-            let mask = mask
-                .select(1, pick_queries.clone())
-                .reshape([batch, 1, drawn, 1])
-                .expand(weights.dims());
-            weights = weights.mask_fill(mask, 0.0);
-        }
+        let unasked = query_mask.map(|mask| {
+            let mask = mask.select(1, pick_queries.clone());
+            mask.reshape([batch, 1, drawn_queries.len(), 1])
+        });
+        // [batch, heads, drawn, keys]
+        let weights = fill_hidden(softmax_of_visible(logits, hidden), &unasked, 0.0);
 
         let key_leaf = repeat_each(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
         let key_leaf = key_leaf.reshape([batch, keys, heads]);

@@ -1,5 +1,5 @@
 use super::kind::{CachedRows, HeadSizes, Projected};
-use crate::functions::masked_attention::{at_least_single, with_ones};
+use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
@@ -191,29 +191,18 @@ impl Performer {
         causal: bool,
     ) -> Tensor<4> {
         let [batch, keys, kv_heads, _] = key.dims();
+        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]));
         let exponents = self.exponents(key);
-        let shape = exponents.dims();
-        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]).expand(shape));
         let exponents = match causal {
             true => exponents.clamp_max(GREATEST_EXPONENT),
             false => {
-                let seen = exponents.clone().detach();
-                let seen = match &padding {
-                    None => seen,
-                    Some(padding) => seen.mask_fill(padding.clone(), MASKED),
-                };
+                let seen = fill_hidden(exponents.clone().detach(), &padding, MASKED);
                 let greatest = seen.max_dim(3).max_dim(1);
                 exponents - greatest.reshape([batch, 1, kv_heads, 1])
             }
         };
-        match padding {
-            None => exponents.exp(),
-            // Before `exp` too, since a key over padding may lie above the greatest one.
-            Some(padding) => exponents
-                .mask_fill(padding.clone(), 0.0)
-                .exp()
-                .mask_fill(padding, 0.0),
-        }
+        // Before `exp` too, since a key over padding may lie above the greatest one.
+        fill_hidden(fill_hidden(exponents, &padding, 0.0).exp(), &padding, 0.0)
     }
 }
 

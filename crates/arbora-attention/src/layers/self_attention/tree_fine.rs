@@ -117,16 +117,11 @@ impl TreeFine {
             .route(rows.query.clone(), rows.key.clone(), None, None);
         let query_leaf = head_leaves(&query, rows.query.dims()[2]);
         let key_leaf = head_leaves(&key, rows.key.dims()[2]);
-        let queries: usize = query_leaf.dims().iter().product();
-        let keys: usize = key_leaf.dims().iter().product();
+        let flat = |leaves: Tensor<3, Int>| leaves.flatten::<1>(0, 2);
         // One transfer for both.
-        let both = vec![
-            query_leaf.clone().reshape([queries]),
-            key_leaf.reshape([keys]),
-        ];
-        let both = Tensor::<1, Int>::cat(both, 0).into_data();
+        let both = Tensor::cat(vec![flat(query_leaf.clone()), flat(key_leaf)], 0).into_data();
         let leaves: Vec<i64> = both.iter::<i64>().collect();
-        let (asked, fresh) = leaves.split_at(queries);
+        let (asked, fresh) = leaves.split_at(query_leaf.dims().iter().product());
         let climbs = matches!(
             self.empty_leaf,
             EmptyLeaf::AncestorMean | EmptyLeaf::AncestorAttend
