@@ -31,7 +31,11 @@ impl Dense {
                 if let Some(more) = hidden_pairs(keys, masks.padding.as_ref(), last) {
                     hidden = hidden.bool_or(more.expand(shape));
                 }
-                masked(query, key, value, hidden)
+                let scale = (query.dims()[3] as f64).powf(-0.5);
+                let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
+                // A query that sees no key gets 0.
+                let weights = softmax_of_visible(logits, Some(hidden));
+                by_head(weights.matmul(by_head(value)))
             }
         }
     }
@@ -66,17 +70,4 @@ pub(super) fn in_one_leaf(
         ..LeafAttentionOptions::new(1)
     };
     leaf_attention(input, options).context
-}
-
-/// Attention with a mask of pairs. A query that sees no key gets 0.
-fn masked(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    hidden: Tensor<4, Bool>,
-) -> Tensor<4> {
-    let head_dim = query.dims()[3];
-    let scale = (head_dim as f64).powf(-0.5);
-    let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
-    by_head(softmax_of_visible(logits, Some(hidden)).matmul(by_head(value)))
 }

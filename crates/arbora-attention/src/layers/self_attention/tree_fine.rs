@@ -150,18 +150,15 @@ impl TreeFine {
 
     #[track_caller]
     fn dropout(&self, is_training: bool, seed: Option<u64>) -> Option<Dropout> {
-        if self.dropout == 0.0 || !is_training {
+        let rate = self.dropout;
+        if rate == 0.0 || !is_training {
             return None;
         }
         let seed = seed.unwrap_or_else(|| {
             panic!(
-                "tree_fine: seed: dropout of {} on an autodiff device needs one per call, see with_seed",
-                self.dropout
+                "tree_fine: seed: dropout of {rate} on an autodiff device needs one per call, see with_seed"
             )
         });
-        Some(Dropout {
-            rate: self.dropout,
-            seed,
-        })
+        Some(Dropout { rate, seed })
     }
 }
