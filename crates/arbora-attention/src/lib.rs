@@ -31,23 +31,8 @@ pub mod layers;
 pub mod ops;
 
 pub use backends::{CpuKernels, cpu_kernels};
-pub use functions::{
-    BlockWeights, CandidateKeys, EmptyLeaf, EmptyNode, FeedForwardWeights, LeafAttentionInput,
-    LeafAttentionOutput, NodeIndicators, Route, TreeCoarseOptions, TreeCoarseState, TreeFineInput,
-    TreeFineOptions, TreeFineOutput, TreeSearch, candidate_keys, dense_attention, feed_forward,
-    leaf_attention, prefix_attention, prefix_sums, tree_build, tree_coarse, tree_coarse_relaxed,
-    tree_fine, tree_search,
-};
-pub use layers::{
-    AlignmentConfig, AttentionCache, AttentionConfigError, AttentionKindConfig, AttentionMasks,
-    BigBird, BigBirdConfig, FoldedTreeCoarse, IndexError, Kind, Linformer, LinformerConfig,
-    Performer, PerformerConfig, PreNormAttention, PreNormAttentionConfig, ProjectedQueries,
-    QueryResidual, Router, RouterConfig, RoutingReport, SearchOptions, SearchOptionsError,
-    SearchOutput, SearchStrategy, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    SelfAttentionOutput, StrategyOutput, StreamingIndex, TreeCoarse, TreeCoarseConfig,
-    TreeCrossAttention, TreeCrossAttentionConfig, TreeFine, TreeFineConfig, TreeIndex, TreeScope,
-    TreeSharing,
-};
+pub use functions::*;
+pub use layers::*;
 pub use ops::{
     DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
     TreeBuildOptions, TreeSearchOptions,

@@ -1,3 +1,4 @@
+use crate::functions::check::expect;
 use crate::layers::{BigBirdConfig, Kind, SelfAttention, TreeScope};
 use std::iter::Sum;
 use std::ops::Add;
@@ -69,7 +70,7 @@ pub struct CostShape {
 
 impl CostShape {
     /// Self-attention among `tokens` tokens, with as many key heads as query heads.
-    pub fn new(tokens: usize, d_model: usize, heads: usize) -> Self {
+    pub const fn new(tokens: usize, d_model: usize, heads: usize) -> Self {
         Self {
             queries: tokens,
             keys: tokens,
@@ -190,13 +191,8 @@ impl CostShape {
     /// If there are other numbers of leaves for keys than for queries.
     #[track_caller]
     pub fn share_of_pairs(queries: &[usize], keys: &[usize]) -> f64 {
-        assert_eq!(
-            keys.len(),
-            queries.len(),
-            "share_of_pairs: leaves of keys: expected {}, got {}",
-            queries.len(),
-            keys.len()
-        );
+        let (leaves, expected) = (keys.len(), queries.len());
+        expect("share_of_pairs: leaves of keys", leaves, expected);
         let meet: usize = queries.iter().zip(keys).map(|(q, k)| q * k).sum();
         let all = queries.iter().sum::<usize>() * keys.iter().sum::<usize>();
         meet as f64 / all.max(1) as f64
@@ -287,13 +283,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SHAPE: CostShape = CostShape {
-        queries: 48,
-        keys: 48,
-        d_model: 16,
-        heads: 4,
-        kv_heads: 4,
-    };
+    const SHAPE: CostShape = CostShape::new(48, 16, 4);
 
     #[test]
     fn formulas_are_those_of_the_documentation() {

@@ -30,9 +30,7 @@ pub struct Projections {
 }
 
 thread_local! {
-    static TOTAL: Cell<Projections> = const {
-        Cell::new(Projections { query: 0, key: 0, value: 0, output: 0 })
-    };
+    static TOTAL: Cell<Projections> = Cell::default();
 }
 
 /// Runs `work` and returns its result with the rows that this crate's layers projected meanwhile on

@@ -58,9 +58,7 @@ fn tasks() -> [Task; 4] {
 }
 
 /// BERT-Base at 512 tokens (Table 6).
-fn bert() -> CostShape {
-    CostShape::new(512, 768, 12)
-}
+const BERT: CostShape = CostShape::new(512, 768, 12);
 
 /// Height of all LRA trees (Table 8).
 const LRA_HEIGHT: usize = 6;
@@ -86,7 +84,7 @@ pub fn cells() -> Vec<PublishedCell> {
 }
 
 fn bert_cells() -> Vec<PublishedCell> {
-    let shape = bert();
+    let shape = BERT;
     let cell = |model, published, ours, basis: &str| PublishedCell {
         place: "Table 2",
         model,
@@ -96,7 +94,16 @@ fn bert_cells() -> Vec<PublishedCell> {
         basis: basis.to_owned(),
     };
     const TREE_LAYERS: f64 = 15.96;
-    let mixed = |layers: f64| ((BERT_LAYERS - layers) * 100.0 + layers * TREE_LAYERS) / BERT_LAYERS;
+    let mixed = |model, layers: f64, published| {
+        let ours = ((BERT_LAYERS - layers) * 100.0 + layers * TREE_LAYERS) / BERT_LAYERS;
+        let basis =
+            format!("mean over 12 layers, {layers} of them at the 15.96 % of the 12-layer row");
+        cell(model, published, Some(ours), &basis)
+    };
+    let unknown = |model, branching: &[usize], published| {
+        let basis = leaves_missing(&shape, branching, published);
+        cell(model, published, None, &basis)
+    };
     vec![
         cell(
             "Linformer",
@@ -110,36 +117,16 @@ fn bert_cells() -> Vec<PublishedCell> {
             Some(percent(&shape, shape.big_bird(&BigBirdConfig::default()))),
             BIG_BIRD,
         ),
-        cell(
-            "TF-A, 12 layers",
-            29.87,
-            None,
-            &leaves_missing(&shape, &[2; 2], 29.87),
-        ),
-        cell(
-            "TC-A, 6 layers",
-            57.98,
-            Some(mixed(6.0)),
-            "mean over 12 layers, 6 of them at the 15.96 % of the 12-layer row",
-        ),
-        cell(
-            "TC-A, 9 layers",
-            36.97,
-            Some(mixed(9.0)),
-            "mean over 12 layers, 9 of them at the 15.96 % of the 12-layer row",
-        ),
+        unknown("TF-A, 12 layers", &[2; 2], 29.87),
+        mixed("TC-A, 6 layers", 6.0, 57.98),
+        mixed("TC-A, 9 layers", 9.0, 36.97),
         cell(
             "TC-A, 12 layers",
             TREE_LAYERS,
             Some(percent(&shape, shape.tree_coarse_all_nodes(&[2; 7]))),
             "all nodes, h = 7; one path would be 2.2 %",
         ),
-        cell(
-            "k-ary TF-A, 12 layers",
-            25.44,
-            None,
-            &leaves_missing(&shape, &[100, 10], 25.44),
-        ),
+        unknown("k-ary TF-A, 12 layers", &[100, 10], 25.44),
     ]
 }
 

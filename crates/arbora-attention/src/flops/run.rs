@@ -88,18 +88,11 @@ impl fmt::Display for RunCost {
         let of_dense = "of the core FLOPs of dense attention";
         for (at, layer) in self.layers.iter().enumerate() {
             let percent = 100.0 * layer.cost.core_ratio(&layer.dense);
-            writeln!(
-                out,
-                "layer {}, {}: {percent:.1} % {of_dense}",
-                at + 1,
-                layer.kind
-            )?;
+            let (number, kind) = (at + 1, layer.kind);
+            writeln!(out, "layer {number}, {kind}: {percent:.1} % {of_dense}")?;
         }
-        write!(
-            out,
-            "all layers: {:.1} % {of_dense}",
-            100.0 * self.core_ratio()
-        )
+        let percent = 100.0 * self.core_ratio();
+        write!(out, "all layers: {percent:.1} % {of_dense}")
     }
 }
 

@@ -1,3 +1,4 @@
+use super::check::axes;
 use crate::ops::{AttentionMask, DenseAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;
 use burn::tensor::{Bool, Tensor};
@@ -32,38 +33,20 @@ pub fn dense_attention(
 ) -> Tensor<4> {
     let [batch, _, heads, head_dim] = query.dims();
     let [_, rows, _, value_dim] = value.dims();
-    let expect = |name: &str, got: &[usize], expected: &[usize]| {
-        assert!(
-            got == expected,
-            "dense_attention: {name}: expected {expected:?}, got {got:?}"
-        );
-    };
-    expect(
-        "key [batch, rows, heads, head_dim]",
-        &key.dims(),
-        &[batch, rows, heads, head_dim],
-    );
-    expect(
-        "value [batch, rows, heads, value_dim]",
-        &value.dims(),
-        &[batch, rows, heads, value_dim],
-    );
+    let first_key = options.first_key;
     assert!(
-        options.first_key <= rows,
-        "dense_attention: first key: expected at most {rows}, got {}",
-        options.first_key
+        first_key <= rows,
+        "dense_attention: first key: expected at most {rows}, got {first_key}"
     );
+    let axes = axes!("dense_attention", batch, rows, heads, head_dim, value_dim)
+        .with("rows - first_key", rows - first_key);
+    axes.expect("key", "batch, rows, heads, head_dim", &key.dims());
+    axes.expect("value", "batch, rows, heads, value_dim", &value.dims());
     if let Some(mask) = &mask {
-        expect(
-            "mask [batch, rows - first_key]",
-            &mask.dims(),
-            &[batch, rows - options.first_key],
-        );
+        axes.expect("mask", "batch, rows - first_key", &mask.dims());
     }
-    let mask = match mask {
-        None => AttentionMask::None,
-        Some(mask) => AttentionMask::Keys(mask.into_dispatch()),
-    };
+    let keys = |mask: Tensor<2, Bool>| AttentionMask::Keys(mask.into_dispatch());
+    let mask = mask.map_or(AttentionMask::None, keys);
     let (context, _) = <Dispatch as TreeAttentionOps>::dense_attention(
         query.into_dispatch(),
         key.into_dispatch(),

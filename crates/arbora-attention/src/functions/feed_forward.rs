@@ -1,3 +1,4 @@
+use super::check::axes;
 use crate::ops::{FeedForwardPrimitive, TreeAttentionOps};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -76,21 +77,16 @@ fn check<const D: usize>(shape: [usize; D], weights: &FeedForwardWeights) -> usi
         dim > 0 && ff > 0,
         "feed_forward: dim and ff: expected at least 1, got {dim} and {ff}"
     );
-    let expect = |name: &str, got: &[usize], expected: &[usize]| {
-        assert!(
-            got == expected,
-            "feed_forward: {name}: expected {expected:?}, got {got:?}"
-        );
-    };
-    for (name, vector, width) in [
-        ("norm_gamma [dim]", &weights.norm_gamma, dim),
-        ("norm_beta [dim]", &weights.norm_beta, dim),
-        ("inner_bias [2 ff]", &weights.inner_bias, 2 * ff),
-        ("outer_bias [dim]", &weights.outer_bias, dim),
+    let axes = axes!("feed_forward", dim, ff).with("2 ff", 2 * ff);
+    for (name, width, vector) in [
+        ("norm_gamma", "dim", &weights.norm_gamma),
+        ("norm_beta", "dim", &weights.norm_beta),
+        ("inner_bias", "2 ff", &weights.inner_bias),
+        ("outer_bias", "dim", &weights.outer_bias),
     ] {
-        expect(name, &vector.dims(), &[width]);
+        axes.expect(name, width, &vector.dims());
     }
-    expect("inner [dim, 2 ff]", &weights.inner.dims(), &[dim, 2 * ff]);
-    expect("outer [ff, dim]", &weights.outer.dims(), &[ff, dim]);
+    axes.expect("inner", "dim, 2 ff", &weights.inner.dims());
+    axes.expect("outer", "ff, dim", &weights.outer.dims());
     dim
 }

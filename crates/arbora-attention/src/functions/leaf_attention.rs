@@ -1,3 +1,4 @@
+use super::check::{Axes, axes};
 use crate::ops::{LeafAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -67,51 +68,26 @@ pub fn leaf_attention(
     input: LeafAttentionInput,
     options: LeafAttentionOptions,
 ) -> LeafAttentionOutput {
-    const NAME: &str = "leaf_attention";
-    let LeafAttentionInput {
-        query,
-        key,
-        value,
-        query_leaf,
-        key_leaf,
-        key_bias,
-    } = input;
-    check(
-        NAME,
-        &query,
-        &key,
-        &value,
-        ("query_leaf", &query_leaf),
-        ("key_leaf", &key_leaf),
-        &options,
-    );
-    let [batch, keys, kv_heads, _] = key.dims();
+    let rows = [&input.query, &input.key, &input.value];
+    let axes = check("leaf_attention", rows, &input.query_leaf, &options);
+    let (key, key_leaf) = (input.key, input.key_leaf);
+    axes.expect("key_leaf", "batch, keys, kv_heads", &key_leaf.dims());
     if let Some(dropout) = options.dropout {
         assert!(
             (0.0..1.0).contains(&dropout.rate),
-            "{NAME}: rate of dropout: expected a number in 0.0..1.0, got {}",
+            "leaf_attention: rate of dropout: expected a number in 0.0..1.0, got {}",
             dropout.rate
         );
     }
-    let key_bias = match key_bias {
-        None => Tensor::zeros([batch, keys, kv_heads], (&key.device(), key.dtype())),
-        Some(bias) => {
-            expect(
-                NAME,
-                "key_bias",
-                ["batch", "keys", "kv_heads"],
-                bias.dims(),
-                [batch, keys, kv_heads],
-            );
-            bias
-        }
-    };
+    let no_bias = || Tensor::zeros(key_leaf.dims(), (&key.device(), key.dtype()));
+    let key_bias = input.key_bias.unwrap_or_else(no_bias);
+    axes.expect("key_bias", "batch, keys, kv_heads", &key_bias.dims());
     let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
-        query.into_dispatch(),
+        input.query.into_dispatch(),
         key.into_dispatch(),
-        value.into_dispatch(),
+        input.value.into_dispatch(),
         key_bias.into_dispatch(),
-        query_leaf.into_dispatch(),
+        input.query_leaf.into_dispatch(),
         key_leaf.into_dispatch(),
         options,
     );
@@ -169,131 +145,61 @@ pub struct CandidateKeys {
 #[track_caller]
 pub fn candidate_keys(
     context: Tensor<4>,
-    candidates: CandidateKeys,
+    input: CandidateKeys,
     options: LeafAttentionOptions,
 ) -> Tensor<4> {
-    const NAME: &str = "candidate_keys";
-    let CandidateKeys {
-        gate,
-        query,
-        key,
-        value,
-        query_leaf,
-        candidate_leaf,
-        log_total,
-    } = candidates;
-    check(
-        NAME,
-        &query,
-        &key,
-        &value,
-        ("query_leaf", &query_leaf),
-        ("candidate_leaf", &candidate_leaf),
-        &options,
-    );
-    let [batch, queries, heads, _] = query.dims();
-    let [_, keys, kv_heads, value_dim] = value.dims();
-    expect(
-        NAME,
-        "gate",
-        ["batch", "keys", "kv_heads"],
-        gate.dims(),
-        [batch, keys, kv_heads],
-    );
-    expect(
-        NAME,
+    let rows = [&input.query, &input.key, &input.value];
+    let axes = check("candidate_keys", rows, &input.query_leaf, &options);
+    let of_keys = "batch, keys, kv_heads";
+    axes.expect("candidate_leaf", of_keys, &input.candidate_leaf.dims());
+    axes.expect("gate", of_keys, &input.gate.dims());
+    axes.expect(
         "log_total",
-        ["batch", "queries", "heads"],
-        log_total.dims(),
-        [batch, queries, heads],
+        "batch, queries, heads",
+        &input.log_total.dims(),
     );
-    expect(
-        NAME,
+    axes.expect(
         "context",
-        ["batch", "queries", "heads", "value_dim"],
-        context.dims(),
-        [batch, queries, heads, value_dim],
+        "batch, queries, heads, value_dim",
+        &context.dims(),
     );
     Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::candidate_keys(
         context.into_dispatch(),
-        gate.into_dispatch(),
-        query.into_dispatch(),
-        key.into_dispatch(),
-        value.into_dispatch(),
-        query_leaf.into_dispatch(),
-        candidate_leaf.into_dispatch(),
-        log_total.into_dispatch(),
+        input.gate.into_dispatch(),
+        input.query.into_dispatch(),
+        input.key.into_dispatch(),
+        input.value.into_dispatch(),
+        input.query_leaf.into_dispatch(),
+        input.candidate_leaf.into_dispatch(),
+        input.log_total.into_dispatch(),
         options,
     ))
 }
 
-/// Checks what both functions take.
+/// Checks what both functions take; the axes that the rest must agree with.
 #[track_caller]
 fn check(
-    name: &str,
-    query: &Tensor<4>,
-    key: &Tensor<4>,
-    value: &Tensor<4>,
-    (query_leaf_name, query_leaf): (&str, &Tensor<3, Int>),
-    (key_leaf_name, key_leaf): (&str, &Tensor<3, Int>),
+    function: &'static str,
+    [query, key, value]: [&Tensor<4>; 3],
+    query_leaf: &Tensor<3, Int>,
     options: &LeafAttentionOptions,
-) {
+) -> Axes {
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, keys, kv_heads, _] = key.dims();
-    let [_, _, _, value_dim] = value.dims();
+    let value_dim = value.dims()[3];
     assert!(
         options.leaves > 0,
-        "{name}: leaves: expected at least 1, got 0"
+        "{function}: leaves: expected at least 1, got 0"
     );
     assert!(
         kv_heads > 0 && heads.is_multiple_of(kv_heads),
-        "{name}: query: axis heads: expected a multiple of kv_heads = {kv_heads}, got {heads}"
+        "{function}: query: axis heads: expected a multiple of kv_heads = {kv_heads}, got {heads}"
     );
-    expect(
-        name,
-        "key",
-        ["batch", "keys", "kv_heads", "head_dim"],
-        key.dims(),
-        [batch, keys, kv_heads, head_dim],
+    let axes = axes!(
+        function, batch, queries, heads, head_dim, keys, kv_heads, value_dim
     );
-    expect(
-        name,
-        "value",
-        ["batch", "keys", "kv_heads", "value_dim"],
-        value.dims(),
-        [batch, keys, kv_heads, value_dim],
-    );
-    expect(
-        name,
-        query_leaf_name,
-        ["batch", "queries", "heads"],
-        query_leaf.dims(),
-        [batch, queries, heads],
-    );
-    expect(
-        name,
-        key_leaf_name,
-        ["batch", "keys", "kv_heads"],
-        key_leaf.dims(),
-        [batch, keys, kv_heads],
-    );
-}
-
-#[track_caller]
-fn expect<const D: usize>(
-    name: &str,
-    tensor: &str,
-    axes: [&str; D],
-    got: [usize; D],
-    expected: [usize; D],
-) {
-    for axis in 0..D {
-        assert!(
-            got[axis] == expected[axis],
-            "{name}: {tensor}: axis {}: expected {}, got {}",
-            axes[axis],
-            expected[axis],
-            got[axis]
-        );
-    }
+    axes.expect("key", "batch, keys, kv_heads, head_dim", &key.dims());
+    axes.expect("value", "batch, keys, kv_heads, value_dim", &value.dims());
+    axes.expect("query_leaf", "batch, queries, heads", &query_leaf.dims());
+    axes
 }

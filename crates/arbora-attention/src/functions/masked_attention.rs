@@ -1,8 +1,10 @@
 //! Attention with a matrix of scores, composed of tensor operations: for masks of pairs, and for
-//! relaxations that need every pair.
+//! relaxations that need every pair. And what such compositions are made of.
 
+use super::dense_attention;
+use crate::ops::DenseAttentionOptions;
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions};
 
 /// Which pairs a query does not see, `true` = masked out; `None` where nothing is. What does not depend on an
 /// axis has length 1 there: the result broadcasts to `[batch, heads, queries, keys]`.
@@ -22,9 +24,8 @@ pub(crate) fn hidden_pairs(
     let later = last_key.map(|last| {
         let [queries] = last.dims();
         let shape = [1, 1, queries, keys];
-        let key = Tensor::<1, Int>::arange(0..keys as i64, &last.device());
-        let last = last.reshape([1, 1, queries, 1]).expand(shape);
-        key.reshape([1, 1, 1, keys]).expand(shape).greater(last)
+        let key = index_along(3, shape, &last.device());
+        key.greater(last.reshape([1, 1, queries, 1]).expand(shape))
     });
     match (padded, later) {
         (Some(padded), Some(later)) => {
@@ -55,7 +56,7 @@ pub(crate) fn softmax_of_visible(logits: Tensor<4>, hidden: Option<Tensor<4, Boo
 
 /// `pairs` with `value` where they are hidden.
 ///
-/// - hidden: as [`hidden_pairs`] gives it
+/// - hidden: as [`hidden_pairs`] gives it, or whatever else broadcasts to `pairs`
 pub(crate) fn fill_hidden(
     pairs: Tensor<4>,
     hidden: &Option<Tensor<4, Bool>>,
@@ -75,13 +76,85 @@ pub(crate) fn fill_hidden(
 pub(crate) fn one_hot(leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
     let [batch, rows, heads] = leaf.dims();
     let shape = [batch, rows, heads, leaves];
-    let each =
-        Tensor::<1, Int>::arange(0..leaves as i64, &leaf.device()).reshape([1, 1, 1, leaves]);
-    leaf.clone()
-        .unsqueeze_dim::<4>(3)
+    let each = index_along(3, shape, (&leaf.device(), leaf.dtype()));
+    let own = leaf.clone().unsqueeze_dim::<4>(3).expand(shape);
+    own.equal(each).float()
+}
+
+/// How far along `axis` each place of a tensor is.
+pub(crate) fn index_along<const D: usize>(
+    axis: usize,
+    shape: [usize; D],
+    options: impl Into<TensorCreationOptions>,
+) -> Tensor<D, Int> {
+    let mut own = [1; D];
+    own[axis] = shape[axis];
+    Tensor::<1, Int>::arange(0..shape[axis] as i64, options)
+        .reshape(own)
         .expand(shape)
-        .equal(each.expand(shape))
-        .float()
+}
+
+/// Places on the host as a tensor of indices.
+pub(crate) fn places(places: &[usize], device: &Device) -> Tensor<1, Int> {
+    let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
+    Tensor::from_data(places.as_slice(), device)
+}
+
+/// Rows of the first axis.
+pub(crate) fn select_rows(tensor: &Tensor<4>, rows: &[usize]) -> Tensor<4> {
+    let rows = places(rows, &tensor.device());
+    tensor.clone().select(0, rows)
+}
+
+/// `rows` with zeros where a leaf of `[batch, rows, heads]` is negative: there nothing takes part.
+pub(crate) fn without_absent(rows: Tensor<4>, leaves: Tensor<3, Int>) -> Tensor<4> {
+    let absent = leaves.lower_elem(0).unsqueeze_dim::<4>(3);
+    let absent = absent.expand(rows.dims());
+    rows.mask_fill(absent, 0.0)
+}
+
+/// Rows `[batch, rows, heads, width]` with zeros where `padding` is `true`.
+pub(crate) fn without_padding(rows: Tensor<4>, padding: Option<Tensor<2, Bool>>) -> Tensor<4> {
+    let [batch, count, ..] = rows.dims();
+    let padding = padding.map(|padding| padding.reshape([batch, count, 1, 1]));
+    fill_hidden(rows, &padding, 0.0)
+}
+
+/// Values with one more column of ones, whose sums are those of weights.
+pub(crate) fn with_ones(value: Tensor<4>) -> Tensor<4> {
+    let [batch, keys, kv_heads, _] = value.dims();
+    let options = (&value.device(), value.dtype());
+    let ones = Tensor::ones([batch, keys, kv_heads, 1], options);
+    Tensor::cat(vec![value, ones], 3)
+}
+
+/// In single precision, if it was less.
+pub(crate) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+        _ => tensor,
+    }
+}
+
+/// [`dense_attention`] to all keys, of which query heads share some.
+///
+/// - query: `[batch, queries, heads, head_dim]`
+/// - key, value: `[batch, keys, kv_heads, head_dim]`
+/// - padding: keys, `[batch, keys]`, `true` = masked out
+#[track_caller]
+pub(crate) fn dense_by_group(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    padding: Option<Tensor<2, Bool>>,
+) -> Tensor<4> {
+    let group = query.dims()[2] / key.dims()[2];
+    let options = DenseAttentionOptions {
+        first_key: 0,
+        scale: None,
+    };
+    let (key, value) = (repeat_each(key, group), repeat_each(value, group));
+    dense_attention(query, key, value, padding, options)
 }
 
 /// `[batch, rows, heads, width]` -> `[batch, heads, rows, width]`
@@ -89,9 +162,9 @@ pub(crate) fn by_head(rows: Tensor<4>) -> Tensor<4> {
     rows.swap_dims(1, 2)
 }
 
-/// `[batch, rows, kv_heads, width]` -> `[batch, rows, kv_heads · group, width]`, each head `group` times
-/// in a row.
-pub(crate) fn repeat_heads<K: Basic>(rows: Tensor<4, K>, group: usize) -> Tensor<4, K> {
+/// Each entry of axis 2 `group` times in a row: key heads for the query heads that share them, or nodes for their
+/// children.
+pub(crate) fn repeat_each<K: Basic>(rows: Tensor<4, K>, group: usize) -> Tensor<4, K> {
     if group == 1 {
         return rows;
     }

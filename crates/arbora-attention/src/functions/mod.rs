@@ -1,10 +1,11 @@
 //! The tensor functions that users call.
 
+pub(crate) mod check;
 mod dense_attention;
 mod feed_forward;
 mod leaf_attention;
 pub(crate) mod masked_attention;
-mod prefix_attention;
+pub(crate) mod prefix_attention;
 mod several_paths;
 mod tree_build;
 mod tree_coarse;
@@ -23,5 +24,5 @@ pub use tree_coarse::{
     EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
 };
 pub use tree_fine::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
-pub(crate) use tree_fine::{Leaved, WithinLeaves, head_leaves, tree_input};
+pub(crate) use tree_fine::{Leaved, WithinLeaves, head_leaves, to_heads, tree_input};
 pub use tree_search::{Route, TreeSearch, tree_search};

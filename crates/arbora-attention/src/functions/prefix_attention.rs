@@ -1,4 +1,6 @@
-use burn::tensor::{Bool, Int, Tensor};
+use super::check::{axes, expect_divisor, expect_some};
+use super::masked_attention::index_along;
+use burn::tensor::{Bool, Tensor};
 
 /// Tokens whose pairs are formed: pairs cost `tokens · CHUNK`, and one state of `features · value_dim` numbers
 /// is held for every `CHUNK` tokens. Around a usual head width both are as large as the inputs.
@@ -28,30 +30,18 @@ pub fn prefix_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> T
     let [batch, queries, heads, features] = query.dims();
     let [_, keys, kv_heads, _] = key.dims();
     let value_dim = value.dims()[3];
-    let expect = |name: &str, got: [usize; 4], expected: [usize; 4]| {
-        assert!(
-            got == expected,
-            "prefix_attention: {name}: expected {expected:?}, got {got:?}"
-        );
-    };
-    expect(
-        "key [batch, keys, kv_heads, features]",
-        key.dims(),
-        [batch, keys, kv_heads, features],
+    let axes = axes!(
+        "prefix_attention",
+        batch,
+        keys,
+        kv_heads,
+        features,
+        value_dim
     );
-    expect(
-        "value [batch, keys, kv_heads, value_dim]",
-        value.dims(),
-        [batch, keys, kv_heads, value_dim],
-    );
-    assert!(
-        kv_heads > 0 && heads.is_multiple_of(kv_heads),
-        "prefix_attention: kv_heads: expected a divisor of {heads}, got {kv_heads}"
-    );
-    assert!(
-        queries > 0,
-        "prefix_attention: axis 1 of query: expected at least 1, got 0"
-    );
+    axes.expect("key", "batch, keys, kv_heads, features", &key.dims());
+    axes.expect("value", "batch, keys, kv_heads, value_dim", &value.dims());
+    expect_divisor("prefix_attention: kv_heads", kv_heads, heads);
+    expect_some("prefix_attention: axis 1 of query", queries);
     assert!(
         queries <= keys,
         "prefix_attention: queries: expected at most one per key ({keys}), got {queries}"
@@ -141,32 +131,16 @@ pub(super) fn shifted(rows: Tensor<3>) -> Tensor<3> {
 /// Which pairs of one chunk have a key after the query, `[1, 1, chunk · group, chunk]`.
 fn later_keys(chunk: usize, group: usize, like: &Tensor<4>) -> Tensor<4, Bool> {
     let device = like.device();
-    let all = [1, 1, chunk * group, chunk];
-    let position = Tensor::<1, Int>::arange(0..chunk as i64, &device);
-    let query = position
-        .clone()
-        .reshape([chunk, 1])
-        .expand([chunk, group])
-        .reshape([1, 1, chunk * group, 1]);
-    let key = position.reshape([1, 1, 1, chunk]);
-    key.expand(all).greater(query.expand(all))
+    let all = [chunk, group, chunk];
+    index_along(2, all, &device)
+        .greater(index_along(0, all, &device))
+        .reshape([1, 1, chunk * group, chunk])
 }
 
 /// Rows of zeros before and after the rows of axis 1.
-pub(super) fn with_zero_rows(rows: Tensor<4>, before: usize, after: usize) -> Tensor<4> {
-    let [batch, _, heads, width] = rows.dims();
-    let options = (rows.device(), rows.dtype());
-    let zeros = |count: usize| Tensor::zeros([batch, count, heads, width], (&options.0, options.1));
-    let mut parts = Vec::with_capacity(3);
-    if before > 0 {
-        parts.push(zeros(before));
-    }
-    parts.push(rows);
-    if after > 0 {
-        parts.push(zeros(after));
-    }
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, 1),
+pub(crate) fn with_zero_rows(rows: Tensor<4>, before: usize, after: usize) -> Tensor<4> {
+    match (before, after) {
+        (0, 0) => rows,
+        more => rows.pad([(0, 0), more, (0, 0), (0, 0)], 0.0),
     }
 }

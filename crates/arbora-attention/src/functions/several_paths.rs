@@ -1,8 +1,9 @@
+use super::masked_attention::{at_least_single, index_along};
 use crate::functions::dense_attention;
 use crate::ops::reference::MASKED_LOGIT;
 use crate::ops::{DenseAttentionOptions, GhostNodes, TreeSearchOptions};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
 /// Search along several paths per query, composed of burn's tensor functions: what
 /// [`tree_search`](crate::tree_search) takes, but for the route.
@@ -91,11 +92,10 @@ impl SeveralPaths {
             let child = self.children(&node, group);
             let real = self.real(height, &child);
             read = read + real.clone().int().sum_dim(2).sum_dim(1).reshape([rows, 1]);
-            let step = self.log_policy(height, &child, &real);
-            let total = match score {
-                None => step,
-                Some(score) => step + score.reshape([rows, parents, 1]).expand(child.dims()),
-            };
+            let mut total = self.log_policy(height, &child, &real);
+            if let Some(score) = score {
+                total = total + score.reshape([rows, parents, 1]).expand(child.dims());
+            }
             let total = total.mask_fill(real.bool_not(), MASKED_LOGIT);
             let kept = width.min(slots).min(shape.width(height));
             let (best, log_prob) = best(
@@ -109,13 +109,13 @@ impl SeveralPaths {
         let paths = node.dims()[1];
         let past = shape.width(shape.height().min(1)) as i64;
         let empty = node.clone().greater_equal_elem(past);
-        let without_any = empty.clone().slice([0..rows, 0..1]).expand([rows, paths]);
-        let best = node.clone().slice([0..rows, 0..1]).expand([rows, paths]);
+        let without_any = empty.clone().narrow(1, 0, 1).expand([rows, paths]);
+        let best = node.clone().narrow(1, 0, 1).expand([rows, paths]);
         let ends = node
             .mask_where(empty.clone(), best)
             .mask_fill(without_any.clone(), 0);
         let score = score.unwrap_or_else(|| Tensor::zeros([rows, 1], &self.query.device()));
-        let best = score.clone().slice([0..rows, 0..1]).expand([rows, paths]);
+        let best = score.clone().narrow(1, 0, 1).expand([rows, paths]);
         let log_prob = score.mask_where(empty, best).mask_fill(without_any, 0.0);
         Beam {
             ends: ends.reshape([batch, queries, paths]),
@@ -228,9 +228,9 @@ impl SeveralPaths {
     fn children(&self, node: &Tensor<2, Int>, group: usize) -> Tensor<3, Int> {
         let [rows, nodes] = node.dims();
         let all = [rows, nodes, group];
-        let slot = Tensor::arange(0..group as i64, (&node.device(), node.dtype()));
+        let slot = index_along(2, all, (&node.device(), node.dtype()));
         let first = node.clone() * group as i64;
-        first.reshape([rows, nodes, 1]).expand(all) + slot.reshape([1, 1, group]).expand(all)
+        first.reshape([rows, nodes, 1]).expand(all) + slot
     }
 
     /// Whether nodes lie over a token of their example.
@@ -329,11 +329,15 @@ fn count(mask: Tensor<3, Bool>) -> Tensor<1, Int> {
     mask.int().sum_dim(2).sum_dim(1).reshape([rows])
 }
 
+/// The nodes of each row between two that are none, -1.
+fn between_none(node: &Tensor<2, Int>) -> Tensor<2, Int> {
+    let none = node.clone().narrow(1, 0, 1).zeros_like() - 1;
+    Tensor::cat(vec![none.clone(), node.clone(), none], 1)
+}
+
 /// The node left of each in its row; -1, which is no node, left of the first.
 fn left_neighbour(node: &Tensor<2, Int>) -> Tensor<2, Int> {
-    let [rows, paths] = node.dims();
-    let none = node.clone().slice([0..rows, 0..1]).zeros_like() - 1;
-    Tensor::cat(vec![none, node.clone()], 1).slice([0..rows, 0..paths])
+    between_none(node).narrow(1, 0, node.dims()[1])
 }
 
 fn differs_from_left(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
@@ -341,15 +345,6 @@ fn differs_from_left(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
 }
 
 fn differs_from_right(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
-    let [rows, paths] = node.dims();
-    let none = node.clone().slice([0..rows, 0..1]).zeros_like() - 1;
-    let right = Tensor::cat(vec![node.clone(), none], 1).slice([0..rows, 1..paths + 1]);
+    let right = between_none(node).narrow(1, 2, node.dims()[1]);
     node.clone().not_equal(right)
-}
-
-pub(super) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    match tensor.dtype() {
-        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
-        _ => tensor,
-    }
 }

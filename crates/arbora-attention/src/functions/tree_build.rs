@@ -1,3 +1,4 @@
+use super::check::{axes, expect_divisor};
 use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -95,51 +96,40 @@ fn check(
     options: &TreeBuildOptions,
 ) {
     let [batch, _, dim] = leaves.dims();
-    let expect = |name: &str, got: &[usize], expected: &[usize]| {
-        assert!(
-            got == expected,
-            "tree_build: {name}: expected {expected:?}, got {got:?}"
-        );
-    };
-    expect(
-        "leaves [batch, leaves, dim]",
-        &leaves.dims(),
-        &[batch, options.shape.width(0), dim],
-    );
-    expect("lengths [batch]", &lengths.dims(), &[batch]);
     let [ff, _] = block.outer.dims();
-    for (name, vector, width) in [
-        ("norm_gamma [dim]", &block.norm_gamma, dim),
-        ("norm_beta [dim]", &block.norm_beta, dim),
-        ("output_bias [dim]", &block.output_bias, dim),
+    let axes = axes!("tree_build", batch, dim, ff)
+        .with("leaves", options.shape.width(0))
+        .with("2 ff", 2 * ff);
+    axes.expect("leaves", "batch, leaves, dim", &leaves.dims());
+    axes.expect("lengths", "batch", &lengths.dims());
+    for (name, width, vector) in [
+        ("norm_gamma", "dim", &block.norm_gamma),
+        ("norm_beta", "dim", &block.norm_beta),
+        ("output_bias", "dim", &block.output_bias),
         (
-            "feed_forward_norm_gamma [dim]",
+            "feed_forward_norm_gamma",
+            "dim",
             &block.feed_forward_norm_gamma,
-            dim,
         ),
         (
-            "feed_forward_norm_beta [dim]",
+            "feed_forward_norm_beta",
+            "dim",
             &block.feed_forward_norm_beta,
-            dim,
         ),
-        ("inner_bias [2 ff]", &block.inner_bias, 2 * ff),
-        ("outer_bias [dim]", &block.outer_bias, dim),
+        ("inner_bias", "2 ff", &block.inner_bias),
+        ("outer_bias", "dim", &block.outer_bias),
     ] {
-        expect(name, &vector.dims(), &[width]);
+        axes.expect(name, width, &vector.dims());
     }
-    for (name, matrix, sizes) in [
-        ("query [dim, dim]", &block.query, [dim, dim]),
-        ("key [dim, dim]", &block.key, [dim, dim]),
-        ("value [dim, dim]", &block.value, [dim, dim]),
-        ("output [dim, dim]", &block.output, [dim, dim]),
-        ("inner [dim, 2 ff]", &block.inner, [dim, 2 * ff]),
-        ("outer [ff, dim]", &block.outer, [ff, dim]),
+    for (name, sizes, matrix) in [
+        ("query", "dim, dim", &block.query),
+        ("key", "dim, dim", &block.key),
+        ("value", "dim, dim", &block.value),
+        ("output", "dim, dim", &block.output),
+        ("inner", "dim, 2 ff", &block.inner),
+        ("outer", "ff, dim", &block.outer),
     ] {
-        expect(name, &matrix.dims(), &sizes);
+        axes.expect(name, sizes, &matrix.dims());
     }
-    assert!(
-        options.heads > 0 && dim.is_multiple_of(options.heads),
-        "tree_build: heads: expected a divisor of {dim}, got {}",
-        options.heads
-    );
+    expect_divisor("tree_build: heads", options.heads, dim);
 }

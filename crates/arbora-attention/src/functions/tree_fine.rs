@@ -7,9 +7,11 @@ mod top_margin;
 pub use empty_leaf::EmptyLeaf;
 pub(crate) use empty_leaf::{Leaved, WithinLeaves};
 
+use super::check::{axes, expect};
 use super::leaf_attention::{LeafAttentionInput, LeafAttentionOutput, leaf_attention};
 use crate::ops::{Dropout, LeafAttentionOptions};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// What [`tree_fine`] attends with and to. `heads` is a multiple of `kv_heads`.
@@ -62,8 +64,9 @@ impl TreeFineInput {
     }
 }
 
-/// What [`tree_fine`] needs to know besides tensors and trees.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What [`tree_fine`] needs to know besides tensors and trees. The defaults: not causal, no dropout, and the
+/// defaults of all else.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TreeFineOptions {
     /// What a query gets whose leaf has no key that it may see.
     pub empty_leaf: EmptyLeaf,
@@ -76,20 +79,6 @@ pub struct TreeFineOptions {
     pub scale: Option<f64>,
     /// Dropout of the weights within a leaf.
     pub dropout: Option<Dropout>,
-}
-
-impl Default for TreeFineOptions {
-    /// [`EmptyLeaf::AncestorMean`], the default surrogate, not causal, scale `head_dim^-1/2`, no
-    /// dropout.
-    fn default() -> Self {
-        Self {
-            empty_leaf: EmptyLeaf::default(),
-            surrogate: Surrogate::default(),
-            causal: None,
-            scale: None,
-            dropout: None,
-        }
-    }
 }
 
 /// What [`tree_fine`] returns.
@@ -167,30 +156,22 @@ pub fn tree_fine(
         tree_input(input.key.clone(), keys),
         input.key_padding.clone(),
     );
-    let context = if input.query.device().is_autodiff() {
-        let call = Call {
-            queries,
-            keys,
-            query_leaf: head_leaves(&query, input.query.dims()[2]),
-            key_leaf: head_leaves(&key, input.key.dims()[2]),
-            within: WithinLeaves::new(queries.shape(), &options),
-            input,
-        };
-        match options.surrogate {
-            Surrogate::TopMargin {
-                candidates,
-                temperature,
-            } => call.top_margin(candidates, temperature),
-            Surrogate::DenseGradient { .. } => call.dense_gradient(&options.surrogate),
-            Surrogate::Soft { .. } => call.soft(&options.surrogate),
-        }
-    } else {
-        let query_leaf = head_leaves(&query, input.query.dims()[2]);
-        let key_leaf = head_leaves(&key, input.key.dims()[2]);
-        let leaved = Leaved::new(&input, query_leaf, key_leaf);
-        WithinLeaves::new(queries.shape(), &options)
-            .attend(leaved)
-            .context
+    let call = Call {
+        queries,
+        keys,
+        query_leaf: head_leaves(&query, input.query.dims()[2]),
+        key_leaf: head_leaves(&key, input.key.dims()[2]),
+        within: WithinLeaves::new(queries.shape(), &options),
+        input,
+    };
+    let context = match options.surrogate {
+        _ if !call.input.query.device().is_autodiff() => call.hard(),
+        Surrogate::TopMargin {
+            candidates,
+            temperature,
+        } => call.top_margin(candidates, temperature),
+        Surrogate::DenseGradient { .. } => call.dense_gradient(&options.surrogate),
+        Surrogate::Soft { .. } => call.soft(&options.surrogate),
     };
     TreeFineOutput {
         context,
@@ -199,7 +180,7 @@ pub fn tree_fine(
     }
 }
 
-/// One call on an autodiff device, its rows routed.
+/// One call, its rows routed.
 struct Call<'a> {
     input: TreeFineInput,
     queries: &'a RoutingTree,
@@ -212,8 +193,25 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The rows with their leaves.
     fn leaved(&self) -> Leaved {
-        Leaved::new(&self.input, self.query_leaf.clone(), self.key_leaf.clone())
+        let input = &self.input;
+        Leaved {
+            rows: LeafAttentionInput {
+                query: input.query.clone(),
+                key: input.key.clone(),
+                value: input.value.clone(),
+                query_leaf: self.query_leaf.clone(),
+                key_leaf: self.key_leaf.clone(),
+                key_bias: None,
+            },
+            own_value: input.is_self.then(|| input.value.clone()),
+        }
+    }
+
+    /// Attention along hard routes, which get no gradient.
+    fn hard(&self) -> Tensor<4> {
+        self.within.attend(self.leaved()).context
     }
 
     /// What routes the queries, `[batch, queries, heads or 1, dim]`.
@@ -252,12 +250,17 @@ pub(crate) fn head_leaves(routing: &Routing, heads: usize) -> Tensor<3, Int> {
     to_heads(routing.leaves(), heads)
 }
 
-/// `[batch, rows, heads or 1]` -> `[batch, rows, heads]`
-fn to_heads<K: burn::tensor::kind::Basic>(rows: Tensor<3, K>, heads: usize) -> Tensor<3, K> {
+/// `[batch, rows, heads or 1, ..]` -> `[batch, rows, heads, ..]`
+pub(crate) fn to_heads<const D: usize, K: Basic>(rows: Tensor<D, K>, heads: usize) -> Tensor<D, K> {
     match rows.dims()[2] == heads {
         true => rows,
         false => rows.repeat_dim(2, heads),
     }
+}
+
+/// Zero with the gradient of `value`.
+fn nothing_but_gradient<const D: usize>(value: Tensor<D>) -> Tensor<D> {
+    value.clone() - value.without_autodiff()
 }
 
 #[track_caller]
@@ -269,13 +272,8 @@ fn check(
 ) {
     let [batch, count, _, _] = input.query.dims();
     let [_, key_count, _, _] = input.key.dims();
-    assert_eq!(
-        keys.shape(),
-        queries.shape(),
-        "tree_fine: shape of the trees of keys: expected {:?}, got {:?}",
-        queries.shape(),
-        keys.shape()
-    );
+    let (name, got) = ("tree_fine: shape of the trees of keys", keys.shape());
+    expect(name, got, queries.shape());
     assert!(
         !input.is_self || count == key_count,
         "tree_fine: axis 1 of key: expected {count}, the number of queries, got {key_count}"
@@ -284,22 +282,13 @@ fn check(
         input.is_self || options.empty_leaf != EmptyLeaf::SelfKey,
         "tree_fine: empty_leaf: expected another policy than self-key where queries and keys are of different tokens, got self-key"
     );
-    for (name, mask, rows) in [
-        (
-            "query_padding [batch, queries]",
-            &input.query_padding,
-            count,
-        ),
-        ("key_padding [batch, keys]", &input.key_padding, key_count),
-    ] {
-        if let Some(mask) = mask {
-            assert_eq!(
-                mask.dims(),
-                [batch, rows],
-                "tree_fine: {name}: expected {:?}, got {:?}",
-                [batch, rows],
-                mask.dims()
-            );
-        }
+    let axes = axes!("tree_fine", batch)
+        .with("queries", count)
+        .with("keys", key_count);
+    if let Some(mask) = &input.query_padding {
+        axes.expect("query_padding", "batch, queries", &mask.dims());
+    }
+    if let Some(mask) = &input.key_padding {
+        axes.expect("key_padding", "batch, keys", &mask.dims());
     }
 }

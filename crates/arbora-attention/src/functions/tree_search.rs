@@ -1,6 +1,5 @@
-use crate::ops::{
-    GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchOptions, TreeSearchPrimitive,
-};
+use super::check::axes;
+use crate::ops::{GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchOptions};
 use arbora_tree::Layout;
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -79,19 +78,13 @@ pub fn tree_search(
     options: TreeSearchOptions,
 ) -> TreeSearch {
     check(&query, &key, &value, &lengths, &route, &options);
-    let [batch, queries, ..] = query.dims();
     let route = match route {
         Route::Greedy => RoutePrimitive::Greedy,
         Route::Sampled(numbers) => RoutePrimitive::Sampled(numbers.into_dispatch()),
         Route::Uniform(numbers) => RoutePrimitive::Uniform(numbers.into_dispatch()),
         Route::Given(path) => RoutePrimitive::Given(path.into_dispatch()),
     };
-    let TreeSearchPrimitive {
-        context,
-        path,
-        policy,
-        counts,
-    } = <Dispatch as TreeAttentionOps>::tree_search(
+    let found = <Dispatch as TreeAttentionOps>::tree_search(
         query.into_dispatch(),
         key.into_dispatch(),
         value.into_dispatch(),
@@ -100,23 +93,13 @@ pub fn tree_search(
         options,
     );
     // Parts of the first axis lie together, so that nothing is copied where a backend has views.
-    let counts = Tensor::<3, Int>::from_dispatch(counts);
-    let count = |at: usize| {
-        counts
-            .clone()
-            .slice([at..at + 1, 0..batch, 0..queries])
-            .squeeze_dim::<2>(0)
-    };
-    let policy = Tensor::<3>::from_dispatch(policy);
-    let number = |at: usize| {
-        policy
-            .clone()
-            .slice([at..at + 1, 0..batch, 0..queries])
-            .squeeze_dim::<2>(0)
-    };
+    let counts = Tensor::<3, Int>::from_dispatch(found.counts);
+    let count = |at: usize| counts.clone().narrow(0, at, 1).squeeze_dim::<2>(0);
+    let policy = Tensor::<3>::from_dispatch(found.policy);
+    let number = |at: usize| policy.clone().narrow(0, at, 1).squeeze_dim::<2>(0);
     TreeSearch {
-        context: Tensor::from_dispatch(context),
-        path: Tensor::from_dispatch(path),
+        context: Tensor::from_dispatch(found.context),
+        path: Tensor::from_dispatch(found.path),
         log_prob: number(0),
         entropy: number(1),
         decisions: count(0),
@@ -135,43 +118,33 @@ fn check(
     options: &TreeSearchOptions,
 ) {
     let [batch, queries, heads, head_dim] = query.dims();
-    let nodes = options.shape.nodes();
-    let expect = |name: &str, got: &[usize], expected: &[usize]| {
-        assert!(
-            got == expected,
-            "tree_search: {name}: expected {expected:?}, got {got:?}"
-        );
-    };
-    expect(
-        "key [batch, nodes, heads, head_dim]",
-        &key.dims(),
-        &[batch, nodes, heads, head_dim],
-    );
     let value_dim = value.dims()[3];
-    expect(
-        "value [batch, nodes, heads, value_dim]",
-        &value.dims(),
-        &[batch, nodes, heads, value_dim],
-    );
-    expect("lengths [batch]", &lengths.dims(), &[batch]);
-    let decisions = options.shape.decisions();
+    let (nodes, decisions) = (options.shape.nodes(), options.shape.decisions());
+    let axes = axes!(
+        "tree_search",
+        batch,
+        queries,
+        nodes,
+        heads,
+        head_dim,
+        value_dim
+    )
+    .with("decisions + 1", decisions + 1);
+    axes.expect("key", "batch, nodes, heads, head_dim", &key.dims());
+    axes.expect("value", "batch, nodes, heads, value_dim", &value.dims());
+    axes.expect("lengths", "batch", &lengths.dims());
     match route {
         Route::Greedy => {}
         Route::Sampled(numbers) | Route::Uniform(numbers) => {
             let draws = numbers.dims()[2];
-            expect(
-                "uniform numbers [batch, queries, draws]",
-                &numbers.dims(),
-                &[batch, queries, draws],
-            );
+            let axes = axes.with("draws", draws);
+            axes.expect("uniform numbers", "batch, queries, draws", &numbers.dims());
             assert!(
                 draws >= decisions,
                 "tree_search: axis 2 of uniform numbers: expected at least {decisions}, got {draws}"
             );
         }
-        Route::Given(path) => {
-            expect("path", &path.dims(), &[batch, queries, decisions + 1]);
-        }
+        Route::Given(path) => axes.expect("path", "batch, queries, decisions + 1", &path.dims()),
     }
     assert!(
         options.temperature > 0.0,

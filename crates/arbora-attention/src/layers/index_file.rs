@@ -146,25 +146,16 @@ impl StreamingIndex {
 fn save(index: &TreeIndex, tree: Option<&TokenTree>, path: &Path) -> Result<(), IndexError> {
     let lengths = index.lengths().into_data();
     let lengths: Vec<u8> = lengths.iter::<i64>().flat_map(i64::to_le_bytes).collect();
-    let single =
-        |data: TensorData| -> Vec<u8> { data.iter::<f32>().flat_map(f32::to_le_bytes).collect() };
+    let single = |data: TensorData| {
+        let bytes: Vec<u8> = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+        (Dtype::F32, data.shape().to_vec(), bytes)
+    };
     let mut tensors = vec![
-        (
-            Dtype::F32,
-            index.key.dims().to_vec(),
-            single(index.key.clone().into_data()),
-        ),
-        (
-            Dtype::F32,
-            index.value.dims().to_vec(),
-            single(index.value.clone().into_data()),
-        ),
+        single(index.key.clone().into_data()),
+        single(index.value.clone().into_data()),
         (Dtype::I64, index.lengths.dims().to_vec(), lengths),
     ];
-    if let Some(tree) = tree {
-        let nodes = tree.nodes();
-        tensors.push((Dtype::F32, nodes.dims().to_vec(), single(nodes.into_data())));
-    }
+    tensors.extend(tree.map(|tree| single(tree.nodes().into_data())));
     let shape = index.shape();
     let layout = match shape.layout() {
         Layout::LeftFilled => "left-filled",
@@ -263,10 +254,8 @@ impl Contents {
         };
         let (key, value) = (tensor("key", Dtype::F32)?, tensor("value", Dtype::F32)?);
         let lengths = tensor("lengths", Dtype::I64)?;
-        let nodes = match file.tensor("nodes") {
-            Ok(_) => Some(tensor("nodes", Dtype::F32)?),
-            Err(_) => None,
-        };
+        let has_nodes = file.tensor("nodes").is_ok();
+        let nodes = has_nodes.then(|| tensor("nodes", Dtype::F32)).transpose()?;
 
         let &[batch, count, heads, head_dim] = key.shape() else {
             return Err(damaged(format!("key is {:?}", key.shape())));
@@ -318,7 +307,8 @@ impl Contents {
                 )));
             }
         }
-        let lengths: Vec<i64> = words(lengths.data()).map(i64::from_le_bytes).collect();
+        let (words, _) = lengths.data().as_chunks();
+        let lengths: Vec<i64> = words.iter().copied().map(i64::from_le_bytes).collect();
         let real = 0..=tokens as i64;
         if let Some(length) = lengths.iter().find(|length| !real.contains(length)) {
             return Err(damaged(format!("length {length} of {tokens} tokens")));
@@ -329,7 +319,8 @@ impl Contents {
             });
         }
         let single = |view: TensorView| {
-            let values: Vec<f32> = words(view.data()).map(f32::from_le_bytes).collect();
+            let (words, _) = view.data().as_chunks();
+            let values: Vec<f32> = words.iter().copied().map(f32::from_le_bytes).collect();
             TensorData::new(values, view.shape().to_vec())
         };
         Ok(Self {
@@ -338,10 +329,9 @@ impl Contents {
             value: single(value),
             lengths,
             nodes: nodes.map(single),
-            max_tokens: match metadata.contains_key("max_tokens") {
-                true => Some(number("max_tokens")?),
-                false => None,
-            },
+            max_tokens: (metadata.get("max_tokens"))
+                .map(|_| number("max_tokens"))
+                .transpose()?,
         })
     }
 
@@ -371,13 +361,4 @@ fn checksum<'a>(
     }
     tensors.for_each(|bytes| hash.update(bytes));
     hexadecimal(hash)
-}
-
-/// Little-endian words of `N` bytes.
-fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
-    bytes.chunks_exact(N).map(|chunk| {
-        let mut word = [0; N];
-        word.copy_from_slice(chunk);
-        word
-    })
 }

@@ -3,6 +3,7 @@
 use super::pre_norm_attention::ProjectedQueries;
 use super::tree_cross_attention::TreeCrossAttention;
 use super::tree_index::TreeIndex;
+use crate::functions::check::expect;
 use arbora_tree::token::paths_to_leaves;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
@@ -31,28 +32,15 @@ impl TreeCrossAttention {
     ) -> Tensor<3, Int> {
         index.expect(&self.attention);
         let [batch, count, heads, head_dim] = queries.query.dims();
-        assert_eq!(
-            numbers.dims(),
-            [batch, count],
-            "leaf_routes: numbers: expected {:?}, got {:?}",
-            [batch, count],
-            numbers.dims()
-        );
-        let plain = |tensor: Tensor<4>| match tensor.is_autodiff() {
-            true => tensor.inner(),
-            false => tensor,
-        };
-        let numbers = match numbers.is_autodiff() {
-            true => numbers.inner(),
-            false => numbers,
-        };
+        expect("leaf_routes: numbers", numbers.dims(), [batch, count]);
+        let numbers = numbers.without_autodiff();
         let [_, nodes, ..] = index.key.dims();
         let first = index.shape.offset(0);
         let leaves = nodes - first;
-        let query = plain(queries.query.clone()).swap_dims(1, 2); // [batch, heads, queries, head_dim]
-        let key = plain(index.key.clone())
-            .slice([0..batch, first..nodes])
-            .permute([0, 2, 3, 1]); // [batch, heads, head_dim, leaves]
+        let query = queries.query.clone().without_autodiff();
+        let query = query.swap_dims(1, 2); // [batch, heads, queries, head_dim]
+        let key = index.key.clone().without_autodiff();
+        let key = key.narrow(1, first, leaves).permute([0, 2, 3, 1]); // [batch, heads, head_dim, leaves]
         let ghosts = index
             .leaf_mask()
             .reshape([batch, 1, 1, leaves])
@@ -64,9 +52,7 @@ impl TreeCrossAttention {
 
         // Inverts the cumulative distribution. Ghosts have no mass and lie behind the real leaves.
         let cumulative = attention.cumsum(2);
-        let whole = cumulative
-            .clone()
-            .slice([0..batch, 0..count, leaves - 1..leaves]);
+        let whole = cumulative.clone().narrow(2, leaves - 1, 1);
         let cut = numbers.unsqueeze_dim::<3>(2) * whole;
         let leaf = cumulative.lower_equal(cut).int().sum_dim(2); // [batch, queries, 1]
         let last = index.lengths.clone().sub_scalar(1).clamp_min(0);

@@ -15,13 +15,7 @@ pub use pre_norm_attention::{
     PreNormAttention, PreNormAttentionConfig, ProjectedQueries, QueryResidual,
 };
 pub use search_strategy::{SearchOptions, SearchOptionsError, SearchStrategy, StrategyOutput};
-pub use self_attention::{
-    AlignmentConfig, AttentionCache, AttentionConfigError, AttentionKindConfig, AttentionMasks,
-    BigBird, BigBirdConfig, FoldedTreeCoarse, Kind, Linformer, LinformerConfig, Performer,
-    PerformerConfig, Router, RouterConfig, RoutingReport, SelfAttention, SelfAttentionConfig,
-    SelfAttentionInput, SelfAttentionOutput, TreeCoarse, TreeCoarseConfig, TreeFine,
-    TreeFineConfig, TreeScope, TreeSharing,
-};
+pub use self_attention::*;
 pub use streaming_index::StreamingIndex;
 pub use tree_cross_attention::{SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig};
 pub use tree_index::TreeIndex;

@@ -2,6 +2,8 @@
 
 use super::tree_cross_attention::TreeCrossAttention;
 use super::tree_index::TreeIndex;
+use crate::functions::check::{expect, expect_some};
+use crate::functions::masked_attention::index_along;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 
@@ -30,38 +32,24 @@ impl TreeCrossAttention {
         index.expect(&self.attention);
         let shape = &index.shape;
         let (decisions, branching) = (shape.decisions(), shape.branching());
-        assert!(
-            decisions > 0,
-            "policy_along: decisions: expected at least 1, got 0"
-        );
+        expect_some("policy_along: decisions", decisions);
         let query = self.attention.project_queries(queries).query;
         let [batch, count, heads, head_dim] = query.dims();
         let [examples, nodes, ..] = index.key.dims();
-        assert_eq!(
-            batch, examples,
-            "policy_along: axis 0 of queries: expected {examples}, got {batch}"
-        );
+        expect("policy_along: axis 0 of queries", batch, examples);
         let expected = [batch, count, decisions + 1];
-        let got = path.dims();
-        assert_eq!(
-            got, expected,
-            "policy_along: path: expected {expected:?}, got {got:?}"
-        );
+        expect("policy_along: path", path.dims(), expected);
 
         let device = query.device();
         let group = [batch, count, branching];
-        let slot = Tensor::<1, Int>::arange(0..branching as i64, &device)
-            .reshape([1, 1, branching])
-            .expand(group);
+        let slot = index_along(2, group, &device);
         let length = index.lengths.clone().reshape([batch, 1, 1]).expand(group);
-        let first_node = (Tensor::<1, Int>::arange(0..batch as i64, &device) * nodes as i64)
-            .reshape([batch, 1, 1])
-            .expand(group);
+        let first_node = index_along(0, group, &device) * nodes as i64;
         let (rows, ghosts): (Vec<_>, Vec<_>) = (0..decisions)
             .map(|depth| {
                 // The children of the node at this depth.
                 let height = decisions - depth;
-                let parent = path.clone().slice([0..batch, 0..count, depth..depth + 1]);
+                let parent = path.clone().narrow(2, depth, 1);
                 let child = (parent * branching as i64).expand(group) + slot.clone();
                 let ghost = (child.clone() * shape.span(height) as i64)
                     .greater_equal(length.clone())
@@ -75,27 +63,19 @@ impl TreeCrossAttention {
 
         let children = [batch, count, decisions, branching];
         let ghosts = Tensor::cat(ghosts, 2); // [batch, queries, decisions, branching]
-        let key = index
-            .key
-            .clone()
+        let rows = Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]);
+        let key = index.key.clone();
+        let key = key
             .reshape([batch * nodes, heads * head_dim])
-            .select(
-                0,
-                Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]),
-            )
+            .select(0, rows)
             .reshape([batch * count, decisions * branching, heads, head_dim])
             .swap_dims(1, 2); // [batch · queries, heads, children, head_dim]
         let query = query.reshape([batch * count, heads, head_dim, 1]);
         let logits = key.matmul(query) * (head_dim as f64).powf(-0.5);
-        let logits = logits
-            .reshape([batch * count, heads, decisions, branching])
-            .mask_fill(
-                ghosts
-                    .clone()
-                    .reshape([batch * count, 1, decisions, branching])
-                    .expand([batch * count, heads, decisions, branching]),
-                f32::MIN,
-            );
+        let all = [batch * count, heads, decisions, branching];
+        let hidden = ghosts.clone();
+        let hidden = hidden.reshape([batch * count, 1, decisions, branching]);
+        let logits = logits.reshape(all).mask_fill(hidden.expand(all), f32::MIN);
         // Where all children are ghosts the softmax gives each a share, which the mask takes back.
         softmax(logits, 3)
             .mean_dim(1)

@@ -1,6 +1,7 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
+use crate::functions::check::expect_divisor;
 use crate::functions::dense_attention;
 use crate::ops::DenseAttentionOptions;
 use burn::config::Config;
@@ -67,12 +68,7 @@ impl PreNormAttentionConfig {
     /// If `heads` does not divide `d_model`.
     #[track_caller]
     pub fn init(&self, device: &Device) -> PreNormAttention {
-        assert!(
-            self.heads > 0 && self.d_model.is_multiple_of(self.heads),
-            "pre_norm_attention: heads: expected a divisor of {}, got {}",
-            self.d_model,
-            self.heads
-        );
+        expect_divisor("pre_norm_attention: heads", self.heads, self.d_model);
         let linear = |bias| LinearConfig::new(self.d_model, self.d_model).with_bias(bias);
         PreNormAttention {
             norm: LayerNormConfig::new(self.d_model).init(device),
@@ -105,10 +101,8 @@ impl ProjectedQueries {
         }
         let [batch, count, heads, head_dim] = self.query.dims();
         let repeat = |rows: Tensor<3>| {
-            let width = rows.dims()[2];
-            rows.reshape([batch, count, 1, width])
-                .repeat_dim(2, copies)
-                .reshape([batch, count * copies, width])
+            let rows = rows.unsqueeze_dim::<4>(2).repeat_dim(2, copies);
+            rows.flatten::<3>(1, 2)
         };
         let query = repeat(self.query.reshape([batch, count, heads * head_dim]));
         Self {
@@ -153,16 +147,11 @@ impl PreNormAttention {
         first_key: usize,
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<3> {
-        let context = dense_attention(
-            queries.query.clone(),
-            key,
-            value,
-            mask,
-            DenseAttentionOptions {
-                first_key,
-                scale: None,
-            },
-        );
+        let options = DenseAttentionOptions {
+            first_key,
+            scale: None,
+        };
+        let context = dense_attention(queries.query.clone(), key, value, mask, options);
         self.project_output(context, queries)
     }
 
@@ -200,11 +189,9 @@ impl PreNormAttention {
         context: Tensor<4>,
         queries: ProjectedQueries,
     ) -> Tensor<3> {
-        let ProjectedQueries {
-            raw, normalized, ..
-        } = queries;
+        let raw = queries.raw;
         flops::record(|total| total.output += rows(&raw));
-        let output = self.output.forward(context.reshape(raw.dims())) + normalized;
+        let output = self.output.forward(context.reshape(raw.dims())) + queries.normalized;
         match self.residual {
             QueryResidual::Normalized => output,
             QueryResidual::NormalizedAndRaw => output + raw,

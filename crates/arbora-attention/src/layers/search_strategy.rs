@@ -72,15 +72,13 @@ impl SearchOptions {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<(), SearchOptionsError> {
+        let temperature = self.temperature;
         match self.strategy {
-            SearchStrategy::Samples { count: 0 } => return Err(SearchOptionsError::Count),
-            SearchStrategy::Beam { width: 0 } => return Err(SearchOptionsError::Width),
-            _ => {}
+            SearchStrategy::Samples { count: 0 } => Err(SearchOptionsError::Count),
+            SearchStrategy::Beam { width: 0 } => Err(SearchOptionsError::Width),
+            _ if temperature.is_finite() && temperature > 0.0 => Ok(()),
+            _ => Err(SearchOptionsError::Temperature(temperature)),
         }
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(SearchOptionsError::Temperature(self.temperature));
-        }
-        Ok(())
     }
 }
 
@@ -212,8 +210,8 @@ impl TreeCrossAttention {
         let (way, log_prob, frontier, inner) = match found {
             Some(found) => {
                 let way = found.path.reshape([batch, count, paths, steps]);
-                let last = [0..batch, 0..count, 0..paths, steps - 1..steps];
-                let frontier = several.attend(way.clone().slice(last).squeeze_dim(3));
+                let last = way.clone().narrow(3, steps - 1, 1);
+                let frontier = several.attend(last.squeeze_dim(3));
                 let log_prob = found.log_prob.reshape([batch, count, paths]);
                 let inner = frontier.siblings.clone();
                 (way, log_prob, frontier, inner)

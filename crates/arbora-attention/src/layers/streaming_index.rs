@@ -44,12 +44,6 @@ pub struct StreamingIndex {
 }
 
 impl StreamingIndex {
-    #[track_caller]
-    pub(super) fn new(layer: &TreeCrossAttention, tree: TokenTree) -> Self {
-        let index = layer.index(&tree);
-        Self { tree, index }
-    }
-
     /// What to search.
     pub fn index(&self) -> &TreeIndex {
         &self.index

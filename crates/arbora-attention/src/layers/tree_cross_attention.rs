@@ -83,7 +83,8 @@ impl TreeCrossAttention {
     /// If the nodes are not `d_model` wide.
     #[track_caller]
     pub fn index(&self, tree: &TokenTree) -> TreeIndex {
-        TreeIndex::new(&self.attention, tree)
+        let (key, value) = self.attention.project_context(tree.nodes());
+        TreeIndex::from_parts(&self.attention, *tree.shape(), key, value, tree.lengths())
     }
 
     /// Indexes trees that are to grow and change: [`StreamingIndex`] keeps the index up to date.
@@ -92,7 +93,8 @@ impl TreeCrossAttention {
     /// If the nodes are not `d_model` wide.
     #[track_caller]
     pub fn stream(&self, tree: TokenTree) -> StreamingIndex {
-        StreamingIndex::new(self, tree)
+        let index = self.index(&tree);
+        StreamingIndex { tree, index }
     }
 
     /// Searches the trees of an index with queries and attends to what the search selects.

@@ -3,7 +3,8 @@
 use super::index_file::IndexError;
 use super::pre_norm_attention::PreNormAttention;
 use super::tree_cross_attention::TreeCrossAttention;
-use arbora_tree::{Changed, TokenTree, TokenTreeShape};
+use crate::functions::masked_attention::index_along;
+use arbora_tree::{Changed, TokenTreeShape};
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Bool, Int, Tensor};
@@ -26,12 +27,6 @@ pub struct TreeIndex {
 }
 
 impl TreeIndex {
-    #[track_caller]
-    pub(super) fn new(attention: &PreNormAttention, tree: &TokenTree) -> Self {
-        let (key, value) = attention.project_context(tree.nodes());
-        Self::from_parts(attention, *tree.shape(), key, value, tree.lengths())
-    }
-
     /// An index whose keys and values the weights of `attention` are known to have made.
     pub(super) fn from_parts(
         attention: &PreNormAttention,
@@ -113,10 +108,8 @@ impl TreeIndex {
     pub(super) fn leaf_mask(&self) -> Tensor<2, Bool> {
         let [batch] = self.lengths.dims();
         let leaves = self.shape.width(0);
-        let leaf = Tensor::<1, Int>::arange(0..leaves as i64, &self.lengths.device());
         let length = self.lengths.clone().reshape([batch, 1]);
-        leaf.reshape([1, leaves])
-            .expand([batch, leaves])
+        index_along(1, [batch, leaves], &self.lengths.device())
             .greater_equal(length.expand([batch, leaves]))
     }
 
@@ -169,11 +162,9 @@ impl ContextWeights {
     /// In words, how the weights of `attention` differ from these; `None` if they are equal.
     fn difference(&self, attention: &PreNormAttention) -> Option<String> {
         let other = Self::of(attention);
-        if self.heads != other.heads {
-            return Some(format!(
-                "heads: expected {}, got {}",
-                self.heads, other.heads
-            ));
+        let (expected, got) = (self.heads, other.heads);
+        if expected != got {
+            return Some(format!("heads: expected {expected}, got {got}"));
         }
         for (name, own, other) in [
             ("key", &self.key, &other.key),
@@ -229,8 +220,7 @@ pub(super) fn hexadecimal(hash: Sha256) -> String {
 fn same_linear(left: &Linear, right: &Linear) -> bool {
     let same_bias = match (&left.bias, &right.bias) {
         (Some(left), Some(right)) => same_parameter(left, right),
-        (None, None) => true,
-        _ => false,
+        (left, right) => left.is_none() && right.is_none(),
     };
     same_bias && same_parameter(&left.weight, &right.weight)
 }

@@ -187,7 +187,7 @@ fn a_big_bird_with_a_context_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "big_bird: window: expected an odd number of blocks, got 2")]
+#[should_panic(expected = "self_attention: window: expected an odd number, got 2")]
 fn an_even_window_is_refused() {
     let kind = AttentionKindConfig::BigBird(config(4, 2, 1, 1));
     layer(&kind, &device());

@@ -737,7 +737,9 @@ fn small() -> LeafAttentionInput {
 }
 
 #[test]
-#[should_panic(expected = "leaf_attention: value: axis keys: expected 6, got 5")]
+#[should_panic(
+    expected = "leaf_attention: value [batch, keys, kv_heads, value_dim]: expected [2, 6, 2, 7], got [2, 5, 2, 7]"
+)]
 fn values_of_other_keys_are_refused() {
     let value = random([2, 5, 2, 7], 3, &device());
     // The key's own axis is what the value is compared with.
@@ -752,7 +754,9 @@ fn heads_that_share_no_keys_evenly_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "leaf_attention: query_leaf: axis heads: expected 4, got 1")]
+#[should_panic(
+    expected = "leaf_attention: query_leaf [batch, queries, heads]: expected [2, 3, 4], got [2, 3, 1]"
+)]
 fn leaves_of_other_heads_are_refused() {
     let query_leaf = Tensor::zeros([2, 3, 1], &device());
     let _ = leaf_attention(
@@ -781,7 +785,9 @@ fn dropping_everything_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "candidate_keys: gate: axis keys: expected 6, got 5")]
+#[should_panic(
+    expected = "candidate_keys: gate [batch, keys, kv_heads]: expected [2, 6, 2], got [2, 5, 2]"
+)]
 fn gates_of_other_keys_are_refused() {
     let device = device();
     let input = small();

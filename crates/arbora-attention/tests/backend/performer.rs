@@ -264,7 +264,7 @@ fn a_performer_with_a_mask_of_pairs_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "performer: features: expected at least 1, got 0")]
+#[should_panic(expected = "self_attention: features: expected at least 1, got 0")]
 fn a_performer_without_features_is_refused() {
     layer(&config(0, 0), &device());
 }

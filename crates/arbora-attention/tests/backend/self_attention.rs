@@ -354,7 +354,7 @@ fn self_key_is_refused_across_contexts() {
 
 #[test]
 #[should_panic(
-    expected = "router: width of keys: expected 12, as queries have, for one shared tree per layer, got 6"
+    expected = "self_attention: router.sharing: expected separate with one tree per layer"
 )]
 fn one_shared_tree_per_layer_needs_equal_widths() {
     let mut config = fine(&[2]);

@@ -316,7 +316,7 @@ fn a_mask_of_pairs_is_refused() {
 
 #[test]
 #[should_panic(
-    expected = "tree_coarse: alignment: expected none, got Some(AlignmentConfig { rows: 64 })"
+    expected = "self_attention: router.alignment: expected null, since means are not aligned, got 64 rows"
 )]
 fn an_alignment_is_refused() {
     let mut config = binary();

@@ -1,6 +1,7 @@
 use super::EmptyNode;
 use super::means::{by_node, counted, each_head, sum_weights, sums_of_depths};
 use super::rows::{leaf_sums, rows_at};
+use crate::functions::masked_attention::without_absent;
 use crate::functions::prefix_attention::{running_sums, shifted, with_zero_rows};
 use arbora_tree::{CompleteTree, Routing};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
@@ -86,12 +87,7 @@ impl CausalRoutes<'_> {
             None => context,
             Some(earlier) => context + weighted(earlier, weight),
         };
-        let absent = query
-            .lower_elem(0)
-            .reshape([rows, chunk, heads, 1])
-            .expand(context.dims());
-        context
-            .mask_fill(absent, 0.0)
+        without_absent(context, query)
             .reshape([batch, chunks * chunk, heads, value_dim])
             .narrow(1, lead, queries)
     }
@@ -162,18 +158,8 @@ pub(super) fn weighted(rows: Tensor<5>, weight: Tensor<4>) -> Tensor<4> {
 
 /// Tokens that take no part before and after `[batch, tokens, heads]`.
 fn with_absent(leaves: Tensor<3, Int>, before: usize, after: usize) -> Tensor<3, Int> {
-    let [batch, _, heads] = leaves.dims();
-    let options = (leaves.device(), leaves.dtype());
-    let absent = |count: usize| Tensor::full([batch, count, heads], -1, (&options.0, options.1));
-    let mut parts = vec![leaves];
-    if before > 0 {
-        parts.insert(0, absent(before));
-    }
-    if after > 0 {
-        parts.push(absent(after));
-    }
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, 1),
+    match (before, after) {
+        (0, 0) => leaves,
+        more => leaves.pad([(0, 0), more, (0, 0)], -1),
     }
 }

@@ -1,3 +1,5 @@
+use crate::functions::check::expect;
+use crate::functions::masked_attention::one_hot;
 use arbora_tree::CompleteTree;
 use burn::tensor::{DType, Int, Tensor};
 
@@ -16,27 +18,15 @@ impl NodeIndicators {
     /// If axis 3 is not the number of nodes.
     #[track_caller]
     pub fn new(nodes: Tensor<4>, tree: &CompleteTree) -> Self {
-        let (got, expected) = (nodes.dims()[3], tree.nodes());
-        assert_eq!(
-            got, expected,
-            "node_indicators: axis 3 of nodes: expected {expected}, got {got}"
-        );
-        let tree = tree.clone();
+        let (got, tree) = (nodes.dims()[3], tree.clone());
+        expect("node_indicators: axis 3 of nodes", got, tree.nodes());
         Self { nodes, tree }
     }
 
     /// The nodes above each leaf of `[batch, tokens, heads]`; none for a negative leaf.
     pub fn of_leaves(leaves: Tensor<3, Int>, tree: &CompleteTree) -> Self {
-        let [batch, tokens, heads] = leaves.dims();
-        let count = tree.leaves();
-        let all = [batch, tokens, heads, count];
-        let every = Tensor::<1, Int>::arange(0..count as i64, (&leaves.device(), leaves.dtype()));
-        let own = leaves
-            .reshape([batch, tokens, heads, 1])
-            .expand(all)
-            .equal(every.reshape([1, 1, 1, count]).expand(all));
         // Counts in half precision would be inexact beyond 2048.
-        let mut depths = vec![own.float().cast(DType::F32)];
+        let mut depths = vec![one_hot(&leaves, tree.leaves()).cast(DType::F32)];
         for depth in (0..tree.height()).rev() {
             let children = depths[depths.len() - 1].clone();
             depths.push(children_summed(children, tree.branching(depth)));

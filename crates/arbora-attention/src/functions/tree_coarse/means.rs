@@ -1,5 +1,6 @@
 use super::EmptyNode;
 use super::indicators::children_summed;
+use crate::functions::masked_attention::{repeat_each, with_ones, without_absent};
 use arbora_tree::CompleteTree;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor};
@@ -36,7 +37,7 @@ pub(super) fn means(sums: NodeSums, tree: &CompleteTree, empty_node: EmptyNode) 
         };
         let parent = depths.last().map(|parent| {
             let branching = tree.branching(depth - 1);
-            each_child(parent.clone(), branching)
+            repeat_each(parent.clone(), branching)
         });
         depths.push(mean(own, parent, empty_node));
     }
@@ -111,7 +112,7 @@ pub(super) fn path_table(
         };
         let above_each_child = above.map(|(mean, row)| {
             let branching = tree.branching(depth - 1);
-            (each_child(mean, branching), each_child(row, branching))
+            (repeat_each(mean, branching), repeat_each(row, branching))
         });
         let (parent, row) = above_each_child.unzip();
         let mean = mean(own, parent, empty_node);
@@ -136,14 +137,7 @@ pub(super) fn path_table(
 /// Values with one more column that counts the keys, `[batch, keys, kv_heads, value_dim + 1]`: it goes through the same
 /// sums. Zeros for keys that take no part, whatever stood there.
 pub(super) fn counted(value: Tensor<4>, leaves: &Tensor<3, Int>) -> Tensor<4> {
-    let [batch, keys, kv_heads, value_dim] = value.dims();
-    let ones = Tensor::ones([batch, keys, kv_heads, 1], (&value.device(), value.dtype()));
-    let absent = leaves
-        .clone()
-        .lower_elem(0)
-        .reshape([batch, keys, kv_heads, 1])
-        .expand([batch, keys, kv_heads, value_dim + 1]);
-    Tensor::cat(vec![value, ones], 3).mask_fill(absent, 0.0)
+    without_absent(with_ones(value), leaves.clone())
 }
 
 /// The sums of nodes per depth, root first, from those of leaves: each `[batch, nodes, kv_heads, width]`.
@@ -161,15 +155,6 @@ pub(super) fn sums_of_depths(leaves: Tensor<4>, tree: &CompleteTree) -> Vec<Tens
     }
     depths.reverse();
     depths
-}
-
-/// Each row of axis 2 `branching` times in a row: what a parent gives, for each of its children.
-fn each_child(parents: Tensor<4>, branching: usize) -> Tensor<4> {
-    let [batch, heads, count, width] = parents.dims();
-    parents
-        .reshape([batch, heads, count, 1, width])
-        .expand([batch, heads, count, branching, width])
-        .reshape([batch, heads, count * branching, width])
 }
 
 /// `[batch, kv_heads, rows, width]` -> `[batch, heads, rows, width]`, each head as often as query heads share it.

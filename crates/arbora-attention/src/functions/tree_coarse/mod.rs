@@ -9,8 +9,9 @@ mod state;
 pub use indicators::NodeIndicators;
 pub use state::TreeCoarseState;
 
+use super::check::{axes, expect, expect_divisor, expect_some};
+use super::masked_attention::{at_least_single, by_head, without_absent};
 use super::prefix_attention::{prefix_attention, prefix_sums};
-use super::several_paths::at_least_single;
 use arbora_tree::CompleteTree;
 use burn::tensor::{Int, Tensor};
 use causal::CausalRoutes;
@@ -77,13 +78,14 @@ pub fn tree_coarse(
     tree: &CompleteTree,
     options: TreeCoarseOptions,
 ) -> Tensor<4> {
-    Axes {
-        query: query_leaves.dims(),
-        key: key_leaves.dims(),
-        value: value.dims(),
-        alpha: alpha.dims(),
-    }
-    .check(tree, options);
+    check(
+        query_leaves.dims(),
+        key_leaves.dims(),
+        &value,
+        &alpha,
+        tree,
+        options,
+    );
     let [_, _, heads] = query_leaves.dims();
     let dtype = value.dtype();
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
@@ -99,13 +101,8 @@ pub fn tree_coarse(
     }
     let leaves = leaf_sums(counted(value, &key_leaves), key_leaves, tree.leaves());
     let table = path_table(leaves, alpha, heads, tree, options.empty_node);
-    let absent = query_leaves.clone().lower_elem(0);
-    let context = rows_at(table, query_leaves.clamp_min(0));
-    let [batch, queries, heads, _] = context.dims();
-    let absent = absent
-        .reshape([batch, queries, heads, 1])
-        .expand(context.dims());
-    context.mask_fill(absent, 0.0).cast(dtype)
+    let context = rows_at(table, query_leaves.clone().clamp_min(0));
+    without_absent(context, query_leaves).cast(dtype)
 }
 
 /// TC-attention from indicators of nodes, differentiable in them: what trains the routes.
@@ -147,13 +144,8 @@ pub fn tree_coarse_relaxed(
         key.tree()
     );
     let tokens = |[batch, rows, heads, _]: [usize; 4]| [batch, rows, heads];
-    Axes {
-        query: tokens(query.nodes().dims()),
-        key: tokens(key.nodes().dims()),
-        value: value.dims(),
-        alpha: alpha.dims(),
-    }
-    .check(&tree, options);
+    let (queries, keys) = (tokens(query.nodes().dims()), tokens(key.nodes().dims()));
+    check(queries, keys, &value, &alpha, &tree, options);
     let (dtype, heads) = (value.dtype(), query.nodes().dims()[2]);
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
     let weight = query.into_nodes() * by_node(alpha, &tree);
@@ -161,7 +153,6 @@ pub fn tree_coarse_relaxed(
     let context = match options.causal {
         true => causal(weight, key, value, &tree, options.empty_node),
         false => {
-            let by_head = |rows: Tensor<4>| rows.swap_dims(1, 2);
             let sums = NodeSums {
                 counts: by_head(key.clone().sum_dim(1)).swap_dims(2, 3),
                 values: by_head(key).swap_dims(2, 3).matmul(by_head(value)),
@@ -192,51 +183,37 @@ fn causal(
     prefix_attention(sum_weights(weight, counts, tree, empty_node), key, value)
 }
 
-/// Axes that must agree.
-struct Axes {
-    query: [usize; 3],
-    key: [usize; 3],
-    value: [usize; 4],
-    alpha: [usize; 2],
+/// Checks that axes agree: those of queries and keys are batch, tokens and heads.
+#[track_caller]
+fn check(
+    [batch, queries, heads]: [usize; 3],
+    [key_batch, keys, kv_heads]: [usize; 3],
+    value: &Tensor<4>,
+    alpha: &Tensor<2>,
+    tree: &CompleteTree,
+    options: TreeCoarseOptions,
+) {
+    expect_some("tree_coarse: axis 1 of queries", queries);
+    expect_some("tree_coarse: axis 1 of keys", keys);
+    expect("tree_coarse: axis 0 of keys", key_batch, batch);
+    let value_dim = value.dims()[3];
+    let axes = axes!("tree_coarse", batch, keys, kv_heads, value_dim);
+    axes.expect("value", "batch, keys, kv_heads, value_dim", &value.dims());
+    expect_divisor("tree_coarse: kv_heads", kv_heads, heads);
+    check_alpha("tree_coarse", alpha, heads, tree);
+    assert!(
+        !options.causal || queries <= keys,
+        "tree_coarse: causal: expected at least as many keys as queries ({queries}), got {keys}"
+    );
 }
 
-impl Axes {
-    #[track_caller]
-    fn check(&self, tree: &CompleteTree, options: TreeCoarseOptions) {
-        let ([batch, queries, heads], [_, keys, kv_heads]) = (self.query, self.key);
-        let value_dim = self.value[3];
-        for (name, tokens) in [("queries", queries), ("keys", keys)] {
-            assert!(
-                tokens > 0,
-                "tree_coarse: axis 1 of {name}: expected at least 1, got 0"
-            );
-        }
-        assert!(
-            self.key[0] == batch,
-            "tree_coarse: axis 0 of keys: expected {batch}, got {}",
-            self.key[0]
-        );
-        assert!(
-            self.value == [batch, keys, kv_heads, value_dim],
-            "tree_coarse: value [batch, keys, kv_heads, value_dim]: expected {:?}, got {:?}",
-            [batch, keys, kv_heads, value_dim],
-            self.value
-        );
-        assert!(
-            kv_heads > 0 && heads.is_multiple_of(kv_heads),
-            "tree_coarse: kv_heads: expected a divisor of {heads}, got {kv_heads}"
-        );
-        let depths = tree.height() + 1;
-        assert!(
-            self.alpha == [1, depths] || self.alpha == [heads, depths],
-            "tree_coarse: alpha [1 or heads, height + 1]: expected {:?} or {:?}, got {:?}",
-            [1, depths],
-            [heads, depths],
-            self.alpha
-        );
-        assert!(
-            !options.causal || queries <= keys,
-            "tree_coarse: causal: expected at least as many keys as queries ({queries}), got {keys}"
-        );
-    }
+/// Checks that there is a weight of each depth.
+#[track_caller]
+fn check_alpha(function: &str, alpha: &Tensor<2>, heads: usize, tree: &CompleteTree) {
+    let (got, depths) = (alpha.dims(), tree.height() + 1);
+    let (shared, own) = ([1, depths], [heads, depths]);
+    assert!(
+        got == shared || got == own,
+        "{function}: alpha [1 or heads, height + 1]: expected {shared:?} or {own:?}, got {got:?}"
+    );
 }

@@ -4,8 +4,8 @@
 //! arrive. Attention within leaves adds in the order of tokens on every backend: with equal logits it is the mean of
 //! a leaf, and with one key per leaf it reads that key.
 
-use super::means::each_head;
 use crate::functions::leaf_attention::{LeafAttentionInput, leaf_attention};
+use crate::functions::masked_attention::{index_along, repeat_each};
 use crate::ops::LeafAttentionOptions;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
@@ -31,12 +31,10 @@ pub(super) fn leaf_sums(rows: Tensor<4>, key_leaves: Tensor<3, Int>, leaves: usi
         present,
         IndexingUpdateOp::Add,
     );
-    let means = in_leaves(
-        every_leaf(&key_leaves, [batch, leaves, kv_heads]),
-        key_leaves,
-        value,
-        leaves,
-    );
+    // Query `i` in leaf `i`.
+    let integers = (&key_leaves.device(), key_leaves.dtype());
+    let every_leaf = index_along(1, [batch, leaves, kv_heads], integers);
+    let means = in_leaves(every_leaf, key_leaves, value, leaves);
     Tensor::cat(vec![means * counts.clone(), counts], 3)
 }
 
@@ -46,15 +44,14 @@ pub(super) fn rows_at(rows: Tensor<4>, index: Tensor<3, Int>) -> Tensor<4> {
     let ([batch, count, kv_heads, width], [_, tokens, heads]) = (rows.dims(), index.dims());
     // Without a gradient nothing is added.
     if rows.device().is_autodiff() {
-        let own = every_leaf(&index, [batch, count, kv_heads]);
+        let integers = (&index.device(), index.dtype());
+        let own = index_along(1, [batch, count, kv_heads], integers);
         return in_leaves(index, own, rows, count);
     }
     let index = index
         .reshape([batch, tokens, heads, 1])
         .expand([batch, tokens, heads, width]);
-    each_head(rows.swap_dims(1, 2), heads)
-        .swap_dims(1, 2)
-        .gather(1, index)
+    repeat_each(rows, heads / kv_heads).gather(1, index)
 }
 
 /// For each query the mean value of the keys of its leaf, `[batch, queries, heads, value_dim]`; 0 where there is none.
@@ -77,12 +74,4 @@ fn in_leaves(
         key_bias: None,
     };
     leaf_attention(input, LeafAttentionOptions::new(leaves)).context
-}
-
-/// Row `i` in leaf `i`, `[batch, leaves, heads]`.
-fn every_leaf(like: &Tensor<3, Int>, shape: [usize; 3]) -> Tensor<3, Int> {
-    let [_, leaves, _] = shape;
-    Tensor::<1, Int>::arange(0..leaves as i64, (&like.device(), like.dtype()))
-        .reshape([1, leaves, 1])
-        .expand(shape)
 }

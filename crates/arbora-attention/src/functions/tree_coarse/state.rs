@@ -1,7 +1,9 @@
-use super::EmptyNode;
 use super::causal::{CausalRoutes, path_rows, path_weights, positions, weighted};
 use super::means::{counted, sums_of_depths};
 use super::rows::leaf_sums;
+use super::{EmptyNode, check_alpha};
+use crate::functions::check::expect_some;
+use crate::functions::masked_attention::{select_rows, without_absent};
 use arbora_tree::CompleteTree;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 
@@ -41,10 +43,8 @@ impl TreeCoarseState {
     /// The state of some examples, in the order of `rows`, which are their places in the batch.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
-        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &self.sums.device());
         Self {
-            sums: self.sums.clone().select(0, rows),
+            sums: select_rows(&self.sums, rows),
             tree: self.tree.clone(),
         }
     }
@@ -73,10 +73,7 @@ impl TreeCoarseState {
             value.dims(),
             key_leaves.dims()
         );
-        assert!(
-            keys > 0,
-            "tree_coarse_state: axis 1 of keys: expected at least 1, got 0"
-        );
+        expect_some("tree_coarse_state: axis 1 of keys", keys);
         let rows = counted(value.cast(DType::F32), &key_leaves);
         if keys > 1 {
             let leaves = leaf_sums(rows, key_leaves, self.tree.leaves());
@@ -120,12 +117,7 @@ impl TreeCoarseState {
         let counts = rows.clone().narrow(4, rows.dims()[4] - 1, 1);
         let counts = counts.reshape([batch, queries, heads, depths]);
         let weight = path_weights(alpha.cast(DType::F32), counts, empty_node);
-        let context = weighted(rows, weight);
-        let absent = query_leaves
-            .lower_elem(0)
-            .reshape([batch, queries, heads, 1])
-            .expand(context.dims());
-        context.mask_fill(absent, 0.0)
+        without_absent(weighted(rows, weight), query_leaves)
     }
 
     /// Causal TC-attention of new tokens, each to all keys so far and to the new ones up to itself, which are
@@ -172,17 +164,11 @@ impl TreeCoarseState {
 
     #[track_caller]
     fn check(&self, heads: usize, alpha: &Tensor<2>) {
-        let (kv_heads, depths) = (self.sums.dims()[2], self.tree.height() + 1);
+        let kv_heads = self.sums.dims()[2];
         assert!(
             heads.is_multiple_of(kv_heads),
             "tree_coarse_state: heads: expected a multiple of {kv_heads}, got {heads}"
         );
-        let got = alpha.dims();
-        assert!(
-            got == [1, depths] || got == [heads, depths],
-            "tree_coarse_state: alpha [1 or heads, height + 1]: expected {:?} or {:?}, got {got:?}",
-            [1, depths],
-            [heads, depths]
-        );
+        check_alpha("tree_coarse_state", alpha, heads, &self.tree);
     }
 }

@@ -1,12 +1,11 @@
 //! Hard attention within leaves, and what queries of empty leaves get.
 
 use super::{
-    LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineInput, TreeFineOptions,
-    leaf_attention,
+    LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineOptions, leaf_attention,
 };
-use crate::functions::masked_attention::repeat_heads;
+use crate::functions::masked_attention::{index_along, repeat_each, without_absent};
 use arbora_tree::shape::CompleteTree;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// What a query gets whose leaf has no key that it may see. Treeformer does not say; a finite mask
@@ -32,48 +31,23 @@ pub enum EmptyLeaf {
 /// Rows with their leaves.
 #[derive(Clone)]
 pub(crate) struct Leaved {
-    /// `[batch, queries, heads, head_dim]`
-    pub query: Tensor<4>,
-    /// `[batch, keys, kv_heads, head_dim]`
-    pub key: Tensor<4>,
-    /// `[batch, keys, kv_heads, value_dim]`
-    pub value: Tensor<4>,
-    /// `[batch, queries, heads]`
-    pub query_leaf: Tensor<3, Int>,
-    /// `[batch, keys, kv_heads]`
-    pub key_leaf: Tensor<3, Int>,
-    /// `[batch, keys, kv_heads]`
-    pub key_bias: Option<Tensor<3>>,
+    pub rows: LeafAttentionInput,
     /// The values of the tokens that ask, `[batch, queries, kv_heads, value_dim]`.
     pub own_value: Option<Tensor<4>>,
 }
 
 impl Leaved {
-    pub fn new(
-        input: &TreeFineInput,
-        query_leaf: Tensor<3, Int>,
-        key_leaf: Tensor<3, Int>,
-    ) -> Self {
-        Self {
-            query: input.query.clone(),
-            key: input.key.clone(),
-            value: input.value.clone(),
-            query_leaf,
-            key_leaf,
-            key_bias: None,
-            own_value: input.is_self.then(|| input.value.clone()),
-        }
-    }
-
     /// The same rows as constants.
     pub fn without_autodiff(self) -> Self {
         Self {
-            query: self.query.without_autodiff(),
-            key: self.key.without_autodiff(),
-            value: self.value.without_autodiff(),
-            query_leaf: self.query_leaf.without_autodiff(),
-            key_leaf: self.key_leaf.without_autodiff(),
-            key_bias: None,
+            rows: LeafAttentionInput {
+                query: self.rows.query.without_autodiff(),
+                key: self.rows.key.without_autodiff(),
+                value: self.rows.value.without_autodiff(),
+                query_leaf: self.rows.query_leaf.without_autodiff(),
+                key_leaf: self.rows.key_leaf.without_autodiff(),
+                key_bias: None,
+            },
             own_value: self.own_value.map(Tensor::without_autodiff),
         }
     }
@@ -84,7 +58,7 @@ impl Leaved {
 pub(crate) struct WithinLeaves<'a> {
     shape: &'a CompleteTree,
     empty_leaf: EmptyLeaf,
-    options: LeafAttentionOptions,
+    pub options: LeafAttentionOptions,
 }
 
 impl<'a> WithinLeaves<'a> {
@@ -101,30 +75,16 @@ impl<'a> WithinLeaves<'a> {
         }
     }
 
-    pub fn options(&self) -> LeafAttentionOptions {
-        self.options
-    }
-
     /// Attention of each query to the keys of its leaf, or what the policy gives it.
-    pub fn attend(&self, rows: Leaved) -> LeafAttentionOutput {
-        let found = leaf_attention(
-            LeafAttentionInput {
-                query: rows.query.clone(),
-                key: rows.key.clone(),
-                value: rows.value.clone(),
-                query_leaf: rows.query_leaf.clone(),
-                key_leaf: rows.key_leaf.clone(),
-                key_bias: rows.key_bias.clone(),
-            },
-            self.options,
-        );
+    pub fn attend(&self, Leaved { rows, own_value }: Leaved) -> LeafAttentionOutput {
+        let found = leaf_attention(rows.clone(), self.options);
         if self.empty_leaf == EmptyLeaf::Zero || self.shape.height() == 0 {
             return found;
         }
         let waiting = still_waiting(rows.query_leaf.clone(), &found.log_total);
         // Queries that wait have context 0, and the others get 0 here: a sum puts them together.
         let fallback = match (self.empty_leaf, self.options.causal) {
-            (EmptyLeaf::SelfKey, _) => own_values(&rows, waiting),
+            (EmptyLeaf::SelfKey, _) => own_values(own_value, waiting),
             (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, waiting),
             _ => self.climb(rows, waiting),
         };
@@ -136,31 +96,23 @@ impl<'a> WithinLeaves<'a> {
 
     /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
     /// query that waits an attention reads nothing.
-    fn climb(&self, rows: Leaved, mut waiting: Tensor<3, Int>) -> Tensor<4> {
-        let is_mean = self.empty_leaf == EmptyLeaf::AncestorMean;
-        let (query, key, mut options) = match is_mean {
-            true => (
-                zeros_of_width_1(&rows.query),
-                zeros_of_width_1(&rows.key),
-                LeafAttentionOptions {
-                    dropout: None,
-                    ..self.options
-                },
-            ),
-            false => (rows.query, rows.key, self.options),
-        };
+    fn climb(&self, mut rows: LeafAttentionInput, mut waiting: Tensor<3, Int>) -> Tensor<4> {
+        let mut options = self.options;
+        rows.key_bias = None;
+        if self.empty_leaf == EmptyLeaf::AncestorMean {
+            rows.query = zeros_of_width_1(&rows.query);
+            rows.key = zeros_of_width_1(&rows.key);
+            options.dropout = None;
+        }
         let mut total: Option<Tensor<4>> = None;
         for depth in (0..self.shape.height()).rev() {
             options.leaves = self.shape.width(depth);
             let below = self.shape.leaves() / options.leaves;
             let found = leaf_attention(
                 LeafAttentionInput {
-                    query: query.clone(),
-                    key: key.clone(),
-                    value: rows.value.clone(),
                     query_leaf: ancestor(waiting.clone(), below),
                     key_leaf: ancestor(rows.key_leaf.clone(), below),
-                    key_bias: None,
+                    ..rows.clone()
                 },
                 options,
             );
@@ -175,14 +127,11 @@ impl<'a> WithinLeaves<'a> {
 
     /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that
     /// wait.
-    fn ancestor_means(&self, rows: &Leaved, waiting: Tensor<3, Int>) -> Tensor<4> {
+    fn ancestor_means(&self, rows: &LeafAttentionInput, waiting: Tensor<3, Int>) -> Tensor<4> {
         let [batch, _, kv_heads, value_dim] = rows.value.dims();
         let leaves = self.shape.leaves();
         let device = rows.query_leaf.device();
-        let each_leaf = Tensor::<1, Int>::arange(0..leaves as i64, &device)
-            .reshape([1, leaves, 1])
-            .repeat_dim(0, batch)
-            .repeat_dim(2, kv_heads);
+        let each_leaf = index_along(1, [batch, leaves, kv_heads], &device);
         let one_per_leaf =
             Tensor::zeros([batch, leaves, kv_heads, 1], (&device, rows.value.dtype()));
         let options = LeafAttentionOptions::new(leaves);
@@ -245,15 +194,8 @@ impl<'a> WithinLeaves<'a> {
 
 /// The leaves of the queries that saw no key; -1 for the others.
 fn still_waiting(leaf: Tensor<3, Int>, log_total: &Tensor<3>) -> Tensor<3, Int> {
-    leaf.mask_fill(answered(log_total), -1)
-}
-
-/// `true` for queries that saw a key.
-fn answered(log_total: &Tensor<3>) -> Tensor<3, Bool> {
-    log_total
-        .clone()
-        .without_autodiff()
-        .greater_elem(f32::MIN / 2.0)
+    let log_total = log_total.clone().without_autodiff();
+    leaf.mask_fill(log_total.greater_elem(f32::MIN / 2.0), -1)
 }
 
 /// The node that `below` leaves are under, by leaf; -1 stays.
@@ -266,15 +208,10 @@ fn ancestor(leaf: Tensor<3, Int>, below: usize) -> Tensor<3, Int> {
 }
 
 /// Values of the own tokens for the queries that wait, 0 for the others.
-fn own_values(rows: &Leaved, waiting: Tensor<3, Int>) -> Tensor<4> {
-    let own = rows
-        .own_value
-        .clone()
-        .expect("checked: self-key is for self-attention");
-    let group = rows.query.dims()[2] / own.dims()[2];
-    let own = repeat_heads(own, group);
-    let others = waiting.lower_elem(0).unsqueeze_dim::<4>(3);
-    own.clone().mask_fill(others.expand(own.dims()), 0.0)
+fn own_values(own: Option<Tensor<4>>, waiting: Tensor<3, Int>) -> Tensor<4> {
+    let own = own.expect("checked: self-key is for self-attention");
+    let group = waiting.dims()[2] / own.dims()[2];
+    without_absent(repeat_each(own, group), waiting)
 }
 
 /// Rows whose dot products are all 0, `[batch, rows, heads, 1]`.

@@ -1,10 +1,11 @@
 //! The mask of indicators, relaxed: every pair of a query and a key.
 
-use super::Call;
+use super::{Call, nothing_but_gradient};
 use crate::functions::masked_attention::{
-    by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_heads, softmax_of_visible,
+    by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_each, softmax_of_visible,
+    without_absent,
 };
-use arbora_tree::routing::Surrogate;
+use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
 /// Products and quotients stay finite in single precision, in the backward pass too.
@@ -13,14 +14,13 @@ const SMALLEST: f64 = 1e-18;
 impl Call<'_> {
     /// Attention within leaves, with the straight-through gradient of all indicators.
     pub(super) fn dense_gradient(self, surrogate: &Surrogate) -> Tensor<4> {
-        let context = self.within.attend(self.leaved()).context;
+        let context = self.hard();
         if self.queries.leaves() == 1 {
             return context;
         }
         let (query, key) = self.probabilities(surrogate);
         let indicators = |leaf: &Tensor<3, Int>, probability: Tensor<4>| {
-            let constant = probability.clone().without_autodiff();
-            one_hot(leaf, constant.dims()[3]) + (probability - constant)
+            one_hot(leaf, probability.dims()[3]) + nothing_but_gradient(probability)
         };
         let query = indicators(&self.query_leaf, query);
         let key = indicators(&self.key_leaf, key);
@@ -33,29 +33,21 @@ impl Call<'_> {
         let weights = fill_hidden(weights, &hidden, 0.0);
         let weights = self.shared(query, key) * weights; // [batch, heads, queries, keys]
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
-        let value = by_head(repeat_heads(
-            self.input
-                .value
-                .clone()
-                .without_autodiff()
-                .cast(FloatDType::F32),
-            group,
-        ));
+        let value = self.input.value.clone().without_autodiff();
+        let value = by_head(repeat_each(value.cast(FloatDType::F32), group));
         let total = weights.clone().sum_dim(3);
         let none = total.clone().without_autodiff().lower_elem(SMALLEST);
         let relaxed = weights.matmul(value) / total.mask_fill(none.clone(), 1.0);
         let none = none.expand(relaxed.dims());
         let relaxed = by_head(relaxed.mask_fill(none, 0.0));
-        let constant = relaxed.clone().without_autodiff();
-        let gradient = relaxed - constant;
         let dtype = context.dtype();
-        context + gradient.cast(dtype)
+        context + nothing_but_gradient(relaxed).cast(dtype)
     }
 
     /// Attention to all keys, weighted by the probability of a common leaf.
     #[track_caller]
     pub(super) fn soft(self, surrogate: &Surrogate) -> Tensor<4> {
-        let rate = self.within.options().dropout.map_or(0.0, |it| it.rate);
+        let rate = self.within.options.dropout.map_or(0.0, |it| it.rate);
         assert!(
             rate == 0.0,
             "tree_fine: dropout: expected a rate of 0 with the soft surrogate, got {rate}"
@@ -65,26 +57,19 @@ impl Call<'_> {
         let shared = self.shared(query, key).clamp_min(1e-30);
         let weights = softmax_of_visible(logits + shared.log(), hidden);
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
-        let value = by_head(repeat_heads(self.input.value.clone(), group));
+        let value = by_head(repeat_each(self.input.value.clone(), group));
         let context = by_head(weights.cast(value.dtype()).matmul(value));
-        let padded = self.query_leaf.lower_elem(0).unsqueeze_dim::<4>(3);
-        let padded = padded.expand(context.dims());
-        context.mask_fill(padded, 0.0)
+        without_absent(context, self.query_leaf)
     }
 
     /// Of the leaves, for queries and keys: `[batch, rows, heads or 1, leaves]`.
     fn probabilities(&self, surrogate: &Surrogate) -> (Tensor<4>, Tensor<4>) {
+        let of = |tree: &RoutingTree, rows, padding: &Option<Tensor<2, Bool>>| {
+            tree.masked_leaf_probabilities(rows, padding.clone(), surrogate)
+        };
         (
-            self.queries.masked_leaf_probabilities(
-                self.query_rows(),
-                self.input.query_padding.clone(),
-                surrogate,
-            ),
-            self.keys.masked_leaf_probabilities(
-                self.key_rows(),
-                self.input.key_padding.clone(),
-                surrogate,
-            ),
+            of(self.queries, self.query_rows(), &self.input.query_padding),
+            of(self.keys, self.key_rows(), &self.input.key_padding),
         )
     }
 
@@ -93,7 +78,7 @@ impl Call<'_> {
         let heads = self.input.query.dims()[2];
         let spread = |rows: Tensor<4>| {
             let now = rows.dims()[2];
-            by_head(repeat_heads(rows, heads / now))
+            by_head(repeat_each(rows, heads / now))
         };
         spread(query).matmul(spread(key).swap_dims(2, 3))
     }
@@ -103,10 +88,10 @@ impl Call<'_> {
     fn scores(&self) -> (Tensor<4>, Option<Tensor<4, Bool>>) {
         let [_, queries, heads, head_dim] = self.input.query.dims();
         let [_, keys, kv_heads, _] = self.input.key.dims();
-        let options = self.within.options();
+        let options = self.within.options;
         let single = |rows: &Tensor<4>| rows.clone().cast(FloatDType::F32);
         let query = by_head(single(&self.input.query)) * options.scale(head_dim);
-        let key = by_head(repeat_heads(single(&self.input.key), heads / kv_heads));
+        let key = by_head(repeat_each(single(&self.input.key), heads / kv_heads));
         let last = options
             .causal
             .map(|offset| last_keys(queries, offset, &self.query_leaf.device()));

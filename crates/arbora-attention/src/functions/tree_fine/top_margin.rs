@@ -1,10 +1,11 @@
 //! Gradients of routes from the best few leaves.
 
-use super::{Call, Leaved, to_heads};
+use super::{Call, Leaved, nothing_but_gradient, to_heads};
 use crate::functions::leaf_attention::{CandidateKeys, LeafAttentionOutput, candidate_keys};
 use arbora_tree::routing::{Candidates, RoutingTree};
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bool, Tensor};
 
 impl Call<'_> {
     /// Attention within leaves, whose routes get gradients from `candidates` leaves each.
@@ -13,7 +14,7 @@ impl Call<'_> {
             tree.best_leaves(rows, mask.clone(), candidates)
         };
         if candidates.min(self.queries.leaves()) == 1 {
-            return self.within.attend(self.leaved()).context;
+            return self.hard();
         }
         let query = best(self.queries, self.query_rows(), &self.input.query_padding);
         let key = best(self.keys, self.key_rows(), &self.input.key_padding);
@@ -22,10 +23,9 @@ impl Call<'_> {
         let log_probability = column(log_softmax(key.scores.clone() / temperature, 3), 0);
         let constants = self.leaved().without_autodiff();
         let key_bias = to_heads(nothing_but_gradient(log_probability), kv_heads);
-        let found = self.within.attend(Leaved {
-            key_bias: Some(key_bias.cast(self.input.key.dtype())),
-            ..self.leaved()
-        });
+        let mut biased = self.leaved();
+        biased.rows.key_bias = Some(key_bias.cast(self.input.key.dtype()));
+        let found = self.within.attend(biased);
         let context = self.candidate_keys(found, &key, &constants, temperature);
         self.candidate_queries(context, &query, constants, temperature)
     }
@@ -38,7 +38,8 @@ impl Call<'_> {
         constants: &Leaved,
         temperature: f64,
     ) -> Tensor<4> {
-        let [_, _, kv_heads, _] = self.input.key.dims();
+        let constants = &constants.rows;
+        let [_, _, kv_heads, _] = constants.key.dims();
         let probability = softmax(candidates.scores.clone() / temperature, 3);
         let mut context = found.context;
         for candidate in 1..candidates.scores.dims()[3] {
@@ -49,10 +50,10 @@ impl Call<'_> {
                 key: constants.key.clone(),
                 value: constants.value.clone(),
                 query_leaf: constants.query_leaf.clone(),
-                candidate_leaf: to_heads(leaf(candidates, candidate), kv_heads),
+                candidate_leaf: to_heads(column(candidates.leaves.clone(), candidate), kv_heads),
                 log_total: found.log_total.clone(),
             };
-            context = candidate_keys(context, compared, self.within.options());
+            context = candidate_keys(context, compared, self.within.options);
         }
         context
     }
@@ -73,11 +74,10 @@ impl Call<'_> {
             let outcome = match candidate {
                 0 => own.clone(),
                 _ => {
-                    let rows = Leaved {
-                        query_leaf: to_heads(leaf(candidates, candidate), heads),
-                        ..constants.clone()
-                    };
-                    self.within.attend(rows).context
+                    let mut other = constants.clone();
+                    other.rows.query_leaf =
+                        to_heads(column(candidates.leaves.clone(), candidate), heads);
+                    self.within.attend(other).context
                 }
             };
             let gate = nothing_but_gradient(column(probability.clone(), candidate));
@@ -87,17 +87,7 @@ impl Call<'_> {
     }
 }
 
-/// Zero with the gradient of `value`.
-fn nothing_but_gradient(value: Tensor<3>) -> Tensor<3> {
-    value.clone() - value.without_autodiff()
-}
-
 /// `[batch, rows, heads, count]` -> `[batch, rows, heads]`
-fn column(rows: Tensor<4>, at: usize) -> Tensor<3> {
+fn column<K: Basic>(rows: Tensor<4, K>, at: usize) -> Tensor<3, K> {
     rows.narrow(3, at, 1).squeeze_dim(3)
-}
-
-/// One candidate of every row, `[batch, rows, heads]`.
-fn leaf(candidates: &Candidates, at: usize) -> Tensor<3, Int> {
-    candidates.leaves.clone().narrow(3, at, 1).squeeze_dim(3)
 }

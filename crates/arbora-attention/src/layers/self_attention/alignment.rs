@@ -2,7 +2,7 @@
 
 use super::router::Router;
 use crate::functions::masked_attention::{
-    by_head, hidden_pairs, one_hot, repeat_heads, softmax_of_visible,
+    by_head, fill_hidden, hidden_pairs, one_hot, repeat_each, softmax_of_visible,
 };
 use crate::functions::{head_leaves, tree_input};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
@@ -52,9 +52,14 @@ impl Router {
         let device = query.device();
         let leaves = self.query.leaves();
 
-        let mut draw = Draw::new(rows, seed);
-        let drawn_queries = draw.rows(queries);
-        let drawn_keys = draw.rows(keys);
+        let mut random = seed.map(|seed| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            // A stream of its own: the same seed drops weights.
+            random.set_stream(1);
+            random
+        });
+        let drawn_queries = draw(rows, queries, &mut random);
+        let drawn_keys = draw(rows, keys, &mut random);
         let pick_queries = Tensor::<1, Int>::from_data(drawn_queries.as_slice(), &device);
         let pick_keys = Tensor::<1, Int>::from_data(drawn_keys.as_slice(), &device);
 
@@ -63,18 +68,15 @@ impl Router {
         let single = |rows: Tensor<4>| rows.cast(FloatDType::F32);
         let asked = single(query.clone().select(1, pick_queries.clone()));
         let logits = (by_head(asked) * (head_dim as f64).powf(-0.5))
-            .matmul(by_head(repeat_heads(single(key.clone()), group)).swap_dims(2, 3));
-        let mut weights = softmax_of_visible(logits, hidden); // [batch, heads, drawn, keys]
-        let drawn = drawn_queries.len();
-        if let Some(mask) = query_mask {
-            let mask = mask
-                .select(1, pick_queries.clone())
-                .reshape([batch, 1, drawn, 1])
-                .expand(weights.dims());
-            weights = weights.mask_fill(mask, 0.0);
-        }
+            .matmul(by_head(repeat_each(single(key.clone()), group)).swap_dims(2, 3));
+        let unasked = query_mask.map(|mask| {
+            let mask = mask.select(1, pick_queries.clone());
+            mask.reshape([batch, 1, drawn_queries.len(), 1])
+        });
+        // [batch, heads, drawn, keys]
+        let weights = fill_hidden(softmax_of_visible(logits, hidden), &unasked, 0.0);
 
-        let key_leaf = repeat_heads(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
+        let key_leaf = repeat_each(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
         let key_leaf = key_leaf.reshape([batch, keys, heads]);
         let of_queries = by_head(mass_by_leaf(weights.clone(), &key_leaf, leaves));
 
@@ -123,42 +125,23 @@ fn divergence(mass: Tensor<4>, log_probability: Tensor<4>) -> Tensor<1> {
     each.sum() / counts.sum().clamp_min(1.0)
 }
 
-/// Draws rows on the host.
-struct Draw {
-    rows: usize,
-    random: Option<ChaCha8Rng>,
-}
-
-impl Draw {
-    fn new(rows: usize, seed: Option<u64>) -> Self {
-        // A stream of its own: the same seed drops weights.
-        let random = seed.map(|seed| {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            random.set_stream(1);
-            random
-        });
-        Self { rows, random }
+/// Distinct rows of `count` in order, drawn on the host; all of them where no more than `rows`.
+#[track_caller]
+fn draw(rows: usize, count: usize, random: &mut Option<ChaCha8Rng>) -> Vec<i64> {
+    let mut drawn: Vec<i64> = (0..count as i64).collect();
+    if rows >= count {
+        return drawn;
     }
-
-    /// Distinct rows of `count` in order; all of them where no more than asked for.
-    #[track_caller]
-    fn rows(&mut self, count: usize) -> Vec<i64> {
-        if self.rows >= count {
-            return (0..count as i64).collect();
-        }
-        let random = self.random.as_mut().unwrap_or_else(|| {
-            panic!(
-                "self_attention: seed: alignment to {} of {count} rows on an autodiff device needs one per call, see with_seed",
-                self.rows
-            )
-        });
-        // The first places of a shuffle.
-        let mut drawn: Vec<i64> = (0..count as i64).collect();
-        for place in 0..self.rows {
-            drawn.swap(place, random.random_range(place..count));
-        }
-        drawn.truncate(self.rows);
-        drawn.sort_unstable();
-        drawn
+    let random = random.as_mut().unwrap_or_else(|| {
+        panic!(
+            "self_attention: seed: alignment to {rows} of {count} rows on an autodiff device needs one per call, see with_seed"
+        )
+    });
+    // The first places of a shuffle.
+    for place in 0..rows {
+        drawn.swap(place, random.random_range(place..count));
     }
+    drawn.truncate(rows);
+    drawn.sort_unstable();
+    drawn
 }

@@ -1,17 +1,11 @@
-use super::kind::{Attended, Projected};
-use crate::functions::dense_attention;
-use crate::functions::masked_attention::repeat_heads;
-use crate::ops::DenseAttentionOptions;
+use super::kind::Projected;
+use crate::functions::masked_attention::dense_by_group;
+use crate::functions::prefix_attention::with_zero_rows;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-
-const DENSE: DenseAttentionOptions = DenseAttentionOptions {
-    first_key: 0,
-    scale: None,
-};
 
 /// Settings of BigBird ([arXiv 2007.14062](https://arxiv.org/abs/2007.14062)): tokens stand in blocks, and
 /// every block attends to its neighbours, to some blocks drawn at random and to a few global ones. The
@@ -91,17 +85,7 @@ impl BigBirdConfig {
         (self.global + self.window + self.random).min(blocks)
     }
 
-    #[track_caller]
     pub(super) fn init(&self) -> BigBird {
-        assert!(
-            self.block > 0,
-            "big_bird: block: expected at least 1 token, got 0"
-        );
-        assert!(
-            self.window % 2 == 1,
-            "big_bird: window: expected an odd number of blocks, got {}",
-            self.window
-        );
         BigBird {
             config: self.clone(),
         }
@@ -141,18 +125,12 @@ impl BigBird {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Attended {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            is_self,
-            ..
-        } = input;
-        masks.only("big-bird", false, false);
+    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+        let (query, key, value) = (input.query, input.key, input.value);
+        let masks = input.masks;
+        masks.only("big-bird", false);
         assert!(
-            is_self,
+            input.is_self,
             "self_attention: context: big-bird attends among the tokens of one sequence, got a context"
         );
         let (block, tokens) = (self.config.block, query.dims()[1]);
@@ -160,25 +138,16 @@ impl BigBird {
         let global = self.config.global.min(blocks);
         let mut parts = Vec::with_capacity(2);
         if global > 0 {
-            let group = query.dims()[2] / key.dims()[2];
-            parts.push(dense_attention(
-                query.clone().narrow(1, 0, tokens.min(global * block)),
-                repeat_heads(key.clone(), group),
-                repeat_heads(value.clone(), group),
-                masks.padding.clone(),
-                DENSE,
-            ));
+            let first = query.clone().narrow(1, 0, tokens.min(global * block));
+            let padding = masks.padding.clone();
+            parts.push(dense_by_group(first, key.clone(), value.clone(), padding));
         }
         if global < blocks {
             parts.push(self.sparse(query, key, value, masks.padding, global));
         }
-        let context = match parts.len() {
+        match parts.len() {
             1 => parts.remove(0),
             _ => Tensor::cat(parts, 1),
-        };
-        Attended {
-            context,
-            routing: None,
         }
     }
 
@@ -227,28 +196,18 @@ impl BigBird {
                 .greater_elem(0)
         });
 
-        let group = heads / kv_heads;
         let gather = |tokens: Tensor<4>| {
-            let gathered = with_zero_rows(tokens, missing)
+            with_zero_rows(tokens, 0, missing)
                 .reshape([batch, blocks, block * kv_heads * head_dim])
                 .select(1, seen.clone())
-                .reshape([batch * rows, width * block, kv_heads, head_dim]);
-            repeat_heads(gathered, group)
+                .reshape([batch * rows, width * block, kv_heads, head_dim])
         };
-        let query = with_zero_rows(query, missing)
+        let query = with_zero_rows(query, 0, missing)
             .narrow(1, global * block, rows * block)
             .reshape([batch * rows, block, heads, head_dim]);
-        dense_attention(query, gather(key), gather(value), hidden, DENSE)
+        dense_by_group(query, gather(key), gather(value), hidden)
             .reshape([batch, rows * block, heads, head_dim])
             .narrow(1, 0, tokens - global * block)
-    }
-}
-
-/// Rows of zeros after the rows of axis 1.
-fn with_zero_rows(rows: Tensor<4>, count: usize) -> Tensor<4> {
-    match count {
-        0 => rows,
-        _ => rows.pad([(0, 0), (0, count), (0, 0), (0, 0)], 0.0),
     }
 }
 
@@ -300,12 +259,10 @@ mod tests {
         }
         for (block, times) in times.into_iter().enumerate() {
             // 3 of 8 others; four standard deviations are 122.
-            let expected: u32 = if [0, 4, 5, 6].contains(&block) {
-                4000
-            } else {
-                1500
+            let (expected, allowed) = match block {
+                0 | 4..=6 => (4000u32, 0),
+                _ => (1500, 122),
             };
-            let allowed = if expected == 4000 { 0 } else { 122 };
             assert!(expected.abs_diff(times) <= allowed, "{block}: {times}");
         }
     }

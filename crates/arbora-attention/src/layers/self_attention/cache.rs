@@ -1,9 +1,8 @@
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
-use super::performer::PerformerCache;
-use super::{Kind, SelfAttention, SelfAttentionOutput, check_length, dense};
-use crate::flops;
+use super::{Kind, SelfAttention, SelfAttentionOutput, dense, expect, expect_some};
 use crate::functions::TreeCoarseState;
+use crate::functions::masked_attention::{places, select_rows};
 use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -22,7 +21,8 @@ pub struct AttentionCache {
 pub(super) enum CacheState {
     Dense(DenseCache),
     TreeFine(FineCache),
-    Performer(PerformerCache),
+    /// Sums over the keys so far, `[batch, kv_heads, features, head_dim + 1]`.
+    Performer(Option<Tensor<4>>),
     TreeCoarse(TreeCoarseState),
 }
 
@@ -38,8 +38,7 @@ impl AttentionCache {
         match &self.state {
             CacheState::Dense(cache) => cache.read,
             CacheState::TreeFine(cache) => cache.read,
-            CacheState::Performer(_) => 0,
-            CacheState::TreeCoarse(_) => 0,
+            CacheState::Performer(_) | CacheState::TreeCoarse(_) => 0,
         }
     }
 
@@ -79,7 +78,9 @@ impl AttentionCache {
         let state = match &self.state {
             CacheState::Dense(cache) => CacheState::Dense(cache.select(rows)),
             CacheState::TreeFine(cache) => CacheState::TreeFine(cache.select(rows)),
-            CacheState::Performer(cache) => CacheState::Performer(cache.select(rows)),
+            CacheState::Performer(state) => {
+                CacheState::Performer(state.as_ref().map(|state| select_rows(state, rows)))
+            }
             CacheState::TreeCoarse(state) => CacheState::TreeCoarse(state.select(rows)),
         };
         Self {
@@ -90,11 +91,22 @@ impl AttentionCache {
     }
 }
 
-/// Rows of the first axis.
-pub(super) fn select_rows(tensor: &Tensor<4>, rows: &[usize]) -> Tensor<4> {
-    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    let rows = Tensor::<1, Int>::from_data(rows.as_slice(), &tensor.device());
-    tensor.clone().select(0, rows)
+/// Panics where a cache is of other trees than the layer.
+#[track_caller]
+pub(super) fn expect_trees(layer: &str, got: &CompleteTree, expected: &CompleteTree) {
+    assert!(
+        got == expected,
+        "{layer}: cache: expected one of trees {expected:?}, got {got:?}"
+    );
+}
+
+/// Panics on autodiff devices, where a cache would hold the graph of all calls.
+#[track_caller]
+pub(super) fn expect_no_autodiff(layer: &str, device: &Device) {
+    assert!(
+        !device.is_autodiff(),
+        "{layer}: cache: expected a device without autodiff, got {device:?}"
+    );
 }
 
 impl SelfAttention {
@@ -133,33 +145,18 @@ impl SelfAttention {
         tokens: Tensor<3>,
         cache: &mut AttentionCache,
     ) -> SelfAttentionOutput {
-        self.check_width("tokens", &tokens);
-        let [batch, new, d_model] = tokens.dims();
-        check_length("tokens", new);
+        let [batch, new, width] = tokens.dims();
+        let d_model = self.sizes.d_model();
+        expect("self_attention: axis 2 of tokens", width, d_model);
+        expect_some("self_attention: axis 1 of tokens", new);
         assert_eq!(
             batch, cache.batch,
             "self_attention: axis 0 of tokens: expected {}, as the cache has, got {batch}",
             cache.batch
         );
-        assert!(
-            !tokens.device().is_autodiff(),
-            "self_attention: cache: expected a device without autodiff, got {:?}",
-            tokens.device()
-        );
-        flops::record(|total| {
-            total.query += batch * new;
-            total.key += batch * new;
-            total.value += batch * new;
-            total.output += batch * new;
-        });
-        let HeadSizes {
-            heads, kv_heads, ..
-        } = self.sizes;
-        let rows = CachedRows {
-            query: self.by_head(self.query.forward(tokens.clone()), heads),
-            key: self.by_head(self.key.forward(tokens.clone()), kv_heads),
-            value: self.by_head(self.value.forward(tokens), kv_heads),
-        };
+        expect_no_autodiff("self_attention", &tokens.device());
+        let [query, key, value] = self.project(tokens.clone(), tokens);
+        let rows = CachedRows { query, key, value };
         let context = match (&self.kind, &mut cache.state) {
             (Kind::Dense(_), CacheState::Dense(state)) => state.attend(rows),
             (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
@@ -193,9 +190,7 @@ pub(super) struct DenseCache {
 impl DenseCache {
     fn select(&self, rows: &[usize]) -> Self {
         Self {
-            rows: self
-                .rows
-                .as_ref()
+            rows: (self.rows.as_ref())
                 .map(|(key, value)| (select_rows(key, rows), select_rows(value, rows))),
             read: self.read,
         }
@@ -266,23 +261,21 @@ impl FineCache {
         let used = kept.pages.used();
         // At least one page stays: tensors without rows are refused by some backends.
         if used > 0 && 2 * used < kept.pages.capacity() {
-            let old: Vec<i64> = kept
-                .pages
-                .compact()
-                .iter()
-                .map(|&page| page as i64)
-                .collect();
-            let old = Tensor::<1, Int>::from_data(old.as_slice(), &kept.key.device());
-            let closed_up = |pool: &Tensor<2>| {
-                let [places, head_dim] = pool.dims();
-                pool.clone()
-                    .reshape([places / Self::PAGE, Self::PAGE * head_dim])
-                    .select(0, old.clone())
-                    .reshape([used * Self::PAGE, head_dim])
-            };
-            (kept.key, kept.value) = (closed_up(&self.key), closed_up(&self.value));
+            let old = places(&kept.pages.compact(), &kept.key.device());
+            kept.key = Self::pages_at(&self.key, &old);
+            kept.value = Self::pages_at(&self.value, &old);
         }
         kept
+    }
+
+    /// Some pages of stored rows, one after the other, `[pages · page, head_dim]`.
+    fn pages_at(stored: &Tensor<2>, pages: &Tensor<1, Int>) -> Tensor<2> {
+        let ([places, head_dim], [count]) = (stored.dims(), pages.dims());
+        let stored = stored.clone();
+        stored
+            .reshape([places / Self::PAGE, Self::PAGE * head_dim])
+            .select(0, pages.clone())
+            .reshape([count * Self::PAGE, head_dim])
     }
 
     /// The keys that the queries of a call need, and the call's own.
@@ -320,11 +313,11 @@ impl FineCache {
         let before = pages * Self::PAGE;
 
         let mut leaves = vec![-1; batch * (before + new) * kv_heads];
-        let mut order = vec![0_i64; batch * kv_heads * pages];
+        let mut order = vec![0; batch * kv_heads * pages];
         for (at, list) in lists.iter().enumerate() {
             let (example, head) = (at / kv_heads, at % kv_heads);
             for (place, page) in list.pages.iter().enumerate() {
-                order[at * pages + place] = page.index as i64;
+                order[at * pages + place] = page.index;
                 for slot in 0..page.keys {
                     let key = example * (before + new) + place * Self::PAGE + slot;
                     leaves[key * kv_heads + head] = page.leaf;
@@ -335,34 +328,20 @@ impl FineCache {
                 leaves[key * kv_heads + head] = key_leaf[(example * new + token) * kv_heads + head];
             }
         }
-        let key_leaf = Tensor::from_data(
-            TensorData::new(leaves, [batch, before + new, kv_heads]),
-            &device,
-        );
-        if pages == 0 {
-            return Gathered {
-                key: rows.key.clone(),
-                value: rows.value.clone(),
-                key_leaf,
-                before,
-            };
-        }
-        let order = Tensor::<1, Int>::from_data(order.as_slice(), &device);
-        let read = |pool: &Tensor<2>, new: &Tensor<4>| {
-            let width = Self::PAGE * head_dim;
-            let stored = pool.dims()[0] / Self::PAGE;
-            let old = pool
-                .clone()
-                .reshape([stored, width])
-                .select(0, order.clone())
-                .reshape([batch, kv_heads, before, head_dim])
-                .swap_dims(1, 2);
-            Tensor::cat(vec![old, new.clone()], 1)
+        let leaves = TensorData::new(leaves, [batch, before + new, kv_heads]);
+        let order = (pages > 0).then(|| places(&order, &device));
+        let read = |stored: &Tensor<2>, new: &Tensor<4>| match &order {
+            None => new.clone(),
+            Some(order) => {
+                let old = Self::pages_at(stored, order);
+                let old = old.reshape([batch, kv_heads, before, head_dim]);
+                Tensor::cat(vec![old.swap_dims(1, 2), new.clone()], 1)
+            }
         };
         Gathered {
             key: read(&self.key, &rows.key),
             value: read(&self.value, &rows.value),
-            key_leaf,
+            key_leaf: Tensor::from_data(leaves, &device),
             before,
         }
     }
@@ -371,26 +350,24 @@ impl FineCache {
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>, key_leaf: &[i64]) {
         let [batch, new, kv_heads, head_dim] = key.dims();
         let count = batch * new * kv_heads;
-        let mut places = Vec::with_capacity(count);
-        for (at, leaf) in key_leaf.iter().enumerate() {
+        let place = |(at, leaf): (usize, &i64)| {
             let (row, head) = (at / kv_heads, at % kv_heads);
-            places.push(self.pages.append(row / new, head, *leaf) as i64);
-        }
-        let places = Tensor::<1, Int>::from_data(places.as_slice(), &key.device());
+            self.pages.append(row / new, head, *leaf)
+        };
+        let stored: Vec<usize> = key_leaf.iter().enumerate().map(place).collect();
+        let places = places(&stored, &key.device());
         let stored = self.pages.capacity() * Self::PAGE;
         let store = |pool: &mut Tensor<2>, rows: Tensor<4>| {
             let [held, width] = pool.dims();
             let device = rows.device();
             let options = (&device, rows.dtype());
-            let old = std::mem::replace(pool, Tensor::zeros([1, 1], options)).cast(rows.dtype());
-            let old = match stored > held {
+            let old = std::mem::replace(pool, Tensor::zeros([1, 1], options));
+            let mut old = old.cast(rows.dtype());
+            if stored > held {
                 // Doubling: appending stays linear in the number of keys.
-                true => {
-                    let more = stored.max(2 * held) - held;
-                    Tensor::cat(vec![old, Tensor::zeros([more, width], options)], 0)
-                }
-                false => old,
-            };
+                let more = Tensor::zeros([stored.max(2 * held) - held, width], options);
+                old = Tensor::cat(vec![old, more], 0);
+            }
             // New places hold zeros, so adding is storing.
             *pool = old.select_assign(
                 0,

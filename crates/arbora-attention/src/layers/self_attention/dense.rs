@@ -1,9 +1,9 @@
-use super::kind::{Attended, Projected};
+use super::kind::Projected;
 use crate::functions::masked_attention::{
-    by_head, hidden_pairs, last_keys, repeat_heads, softmax_of_visible,
+    by_head, dense_by_group, hidden_pairs, last_keys, repeat_each, softmax_of_visible,
 };
-use crate::functions::{LeafAttentionInput, dense_attention, leaf_attention};
-use crate::ops::{DenseAttentionOptions, LeafAttentionOptions};
+use crate::functions::{LeafAttentionInput, leaf_attention};
+use crate::ops::LeafAttentionOptions;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor};
 
@@ -13,42 +13,30 @@ pub struct Dense {}
 
 impl Dense {
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Attended {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            ..
-        } = input;
+    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+        let (query, key, value) = (input.query, input.key, input.value);
+        let masks = input.masks;
         let [batch, queries, heads, _] = query.dims();
         let [_, keys, kv_heads, _] = key.dims();
         let group = heads / kv_heads;
         let causal = masks.causal.then(|| keys - queries);
-        let context = match (masks.pairs, causal) {
-            (None, None) => {
-                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-                let options = DenseAttentionOptions {
-                    first_key: 0,
-                    scale: None,
-                };
-                dense_attention(query, key, value, masks.padding, options)
-            }
+        match (masks.pairs, causal) {
+            (None, None) => dense_by_group(query, key, value, masks.padding),
             (None, Some(offset)) => in_one_leaf(query, key, value, masks.padding, offset),
             (Some(pairs), causal) => {
-                let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
+                let (key, value) = (repeat_each(key, group), repeat_each(value, group));
                 let shape = [batch, 1, queries, keys];
                 let last = causal.map(|offset| last_keys(queries, offset, &pairs.device()));
                 let mut hidden = pairs.reshape(shape);
                 if let Some(more) = hidden_pairs(keys, masks.padding.as_ref(), last) {
                     hidden = hidden.bool_or(more.expand(shape));
                 }
-                masked(query, key, value, hidden)
+                let scale = (query.dims()[3] as f64).powf(-0.5);
+                let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
+                // A query that sees no key gets 0.
+                let weights = softmax_of_visible(logits, Some(hidden));
+                by_head(weights.matmul(by_head(value)))
             }
-        };
-        Attended {
-            context,
-            routing: None,
         }
     }
 }
@@ -82,17 +70,4 @@ pub(super) fn in_one_leaf(
         ..LeafAttentionOptions::new(1)
     };
     leaf_attention(input, options).context
-}
-
-/// Attention with a mask of pairs. A query that sees no key gets 0.
-fn masked(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    hidden: Tensor<4, Bool>,
-) -> Tensor<4> {
-    let head_dim = query.dims()[3];
-    let scale = (head_dim as f64).powf(-0.5);
-    let logits = (by_head(query) * scale).matmul(by_head(key).swap_dims(2, 3));
-    by_head(softmax_of_visible(logits, Some(hidden)).matmul(by_head(value)))
 }

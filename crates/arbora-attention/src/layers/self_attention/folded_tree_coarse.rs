@@ -1,11 +1,13 @@
+use super::cache::{expect_no_autodiff, expect_trees};
 use super::kind::HeadSizes;
 use super::{Kind, SelfAttention, SelfAttentionInput, SelfAttentionOutput};
 use crate::flops;
+use crate::functions::check::expect;
 use crate::functions::{EmptyNode, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse};
 use arbora_tree::routing::{RoutingTree, RoutingTreeConfig};
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// Inference of a [`SelfAttention`] of the kind tree-coarse whose projections of queries and keys are folded into the
 /// trees: a hyperplane `w` of projected queries is the hyperplane `W_q w` of tokens. Only values and outputs are
@@ -57,17 +59,15 @@ impl SelfAttention {
             !coarse.normalize,
             "self_attention: fold: expected a router with normalize = false, got true"
         );
-        let HeadSizes {
-            heads, kv_heads, ..
-        } = self.sizes;
+        let sizes = self.sizes;
         FoldedTreeCoarse {
-            query: folded(&coarse.router.query, &self.query, heads),
-            key: folded(coarse.router.key_tree(), &self.key, kv_heads),
+            query: folded(&coarse.router.query, &self.query, sizes.heads),
+            key: folded(coarse.router.key_tree(), &self.key, sizes.kv_heads),
             value: self.value.clone(),
             output: self.output.clone(),
             alpha: coarse.alpha.clone(),
             empty_node: coarse.empty_node,
-            sizes: self.sizes,
+            sizes,
         }
     }
 }
@@ -84,56 +84,34 @@ impl FoldedTreeCoarse {
     /// As [`SelfAttention::forward`].
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
-        let SelfAttentionInput {
-            tokens,
-            context,
-            masks,
-            ..
-        } = input;
-        masks.only("tree-coarse", false, true);
-        let HeadSizes {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.sizes;
-        let is_self = context.is_none();
-        let context = context.unwrap_or_else(|| tokens.clone());
-        let d_model = heads * head_dim;
-        for (name, rows) in [("tokens", &tokens), ("context", &context)] {
-            let width = rows.dims()[2];
-            assert_eq!(
-                width, d_model,
-                "folded_tree_coarse: axis 2 of {name}: expected {d_model}, got {width}"
-            );
-        }
-        let [batch, queries, _] = tokens.dims();
-        let [contexts, keys, _] = context.dims();
-        assert_eq!(
-            contexts, batch,
-            "folded_tree_coarse: axis 0 of context: expected {batch}, got {contexts}"
-        );
+        let (tokens, masks, sizes) = (input.tokens, input.masks, self.sizes);
+        masks.only("tree-coarse", true);
+        let is_self = input.context.is_none();
+        let context = input.context.unwrap_or_else(|| tokens.clone());
+        let [batch, queries, width] = tokens.dims();
+        let [contexts, keys, context_width] = context.dims();
+        let d_model = sizes.d_model();
+        expect("folded_tree_coarse: axis 2 of tokens", width, d_model);
+        let name = "folded_tree_coarse: axis 2 of context";
+        expect(name, context_width, d_model);
+        let name = "folded_tree_coarse: axis 0 of context";
+        expect(name, contexts, batch);
         masks.check(batch, queries, keys);
         flops::record(|total| {
             total.value += batch * keys;
             total.output += batch * queries;
         });
-        let key_padding = masks.padding;
-        let query_padding = key_padding.clone().filter(|_| is_self);
-        let query = self
-            .query
-            .route(for_trees(tokens, &self.query), query_padding);
-        let key = self
-            .key
-            .route(for_trees(context.clone(), &self.key), key_padding);
-        let value = self.value.forward(context);
+        let causal = masks.causal;
+        let [query_padding, key_padding] = masks.of_rows(is_self);
+        let value = self.value.forward(context.clone());
         let attended = tree_coarse(
-            head_leaves(&query, heads),
-            head_leaves(&key, kv_heads),
-            value.reshape([batch, keys, kv_heads, head_dim]),
+            leaves(&self.query, tokens, query_padding, sizes.heads),
+            leaves(&self.key, context, key_padding, sizes.kv_heads),
+            value.reshape([batch, keys, sizes.kv_heads, sizes.head_dim]),
             self.alpha.val(),
             self.query.shape(),
             TreeCoarseOptions {
-                causal: masks.causal,
+                causal,
                 empty_node: self.empty_node,
             },
         );
@@ -148,10 +126,8 @@ impl FoldedTreeCoarse {
     /// What [`forward_cached`](Self::forward_cached) remembers of `batch` examples, before their first token.
     #[must_use]
     pub fn cache(&self, batch: usize, device: &Device) -> TreeCoarseState {
-        let HeadSizes {
-            kv_heads, head_dim, ..
-        } = self.sizes;
-        TreeCoarseState::new(batch, kv_heads, head_dim, self.key.shape(), device)
+        let (sizes, tree) = (self.sizes, self.key.shape());
+        TreeCoarseState::new(batch, sizes.kv_heads, sizes.head_dim, tree, device)
     }
 
     /// Attends from the next tokens to all tokens so far and themselves, causally. Any split of a sequence into calls
@@ -167,41 +143,20 @@ impl FoldedTreeCoarse {
     /// an autodiff device: a state would hold the graph of all calls.
     #[track_caller]
     pub fn forward_cached(&self, tokens: Tensor<3>, state: &mut TreeCoarseState) -> Tensor<3> {
-        let HeadSizes {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.sizes;
-        let ([batch, new, width], d_model) = (tokens.dims(), heads * head_dim);
-        assert_eq!(
-            width, d_model,
-            "folded_tree_coarse: axis 2 of tokens: expected {d_model}, got {width}"
-        );
-        assert_eq!(
-            state.tree(),
-            self.key.shape(),
-            "folded_tree_coarse: cache: expected one of trees {:?}, got {:?}",
-            self.key.shape(),
-            state.tree()
-        );
-        assert!(
-            !tokens.device().is_autodiff(),
-            "folded_tree_coarse: cache: expected a device without autodiff, got {:?}",
-            tokens.device()
-        );
+        let ([batch, new, width], sizes) = (tokens.dims(), self.sizes);
+        let d_model = sizes.d_model();
+        expect("folded_tree_coarse: axis 2 of tokens", width, d_model);
+        expect_trees("folded_tree_coarse", state.tree(), self.key.shape());
+        expect_no_autodiff("folded_tree_coarse", &tokens.device());
         flops::record(|total| {
             total.value += batch * new;
             total.output += batch * new;
         });
-        let query = self
-            .query
-            .route(for_trees(tokens.clone(), &self.query), None);
-        let key = self.key.route(for_trees(tokens.clone(), &self.key), None);
-        let value = self.value.forward(tokens);
+        let value = self.value.forward(tokens.clone());
         let attended = state.attend(
-            head_leaves(&query, heads),
-            head_leaves(&key, kv_heads),
-            value.reshape([batch, new, kv_heads, head_dim]),
+            leaves(&self.query, tokens.clone(), None, sizes.heads),
+            leaves(&self.key, tokens, None, sizes.kv_heads),
+            value.reshape([batch, new, sizes.kv_heads, sizes.head_dim]),
             self.alpha.val(),
             self.empty_node,
         );
@@ -259,9 +214,18 @@ fn each_tree(rows: Tensor<3>, wanted: usize) -> Tensor<3> {
         .reshape([wanted, count, width])
 }
 
-/// Tokens `[batch, tokens, d_model]` as rows of each tree, `[batch, tokens, trees, d_model]`.
-fn for_trees(tokens: Tensor<3>, tree: &RoutingTree) -> Tensor<4> {
+/// The leaves of tokens `[batch, tokens, d_model]` for each of `heads` heads, `[batch, tokens, heads]`.
+fn leaves(
+    tree: &RoutingTree,
+    tokens: Tensor<3>,
+    padding: Option<Tensor<2, Bool>>,
+    heads: usize,
+) -> Tensor<3, Int> {
     let [batch, count, d_model] = tokens.dims();
-    let rows = tokens.reshape([batch, count, 1, d_model]);
-    rows.expand([batch, count, tree.trees(), d_model])
+    // Each tree reads whole tokens.
+    let rows =
+        tokens
+            .reshape([batch, count, 1, d_model])
+            .expand([batch, count, tree.trees(), d_model]);
+    head_leaves(&tree.route(rows, padding), heads)
 }

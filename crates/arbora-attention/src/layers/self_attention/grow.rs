@@ -1,8 +1,9 @@
 use super::SelfAttention;
-use super::kind::{HeadSizes, Kind};
+use super::kind::Kind;
 use super::router::Router;
+use crate::functions::check::axes;
 use crate::functions::tree_input;
-use arbora_tree::routing::{Growth, RoutingTree};
+use arbora_tree::routing::Growth;
 use burn::module::Param;
 use burn::tensor::Tensor;
 
@@ -49,22 +50,15 @@ impl SelfAttention {
     /// Samples `[batch, tokens, 1, d_model]` as projected queries and keys by head.
     #[track_caller]
     fn samples(&self, samples: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let HeadSizes {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.sizes;
-        let [batch, tokens, one, width] = samples.dims();
-        assert!(
-            one == 1 && width == heads * head_dim,
-            "self_attention: samples [batch, tokens, 1, d_model]: expected {:?}, got {:?}",
-            [batch, tokens, 1, heads * head_dim],
-            samples.dims()
-        );
-        let tokens = samples.reshape([batch, tokens, width]);
+        let [batch, tokens, ..] = samples.dims();
+        let d_model = self.sizes.d_model();
+        axes!("self_attention", batch, tokens, d_model)
+            .with("1", 1)
+            .expect("samples", "batch, tokens, 1, d_model", &samples.dims());
+        let tokens = samples.reshape([batch, tokens, d_model]);
         (
-            self.by_head(self.query.forward(tokens.clone()), heads),
-            self.by_head(self.key.forward(tokens), kv_heads),
+            self.by_head(self.query.forward(tokens.clone()), self.sizes.heads),
+            self.by_head(self.key.forward(tokens), self.sizes.kv_heads),
         )
     }
 }
@@ -76,37 +70,26 @@ fn grown(
     growth: &Growth,
     samples: Option<(Tensor<4>, Tensor<4>)>,
 ) -> Router {
-    let Some((query, key)) = samples else {
-        let for_keys = growth_of_keys(growth);
-        return Router {
-            query: router.query.grow(branching, growth),
-            key: router.key.map(|tree| tree.grow(branching, &for_keys)),
-            ..router
-        };
-    };
-    let split = |tree: RoutingTree, samples: Tensor<4>| {
-        tree.grow(branching, &Growth::MedianSplit { samples })
-    };
-    match router.key {
-        None => {
+    let (of_queries, of_keys) = match samples {
+        None => (growth.clone(), growth_of_keys(growth)),
+        Some((query, key)) => {
+            let key = tree_input(key, router.key_tree());
             let query = tree_input(query, &router.query);
-            let key = tree_input(key, &router.query);
-            let samples = Tensor::cat(vec![beside(query, key.dims()[2]), key], 1);
-            Router {
-                query: split(router.query, samples),
-                key: None,
-                ..router
-            }
+            // Trees that queries and keys share are split by both.
+            let query = match router.key {
+                None => Tensor::cat(vec![beside(query, key.dims()[2]), key.clone()], 1),
+                Some(_) => query,
+            };
+            (
+                Growth::MedianSplit { samples: query },
+                Growth::MedianSplit { samples: key },
+            )
         }
-        Some(tree) => {
-            let query = tree_input(query, &router.query);
-            let key = tree_input(key, &tree);
-            Router {
-                query: split(router.query, query),
-                key: Some(split(tree, key)),
-                ..router
-            }
-        }
+    };
+    Router {
+        query: router.query.grow(branching, &of_queries),
+        key: router.key.map(|tree| tree.grow(branching, &of_keys)),
+        ..router
     }
 }
 

@@ -1,7 +1,7 @@
 use super::big_bird::{BigBird, BigBirdConfig};
 use super::cache::{CacheState, DenseCache, FineCache};
 use super::linformer::{Linformer, LinformerConfig};
-use super::performer::{Performer, PerformerCache, PerformerConfig};
+use super::performer::{Performer, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
@@ -59,6 +59,13 @@ pub struct HeadSizes {
     pub kv_heads: usize,
     /// Numbers per head of a query, a key and a value.
     pub head_dim: usize,
+}
+
+impl HeadSizes {
+    /// Width of all query heads together, which is that of tokens.
+    pub(super) fn d_model(&self) -> usize {
+        self.heads * self.head_dim
+    }
 }
 
 /// What a kind attends over.
@@ -119,6 +126,9 @@ impl AttentionKindConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
+        if let Err(error) = self.check(sizes.heads, sizes.kv_heads) {
+            panic!("self_attention: {error}");
+        }
         match self {
             Self::Dense => Kind::Dense(dense::Dense {}),
             Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
@@ -133,13 +143,17 @@ impl AttentionKindConfig {
 impl Kind {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        match self {
+        let context = match self {
+            Self::TreeFine(tree) => return tree.attend(input),
+            Self::TreeCoarse(tree) => return tree.attend(input),
             Self::Dense(dense) => dense.attend(input),
             Self::Linformer(linformer) => linformer.attend(input),
             Self::BigBird(big_bird) => big_bird.attend(input),
             Self::Performer(performer) => performer.attend(input),
-            Self::TreeFine(tree) => tree.attend(input),
-            Self::TreeCoarse(tree) => tree.attend(input),
+        };
+        Attended {
+            context,
+            routing: None,
         }
     }
 
@@ -148,7 +162,7 @@ impl Kind {
     pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
         match self {
             Self::Dense(_) => CacheState::Dense(DenseCache::default()),
-            Self::Performer(_) => CacheState::Performer(PerformerCache::default()),
+            Self::Performer(_) => CacheState::Performer(None),
             Self::Linformer(_) | Self::BigBird(_) => panic!(
                 "self_attention: cache: {} has no causal form, and so none token by token",
                 self.name()
@@ -158,11 +172,8 @@ impl Kind {
                 CacheState::TreeFine(FineCache::new(sizes, shape, batch, device))
             }
             Self::TreeCoarse(tree) => {
-                let HeadSizes {
-                    kv_heads, head_dim, ..
-                } = sizes;
-                let shape = tree.router.query.shape();
-                let state = TreeCoarseState::new(batch, kv_heads, head_dim, shape, device);
+                let (width, shape) = (sizes.head_dim, tree.router.query.shape());
+                let state = TreeCoarseState::new(batch, sizes.kv_heads, width, shape, device);
                 CacheState::TreeCoarse(state)
             }
         }

@@ -1,10 +1,8 @@
-use super::kind::{Attended, HeadSizes, Projected};
-use crate::functions::dense_attention;
-use crate::functions::masked_attention::repeat_heads;
-use crate::ops::DenseAttentionOptions;
+use super::kind::{HeadSizes, Projected};
+use crate::functions::masked_attention::{dense_by_group, without_padding};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Settings of Linformer ([arXiv 2006.04768](https://arxiv.org/abs/2006.04768)): every query attends to `rank`
@@ -53,25 +51,11 @@ pub struct Linformer {
 
 impl LinformerConfig {
     /// Initialises as burn's linear layers do. A model that seeds its linear layers seeds these with them.
-    ///
-    /// # Panics
-    /// If `max_tokens` or `rank` is 0.
-    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Linformer {
-        assert!(
-            self.max_tokens > 0,
-            "linformer: max_tokens: expected at least 1, got 0"
-        );
-        assert!(self.rank > 0, "linformer: rank: expected at least 1, got 0");
         let projections = || {
             let count = if self.per_head { sizes.kv_heads } else { 1 };
-            (0..count)
-                .map(|_| {
-                    LinearConfig::new(self.max_tokens, self.rank)
-                        .with_bias(false)
-                        .init(device)
-                })
-                .collect()
+            let linear = LinearConfig::new(self.max_tokens, self.rank).with_bias(false);
+            (0..count).map(|_| linear.init(device)).collect()
         };
         Linformer {
             key: projections(),
@@ -91,50 +75,23 @@ impl Linformer {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Attended {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            ..
-        } = input;
-        masks.only("linformer", false, false);
-        let keys = key.dims()[1];
+    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+        input.masks.only("linformer", false);
+        let keys = input.key.dims()[1];
         assert!(
             keys <= self.max_tokens,
             "linformer: keys: expected at most max_tokens = {}, got {keys}",
             self.max_tokens
         );
-        let group = query.dims()[2] / key.dims()[2];
-        let padding = masks.padding.as_ref();
+        let padding = input.masks.padding;
         let values = match self.value.is_empty() {
             true => &self.key,
             false => &self.value,
         };
-        let key = mixtures(&self.key, without_padding(key, padding));
-        let value = mixtures(values, without_padding(value, padding));
-        let options = DenseAttentionOptions {
-            first_key: 0,
-            scale: None,
-        };
-        let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-        Attended {
-            context: dense_attention(query, key, value, None, options),
-            routing: None,
-        }
+        let key = mixtures(&self.key, without_padding(input.key, padding.clone()));
+        let value = mixtures(values, without_padding(input.value, padding));
+        dense_by_group(input.query, key, value, None)
     }
-}
-
-/// Rows of zeros where `padding` is `true`.
-fn without_padding(rows: Tensor<4>, padding: Option<&Tensor<2, Bool>>) -> Tensor<4> {
-    let Some(padding) = padding else {
-        return rows;
-    };
-    let [batch, keys, _, _] = rows.dims();
-    let padding = padding.clone().reshape([batch, keys, 1, 1]);
-    let padding = padding.expand(rows.dims());
-    rows.mask_fill(padding, 0.0)
 }
 
 /// `[batch, keys, heads, width]` -> `[batch, rank, heads, width]`

@@ -1,3 +1,4 @@
+use crate::functions::check::axes;
 use burn::tensor::{Bool, Tensor};
 
 /// What attention leaves out. Kinds take some of these and panic on the others.
@@ -15,25 +16,19 @@ pub struct AttentionMasks {
 }
 
 impl AttentionMasks {
+    /// The padding of queries and that of keys.
+    pub(super) fn of_rows(self, is_self: bool) -> [Option<Tensor<2, Bool>>; 2] {
+        [self.padding.clone().filter(|_| is_self), self.padding]
+    }
+
     #[track_caller]
     pub(super) fn check(&self, batch: usize, queries: usize, keys: usize) {
+        let axes = axes!("self_attention", batch, queries, keys);
         if let Some(padding) = &self.padding {
-            let got = padding.dims();
-            assert_eq!(
-                got,
-                [batch, keys],
-                "self_attention: padding [batch, keys]: expected {:?}, got {got:?}",
-                [batch, keys]
-            );
+            axes.expect("padding", "batch, keys", &padding.dims());
         }
         if let Some(pairs) = &self.pairs {
-            let got = pairs.dims();
-            assert_eq!(
-                got,
-                [batch, queries, keys],
-                "self_attention: pairs [batch, queries, keys]: expected {:?}, got {got:?}",
-                [batch, queries, keys]
-            );
+            axes.expect("pairs", "batch, queries, keys", &pairs.dims());
         }
         assert!(
             !self.causal || keys >= queries,
@@ -41,11 +36,11 @@ impl AttentionMasks {
         );
     }
 
-    /// Panics where a mask is there that a kind does not take.
+    /// Panics on a mask of pairs, and unless `causal` on a causal one: masks that a kind does not take.
     #[track_caller]
-    pub(super) fn only(&self, kind: &str, pairs: bool, causal: bool) {
+    pub(super) fn only(&self, kind: &str, causal: bool) {
         assert!(
-            pairs || self.pairs.is_none(),
+            self.pairs.is_none(),
             "self_attention: pairs: {kind} takes no mask of pairs, got one"
         );
         assert!(

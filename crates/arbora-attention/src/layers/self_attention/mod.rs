@@ -29,6 +29,7 @@ pub use tree_coarse::{TreeCoarse, TreeCoarseConfig};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
+use crate::functions::check::{expect, expect_divisor, expect_some};
 use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::config::Config;
 use burn::module::{Module, ParamId};
@@ -162,36 +163,28 @@ impl SelfAttentionConfig {
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, or `kv_heads` does not divide `heads`.
+    /// If `heads` does not divide `d_model`, if `kv_heads` does not divide `heads`, or with a setting of the kind
+    /// that is out of its range, see [`AttentionKindConfig::check`].
     #[track_caller]
     pub fn init(&self, device: &Device) -> SelfAttention {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        assert!(
-            self.heads > 0 && self.d_model.is_multiple_of(self.heads),
-            "self_attention: heads: expected a divisor of {}, got {}",
-            self.d_model,
-            self.heads
-        );
-        assert!(
-            kv_heads > 0 && self.heads.is_multiple_of(kv_heads),
-            "self_attention: kv_heads: expected a divisor of {}, got {kv_heads}",
-            self.heads
-        );
+        expect_divisor("self_attention: heads", self.heads, self.d_model);
+        expect_divisor("self_attention: kv_heads", kv_heads, self.heads);
         let sizes = HeadSizes {
             heads: self.heads,
             kv_heads,
             head_dim: self.d_model / self.heads,
         };
-        let linear = |input: usize, output: usize| {
-            LinearConfig::new(input, output)
+        let linear = |width: usize| {
+            LinearConfig::new(self.d_model, width)
                 .with_bias(self.bias)
                 .init(device)
         };
         SelfAttention {
-            query: linear(self.d_model, self.d_model),
-            key: linear(self.d_model, kv_heads * sizes.head_dim),
-            value: linear(self.d_model, kv_heads * sizes.head_dim),
-            output: linear(self.d_model, self.d_model),
+            query: linear(self.d_model),
+            key: linear(kv_heads * sizes.head_dim),
+            value: linear(kv_heads * sizes.head_dim),
+            output: linear(self.d_model),
             kind: self.kind.init(sizes, device),
             sizes,
         }
@@ -200,7 +193,11 @@ impl SelfAttentionConfig {
 
 impl SelfAttention {
     /// The same projections with another way of attending, freshly initialised.
+    ///
+    /// # Panics
+    /// With a setting that is out of its range, see [`AttentionKindConfig::check`].
     #[must_use]
+    #[track_caller]
     pub fn with_kind(self, kind: &AttentionKindConfig, device: &Device) -> Self {
         Self {
             kind: kind.init(self.sizes, device),
@@ -219,45 +216,29 @@ impl SelfAttention {
     /// does not take a mask that is there.
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
-        let SelfAttentionInput {
-            tokens,
-            context,
-            masks,
-            surrogate,
-            seed,
-        } = input;
-        self.check_width("tokens", &tokens);
-        let is_self = context.is_none();
-        let context = context.unwrap_or_else(|| tokens.clone());
-        self.check_width("context", &context);
-        let [batch, queries, d_model] = tokens.dims();
-        let [contexts, keys, _] = context.dims();
-        assert_eq!(
-            contexts, batch,
-            "self_attention: axis 0 of context: expected {batch}, got {contexts}"
-        );
-        check_length("tokens", queries);
-        check_length("context", keys);
+        let (tokens, masks) = (input.tokens, input.masks);
+        let is_self = input.context.is_none();
+        let context = input.context.unwrap_or_else(|| tokens.clone());
+        let [batch, queries, width] = tokens.dims();
+        let [contexts, keys, context_width] = context.dims();
+        let d_model = self.sizes.d_model();
+        expect("self_attention: axis 2 of tokens", width, d_model);
+        let name = "self_attention: axis 2 of context";
+        expect(name, context_width, d_model);
+        expect("self_attention: axis 0 of context", contexts, batch);
+        expect_some("self_attention: axis 1 of tokens", queries);
+        expect_some("self_attention: axis 1 of context", keys);
         masks.check(batch, queries, keys);
-        flops::record(|total| {
-            total.query += batch * queries;
-            total.key += batch * keys;
-            total.value += batch * keys;
-            total.output += batch * queries;
-        });
-        let HeadSizes {
-            heads, kv_heads, ..
-        } = self.sizes;
-        let projected = Projected {
-            query: self.by_head(self.query.forward(tokens), heads),
-            key: self.by_head(self.key.forward(context.clone()), kv_heads),
-            value: self.by_head(self.value.forward(context), kv_heads),
+        let [query, key, value] = self.project(tokens, context);
+        let attended = self.kind.attend(Projected {
+            query,
+            key,
+            value,
             masks,
             is_self,
-            surrogate,
-            seed,
-        };
-        let attended = self.kind.attend(projected);
+            surrogate: input.surrogate,
+            seed: input.seed,
+        });
         SelfAttentionOutput {
             context: self
                 .output
@@ -284,26 +265,27 @@ impl SelfAttention {
         self.sizes
     }
 
+    /// Queries of tokens, keys and values of a context.
+    fn project(&self, tokens: Tensor<3>, context: Tensor<3>) -> [Tensor<4>; 3] {
+        let rows = |tensor: &Tensor<3>| tensor.dims()[0] * tensor.dims()[1];
+        let (queries, keys) = (rows(&tokens), rows(&context));
+        flops::record(|total| {
+            total.query += queries;
+            total.key += keys;
+            total.value += keys;
+            total.output += queries;
+        });
+        let sizes = self.sizes;
+        [
+            self.by_head(self.query.forward(tokens), sizes.heads),
+            self.by_head(self.key.forward(context.clone()), sizes.kv_heads),
+            self.by_head(self.value.forward(context), sizes.kv_heads),
+        ]
+    }
+
     /// `[batch, rows, heads · head_dim]` -> `[batch, rows, heads, head_dim]`
     fn by_head(&self, projected: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, rows, _] = projected.dims();
         projected.reshape([batch, rows, heads, self.sizes.head_dim])
     }
-
-    #[track_caller]
-    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
-        let (width, expected) = (tensor.dims()[2], self.sizes.heads * self.sizes.head_dim);
-        assert_eq!(
-            width, expected,
-            "self_attention: axis 2 of {name}: expected {expected}, got {width}"
-        );
-    }
-}
-
-#[track_caller]
-fn check_length(name: &str, length: usize) {
-    assert!(
-        length >= 1,
-        "self_attention: axis 1 of {name}: expected at least 1, got {length}"
-    );
 }

@@ -1,8 +1,8 @@
-use super::cache::select_rows;
-use super::kind::{Attended, CachedRows, HeadSizes, Projected};
+use super::kind::{CachedRows, HeadSizes, Projected};
+use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -66,32 +66,9 @@ pub struct Performer {
     pub directions: RunningState<Tensor<2>>,
 }
 
-/// What a causal Performer remembers: sums over the keys so far.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PerformerCache {
-    /// `[batch, kv_heads, features, head_dim + 1]`
-    state: Option<Tensor<4>>,
-}
-
-impl PerformerCache {
-    pub(super) fn select(&self, rows: &[usize]) -> Self {
-        Self {
-            state: self.state.as_ref().map(|state| select_rows(state, rows)),
-        }
-    }
-}
-
 impl PerformerConfig {
     /// Draws the directions on the host.
-    ///
-    /// # Panics
-    /// If `features` is 0.
-    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Performer {
-        assert!(
-            self.features > 0,
-            "performer: features: expected at least 1, got 0"
-        );
         let rows = self.draw(sizes.head_dim); // [features, head_dim]
         let rows = TensorData::new(rows, [self.features, sizes.head_dim]);
         let directions = Tensor::<2>::from_data(rows, device).transpose();
@@ -150,42 +127,37 @@ impl Performer {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Attended {
-        let Projected {
-            query,
-            key,
-            value,
-            masks,
-            ..
-        } = input;
-        masks.only("performer", false, true);
-        let dtype = query.dtype();
-        let query = self.query_features(single(query));
-        let key = self.key_features(single(key), masks.padding, masks.causal);
-        let value = with_ones(single(value));
+    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+        input.masks.only("performer", true);
+        let (dtype, masks) = (input.query.dtype(), input.masks);
+        let query = self.query_features(at_least_single(input.query));
+        let key = self.key_features(at_least_single(input.key), masks.padding, masks.causal);
+        let value = with_ones(at_least_single(input.value));
         let sums = match masks.causal {
             true => prefix_attention(query, key, value),
             false => read(query, state(key, value)),
         };
-        Attended {
-            context: quotient(sums).cast(dtype),
-            routing: None,
-        }
+        quotient(sums).cast(dtype)
     }
 
-    /// Causal attention of the next tokens to those of the cache and to themselves.
-    pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut PerformerCache) -> Tensor<4> {
+    /// Causal attention of the next tokens to those of the cache and to themselves. The cache sums over the keys so
+    /// far, `[batch, kv_heads, features, head_dim + 1]`.
+    pub(super) fn attend_cached(
+        &self,
+        rows: CachedRows,
+        cache: &mut Option<Tensor<4>>,
+    ) -> Tensor<4> {
         let dtype = rows.query.dtype();
-        let query = self.query_features(single(rows.query));
-        let key = self.key_features(single(rows.key), None, true);
-        let value = with_ones(single(rows.value));
+        let query = self.query_features(at_least_single(rows.query));
+        let key = self.key_features(at_least_single(rows.key), None, true);
+        let value = with_ones(at_least_single(rows.value));
         let own = state(key.clone(), value.clone());
         let within = prefix_attention(query.clone(), key, value);
-        let (sums, total) = match cache.state.take() {
+        let (sums, total) = match cache.take() {
             None => (within, own),
             Some(before) => (within + read(query, before.clone()), before + own),
         };
-        cache.state = Some(total);
+        *cache = Some(total);
         quotient(sums).cast(dtype)
     }
 
@@ -219,46 +191,19 @@ impl Performer {
         causal: bool,
     ) -> Tensor<4> {
         let [batch, keys, kv_heads, _] = key.dims();
+        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]));
         let exponents = self.exponents(key);
-        let shape = exponents.dims();
-        let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]).expand(shape));
         let exponents = match causal {
             true => exponents.clamp_max(GREATEST_EXPONENT),
             false => {
-                let seen = exponents.clone().detach();
-                let seen = match &padding {
-                    None => seen,
-                    Some(padding) => seen.mask_fill(padding.clone(), MASKED),
-                };
+                let seen = fill_hidden(exponents.clone().detach(), &padding, MASKED);
                 let greatest = seen.max_dim(3).max_dim(1);
                 exponents - greatest.reshape([batch, 1, kv_heads, 1])
             }
         };
-        match padding {
-            None => exponents.exp(),
-            // Before `exp` too, since a key over padding may lie above the greatest one.
-            Some(padding) => exponents
-                .mask_fill(padding.clone(), 0.0)
-                .exp()
-                .mask_fill(padding, 0.0),
-        }
+        // Before `exp` too, since a key over padding may lie above the greatest one.
+        fill_hidden(fill_hidden(exponents, &padding, 0.0).exp(), &padding, 0.0)
     }
-}
-
-/// In single precision, if it was less.
-fn single(tensor: Tensor<4>) -> Tensor<4> {
-    match tensor.dtype() {
-        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
-        _ => tensor,
-    }
-}
-
-/// One more column, which gives the sums of weights.
-fn with_ones(value: Tensor<4>) -> Tensor<4> {
-    let [batch, keys, kv_heads, _] = value.dims();
-    let options = (&value.device(), value.dtype());
-    let ones = Tensor::ones([batch, keys, kv_heads, 1], options);
-    Tensor::cat(vec![value, ones], 3)
 }
 
 /// `Σ_j keyⱼᵀ valueⱼ`: `[batch, keys, kv_heads, features]`, `[batch, keys, kv_heads, width]`

@@ -96,24 +96,12 @@ impl RouterConfig {
         }
     }
 
-    /// # Panics
-    /// As [`RoutingTreeConfig::init`], and if queries and keys share one tree per layer while their
-    /// widths differ.
-    #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Router {
-        let HeadSizes {
-            heads,
-            kv_heads,
-            head_dim,
-        } = sizes;
+        let (kv_heads, head_dim) = (sizes.kv_heads, sizes.head_dim);
         let (trees, query, key) = match self.scope {
             TreeScope::PerHead => (kv_heads, head_dim, head_dim),
-            TreeScope::PerLayer => (1, heads * head_dim, kv_heads * head_dim),
+            TreeScope::PerLayer => (1, sizes.d_model(), kv_heads * head_dim),
         };
-        assert!(
-            query == key || self.sharing == TreeSharing::Separate,
-            "router: width of keys: expected {query}, as queries have, for one shared tree per layer, got {key}"
-        );
         let tree = |dim: usize, seed: u64| {
             RoutingTreeConfig::new(dim, self.branching.clone())
                 .with_trees(trees)

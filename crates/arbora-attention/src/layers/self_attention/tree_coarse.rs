@@ -1,8 +1,10 @@
+use super::cache::expect_trees;
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
+use crate::functions::masked_attention::without_padding;
 use crate::functions::{
-    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse,
-    tree_coarse_relaxed, tree_input,
+    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, to_heads,
+    tree_coarse, tree_coarse_relaxed, tree_input,
 };
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
 use burn::module::{Module, Param};
@@ -79,11 +81,6 @@ impl TreeCoarseConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeCoarse {
-        assert!(
-            self.router.alignment.is_none(),
-            "tree_coarse: alignment: expected none, got {:?}",
-            self.router.alignment
-        );
         let depths = self.router.branching.len() + 1;
         let rows = if self.per_head_alpha { sizes.heads } else { 1 };
         let alpha = Tensor::full([rows, depths], (depths as f64).recip(), device);
@@ -121,17 +118,14 @@ pub struct TreeCoarse {
 impl TreeCoarse {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        input.masks.only("tree-coarse", false, true);
-        let Projected {
-            query, key, value, ..
-        } = input;
+        input.masks.only("tree-coarse", true);
+        let (query, key, value) = (input.query, input.key, input.value);
         let (heads, kv_heads) = (query.dims()[2], key.dims()[2]);
         let options = TreeCoarseOptions {
             causal: input.masks.causal,
             empty_node: self.empty_node,
         };
-        let key_padding = input.masks.padding;
-        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let [query_padding, key_padding] = input.masks.of_rows(input.is_self);
         let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
         let routes = self.router.route(
             query.clone(),
@@ -172,13 +166,7 @@ impl TreeCoarse {
     /// Attention of the next tokens to those of the state and themselves, `[batch, new, heads, head_dim]`.
     #[track_caller]
     pub(super) fn attend_cached(&self, rows: CachedRows, state: &mut TreeCoarseState) -> Tensor<4> {
-        let tree = self.router.query.shape();
-        assert_eq!(
-            state.tree(),
-            tree,
-            "tree_coarse: cache: expected one of trees {tree:?}, got {:?}",
-            state.tree()
-        );
+        expect_trees("tree_coarse", state.tree(), self.router.query.shape());
         let (heads, kv_heads) = (rows.query.dims()[2], rows.key.dims()[2]);
         let (query, key) = self.router.route(rows.query, rows.key, None, None);
         state.attend(
@@ -203,25 +191,10 @@ fn indicators(
     let hard = NodeIndicators::of_leaves(head_leaves(routing, heads), tree.shape());
     let probabilities = tree.node_probabilities(tree_input(rows, tree), padding, surrogate);
     // With one tree for all heads they share its probabilities.
-    let of_heads = |nodes: Tensor<4>| match nodes.dims()[2] == heads {
-        true => nodes,
-        false => nodes.repeat_dim(2, heads),
-    };
-    let probabilities: Vec<_> = probabilities.into_iter().map(of_heads).collect();
+    let probabilities = probabilities.into_iter();
+    let probabilities: Vec<_> = probabilities.map(|nodes| to_heads(nodes, heads)).collect();
     match surrogate {
         Surrogate::Soft { .. } => hard.soft(&probabilities),
         _ => hard.straight_through(&probabilities),
-    }
-}
-
-/// Rows `[batch, rows, heads, width]` with zeros at padding.
-fn without_padding(rows: Tensor<4>, padding: Option<Tensor<2, Bool>>) -> Tensor<4> {
-    let [batch, count, ..] = rows.dims();
-    match padding {
-        None => rows,
-        Some(padding) => {
-            let padding = padding.reshape([batch, count, 1, 1]).expand(rows.dims());
-            rows.mask_fill(padding, 0.0)
-        }
     }
 }

@@ -1,8 +1,9 @@
-use super::cache::FineCache;
+use super::cache::{FineCache, expect_trees};
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{Router, RouterConfig};
 use crate::functions::{
-    EmptyLeaf, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves, head_leaves, tree_fine,
+    EmptyLeaf, LeafAttentionInput, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves,
+    head_leaves, tree_fine,
 };
 use crate::ops::Dropout;
 use burn::module::Module;
@@ -34,11 +35,6 @@ impl TreeFineConfig {
 
     #[track_caller]
     pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> TreeFine {
-        assert!(
-            (0.0..1.0).contains(&self.dropout),
-            "tree_fine: dropout: expected a rate in 0.0..1.0, got {}",
-            self.dropout
-        );
         TreeFine {
             router: self.router.init(sizes, device),
             empty_leaf: self.empty_leaf,
@@ -62,11 +58,10 @@ pub struct TreeFine {
 impl TreeFine {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
-        input.masks.only("tree-fine", false, true);
+        input.masks.only("tree-fine", true);
         let causal = input.masks.causal;
         let (queries, keys) = (input.query.dims()[1], input.key.dims()[1]);
-        let key_padding = input.masks.padding;
-        let query_padding = key_padding.clone().filter(|_| input.is_self);
+        let [query_padding, key_padding] = input.masks.of_rows(input.is_self);
         let is_training = input.query.device().is_autodiff();
         let surrogate = input.surrogate.unwrap_or(self.router.surrogate);
         let options = TreeFineOptions {
@@ -116,31 +111,17 @@ impl TreeFine {
     #[track_caller]
     pub(super) fn attend_cached(&self, rows: CachedRows, cache: &mut FineCache) -> Tensor<4> {
         let shape = self.router.query.shape();
-        assert_eq!(
-            cache.shape(),
-            shape,
-            "tree_fine: cache: expected one of trees {shape:?}, got {:?}",
-            cache.shape()
-        );
+        expect_trees("tree_fine", cache.shape(), shape);
         let (query, key) = self
             .router
             .route(rows.query.clone(), rows.key.clone(), None, None);
         let query_leaf = head_leaves(&query, rows.query.dims()[2]);
         let key_leaf = head_leaves(&key, rows.key.dims()[2]);
-        let queries: usize = query_leaf.dims().iter().product();
-        let keys: usize = key_leaf.dims().iter().product();
+        let flat = |leaves: Tensor<3, Int>| leaves.flatten::<1>(0, 2);
         // One transfer for both.
-        let leaves: Vec<i64> = Tensor::<1, Int>::cat(
-            vec![
-                query_leaf.clone().reshape([queries]),
-                key_leaf.reshape([keys]),
-            ],
-            0,
-        )
-        .into_data()
-        .iter::<i64>()
-        .collect();
-        let (asked, fresh) = leaves.split_at(queries);
+        let both = Tensor::cat(vec![flat(query_leaf.clone()), flat(key_leaf)], 0).into_data();
+        let leaves: Vec<i64> = both.iter::<i64>().collect();
+        let (asked, fresh) = leaves.split_at(query_leaf.dims().iter().product());
         let climbs = matches!(
             self.empty_leaf,
             EmptyLeaf::AncestorMean | EmptyLeaf::AncestorAttend
@@ -154,12 +135,14 @@ impl TreeFine {
             ..TreeFineOptions::default()
         };
         let leaved = Leaved {
-            query: rows.query,
-            key: gathered.key,
-            value: gathered.value,
-            query_leaf,
-            key_leaf: gathered.key_leaf,
-            key_bias: None,
+            rows: LeafAttentionInput {
+                query: rows.query,
+                key: gathered.key,
+                value: gathered.value,
+                query_leaf,
+                key_leaf: gathered.key_leaf,
+                key_bias: None,
+            },
             own_value: Some(rows.value),
         };
         WithinLeaves::new(shape, &options).attend(leaved).context
@@ -167,18 +150,15 @@ impl TreeFine {
 
     #[track_caller]
     fn dropout(&self, is_training: bool, seed: Option<u64>) -> Option<Dropout> {
-        if self.dropout == 0.0 || !is_training {
+        let rate = self.dropout;
+        if rate == 0.0 || !is_training {
             return None;
         }
         let seed = seed.unwrap_or_else(|| {
             panic!(
-                "tree_fine: seed: dropout of {} on an autodiff device needs one per call, see with_seed",
-                self.dropout
+                "tree_fine: seed: dropout of {rate} on an autodiff device needs one per call, see with_seed"
             )
         });
-        Some(Dropout {
-            rate: self.dropout,
-            seed,
-        })
+        Some(Dropout { rate, seed })
     }
 }
