@@ -4,8 +4,6 @@ use std::fmt::Write;
 
 use serde::Deserialize;
 
-use crate::page::thousands;
-
 /// What the benchmark writes, as far as tables show it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Report {
@@ -327,6 +325,17 @@ fn ratio(ratio: f64) -> String {
     }
 }
 
+/// With a comma between groups of three digits.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string().into_bytes();
+    let groups: Vec<_> = digits
+        .rchunks(3)
+        .rev()
+        .map(String::from_utf8_lossy)
+        .collect();
+    groups.join(",")
+}
+
 fn memory(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
@@ -360,6 +369,12 @@ pub mod tests {
             "left_out": ["no GPU"],
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn digits_come_in_threes() {
+        assert_eq!(thousands(12), "12");
+        assert_eq!(thousands(1_234_567), "1,234,567");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use md5::Digest;
 
+use crate::whole;
+
 /// A committed file of checksums. The first fetch of an artefact records its checksum, every later
 /// one must match it.
 pub struct Lock {
@@ -49,9 +51,7 @@ impl Lock {
                 self.digests
                     .insert(artefact.to_string(), digest.to_string());
                 let text = serde_json::to_string_pretty(&self.digests)? + "\n";
-                let beside = self.path.with_extension("json.new");
-                fs::write(&beside, text).with_context(|| beside.display().to_string())?;
-                fs::rename(&beside, &self.path).with_context(|| self.path.display().to_string())
+                whole::write(&self.path, text)
             }
         }
     }
