@@ -166,6 +166,6 @@ fn check(libraries: &[Package], backends: &[Backend]) -> Task {
 /// The members that are published.
 fn libraries() -> Result<Vec<Package>> {
     let mut packages = workspace::packages()?;
-    packages.retain(|package| package.published);
+    packages.retain(Package::published);
     Ok(packages)
 }

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::{shell, workspace};
 use libtest::Outcome;
-use report::Row;
+use report::{Counts, Row};
 
 /// Run the shared test suite on every backend and compare what ran.
 ///
@@ -54,41 +54,32 @@ pub fn run(args: &Args) -> Result<()> {
     backends.dedup();
 
     let mut environment = Environment::default();
-    let mut rows: Vec<(Backend, Row)> = backends
-        .iter()
-        .map(|&backend| (backend, Row::new(backend.name())))
-        .collect();
-    for (backend, row) in &mut rows {
-        if let Err(error) = provision::provide(*backend, &mut environment) {
-            row.broken.push(format!("{error:#}"));
+    let mut ready = Vec::new();
+    let mut rows = Vec::new();
+    for backend in backends {
+        let mut row = Row::new(backend.name());
+        match provision::provide(backend, &mut environment) {
+            Ok(()) => ready.push(backend),
+            Err(error) => row.broken.push(format!("{error:#}")),
         }
+        rows.push(row);
     }
-    let ready: Vec<Backend> = rows
-        .iter()
-        .filter(|(_, row)| row.broken.is_empty())
-        .map(|(backend, _)| *backend)
-        .collect();
     if !ready.is_empty() {
-        match compile(&ready, &environment) {
-            Ok(binaries) => {
-                let ready = rows.iter_mut().filter(|(_, row)| row.broken.is_empty());
-                for (backend, row) in ready {
-                    let start = Instant::now();
-                    for binary in &binaries {
-                        run_suite(binary, *backend, args.filter.as_deref(), &environment, row);
+        let compiled = compile(&ready, &environment);
+        for row in rows.iter_mut().filter(|row| row.broken.is_empty()) {
+            let start = Instant::now();
+            match &compiled {
+                Ok(binaries) => {
+                    for binary in binaries {
+                        run_suite(binary, args.filter.as_deref(), &environment, row);
                     }
-                    row.time = start.elapsed();
                 }
+                Err(error) => row.broken.push(format!("{error:#}")),
             }
-            Err(error) => {
-                for (_, row) in rows.iter_mut().filter(|(_, row)| row.broken.is_empty()) {
-                    row.broken.push(format!("{error:#}"));
-                }
-            }
+            row.time = start.elapsed();
         }
     }
 
-    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     print_details(&rows);
     println!("\n{}", report::table(&rows));
     let objections = report::objections(&rows);
@@ -103,24 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// When a manifest is not valid.
 pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
     let features = workspace::features(&workspace::packages()?, backends);
-    Ok([
-        "--workspace".to_string(),
-        "--features".to_string(),
-        format!("arbora-cli/remote,{features}"),
-    ])
-}
-
-#[derive(Deserialize)]
-struct Message {
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
+    let features = format!("arbora-cli/remote,{features}");
+    Ok(["--workspace".into(), "--features".into(), features])
 }
 
 fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary>> {
@@ -138,26 +113,36 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     let output = output.context("cannot start cargo")?;
     ensure!(output.status.success(), "the suite does not compile");
 
+    /// What cargo says of something that it compiled.
+    #[derive(Deserialize)]
+    struct Artifact {
+        manifest_path: PathBuf,
+        target: Target,
+        executable: PathBuf,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
     let mut binaries = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Ok(message) = serde_json::from_str::<Message>(line) else {
-            continue;
-        };
-        let (Some(manifest), Some(target), Some(path)) =
-            (message.manifest_path, message.target, message.executable)
-        else {
-            continue;
-        };
-        if target.name != "backend" || target.kind != ["test"] {
+    // Messages about other things lack a field.
+    let lines = String::from_utf8_lossy(&output.stdout);
+    for one in lines
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
+    {
+        if one.target.name != "backend" || one.target.kind != ["test"] {
             continue;
         }
-        let folder = manifest.parent().unwrap_or(Path::new("")).to_path_buf();
-        let package = packages.iter().find(|package| package.folder == folder);
+        let package = packages
+            .iter()
+            .find(|package| package.manifest_path == one.manifest_path);
         let package = package.context("cargo compiled a suite of an unknown package")?;
         binaries.push(Binary {
             package: package.name.clone(),
-            folder,
-            path,
+            folder: one.manifest_path.parent().unwrap_or(Path::new("")).into(),
+            path: one.executable,
         });
     }
     ensure!(!binaries.is_empty(), "no crate has a test target `backend`");
@@ -165,27 +150,15 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     Ok(binaries)
 }
 
-/// Runs one suite on one backend, prints its line of progress and adds its results to the row.
-fn run_suite(
-    binary: &Binary,
-    backend: Backend,
-    filter: Option<&str>,
-    environment: &Environment,
-    row: &mut Row,
-) {
-    print!("{:<8} {:<18} ", backend.name(), binary.package);
+/// Runs one suite on the backend of a row, prints its line of progress and adds its results to the row.
+fn run_suite(binary: &Binary, filter: Option<&str>, environment: &Environment, row: &mut Row) {
+    print!("{:<8} {:<18} ", row.backend, binary.package);
     std::io::stdout().flush().ok();
     let start = Instant::now();
-    match suite_of(binary, backend, filter, environment) {
+    match suite_of(binary, row.backend, filter, environment) {
         Ok(suite) => {
-            let counts = report::counts(suite.tests.values());
-            println!(
-                "{} passed, {} failed, {} skipped in {:.1} s",
-                counts.passed,
-                counts.failed,
-                counts.skipped,
-                start.elapsed().as_secs_f64()
-            );
+            let counts = Counts::of(suite.tests.values());
+            println!("{counts} in {:.1} s", start.elapsed().as_secs_f64());
             row.add(&binary.package, suite);
         }
         Err(error) => {
@@ -197,7 +170,7 @@ fn run_suite(
 
 fn suite_of(
     binary: &Binary,
-    backend: Backend,
+    backend: &str,
     filter: Option<&str>,
     environment: &Environment,
 ) -> Result<libtest::Suite> {
@@ -212,7 +185,7 @@ fn suite_of(
     // As cargo would run it, on the backend asked for.
     command
         .env("CARGO_MANIFEST_DIR", &binary.folder)
-        .env("BURN_DEVICE", backend.name());
+        .env("BURN_DEVICE", backend);
     environment.apply(&mut command);
     let output = command
         .output()
@@ -220,16 +193,12 @@ fn suite_of(
     let printed = String::from_utf8_lossy(&output.stdout);
     match libtest::parse(&printed) {
         Ok(suite) => {
-            let failed = suite
-                .tests
-                .values()
-                .any(|test| matches!(test, Outcome::Failed(_)));
-            if output.status.success() == failed {
-                bail!(
-                    "the results say otherwise than the test binary, which ended with {}",
-                    output.status
-                );
-            }
+            let failed = Counts::of(suite.tests.values()).failed;
+            ensure!(
+                output.status.success() == (failed == 0),
+                "the results say otherwise than the test binary, which ended with {}",
+                output.status
+            );
             Ok(suite)
         }
         Err(error) => {
@@ -250,11 +219,8 @@ fn print_details(rows: &[Row]) {
     for row in rows {
         for (name, outcome) in &row.tests {
             if let Outcome::Failed(printed) = outcome {
-                println!(
-                    "\n---- failed on {}: {name}\n{}",
-                    row.backend,
-                    printed.trim()
-                );
+                let printed = printed.trim();
+                println!("\n---- failed on {}: {name}\n{printed}", row.backend);
             }
         }
     }
