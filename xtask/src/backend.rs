@@ -52,10 +52,4 @@ impl Backend {
     pub fn is_graphics(self) -> bool {
         matches!(self, Self::Wgpu | Self::Vulkan | Self::Webgpu | Self::Metal)
     }
-
-    /// Whether a build step downloads a toolchain that may be out of reach. With `DOCS_RS=1` the
-    /// step is left out, and the code can be checked but not linked.
-    pub fn needs_toolchain(self) -> bool {
-        matches!(self, Self::Cuda | Self::Rocm | Self::Cpu)
-    }
 }
