@@ -30,10 +30,7 @@ enum Task {
     Suite,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// At the first step that fails.
+/// Runs the steps up to the first that fails.
 pub fn run(args: &Args) -> Result<()> {
     let steps = steps()?;
     if args.list {

@@ -25,10 +25,7 @@ pub struct Args {
     more: Vec<String>,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When there is no such experiment, `arbora` does not compile, or a run fails.
+/// Fails when there is no such experiment, `arbora` does not compile, or a run fails.
 pub fn run(args: &Args) -> Result<()> {
     let experiment = shell::root().join(experiment(&args.name));
     ensure!(experiment.is_file(), "{} is missing", experiment.display());

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder, read::GzDecoder};
 
+use crate::whole;
+
 /// Grey images of one size with a label each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Labelled {
@@ -113,11 +115,9 @@ fn labels_of(folder: &Path, part: &str) -> PathBuf {
 /// # Errors
 /// When the file is missing or damaged.
 pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
     let mut bytes = Vec::new();
-    GzDecoder::new(file)
-        .read_to_end(&mut bytes)
-        .with_context(|| path.display().to_string())?;
+    let read = File::open(path).and_then(|file| GzDecoder::new(file).read_to_end(&mut bytes));
+    read.with_context(|| path.display().to_string())?;
     Ok(bytes)
 }
 
@@ -126,13 +126,11 @@ pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// When the file cannot be written.
 pub fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file = File::create(path).with_context(|| path.display().to_string())?;
-    let mut encoder = GzBuilder::new().mtime(0).write(file, Compression::best());
-    encoder
-        .write_all(bytes)
-        .and_then(|()| encoder.finish())
-        .map(drop)
-        .with_context(|| path.display().to_string())
+    let mut encoder = GzBuilder::new()
+        .mtime(0)
+        .write(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    whole::write(path, encoder.finish()?)
 }
 
 /// Unsigned bytes (0x08) in D axes, then each axis as a big-endian u32.

@@ -85,10 +85,7 @@ impl Name {
     }
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When a registry client is missing or fails, or a checksum differs from the recorded one.
+/// Fails when a registry client is missing or fails, or a checksum differs from the recorded one.
 pub fn run(args: &Args) -> Result<()> {
     let dir = shell::root().join(&args.dir);
     if args.list {

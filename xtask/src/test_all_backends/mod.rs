@@ -44,10 +44,7 @@ struct Binary {
     path: PathBuf,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When anything stands against a green result; the details are printed before.
+/// Fails when anything stands against a green result; the details are printed before.
 pub fn run(args: &Args) -> Result<()> {
     let mut backends = args.backends.clone();
     backends.sort_unstable();
@@ -101,11 +98,9 @@ pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
 fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary>> {
     let packages = workspace::packages()?;
     let mut cargo = shell::cargo();
-    cargo
-        .args(["test", "--no-run", "--test", "backend"])
-        .args(selection(backends)?);
+    cargo.args(["test", "--no-run", "--test", "backend"]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
-    environment.apply(&mut cargo);
+    environment.apply(cargo.args(selection(backends)?));
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     println!("compiling the suite for {}", names.join(", "));
     // What cargo says goes to the terminal, what it produced comes through the pipe.
@@ -127,17 +122,13 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     }
     let mut binaries = Vec::new();
     // Messages about other things lack a field.
-    let lines = String::from_utf8_lossy(&output.stdout);
-    for one in lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
-    {
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    for one in messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok()) {
         if one.target.name != "backend" || one.target.kind != ["test"] {
             continue;
         }
-        let package = packages
-            .iter()
-            .find(|package| package.manifest_path == one.manifest_path);
+        let mut packages = packages.iter();
+        let package = packages.find(|package| package.manifest_path == one.manifest_path);
         let package = package.context("cargo compiled a suite of an unknown package")?;
         binaries.push(Binary {
             package: package.name.clone(),
@@ -178,18 +169,14 @@ fn suite_of(
     // More than one thread even on one core: with a single one the harness prints a test's name
     // before the test runs, and what a driver writes then lands in the middle of the line.
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
-    command
-        .args(["--show-output", "--test-threads", &threads.to_string()])
-        .args(filter);
-    command.current_dir(&binary.folder).stdin(Stdio::null());
+    command.args(["--show-output", "--test-threads", &threads.to_string()]);
+    command.args(filter).stdin(Stdio::null());
     // As cargo would run it, on the backend asked for.
-    command
-        .env("CARGO_MANIFEST_DIR", &binary.folder)
-        .env("BURN_DEVICE", backend);
-    environment.apply(&mut command);
-    let output = command
-        .output()
-        .with_context(|| binary.path.display().to_string())?;
+    command.current_dir(&binary.folder);
+    command.env("CARGO_MANIFEST_DIR", &binary.folder);
+    command.env("BURN_DEVICE", backend);
+    let output = environment.apply(&mut command).output();
+    let output = output.with_context(|| binary.path.display().to_string())?;
     let printed = String::from_utf8_lossy(&output.stdout);
     match libtest::parse(&printed) {
         Ok(suite) => {
@@ -216,19 +203,18 @@ fn last_lines(text: &str) -> String {
 
 /// What failed tests printed, and why tests were skipped.
 fn print_details(rows: &[Row]) {
-    for row in rows {
-        for (name, outcome) in &row.tests {
-            if let Outcome::Failed(printed) = outcome {
-                let printed = printed.trim();
-                println!("\n---- failed on {}: {name}\n{printed}", row.backend);
-            }
+    let outcomes = || {
+        rows.iter()
+            .flat_map(|row| row.tests.iter().map(|test| (row.backend, test)))
+    };
+    for (backend, (name, outcome)) in outcomes() {
+        if let Outcome::Failed(printed) = outcome {
+            println!("\n---- failed on {backend}: {name}\n{}", printed.trim());
         }
     }
-    for row in rows {
-        for (name, outcome) in &row.tests {
-            if let Outcome::Skipped(reason) = outcome {
-                println!("skipped on {}: {name}: {reason}", row.backend);
-            }
+    for (backend, (name, outcome)) in outcomes() {
+        if let Outcome::Skipped(reason) = outcome {
+            println!("skipped on {backend}: {name}: {reason}");
         }
     }
 }
