@@ -2,8 +2,8 @@
 
 use crate::backends::{Opened, adapter, on_cube};
 use crate::measure::{Entrant, contest};
+use crate::numbers::Row;
 use crate::problem::{Problem, random};
-use crate::report::Row;
 use crate::{Bench, THREADS};
 use arbora_attention::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
@@ -105,21 +105,16 @@ fn compare(
         }
         let ours = others.remove(0);
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what,
             shape: problem.text(),
             tokens: problem.tokens,
-            routes: "–",
+            routes: "–".into(),
             backend: format!("{} ({})", backend.name, adapter(device)),
             threads: THREADS,
-            microseconds_per_query: None,
             ours,
             others,
-            best: None,
-            ratio: None,
-            cost: None,
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
 }

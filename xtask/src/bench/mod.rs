@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: `docs/results/performance.md`, from measuring to text.
 
+// What the benchmark writes, as it declares it.
+#[path = "../../../benches/benches/performance/numbers.rs"]
+mod numbers;
 mod table;
 
 use std::fs;
@@ -14,7 +17,7 @@ use crate::backend::Backend;
 use crate::page;
 use crate::provision::{self, Environment};
 use crate::{shell, whole};
-use table::Report;
+use numbers::Report;
 
 /// Measure tree attention beside dense attention and write the page of results.
 ///
@@ -60,10 +63,7 @@ struct Machine {
     threads: usize,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When a backend other than those of a GPU cannot be provided for, the benchmark fails, or a page
+/// Fails when a backend other than those of a GPU cannot be provided for, the benchmark fails, or a page
 /// cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let mut environment = Environment::default();

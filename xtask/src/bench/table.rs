@@ -2,71 +2,7 @@
 
 use std::fmt::Write;
 
-use serde::Deserialize;
-
-/// What the benchmark writes, as far as tables show it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Report {
-    pub quick: bool,
-    pub threads: usize,
-    pub seconds: f64,
-    pub peaks: Vec<Peak>,
-    pub targets: Vec<Target>,
-    pub rows: Vec<Row>,
-    pub break_even: Vec<BreakEven>,
-    pub left_out: Vec<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Peak {
-    pub threads: usize,
-    pub flops_per_second: f64,
-    pub bytes_per_second: f64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Target {
-    pub number: u8,
-    pub wanted: String,
-    pub backend: String,
-    pub measured: String,
-    pub reached: bool,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Row {
-    pub section: String,
-    pub what: String,
-    pub shape: String,
-    pub routes: String,
-    pub backend: String,
-    pub threads: usize,
-    pub ours: Measured,
-    pub others: Vec<Measured>,
-    pub best: Option<String>,
-    pub ratio: Option<f64>,
-    pub microseconds_per_query: Option<f64>,
-    pub floor_seconds: Option<f64>,
-    pub over_floor: Option<f64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Measured {
-    pub name: String,
-    pub seconds: f64,
-    pub peak_bytes: Option<u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct BreakEven {
-    pub backend: String,
-    pub tokens: usize,
-    pub build_seconds: f64,
-    pub tree_seconds_per_query: f64,
-    pub dense_context_seconds: f64,
-    pub dense_seconds_per_query: f64,
-    pub queries: Option<f64>,
-}
+use super::numbers::{BreakEven, Report, Row, Target};
 
 /// The benchmark's sections, with what their tables are about.
 const SECTIONS: [(&str, &str); 6] = [
@@ -165,7 +101,7 @@ fn measurements<'a>(rows: impl IntoIterator<Item = &'a Row>, what: Column<Row>) 
     let columns: [Column<Row>; 13] = [
         what,
         ("shape", |row| row.shape.clone()),
-        ("routes", |row| row.routes.clone()),
+        ("routes", |row| row.routes.to_string()),
         ("backend", |row| row.backend.clone()),
         ("threads", |row| row.threads.to_string()),
         ("time", |row| time(row.ours.seconds)),
