@@ -76,15 +76,7 @@ fn has_driver() -> bool {
         folders.extend(split_paths(&path));
     }
     folders.extend(home_dir().map(|home| home.join(".local/share")));
-    let manifests = folders.iter().map(|folder| folder.join("vulkan/icd.d"));
-    manifests
-        .filter_map(|folder| folder.read_dir().ok())
-        .flatten()
-        .flatten()
-        .any(|entry| {
-            entry
-                .path()
-                .extension()
-                .is_some_and(|ending| ending == "json")
-        })
+    let read = |folder: &PathBuf| folder.join("vulkan/icd.d").read_dir().ok();
+    let mut files = folders.iter().filter_map(read).flatten().flatten();
+    files.any(|file| file.path().extension() == Some("json".as_ref()))
 }
