@@ -8,6 +8,8 @@
 //! On burn-flex, one thread. Memory is what the process's allocator handed out at the highest point of
 //! one call, less what it had handed out before: exact, unlike resident pages.
 
+mod common;
+
 use arbora_attention::{
     DenseAttentionOptions, Route, TreeSearchOptions, dense_attention, tree_search,
 };
@@ -22,7 +24,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Instant;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -55,9 +56,6 @@ const EXPONENTS: std::ops::RangeInclusive<u32> = 7..=17;
 /// Queries of one call, of every kind of attention.
 const QUERIES: usize = 256;
 
-/// Calls whose median is taken, after one that warms up.
-const CALLS: usize = 9;
-
 /// What is measured, by name.
 const KINDS: [&str; 3] = [
     "tree search",
@@ -77,16 +75,8 @@ fn measure(mut call: impl FnMut()) -> Measured {
     PEAK.store(before, Relaxed);
     call();
     let bytes = PEAK.load(Relaxed).saturating_sub(before) as f64 / QUERIES as f64;
-    let mut seconds: Vec<f64> = (0..CALLS)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
     Measured {
-        microseconds: seconds[CALLS / 2] * 1e6 / QUERIES as f64,
+        microseconds: common::median_seconds(call) * 1e6 / QUERIES as f64,
         bytes,
     }
 }

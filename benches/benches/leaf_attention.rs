@@ -7,6 +7,8 @@
 //!
 //! On burn-flex. Leaves are balanced: each holds the same number of queries and of keys.
 
+mod common;
+
 use arbora_attention::{
     DenseAttentionOptions, LeafAttentionInput, LeafAttentionOptions, dense_attention,
     leaf_attention,
@@ -15,7 +17,6 @@ use arbora_rl::sample::uniform;
 use arbora_rl::seed::step_rng;
 use burn::tensor::{Device, Int, Tensor};
 use std::hint::black_box;
-use std::time::Instant;
 
 const TOKENS: [usize; 2] = [1024, 4096];
 const HEADS: usize = 8;
@@ -24,21 +25,10 @@ const HEAD_DIM: usize = 96;
 /// As many as trees of height 6 have.
 const LEAVES: usize = 64;
 
-/// Calls whose median is taken, after one that warms up.
-const CALLS: usize = 9;
-
-/// The median time of a call in milliseconds.
+/// The median time of a call in milliseconds, after one that warms up.
 fn measure(mut call: impl FnMut()) -> f64 {
     call();
-    let mut times: Vec<f64> = (0..CALLS)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[CALLS / 2]
+    common::median_seconds(call) * 1e3
 }
 
 /// Runs attention and the gradient of the sum of its squares.

@@ -57,10 +57,4 @@ impl Backend {
     pub fn compiles_kernels(self) -> bool {
         !matches!(self, Self::Flex | Self::Ndarray | Self::Tch)
     }
-
-    /// Whether a build step downloads a toolchain that may be out of reach. With `DOCS_RS=1` the
-    /// step is left out, and the code can be checked but not linked.
-    pub fn needs_toolchain(self) -> bool {
-        matches!(self, Self::Cuda | Self::Rocm | Self::Cpu)
-    }
 }

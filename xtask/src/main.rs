@@ -4,6 +4,8 @@ mod backend;
 mod bench;
 mod ci;
 mod data;
+// The command line writes such pages too. Its files are shared, since a dependency on its crate would compile burn.
+#[path = "../../crates/arbora-cli/src/experiment/page.rs"]
 mod page;
 mod provision;
 mod reproduce;
@@ -11,6 +13,8 @@ mod shell;
 mod test_all_backends;
 #[cfg(test)]
 mod tidy;
+#[path = "../../crates/arbora-cli/src/whole.rs"]
+mod whole;
 mod workspace;
 
 use std::process::ExitCode;

@@ -1,10 +1,8 @@
 //! `cargo xtask reproduce`: the tables of `docs/results`, by the experiments of `arbora compare`.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
 use crate::shell;
 
@@ -27,16 +25,13 @@ pub struct Args {
     more: Vec<String>,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When there is no such experiment, `arbora` does not compile, or a run fails.
+/// Fails when there is no such experiment, `arbora` does not compile, or a run fails.
 pub fn run(args: &Args) -> Result<()> {
     let experiment = shell::root().join(experiment(&args.name));
     ensure!(experiment.is_file(), "{} is missing", experiment.display());
-    let mut command = comparison(&build()?, args);
+    let mut command = comparison(args);
     println!("{}", shell::shown(&command));
-    let status = command.status().context("cannot start arbora")?;
+    let status = command.status().context("cannot start cargo")?;
     match status.code() {
         Some(0) => Ok(()),
         Some(130) => bail!("stopped; call the same command again to continue"),
@@ -49,51 +44,27 @@ fn experiment(name: &str) -> String {
     format!("crates/arbora-cli/experiments/{name}.json")
 }
 
-/// The comparison that trains what is missing and writes the page.
-fn comparison(program: &Path, args: &Args) -> Command {
+/// The comparison that trains what is missing and writes the page, compiled in release.
+fn comparison(args: &Args) -> Command {
     let Args { name, more } = args;
     let page = match name.as_str() {
         "lm" => "tree-coders",
         name => name,
     };
-    let mut command = Command::new(program);
-    command.current_dir(shell::root());
-    command.args(["compare", &experiment(name)]);
+    let mut command = shell::cargo();
+    command.args(["run", "--release", "--package", "arbora-cli"]);
+    command.args(["--bin", "arbora", "--", "compare", &experiment(name)]);
     command.args(["--made-by", &format!("cargo xtask reproduce {name}")]);
     command.args(["--page", &format!("docs/results/{page}.md")]);
     command.args(["--readme", "README.md"]);
-    let out = more
+    if !more
         .iter()
-        .any(|word| word.split('=').next() == Some("--out"));
-    if !out {
+        .any(|word| word.split('=').next() == Some("--out"))
+    {
         command.args(["--out", &format!("runs/reproduce/{name}")]);
     }
     command.args(more);
     command
-}
-
-/// Compiles the command line in release and returns where it is.
-fn build() -> Result<PathBuf> {
-    let mut cargo = shell::cargo();
-    cargo.args([
-        "build",
-        "--release",
-        "--package",
-        "arbora-cli",
-        "--bin",
-        "arbora",
-    ]);
-    cargo.args(["--message-format", "json-render-diagnostics"]);
-    println!("compiling arbora");
-    let output = cargo.stderr(std::process::Stdio::inherit()).output();
-    let output = output.context("cannot start cargo")?;
-    ensure!(output.status.success(), "arbora does not compile");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "arbora")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo built no program `arbora`")
 }
 
 #[cfg(test)]
@@ -102,30 +73,21 @@ mod tests {
 
     #[test]
     fn what_was_asked_is_in_the_command_and_later_settings_win() {
-        let more = [
-            "--steps",
-            "7",
-            "--set",
-            "batch_size=2",
-            "--out",
-            "elsewhere",
-        ];
-        let args = |name: &str, more: &[&str]| Args {
-            name: name.into(),
-            more: more.iter().map(|word| (*word).into()).collect(),
+        let shown = |name: &str, more: &str| {
+            let more = more.split_whitespace().map(String::from).collect();
+            let name = name.into();
+            shell::shown(&comparison(&Args { name, more }))
         };
-        let shown = |args: &Args| shell::shown(&comparison(Path::new("arbora"), args));
-        let text = shown(&args("lm", &more));
+        let text = shown("lm", "--steps 7 --set batch_size=2 --out elsewhere");
         assert!(
             text.ends_with(
                 "--page docs/results/tree-coders.md --readme README.md --steps 7 --set batch_size=2 --out elsewhere"
             ),
             "{text}"
         );
-        let text = shown(&args("images", &[]));
-        assert!(
-            text.starts_with("arbora compare crates/arbora-cli/experiments/images.json --made-by")
-        );
+        let text = shown("images", "");
+        let experiment = "arbora -- compare crates/arbora-cli/experiments/images.json --made-by";
+        assert!(text.contains(experiment), "{text}");
         assert!(text.ends_with("--out runs/reproduce/images"), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 /// The root of the workspace.
 pub fn root() -> PathBuf {
@@ -24,11 +24,9 @@ pub fn cargo() -> Command {
     // `cargo run` describes this crate to us in variables that some build scripts watch (ring's):
     // passed on, they would rebuild what cargo built when called by hand.
     for (name, _) in std::env::vars_os() {
-        let describes_us = name.to_str().is_some_and(|name| {
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-        });
-        if describes_us {
-            command.env_remove(name);
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
         }
     }
     command
@@ -36,14 +34,10 @@ pub fn cargo() -> Command {
 
 /// The command as one would type it.
 pub fn shown(command: &Command) -> String {
-    let program = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or_default();
-    std::iter::once(program)
-        .chain(command.get_args())
-        .map(|part| quoted(&part.to_string_lossy()))
-        .collect::<Vec<_>>()
-        .join(" ")
+    let program = Path::new(command.get_program()).file_name();
+    let words = program.into_iter().chain(command.get_args());
+    let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
 }
 
 /// A word as a shell takes it, in quotes where it would not take it as it is.
@@ -60,12 +54,9 @@ fn quoted(word: &str) -> String {
 /// # Errors
 /// When the program cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !status.success() {
-        bail!("`{}` failed ({status})", shown(command));
-    }
+    let status = command.status();
+    let status = status.with_context(|| format!("cannot start `{}`", shown(command)))?;
+    ensure!(status.success(), "`{}` failed ({status})", shown(command));
     Ok(())
 }
 
@@ -78,15 +69,13 @@ pub fn output(command: &mut Command) -> Result<String> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !out.status.success() {
-        let said = String::from_utf8_lossy(&out.stderr);
-        bail!(
-            "`{}` failed ({})\n{}",
-            shown(command),
-            out.status,
-            said.trim()
-        );
-    }
+    ensure!(
+        out.status.success(),
+        "`{}` failed ({})\n{}",
+        shown(command),
+        out.status,
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
     String::from_utf8(out.stdout).with_context(|| format!("output of `{}`", shown(command)))
 }
 

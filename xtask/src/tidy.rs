@@ -36,12 +36,7 @@ fn links_between_pages_lead_to_files() {
     let root = root();
     let mut found = vec![root.join("README.md")];
     files(&root.join("docs"), "md", &mut found);
-    for package in fs::read_dir(root.join("crates")).unwrap() {
-        let page = package.unwrap().path().join("README.md");
-        if page.is_file() {
-            found.push(page);
-        }
-    }
+    files(&root.join("crates"), "md", &mut found);
     for page in found {
         for link in links(&read(&page)) {
             let file = link.split('#').next().unwrap_or_default();
@@ -69,12 +64,9 @@ fn the_readmes_program_is_that_of_a_compiled_example() {
 
 #[test]
 fn every_member_is_on_the_map() {
-    let root = root();
-    let (readme, map) = (
-        read(&root.join("README.md")),
-        read(&root.join("docs/architecture.md")),
-    );
-    for package in fs::read_dir(root.join("crates")).unwrap() {
+    let readme = read(&root().join("README.md"));
+    let map = read(&root().join("docs/architecture.md"));
+    for package in fs::read_dir(root().join("crates")).unwrap() {
         let name = package.unwrap().file_name().into_string().unwrap();
         let folder = format!("`crates/{name}`");
         assert!(readme.contains(&folder), "README.md does not name {folder}");

@@ -2,7 +2,8 @@
 //!
 //! libtorch is called through its own bindings, burn-flex through burn.
 
-use crate::measure::{Entrant, Measured};
+use crate::measure::Entrant;
+use crate::numbers::Measured;
 use crate::problem::Problem;
 
 /// The fastest of the measurements, if there is any.

@@ -1,16 +1,7 @@
 //! The least that a computation does, and how long that takes at the machine's best.
 
-use crate::machine::Peak;
-use serde::Serialize;
+use crate::numbers::{Cost, Peak};
 use std::ops::Add;
-
-/// Floating-point operations of matrix products (a multiplication and an addition are two) and bytes
-/// to and from memory. Exponentials, norms and additions of vectors are not counted.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Cost {
-    pub flops: f64,
-    pub bytes: f64,
-}
 
 impl Cost {
     /// The larger of computing and moving, at the machine's peaks.

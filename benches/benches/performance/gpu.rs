@@ -2,8 +2,8 @@
 
 use crate::backends::{Opened, adapter, on_cube};
 use crate::measure::{Entrant, contest};
+use crate::numbers::Row;
 use crate::problem::{Problem, random};
-use crate::report::Row;
 use crate::{Bench, THREADS};
 use arbora_attention::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
@@ -22,12 +22,12 @@ pub fn measure(bench: &mut Bench) {
             .report
             .leave_out("kernels of CubeCL: no such backend is compiled in".into());
     }
-    for (name, device) in devices {
+    for device in devices {
         match device {
             Ok(backend) => measure_on(bench, &backend),
             Err(reason) => bench
                 .report
-                .leave_out(format!("kernels of CubeCL on {name}: {reason}")),
+                .leave_out(format!("kernels of CubeCL: {reason}")),
         }
     }
 }
@@ -105,21 +105,16 @@ fn compare(
         }
         let ours = others.remove(0);
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what,
             shape: problem.text(),
             tokens: problem.tokens,
-            routes: "–",
+            routes: "–".into(),
             backend: format!("{} ({})", backend.name, adapter(device)),
             threads: THREADS,
-            microseconds_per_query: None,
             ours,
             others,
-            best: None,
-            ratio: None,
-            cost: None,
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
 }

@@ -1,10 +1,9 @@
 //! Forward and backward of a search with the index given, beside libtorch's own autograd of its
 //! fused attention. Gradients reach queries, keys and values on both sides.
 
-use crate::floor::Cost;
 use crate::measure::{Entrant, contest};
+use crate::numbers::{Cost, Row};
 use crate::problem::{Inputs, Problem, Routes, random};
-use crate::report::Row;
 use crate::{Bench, THREADS, dense, search};
 use burn::tensor::{Device, Tensor};
 use std::hint::black_box;
@@ -66,21 +65,17 @@ fn measure_one(bench: &mut Bench, problem: Problem, routes: Routes, loss: Loss) 
     let others = measured.split_off(bench.backends.len());
     for ours in measured {
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what: loss.what().into(),
             shape: problem.text(),
             tokens: problem.tokens,
-            routes: routes.name(),
+            routes: routes.name().into(),
             backend: ours.name.clone(),
             threads: THREADS,
-            microseconds_per_query: None,
             ours,
             others: others.clone(),
-            best: None,
-            ratio: None,
             cost,
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
 }

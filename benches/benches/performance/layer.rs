@@ -2,10 +2,10 @@
 //! and outputs, searching), beside dense attention with its four projections.
 
 use crate::backends::Opened;
-use crate::floor::{Cost, linear};
-use crate::measure::{Entrant, Measured, contest};
+use crate::floor::linear;
+use crate::measure::{Entrant, contest};
+use crate::numbers::{BreakEven, Cost, Measured, Row};
 use crate::problem::{Problem, Routes, random};
-use crate::report::{BreakEven, Row};
 use crate::{Bench, THREADS, dense, search};
 use arbora_attention::{Route, TreeCrossAttention, TreeCrossAttentionConfig, TreeIndex};
 use arbora_models::parts::BlockAggregator;
@@ -106,21 +106,17 @@ fn measure_one(bench: &mut Bench, problem: Problem) {
     let cost = cost(&problem);
     for ours in whole(ours) {
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what: "tree build, projections and search".into(),
             shape: problem.text(),
             tokens: problem.tokens,
-            routes: Routes::Learned.name(),
+            routes: Routes::Learned.name().into(),
             backend: ours.name.clone(),
             threads: THREADS,
-            microseconds_per_query: None,
             ours,
             others: whole(others),
-            best: None,
-            ratio: None,
             cost: Some(cost),
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
     // The alternative is the one that is fastest as a whole.

@@ -2,21 +2,11 @@
 
 use crate::THREADS;
 use crate::backends::{Opened, set_libtorch_threads};
+use crate::numbers::Peak;
 use crate::problem::random;
 use rayon::prelude::*;
-use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
-
-/// Highest rates seen with a number of threads.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Peak {
-    pub threads: usize,
-    /// Of a large product of single-precision matrices, the fastest backend.
-    pub flops_per_second: f64,
-    /// Of `a = b + c * s` over arrays larger than the caches, 12 bytes an element.
-    pub bytes_per_second: f64,
-}
 
 /// Peaks with one thread and with all.
 pub fn measure(backends: &[Opened], quick: bool) -> Vec<Peak> {

@@ -20,6 +20,7 @@ mod gradient;
 mod layer;
 mod machine;
 mod measure;
+mod numbers;
 mod problem;
 mod report;
 mod scaling;
@@ -29,7 +30,7 @@ mod training;
 
 use backends::Opened;
 use measure::Effort;
-use report::Report;
+use numbers::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;

@@ -1,5 +1,6 @@
 //! Time and memory of a piece of work.
 
+use crate::numbers::Measured;
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -50,20 +51,6 @@ impl<'a> Entrant<'a> {
             work: Box::new(work),
         }
     }
-}
-
-/// What was measured of an entrant.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Measured {
-    pub name: String,
-    /// Median over the samples.
-    pub seconds: f64,
-    /// The fastest sample: far below the median where other programs disturbed.
-    pub fastest: f64,
-    pub samples: usize,
-    /// Resident memory at its highest during one call, less that before the call. `None` where the
-    /// system does not tell.
-    pub peak_bytes: Option<u64>,
 }
 
 /// Measures entrants side by side: they take turns, so that a disturbance of the machine meets all of

@@ -1,6 +1,6 @@
 //! Inputs of searches.
 
-use crate::floor::Cost;
+use crate::numbers::Cost;
 use arbora_attention::{Route, TreeSearch, TreeSearchOptions, tree_search};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::tensor::{Device, Int, Tensor, TensorData};

@@ -1,89 +1,15 @@
-//! What a run writes: one row per shape, route and backend.
+//! How a run fills its report: one row per shape, route and backend.
 
 use crate::dense;
-use crate::floor::Cost;
-use crate::machine::Peak;
-use crate::measure::Measured;
-use serde::Serialize;
-
-/// Everything that was measured.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    pub quick: bool,
-    pub threads: usize,
-    /// Wall clock of the whole run.
-    pub seconds: f64,
-    /// What floors are computed from.
-    pub peaks: Vec<Peak>,
-    pub targets: Vec<Target>,
-    pub rows: Vec<Row>,
-    pub break_even: Vec<BreakEven>,
-    /// What was left out, and why.
-    pub left_out: Vec<String>,
-}
-
-/// One measurement beside its alternatives.
-#[derive(Clone, Debug, Serialize)]
-pub struct Row {
-    /// Rows of one section belong to one table.
-    pub section: &'static str,
-    /// What is done, in words.
-    pub what: String,
-    pub shape: String,
-    pub tokens: usize,
-    pub routes: &'static str,
-    pub backend: String,
-    pub threads: usize,
-    pub ours: Measured,
-    /// What it is compared with, measured in turns with it.
-    pub others: Vec<Measured>,
-    /// The fastest of the others.
-    pub best: Option<String>,
-    /// Time of the fastest other by ours: above 1 where we are faster.
-    pub ratio: Option<f64>,
-    pub microseconds_per_query: Option<f64>,
-    pub cost: Option<Cost>,
-    pub floor_seconds: Option<f64>,
-    /// Our time by the floor.
-    pub over_floor: Option<f64>,
-}
-
-/// From how many queries per tree on the tree pays.
-#[derive(Clone, Debug, Serialize)]
-pub struct BreakEven {
-    pub backend: String,
-    pub tokens: usize,
-    /// Building the tree and projecting its nodes, per tree.
-    pub build_seconds: f64,
-    pub tree_seconds_per_query: f64,
-    /// The fastest dense alternative: projecting keys and values, per context.
-    pub dense_context_seconds: f64,
-    pub dense_seconds_per_query: f64,
-    /// `None` where dense attention costs no more per query.
-    pub queries: Option<f64>,
-}
-
-/// A number that the library is to reach.
-#[derive(Clone, Debug, Serialize)]
-pub struct Target {
-    pub number: u8,
-    pub wanted: String,
-    pub backend: String,
-    pub measured: String,
-    pub reached: bool,
-}
+use crate::numbers::{Peak, Report, Row};
 
 impl Report {
     pub fn new(quick: bool, threads: usize, peaks: Vec<Peak>) -> Self {
         Self {
             quick,
             threads,
-            seconds: 0.0,
             peaks,
-            targets: Vec::new(),
-            rows: Vec::new(),
-            break_even: Vec::new(),
-            left_out: Vec::new(),
+            ..Self::default()
         }
     }
 

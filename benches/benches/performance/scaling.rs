@@ -2,8 +2,8 @@
 
 use crate::machine::single_threaded;
 use crate::measure::{Entrant, contest};
+use crate::numbers::Row;
 use crate::problem::{Problem, Routes};
-use crate::report::Row;
 use crate::{Bench, dense};
 use std::hint::black_box;
 
@@ -69,21 +69,18 @@ fn measure_one(bench: &mut Bench, tokens: usize, routes: Routes) {
         });
         let ours = contest(&bench.effort, vec![entrant]).remove(0);
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what: "tree search".into(),
             shape: problem.text(),
             tokens,
-            routes: routes.name(),
+            routes: routes.name().into(),
             backend: backend.name.into(),
             threads: 1,
             microseconds_per_query: Some(ours.seconds * 1e6 / QUERIES as f64),
             ours,
             others: others.clone(),
-            best: None,
-            ratio: None,
             cost: Some(cost),
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
 }

@@ -2,8 +2,8 @@
 //! values go in, and neither side projects anything.
 
 use crate::measure::{Entrant, contest};
+use crate::numbers::Row;
 use crate::problem::{Problem, Routes};
-use crate::report::Row;
 use crate::{Bench, THREADS, dense};
 use std::hint::black_box;
 
@@ -59,21 +59,18 @@ fn measure_one(bench: &mut Bench, problem: Problem, routes: Routes) {
     for ours in measured {
         let queries = (problem.batch * problem.queries) as f64;
         bench.report.add(Row {
-            section: SECTION,
+            section: SECTION.into(),
             what: "tree search".into(),
             shape: problem.text(),
             tokens: problem.tokens,
-            routes: routes.name(),
+            routes: routes.name().into(),
             backend: ours.name.clone(),
             threads: THREADS,
             microseconds_per_query: Some(ours.seconds * 1e6 / queries),
             ours,
             others: others.clone(),
-            best: None,
-            ratio: None,
             cost,
-            floor_seconds: None,
-            over_floor: None,
+            ..Row::default()
         });
     }
 }

@@ -1,7 +1,7 @@
 //! What the library is to reach on this run's numbers.
 
+use crate::numbers::{Report, Row, Target};
 use crate::problem::Routes;
-use crate::report::{Report, Row, Target};
 use crate::{gradient, layer, scaling, search, training};
 
 /// Held to the targets; others are measured without.

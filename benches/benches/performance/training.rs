@@ -2,11 +2,11 @@
 //! Adam.
 
 use crate::backends::Opened;
-use crate::floor::{Cost, attention, linear};
+use crate::floor::{attention, linear};
 use crate::layer::aggregation;
 use crate::measure::{Entrant, contest};
+use crate::numbers::{Cost, Row};
 use crate::problem::{draws, uniform};
-use crate::report::Row;
 use crate::{Bench, THREADS};
 use arbora_attention::Route;
 use arbora_models::parts::EmbeddingKind;
@@ -42,21 +42,16 @@ pub fn measure(bench: &mut Bench) {
         for ours in contest(&bench.effort, entrants) {
             let Step { batch, tokens, .. } = step;
             bench.report.add(Row {
-                section: SECTION,
+                section: SECTION.into(),
                 what: what(dropout),
                 shape: format!("{batch} contexts of {tokens} tokens, {tokens} queries each"),
                 tokens,
-                routes: "sampled",
+                routes: "sampled".into(),
                 backend: ours.name.clone(),
                 threads: THREADS,
-                microseconds_per_query: None,
                 ours,
-                others: Vec::new(),
-                best: None,
-                ratio: None,
                 cost: Some(step.cost()),
-                floor_seconds: None,
-                over_floor: None,
+                ..Row::default()
             });
         }
     }

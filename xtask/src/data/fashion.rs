@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::idx::gunzip;
 use super::lock::{self, Lock};
-use super::{downloaded, sample};
+use super::{registry, sample};
 use crate::shell;
 
 const PACKAGE: &str = "dataset-fashion-mnist";
@@ -30,26 +30,20 @@ pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
         download.args(["-o", "APT::Sandbox::User=root"]);
     }
     shell::output(&mut download).context("if the package is unknown, run `apt-get update`")?;
-    let package = downloaded(scratch, ".deb")?;
-    let unpacked = scratch.join("unpacked");
-    shell::output(
-        Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&package)
-            .arg(&unpacked),
-    )?;
+    let (package, _) = registry::downloaded(scratch, ".deb")?;
+    let mut unpack = Command::new("dpkg-deb");
+    unpack.current_dir(scratch);
+    shell::output(unpack.args(["-x", &package, "unpacked"]))?;
 
-    let files = unpacked.join("usr/share/datasets/fashion-mnist");
+    let files = scratch.join("unpacked/usr/share/datasets/fashion-mnist");
     for part in ["train", "t10k"] {
         for kind in ["images-idx3-ubyte", "labels-idx1-ubyte"] {
             let name = format!("{part}-{kind}");
             let packed = files.join(format!("{name}.gz"));
             // Package versions and compression change with Debian's releases, the data does not:
             // its publishers' md5 is that of the uncompressed file.
-            lock.check(
-                &format!("fashion-mnist/{name}"),
-                &lock::md5(&gunzip(&packed)?),
-            )?;
+            let digest = lock::md5(&gunzip(&packed)?);
+            lock.check(&format!("fashion-mnist/{name}"), &digest)?;
             fs::copy(&packed, folder.join(format!("{name}.gz")))?;
         }
     }

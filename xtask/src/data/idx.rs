@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder, read::GzDecoder};
+
+use crate::whole;
 
 /// Grey images of one size with a label each.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,10 +26,10 @@ impl Labelled {
     /// # Errors
     /// When a file is missing, is not IDX, or the counts differ.
     pub fn read(folder: &Path, part: &str) -> Result<Self> {
-        let pixels = gunzip(&folder.join(format!("{part}-images-idx3-ubyte.gz")))?;
+        let pixels = gunzip(&images_of(folder, part))?;
         let ([count, height, width], pixels) = split_header::<3>(&pixels)
             .with_context(|| format!("{part} images of {}", folder.display()))?;
-        let labels = gunzip(&folder.join(format!("{part}-labels-idx1-ubyte.gz")))?;
+        let labels = gunzip(&labels_of(folder, part))?;
         let ([labelled], labels) = split_header::<1>(&labels)
             .with_context(|| format!("{part} labels of {}", folder.display()))?;
         ensure!(
@@ -53,16 +55,10 @@ impl Labelled {
         let count = self.images.len();
         let mut pixels = header([count, self.size[0], self.size[1]]);
         pixels.extend(self.images.iter().flatten());
-        gzip(
-            &folder.join(format!("{part}-images-idx3-ubyte.gz")),
-            &pixels,
-        )?;
         let mut labels = header([count]);
         labels.extend(&self.labels);
-        gzip(
-            &folder.join(format!("{part}-labels-idx1-ubyte.gz")),
-            &labels,
-        )
+        gzip(&images_of(folder, part), &pixels)?;
+        gzip(&labels_of(folder, part), &labels)
     }
 
     /// The first `per_class` images of each class in their order, interleaved by class, so that
@@ -71,34 +67,47 @@ impl Labelled {
     /// # Errors
     /// When a class from 0 to the largest has fewer images.
     pub fn balanced(&self, per_class: usize) -> Result<Self> {
-        let classes = self
-            .labels
-            .iter()
-            .max()
-            .map_or(0, |&largest| usize::from(largest) + 1);
-        let mut members = vec![Vec::new(); classes];
-        for (index, &label) in self.labels.iter().enumerate() {
-            members[usize::from(label)].push(index);
+        let largest = self.labels.iter().max();
+        let mut members = vec![Vec::new(); largest.map_or(0, |&label| usize::from(label) + 1)];
+        for (&label, image) in self.labels.iter().zip(&self.images) {
+            members[usize::from(label)].push(image);
         }
-        for (class, members) in members.iter().enumerate() {
+        for (class, members) in members.iter_mut().enumerate() {
             let has = members.len();
             ensure!(
                 has >= per_class,
                 "class {class} has {has} images, wanted {per_class}"
             );
+            members.truncate(per_class);
         }
-        let picked: Vec<usize> = (0..per_class)
-            .flat_map(|nth| members.iter().map(move |of| of[nth]))
-            .collect();
+        let (labels, images) = interleaved(&members)
+            .into_iter()
+            .map(|(_, label, image)| (label, (*image).clone()))
+            .unzip();
         Ok(Self {
             size: self.size,
-            images: picked
-                .iter()
-                .map(|&index| self.images[index].clone())
-                .collect(),
-            labels: picked.iter().map(|&index| self.labels[index]).collect(),
+            images,
+            labels,
         })
     }
+}
+
+/// (position in its class, class, image): the first of each class, then the second of each, ...
+pub fn interleaved<T>(classes: &[Vec<T>]) -> Vec<(usize, u8, &T)> {
+    let mut all = Vec::new();
+    for (label, images) in (0..).zip(classes) {
+        all.extend((0..).zip(images).map(|(nth, image)| (nth, label, image)));
+    }
+    all.sort_by_key(|&(nth, label, _)| (nth, label));
+    all
+}
+
+fn images_of(folder: &Path, part: &str) -> PathBuf {
+    folder.join(format!("{part}-images-idx3-ubyte.gz"))
+}
+
+fn labels_of(folder: &Path, part: &str) -> PathBuf {
+    folder.join(format!("{part}-labels-idx1-ubyte.gz"))
 }
 
 /// The uncompressed bytes of a gzip file.
@@ -106,11 +115,9 @@ impl Labelled {
 /// # Errors
 /// When the file is missing or damaged.
 pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
     let mut bytes = Vec::new();
-    GzDecoder::new(file)
-        .read_to_end(&mut bytes)
-        .with_context(|| path.display().to_string())?;
+    let read = File::open(path).and_then(|file| GzDecoder::new(file).read_to_end(&mut bytes));
+    read.with_context(|| path.display().to_string())?;
     Ok(bytes)
 }
 
@@ -119,24 +126,19 @@ pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// When the file cannot be written.
 pub fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
-    let file = File::create(path).with_context(|| path.display().to_string())?;
-    let mut encoder = GzBuilder::new().mtime(0).write(file, Compression::best());
-    encoder
-        .write_all(bytes)
-        .and_then(|()| encoder.finish())
-        .map(drop)
-        .with_context(|| path.display().to_string())
+    let mut encoder = GzBuilder::new()
+        .mtime(0)
+        .write(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    whole::write(path, encoder.finish()?)
 }
 
 /// Unsigned bytes (0x08) in D axes, then each axis as a big-endian u32.
 fn header<const D: usize>(axes: [usize; D]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0x08, D as u8];
     for axis in axes {
-        bytes.extend(
-            u32::try_from(axis)
-                .expect("IDX axes are 32-bit")
-                .to_be_bytes(),
-        );
+        let axis = u32::try_from(axis).expect("IDX axes are 32-bit");
+        bytes.extend(axis.to_be_bytes());
     }
     bytes
 }
@@ -147,11 +149,8 @@ fn split_header<const D: usize>(bytes: &[u8]) -> Result<([usize; D], &[u8])> {
         bytes.len() >= length && bytes[..4] == [0, 0, 0x08, D as u8],
         "not an IDX file of bytes in {D} axes"
     );
-    let axis = |at: usize| {
-        let word = &bytes[4 + 4 * at..8 + 4 * at];
-        u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize
-    };
-    let axes = std::array::from_fn(axis);
+    let (words, _) = bytes[4..].as_chunks::<4>();
+    let axes = std::array::from_fn(|axis| u32::from_be_bytes(words[axis]) as usize);
     let (expected, got) = (axes.iter().product::<usize>(), bytes.len() - length);
     ensure!(
         expected == got,
@@ -196,12 +195,8 @@ mod tests {
     #[test]
     fn a_short_file_is_refused() {
         let bytes = [header([3]), vec![0, 1]].concat();
-        assert!(
-            split_header::<1>(&bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("promises 3")
-        );
+        let refused = split_header::<1>(&bytes).unwrap_err().to_string();
+        assert!(refused.contains("promises 3"), "{refused}");
         assert!(split_header::<3>(&bytes).is_err());
     }
 }

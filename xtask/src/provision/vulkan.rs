@@ -1,6 +1,7 @@
 //! A Vulkan loader and driver. On a machine without a GPU, Mesa's CPU driver.
 
-use std::path::{Path, PathBuf};
+use std::env::{home_dir, split_paths, var_os};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -29,12 +30,10 @@ pub fn provide() -> Result<()> {
     }
     println!("wgpu: installing {packages}");
     let install = || {
-        shell::output(
-            Command::new("apt-get")
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .args(["install", "--yes", "--no-install-recommends"])
-                .args(PACKAGES),
-        )
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        apt.args(["install", "--yes", "--no-install-recommends"]);
+        shell::output(apt.args(PACKAGES))
     };
     // A fresh container has no package lists yet, or old ones.
     if install().is_err() {
@@ -53,8 +52,8 @@ fn has_loader() -> bool {
             .is_ok_and(|libraries| libraries.contains("libvulkan.so.1"))
     });
     listed
-        || std::env::var_os("LD_LIBRARY_PATH").is_some_and(|path| {
-            std::env::split_paths(&path).any(|folder| folder.join("libvulkan.so.1").exists())
+        || var_os("LD_LIBRARY_PATH").is_some_and(|path| {
+            split_paths(&path).any(|folder| folder.join("libvulkan.so.1").exists())
         })
 }
 
@@ -63,30 +62,21 @@ fn has_driver() -> bool {
     let named = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"];
     if named
         .iter()
-        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+        .filter_map(var_os)
+        .any(|files| !files.is_empty())
     {
         return true;
     }
-    let mut folders: Vec<PathBuf> = ["/etc", "/usr/share", "/usr/local/share", "/usr/local/etc"]
-        .map(PathBuf::from)
-        .to_vec();
-    for name in ["XDG_CONFIG_DIRS", "XDG_DATA_DIRS", "XDG_DATA_HOME"] {
-        if let Some(path) = std::env::var_os(name) {
-            folders.extend(std::env::split_paths(&path));
-        }
-    }
-    if let Some(home) = std::env::home_dir() {
-        folders.push(home.join(".local/share"));
-    }
-    folders
+    let fixed = ["/etc", "/usr/share", "/usr/local/share", "/usr/local/etc"];
+    let mut folders: Vec<PathBuf> = fixed.map(PathBuf::from).into();
+    for path in ["XDG_CONFIG_DIRS", "XDG_DATA_DIRS", "XDG_DATA_HOME"]
         .iter()
-        .any(|folder| holds_manifest(&folder.join("vulkan/icd.d")))
-}
-
-fn holds_manifest(folder: &Path) -> bool {
-    std::fs::read_dir(folder).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.path().extension().is_some_and(|end| end == "json"))
-    })
+        .filter_map(var_os)
+    {
+        folders.extend(split_paths(&path));
+    }
+    folders.extend(home_dir().map(|home| home.join(".local/share")));
+    let read = |folder: &PathBuf| folder.join("vulkan/icd.d").read_dir().ok();
+    let mut files = folders.iter().filter_map(read).flatten().flatten();
+    files.any(|file| file.path().extension() == Some("json".as_ref()))
 }

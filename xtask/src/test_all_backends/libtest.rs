@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
+use super::report::Counts;
+
 /// How one test ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -36,7 +38,6 @@ impl Suite {
 /// When the binary did not reach its summary, or its counts are not those of the tests read.
 pub fn parse(output: &str) -> Result<Suite> {
     let mut suite = Suite::default();
-    let mut ignored = 0;
     // What tests printed comes after all results, under a heading per test.
     let mut lines = output.lines().peekable();
     while let Some(line) = lines.next_if(|line| !matches!(*line, "successes:" | "failures:")) {
@@ -52,7 +53,6 @@ pub fn parse(output: &str) -> Result<Suite> {
         } else if result == "FAILED" {
             Outcome::Failed(String::new())
         } else if let Some(rest) = result.strip_prefix("ignored") {
-            ignored += 1;
             let reason = rest.strip_prefix(", ").map(|reason| format!(": {reason}"));
             Outcome::Skipped(format!("marked as ignored{}", reason.unwrap_or_default()))
         } else {
@@ -60,8 +60,7 @@ pub fn parse(output: &str) -> Result<Suite> {
         };
         suite.tests.insert(name.to_string(), outcome);
     }
-    let passed = count(&suite, |outcome| *outcome == Outcome::Passed);
-    let failed = count(&suite, |outcome| matches!(outcome, Outcome::Failed(_)));
+    let read = Counts::of(suite.tests.values());
 
     let mut printing: Option<String> = None;
     for line in lines {
@@ -95,32 +94,21 @@ pub fn parse(output: &str) -> Result<Suite> {
         }
     }
 
-    let summary = output
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("test result: "));
+    let mut ends = output.lines().rev();
+    let summary = ends.find_map(|line| line.strip_prefix("test result: "));
     let summary = summary.context("the test binary ended before its summary")?;
-    let counts = [
-        summed(summary, "passed"),
-        summed(summary, "failed"),
-        summed(summary, "ignored"),
-    ];
-    let read = [Some(passed), Some(failed), Some(ignored)];
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = read;
     ensure!(
-        counts == read,
-        "read {read:?} results, but the binary counted: {summary}"
+        summary.contains(&format!(
+            ". {passed} passed; {failed} failed; {skipped} ignored;"
+        )),
+        "read the results {read}, but the binary counted: {summary}"
     );
     Ok(suite)
-}
-
-fn count(suite: &Suite, is: impl Fn(&Outcome) -> bool) -> usize {
-    suite.tests.values().filter(|outcome| is(outcome)).count()
-}
-
-/// The number before `word` in `ok. 3 passed; 1 failed; 0 ignored; ...`.
-fn summed(summary: &str, word: &str) -> Option<usize> {
-    let before = summary.split_once(&format!(" {word};"))?.0;
-    before.rsplit(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -175,27 +163,21 @@ test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; 
         assert_eq!(suite.tests["a::refuses"], Outcome::Passed);
         assert_eq!(suite.tests["a::skips"], skipped("no f16 here"));
         assert_eq!(suite.tests["a::ignored"], skipped("marked as ignored"));
-        assert_eq!(
-            suite.tests["a::waits"],
-            skipped("marked as ignored: needs a GPU")
-        );
+        let waits = skipped("marked as ignored: needs a GPU");
+        assert_eq!(suite.tests["a::waits"], waits);
         let Outcome::Failed(printed) = &suite.tests["b::breaks"] else {
             panic!("a failed test that prints [skip] has still failed");
         };
-        assert!(
-            printed.contains("panicked at tests/backend.rs:3:5"),
-            "{printed}"
-        );
+        let place = "panicked at tests/backend.rs:3:5";
+        assert!(printed.contains(place), "{printed}");
     }
 
     #[test]
     fn the_device_line_is_read_and_may_be_absent() {
         let device = parse(MIXED).unwrap().device;
         assert_eq!(device.as_deref(), Some("llvmpipe (LLVM 15.0.6, 256 bits)"));
-        assert_eq!(
-            parse(&MIXED.replace("[device]", "device")).unwrap().device,
-            None
-        );
+        let silent = parse(&MIXED.replace("[device]", "device")).unwrap();
+        assert_eq!(silent.device, None);
     }
 
     #[test]
@@ -208,26 +190,15 @@ test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; 
     #[test]
     fn a_crash_is_no_result() {
         let cut = &MIXED[..MIXED.find("test result").unwrap()];
-        assert!(
-            parse(cut)
-                .unwrap_err()
-                .to_string()
-                .contains("before its summary")
-        );
+        let error = parse(cut).unwrap_err().to_string();
+        assert!(error.contains("before its summary"), "{error}");
     }
 
     #[test]
     fn a_result_that_cannot_be_read_is_noticed() {
         // A driver that writes to standard output in the middle of a line.
-        let garbled = MIXED.replace(
-            "test a::passes ... ok",
-            "test a::passes ... MESA: hello\nok",
-        );
-        assert!(
-            parse(&garbled)
-                .unwrap_err()
-                .to_string()
-                .contains("3 passed; 1 failed")
-        );
+        let garbled = MIXED.replace("a::passes ... ok", "a::passes ... MESA: hello\nok");
+        let error = parse(&garbled).unwrap_err().to_string();
+        assert!(error.contains("3 passed; 1 failed"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use crate::provision::{self, Environment};
 use crate::{shell, workspace};
 use libtest::{Outcome, Suite};
 use parts::Part;
-use report::Row;
+use report::{Counts, Row};
 
 /// Run the shared test suite on every backend and compare what ran.
 ///
@@ -108,34 +108,16 @@ pub fn run(args: &Args) -> Result<()> {
 /// When a manifest is not valid.
 pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
     let features = workspace::features(&workspace::packages()?, backends);
-    Ok([
-        "--workspace".to_string(),
-        "--features".to_string(),
-        format!("arbora-cli/remote,{features}"),
-    ])
-}
-
-#[derive(Deserialize)]
-struct Message {
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
+    let features = format!("arbora-cli/remote,{features}");
+    Ok(["--workspace".into(), "--features".into(), features])
 }
 
 fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary>> {
     let packages = workspace::packages()?;
     let mut cargo = shell::cargo();
-    cargo
-        .args(["test", "--no-run", "--test", "backend"])
-        .args(selection(backends)?);
+    cargo.args(["test", "--no-run", "--test", "backend"]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
-    environment.apply(&mut cargo);
+    environment.apply(cargo.args(selection(backends)?));
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     println!("compiling the suite for {}", names.join(", "));
     // What cargo says goes to the terminal, what it produced comes through the pipe.
@@ -143,26 +125,32 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     let output = output.context("cannot start cargo")?;
     ensure!(output.status.success(), "the suite does not compile");
 
+    /// What cargo says of something that it compiled.
+    #[derive(Deserialize)]
+    struct Artifact {
+        manifest_path: PathBuf,
+        target: Target,
+        executable: PathBuf,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
     let mut binaries = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Ok(message) = serde_json::from_str::<Message>(line) else {
-            continue;
-        };
-        let (Some(manifest), Some(target), Some(path)) =
-            (message.manifest_path, message.target, message.executable)
-        else {
-            continue;
-        };
-        if target.name != "backend" || target.kind != ["test"] {
+    // Messages about other things lack a field.
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    for one in messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok()) {
+        if one.target.name != "backend" || one.target.kind != ["test"] {
             continue;
         }
-        let folder = manifest.parent().unwrap_or(Path::new("")).to_path_buf();
-        let package = packages.iter().find(|package| package.folder == folder);
+        let mut packages = packages.iter();
+        let package = packages.find(|package| package.manifest_path == one.manifest_path);
         let package = package.context("cargo compiled a suite of an unknown package")?;
         binaries.push(Binary {
             package: package.name.clone(),
-            folder,
-            path,
+            folder: one.manifest_path.parent().unwrap_or(Path::new("")).into(),
+            path: one.executable,
         });
     }
     ensure!(!binaries.is_empty(), "no crate has a test target `backend`");
@@ -228,14 +216,11 @@ fn run_suites(
             return;
         }
         let (suite, seconds) = std::mem::take(&mut suites[at]);
-        let counts = report::counts(suite.tests.values());
         println!(
-            "{:<8} {:<18} {} passed, {} failed, {} skipped in {seconds:.1} s",
+            "{:<8} {:<18} {} in {seconds:.1} s",
             backend.name(),
             binaries[at].package,
-            counts.passed,
-            counts.failed,
-            counts.skipped,
+            Counts::of(suite.tests.values())
         );
         row.add(&binaries[at].package, suite);
     });

@@ -1,12 +1,13 @@
 //! What the runs of all backends amount to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
 use super::libtest::{Outcome, Suite};
 
 /// Everything that one backend ran.
+#[derive(Default)]
 pub struct Row {
     pub backend: &'static str,
     /// By `crate::test::name`.
@@ -18,7 +19,7 @@ pub struct Row {
 }
 
 /// Passed, failed and skipped tests.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default)]
 pub struct Counts {
     pub passed: usize,
     pub failed: usize,
@@ -29,10 +30,7 @@ impl Row {
     pub fn new(backend: &'static str) -> Self {
         Self {
             backend,
-            tests: BTreeMap::new(),
-            device: None,
-            time: Duration::ZERO,
-            broken: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -41,22 +39,31 @@ impl Row {
         let named = |(name, outcome)| (format!("{package}::{name}"), outcome);
         self.tests.extend(suite.tests.into_iter().map(named));
     }
+}
 
-    pub fn counts(&self) -> Counts {
-        counts(self.tests.values())
+impl Counts {
+    pub fn of<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> Self {
+        let mut counts = Self::default();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Passed => counts.passed += 1,
+                Outcome::Failed(_) => counts.failed += 1,
+                Outcome::Skipped(_) => counts.skipped += 1,
+            }
+        }
+        counts
     }
 }
 
-pub fn counts<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Counts {
-    let mut counts = Counts::default();
-    for outcome in outcomes {
-        match outcome {
-            Outcome::Passed => counts.passed += 1,
-            Outcome::Failed(_) => counts.failed += 1,
-            Outcome::Skipped(_) => counts.skipped += 1,
-        }
+impl Display for Counts {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(out, "{passed} passed, {failed} failed, {skipped} skipped")
     }
-    counts
 }
 
 /// What stands against a green result, one line each. Empty: all is well.
@@ -66,7 +73,7 @@ pub fn objections(rows: &[Row]) -> Vec<String> {
         for reason in &row.broken {
             objections.push(format!("{} could not run: {reason}", row.backend));
         }
-        let counts = row.counts();
+        let counts = Counts::of(row.tests.values());
         if counts.failed > 0 {
             objections.push(format!("{}: {} failed", row.backend, counts.failed));
         }
@@ -95,46 +102,31 @@ fn differences(rows: &[Row]) -> Vec<String> {
 /// The closing table and the line that machines read.
 pub fn table(rows: &[Row]) -> String {
     let device = |row: &Row| row.device.clone().unwrap_or_else(|| "unknown".to_string());
-    let widest = rows
-        .iter()
-        .map(|row| device(row).chars().count())
-        .max()
-        .unwrap_or(0)
-        .max(6);
+    let widths = rows.iter().map(|row| device(row).chars().count());
+    let widest = widths.fold("device".len(), usize::max);
     let mut text = format!(
         "{:<8} {:<widest$} {:>7} {:>7} {:>8} {:>8}\n",
         "backend", "device", "passed", "failed", "skipped", "seconds"
     );
-    let mut total = Counts::default();
     for row in rows {
-        let counts = row.counts();
-        total.passed += counts.passed;
-        total.failed += counts.failed;
-        total.skipped += counts.skipped;
-        let broken = if row.broken.is_empty() {
-            ""
-        } else {
-            "  could not run"
-        };
-        writeln!(
+        let counts = Counts::of(row.tests.values());
+        let _ = writeln!(
             text,
-            "{:<8} {:<widest$} {:>7} {:>7} {:>8} {:>8.1}{broken}",
+            "{:<8} {:<widest$} {:>7} {:>7} {:>8} {:>8.1}{}",
             row.backend,
             device(row),
             counts.passed,
             counts.failed,
             counts.skipped,
-            row.time.as_secs_f64()
-        )
-        .expect("writing to a string");
+            row.time.as_secs_f64(),
+            match row.broken.is_empty() {
+                true => "",
+                false => "  could not run",
+            }
+        );
     }
-    write!(
-        text,
-        "\n{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    )
-    .expect("writing to a string");
-    text
+    let all = Counts::of(rows.iter().flat_map(|row| row.tests.values()));
+    format!("{text}\n{all}")
 }
 
 #[cfg(test)]
@@ -142,12 +134,11 @@ mod tests {
     use super::*;
 
     fn row(backend: &'static str, names: &[&str]) -> Row {
-        let mut row = Row::new(backend);
-        row.tests = names
-            .iter()
-            .map(|name| (name.to_string(), Outcome::Passed))
-            .collect();
-        row
+        let passed = |name: &&str| (name.to_string(), Outcome::Passed);
+        Row {
+            tests: names.iter().map(passed).collect(),
+            ..Row::new(backend)
+        }
     }
 
     #[test]
@@ -169,10 +160,9 @@ mod tests {
 
     #[test]
     fn a_skipped_test_still_counts_as_a_name() {
-        let mut skipping = row("wgpu", &["a", "b"]);
-        skipping
-            .tests
-            .insert("b".to_string(), Outcome::Skipped("no f64".to_string()));
+        let mut skipping = row("wgpu", &["a"]);
+        let skipped = Outcome::Skipped("no f64".into());
+        skipping.tests.insert("b".into(), skipped);
         assert!(objections(&[row("flex", &["a", "b"]), skipping]).is_empty());
     }
 
@@ -189,17 +179,16 @@ mod tests {
     #[test]
     fn nothing_but_skips_is_no_run() {
         let mut idle = row("flex", &[]);
-        idle.tests
-            .insert("a".to_string(), Outcome::Skipped("why".to_string()));
+        let skipped = Outcome::Skipped("why".into());
+        idle.tests.insert("a".into(), skipped);
         assert_eq!(objections(&[idle]), ["flex: no test ran"]);
     }
 
     #[test]
     fn the_table_closes_with_the_sums() {
         let mut failing = row("tch", &["a"]);
-        failing
-            .tests
-            .insert("b".to_string(), Outcome::Failed(String::new()));
+        let failed = Outcome::Failed(String::new());
+        failing.tests.insert("b".into(), failed);
         let text = table(&[row("flex", &["a", "b"]), failing]);
         assert!(text.ends_with("\n3 passed, 1 failed, 0 skipped"), "{text}");
         assert!(text.contains("unknown"), "{text}");
