@@ -1,17 +1,9 @@
 //! burn-flex: tensors in this process's memory.
 
-use super::cpu::{self, HostBackend, impl_tree_attention_ops};
-use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-};
+use super::cpu::HostBackend;
 use burn::backend::Flex;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
-
-impl_tree_attention_ops!(Flex);
 
 impl HostBackend for Flex {
     fn host(tensor: FlexTensor) -> Option<FlexTensor> {

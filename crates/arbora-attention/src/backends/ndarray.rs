@@ -1,18 +1,10 @@
 //! burn-ndarray: tensors in this process's memory.
 
-use super::cpu::{self, HostBackend, impl_tree_attention_ops};
-use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-};
+use super::cpu::HostBackend;
 use burn::backend::NdArray;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::Shape;
 use burn_ndarray::NdArrayTensor;
 use ndarray::{ArcArray, IxDyn};
-
-impl_tree_attention_ops!(NdArray);
 
 impl HostBackend for NdArray {
     fn host(tensor: NdArrayTensor) -> Option<NdArrayTensor> {

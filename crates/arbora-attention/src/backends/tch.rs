@@ -1,18 +1,10 @@
 //! libtorch. On the CPU its tensors are read and written where they lie.
 
-use super::cpu::{self, HostBackend, impl_tree_attention_ops};
-use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-};
+use super::cpu::HostBackend;
 use burn::backend::LibTorch;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::Shape;
 use burn_tch::TchTensor;
 use tch::{Device, Kind};
-
-impl_tree_attention_ops!(LibTorch);
 
 impl HostBackend for LibTorch {
     fn host(tensor: TchTensor) -> Option<TchTensor> {

@@ -278,7 +278,9 @@ pub struct TreeBuildGradients<B: Backend> {
 pub trait TreeAttentionOps: Backend {
     /// One pass from the root to the leaves that routes, scores and attends; see
     /// [`tree_search`](crate::tree_search) for shapes and meaning.
-    #[fusion(meta = specs::tree_search)]
+    #[fusion(meta = |query, _, value, lengths, _, options| {
+        specs::tree_search(query, value, lengths, options)
+    })]
     fn tree_search(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -327,7 +329,7 @@ pub trait TreeAttentionOps: Backend {
     ///
     /// Returns the context `[batch, queries, heads, value_dim]` and, without a gradient, the logarithm
     /// of the softmax's denominator `[batch, queries, heads]`, 0 for a query without keys.
-    #[fusion(meta = specs::dense_attention)]
+    #[fusion(meta = |query, _, value, _, _| specs::attention(query, value))]
     fn dense_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -363,7 +365,7 @@ pub trait TreeAttentionOps: Backend {
     /// `[batch, queries, heads, value_dim]` and, without a gradient and in at least single precision, the
     /// logarithm of the softmax's denominator `[batch, queries, heads]`, `f32::MIN` for a query that sees
     /// no key.
-    #[fusion(meta = specs::leaf_attention)]
+    #[fusion(meta = |query, _, value, _, _, _, _| specs::attention(query, value))]
     fn leaf_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -380,7 +382,9 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of query, key, value and key bias through attention within leaves. `context` and
     /// `log_total` are its outputs, `grad` the gradient of its context.
-    #[fusion(meta = specs::leaf_attention_backward)]
+    #[fusion(meta = |query, key, value, key_bias, _, _, _, _, _, _| {
+        specs::leaf_attention_backward(query, key, value, key_bias)
+    })]
     #[allow(clippy::too_many_arguments)]
     fn leaf_attention_backward(
         query: FloatTensor<Self>,
@@ -403,7 +407,7 @@ pub trait TreeAttentionOps: Backend {
     /// The context, unchanged. What it does is its gradient; see
     /// [`candidate_keys`](crate::candidate_keys).
     #[fusion(meta = |context, _, _, _, _, _, _, _, _| context.clone())]
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, unused_variables)]
     fn candidate_keys(
         context: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -415,22 +419,12 @@ pub trait TreeAttentionOps: Backend {
         log_total: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        let _ = (
-            gate,
-            query,
-            key,
-            value,
-            query_leaf,
-            candidate_leaf,
-            log_total,
-            options,
-        );
         context
     }
 
     /// The gradient of the gates of [`candidate_keys`](Self::candidate_keys), `[batch, keys, kv_heads]`.
     /// `grad` is the gradient of its output.
-    #[fusion(meta = specs::candidate_keys_backward)]
+    #[fusion(meta = |_, key, _, _, _, _, _, _, _| specs::candidate_keys_backward(key))]
     #[allow(clippy::too_many_arguments)]
     fn candidate_keys_backward(
         query: FloatTensor<Self>,
@@ -458,7 +452,7 @@ pub trait TreeAttentionOps: Backend {
 
     /// All nodes of trees, bottom-up from their leaves by a transformer block; see
     /// [`tree_build`](crate::tree_build).
-    #[fusion(meta = specs::tree_build)]
+    #[fusion(meta = |leaves, _, _, options| specs::tree_build(leaves, options))]
     fn tree_build(
         leaves: FloatTensor<Self>,
         lengths: IntTensor<Self>,
@@ -470,7 +464,7 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of leaves and weights through a tree build. `nodes` is its output, `grad` the
     /// gradient of that.
-    #[fusion(meta = specs::tree_build_backward)]
+    #[fusion(meta = |nodes, _, block, _, options| specs::tree_build_backward(nodes, block, options))]
     fn tree_build_backward(
         nodes: FloatTensor<Self>,
         lengths: IntTensor<Self>,
@@ -495,7 +489,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// Gradients of rows and weights through a feed-forward part. `grad` is the gradient of its output.
-    #[fusion(meta = specs::feed_forward_backward)]
+    #[fusion(meta = |rows, weights, _, _| specs::feed_forward_backward(rows, weights))]
     fn feed_forward_backward(
         rows: FloatTensor<Self>,
         #[extension_type] weights: FeedForwardPrimitive<Self>,

@@ -2,42 +2,68 @@
 //! like tensor code. burn's own `Tensor` dispatches at run time and cannot be used below it.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
-use burn::backend::{Backend, Scalar, Slice, TensorMetadata, get_or_init_device_settings};
+use burn::backend::{Backend, Slice, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::{DType, FloatDType, IntDType, Shape};
+use std::ops::Range;
 
+#[derive(Clone)]
 pub(super) struct Float<B: Backend>(pub FloatTensor<B>);
+#[derive(Clone)]
 pub(super) struct Integer<B: Backend>(pub IntTensor<B>);
+#[derive(Clone)]
 pub(super) struct Mask<B: Backend>(pub BoolTensor<B>);
 
-impl<B: Backend> Clone for Float<B> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
+/// Methods that are an operation of the backend.
+macro_rules! methods {
+    (of one tensor: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self) -> Self {
+            Self(B::$operation(self.0))
+        }
+    )+};
+    (of two tensors: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, other: Self) -> Self {
+            Self(B::$operation(self.0, other.0))
+        }
+    )+};
 }
 
-impl<B: Backend> Clone for Integer<B> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
+/// What tensors of all kinds have.
+macro_rules! shape_methods {
+    ($reshape:ident, $expand:ident, $cat:ident) => {
+        pub fn reshape<const D: usize>(self, shape: [usize; D]) -> Self {
+            Self(B::$reshape(self.0, Shape::from(shape)))
+        }
+
+        pub fn expand<const D: usize>(self, shape: [usize; D]) -> Self {
+            Self(B::$expand(self.0, Shape::from(shape)))
+        }
+
+        pub fn cat(parts: Vec<Self>, axis: usize) -> Self {
+            Self(B::$cat(
+                parts.into_iter().map(|part| part.0).collect(),
+                axis,
+            ))
+        }
+    };
 }
 
-impl<B: Backend> Clone for Mask<B> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-fn scalar(value: impl Into<Scalar>) -> Scalar {
-    value.into()
-}
-
-fn full_slice(dims: &[usize]) -> Vec<Slice> {
-    dims.iter()
-        .map(|size| Slice::new(0, Some(*size as isize), 1))
-        .collect()
+/// Some entries of one axis, and all of the others.
+fn slices(dims: &[usize], axis: usize, range: Range<usize>) -> Vec<Slice> {
+    let mut ranges: Vec<_> = dims.iter().map(|size| 0..*size).collect();
+    ranges[axis] = range;
+    ranges.into_iter().map(Slice::from).collect()
 }
 
 impl<B: Backend> Float<B> {
+    shape_methods!(float_reshape, float_expand, float_cat);
+
+    methods!(of one tensor: detach = float_detach, sqrt = float_sqrt, exp = float_exp, log = float_log);
+
+    methods!(
+        of two tensors:
+        matmul = float_matmul, add = float_add, sub = float_sub, mul = float_mul, div = float_div
+    );
+
     pub fn dims<const D: usize>(&self) -> [usize; D] {
         self.0.shape().dims()
     }
@@ -72,14 +98,6 @@ impl<B: Backend> Float<B> {
         Self(B::float_zeros(self.0.shape(), &self.0.device(), dtype))
     }
 
-    pub fn detach(self) -> Self {
-        Self(B::float_detach(self.0))
-    }
-
-    pub fn reshape<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::float_reshape(self.0, Shape::from(shape)))
-    }
-
     /// Whole rows of the first axis.
     pub fn select_rows(self, indices: Integer<B>) -> Self {
         Self(B::float_select(self.0, 0, indices.0))
@@ -88,37 +106,27 @@ impl<B: Backend> Float<B> {
     /// The entry at `index` of the last axis of three, as `[rows]`.
     pub fn last_of_three(self, index: usize) -> Self {
         let [a, b, c] = self.dims();
-        let mut slices = full_slice(&[a, b, c]);
-        slices[2] = Slice::new(index as isize, Some(index as isize + 1), 1);
+        let slices = slices(&[a, b, c], 2, index..index + 1);
         Self(B::float_slice(self.0, &slices)).reshape([a * b])
     }
 
     /// The entries of axis 1 from `first` on.
     pub fn rows_from(self, first: usize) -> Self {
         let shape = self.0.shape();
-        let mut slices = full_slice(&shape);
-        slices[1] = Slice::new(first as isize, Some(shape[1] as isize), 1);
+        let slices = slices(&shape, 1, first..shape[1]);
         Self(B::float_slice(self.0, &slices))
     }
 
     /// The two halves of the last axis of three.
     pub fn halves(self) -> (Self, Self) {
         let dims: [usize; 3] = self.dims();
-        let half = (dims[2] / 2) as isize;
-        let part = |from: isize, to: isize| {
-            let mut slices = full_slice(&dims);
-            slices[2] = Slice::new(from, Some(to), 1);
-            Self(B::float_slice(self.0.clone(), &slices))
-        };
-        (part(0, half), part(half, 2 * half))
+        let half = dims[2] / 2;
+        let part = |range| Self(B::float_slice(self.0.clone(), &slices(&dims, 2, range)));
+        (part(0..half), part(half..2 * half))
     }
 
     pub fn swap_dims(self, first: usize, second: usize) -> Self {
         Self(B::float_swap_dims(self.0, first, second))
-    }
-
-    pub fn matmul(self, other: Self) -> Self {
-        Self(B::float_matmul(self.0, other.0))
     }
 
     /// The exact form. Its gradient is exact too, while burn's own operation has on some backends the
@@ -130,13 +138,9 @@ impl<B: Backend> Float<B> {
         self.mul(cumulative.shift(1.0)).scale(0.5)
     }
 
-    pub fn sqrt(self) -> Self {
-        Self(B::float_sqrt(self.0))
-    }
-
     /// Adds a number to every entry.
     pub fn shift(self, number: f64) -> Self {
-        Self(B::float_add_scalar(self.0, scalar(number)))
+        Self(B::float_add_scalar(self.0, number.into()))
     }
 
     /// The sum of all entries, `[1]`.
@@ -144,46 +148,19 @@ impl<B: Backend> Float<B> {
         Self(B::float_sum(self.0))
     }
 
-    pub fn add(self, other: Self) -> Self {
-        Self(B::float_add(self.0, other.0))
-    }
-
-    pub fn sub(self, other: Self) -> Self {
-        Self(B::float_sub(self.0, other.0))
-    }
-
-    pub fn mul(self, other: Self) -> Self {
-        Self(B::float_mul(self.0, other.0))
-    }
-
-    pub fn div(self, other: Self) -> Self {
-        Self(B::float_div(self.0, other.0))
-    }
-
     pub fn scale(self, factor: f64) -> Self {
-        Self(B::float_mul_scalar(self.0, scalar(factor)))
-    }
-
-    pub fn exp(self) -> Self {
-        Self(B::float_exp(self.0))
-    }
-
-    pub fn log(self) -> Self {
-        Self(B::float_log(self.0))
+        Self(B::float_mul_scalar(self.0, factor.into()))
     }
 
     /// Of numbers of any size: past 80 nothing changes that single precision can tell from 1, and the
     /// exponential stays finite.
     pub fn sigmoid(self) -> Self {
-        Self(B::sigmoid(B::float_clamp(
-            self.0,
-            scalar(-80.0),
-            scalar(80.0),
-        )))
+        let clamped = B::float_clamp(self.0, (-80.0).into(), 80.0.into());
+        Self(B::sigmoid(clamped))
     }
 
     pub fn clamp_min(self, least: f64) -> Self {
-        Self(B::float_clamp_min(self.0, scalar(least)))
+        Self(B::float_clamp_min(self.0, least.into()))
     }
 
     /// Sums an axis, which stays with length 1.
@@ -200,13 +177,9 @@ impl<B: Backend> Float<B> {
         Self(B::float_cumsum(self.0, axis))
     }
 
-    pub fn expand<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::float_expand(self.0, Shape::from(shape)))
-    }
-
     /// Puts `value` where the mask is true.
     pub fn fill(self, mask: Mask<B>, value: f64) -> Self {
-        Self(B::float_mask_fill(self.0, mask.0, scalar(value)))
+        Self(B::float_mask_fill(self.0, mask.0, value.into()))
     }
 
     pub fn at_least(self, other: Self) -> Mask<B> {
@@ -220,29 +193,18 @@ impl<B: Backend> Float<B> {
 
     pub fn equals_zero(self) -> Mask<B> {
         let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::float_equal_elem(self.0, scalar(0.0), dtype))
-    }
-
-    pub fn cat(parts: Vec<Self>, axis: usize) -> Self {
-        Self(B::float_cat(
-            parts.into_iter().map(|part| part.0).collect(),
-            axis,
-        ))
+        Mask(B::float_equal_elem(self.0, 0.0.into(), dtype))
     }
 }
 
 impl<B: Backend> Integer<B> {
+    shape_methods!(int_reshape, int_expand, int_cat);
+
+    methods!(of two tensors: add = int_add, sub = int_sub);
+
     pub fn arange(count: usize, like: &Self) -> Self {
         let dtype: IntDType = like.0.dtype().into();
         Self(B::int_arange(0..count as i64, &like.0.device(), dtype))
-    }
-
-    pub fn reshape<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::int_reshape(self.0, Shape::from(shape)))
-    }
-
-    pub fn expand<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::int_expand(self.0, Shape::from(shape)))
     }
 
     pub fn swap_dims(self, first: usize, second: usize) -> Self {
@@ -258,29 +220,20 @@ impl<B: Backend> Integer<B> {
 
     pub fn last_of_three(self, index: usize) -> Self {
         let [a, b, c] = self.0.shape().dims();
-        let mut slices = full_slice(&[a, b, c]);
-        slices[2] = Slice::new(index as isize, Some(index as isize + 1), 1);
+        let slices = slices(&[a, b, c], 2, index..index + 1);
         Self(B::int_slice(self.0, &slices)).reshape([a * b])
     }
 
-    pub fn add(self, other: Self) -> Self {
-        Self(B::int_add(self.0, other.0))
-    }
-
-    pub fn sub(self, other: Self) -> Self {
-        Self(B::int_sub(self.0, other.0))
-    }
-
     pub fn plus(self, value: i64) -> Self {
-        Self(B::int_add_scalar(self.0, scalar(value)))
+        Self(B::int_add_scalar(self.0, value.into()))
     }
 
     pub fn times(self, value: usize) -> Self {
-        Self(B::int_mul_scalar(self.0, scalar(value as i64)))
+        Self(B::int_mul_scalar(self.0, (value as i64).into()))
     }
 
     pub fn clamp(self, least: i64, most: i64) -> Self {
-        Self(B::int_clamp(self.0, scalar(least), scalar(most)))
+        Self(B::int_clamp(self.0, least.into(), most.into()))
     }
 
     /// The smaller of two entries.
@@ -295,7 +248,7 @@ impl<B: Backend> Integer<B> {
 
     pub fn above(self, value: i64) -> Mask<B> {
         let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::int_greater_elem(self.0, scalar(value), dtype))
+        Mask(B::int_greater_elem(self.0, value.into(), dtype))
     }
 
     pub fn below(self, other: Self) -> Mask<B> {
@@ -311,23 +264,13 @@ impl<B: Backend> Integer<B> {
     pub fn sum(self, axis: usize) -> Self {
         Self(B::int_sum_dim(self.0, axis))
     }
-
-    pub fn cat(parts: Vec<Self>, axis: usize) -> Self {
-        Self(B::int_cat(
-            parts.into_iter().map(|part| part.0).collect(),
-            axis,
-        ))
-    }
 }
 
 impl<B: Backend> Mask<B> {
-    pub fn not(self) -> Self {
-        Self(B::bool_not(self.0))
-    }
+    shape_methods!(bool_reshape, bool_expand, bool_cat);
 
-    pub fn and(self, other: Self) -> Self {
-        Self(B::bool_and(self.0, other.0))
-    }
+    methods!(of one tensor: not = bool_not);
+    methods!(of two tensors: and = bool_and);
 
     pub fn float(self, dtype: DType) -> Float<B> {
         Float(B::bool_into_float(self.0, dtype.into()))
@@ -341,20 +284,5 @@ impl<B: Backend> Mask<B> {
     pub fn count(self, like: &Integer<B>) -> Integer<B> {
         let [rows, _] = self.0.shape().dims();
         self.integer(like).sum(1).reshape([rows])
-    }
-
-    pub fn reshape<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::bool_reshape(self.0, Shape::from(shape)))
-    }
-
-    pub fn expand<const D: usize>(self, shape: [usize; D]) -> Self {
-        Self(B::bool_expand(self.0, Shape::from(shape)))
-    }
-
-    pub fn cat(parts: Vec<Self>, axis: usize) -> Self {
-        Self(B::bool_cat(
-            parts.into_iter().map(|part| part.0).collect(),
-            axis,
-        ))
     }
 }

@@ -2,8 +2,8 @@
 //! they read and write. What a task does is in `attention_tiles`.
 
 use super::attention_tiles::{
-    Backward, Forward, Gradients, Plain, QUERIES, Scratch, Shared, TASKS, TileDims, add_parts,
-    parts, target,
+    AttentionInputs, AttentionOutputs, Backward, Forward, Gradients, Plain, QUERIES, Scratch,
+    Shared, TASKS, TileDims, add_parts, parts, target,
 };
 use super::simd::dispatch;
 use rayon::prelude::*;
@@ -64,12 +64,12 @@ impl DenseDims {
             && mask.is_none_or(|mask| !mask[example * self.keys() + row - self.first_key])
     }
 
-    fn check(&self, query: &[f32], key: &[f32], value: &[f32], mask: Option<&[bool]>) {
+    fn check(&self, inputs: &AttentionInputs, mask: Option<&[bool]>) {
         let heads = self.groups();
         assert!(self.first_key <= self.rows);
-        assert_eq!(query.len(), heads * self.queries * self.head_dim);
-        assert_eq!(key.len(), heads * self.rows * self.head_dim);
-        assert_eq!(value.len(), heads * self.rows * self.value_dim);
+        assert_eq!(inputs.query.len(), heads * self.queries * self.head_dim);
+        assert_eq!(inputs.key.len(), heads * self.rows * self.head_dim);
+        assert_eq!(inputs.value.len(), heads * self.rows * self.value_dim);
         if let Some(mask) = mask {
             assert_eq!(mask.len(), self.batch * self.keys());
         }
@@ -79,8 +79,7 @@ impl DenseDims {
 /// Softmax attention of all queries of an example over its keys.
 ///
 /// # Shapes
-/// - query: `[batch, queries, heads, head_dim]`
-/// - key: `[batch, rows, heads, head_dim]`, value: `[batch, rows, heads, value_dim]`
+/// - inputs: see [`AttentionInputs`]; all stored rows are keys
 /// - mask: `[batch, rows - first_key]`, `true` = masked out
 /// - context: `[batch, queries, heads, value_dim]`
 /// - log_total: `[batch, queries, heads]`, the logarithm of the sum of `exp(scale * query . key)`
@@ -91,14 +90,12 @@ impl DenseDims {
 /// Where a slice is not of its shape.
 pub(crate) fn forward(
     dims: DenseDims,
-    query: &[f32],
-    key: &[f32],
-    value: &[f32],
+    inputs: AttentionInputs,
     mask: Option<&[bool]>,
     context: &mut [f32],
     log_total: &mut [f32],
 ) {
-    dims.check(query, key, value, mask);
+    dims.check(&inputs, mask);
     assert_eq!(context.len(), dims.groups() * dims.queries * dims.value_dim);
     assert_eq!(log_total.len(), dims.groups() * dims.queries);
     if log_total.is_empty() {
@@ -127,9 +124,7 @@ pub(crate) fn forward(
             dispatch(Forward {
                 dims: dims.tile_dims(),
                 pairs: Plain,
-                query,
-                key,
-                value,
+                inputs,
                 context,
                 log_total,
                 scratch: &mut memory.scratch,
@@ -170,33 +165,27 @@ impl Task {
 
 /// Gradients of [`forward`] with regard to query, key and value.
 ///
-/// `context` and `log_total` are what [`forward`] returned, `grad` is the gradient with regard to
-/// `context`. The results are written in full; rows that nothing attends to get 0.
+/// The results are written in full; rows that nothing attends to get 0.
 ///
 /// # Panics
 /// Where a slice is not of its shape.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     dims: DenseDims,
-    query: &[f32],
-    key: &[f32],
-    value: &[f32],
+    inputs: AttentionInputs,
     mask: Option<&[bool]>,
-    context: &[f32],
-    log_total: &[f32],
-    grad: &[f32],
-    d_query: &mut [f32],
-    d_key: &mut [f32],
-    d_value: &mut [f32],
+    outputs: AttentionOutputs,
+    [d_query, d_key, d_value]: [&mut [f32]; 3],
 ) {
-    dims.check(query, key, value, mask);
-    assert_eq!(context.len(), dims.groups() * dims.queries * dims.value_dim);
-    assert_eq!(log_total.len(), dims.groups() * dims.queries);
-    assert_eq!(grad.len(), context.len());
+    let AttentionInputs { query, key, value } = inputs;
+    dims.check(&inputs, mask);
+    let rows = dims.groups() * dims.queries;
+    assert_eq!(outputs.context.len(), rows * dims.value_dim);
+    assert_eq!(outputs.log_total.len(), rows);
+    assert_eq!(outputs.grad.len(), outputs.context.len());
     assert_eq!(d_query.len(), query.len());
     assert_eq!(d_key.len(), key.len());
     assert_eq!(d_value.len(), value.len());
-    if log_total.is_empty() || dims.keys() == 0 {
+    if rows == 0 || dims.keys() == 0 {
         d_query.fill(0.0);
         d_key.fill(0.0);
         d_value.fill(0.0);
@@ -253,25 +242,15 @@ pub(crate) fn backward(
                 // SAFETY: a task writes the rows of its keys and its head, in the part of its queries,
                 // and no other task does.
                 unsafe {
-                    gradients
-                        .key
-                        .row(row * dims.head_dim, dims.head_dim)
-                        .fill(0.0);
-                    gradients
-                        .value
-                        .row(row * dims.value_dim, dims.value_dim)
-                        .fill(0.0);
+                    gradients.key.clear_row(row, dims.head_dim);
+                    gradients.value.clear_row(row, dims.value_dim);
                 }
             }
             dispatch(Backward {
                 dims: dims.tile_dims(),
                 pairs: Plain,
-                query,
-                key,
-                value,
-                context,
-                log_total,
-                grad,
+                inputs,
+                outputs,
                 gradients,
                 scratch: &mut memory.scratch,
                 queries: &memory.queries,
@@ -285,17 +264,8 @@ pub(crate) fn backward(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{numbers, on_threads};
     use super::*;
-
-    /// Numbers in -1..1 that look random.
-    fn numbers(length: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..length).map(|_| next()).collect()
-    }
 
     struct Case {
         dims: DenseDims,
@@ -347,23 +317,21 @@ mod tests {
                 nan(self.grad.len()),
                 nan(dims.batch * dims.queries * dims.heads),
             );
-            let (query, key, value) = (&self.query, &self.key, &self.value);
-            forward(dims, query, key, value, mask, &mut context, &mut total);
-            let [mut d_query, mut d_key, mut d_value] =
-                [query.len(), key.len(), value.len()].map(nan);
-            backward(
-                dims,
-                query,
-                key,
-                value,
-                mask,
-                &context,
-                &total,
-                &self.grad,
-                &mut d_query,
-                &mut d_key,
-                &mut d_value,
-            );
+            let inputs = AttentionInputs {
+                query: &self.query,
+                key: &self.key,
+                value: &self.value,
+            };
+            forward(dims, inputs, mask, &mut context, &mut total);
+            let mut gradients = [&self.query, &self.key, &self.value].map(|input| nan(input.len()));
+            let outputs = AttentionOutputs {
+                context: &context,
+                log_total: &total,
+                grad: &self.grad,
+            };
+            let targets = gradients.each_mut().map(Vec::as_mut_slice);
+            backward(dims, inputs, mask, outputs, targets);
+            let [d_query, d_key, d_value] = gradients;
             [context, total, d_query, d_key, d_value]
         }
 
@@ -508,8 +476,7 @@ mod tests {
         ] {
             let case = Case::new(sizes);
             let [one, three] = [1, 3].map(|threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-                let results = pool.build().unwrap().install(|| case.run());
+                let results = on_threads(threads, || case.run());
                 results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
             });
             assert!(one == three, "{sizes:?}");

@@ -8,42 +8,62 @@
 //! over them. The last layer is linear: hidden units are averaged first.
 
 use super::rows::{
-    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add, add_rows,
-    layer_norm, layer_norm_backward, load, most_rows, multiply, store, sum_partials,
+    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
+    layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
 };
-use super::simd::{Arithmetic, Kernel, LANES, dispatch, exp};
+use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp};
 use rayon::prelude::*;
-use std::mem::take;
 use std::ops::Range;
 
-/// Parameters, row-major; matrices are `[input, output]`.
-pub(crate) struct FeedForwardSlices<'a> {
+/// Parameters or their gradients, row-major; matrices are `[input, output]`.
+pub(crate) struct FeedForward<T> {
     /// `[dim]`
-    pub norm_gamma: &'a [f32],
+    pub norm_gamma: T,
     /// `[dim]`
-    pub norm_beta: &'a [f32],
+    pub norm_beta: T,
     /// `[dim, 2 * ff]`: values, then gates.
-    pub inner: &'a [f32],
+    pub inner: T,
     /// `[2 * ff]`
-    pub inner_bias: &'a [f32],
+    pub inner_bias: T,
     /// `[ff, dim]`
-    pub outer: &'a [f32],
+    pub outer: T,
     /// `[dim]`
-    pub outer_bias: &'a [f32],
+    pub outer_bias: T,
 }
 
-impl FeedForwardSlices<'_> {
+impl<T> FeedForward<T> {
+    /// From all fields in their order.
+    pub(crate) fn new(mut fields: impl Iterator<Item = T>) -> Self {
+        let mut next = || fields.next().expect("there are all fields");
+        Self {
+            norm_gamma: next(),
+            norm_beta: next(),
+            inner: next(),
+            inner_bias: next(),
+            outer: next(),
+            outer_bias: next(),
+        }
+    }
+}
+
+/// How many numbers each parameter has, in the order of the fields.
+pub(super) fn sizes(dim: usize, ff: usize) -> [usize; 6] {
+    [dim, dim, dim * 2 * ff, 2 * ff, ff * dim, dim]
+}
+
+impl FeedForward<&[f32]> {
     /// Panics in the name of an operation where sizes disagree.
     #[track_caller]
     pub(super) fn check(&self, operation: &str, dim: usize, ff: usize) {
-        for (name, got, expected) in [
-            ("feed-forward norm_gamma", self.norm_gamma.len(), dim),
-            ("feed-forward norm_beta", self.norm_beta.len(), dim),
-            ("inner", self.inner.len(), dim * 2 * ff),
-            ("inner_bias", self.inner_bias.len(), 2 * ff),
-            ("outer", self.outer.len(), ff * dim),
-            ("outer_bias", self.outer_bias.len(), dim),
-        ] {
+        let got = [
+            ("feed-forward norm_gamma", self.norm_gamma.len()),
+            ("feed-forward norm_beta", self.norm_beta.len()),
+            ("inner", self.inner.len()),
+            ("inner_bias", self.inner_bias.len()),
+            ("outer", self.outer.len()),
+            ("outer_bias", self.outer_bias.len()),
+        ];
+        for ((name, got), expected) in got.into_iter().zip(sizes(dim, ff)) {
             assert_eq!(
                 got, expected,
                 "{operation}: numbers of {name}: expected {expected}, got {got}"
@@ -60,70 +80,10 @@ impl FeedForwardSlices<'_> {
     }
 }
 
-/// Gradients of [`FeedForwardSlices`], of the same shapes.
-pub(crate) struct FeedForwardGradientSlices<'a> {
-    pub norm_gamma: &'a mut [f32],
-    pub norm_beta: &'a mut [f32],
-    pub inner: &'a mut [f32],
-    pub inner_bias: &'a mut [f32],
-    pub outer: &'a mut [f32],
-    pub outer_bias: &'a mut [f32],
-}
-
-/// How many numbers all parameters have.
-pub(super) fn parameters(dim: usize, ff: usize) -> usize {
-    3 * dim * ff + 3 * dim + 2 * ff
-}
-
-impl<'a> FeedForwardGradientSlices<'a> {
-    /// The gradients as parts of one slice of [`parameters`] numbers.
-    pub(super) fn over(flat: &'a mut [f32], dim: usize, ff: usize) -> Self {
-        let mut rest = flat;
-        let mut part = |length: usize| {
-            let (part, after) = take(&mut rest).split_at_mut(length);
-            rest = after;
-            part
-        };
-        Self {
-            norm_gamma: part(dim),
-            norm_beta: part(dim),
-            inner: part(dim * 2 * ff),
-            inner_bias: part(2 * ff),
-            outer: part(ff * dim),
-            outer_bias: part(dim),
-        }
-    }
-
-    /// All fields, in the order of [`over`](Self::over).
-    pub(super) fn fields(&mut self) -> [&mut [f32]; 6] {
-        [
-            self.norm_gamma,
-            self.norm_beta,
-            self.inner,
-            self.inner_bias,
-            self.outer,
-            self.outer_bias,
-        ]
-    }
-
-    /// The same numbers, read as parameters.
-    #[cfg(test)]
-    pub(super) fn into_slices(self) -> FeedForwardSlices<'a> {
-        FeedForwardSlices {
-            norm_gamma: self.norm_gamma,
-            norm_beta: self.norm_beta,
-            inner: self.inner,
-            inner_bias: self.inner_bias,
-            outer: self.outer,
-            outer_bias: self.outer_bias,
-        }
-    }
-}
-
 /// Normalises rows and multiplies them by `W_1`; `hidden`, `[rows, 2 * ff]`, lacks the bias.
 #[inline(always)]
 pub(super) fn activate<A: Arithmetic>(
-    weights: &FeedForwardSlices,
+    weights: &FeedForward<&[f32]>,
     epsilon: f32,
     rows: &[f32],
     normed: &mut [f32],
@@ -174,7 +134,7 @@ pub(super) fn gate<A: Arithmetic>(
 #[inline(always)]
 pub(super) fn finish<A: Arithmetic>(
     groups: impl Iterator<Item = Range<usize>>,
-    weights: &FeedForwardSlices,
+    weights: &FeedForward<&[f32]>,
     normed: &[f32],
     gated: &[f32],
     outputs: &mut [f32],
@@ -184,7 +144,7 @@ pub(super) fn finish<A: Arithmetic>(
         let share = 1.0 / group.len() as f32;
         output.copy_from_slice(weights.outer_bias);
         for row in group {
-            add::<A>(output, share, &normed[row * dim..][..dim]);
+            add_scaled::<A>(output, share, &normed[row * dim..][..dim]);
         }
     }
     multiply(
@@ -207,7 +167,7 @@ pub(super) fn finish<A: Arithmetic>(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn differentiate<A: Arithmetic>(
     groups: impl Iterator<Item = Range<usize>>,
-    weights: &FeedForwardSlices,
+    weights: &FeedForward<&[f32]>,
     rows: &[f32],
     normed: &[f32],
     moments: &[[f32; 2]],
@@ -216,7 +176,7 @@ pub(super) fn differentiate<A: Arithmetic>(
     gated: &mut [f32],
     d_gated: &mut [f32],
     d_rows: &mut [f32],
-    gradients: &mut FeedForwardGradientSlices,
+    gradients: &mut FeedForward<&mut [f32]>,
 ) {
     let (dim, ff) = (weights.dim(), weights.ff());
     multiply(
@@ -314,6 +274,7 @@ fn normal_cdf<A: Arithmetic>(x: f32) -> f32 {
 }
 
 /// Activations of one chunk.
+#[derive(Default)]
 struct Scratch {
     /// `[rows, dim]`
     normed: Vec<f32>,
@@ -327,15 +288,12 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(rows: usize, dim: usize, ff: usize, backward: bool) -> Self {
-        let d_gated = if backward { rows * ff } else { 0 };
-        Self {
-            normed: vec![0.0; rows * dim],
-            moments: vec![[0.0; 2]; rows],
-            hidden: vec![0.0; rows * 2 * ff],
-            gated: vec![0.0; rows * ff],
-            d_gated: vec![0.0; d_gated],
-        }
+    /// Makes room for the activations of some rows.
+    fn resize(&mut self, rows: usize, dim: usize, ff: usize) {
+        self.normed.resize(rows * dim, 0.0);
+        self.moments.resize(rows, [0.0; 2]);
+        self.hidden.resize(rows * 2 * ff, 0.0);
+        self.gated.resize(rows * ff, 0.0);
     }
 }
 
@@ -357,7 +315,7 @@ fn chunk_rows(rows: usize, numbers_per_row: usize) -> usize {
 /// - outputs: `[rows, dim]`, fully written
 pub(crate) fn forward(
     rows: &[f32],
-    weights: &FeedForwardSlices,
+    weights: &FeedForward<&[f32]>,
     epsilon: f32,
     outputs: &mut [f32],
 ) {
@@ -367,12 +325,11 @@ pub(crate) fn forward(
         return;
     }
     let size = chunk_rows(rows.len() / dim, 3 * dim + 3 * ff);
-    let pool = Pool::new();
+    let pool = Pool::<Scratch>::default();
     rows.par_chunks(size * dim)
         .zip(outputs.par_chunks_mut(size * dim))
         .for_each(|(rows, outputs)| {
-            let create = || Scratch::new(size, dim, ff, false);
-            pool.with(create, |scratch| {
+            pool.with(|scratch| {
                 dispatch(Forward {
                     rows,
                     weights,
@@ -388,34 +345,33 @@ pub(crate) fn forward(
 ///
 /// - grad: `[rows, dim]`, of the outputs
 /// - d_rows: `[rows, dim]`, fully written
-/// - d_weights: fully written
+/// - d_weights: all fields of a [`FeedForward`] in their order, fully written
 pub(crate) fn backward(
     rows: &[f32],
-    weights: &FeedForwardSlices,
+    weights: &FeedForward<&[f32]>,
     grad: &[f32],
     epsilon: f32,
     d_rows: &mut [f32],
-    d_weights: &mut FeedForwardGradientSlices,
+    d_weights: Vec<&mut [f32]>,
 ) {
     let (dim, ff) = (weights.dim(), weights.ff());
     check("feed_forward_backward", rows, weights, grad.len());
     check("feed_forward_backward", rows, weights, d_rows.len());
     let mut partials = Vec::new();
     if !rows.is_empty() {
-        let parameters = parameters(dim, ff);
+        let parameters = sizes(dim, ff).iter().sum();
         let size = chunk_rows(rows.len() / dim, 4 * dim + 4 * ff);
         let chunks = (rows.len() / dim).div_ceil(size);
         // Consecutive chunks share partial gradients.
         let share = chunks.div_ceil(PARTIAL_GRADIENTS) * size * dim;
         partials.resize(rows.len().div_ceil(share) * parameters, 0.0);
-        let pool = Pool::new();
+        let pool = Pool::<Scratch>::default();
         rows.par_chunks(share)
             .zip(grad.par_chunks(share))
             .zip(d_rows.par_chunks_mut(share))
             .zip(partials.par_chunks_exact_mut(parameters))
             .for_each(|(((rows, grad), d_rows), partial)| {
-                let create = || Scratch::new(size, dim, ff, true);
-                pool.with(create, |scratch| {
+                pool.with(|scratch| {
                     let chunks = rows.chunks(size * dim).zip(grad.chunks(size * dim));
                     for ((rows, grad), d_rows) in chunks.zip(d_rows.chunks_mut(size * dim)) {
                         dispatch(Backward {
@@ -424,19 +380,19 @@ pub(crate) fn backward(
                             grad,
                             epsilon,
                             d_rows,
-                            gradients: FeedForwardGradientSlices::over(partial, dim, ff),
+                            gradients: FeedForward::new(split(partial, sizes(dim, ff))),
                             scratch,
                         });
                     }
                 });
             });
     }
-    sum_partials(&partials, d_weights.fields());
+    sum_partials(&partials, d_weights);
 }
 
 struct Forward<'a> {
     rows: &'a [f32],
-    weights: &'a FeedForwardSlices<'a>,
+    weights: &'a FeedForward<&'a [f32]>,
     epsilon: f32,
     outputs: &'a mut [f32],
     scratch: &'a mut Scratch,
@@ -447,31 +403,31 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Self {
-            rows,
+        let (rows, weights, scratch) = (self.rows, self.weights, self.scratch);
+        let count = rows.len() / weights.dim();
+        scratch.resize(count, weights.dim(), weights.ff());
+        let (normed, hidden) = (&mut scratch.normed, &mut scratch.hidden);
+        let gated = &mut scratch.gated;
+        activate::<A>(
             weights,
-            epsilon,
-            outputs,
-            scratch,
-        } = self;
-        let (dim, ff) = (weights.dim(), weights.ff());
-        let count = rows.len() / dim;
-        let normed = &mut scratch.normed[..rows.len()];
-        let hidden = &mut scratch.hidden[..count * 2 * ff];
-        let gated = &mut scratch.gated[..count * ff];
-        activate::<A>(weights, epsilon, rows, normed, &mut scratch.moments, hidden);
+            self.epsilon,
+            rows,
+            normed,
+            &mut scratch.moments,
+            hidden,
+        );
         gate::<A>(alone(count), weights.inner_bias, hidden, gated);
-        finish::<A>(alone(count), weights, normed, gated, outputs);
+        finish::<A>(alone(count), weights, normed, gated, self.outputs);
     }
 }
 
 struct Backward<'a> {
     rows: &'a [f32],
-    weights: &'a FeedForwardSlices<'a>,
+    weights: &'a FeedForward<&'a [f32]>,
     grad: &'a [f32],
     epsilon: f32,
     d_rows: &'a mut [f32],
-    gradients: FeedForwardGradientSlices<'a>,
+    gradients: FeedForward<&'a mut [f32]>,
     scratch: &'a mut Scratch,
 }
 
@@ -480,21 +436,21 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Self {
-            rows,
+        let (rows, weights, scratch) = (self.rows, self.weights, self.scratch);
+        let mut gradients = self.gradients;
+        let count = rows.len() / weights.dim();
+        scratch.resize(count, weights.dim(), weights.ff());
+        scratch.d_gated.resize(count * weights.ff(), 0.0);
+        let (normed, hidden) = (&mut scratch.normed, &mut scratch.hidden);
+        activate::<A>(
             weights,
-            grad,
-            epsilon,
-            d_rows,
-            mut gradients,
-            scratch,
-        } = self;
-        let (dim, ff) = (weights.dim(), weights.ff());
-        let count = rows.len() / dim;
-        let normed = &mut scratch.normed[..rows.len()];
-        let hidden = &mut scratch.hidden[..count * 2 * ff];
-        activate::<A>(weights, epsilon, rows, normed, &mut scratch.moments, hidden);
-        add_rows::<A>(gradients.outer_bias, grad);
+            self.epsilon,
+            rows,
+            normed,
+            &mut scratch.moments,
+            hidden,
+        );
+        add_rows::<A>(gradients.outer_bias, self.grad);
         differentiate::<A>(
             alone(count),
             weights,
@@ -502,17 +458,17 @@ impl Kernel for Backward<'_> {
             normed,
             &scratch.moments,
             hidden,
-            grad,
-            &mut scratch.gated[..count * ff],
-            &mut scratch.d_gated[..count * ff],
-            d_rows,
+            self.grad,
+            &mut scratch.gated,
+            &mut scratch.d_gated,
+            self.d_rows,
             &mut gradients,
         );
     }
 }
 
 #[track_caller]
-fn check(operation: &str, rows: &[f32], weights: &FeedForwardSlices, others: usize) {
+fn check(operation: &str, rows: &[f32], weights: &FeedForward<&[f32]>, others: usize) {
     let (dim, ff) = (weights.dim(), weights.ff());
     assert!(
         dim > 0 && ff > 0,
@@ -534,30 +490,21 @@ fn check(operation: &str, rows: &[f32], weights: &FeedForwardSlices, others: usi
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{numbers, on_threads};
     use super::*;
-
-    /// Numbers in (-1, 1) without a pattern that matters here.
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// Outputs, gradients of the rows and of the parameters.
     fn run(rows: usize, dim: usize, ff: usize, threads: usize) -> [Vec<f32>; 3] {
-        let mut weights = numbers(parameters(dim, ff), 1);
-        let weights = FeedForwardGradientSlices::over(&mut weights, dim, ff).into_slices();
+        let parameters = sizes(dim, ff).iter().sum();
+        let mut weights = numbers(parameters, 1);
+        let weights = FeedForward::new(split(&mut weights, sizes(dim, ff)).map(|part| &*part));
         let (rows, grad) = (numbers(rows * dim, 2), numbers(rows * dim, 3));
         let [mut outputs, mut d_rows] = [(); 2].map(|()| vec![f32::NAN; rows.len()]);
-        let mut d_weights = vec![f32::NAN; parameters(dim, ff)];
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.unwrap().install(|| {
+        let mut d_weights = vec![f32::NAN; parameters];
+        on_threads(threads, || {
             forward(&rows, &weights, 1e-5, &mut outputs);
-            let mut d_weights = FeedForwardGradientSlices::over(&mut d_weights, dim, ff);
-            backward(&rows, &weights, &grad, 1e-5, &mut d_rows, &mut d_weights);
+            let d_weights = split(&mut d_weights, sizes(dim, ff)).collect();
+            backward(&rows, &weights, &grad, 1e-5, &mut d_rows, d_weights);
         });
         [outputs, d_rows, d_weights]
     }

@@ -6,8 +6,8 @@
 //! the tiles of running tasks. What a task does is in `attention_tiles`.
 
 use super::attention_tiles::{
-    Backward, Dropping, Forward, Gradients, KeyPlace, Pairs, QUERIES, QueryPlace, Scratch, Shared,
-    TASKS, TileDims, add_parts, parts, target,
+    AttentionInputs, AttentionOutputs, Backward, Dropping, Forward, Gradients, KeyPlace, Pairs,
+    QUERIES, QueryPlace, Scratch, Shared, TASKS, TileDims, add_parts, parts, target,
 };
 use super::simd::dispatch;
 use crate::ops::{Dropout, row_state};
@@ -66,38 +66,30 @@ impl LeafDims {
 
     fn check(&self, inputs: &LeafInputs) {
         assert!(self.leaves > 0 && self.heads.is_multiple_of(self.kv_heads));
-        assert_eq!(inputs.query.len(), self.query_rows() * self.head_dim);
-        assert_eq!(inputs.key.len(), self.key_rows() * self.head_dim);
-        assert_eq!(inputs.value.len(), self.key_rows() * self.value_dim);
+        let AttentionInputs { query, key, value } = inputs.attention;
+        assert_eq!(query.len(), self.query_rows() * self.head_dim);
+        assert_eq!(key.len(), self.key_rows() * self.head_dim);
+        assert_eq!(value.len(), self.key_rows() * self.value_dim);
         assert_eq!(inputs.query_leaf.len(), self.query_rows());
         assert_eq!(inputs.key_leaf.len(), self.key_rows());
+    }
+
+    fn check_outputs(&self, outputs: &AttentionOutputs) {
+        assert_eq!(outputs.context.len(), self.query_rows() * self.value_dim);
+        assert_eq!(outputs.grad.len(), outputs.context.len());
+        assert_eq!(outputs.log_total.len(), self.query_rows());
     }
 }
 
 /// What is attended with and to.
 #[derive(Clone, Copy)]
 pub(crate) struct LeafInputs<'a> {
-    /// `[batch, queries, heads, head_dim]`
-    pub(crate) query: &'a [f32],
-    /// `[batch, keys, kv_heads, head_dim]`
-    pub(crate) key: &'a [f32],
-    /// `[batch, keys, kv_heads, value_dim]`
-    pub(crate) value: &'a [f32],
+    /// Keys have `kv_heads` heads.
+    pub(crate) attention: AttentionInputs<'a>,
     /// `[batch, queries, heads]`
     pub(crate) query_leaf: &'a [i64],
     /// `[batch, keys, kv_heads]`
     pub(crate) key_leaf: &'a [i64],
-}
-
-/// What the forward pass returned, and the gradient of its context.
-#[derive(Clone, Copy)]
-pub(crate) struct LeafOutputs<'a> {
-    /// `[batch, queries, heads, value_dim]`
-    pub(crate) context: &'a [f32],
-    /// `[batch, queries, heads]`
-    pub(crate) log_total: &'a [f32],
-    /// As context.
-    pub(crate) grad: &'a [f32],
 }
 
 /// Rows in the order of their leaves, and of their positions within a leaf. Rows without a leaf are behind
@@ -367,9 +359,7 @@ pub(crate) fn forward(
             dispatch(Forward {
                 dims: dims.tile_dims(most),
                 pairs,
-                query: inputs.query,
-                key: inputs.key,
-                value: inputs.value,
+                inputs: inputs.attention,
                 context,
                 log_total,
                 scratch,
@@ -389,17 +379,15 @@ pub(crate) fn backward(
     dims: LeafDims,
     inputs: LeafInputs,
     key_bias: &[f32],
-    outputs: LeafOutputs,
+    outputs: AttentionOutputs,
     [d_query, d_key, d_value, d_bias]: [&mut [f32]; 4],
 ) {
     dims.check(&inputs);
     assert_eq!(key_bias.len(), dims.key_rows());
-    assert_eq!(outputs.context.len(), dims.query_rows() * dims.value_dim);
-    assert_eq!(outputs.grad.len(), outputs.context.len());
-    assert_eq!(outputs.log_total.len(), dims.query_rows());
-    assert_eq!(d_query.len(), inputs.query.len());
-    assert_eq!(d_key.len(), inputs.key.len());
-    assert_eq!(d_value.len(), inputs.value.len());
+    dims.check_outputs(&outputs);
+    assert_eq!(d_query.len(), inputs.attention.query.len());
+    assert_eq!(d_key.len(), inputs.attention.key.len());
+    assert_eq!(d_value.len(), inputs.attention.value.len());
     assert_eq!(d_bias.len(), key_bias.len());
     let leaves = Leaves::new(&dims, &inputs);
     let most = leaves.most_queries();
@@ -417,7 +405,7 @@ pub(crate) fn backward(
             let queries = leaves.queries(task.leaf);
             let seen = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
             let gradients = Gradients {
-                query: to_query.part(task.part, inputs.query.len()),
+                query: to_query.part(task.part, inputs.attention.query.len()),
                 key: to_key,
                 value: to_value,
                 bias: to_bias,
@@ -427,21 +415,12 @@ pub(crate) fn backward(
                 // SAFETY: a task has its keys for itself, and its queries in the part of these keys.
                 unsafe {
                     for row in queries {
-                        gradients
-                            .query
-                            .row(row * dims.head_dim, dims.head_dim)
-                            .fill(0.0);
+                        gradients.query.clear_row(*row, dims.head_dim);
                     }
                     for row in seen {
-                        gradients
-                            .key
-                            .row(row * dims.head_dim, dims.head_dim)
-                            .fill(0.0);
-                        gradients
-                            .value
-                            .row(row * dims.value_dim, dims.value_dim)
-                            .fill(0.0);
-                        gradients.bias.row(*row, 1).fill(0.0);
+                        gradients.key.clear_row(*row, dims.head_dim);
+                        gradients.value.clear_row(*row, dims.value_dim);
+                        gradients.bias.clear_row(*row, 1);
                     }
                 }
                 return;
@@ -449,12 +428,8 @@ pub(crate) fn backward(
             dispatch(Backward {
                 dims: dims.tile_dims(most),
                 pairs: WithinLeaf::<false>::new(dims, key_bias),
-                query: inputs.query,
-                key: inputs.key,
-                value: inputs.value,
-                context: outputs.context,
-                log_total: outputs.log_total,
-                grad: outputs.grad,
+                inputs: inputs.attention,
+                outputs,
                 gradients,
                 scratch,
                 queries,
@@ -471,13 +446,11 @@ pub(crate) fn backward(
 pub(crate) fn candidate_gates(
     dims: LeafDims,
     inputs: LeafInputs,
-    outputs: LeafOutputs,
+    outputs: AttentionOutputs,
     d_gate: &mut [f32],
 ) {
     dims.check(&inputs);
-    assert_eq!(outputs.context.len(), dims.query_rows() * dims.value_dim);
-    assert_eq!(outputs.grad.len(), outputs.context.len());
-    assert_eq!(outputs.log_total.len(), dims.query_rows());
+    dims.check_outputs(&outputs);
     assert_eq!(d_gate.len(), dims.key_rows());
     let dims = LeafDims {
         dropout: None,
@@ -496,7 +469,7 @@ pub(crate) fn candidate_gates(
             if task.leaf[1] == dims.leaves || queries.is_empty() {
                 for row in seen {
                     // SAFETY: a task has its keys for itself.
-                    unsafe { d_gate.row(*row, 1) }.fill(0.0);
+                    unsafe { d_gate.clear_row(*row, 1) };
                 }
                 return;
             }
@@ -505,12 +478,8 @@ pub(crate) fn candidate_gates(
             dispatch(Backward {
                 dims: dims.tile_dims(most),
                 pairs: WithinLeaf::<true>::new(dims, &[]),
-                query: inputs.query,
-                key: inputs.key,
-                value: inputs.value,
-                context: outputs.context,
-                log_total: outputs.log_total,
-                grad: outputs.grad,
+                inputs: inputs.attention,
+                outputs,
                 gradients: Gradients {
                     query: nothing,
                     key: nothing,
@@ -527,17 +496,8 @@ pub(crate) fn candidate_gates(
 #[cfg(test)]
 mod tests {
     use super::super::dense_attention::{self, DenseDims};
+    use super::super::tests::{numbers, on_threads};
     use super::*;
-
-    /// Numbers in -1..1 that look random.
-    fn numbers(length: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..length).map(|_| next()).collect()
-    }
 
     struct Case {
         dims: LeafDims,
@@ -574,16 +534,18 @@ mod tests {
             let dims = self.dims;
             let nan = |length| vec![f32::NAN; length];
             let inputs = LeafInputs {
-                query: &self.query,
-                key: &self.key,
-                value: &self.value,
+                attention: AttentionInputs {
+                    query: &self.query,
+                    key: &self.key,
+                    value: &self.value,
+                },
                 query_leaf: &self.query_leaf,
                 key_leaf: &self.key_leaf,
             };
             let mut context = nan(self.grad.len());
             let mut log_total = nan(dims.query_rows());
             forward(dims, inputs, &self.bias, &mut context, &mut log_total);
-            let outputs = LeafOutputs {
+            let outputs = AttentionOutputs {
                 context: &context,
                 log_total: &log_total,
                 grad: &self.grad,
@@ -635,24 +597,23 @@ mod tests {
             value_dim: dims.value_dim,
             scale: dims.scale,
         };
-        let (query, key, value) = (&case.query, &case.key, &case.value);
+        let inputs = AttentionInputs {
+            query: &case.query,
+            key: &case.key,
+            value: &case.value,
+        };
         let (mut context, mut total) = (vec![0.0; case.grad.len()], vec![0.0; dims.query_rows()]);
-        dense_attention::forward(dense, query, key, value, None, &mut context, &mut total);
-        let [mut d_query, mut d_key, mut d_value] =
-            [query, key, value].map(|input| vec![0.0; input.len()]);
-        dense_attention::backward(
-            dense,
-            query,
-            key,
-            value,
-            None,
-            &context,
-            &total,
-            &case.grad,
-            &mut d_query,
-            &mut d_key,
-            &mut d_value,
-        );
+        dense_attention::forward(dense, inputs, None, &mut context, &mut total);
+        let mut gradients =
+            [&case.query, &case.key, &case.value].map(|input| vec![0.0; input.len()]);
+        let outputs = AttentionOutputs {
+            context: &context,
+            log_total: &total,
+            grad: &case.grad,
+        };
+        let targets = gradients.each_mut().map(Vec::as_mut_slice);
+        dense_attention::backward(dense, inputs, None, outputs, targets);
+        let [d_query, d_key, d_value] = gradients;
         let expected = [context, total, d_query, d_key, d_value];
         for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
             for (got, expected) in got.iter().zip(expected) {
@@ -673,8 +634,7 @@ mod tests {
             _ => 0,
         });
         let [one, three] = [1, 3].map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            let results = pool.build().unwrap().install(|| case.run());
+            let results = on_threads(threads, || case.run());
             results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         });
         assert!(one == three);

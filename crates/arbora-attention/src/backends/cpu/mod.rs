@@ -8,7 +8,6 @@ mod attention_tiles;
 mod dense_attention;
 mod feed_forward;
 mod leaf_attention;
-mod leaf_tensors;
 mod rows;
 mod simd;
 mod tree_build;
@@ -16,20 +15,20 @@ mod tree_search;
 
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, GhostNodes, RoutePrimitive, TreeBuildGradients, TreeBuildOptions,
-    TreeSearchOptions, TreeSearchPrimitive, reference,
+    FeedForwardPrimitive, GhostNodes, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+    reference,
 };
+use attention_tiles::{AttentionInputs, AttentionOutputs};
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, try_read_sync};
 use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseDims;
-use feed_forward::{FeedForwardGradientSlices, FeedForwardSlices};
-pub(crate) use leaf_tensors::{candidate_keys_backward, leaf_attention, leaf_attention_backward};
+use feed_forward::FeedForward;
+use leaf_attention::{LeafDims, LeafInputs};
 pub(super) use simd::instructions;
-use tree_build::{BlockGradients, BlockSlices, BuildDims};
-use tree_search::{
-    RouteSlices, SearchDims, SearchGradient, SearchGradients, SearchInputs, SearchOutputs,
-};
+use tree_build::{Block, BuildDims};
+use tree_search::{RouteSlices, SearchDims, SearchGradient, SearchInputs, SearchOutputs};
 
 /// A backend whose tensors lie in this process's memory, or may do so.
 pub(crate) trait HostBackend: Backend {
@@ -47,21 +46,39 @@ pub(crate) trait HostBackend: Backend {
     fn floats_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32];
 }
 
-/// Reads integers, whatever their type.
-fn indices<B: Backend>(tensor: IntTensor<B>) -> Vec<u32> {
-    read(B::int_into_data(tensor))
-        .iter::<i64>()
-        .map(|index| index.max(0) as u32)
-        .collect()
+/// The same tensors in this process's memory, or none if one cannot be there.
+fn on_host<B: HostBackend, const N: usize>(
+    tensors: [&FloatTensor<B>; N],
+) -> Option<[FloatTensor<B>; N]> {
+    let host = tensors.into_iter().map(|tensor| B::host(tensor.clone()));
+    host.collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
-fn lengths<B: Backend>(tensor: IntTensor<B>) -> Vec<usize> {
-    let lengths = indices::<B>(tensor);
-    lengths.into_iter().map(|length| length as usize).collect()
+/// All weights in this process's memory, in the order in which `map` goes over them, or none.
+fn block_on_host<B: HostBackend>(block: &BlockPrimitive<B>) -> Option<Vec<FloatTensor<B>>> {
+    let mut host = Vec::new();
+    block.clone().map::<B>(|weight| {
+        host.push(B::host(weight.clone()));
+        weight
+    });
+    host.into_iter().collect()
 }
 
-fn booleans<B: Backend>(tensor: BoolTensor<B>) -> Vec<bool> {
-    read(B::bool_into_data(tensor)).iter::<bool>().collect()
+/// As [`block_on_host`].
+fn feed_forward_on_host<B: HostBackend>(
+    weights: &FeedForwardPrimitive<B>,
+) -> Option<Vec<FloatTensor<B>>> {
+    let mut host = Vec::new();
+    weights.clone().map::<B>(|weight| {
+        host.push(B::host(weight.clone()));
+        weight
+    });
+    host.into_iter().collect()
+}
+
+/// A new tensor of the shape of another, as [`HostBackend::allocate`] makes them.
+fn allocate_like<B: HostBackend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {
+    B::allocate(tensor.shape(), &tensor.device())
 }
 
 fn read<E: std::fmt::Debug>(data: impl Future<Output = Result<TensorData, E>>) -> TensorData {
@@ -70,9 +87,32 @@ fn read<E: std::fmt::Debug>(data: impl Future<Output = Result<TensorData, E>>) -
         .expect("memory of this process can be read")
 }
 
-fn integers<B: Backend, const D: usize>(
+/// Reads integers, whatever their type.
+fn integers<B: Backend>(tensor: IntTensor<B>) -> Vec<i64> {
+    read(B::int_into_data(tensor)).iter::<i64>().collect()
+}
+
+fn indices<B: Backend>(tensor: IntTensor<B>) -> Vec<u32> {
+    let integers = integers::<B>(tensor).into_iter();
+    integers.map(|index| index.max(0) as u32).collect()
+}
+
+fn lengths<B: Backend>(tensor: IntTensor<B>) -> Vec<usize> {
+    let lengths = indices::<B>(tensor).into_iter();
+    lengths.map(|length| length as usize).collect()
+}
+
+fn key_mask<B: Backend>(mask: AttentionMask<B>) -> Option<Vec<bool>> {
+    let booleans = |mask: BoolTensor<B>| read(B::bool_into_data(mask)).iter::<bool>().collect();
+    match mask {
+        AttentionMask::None => None,
+        AttentionMask::Keys(mask) => Some(booleans(mask)),
+    }
+}
+
+fn write_integers<B: Backend>(
     values: Vec<u32>,
-    shape: [usize; D],
+    shape: [usize; 3],
     dtype: DType,
     device: &B::Device,
 ) -> IntTensor<B> {
@@ -84,6 +124,43 @@ fn integers<B: Backend, const D: usize>(
         }
     };
     B::int_from_data(data, device)
+}
+
+fn inputs<'a, B: HostBackend>(
+    query: &'a FloatTensor<B>,
+    key: &'a FloatTensor<B>,
+    value: &'a FloatTensor<B>,
+) -> AttentionInputs<'a> {
+    AttentionInputs {
+        query: B::floats(query),
+        key: B::floats(key),
+        value: B::floats(value),
+    }
+}
+
+fn outputs<'a, B: HostBackend>(
+    context: &'a FloatTensor<B>,
+    log_total: &'a FloatTensor<B>,
+    grad: &'a FloatTensor<B>,
+) -> AttentionOutputs<'a> {
+    AttentionOutputs {
+        context: B::floats(context),
+        log_total: B::floats(log_total),
+        grad: B::floats(grad),
+    }
+}
+
+/// A context and the logarithms of its totals, to be written.
+fn allocate_outputs<B: HostBackend>(
+    query: &FloatTensor<B>,
+    value: &FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let [batch, queries, heads, _] = query.shape().dims();
+    let allocate = |shape| B::allocate(shape, &query.device());
+    (
+        allocate(Shape::from([batch, queries, heads, value.shape()[3]])),
+        allocate(Shape::from([batch, queries, heads])),
+    )
 }
 
 fn search_dims(query: &Shape, value_dim: usize, options: &TreeSearchOptions) -> SearchDims {
@@ -101,167 +178,6 @@ fn search_dims(query: &Shape, value_dim: usize, options: &TreeSearchOptions) -> 
     }
 }
 
-/// All tensors in this process's memory, or none.
-macro_rules! on_host {
-    ($backend:ident: $($tensor:ident),+) => {
-        ($($backend::host($tensor.clone()),)+)
-    };
-}
-use on_host;
-
-pub(crate) fn tree_search<B: HostBackend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    route: RoutePrimitive<B>,
-    options: TreeSearchOptions,
-) -> TreeSearchPrimitive<B> {
-    let fallback = || {
-        reference::tree_search::<B>(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            lengths.clone(),
-            route.clone(),
-            options,
-        )
-    };
-    let (Some(query), Some(key), Some(value)) = on_host!(B: query, key, value) else {
-        return fallback();
-    };
-    // Numbers or path of the route, to be borrowed by the kernel.
-    let (numbers, draws) = match &route {
-        RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
-            let Some(host) = B::host(numbers.clone()) else {
-                return fallback();
-            };
-            (Some(host), numbers.shape()[2])
-        }
-        RoutePrimitive::Greedy | RoutePrimitive::Given(_) => (None, 0),
-    };
-    let numbers = numbers.as_ref().map(B::floats).unwrap_or(&[]);
-    let given = match &route {
-        RoutePrimitive::Given(path) => indices::<B>(path.clone()),
-        _ => Vec::new(),
-    };
-    let route = match &route {
-        RoutePrimitive::Greedy => RouteSlices::Greedy,
-        RoutePrimitive::Sampled(_) => RouteSlices::Sampled { numbers, draws },
-        RoutePrimitive::Uniform(_) => RouteSlices::Uniform { numbers, draws },
-        RoutePrimitive::Given(_) => RouteSlices::Given(&given),
-    };
-
-    let dims = search_dims(&query.shape(), value.shape()[3], &options);
-    let (batch, queries) = (dims.batch, dims.queries);
-    let steps = dims.shape.decisions() + 1;
-    let device = query.device();
-    let mut context = B::allocate(
-        Shape::from([batch, queries, dims.heads, dims.value_dim]),
-        &device,
-    );
-    let mut policy = B::allocate(Shape::from([2, batch, queries]), &device);
-    let mut path = vec![0; batch * queries * steps];
-    let mut counts = vec![0; batch * queries * 3];
-    let dtype = lengths.dtype();
-    tree_search::search(
-        &dims,
-        SearchInputs {
-            query: B::floats(&query),
-            key: B::floats(&key),
-            value: B::floats(&value),
-            lengths: &self::lengths::<B>(lengths),
-        },
-        route,
-        SearchOutputs {
-            context: B::floats_mut(&mut context),
-            path: &mut path,
-            policy: B::floats_mut(&mut policy),
-            counts: &mut counts,
-        },
-    );
-    TreeSearchPrimitive {
-        context,
-        path: integers::<B, 3>(path, [batch, queries, steps], dtype, &device),
-        policy,
-        counts: integers::<B, 3>(counts, [3, batch, queries], dtype, &device),
-    }
-}
-
-pub(crate) fn tree_context_backward<B: HostBackend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    path: IntTensor<B>,
-    grad: FloatTensor<B>,
-    options: TreeSearchOptions,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let (Some(query), Some(key), Some(value), Some(grad)) = on_host!(B: query, key, value, grad)
-    else {
-        return reference::tree_context_backward::<B>(
-            query, key, value, lengths, path, grad, options,
-        );
-    };
-    let dims = search_dims(&query.shape(), value.shape()[3], &options);
-    let device = query.device();
-    let mut d_query = B::allocate(query.shape(), &device);
-    let mut d_key = B::allocate(key.shape(), &device);
-    let mut d_value = B::allocate(value.shape(), &device);
-    tree_search::backward(
-        &dims,
-        SearchInputs {
-            query: B::floats(&query),
-            key: B::floats(&key),
-            value: B::floats(&value),
-            lengths: &self::lengths::<B>(lengths),
-        },
-        &indices::<B>(path),
-        SearchGradient::Context(B::floats(&grad)),
-        SearchGradients {
-            query: B::floats_mut(&mut d_query),
-            key: B::floats_mut(&mut d_key),
-            value: B::floats_mut(&mut d_value),
-        },
-    );
-    (d_query, d_key, d_value)
-}
-
-pub(crate) fn tree_policy_backward<B: HostBackend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    path: IntTensor<B>,
-    grad: FloatTensor<B>,
-    options: TreeSearchOptions,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (Some(query), Some(key), Some(grad)) = on_host!(B: query, key, grad) else {
-        return reference::tree_policy_backward::<B>(query, key, lengths, path, grad, options);
-    };
-    // Log-probability and entropy read no values.
-    let dims = search_dims(&query.shape(), key.shape()[3], &options);
-    let device = query.device();
-    let mut d_query = B::allocate(query.shape(), &device);
-    let mut d_key = B::allocate(key.shape(), &device);
-    tree_search::backward(
-        &dims,
-        SearchInputs {
-            query: B::floats(&query),
-            key: B::floats(&key),
-            value: &[],
-            lengths: &self::lengths::<B>(lengths),
-        },
-        &indices::<B>(path),
-        SearchGradient::Policy(B::floats(&grad)),
-        SearchGradients {
-            query: B::floats_mut(&mut d_query),
-            key: B::floats_mut(&mut d_key),
-            value: &mut [],
-        },
-    );
-    (d_query, d_key)
-}
-
 fn dense_dims(query: &Shape, value: &Shape, options: &DenseAttentionOptions) -> DenseDims {
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, rows, _, value_dim] = value.dims();
@@ -277,78 +193,27 @@ fn dense_dims(query: &Shape, value: &Shape, options: &DenseAttentionOptions) -> 
     }
 }
 
-fn key_mask<B: Backend>(mask: AttentionMask<B>) -> Option<Vec<bool>> {
-    match mask {
-        AttentionMask::None => None,
-        AttentionMask::Keys(mask) => Some(booleans::<B>(mask)),
+fn leaf_dims(
+    query: &Shape,
+    key: &Shape,
+    value: &Shape,
+    options: &LeafAttentionOptions,
+) -> LeafDims {
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, keys, kv_heads, _] = key.dims();
+    LeafDims {
+        batch,
+        queries,
+        keys,
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim: value[3],
+        leaves: options.leaves,
+        scale: options.scale(head_dim) as f32,
+        causal: options.causal,
+        dropout: options.dropping(),
     }
-}
-
-pub(crate) fn dense_attention<B: HostBackend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    mask: AttentionMask<B>,
-    options: DenseAttentionOptions,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (Some(query), Some(key), Some(value)) = on_host!(B: query, key, value) else {
-        return reference::dense_attention::<B>(query, key, value, mask, options);
-    };
-    let dims = dense_dims(&query.shape(), &value.shape(), &options);
-    let device = query.device();
-    let per_head = [dims.batch, dims.queries, dims.heads];
-    let mut context = B::allocate(
-        Shape::from([dims.batch, dims.queries, dims.heads, dims.value_dim]),
-        &device,
-    );
-    let mut log_total = B::allocate(Shape::from(per_head), &device);
-    dense_attention::forward(
-        dims,
-        B::floats(&query),
-        B::floats(&key),
-        B::floats(&value),
-        key_mask::<B>(mask).as_deref(),
-        B::floats_mut(&mut context),
-        B::floats_mut(&mut log_total),
-    );
-    (context, log_total)
-}
-
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn dense_attention_backward<B: HostBackend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    mask: AttentionMask<B>,
-    context: FloatTensor<B>,
-    log_total: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    options: DenseAttentionOptions,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let (Some(query), Some(key), Some(value), Some(context), Some(log_total), Some(grad)) =
-        on_host!(B: query, key, value, context, log_total, grad)
-    else {
-        return reference::dense_attention_backward::<B>(query, key, value, mask, grad, options);
-    };
-    let dims = dense_dims(&query.shape(), &value.shape(), &options);
-    let device = query.device();
-    let mut d_query = B::allocate(query.shape(), &device);
-    let mut d_key = B::allocate(key.shape(), &device);
-    let mut d_value = B::allocate(value.shape(), &device);
-    dense_attention::backward(
-        dims,
-        B::floats(&query),
-        B::floats(&key),
-        B::floats(&value),
-        key_mask::<B>(mask).as_deref(),
-        B::floats(&context),
-        B::floats(&log_total),
-        B::floats(&grad),
-        B::floats_mut(&mut d_query),
-        B::floats_mut(&mut d_key),
-        B::floats_mut(&mut d_value),
-    );
-    (d_query, d_key, d_value)
 }
 
 fn build_dims<B: Backend>(
@@ -367,359 +232,425 @@ fn build_dims<B: Backend>(
     }
 }
 
-/// Weights in this process's memory, as far as they can be: `missing` says whether one cannot.
-fn host_weight<B: HostBackend>(missing: &mut bool) -> impl FnMut(FloatTensor<B>) -> FloatTensor<B> {
-    |weight| {
-        B::host(weight.clone()).unwrap_or_else(|| {
-            *missing = true;
-            weight
-        })
-    }
-}
-
-/// All weights in this process's memory, or none.
-fn host_block<B: HostBackend>(block: &BlockPrimitive<B>) -> Option<BlockPrimitive<B>> {
-    let mut missing = false;
-    let block = block.clone().map::<B>(host_weight::<B>(&mut missing));
-    (!missing).then_some(block)
-}
-
-fn block_slices<B: HostBackend>(block: &BlockPrimitive<B>) -> BlockSlices<'_> {
-    BlockSlices {
-        norm_gamma: B::floats(&block.norm_gamma),
-        norm_beta: B::floats(&block.norm_beta),
-        query: B::floats(&block.query),
-        key: B::floats(&block.key),
-        value: B::floats(&block.value),
-        output: B::floats(&block.output),
-        output_bias: B::floats(&block.output_bias),
-        feed_forward: FeedForwardSlices {
-            norm_gamma: B::floats(&block.feed_forward_norm_gamma),
-            norm_beta: B::floats(&block.feed_forward_norm_beta),
-            inner: B::floats(&block.inner),
-            inner_bias: B::floats(&block.inner_bias),
-            outer: B::floats(&block.outer),
-            outer_bias: B::floats(&block.outer_bias),
-        },
-    }
-}
-
-fn block_slices_mut<B: HostBackend>(block: &mut BlockPrimitive<B>) -> BlockGradients<'_> {
-    BlockGradients {
-        norm_gamma: B::floats_mut(&mut block.norm_gamma),
-        norm_beta: B::floats_mut(&mut block.norm_beta),
-        query: B::floats_mut(&mut block.query),
-        key: B::floats_mut(&mut block.key),
-        value: B::floats_mut(&mut block.value),
-        output: B::floats_mut(&mut block.output),
-        output_bias: B::floats_mut(&mut block.output_bias),
-        feed_forward: FeedForwardGradientSlices {
-            norm_gamma: B::floats_mut(&mut block.feed_forward_norm_gamma),
-            norm_beta: B::floats_mut(&mut block.feed_forward_norm_beta),
-            inner: B::floats_mut(&mut block.inner),
-            inner_bias: B::floats_mut(&mut block.inner_bias),
-            outer: B::floats_mut(&mut block.outer),
-            outer_bias: B::floats_mut(&mut block.outer_bias),
-        },
-    }
-}
-
-pub(crate) fn tree_build<B: HostBackend>(
-    leaves: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    block: BlockPrimitive<B>,
-    options: TreeBuildOptions,
-) -> FloatTensor<B> {
-    let (Some(leaves), Some(block)) = (B::host(leaves.clone()), host_block::<B>(&block)) else {
-        return reference::tree_build::<B>(leaves, lengths, block, options);
-    };
-    let dims = build_dims::<B>(&leaves.shape(), &block, &options);
-    let mut nodes = B::allocate(
-        Shape::from([dims.batch, dims.shape.nodes(), dims.dim]),
-        &leaves.device(),
-    );
-    tree_build::forward(
-        &dims,
-        B::floats(&leaves),
-        &self::lengths::<B>(lengths),
-        &block_slices::<B>(&block),
-        B::floats_mut(&mut nodes),
-    );
-    nodes
-}
-
-pub(crate) fn tree_build_backward<B: HostBackend>(
-    nodes: FloatTensor<B>,
-    lengths: IntTensor<B>,
-    block: BlockPrimitive<B>,
-    grad: FloatTensor<B>,
-    options: TreeBuildOptions,
-) -> TreeBuildGradients<B> {
-    let (Some(nodes), Some(grad), Some(block)) = (
-        B::host(nodes.clone()),
-        B::host(grad.clone()),
-        host_block::<B>(&block),
-    ) else {
-        return reference::tree_build_backward::<B>(nodes, lengths, block, grad, options);
-    };
-    let dims = build_dims::<B>(&nodes.shape(), &block, &options);
-    let device = nodes.device();
-    let mut leaves = B::allocate(
-        Shape::from([dims.batch, dims.shape.width(0), dims.dim]),
-        &device,
-    );
-    let mut d_block = block
-        .clone()
-        .map::<B>(|weight| B::allocate(weight.shape(), &device));
-    tree_build::backward(
-        &dims,
-        B::floats(&nodes),
-        &self::lengths::<B>(lengths),
-        &block_slices::<B>(&block),
-        options.detach_children,
-        B::floats(&grad),
-        B::floats_mut(&mut leaves),
-        &mut block_slices_mut::<B>(&mut d_block),
-    );
-    TreeBuildGradients {
-        leaves,
-        block: d_block,
-    }
-}
-
-/// All weights in this process's memory, or none.
-fn host_feed_forward<B: HostBackend>(
-    weights: &FeedForwardPrimitive<B>,
-) -> Option<FeedForwardPrimitive<B>> {
-    let mut missing = false;
-    let weights = weights.clone().map::<B>(host_weight::<B>(&mut missing));
-    (!missing).then_some(weights)
-}
-
-fn feed_forward_slices<B: HostBackend>(weights: &FeedForwardPrimitive<B>) -> FeedForwardSlices<'_> {
-    FeedForwardSlices {
-        norm_gamma: B::floats(&weights.norm_gamma),
-        norm_beta: B::floats(&weights.norm_beta),
-        inner: B::floats(&weights.inner),
-        inner_bias: B::floats(&weights.inner_bias),
-        outer: B::floats(&weights.outer),
-        outer_bias: B::floats(&weights.outer_bias),
-    }
-}
-
-pub(crate) fn feed_forward<B: HostBackend>(
-    rows: FloatTensor<B>,
-    weights: FeedForwardPrimitive<B>,
-    epsilon: f64,
-) -> FloatTensor<B> {
-    let (Some(rows), Some(weights)) = (B::host(rows.clone()), host_feed_forward::<B>(&weights))
-    else {
-        return reference::feed_forward::<B>(rows, weights, epsilon);
-    };
-    let mut outputs = B::allocate(rows.shape(), &rows.device());
-    feed_forward::forward(
-        B::floats(&rows),
-        &feed_forward_slices::<B>(&weights),
-        epsilon as f32,
-        B::floats_mut(&mut outputs),
-    );
-    outputs
-}
-
-pub(crate) fn feed_forward_backward<B: HostBackend>(
-    rows: FloatTensor<B>,
-    weights: FeedForwardPrimitive<B>,
-    grad: FloatTensor<B>,
-    epsilon: f64,
-) -> FeedForwardGradients<B> {
-    let (Some(rows), Some(grad), Some(weights)) = (
-        B::host(rows.clone()),
-        B::host(grad.clone()),
-        host_feed_forward::<B>(&weights),
-    ) else {
-        return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
-    };
-    let device = rows.device();
-    let mut d_rows = B::allocate(rows.shape(), &device);
-    let mut d_weights = weights
-        .clone()
-        .map::<B>(|weight| B::allocate(weight.shape(), &device));
-    feed_forward::backward(
-        B::floats(&rows),
-        &feed_forward_slices::<B>(&weights),
-        B::floats(&grad),
-        epsilon as f32,
-        B::floats_mut(&mut d_rows),
-        &mut FeedForwardGradientSlices {
-            norm_gamma: B::floats_mut(&mut d_weights.norm_gamma),
-            norm_beta: B::floats_mut(&mut d_weights.norm_beta),
-            inner: B::floats_mut(&mut d_weights.inner),
-            inner_bias: B::floats_mut(&mut d_weights.inner_bias),
-            outer: B::floats_mut(&mut d_weights.outer),
-            outer_bias: B::floats_mut(&mut d_weights.outer_bias),
-        },
-    );
-    FeedForwardGradients {
-        rows: d_rows,
-        weights: d_weights,
-    }
-}
-
-/// Implements the operators with the kernels of this module.
-macro_rules! impl_tree_attention_ops {
-    ($backend:ty) => {
-        impl $crate::ops::TreeAttentionOps for $backend {
-            fn tree_search(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                lengths: IntTensor<Self>,
-                route: RoutePrimitive<Self>,
-                options: TreeSearchOptions,
-            ) -> TreeSearchPrimitive<Self> {
-                cpu::tree_search::<Self>(query, key, value, lengths, route, options)
+/// Tensors that `HostBackend::host` refuses are left to the reference bodies.
+impl<B: HostBackend> TreeAttentionOps for B {
+    fn tree_search(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        lengths: IntTensor<B>,
+        route: RoutePrimitive<B>,
+        options: TreeSearchOptions,
+    ) -> TreeSearchPrimitive<B> {
+        let numbers = match &route {
+            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
+                B::host(numbers.clone())
             }
-
-            fn tree_context_backward(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                lengths: IntTensor<Self>,
-                path: IntTensor<Self>,
-                grad: FloatTensor<Self>,
-                options: TreeSearchOptions,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-                cpu::tree_context_backward::<Self>(query, key, value, lengths, path, grad, options)
+            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => {
+                Some(B::allocate(Shape::from([0, 0, 0]), &query.device()))
             }
+        };
+        let (Some([query, key, value]), Some(numbers)) =
+            (on_host::<B, _>([&query, &key, &value]), numbers)
+        else {
+            return reference::tree_search::<B>(query, key, value, lengths, route, options);
+        };
+        let (draws, numbers) = (numbers.shape()[2], B::floats(&numbers));
+        let given = match &route {
+            RoutePrimitive::Given(path) => indices::<B>(path.clone()),
+            _ => Vec::new(),
+        };
+        let route = match &route {
+            RoutePrimitive::Greedy => RouteSlices::Greedy,
+            RoutePrimitive::Sampled(_) => RouteSlices::Sampled { numbers, draws },
+            RoutePrimitive::Uniform(_) => RouteSlices::Uniform { numbers, draws },
+            RoutePrimitive::Given(_) => RouteSlices::Given(&given),
+        };
 
-            fn tree_policy_backward(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                lengths: IntTensor<Self>,
-                path: IntTensor<Self>,
-                grad: FloatTensor<Self>,
-                options: TreeSearchOptions,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                cpu::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
-            }
-
-            fn dense_attention(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                mask: AttentionMask<Self>,
-                options: DenseAttentionOptions,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                cpu::dense_attention::<Self>(query, key, value, mask, options)
-            }
-
-            fn dense_attention_backward(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                mask: AttentionMask<Self>,
-                context: FloatTensor<Self>,
-                log_total: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-                options: DenseAttentionOptions,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-                cpu::dense_attention_backward::<Self>(
-                    query, key, value, mask, context, log_total, grad, options,
-                )
-            }
-
-            fn leaf_attention(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                key_bias: FloatTensor<Self>,
-                query_leaf: IntTensor<Self>,
-                key_leaf: IntTensor<Self>,
-                options: LeafAttentionOptions,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                cpu::leaf_attention::<Self>(
-                    query, key, value, key_bias, query_leaf, key_leaf, options,
-                )
-            }
-
-            fn leaf_attention_backward(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                key_bias: FloatTensor<Self>,
-                query_leaf: IntTensor<Self>,
-                key_leaf: IntTensor<Self>,
-                context: FloatTensor<Self>,
-                log_total: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-                options: LeafAttentionOptions,
-            ) -> LeafAttentionGradients<Self> {
-                cpu::leaf_attention_backward::<Self>(
-                    query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
-                    options,
-                )
-            }
-
-            fn candidate_keys_backward(
-                query: FloatTensor<Self>,
-                key: FloatTensor<Self>,
-                value: FloatTensor<Self>,
-                query_leaf: IntTensor<Self>,
-                candidate_leaf: IntTensor<Self>,
-                context: FloatTensor<Self>,
-                log_total: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-                options: LeafAttentionOptions,
-            ) -> FloatTensor<Self> {
-                cpu::candidate_keys_backward::<Self>(
-                    query,
-                    key,
-                    value,
-                    query_leaf,
-                    candidate_leaf,
-                    context,
-                    log_total,
-                    grad,
-                    options,
-                )
-            }
-
-            fn tree_build(
-                leaves: FloatTensor<Self>,
-                lengths: IntTensor<Self>,
-                block: BlockPrimitive<Self>,
-                options: TreeBuildOptions,
-            ) -> FloatTensor<Self> {
-                cpu::tree_build::<Self>(leaves, lengths, block, options)
-            }
-
-            fn tree_build_backward(
-                nodes: FloatTensor<Self>,
-                lengths: IntTensor<Self>,
-                block: BlockPrimitive<Self>,
-                grad: FloatTensor<Self>,
-                options: TreeBuildOptions,
-            ) -> TreeBuildGradients<Self> {
-                cpu::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
-            }
-
-            fn feed_forward(
-                rows: FloatTensor<Self>,
-                weights: FeedForwardPrimitive<Self>,
-                epsilon: f64,
-            ) -> FloatTensor<Self> {
-                cpu::feed_forward::<Self>(rows, weights, epsilon)
-            }
-
-            fn feed_forward_backward(
-                rows: FloatTensor<Self>,
-                weights: FeedForwardPrimitive<Self>,
-                grad: FloatTensor<Self>,
-                epsilon: f64,
-            ) -> FeedForwardGradients<Self> {
-                cpu::feed_forward_backward::<Self>(rows, weights, grad, epsilon)
-            }
+        let dims = search_dims(&query.shape(), value.shape()[3], &options);
+        let (batch, queries) = (dims.batch, dims.queries);
+        let steps = dims.shape.decisions() + 1;
+        let device = query.device();
+        let shape = Shape::from([batch, queries, dims.heads, dims.value_dim]);
+        let mut context = B::allocate(shape, &device);
+        let mut policy = B::allocate(Shape::from([2, batch, queries]), &device);
+        let mut path = vec![0; batch * queries * steps];
+        let mut counts = vec![0; batch * queries * 3];
+        let dtype = lengths.dtype();
+        tree_search::search(
+            &dims,
+            SearchInputs {
+                query: B::floats(&query),
+                key: B::floats(&key),
+                value: B::floats(&value),
+                lengths: &self::lengths::<B>(lengths),
+            },
+            route,
+            SearchOutputs {
+                context: B::floats_mut(&mut context),
+                path: &mut path,
+                policy: B::floats_mut(&mut policy),
+                counts: &mut counts,
+            },
+        );
+        TreeSearchPrimitive {
+            context,
+            path: write_integers::<B>(path, [batch, queries, steps], dtype, &device),
+            policy,
+            counts: write_integers::<B>(counts, [3, batch, queries], dtype, &device),
         }
-    };
+    }
+
+    fn tree_context_backward(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        lengths: IntTensor<B>,
+        path: IntTensor<B>,
+        grad: FloatTensor<B>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let Some([query, key, value, grad]) = on_host::<B, _>([&query, &key, &value, &grad]) else {
+            return reference::tree_context_backward::<B>(
+                query, key, value, lengths, path, grad, options,
+            );
+        };
+        let dims = search_dims(&query.shape(), value.shape()[3], &options);
+        let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
+        tree_search::backward(
+            &dims,
+            SearchInputs {
+                query: B::floats(&query),
+                key: B::floats(&key),
+                value: B::floats(&value),
+                lengths: &self::lengths::<B>(lengths),
+            },
+            &indices::<B>(path),
+            SearchGradient::Context(B::floats(&grad)),
+            gradients.each_mut().map(B::floats_mut),
+        );
+        gradients.into()
+    }
+
+    fn tree_policy_backward(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        lengths: IntTensor<B>,
+        path: IntTensor<B>,
+        grad: FloatTensor<B>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let Some([query, key, grad]) = on_host::<B, _>([&query, &key, &grad]) else {
+            return reference::tree_policy_backward::<B>(query, key, lengths, path, grad, options);
+        };
+        // Log-probability and entropy read no values.
+        let dims = search_dims(&query.shape(), key.shape()[3], &options);
+        let [mut d_query, mut d_key] = [&query, &key].map(allocate_like::<B>);
+        tree_search::backward(
+            &dims,
+            SearchInputs {
+                query: B::floats(&query),
+                key: B::floats(&key),
+                value: &[],
+                lengths: &self::lengths::<B>(lengths),
+            },
+            &indices::<B>(path),
+            SearchGradient::Policy(B::floats(&grad)),
+            [
+                B::floats_mut(&mut d_query),
+                B::floats_mut(&mut d_key),
+                &mut [],
+            ],
+        );
+        (d_query, d_key)
+    }
+
+    fn dense_attention(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        mask: AttentionMask<B>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let Some([query, key, value]) = on_host::<B, _>([&query, &key, &value]) else {
+            return reference::dense_attention::<B>(query, key, value, mask, options);
+        };
+        let dims = dense_dims(&query.shape(), &value.shape(), &options);
+        let (mut context, mut log_total) = allocate_outputs::<B>(&query, &value);
+        dense_attention::forward(
+            dims,
+            inputs::<B>(&query, &key, &value),
+            key_mask::<B>(mask).as_deref(),
+            B::floats_mut(&mut context),
+            B::floats_mut(&mut log_total),
+        );
+        (context, log_total)
+    }
+
+    fn dense_attention_backward(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        mask: AttentionMask<B>,
+        context: FloatTensor<B>,
+        log_total: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+        let Some([query, key, value, context, log_total, grad]) =
+            on_host::<B, _>([&query, &key, &value, &context, &log_total, &grad])
+        else {
+            return reference::dense_attention_backward::<B>(
+                query, key, value, mask, grad, options,
+            );
+        };
+        let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
+        dense_attention::backward(
+            dense_dims(&query.shape(), &value.shape(), &options),
+            inputs::<B>(&query, &key, &value),
+            key_mask::<B>(mask).as_deref(),
+            outputs::<B>(&context, &log_total, &grad),
+            gradients.each_mut().map(B::floats_mut),
+        );
+        gradients.into()
+    }
+
+    fn leaf_attention(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        key_bias: FloatTensor<B>,
+        query_leaf: IntTensor<B>,
+        key_leaf: IntTensor<B>,
+        options: LeafAttentionOptions,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let Some([query, key, value, key_bias]) =
+            on_host::<B, _>([&query, &key, &value, &key_bias])
+        else {
+            return reference::leaf_attention::<B>(
+                query, key, value, key_bias, query_leaf, key_leaf, options,
+            );
+        };
+        let (mut context, mut log_total) = allocate_outputs::<B>(&query, &value);
+        leaf_attention::forward(
+            leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
+            LeafInputs {
+                attention: inputs::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(query_leaf),
+                key_leaf: &integers::<B>(key_leaf),
+            },
+            B::floats(&key_bias),
+            B::floats_mut(&mut context),
+            B::floats_mut(&mut log_total),
+        );
+        (context, log_total)
+    }
+
+    fn leaf_attention_backward(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        key_bias: FloatTensor<B>,
+        query_leaf: IntTensor<B>,
+        key_leaf: IntTensor<B>,
+        context: FloatTensor<B>,
+        log_total: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        options: LeafAttentionOptions,
+    ) -> LeafAttentionGradients<B> {
+        let Some([query, key, value, key_bias, context, log_total, grad]) =
+            on_host::<B, _>([&query, &key, &value, &key_bias, &context, &log_total, &grad])
+        else {
+            return reference::leaf_attention_backward::<B>(
+                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
+            );
+        };
+        let mut gradients = [&query, &key, &value, &key_bias].map(allocate_like::<B>);
+        leaf_attention::backward(
+            leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
+            LeafInputs {
+                attention: inputs::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(query_leaf),
+                key_leaf: &integers::<B>(key_leaf),
+            },
+            B::floats(&key_bias),
+            outputs::<B>(&context, &log_total, &grad),
+            gradients.each_mut().map(B::floats_mut),
+        );
+        let [query, key, value, key_bias] = gradients;
+        LeafAttentionGradients {
+            query,
+            key,
+            value,
+            key_bias,
+        }
+    }
+
+    fn candidate_keys_backward(
+        query: FloatTensor<B>,
+        key: FloatTensor<B>,
+        value: FloatTensor<B>,
+        query_leaf: IntTensor<B>,
+        candidate_leaf: IntTensor<B>,
+        context: FloatTensor<B>,
+        log_total: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        options: LeafAttentionOptions,
+    ) -> FloatTensor<B> {
+        let Some([query, key, value, context, log_total, grad]) =
+            on_host::<B, _>([&query, &key, &value, &context, &log_total, &grad])
+        else {
+            return reference::candidate_keys_backward::<B>(
+                query,
+                key,
+                value,
+                query_leaf,
+                candidate_leaf,
+                context,
+                log_total,
+                grad,
+                options,
+            );
+        };
+        let dims = leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options);
+        let shape = Shape::from([dims.batch, dims.keys, dims.kv_heads]);
+        let mut d_gate = B::allocate(shape, &query.device());
+        leaf_attention::candidate_gates(
+            dims,
+            LeafInputs {
+                attention: inputs::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(query_leaf),
+                key_leaf: &integers::<B>(candidate_leaf),
+            },
+            outputs::<B>(&context, &log_total, &grad),
+            B::floats_mut(&mut d_gate),
+        );
+        d_gate
+    }
+
+    fn tree_build(
+        leaves: FloatTensor<B>,
+        lengths: IntTensor<B>,
+        block: BlockPrimitive<B>,
+        options: TreeBuildOptions,
+    ) -> FloatTensor<B> {
+        let (Some([leaves]), Some(weights)) =
+            (on_host::<B, _>([&leaves]), block_on_host::<B>(&block))
+        else {
+            return reference::tree_build::<B>(leaves, lengths, block, options);
+        };
+        let dims = build_dims::<B>(&leaves.shape(), &block, &options);
+        let shape = Shape::from([dims.batch, dims.shape.nodes(), dims.dim]);
+        let mut nodes = B::allocate(shape, &leaves.device());
+        tree_build::forward(
+            &dims,
+            B::floats(&leaves),
+            &self::lengths::<B>(lengths),
+            &Block::new(weights.iter().map(B::floats)),
+            B::floats_mut(&mut nodes),
+        );
+        nodes
+    }
+
+    fn tree_build_backward(
+        nodes: FloatTensor<B>,
+        lengths: IntTensor<B>,
+        block: BlockPrimitive<B>,
+        grad: FloatTensor<B>,
+        options: TreeBuildOptions,
+    ) -> TreeBuildGradients<B> {
+        let (Some([nodes, grad]), Some(weights)) =
+            (on_host::<B, _>([&nodes, &grad]), block_on_host::<B>(&block))
+        else {
+            return reference::tree_build_backward::<B>(nodes, lengths, block, grad, options);
+        };
+        let dims = build_dims::<B>(&nodes.shape(), &block, &options);
+        let shape = Shape::from([dims.batch, dims.shape.width(0), dims.dim]);
+        let mut leaves = B::allocate(shape, &nodes.device());
+        let mut d_weights: Vec<_> = weights.iter().map(allocate_like::<B>).collect();
+        tree_build::backward(
+            &dims,
+            B::floats(&nodes),
+            &self::lengths::<B>(lengths),
+            &Block::new(weights.iter().map(B::floats)),
+            options.detach_children,
+            B::floats(&grad),
+            B::floats_mut(&mut leaves),
+            d_weights.iter_mut().map(B::floats_mut).collect(),
+        );
+        let mut d_weights = d_weights.into_iter();
+        TreeBuildGradients {
+            leaves,
+            block: block.map(|_| d_weights.next().expect("there is one for each weight")),
+        }
+    }
+
+    fn feed_forward(
+        rows: FloatTensor<B>,
+        weights: FeedForwardPrimitive<B>,
+        epsilon: f64,
+    ) -> FloatTensor<B> {
+        let (Some([rows]), Some(host)) = (
+            on_host::<B, _>([&rows]),
+            feed_forward_on_host::<B>(&weights),
+        ) else {
+            return reference::feed_forward::<B>(rows, weights, epsilon);
+        };
+        let mut outputs = allocate_like::<B>(&rows);
+        feed_forward::forward(
+            B::floats(&rows),
+            &FeedForward::new(host.iter().map(B::floats)),
+            epsilon as f32,
+            B::floats_mut(&mut outputs),
+        );
+        outputs
+    }
+
+    fn feed_forward_backward(
+        rows: FloatTensor<B>,
+        weights: FeedForwardPrimitive<B>,
+        grad: FloatTensor<B>,
+        epsilon: f64,
+    ) -> FeedForwardGradients<B> {
+        let (Some([rows, grad]), Some(host)) = (
+            on_host::<B, _>([&rows, &grad]),
+            feed_forward_on_host::<B>(&weights),
+        ) else {
+            return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
+        };
+        let mut d_rows = allocate_like::<B>(&rows);
+        let mut d_weights: Vec<_> = host.iter().map(allocate_like::<B>).collect();
+        feed_forward::backward(
+            B::floats(&rows),
+            &FeedForward::new(host.iter().map(B::floats)),
+            B::floats(&grad),
+            epsilon as f32,
+            B::floats_mut(&mut d_rows),
+            d_weights.iter_mut().map(B::floats_mut).collect(),
+        );
+        let mut d_weights = d_weights.into_iter();
+        FeedForwardGradients {
+            rows: d_rows,
+            weights: weights.map(|_| d_weights.next().expect("there is one for each weight")),
+        }
+    }
 }
-pub(crate) use impl_tree_attention_ops;
+
+#[cfg(test)]
+mod tests {
+    /// Numbers in -1..1 that look random.
+    pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// What work returns on a number of threads.
+    pub(super) fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().expect("threads").install(work)
+    }
+}

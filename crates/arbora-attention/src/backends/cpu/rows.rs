@@ -21,24 +21,33 @@ pub(super) fn most_rows(numbers_per_row: usize) -> usize {
 }
 
 /// Memory for the chunks that are being worked on, kept for those to come.
+#[derive(Default)]
 pub(super) struct Pool<T>(Mutex<Vec<T>>);
 
-impl<T> Pool<T> {
-    pub(super) fn new() -> Self {
-        Self(Mutex::default())
-    }
-
-    pub(super) fn with(&self, create: impl FnOnce() -> T, work: impl FnOnce(&mut T)) {
+impl<T: Default> Pool<T> {
+    pub(super) fn with(&self, work: impl FnOnce(&mut T)) {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let free = lock().pop();
-        let mut scratch = free.unwrap_or_else(create);
+        let mut scratch = free.unwrap_or_default();
         work(&mut scratch);
         lock().push(scratch);
     }
 }
 
+/// Parts of these lengths, one behind the other.
+pub(super) fn split(
+    mut flat: &mut [f32],
+    lengths: impl IntoIterator<Item = usize>,
+) -> impl Iterator<Item = &mut [f32]> {
+    let lengths = lengths.into_iter();
+    lengths.map(move |length| {
+        flat.split_off_mut(..length)
+            .expect("the slice has all parts")
+    })
+}
+
 /// Writes sums of partial gradients: `partials` holds copies of all fields side by side.
-pub(super) fn sum_partials<const N: usize>(partials: &[f32], fields: [&mut [f32]; N]) {
+pub(super) fn sum_partials(partials: &[f32], fields: Vec<&mut [f32]>) {
     let parameters: usize = fields.iter().map(|field| field.len()).sum();
     let mut first = 0;
     for field in fields {
@@ -196,21 +205,6 @@ fn sum<A: Arithmetic>(slice: &[f32]) -> f32 {
 #[inline(always)]
 fn sum_lanes<A: Arithmetic>(lanes: &[f32; LANES]) -> f32 {
     A::sum_lanes(A::load(lanes))
-}
-
-/// `target += factor * source`, for slices of a few vectors.
-#[inline(always)]
-pub(super) fn add<A: Arithmetic>(target: &mut [f32], factor: f32, source: &[f32]) {
-    let (target_vectors, target_rest) = target.as_chunks_mut::<LANES>();
-    let (source_vectors, source_rest) = source.as_chunks::<LANES>();
-    let factors = A::splat(factor);
-    for (target, source) in target_vectors.iter_mut().zip(source_vectors) {
-        let total = A::mul_add_lanes(factors, A::load(source), A::load(target));
-        A::store(total, target);
-    }
-    for (target, source) in target_rest.iter_mut().zip(source_rest) {
-        *target = A::mul_add(factor, *source, *target);
-    }
 }
 
 /// Adds every row of a matrix to the target, column by column: a sum that stays in a register is not

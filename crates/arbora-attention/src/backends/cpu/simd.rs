@@ -67,6 +67,20 @@ pub(crate) trait Arithmetic: Copy {
 #[derive(Clone, Copy)]
 struct Portable<const FUSED: bool>;
 
+/// Operations of two numbers, lane by lane.
+macro_rules! per_lane {
+    ($($name:ident: |$a:ident, $b:ident| $result:expr;)+) => {$(
+        #[inline(always)]
+        fn $name(mut vector: Self::Vector, other: Self::Vector) -> Self::Vector {
+            for (lane, $b) in vector.iter_mut().zip(other) {
+                let $a = *lane;
+                *lane = $result;
+            }
+            vector
+        }
+    )+};
+}
+
 impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
     const NAME: &'static str = "portable";
 
@@ -97,28 +111,11 @@ impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
         *to = vector;
     }
 
-    #[inline(always)]
-    fn add_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a += b;
-        }
-        a
-    }
-
-    #[inline(always)]
-    fn sub_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a -= b;
-        }
-        a
-    }
-
-    #[inline(always)]
-    fn mul_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a *= b;
-        }
-        a
+    per_lane! {
+        add_lanes: |a, b| a + b;
+        sub_lanes: |a, b| a - b;
+        mul_lanes: |a, b| a * b;
+        max_lanes: |a, b| if a > b { a } else { b };
     }
 
     #[inline(always)]
@@ -127,14 +124,6 @@ impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
             *c = Self::mul_add(a, b, *c);
         }
         c
-    }
-
-    #[inline(always)]
-    fn max_lanes(mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = if *a > b { *a } else { b };
-        }
-        a
     }
 
     #[inline(always)]
@@ -177,12 +166,35 @@ mod x86 {
     use super::{Arithmetic, LANES};
     use std::arch::x86_64::*;
 
+    // SAFETY of all blocks below: `dispatch` runs code of these types only on processors that have the
+    // instructions, and arrays are as long as the vectors read from them.
+
+    /// Operations that are one instruction.
+    macro_rules! per_register {
+        ($($name:ident($($vector:ident),+): $instruction:ident;)+) => {$(
+            #[inline(always)]
+            fn $name($($vector: Self::Vector),+) -> Self::Vector {
+                // SAFETY: see above.
+                unsafe { $instruction($($vector),+) }
+            }
+        )+};
+    }
+
+    /// Operations that are one instruction for each half of the lanes.
+    macro_rules! per_two_registers {
+        ($($name:ident($($vector:ident),+): $instruction:ident;)+) => {$(
+            #[inline(always)]
+            fn $name($($vector: Self::Vector),+) -> Self::Vector {
+                // SAFETY: see above.
+                unsafe { [$instruction($($vector[0]),+), $instruction($($vector[1]),+)] }
+            }
+        )+};
+    }
+
     /// Only for code reached through [`super::run_avx512`].
     #[derive(Clone, Copy)]
     pub(super) struct Avx512;
 
-    // SAFETY of all blocks below: `dispatch` runs code of this type only on processors that have the
-    // instructions, and arrays are as long as the vectors read from them.
     impl Arithmetic for Avx512 {
         const NAME: &'static str = "AVX-512";
 
@@ -213,34 +225,12 @@ mod x86 {
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) }
         }
 
-        #[inline(always)]
-        fn add_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { _mm512_add_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn sub_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { _mm512_sub_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn mul_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-
-        #[inline(always)]
-        fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { _mm512_max_ps(a, b) }
+        per_register! {
+            add_lanes(a, b): _mm512_add_ps;
+            sub_lanes(a, b): _mm512_sub_ps;
+            mul_lanes(a, b): _mm512_mul_ps;
+            mul_add_lanes(a, b, c): _mm512_fmadd_ps;
+            max_lanes(a, b): _mm512_max_ps;
         }
 
         #[inline(always)]
@@ -324,50 +314,13 @@ mod x86 {
             }
         }
 
-        #[inline(always)]
-        fn add_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
-        }
-
-        #[inline(always)]
-        fn sub_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
-        }
-
-        #[inline(always)]
-        fn mul_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-        }
-
-        #[inline(always)]
-        fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe {
-                [
-                    _mm256_fmadd_ps(a[0], b[0], c[0]),
-                    _mm256_fmadd_ps(a[1], b[1], c[1]),
-                ]
-            }
-        }
-
-        #[inline(always)]
-        fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
-        }
-
-        #[inline(always)]
-        fn scale_lanes_by_power(vector: Self::Vector, rounded: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
-            unsafe {
-                [
-                    scale_eight_by_power(vector[0], rounded[0]),
-                    scale_eight_by_power(vector[1], rounded[1]),
-                ]
-            }
+        per_two_registers! {
+            add_lanes(a, b): _mm256_add_ps;
+            sub_lanes(a, b): _mm256_sub_ps;
+            mul_lanes(a, b): _mm256_mul_ps;
+            mul_add_lanes(a, b, c): _mm256_fmadd_ps;
+            max_lanes(a, b): _mm256_max_ps;
+            scale_lanes_by_power(vector, rounded): scale_eight_by_power;
         }
 
         #[inline(always)]

@@ -8,96 +8,50 @@
 //! The mean over siblings is linear, and so is the last layer of the feed-forward part: hidden units
 //! are averaged first, and the last layer sees one row per parent.
 
-use super::feed_forward::{self, FeedForwardGradientSlices, FeedForwardSlices};
+use super::feed_forward::{self, FeedForward};
 use super::rows::{
-    self, CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Write, add, add_rows,
-    layer_norm, layer_norm_backward, load, most_rows, multiply, store, sum_partials,
+    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
+    layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
 };
-use super::simd::{Arithmetic, Kernel, LANES, dispatch, dot, exp};
+use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
 use std::ops::Range;
 
-/// Parameters of the block, row-major; matrices are `[input, output]`.
-pub(crate) struct BlockSlices<'a> {
+/// Parameters of the block or their gradients, row-major; matrices are `[input, output]`.
+pub(crate) struct Block<T> {
     /// `[dim]`
-    pub norm_gamma: &'a [f32],
+    pub norm_gamma: T,
     /// `[dim]`
-    pub norm_beta: &'a [f32],
+    pub norm_beta: T,
     /// `[dim, dim]`
-    pub query: &'a [f32],
+    pub query: T,
     /// `[dim, dim]`
-    pub key: &'a [f32],
+    pub key: T,
     /// `[dim, dim]`
-    pub value: &'a [f32],
+    pub value: T,
     /// `[dim, dim]`
-    pub output: &'a [f32],
+    pub output: T,
     /// `[dim]`
-    pub output_bias: &'a [f32],
-    pub feed_forward: FeedForwardSlices<'a>,
+    pub output_bias: T,
+    pub feed_forward: FeedForward<T>,
 }
 
-/// Gradients of [`BlockSlices`], of the same shapes.
-pub(crate) struct BlockGradients<'a> {
-    pub norm_gamma: &'a mut [f32],
-    pub norm_beta: &'a mut [f32],
-    pub query: &'a mut [f32],
-    pub key: &'a mut [f32],
-    pub value: &'a mut [f32],
-    pub output: &'a mut [f32],
-    pub output_bias: &'a mut [f32],
-    pub feed_forward: FeedForwardGradientSlices<'a>,
-}
-
-impl<'a> BlockGradients<'a> {
-    /// The gradients as parts of one slice of [`BuildDims::parameters`] numbers.
-    fn over(flat: &'a mut [f32], dims: &BuildDims) -> Self {
-        let dim = dims.dim;
-        let own = dims.parameters() - feed_forward::parameters(dim, dims.ff);
-        let (mut rest, feed_forward) = flat.split_at_mut(own);
-        let mut part = |length: usize| {
-            let (part, after) = take(&mut rest).split_at_mut(length);
-            rest = after;
-            part
-        };
+impl<T> Block<T> {
+    /// From all fields in their order, those of the feed-forward part last.
+    pub(crate) fn new(mut fields: impl Iterator<Item = T>) -> Self {
+        let mut next = || fields.next().expect("there are all fields");
         Self {
-            norm_gamma: part(dim),
-            norm_beta: part(dim),
-            query: part(dim * dim),
-            key: part(dim * dim),
-            value: part(dim * dim),
-            output: part(dim * dim),
-            output_bias: part(dim),
-            feed_forward: FeedForwardGradientSlices::over(feed_forward, dim, dims.ff),
+            norm_gamma: next(),
+            norm_beta: next(),
+            query: next(),
+            key: next(),
+            value: next(),
+            output: next(),
+            output_bias: next(),
+            feed_forward: FeedForward::new(fields),
         }
-    }
-
-    /// All fields, in the order of [`over`](Self::over).
-    fn fields(&mut self) -> [&mut [f32]; 13] {
-        let [
-            ff_norm_gamma,
-            ff_norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ] = self.feed_forward.fields();
-        [
-            self.norm_gamma,
-            self.norm_beta,
-            self.query,
-            self.key,
-            self.value,
-            self.output,
-            self.output_bias,
-            ff_norm_gamma,
-            ff_norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ]
     }
 }
 
@@ -118,9 +72,17 @@ pub(crate) struct BuildDims {
 }
 
 impl BuildDims {
+    /// How many numbers each parameter of the block has, in the order of the fields.
+    fn sizes(&self) -> impl Iterator<Item = usize> {
+        let (row, matrix) = (self.dim, self.dim * self.dim);
+        let sizes = [row, row, matrix, matrix, matrix, matrix, row];
+        sizes
+            .into_iter()
+            .chain(feed_forward::sizes(self.dim, self.ff))
+    }
+
     fn parameters(&self) -> usize {
-        let dim = self.dim;
-        4 * dim * dim + 3 * dim + feed_forward::parameters(dim, self.ff)
+        self.sizes().sum()
     }
 
     /// Numbers of one example's nodes.
@@ -148,7 +110,7 @@ pub(crate) fn forward(
     dims: &BuildDims,
     leaves: &[f32],
     lengths: &[usize],
-    block: &BlockSlices,
+    block: &Block<&[f32]>,
     nodes: &mut [f32],
 ) {
     let shape = &dims.shape;
@@ -168,7 +130,8 @@ pub(crate) fn forward(
             }
         });
 
-    let pool = Pool::new(dims, Pass::Forward);
+    let most = most_rows(numbers_per_row(dims));
+    let pool = Pool::<Scratch>::default();
     for height in 1..=shape.height() {
         // What is left to write of each example's parents, and all of its children.
         let mut levels: Vec<(&mut [f32], &[f32])> = nodes
@@ -179,16 +142,15 @@ pub(crate) fn forward(
             })
             .collect();
         let group = shape.group(height);
-        let chunks: Vec<Vec<ForwardRun>> = plan(dims, lengths, height, pool.rows)
+        let chunks: Vec<Vec<ForwardRun>> = plan(dims, lengths, height, most)
             .into_iter()
             .map(|chunk| {
                 let cut = |run: Run| {
                     let (parents, children) = &mut levels[run.example];
-                    let (written, rest) = take(parents).split_at_mut(run.groups * dims.dim);
-                    *parents = rest;
+                    let parents = parents.split_off_mut(..run.groups * dims.dim);
                     ForwardRun {
                         children: &children[run.first * group * dims.dim..][..run.rows * dims.dim],
-                        parents: written,
+                        parents: parents.expect("runs are parts of their level"),
                     }
                 };
                 chunk.into_iter().map(cut).collect()
@@ -215,17 +177,17 @@ pub(crate) fn forward(
 ///   what `grad` has for them; otherwise it goes through all levels
 /// - grad: `[batch, nodes, dim]`, gradient with respect to all nodes; ghosts are ignored
 /// - d_leaves: `[batch, width(0), dim]`, fully written; ghosts are zero
-/// - d_block: fully written
+/// - d_block: all fields of a [`Block`] in their order, fully written
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     dims: &BuildDims,
     nodes: &[f32],
     lengths: &[usize],
-    block: &BlockSlices,
+    block: &Block<&[f32]>,
     detach: bool,
     grad: &[f32],
     d_leaves: &mut [f32],
-    d_block: &mut BlockGradients,
+    d_block: Vec<&mut [f32]>,
 ) {
     let shape = &dims.shape;
     check(dims, lengths, block, d_leaves.len(), nodes.len());
@@ -236,9 +198,10 @@ pub(crate) fn backward(
         nodes.len(),
         grad.len()
     );
-    let pool = Pool::new(dims, if detach { Pass::Parameters } else { Pass::All });
+    let most = most_rows(numbers_per_row(dims) + 5 * dims.dim + dims.ff);
+    let pool = Pool::default();
     let heights = (1..=shape.height()).rev();
-    let chunks_of = |height| plan(dims, lengths, height, pool.rows);
+    let chunks_of = |height| plan(dims, lengths, height, most);
     let children_of = |run: &Run, height: usize| {
         let first = run.example * dims.example() + dims.offset(height - 1);
         &nodes[first + run.first * shape.group(height) * dims.dim..][..run.rows * dims.dim]
@@ -260,7 +223,7 @@ pub(crate) fn backward(
                 (shape.group(height), chunk.into_iter().map(cut).collect())
             })
         });
-        backward_chunks(dims, block, &pool, chunks.collect(), &mut partials);
+        backward_chunks(dims, block, detach, &pool, chunks.collect(), &mut partials);
     } else {
         flow.extend_from_slice(grad);
         for height in heights {
@@ -275,18 +238,16 @@ pub(crate) fn backward(
             let chunks = chunks_of(height).into_iter().map(|chunk| {
                 let cut = |run: Run| {
                     let (d_parents, d_children) = &mut levels[run.example];
-                    let (written, rest) = take(d_children).split_at_mut(run.rows * dims.dim);
-                    *d_children = rest;
+                    let d_children = d_children.split_off_mut(..run.rows * dims.dim);
                     BackwardRun {
                         children: children_of(&run, height),
                         d_parents: &d_parents[run.first * dims.dim..][..run.groups * dims.dim],
-                        d_children: written,
+                        d_children: d_children.expect("runs are parts of their level"),
                     }
                 };
                 (group, chunk.into_iter().map(cut).collect())
             });
-            let chunks = chunks.collect();
-            backward_chunks(dims, block, &pool, chunks, &mut partials);
+            backward_chunks(dims, block, detach, &pool, chunks.collect(), &mut partials);
         }
     }
 
@@ -301,7 +262,7 @@ pub(crate) fn backward(
             ghosts.fill(0.0);
         });
 
-    sum_partials(&partials, d_block.fields());
+    sum_partials(&partials, d_block);
 }
 
 /// Sibling groups next to one another in one level of one example.
@@ -374,12 +335,12 @@ fn for_each<T: Send>(chunks: Vec<T>, work: impl Fn(T) + Sync + Send) {
 
 fn backward_chunks(
     dims: &BuildDims,
-    block: &BlockSlices,
-    pool: &Pool,
-    chunks: Vec<(usize, Vec<BackwardRun>)>,
+    block: &Block<&[f32]>,
+    detach: bool,
+    pool: &Pool<Scratch>,
+    mut chunks: Vec<(usize, Vec<BackwardRun>)>,
     partials: &mut [f32],
 ) {
-    let mut chunks = chunks;
     let share = chunks.len().div_ceil(PARTIAL_GRADIENTS).max(1);
     let tasks = chunks
         .chunks_mut(share)
@@ -390,9 +351,10 @@ fn backward_chunks(
                 dispatch(Backward {
                     dims,
                     block,
+                    detach,
                     group: *group,
                     runs,
-                    gradients: BlockGradients::over(partial, dims),
+                    gradients: Block::new(split(partial, dims.sizes())),
                     scratch,
                 });
             }
@@ -400,45 +362,9 @@ fn backward_chunks(
     });
 }
 
-/// What a chunk's memory is for.
-#[derive(Clone, Copy, PartialEq)]
-enum Pass {
-    Forward,
-    /// Gradients of the parameters.
-    Parameters,
-    /// Gradients of the parameters and of the children.
-    All,
-}
-
-/// Memory for the chunks that are being worked on.
-struct Pool<'a> {
-    dims: &'a BuildDims,
-    pass: Pass,
-    /// Most rows of a chunk.
-    rows: usize,
-    free: rows::Pool<Scratch>,
-}
-
-impl<'a> Pool<'a> {
-    fn new(dims: &'a BuildDims, pass: Pass) -> Self {
-        let row = Scratch::numbers_per_row(dims, pass);
-        Self {
-            dims,
-            pass,
-            rows: most_rows(row),
-            free: rows::Pool::new(),
-        }
-    }
-
-    fn with(&self, work: impl FnOnce(&mut Scratch)) {
-        let create = || Scratch::new(self.dims, self.pass, self.rows);
-        self.free.with(create, work);
-    }
-}
-
 /// Activations and gradients of one chunk. Names are those of what the rows go through.
+#[derive(Default)]
 struct Scratch {
-    pass: Pass,
     /// The rows of each sibling group.
     groups: Vec<Range<usize>>,
     /// `[rows, dim]` each
@@ -472,58 +398,12 @@ struct Scratch {
     d_weights: Vec<f32>,
 }
 
+/// Forward: rows of all siblings, of two siblings' parents, and of weights, as far as the sizes matter.
+fn numbers_per_row(dims: &BuildDims) -> usize {
+    9 * dims.dim + 3 * dims.ff + dims.heads * dims.shape.branching()
+}
+
 impl Scratch {
-    /// Rows of all siblings, of two siblings' parents, and of weights, as far as the sizes matter.
-    fn numbers_per_row(dims: &BuildDims, pass: Pass) -> usize {
-        let forward = 9 * dims.dim + 3 * dims.ff + dims.heads * dims.shape.branching();
-        match pass {
-            Pass::Forward => forward,
-            Pass::Parameters | Pass::All => forward + 5 * dims.dim + dims.ff,
-        }
-    }
-
-    fn new(dims: &BuildDims, pass: Pass, rows: usize) -> Self {
-        let widest = (1..=dims.shape.height())
-            .map(|height| dims.shape.group(height))
-            .max()
-            .unwrap_or(1);
-        // A chunk has a whole number of groups, each with a row at least.
-        let rows = rows
-            .max(CHUNK_ROWS.start.next_multiple_of(widest))
-            .max(CHUNK_ROWS.start + widest);
-        let (dim, ff) = (dims.dim, dims.ff);
-        let forward = |width: usize| vec![0.0; rows * width];
-        let backward = |width: usize| match pass {
-            Pass::Forward => Vec::new(),
-            Pass::Parameters | Pass::All => vec![0.0; rows * width],
-        };
-        Self {
-            pass,
-            groups: Vec::with_capacity(rows),
-            input: forward(dim),
-            normed: forward(dim),
-            query: forward(dim),
-            key: forward(dim),
-            value: forward(dim),
-            context: forward(dim),
-            attended: forward(dim),
-            ff_normed: forward(dim),
-            hidden: forward(2 * ff),
-            weights: forward(dims.heads * widest),
-            moments: vec![[0.0; 2]; rows],
-            ff_moments: vec![[0.0; 2]; rows],
-            pooled: forward(ff),
-            d_pooled: backward(ff),
-            parents: forward(dim),
-            d_rows: backward(dim),
-            d_context: backward(dim),
-            d_query: backward(dim),
-            d_key: backward(dim),
-            d_value: backward(dim),
-            d_weights: vec![0.0; widest],
-        }
-    }
-
     /// Copies the children of a chunk side by side and notes the groups; returns the rows.
     fn gather<'r>(
         &mut self,
@@ -532,24 +412,23 @@ impl Scratch {
         runs: impl Iterator<Item = (&'r [f32], usize)>,
     ) -> usize {
         self.groups.clear();
-        let mut rows = 0;
+        self.input.clear();
         for (children, groups) in runs {
-            self.input[rows * dim..][..children.len()].copy_from_slice(children);
-            let end = rows + children.len() / dim;
-            let first = rows;
+            let first = self.input.len() / dim;
+            self.input.extend_from_slice(children);
+            let end = self.input.len() / dim;
             self.groups.extend((0..groups).map(|at| {
                 let start = first + at * group;
                 start..(start + group).min(end)
             }));
-            rows = end;
         }
-        rows
+        self.input.len() / dim
     }
 }
 
 struct Forward<'a, 'r> {
     dims: &'a BuildDims,
-    block: &'a BlockSlices<'a>,
+    block: &'a Block<&'a [f32]>,
     group: usize,
     runs: &'a mut [ForwardRun<'r>],
     scratch: &'a mut Scratch,
@@ -560,37 +439,22 @@ impl Kernel for Forward<'_, '_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Self {
-            dims,
-            block,
-            group,
-            runs,
-            scratch,
-        } = self;
+        let (dims, block, scratch) = (self.dims, self.block, self.scratch);
         let (dim, ff) = (dims.dim, dims.ff);
-        let spans = runs
-            .iter()
-            .map(|run| (run.children, run.parents.len() / dim));
-        let rows = scratch.gather(dim, group, spans);
-        activate::<A>(dims, block, group, rows, scratch);
+        let runs = self.runs.iter();
+        let runs = runs.map(|run| (run.children, run.parents.len() / dim));
+        let rows = scratch.gather(dim, self.group, runs);
+        activate::<A>(dims, block, self.group, rows, scratch);
 
-        let Scratch {
-            groups,
-            ff_normed,
-            hidden,
-            pooled,
-            parents,
-            ..
-        } = scratch;
-        let (pooled, parents) = (
-            &mut pooled[..groups.len() * ff],
-            &mut parents[..groups.len() * dim],
-        );
-        let siblings = || groups.iter().cloned();
-        feed_forward::gate::<A>(siblings(), block.feed_forward.inner_bias, hidden, pooled);
-        feed_forward::finish::<A>(siblings(), &block.feed_forward, ff_normed, pooled, parents);
-        let mut rest = &*parents;
-        for run in runs {
+        scratch.pooled.resize(scratch.groups.len() * ff, 0.0);
+        scratch.parents.resize(scratch.groups.len() * dim, 0.0);
+        let siblings = || scratch.groups.iter().cloned();
+        let (pooled, parents) = (&mut scratch.pooled, &mut scratch.parents);
+        let (weights, normed) = (&block.feed_forward, &scratch.ff_normed);
+        feed_forward::gate::<A>(siblings(), weights.inner_bias, &scratch.hidden, pooled);
+        feed_forward::finish::<A>(siblings(), weights, normed, pooled, parents);
+        let mut rest = parents.as_slice();
+        for run in self.runs {
             let (own, after) = rest.split_at(run.parents.len());
             run.parents.copy_from_slice(own);
             rest = after;
@@ -602,79 +466,68 @@ impl Kernel for Forward<'_, '_> {
 #[inline(always)]
 fn activate<A: Arithmetic>(
     dims: &BuildDims,
-    block: &BlockSlices,
+    block: &Block<&[f32]>,
     group: usize,
     rows: usize,
     scratch: &mut Scratch,
 ) {
     let (dim, ff) = (dims.dim, dims.ff);
-    let Scratch {
-        groups,
-        input,
-        normed,
-        query,
-        key,
-        value,
-        context,
-        attended,
-        ff_normed,
-        hidden,
-        weights,
-        moments,
-        ff_moments,
-        ..
-    } = scratch;
-    let length = rows * dim;
-    let input = &input[..length];
-    let normed = &mut normed[..length];
+    for array in [
+        &mut scratch.normed,
+        &mut scratch.query,
+        &mut scratch.key,
+        &mut scratch.value,
+        &mut scratch.context,
+        &mut scratch.attended,
+        &mut scratch.ff_normed,
+    ] {
+        array.resize(rows * dim, 0.0);
+    }
+    scratch.hidden.resize(rows * 2 * ff, 0.0);
+    scratch.weights.resize(rows * dims.heads * group, 0.0);
+    scratch.moments.resize(rows, [0.0; 2]);
+    scratch.ff_moments.resize(rows, [0.0; 2]);
     layer_norm::<A>(
-        input,
+        &scratch.input,
         block.norm_gamma,
         block.norm_beta,
         dims.epsilon,
-        normed,
-        moments,
-    );
-    let (query, key, value) = (
-        &mut query[..length],
-        &mut key[..length],
-        &mut value[..length],
+        &mut scratch.normed,
+        &mut scratch.moments,
     );
     let projected = |target: &mut [f32], factor: f32, rows: &[f32], weight: &[f32]| {
-        multiply(
-            target,
-            Write::Set,
-            factor,
-            Matrix::new(rows, dim),
-            Matrix::new(weight, dim),
-        );
+        let (rows, weight) = (Matrix::new(rows, dim), Matrix::new(weight, dim));
+        multiply(target, Write::Set, factor, rows, weight);
     };
-    projected(query, scale(dims), normed, block.query);
-    projected(key, 1.0, input, block.key);
-    projected(value, 1.0, input, block.value);
-    let weights = &mut weights[..rows * dims.heads * group];
-    let context = &mut context[..length];
-    attend::<A>(dims, group, groups, query, key, value, weights, context);
+    projected(
+        &mut scratch.query,
+        scale(dims),
+        &scratch.normed,
+        block.query,
+    );
+    projected(&mut scratch.key, 1.0, &scratch.input, block.key);
+    projected(&mut scratch.value, 1.0, &scratch.input, block.value);
+    attend::<A>(dims, group, scratch);
 
-    let attended = &mut attended[..length];
-    for (attended, normed) in attended.chunks_exact_mut(dim).zip(normed.chunks_exact(dim)) {
+    let attended = scratch.attended.chunks_exact_mut(dim);
+    for (attended, normed) in attended.zip(scratch.normed.chunks_exact(dim)) {
         attended.copy_from_slice(normed);
-        add::<A>(attended, 1.0, block.output_bias);
+        add_scaled::<A>(attended, 1.0, block.output_bias);
     }
     multiply(
-        attended,
+        &mut scratch.attended,
         Write::Add,
         1.0,
-        Matrix::new(context, dim),
+        Matrix::new(&scratch.context, dim),
         Matrix::new(block.output, dim),
     );
     feed_forward::activate::<A>(
         &block.feed_forward,
         dims.epsilon,
-        attended,
-        &mut ff_normed[..length],
-        ff_moments,
-        &mut hidden[..rows * 2 * ff],
+        &scratch.attended,
+        &mut scratch.ff_normed,
+        &mut scratch.ff_moments,
+        &mut scratch.hidden,
     );
 }
 
@@ -685,10 +538,12 @@ fn scale(dims: &BuildDims) -> f32 {
 
 struct Backward<'a, 'r> {
     dims: &'a BuildDims,
-    block: &'a BlockSlices<'a>,
+    block: &'a Block<&'a [f32]>,
+    /// Whether no gradient reaches the children.
+    detach: bool,
     group: usize,
     runs: &'a mut [BackwardRun<'r>],
-    gradients: BlockGradients<'a>,
+    gradients: Block<&'a mut [f32]>,
     scratch: &'a mut Scratch,
 }
 
@@ -697,153 +552,98 @@ impl Kernel for Backward<'_, '_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Self {
-            dims,
-            block,
-            group,
-            runs,
-            mut gradients,
-            scratch,
-        } = self;
+        let (dims, block, scratch) = (self.dims, self.block, self.scratch);
+        let mut gradients = self.gradients;
         let (dim, ff) = (dims.dim, dims.ff);
-        let spans = runs
-            .iter()
-            .map(|run| (run.children, run.d_parents.len() / dim));
-        let rows = scratch.gather(dim, group, spans);
-        activate::<A>(dims, block, group, rows, scratch);
+        let runs = self.runs.iter();
+        let runs = runs.map(|run| (run.children, run.d_parents.len() / dim));
+        let rows = scratch.gather(dim, self.group, runs);
+        activate::<A>(dims, block, self.group, rows, scratch);
 
-        let Scratch {
-            pass,
-            groups,
-            input,
-            normed,
-            query,
-            key,
-            value,
-            context,
-            attended,
-            ff_normed,
-            hidden,
-            weights,
-            moments,
-            ff_moments,
-            pooled,
-            d_pooled,
-            parents: d_outputs,
-            d_rows,
-            d_context,
-            d_query,
-            d_key,
-            d_value,
-            d_weights,
-        } = scratch;
-        let length = rows * dim;
-        let (input, normed, context, attended, ff_normed) = (
-            &input[..length],
-            &normed[..length],
-            &context[..length],
-            &attended[..length],
-            &ff_normed[..length],
-        );
+        for array in [
+            &mut scratch.d_rows,
+            &mut scratch.d_context,
+            &mut scratch.d_query,
+            &mut scratch.d_key,
+            &mut scratch.d_value,
+        ] {
+            array.resize(rows * dim, 0.0);
+        }
+        scratch.pooled.resize(scratch.groups.len() * ff, 0.0);
+        scratch.d_pooled.resize(scratch.groups.len() * ff, 0.0);
+        scratch.d_weights.resize(self.group, 0.0);
 
         // Siblings share the gradient of their outputs: that of the parent, divided among them.
-        let d_outputs = &mut d_outputs[..groups.len() * dim];
-        let mut rest = &mut *d_outputs;
-        for run in runs.iter() {
-            let (own, after) = rest.split_at_mut(run.d_parents.len());
-            own.copy_from_slice(run.d_parents);
-            rest = after;
+        let d_outputs = &mut scratch.parents;
+        d_outputs.clear();
+        for run in self.runs.iter() {
+            d_outputs.extend_from_slice(run.d_parents);
         }
         add_rows::<A>(gradients.feed_forward.outer_bias, d_outputs);
-        for (siblings, d_output) in groups.iter().zip(d_outputs.chunks_exact_mut(dim)) {
+        for (siblings, d_output) in scratch.groups.iter().zip(d_outputs.chunks_exact_mut(dim)) {
             let share = 1.0 / siblings.len() as f32;
             for number in d_output {
                 *number *= share;
             }
         }
-        let d_outputs = &*d_outputs;
-
-        let d_rows = &mut d_rows[..length];
         feed_forward::differentiate::<A>(
-            groups.iter().cloned(),
+            scratch.groups.iter().cloned(),
             &block.feed_forward,
-            attended,
-            ff_normed,
-            ff_moments,
-            &mut hidden[..rows * 2 * ff],
+            &scratch.attended,
+            &scratch.ff_normed,
+            &scratch.ff_moments,
+            &mut scratch.hidden,
             d_outputs,
-            &mut pooled[..groups.len() * ff],
-            &mut d_pooled[..groups.len() * ff],
-            d_rows,
+            &mut scratch.pooled,
+            &mut scratch.d_pooled,
+            &mut scratch.d_rows,
             &mut gradients.feed_forward,
         );
 
         // The attention among siblings.
-        let accumulate = |target: &mut [f32],
-                          factor: f32,
-                          rows: &[f32],
-                          width: usize,
-                          grads: &[f32],
-                          columns: usize| {
-            multiply(
-                target,
-                Write::Add,
-                factor,
-                Matrix::new(rows, width).transposed(),
-                Matrix::new(grads, columns),
-            );
+        let accumulate = |target: &mut [f32], factor: f32, rows: &[f32], grads: &[f32]| {
+            let (rows, grads) = (Matrix::new(rows, dim), Matrix::new(grads, dim));
+            multiply(target, Write::Add, factor, rows.transposed(), grads);
         };
-        add_rows::<A>(gradients.output_bias, d_rows);
-        accumulate(gradients.output, 1.0, context, dim, d_rows, dim);
         let back =
             |target: &mut [f32], write: Write, factor: f32, grads: &[f32], weight: &[f32]| {
-                multiply(
-                    target,
-                    write,
-                    factor,
-                    Matrix::new(grads, dim),
-                    Matrix::new(weight, dim).transposed(),
-                );
+                let (grads, weight) = (Matrix::new(grads, dim), Matrix::new(weight, dim));
+                multiply(target, write, factor, grads, weight.transposed());
             };
-        let d_context = &mut d_context[..length];
-        back(d_context, Write::Set, 1.0, d_rows, block.output);
-        let (d_query, d_key, d_value) = (
-            &mut d_query[..length],
-            &mut d_key[..length],
-            &mut d_value[..length],
+        let d_rows = &mut scratch.d_rows;
+        add_rows::<A>(gradients.output_bias, d_rows);
+        accumulate(gradients.output, 1.0, &scratch.context, d_rows);
+        back(
+            &mut scratch.d_context,
+            Write::Set,
+            1.0,
+            d_rows,
+            block.output,
         );
-        let attention = Attention {
-            query: &query[..length],
-            key: &key[..length],
-            value: &value[..length],
-            weights: &weights[..rows * dims.heads * group],
-        };
-        let d_weights = &mut d_weights[..group];
-        attend_backward::<A>(
-            dims, group, groups, &attention, d_context, d_query, d_key, d_value, d_weights,
-        );
+        attend_backward::<A>(dims, self.group, scratch);
         let scale = scale(dims);
-        accumulate(gradients.query, scale, normed, dim, d_query, dim);
-        accumulate(gradients.key, 1.0, input, dim, d_key, dim);
-        accumulate(gradients.value, 1.0, input, dim, d_value, dim);
-        back(d_rows, Write::Add, scale, d_query, block.query);
+        let (input, d_rows) = (&scratch.input, &mut scratch.d_rows);
+        accumulate(gradients.query, scale, &scratch.normed, &scratch.d_query);
+        accumulate(gradients.key, 1.0, input, &scratch.d_key);
+        accumulate(gradients.value, 1.0, input, &scratch.d_value);
+        back(d_rows, Write::Add, scale, &scratch.d_query, block.query);
         layer_norm_backward::<A>(
             input,
             block.norm_gamma,
-            moments,
+            &scratch.moments,
             d_rows,
             gradients.norm_gamma,
             gradients.norm_beta,
         );
-        if *pass != Pass::All {
+        if self.detach {
             return;
         }
-        back(d_rows, Write::Add, 1.0, d_key, block.key);
-        back(d_rows, Write::Add, 1.0, d_value, block.value);
-        let mut rest = &*d_rows;
-        for run in runs {
+        back(d_rows, Write::Add, 1.0, &scratch.d_key, block.key);
+        back(d_rows, Write::Add, 1.0, &scratch.d_value, block.value);
+        let mut rest = d_rows.as_slice();
+        for run in self.runs {
             let (own, after) = rest.split_at(run.d_children.len());
-            add::<A>(run.d_children, 1.0, own);
+            add_scaled::<A>(run.d_children, 1.0, own);
             rest = after;
         }
     }
@@ -853,17 +653,19 @@ impl Kernel for Backward<'_, '_> {
 ///
 /// - weights: `[rows, heads, group]`; zero for siblings that do not exist
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn attend<A: Arithmetic>(
-    dims: &BuildDims,
-    group: usize,
-    groups: &[Range<usize>],
-    query: &[f32],
-    key: &[f32],
-    value: &[f32],
-    weights: &mut [f32],
-    context: &mut [f32],
-) {
+fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) {
+    let Scratch {
+        groups,
+        query,
+        key,
+        value,
+        weights,
+        context,
+        ..
+    } = scratch;
+    // Slices: a vector would be looked up again in every loop.
+    let (groups, query, key, value) = (&groups[..], &query[..], &key[..], &value[..]);
+    let (weights, context) = (&mut weights[..], &mut context[..]);
     let (dim, heads) = (dims.dim, dims.heads);
     let width = dim / heads;
     for siblings in groups {
@@ -904,7 +706,7 @@ fn attend<A: Arithmetic>(
                 let context = &mut context[row * dim + head * width..][..width];
                 context.fill(0.0);
                 for (weight, other) in weights.iter().zip(siblings.clone()) {
-                    add::<A>(
+                    add_scaled::<A>(
                         context,
                         *weight,
                         &value[other * dim + head * width..][..width],
@@ -915,27 +717,26 @@ fn attend<A: Arithmetic>(
     }
 }
 
-/// What [`attend`] read and the weights it found.
-struct Attention<'a> {
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    weights: &'a [f32],
-}
-
+/// Gradients of queries, keys and values through [`attend`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn attend_backward<A: Arithmetic>(
-    dims: &BuildDims,
-    group: usize,
-    groups: &[Range<usize>],
-    attention: &Attention,
-    d_context: &[f32],
-    d_query: &mut [f32],
-    d_key: &mut [f32],
-    d_value: &mut [f32],
-    d_weights: &mut [f32],
-) {
+fn attend_backward<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) {
+    let Scratch {
+        groups,
+        query,
+        key,
+        value,
+        weights,
+        d_context,
+        d_query,
+        d_key,
+        d_value,
+        d_weights,
+        ..
+    } = scratch;
+    // As in `attend`.
+    let (groups, query, key, value) = (&groups[..], &query[..], &key[..], &value[..]);
+    let (weights, d_context, d_weights) = (&weights[..], &d_context[..], &mut d_weights[..]);
+    let (d_query, d_key, d_value) = (&mut d_query[..], &mut d_key[..], &mut d_value[..]);
     let (dim, heads) = (dims.dim, dims.heads);
     let width = dim / heads;
     d_query.fill(0.0);
@@ -945,7 +746,7 @@ fn attend_backward<A: Arithmetic>(
         for row in siblings.clone() {
             for head in 0..heads {
                 let of = |row: usize| row * dim + head * width..row * dim + (head + 1) * width;
-                let weights = &attention.weights[(row * heads + head) * group..][..group];
+                let weights = &weights[(row * heads + head) * group..][..group];
                 let d_context = &d_context[of(row)];
                 // The gradient of a logit is its weight times how far the gradient of the weight is
                 // from the weighted mean of all.
@@ -953,16 +754,16 @@ fn attend_backward<A: Arithmetic>(
                 for ((d_weight, weight), other) in
                     d_weights.iter_mut().zip(weights).zip(siblings.clone())
                 {
-                    *d_weight = dot::<A>(d_context, &attention.value[of(other)]);
+                    *d_weight = dot::<A>(d_context, &value[of(other)]);
                     mean = A::mul_add(*weight, *d_weight, mean);
                 }
                 for ((d_weight, weight), other) in
                     d_weights.iter().zip(weights).zip(siblings.clone())
                 {
                     let d_logit = weight * (d_weight - mean);
-                    add::<A>(&mut d_query[of(row)], d_logit, &attention.key[of(other)]);
-                    add::<A>(&mut d_key[of(other)], d_logit, &attention.query[of(row)]);
-                    add::<A>(&mut d_value[of(other)], *weight, d_context);
+                    add_scaled::<A>(&mut d_query[of(row)], d_logit, &key[of(other)]);
+                    add_scaled::<A>(&mut d_key[of(other)], d_logit, &query[of(row)]);
+                    add_scaled::<A>(&mut d_value[of(other)], *weight, d_context);
                 }
             }
         }
@@ -970,7 +771,7 @@ fn attend_backward<A: Arithmetic>(
 }
 
 #[track_caller]
-fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize, nodes: usize) {
+fn check(dims: &BuildDims, lengths: &[usize], block: &Block<&[f32]>, leaves: usize, nodes: usize) {
     let (dim, ff) = (dims.dim, dims.ff);
     assert!(
         dims.heads > 0 && dim.is_multiple_of(dims.heads),
@@ -1006,43 +807,23 @@ fn check(dims: &BuildDims, lengths: &[usize], block: &BlockSlices, leaves: usize
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{numbers, on_threads};
     use super::*;
     use arbora_tree::Layout;
-
-    /// Numbers in (-1, 1) without a pattern that matters here.
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// Nodes, gradients of the leaves and of the parameters.
     fn build(dims: &BuildDims, lengths: &[usize], detach: bool, threads: usize) -> [Vec<f32>; 3] {
         let mut weights = numbers(dims.parameters(), 1);
-        let parts = BlockGradients::over(&mut weights, dims);
-        let block = BlockSlices {
-            norm_gamma: parts.norm_gamma,
-            norm_beta: parts.norm_beta,
-            query: parts.query,
-            key: parts.key,
-            value: parts.value,
-            output: parts.output,
-            output_bias: parts.output_bias,
-            feed_forward: parts.feed_forward.into_slices(),
-        };
+        let block = Block::new(split(&mut weights, dims.sizes()).map(|part| &*part));
         let leaves = numbers(dims.batch * dims.shape.width(0) * dims.dim, 2);
         let grad = numbers(dims.batch * dims.example(), 3);
         let mut nodes = vec![f32::NAN; grad.len()];
         let mut d_leaves = vec![f32::NAN; leaves.len()];
         let mut d_weights = vec![f32::NAN; dims.parameters()];
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.unwrap().install(|| {
+        on_threads(threads, || {
             forward(dims, &leaves, lengths, &block, &mut nodes);
-            let mut d_block = BlockGradients::over(&mut d_weights, dims);
-            let (d_leaves, d_block) = (&mut d_leaves[..], &mut d_block);
+            let d_block = split(&mut d_weights, dims.sizes()).collect();
+            let d_leaves = &mut d_leaves[..];
             backward(
                 dims, &nodes, lengths, &block, detach, &grad, d_leaves, d_block,
             );

@@ -7,6 +7,7 @@
 // A lane is at one place in several arrays.
 #![allow(clippy::needless_range_loop)]
 
+use super::attention_tiles::Shared;
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };
@@ -168,13 +169,13 @@ pub(crate) fn search(
         .zip(counts)
         .enumerate();
     // A context may have no columns, which cannot be chunked.
-    let context = Rows::new(outputs.context, dims.value_row());
+    let context = Shared::new(outputs.context);
     tasks.for_each(
         |(task, ((path, (log_prob, entropy)), ((decisions, selected), read)))| {
             let first = task * ROWS_PER_TASK;
             let rows = path.len() / steps;
             // SAFETY: tasks cover disjoint rows.
-            let context = unsafe { context.get(first, rows) };
+            let context = unsafe { context.row(first * dims.value_row(), rows * dims.value_row()) };
             let task = SearchTask {
                 problem: Problem {
                     dims,
@@ -201,39 +202,6 @@ pub(crate) fn search(
             }
         },
     );
-}
-
-/// Rows of a slice that tasks share out among themselves.
-struct Rows<'a> {
-    start: *mut f32,
-    rows: usize,
-    width: usize,
-    _slice: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: access goes through `get`, whose callers ask for disjoint rows.
-unsafe impl Sync for Rows<'_> {}
-
-impl<'a> Rows<'a> {
-    fn new(slice: &'a mut [f32], width: usize) -> Self {
-        Self {
-            rows: slice.len().checked_div(width).unwrap_or(usize::MAX),
-            start: slice.as_mut_ptr(),
-            width,
-            _slice: std::marker::PhantomData,
-        }
-    }
-
-    /// # Safety
-    /// No two live results may share a row.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn get(&self, first: usize, count: usize) -> &mut [f32] {
-        assert!(first.checked_add(count).is_some_and(|end| end <= self.rows));
-        // SAFETY: the rows are inside the slice, and the caller keeps results disjoint.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(first * self.width), count * self.width)
-        }
-    }
 }
 
 /// Work compiled for one head width; 0 is any.
@@ -394,18 +362,9 @@ fn head_add<A: Arithmetic, const D: usize>(
     head: usize,
     dim: usize,
 ) {
-    match D {
-        0 => add_scaled::<A>(
-            &mut target[head * dim..][..dim],
-            factor,
-            &source[head * dim..][..dim],
-        ),
-        _ => add_scaled::<A>(
-            &mut target[head * D..][..D],
-            factor,
-            &source[head * D..][..D],
-        ),
-    }
+    let dim = if D == 0 { dim } else { D };
+    let target = &mut target[head * dim..][..dim];
+    add_scaled::<A>(target, factor, &source[head * dim..][..dim]);
 }
 
 /// The sum over one lane's slots of factor times row, per head: `rows` is `[nodes, heads, dim]`, factors
@@ -845,16 +804,8 @@ pub(crate) enum SearchGradient<'a> {
     Policy(&'a [f32]),
 }
 
-/// What a backward pass writes, each of the shape of its input. `value` is empty where the policy is
-/// differentiated.
-#[derive(Debug)]
-pub(crate) struct SearchGradients<'a> {
-    pub query: &'a mut [f32],
-    pub key: &'a mut [f32],
-    pub value: &'a mut [f32],
-}
-
-/// Gradients of a search along its path `[batch, queries, decisions + 1]`.
+/// Gradients of a search along its path `[batch, queries, decisions + 1]`: `outputs` are those of query, key
+/// and value, each of the shape of its input; the last is empty where the policy is differentiated.
 ///
 /// Scores are computed again. Keys and values gather their gradients level by level in the order of
 /// queries, whatever the number of threads: levels hold different nodes, so they need no atomics.
@@ -863,7 +814,7 @@ pub(crate) fn backward(
     inputs: SearchInputs<'_>,
     path: &[u32],
     gradient: SearchGradient<'_>,
-    outputs: SearchGradients<'_>,
+    outputs: [&mut [f32]; 3],
 ) {
     if dims.batch == 0 {
         return;
@@ -873,20 +824,20 @@ pub(crate) fn backward(
         levels.retain(|level| !level.leaves);
     }
     let nodes = dims.shape.nodes();
-    let query = Rows::new(outputs.query, dims.queries * dims.key_row());
-    let key = Rows::new(outputs.key, nodes * dims.key_row());
     let value_width = match gradient {
         SearchGradient::Context(_) => dims.value_row(),
         SearchGradient::Policy(_) => 0,
     };
-    let value = Rows::new(outputs.value, nodes * value_width);
+    let query_numbers = dims.queries * dims.key_row();
+    let (key_numbers, value_numbers) = (nodes * dims.key_row(), nodes * value_width);
+    let [query, key, value] = outputs.map(Shared::new);
     (0..dims.batch).into_par_iter().for_each(|example| {
         // SAFETY: each example is one row of each.
         let (query, key, value) = unsafe {
             (
-                query.get(example, 1),
-                key.get(example, 1),
-                value.get(example, 1),
+                query.row(example * query_numbers, query_numbers),
+                key.row(example * key_numbers, key_numbers),
+                value.row(example * value_numbers, value_numbers),
             )
         };
         let problem = Problem {
@@ -941,7 +892,7 @@ impl ExampleBackward<'_> {
         }
         let (key_width, value_width) = (dims.key_row(), self.value_width);
         let nodes = dims.shape.nodes();
-        let (d_key, d_value) = (Rows::new(d_key, key_width), Rows::new(d_value, value_width));
+        let (d_key, d_value) = (Shared::new(d_key), Shared::new(d_value));
         let blocks = QUERIES_PER_CHUNK.min(dims.queries).div_ceil(LANES);
         let mut scores = vec![ZERO; blocks * per_block];
         let mut weights = vec![ZERO; blocks * per_block];
@@ -977,8 +928,8 @@ impl ExampleBackward<'_> {
                 // SAFETY: levels hold different nodes.
                 let (d_key, d_value) = unsafe {
                     (
-                        d_key.get(level.offset, level.width),
-                        d_value.get(level.offset, level.width),
+                        d_key.row(level.offset * key_width, level.width * key_width),
+                        d_value.row(level.offset * value_width, level.width * value_width),
                     )
                 };
                 dispatch(Specialised::<_, D>(Scatter {
@@ -1012,13 +963,8 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let BlockBackward {
-            whole,
-            first,
-            rows,
-            d_query,
-            mut out,
-        } = self.0;
+        let task = self.0;
+        let (whole, first, rows, mut out) = (task.whole, task.first, task.rows, task.out);
         let problem = whole.problem;
         let dims = problem.dims;
         let (heads, steps) = (dims.heads, dims.steps());
@@ -1105,7 +1051,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
         let width = dims.key_row();
         for lane in 0..rows {
             weighted_sum::<A, D>(
-                &mut d_query[lane * width..][..width],
+                &mut task.d_query[lane * width..][..width],
                 &problem.inputs.key[block.root[lane] * width..],
                 dims.head_dim,
                 lane,
@@ -1272,41 +1218,31 @@ impl<const D: usize> Kernel for Specialised<Scatter<'_>, D> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Scatter {
-            whole,
-            level,
-            first,
-            rows,
-            slots,
-            scores,
-            weights,
-            positions,
-            d_key,
-            d_value,
-        } = self.0;
+        let task = self.0;
+        let (whole, level, first) = (task.whole, task.level, task.first);
         let dims = whole.problem.dims;
         let heads = dims.heads;
         let (key_width, value_width) = (dims.key_row(), dims.value_row());
-        for row in 0..rows {
+        for row in 0..task.rows {
             let (block, lane) = (row / LANES, row % LANES);
             let query = &whole.problem.inputs.query[(first + row) * key_width..][..key_width];
             for child in 0..level.group {
-                let slot = block * slots + level.slots_above + child;
-                let position = positions[slot][lane];
+                let slot = block * task.slots + level.slots_above + child;
+                let position = task.positions[slot][lane];
                 if position == NOWHERE {
                     continue;
                 }
                 let node = position as usize - level.offset;
-                let target = &mut d_key[node * key_width..][..key_width];
+                let target = &mut task.d_key[node * key_width..][..key_width];
                 for head in 0..heads {
-                    let score = scores[slot * heads + head].0[lane];
+                    let score = task.scores[slot * heads + head].0[lane];
                     head_add::<A, D>(target, score, query, head, dims.head_dim);
                 }
                 if let SearchGradient::Context(grad) = whole.gradient {
                     let grad = &grad[(first + row) * value_width..][..value_width];
-                    let target = &mut d_value[node * value_width..][..value_width];
+                    let target = &mut task.d_value[node * value_width..][..value_width];
                     for head in 0..heads {
-                        let weight = weights[slot * heads + head].0[lane];
+                        let weight = task.weights[slot * heads + head].0[lane];
                         head_add::<A, D>(target, weight, grad, head, dims.value_dim);
                     }
                 }

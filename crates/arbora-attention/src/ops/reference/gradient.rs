@@ -34,6 +34,16 @@ fn gradient<B: Backend>(tensor: &Tracked<B>, gradients: &mut Gradients) -> Float
     })
 }
 
+/// Gradients of some tensors, through an output of which the gradient is given.
+fn gradients<B: Backend, const N: usize>(
+    tracked: [Tracked<B>; N],
+    output: Tracked<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; N] {
+    let mut gradients = backward::<B>(output, grad);
+    tracked.map(|tensor| gradient::<B>(&tensor, &mut gradients))
+}
+
 /// Reference of [`TreeAttentionOps::tree_context_backward`](crate::ops::TreeAttentionOps::tree_context_backward).
 pub fn tree_context_backward<B: Backend>(
     query: FloatTensor<B>,
@@ -44,21 +54,11 @@ pub fn tree_context_backward<B: Backend>(
     grad: FloatTensor<B>,
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let (query, key, value) = (track::<B>(query), track::<B>(key), track::<B>(value));
-    let found = tree_search::<Autodiff<B>>(
-        query.clone(),
-        key.clone(),
-        value.clone(),
-        lengths,
-        RoutePrimitive::Given(path),
-        options,
-    );
-    let mut gradients = backward::<B>(found.context, grad);
-    (
-        gradient::<B>(&query, &mut gradients),
-        gradient::<B>(&key, &mut gradients),
-        gradient::<B>(&value, &mut gradients),
-    )
+    let tracked = [query, key, value].map(track::<B>);
+    let [query, key, value] = tracked.clone();
+    let route = RoutePrimitive::Given(path);
+    let found = tree_search::<Autodiff<B>>(query, key, value, lengths, route, options);
+    gradients::<B, 3>(tracked, found.context, grad).into()
 }
 
 /// Reference of [`TreeAttentionOps::tree_policy_backward`](crate::ops::TreeAttentionOps::tree_policy_backward).
@@ -71,20 +71,11 @@ pub fn tree_policy_backward<B: Backend>(
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let value = <Autodiff<B> as AutodiffBackend>::from_inner(key.clone());
-    let (query, key) = (track::<B>(query), track::<B>(key));
-    let found = tree_search::<Autodiff<B>>(
-        query.clone(),
-        key.clone(),
-        value,
-        lengths,
-        RoutePrimitive::Given(path),
-        options,
-    );
-    let mut gradients = backward::<B>(found.policy, grad);
-    (
-        gradient::<B>(&query, &mut gradients),
-        gradient::<B>(&key, &mut gradients),
-    )
+    let tracked = [query, key].map(track::<B>);
+    let [query, key] = tracked.clone();
+    let route = RoutePrimitive::Given(path);
+    let found = tree_search::<Autodiff<B>>(query, key, value, lengths, route, options);
+    gradients::<B, 2>(tracked, found.policy, grad).into()
 }
 
 /// Reference of [`TreeAttentionOps::dense_attention_backward`](crate::ops::TreeAttentionOps::dense_attention_backward).
@@ -96,19 +87,14 @@ pub fn dense_attention_backward<B: Backend>(
     grad: FloatTensor<B>,
     options: DenseAttentionOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let (query, key, value) = (track::<B>(query), track::<B>(key), track::<B>(value));
+    let tracked = [query, key, value].map(track::<B>);
+    let [query, key, value] = tracked.clone();
     let mask = match mask {
         AttentionMask::None => AttentionMask::None,
         AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
     };
-    let (context, _) =
-        dense_attention::<Autodiff<B>>(query.clone(), key.clone(), value.clone(), mask, options);
-    let mut gradients = backward::<B>(context, grad);
-    (
-        gradient::<B>(&query, &mut gradients),
-        gradient::<B>(&key, &mut gradients),
-        gradient::<B>(&value, &mut gradients),
-    )
+    let (context, _) = dense_attention::<Autodiff<B>>(query, key, value, mask, options);
+    gradients::<B, 3>(tracked, context, grad).into()
 }
 
 /// Reference of [`TreeAttentionOps::leaf_attention_backward`](crate::ops::TreeAttentionOps::leaf_attention_backward).
@@ -133,23 +119,16 @@ pub fn leaf_attention_backward<B: Backend>(
             key_bias: zeros(key_bias),
         };
     }
-    let [query, key, value, key_bias] = [query, key, value, key_bias].map(track::<B>);
-    let (context, _) = leaf_attention::<Autodiff<B>>(
-        query.clone(),
-        key.clone(),
-        value.clone(),
-        key_bias.clone(),
-        query_leaf,
-        key_leaf,
-        options,
-    );
-    let mut gradients = backward::<B>(context, grad);
-    let mut gradient = |tensor| gradient::<B>(tensor, &mut gradients);
+    let tracked = [query, key, value, key_bias].map(track::<B>);
+    let [query, key, value, key_bias] = tracked.clone();
+    let (context, _) =
+        leaf_attention::<Autodiff<B>>(query, key, value, key_bias, query_leaf, key_leaf, options);
+    let [query, key, value, key_bias] = gradients::<B, 4>(tracked, context, grad);
     LeafAttentionGradients {
-        query: gradient(&query),
-        key: gradient(&key),
-        value: gradient(&value),
-        key_bias: gradient(&key_bias),
+        query,
+        key,
+        value,
+        key_bias,
     }
 }
 

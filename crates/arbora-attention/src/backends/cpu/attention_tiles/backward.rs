@@ -3,9 +3,11 @@
 use super::super::simd::{Arithmetic, Kernel, LANES, add_scaled, exp_lanes_up_to_zero};
 use super::memory::{Scratch, Shared};
 use super::products::{
-    Sink, add_products, copy_row, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
+    Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, TileDims};
+use super::{
+    AttentionInputs, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, TileDims,
+};
 use std::marker::PhantomData;
 
 /// The backward pass of some queries and some keys. The results are written, not added to what is there;
@@ -13,12 +15,8 @@ use std::marker::PhantomData;
 pub(in super::super) struct Backward<'a, P> {
     pub(in super::super) dims: TileDims,
     pub(in super::super) pairs: P,
-    pub(in super::super) query: &'a [f32],
-    pub(in super::super) key: &'a [f32],
-    pub(in super::super) value: &'a [f32],
-    pub(in super::super) context: &'a [f32],
-    pub(in super::super) log_total: &'a [f32],
-    pub(in super::super) grad: &'a [f32],
+    pub(in super::super) inputs: AttentionInputs<'a>,
+    pub(in super::super) outputs: AttentionOutputs<'a>,
     pub(in super::super) gradients: Gradients<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
     /// Rows of queries. No other task writes them.
@@ -162,6 +160,8 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
         let Self {
             dims,
             pairs,
+            inputs,
+            outputs,
             gradients,
             keys,
             ..
@@ -215,17 +215,9 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
 
         for (chunk, queries) in self.queries.chunks(QUERIES).enumerate() {
             let count = queries.len();
-            for (index, &row) in queries.iter().enumerate() {
-                copy_row(
-                    &mut query[index * key_columns..(index + 1) * key_columns],
-                    &self.query[row * key_dim..(row + 1) * key_dim],
-                );
-                copy_row(
-                    &mut grad[index * value_columns..(index + 1) * value_columns],
-                    &self.grad[row * value_dim..(row + 1) * value_dim],
-                );
-                log_total[index] = self.log_total[row];
-            }
+            copy_rows(query, key_columns, inputs.query, key_dim, queries);
+            copy_rows(grad, value_columns, outputs.grad, value_dim, queries);
+            copy_rows(log_total, 1, outputs.log_total, 1, queries);
             if !P::PLAIN {
                 // Lanes without a query have no weight.
                 log_total[count..padded(count)].fill(f32::MAX);
@@ -251,7 +243,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                     vectors,
                 );
                 transpose::<A>(
-                    |lane| &self.context[queries[first + lane] * value_dim..][..value_dim],
+                    |lane| &outputs.context[queries[first + lane] * value_dim..][..value_dim],
                     lanes_used,
                     value_dim,
                     1.0,
@@ -273,16 +265,8 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             d_query[..count * key_columns].fill(0.0);
 
             for rows in keys.chunks(BACKWARD_KEYS) {
-                for (index, &row) in rows.iter().enumerate() {
-                    copy_row(
-                        &mut key[index * key_columns..(index + 1) * key_columns],
-                        &self.key[row * key_dim..(row + 1) * key_dim],
-                    );
-                    copy_row(
-                        &mut value[index * value_dim..(index + 1) * value_dim],
-                        &self.value[row * value_dim..(row + 1) * value_dim],
-                    );
-                }
+                copy_rows(key, key_columns, inputs.key, key_dim, rows);
+                copy_rows(value, value_dim, inputs.value, value_dim, rows);
                 if !P::PLAIN {
                     places.hold_keys(&pairs, rows);
                     d_bias[..rows.len() * LANES].fill(0.0);

@@ -3,9 +3,9 @@
 use super::super::simd::{Arithmetic, Kernel, LANES, exp_lanes_up_to_zero};
 use super::memory::{Scratch, Shared};
 use super::products::{
-    Sink, add_products, copy_row, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
+    Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{FORWARD_KEYS, Pairs, Places, Sight, TileDims, UNSEEN};
+use super::{AttentionInputs, FORWARD_KEYS, Pairs, Places, Sight, TileDims, UNSEEN};
 use std::marker::PhantomData;
 
 /// The forward pass of some queries, which lie in `query` and `context` as the numbers of their rows say,
@@ -13,9 +13,7 @@ use std::marker::PhantomData;
 pub(in super::super) struct Forward<'a, P> {
     pub(in super::super) dims: TileDims,
     pub(in super::super) pairs: P,
-    pub(in super::super) query: &'a [f32],
-    pub(in super::super) key: &'a [f32],
-    pub(in super::super) value: &'a [f32],
+    pub(in super::super) inputs: AttentionInputs<'a>,
     pub(in super::super) context: Shared<'a>,
     pub(in super::super) log_total: Shared<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
@@ -112,7 +110,7 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
         for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
             let count = (queries.len() - first).min(vectors * LANES);
             transpose::<A>(
-                |lane| &self.query[queries[first + lane] * key_dim..][..key_dim],
+                |lane| &self.inputs.query[queries[first + lane] * key_dim..][..key_dim],
                 count,
                 key_dim,
                 dims.scale,
@@ -123,16 +121,8 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
         context[..padded(queries.len()) * columns].fill(0.0);
 
         for (block, rows) in self.keys.chunks(FORWARD_KEYS).enumerate() {
-            for (index, &row) in rows.iter().enumerate() {
-                copy_row(
-                    &mut key[index * key_dim..(index + 1) * key_dim],
-                    &self.key[row * key_dim..(row + 1) * key_dim],
-                );
-                copy_row(
-                    &mut value[index * columns..(index + 1) * columns],
-                    &self.value[row * value_dim..(row + 1) * value_dim],
-                );
-            }
+            copy_rows(key, key_dim, self.inputs.key, key_dim, rows);
+            copy_rows(value, columns, self.inputs.value, value_dim, rows);
             if !P::PLAIN {
                 places.hold_keys(&pairs, rows);
             }

@@ -87,6 +87,15 @@ impl<'a> Shared<'a> {
         // SAFETY: in bounds, as just checked, and not aliased, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), length) }
     }
+
+    /// Fills one of several rows of `width` numbers with zeros.
+    ///
+    /// # Safety
+    /// As for [`row`](Self::row).
+    pub(in super::super) unsafe fn clear_row(self, row: usize, width: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.row(row * width, width) }.fill(0.0);
+    }
 }
 
 /// As many numbers as one vector of the widest kind, at an address that such vectors like best.

@@ -37,6 +37,28 @@ pub(super) const TASKS: usize = 64;
 /// Below every logit, and finite, so that the difference of two of them is a number.
 const UNSEEN: f32 = -1e30;
 
+/// What is attended with and to.
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionInputs<'a> {
+    /// `[batch, queries, heads, head_dim]`
+    pub(crate) query: &'a [f32],
+    /// `[batch, keys, heads of keys, head_dim]`
+    pub(crate) key: &'a [f32],
+    /// `[batch, keys, heads of keys, value_dim]`
+    pub(crate) value: &'a [f32],
+}
+
+/// What the forward pass returned, and the gradient of its context.
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionOutputs<'a> {
+    /// `[batch, queries, heads, value_dim]`
+    pub(crate) context: &'a [f32],
+    /// `[batch, queries, heads]`
+    pub(crate) log_total: &'a [f32],
+    /// As context.
+    pub(crate) grad: &'a [f32],
+}
+
 /// What every task of a call shares.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TileDims {

@@ -45,8 +45,30 @@ pub(super) trait Sink<A: Arithmetic> {
     fn take(&mut self, row: usize, vector: usize, products: A::Vector);
 }
 
-/// Products of `rows` rows of `a` and a tile of `VECTORS` vectors: as [`product`] gives them, rows of the
-/// last block beyond `rows` included.
+/// Products of `rows` rows of `a`, block by block, as [`product`] gives them, rows of the last block beyond
+/// `rows` included.
+#[inline(always)]
+fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    rows: usize,
+    depth: usize,
+    a: &[f32],
+    a_strides: [usize; 2],
+    b: &[f32],
+    b_step: usize,
+    sink: &mut impl Sink<A>,
+) {
+    for first in (0..rows).step_by(ROWS) {
+        let a = &a[first * a_strides[0]..];
+        let block = product::<A, ROWS, VECTORS>(depth, a, a_strides, b, b_step);
+        for (row, vectors) in block.into_iter().enumerate() {
+            for (vector, products) in vectors.into_iter().enumerate() {
+                sink.take(first + row, vector, products);
+            }
+        }
+    }
+}
+
+/// Products of `rows` rows of `a` and a tile of `VECTORS` vectors: see [`blocks`].
 #[inline(always)]
 pub(super) fn products<A: Arithmetic, const VECTORS: usize>(
     rows: usize,
@@ -56,34 +78,25 @@ pub(super) fn products<A: Arithmetic, const VECTORS: usize>(
     b: &[f32],
     sink: &mut impl Sink<A>,
 ) {
-    #[inline(always)]
-    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
-        rows: usize,
-        depth: usize,
-        a: &[f32],
-        a_row: usize,
-        b: &[f32],
-        sink: &mut impl Sink<A>,
-    ) {
-        for first in (0..rows).step_by(ROWS) {
-            let block = product::<A, ROWS, VECTORS>(
-                depth,
-                &a[first * a_row..],
-                [a_row, 1],
-                b,
-                VECTORS * LANES,
-            );
-            for (row, vectors) in block.into_iter().enumerate() {
-                for (vector, products) in vectors.into_iter().enumerate() {
-                    sink.take(first + row, vector, products);
-                }
-            }
-        }
-    }
+    let (a_strides, b_step) = ([a_row, 1], VECTORS * LANES);
     match (A::MANY_REGISTERS, VECTORS) {
-        (false, _) => blocks::<A, 4, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, 1) => blocks::<A, 16, VECTORS>(rows, depth, a, a_row, b, sink),
-        (true, _) => blocks::<A, 8, VECTORS>(rows, depth, a, a_row, b, sink),
+        (false, _) => blocks::<A, 4, VECTORS>(rows, depth, a, a_strides, b, b_step, sink),
+        (true, 1) => blocks::<A, 16, VECTORS>(rows, depth, a, a_strides, b, b_step, sink),
+        (true, _) => blocks::<A, 8, VECTORS>(rows, depth, a, a_strides, b, b_step, sink),
+    }
+}
+
+/// Adds products to rows of `columns` numbers, of which the first are the first column's.
+struct Added<'a> {
+    target: &'a mut [f32],
+    columns: usize,
+}
+
+impl<A: Arithmetic> Sink<A> for Added<'_> {
+    #[inline(always)]
+    fn take(&mut self, row: usize, vector: usize, products: A::Vector) {
+        let target = lanes_mut(self.target, row * self.columns + vector * LANES);
+        A::store(A::add_lanes(A::load(target), products), target);
     }
 }
 
@@ -99,48 +112,26 @@ pub(super) fn add_products<A: Arithmetic>(
     columns: usize,
     target: &mut [f32],
 ) {
-    #[inline(always)]
-    fn blocks<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
-        rows: usize,
-        depth: usize,
-        a: &[f32],
-        a_strides: [usize; 2],
-        b: &[f32],
-        columns: usize,
-        target: &mut [f32],
-    ) {
-        for first in (0..rows).step_by(ROWS) {
-            let block = product::<A, ROWS, VECTORS>(
-                depth,
-                &a[first * a_strides[0]..],
-                a_strides,
-                b,
-                columns,
-            );
-            for (row, vectors) in block.into_iter().enumerate() {
-                for (vector, products) in vectors.into_iter().enumerate() {
-                    let start = (first + row) * columns + vector * LANES;
-                    let target = lanes_mut(target, start);
-                    A::store(A::add_lanes(A::load(target), products), target);
-                }
-            }
-        }
-    }
     let mut column = 0;
-    if A::MANY_REGISTERS {
-        while column + 2 * LANES <= columns {
-            let (b, target) = (&b[column..], &mut target[column..]);
-            blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, target);
-            column += 2 * LANES;
-        }
-    }
     while column < columns {
-        let (b, target) = (&b[column..], &mut target[column..]);
-        match A::MANY_REGISTERS {
-            true => blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, target),
-            false => blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, target),
-        }
-        column += LANES;
+        let b = &b[column..];
+        let target = &mut target[column..];
+        let sink = &mut Added { target, columns };
+        let vectors = match A::MANY_REGISTERS {
+            true if column + 2 * LANES <= columns => {
+                blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, sink);
+                2
+            }
+            true => {
+                blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, sink);
+                1
+            }
+            false => {
+                blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, sink);
+                1
+            }
+        };
+        column += vectors * LANES;
     }
 }
 
@@ -160,9 +151,25 @@ pub(super) fn lanes_mut(array: &mut [f32], first: usize) -> &mut [f32; LANES] {
         .expect("arrays of a task hold whole vectors")
 }
 
-/// Copies a row; the columns that pad it in the target are left alone.
+/// Copies some rows one behind the other; the columns that pad them in the target are left alone.
 #[inline(always)]
-pub(super) fn copy_row(target: &mut [f32], source: &[f32]) {
+pub(super) fn copy_rows(
+    target: &mut [f32],
+    target_width: usize,
+    source: &[f32],
+    source_width: usize,
+    rows: &[usize],
+) {
+    for (index, row) in rows.iter().enumerate() {
+        copy_row(
+            &mut target[index * target_width..][..target_width],
+            &source[row * source_width..][..source_width],
+        );
+    }
+}
+
+#[inline(always)]
+fn copy_row(target: &mut [f32], source: &[f32]) {
     let (from, from_rest) = source.as_chunks::<LANES>();
     let (to, _) = target.as_chunks_mut::<LANES>();
     for (to, from) in to.iter_mut().zip(from) {
