@@ -12,9 +12,9 @@ use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{
     Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PositionalEncoding,
-    PositionalEncodingConfig, Relu,
+    PositionalEncodingConfig,
 };
-use burn::tensor::activation::gelu;
+use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -123,17 +123,12 @@ pub struct FeedForward {
 
 impl FeedForward {
     fn new(config: &ModelConfig, device: &Device) -> Self {
-        let ModelConfig {
-            d_model,
-            d_ff,
-            dropout,
-            ..
-        } = *config;
+        let (d_model, d_ff) = (config.d_model, config.d_ff);
         Self {
             norm: LayerNormConfig::new(d_model).init(device),
             inner: LinearConfig::new(d_model, 2 * d_ff).init(device),
             outer: LinearConfig::new(d_ff, d_model).init(device),
-            dropout: DropoutConfig::new(dropout).init(),
+            dropout: DropoutConfig::new(config.dropout).init(),
         }
     }
 
@@ -271,10 +266,9 @@ impl BlockAggregator {
 
 impl Aggregator for BlockAggregator {
     fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        let children = if self.detach_children {
-            children.detach()
-        } else {
-            children
+        let children = match self.detach_children {
+            true => children.detach(),
+            false => children,
         };
         masked_mean(self.block.forward(children, Some(mask.clone())), mask)
     }
@@ -326,25 +320,19 @@ struct SequenceEmbedding {
 
 impl Embedding {
     fn new(d_input: usize, config: &ModelConfig, device: &Device) -> Self {
-        let ModelConfig {
-            d_model,
-            d_ff,
-            dropout,
-            embedding_depth,
-            ..
-        } = *config;
+        let (d_model, d_ff) = (config.d_model, config.d_ff);
         assert!(
-            embedding_depth >= 1,
+            config.embedding_depth >= 1,
             "embedding: linear layers: expected at least 1, got 0"
         );
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let mut layers = vec![linear(d_input, d_model)];
-        layers.extend((1..embedding_depth).map(|_| linear(d_model, d_model)));
+        layers.extend((1..config.embedding_depth).map(|_| linear(d_model, d_model)));
         let sequence = (config.embedding == EmbeddingKind::Sequence).then(|| SequenceEmbedding {
             positions: PositionalEncodingConfig::new(d_model)
                 .with_max_sequence_size(config.max_positions)
                 .init(device),
-            dropout: DropoutConfig::new(dropout).init(),
+            dropout: DropoutConfig::new(config.dropout).init(),
             layers: vec![
                 linear(d_model, d_ff),
                 linear(d_ff, d_ff),
@@ -400,29 +388,24 @@ impl Embedding {
 
     /// What rows hold, wherever they stand.
     fn contents(&self, features: Tensor<3>) -> Tensor<3> {
-        let mut hidden = features;
-        for (at, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden);
-            if at + 1 < self.layers.len() {
-                hidden = elu(hidden);
-            }
-        }
-        hidden
+        mlp(&self.layers, features, elu)
     }
 }
 
 impl SequenceEmbedding {
     /// What follows once positions are added, `[batch, rows, d_model]` -> the same.
     fn forward(&self, positioned: Tensor<3>) -> Tensor<3> {
-        let mut hidden = self.dropout.forward(positioned);
-        for (at, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden);
-            if at + 1 < self.layers.len() {
-                hidden = Relu::new().forward(hidden);
-            }
-        }
-        hidden
+        mlp(&self.layers, self.dropout.forward(positioned), relu)
     }
+}
+
+/// Linear layers with an activation between them.
+fn mlp(layers: &[Linear], input: Tensor<3>, activation: fn(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+    let (last, before) = layers.split_last().expect("there is a layer");
+    let hidden = before
+        .iter()
+        .fold(input, |hidden, layer| activation(layer.forward(hidden)));
+    last.forward(hidden)
 }
 
 /// `x` where positive, else `e^x - 1`. burn's own also multiplies by its parameter, which is 1 here: a
@@ -521,7 +504,7 @@ impl Decoder {
 
     /// `[batch, queries, d_model]` -> a prediction per query.
     pub fn decode(&self, context: Tensor<3>) -> Prediction {
-        let hidden = Relu::new().forward(self.hidden.forward(self.feed_forward.forward(context)));
+        let hidden = relu(self.hidden.forward(self.feed_forward.forward(context)));
         self.head.read(self.output.forward(hidden))
     }
 }

@@ -141,29 +141,20 @@ impl Prediction {
     /// them: accuracy of values, squared error of classes.
     #[track_caller]
     pub fn reward(&self, target: &Target, kind: RewardKind) -> Tensor<2> {
-        match (self, target, kind) {
-            (
-                Self::Gaussian { mean, std },
-                Target::Values(value),
-                RewardKind::Published | RewardKind::LogLikelihood,
-            ) => reward::log_likelihood(mean.clone(), std.clone(), value.clone()),
-            (Self::Gaussian { mean, .. }, Target::Values(value), RewardKind::NegativeMse) => {
-                reward::negative_mse(mean.clone(), value.clone())
-            }
-            (
-                Self::Classes { logits },
-                Target::Classes(class),
-                RewardKind::Published | RewardKind::Accuracy,
-            ) => reward::accuracy(logits.clone(), class.clone()),
-            (Self::Classes { logits }, Target::Classes(class), RewardKind::LogLikelihood) => {
-                reward::negative_cross_entropy(logits.clone(), class.clone())
-            }
-            (Self::Gaussian { .. }, Target::Values(_), RewardKind::Accuracy) => {
-                panic!("reward: accuracy: expected classes, got values")
-            }
-            (Self::Classes { .. }, Target::Classes(_), RewardKind::NegativeMse) => {
-                panic!("reward: negative squared error: expected values, got classes")
-            }
+        use RewardKind::{Accuracy, LogLikelihood, NegativeMse, Published};
+        match (self.clone(), target.clone()) {
+            (Self::Gaussian { mean, std }, Target::Values(value)) => match kind {
+                Published | LogLikelihood => reward::log_likelihood(mean, std, value),
+                NegativeMse => reward::negative_mse(mean, value),
+                Accuracy => panic!("reward: accuracy: expected classes, got values"),
+            },
+            (Self::Classes { logits }, Target::Classes(class)) => match kind {
+                Published | Accuracy => reward::accuracy(logits, class),
+                LogLikelihood => reward::negative_cross_entropy(logits, class),
+                NegativeMse => {
+                    panic!("reward: negative squared error: expected values, got classes")
+                }
+            },
             _ => panic!("reward: expected values for a Gaussian and classes for logits"),
         }
     }

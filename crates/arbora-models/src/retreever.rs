@@ -260,11 +260,7 @@ impl ReTreever {
         route: Route,
         options: LossOptions,
     ) -> ReTreeverLosses {
-        let LossOptions {
-            samples,
-            reward,
-            guide,
-        } = options;
+        let samples = options.samples;
         assert!(
             samples >= 1,
             "retreever: samples: expected at least 1, got 0"
@@ -280,7 +276,7 @@ impl ReTreever {
             .attention
             .attend_leaves_projected(queries.clone(), &index);
         let leaves = self.decoder.decode(leaves).loss(target, mask);
-        let guide = guide.map(|numbers| {
+        let guide = options.guide.map(|numbers| {
             let path = self.attention.leaf_routes(&queries, &index, numbers);
             let found =
                 self.attention
@@ -317,7 +313,7 @@ impl ReTreever {
             tree: prediction.loss(&target, flat_mask.as_ref()),
             leaves,
             guide,
-            reward: by_row(prediction.reward(&target, reward)),
+            reward: by_row(prediction.reward(&target, options.reward)),
             selected: masked_average(search.selected.float(), flat_mask.as_ref()),
             rollout: Rollout {
                 log_prob: by_row(search.log_prob),

@@ -39,19 +39,16 @@ pub enum StoreError {
 /// If the ending is unknown or the file cannot be written.
 pub fn save_weights<M: Module>(model: &M, path: impl AsRef<Path>) -> Result<(), StoreError> {
     let path = path.as_ref();
-    let failed = |reason: String| StoreError::File {
-        path: path.into(),
-        reason,
-    };
-    match ending(path) {
+    let saved = match ending(path) {
         "bpk" => model
             .save_into(&mut BurnpackStore::from_file(path).overwrite(true))
-            .map_err(|error| failed(error.to_string())),
+            .map_err(|error| error.to_string()),
         "safetensors" => model
             .save_into(&mut SafetensorsStore::from_file(path).overwrite(true))
-            .map_err(|error| failed(error.to_string())),
-        _ => Err(StoreError::UnknownFormat { path: path.into() }),
-    }
+            .map_err(|error| error.to_string()),
+        _ => return Err(StoreError::UnknownFormat { path: path.into() }),
+    };
+    saved.map_err(failed(path))
 }
 
 /// Reads parameters that [`save_weights`] wrote into a model of the same architecture.
@@ -65,29 +62,22 @@ pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M
     if !matches!(ending(path), "bpk" | "safetensors") {
         return Err(StoreError::UnknownFormat { path: path.into() });
     }
-    let failed = |reason: String| StoreError::File {
-        path: path.into(),
-        reason,
-    };
     // The stores report a missing file in their own words; this names it first.
-    std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    std::fs::metadata(path).map_err(|error| failed(path)(error.to_string()))?;
     // Without validation a parameter of another shape is reported below and not as a damaged file.
     let applied = match ending(path) {
-        "bpk" => model
-            .load_from(
-                &mut BurnpackStore::from_file(path)
-                    .allow_partial(true)
-                    .validate(false),
-            )
-            .map_err(|error| failed(error.to_string()))?,
-        _ => model
-            .load_from(
-                &mut SafetensorsStore::from_file(path)
-                    .allow_partial(true)
-                    .validate(false),
-            )
-            .map_err(|error| failed(error.to_string()))?,
+        "bpk" => {
+            let store = BurnpackStore::from_file(path).allow_partial(true);
+            let applied = model.load_from(&mut store.validate(false));
+            applied.map_err(|error| error.to_string())
+        }
+        _ => {
+            let store = SafetensorsStore::from_file(path).allow_partial(true);
+            let applied = model.load_from(&mut store.validate(false));
+            applied.map_err(|error| error.to_string())
+        }
     };
+    let applied = applied.map_err(failed(path))?;
     if !applied.errors.is_empty() || !applied.missing.is_empty() || !applied.unused.is_empty() {
         let reason = format!(
             "{} parameters missing, {} unknown, {} of another shape",
@@ -95,12 +85,15 @@ pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M
             applied.unused.len(),
             applied.errors.len()
         );
-        return Err(StoreError::OtherModel {
-            path: path.into(),
-            reason,
-        });
+        let path = path.into();
+        return Err(StoreError::OtherModel { path, reason });
     }
     Ok(model)
+}
+
+fn failed(path: &Path) -> impl FnOnce(String) -> StoreError {
+    let path = path.into();
+    |reason| StoreError::File { path, reason }
 }
 
 fn ending(path: &Path) -> &str {

@@ -234,10 +234,8 @@ impl<'model> ReTreeverStream<'model> {
         counts: &[usize],
     ) -> Result<Changed, StreamError> {
         let [batch, new, _] = features.dims();
-        for (name, expected, got) in [
-            ("axis 0 of features", self.lengths.len(), batch),
-            ("counts", self.lengths.len(), counts.len()),
-        ] {
+        let expected = self.lengths.len();
+        for (name, got) in [("axis 0 of features", batch), ("counts", counts.len())] {
             assert_eq!(
                 got, expected,
                 "retreever stream: append: {name}: expected {expected}, got {got}"
@@ -293,15 +291,12 @@ impl<'model> ReTreeverStream<'model> {
             leaves.len()
         );
         for &(example, token) in leaves {
-            if self
-                .lengths
-                .get(example)
-                .is_none_or(|length| token >= *length)
-            {
+            let batch = self.lengths.len();
+            if example >= batch || token >= self.lengths[example] {
                 return Err(StreamError::NoSuchToken {
                     example,
                     token,
-                    batch: self.lengths.len(),
+                    batch,
                 });
             }
         }

@@ -59,16 +59,14 @@ impl BaselineConfig {
     /// With the first setting that is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         match *self {
-            Self::Constant { value } if !value.is_finite() => Err(ConfigError {
-                setting: "baseline.value",
-                expected: "a finite number",
-                got: value.to_string(),
-            }),
-            Self::MovingAverage { decay } if !(0.0..1.0).contains(&decay) => Err(ConfigError {
-                setting: "baseline.decay",
-                expected: "a number in 0.0..1.0",
-                got: decay.to_string(),
-            }),
+            Self::Constant { value } if !value.is_finite() => {
+                Err(ConfigError::new("baseline.value", "a finite number", value))
+            }
+            Self::MovingAverage { decay } if !(0.0..1.0).contains(&decay) => Err(ConfigError::new(
+                "baseline.decay",
+                "a number in 0.0..1.0",
+                decay,
+            )),
             _ => Ok(()),
         }
     }

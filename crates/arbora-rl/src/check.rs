@@ -2,16 +2,26 @@
 
 use burn::tensor::{Bool, Tensor};
 
-const AXES: [&str; 2] = ["rows", "samples"];
-
-/// Panics unless `got` equals `expected`, naming the operation, the tensor and the axis.
+/// Panics unless `got` equals `expected` at `[rows, samples]`, naming the operation, the tensor and the axis.
 #[track_caller]
 pub(crate) fn same_shape(operation: &str, tensor: &str, got: [usize; 2], expected: [usize; 2]) {
-    for axis in 0..2 {
+    same_axes(operation, tensor, ["rows", "samples"], &got, &expected);
+}
+
+/// Panics unless `got` equals `expected` at the named axes.
+#[track_caller]
+pub(crate) fn same_axes<const D: usize>(
+    operation: &str,
+    tensor: &str,
+    names: [&str; D],
+    got: &[usize],
+    expected: &[usize],
+) {
+    for (axis, name) in names.into_iter().enumerate() {
         assert_eq!(
             got[axis], expected[axis],
-            "{operation}: {tensor}: axis {axis} ({}): expected {}, got {}",
-            AXES[axis], expected[axis], got[axis]
+            "{operation}: {tensor}: axis {axis} ({name}): expected {}, got {}",
+            expected[axis], got[axis]
         );
     }
 }
@@ -21,11 +31,9 @@ pub(crate) fn same_shape(operation: &str, tensor: &str, got: [usize; 2], expecte
 /// A reward may be computed from values that left the graph. Mixing such a tensor with a tracked
 /// one panics inside burn with a message that names neither.
 pub(crate) fn detached_like<const D: usize>(tensor: Tensor<D>, reference: &Tensor<D>) -> Tensor<D> {
-    match (reference.is_autodiff(), tensor.is_autodiff()) {
-        (true, false) => tensor.autodiff(),
-        (true, true) => tensor.detach(),
-        (false, true) => tensor.inner(),
-        (false, false) => tensor,
+    match reference.is_autodiff() {
+        true => tensor.autodiff().detach(),
+        false => tensor.without_autodiff(),
     }
 }
 
@@ -33,10 +41,7 @@ pub(crate) fn detached_like<const D: usize>(tensor: Tensor<D>, reference: &Tenso
 pub(crate) fn mask_like(mask: Option<Tensor<2, Bool>>, reference: &Tensor<2>) -> Tensor<2, Bool> {
     match mask {
         None => reference.zeros_like().detach().greater_elem(0.5),
-        Some(mask) => match (reference.is_autodiff(), mask.is_autodiff()) {
-            (true, false) => mask.autodiff(),
-            (false, true) => mask.inner(),
-            _ => mask,
-        },
+        Some(mask) if reference.is_autodiff() => mask.autodiff(),
+        Some(mask) => mask.without_autodiff(),
     }
 }

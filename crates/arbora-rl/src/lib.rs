@@ -75,3 +75,14 @@ pub struct ConfigError {
     /// What it is.
     pub got: String,
 }
+
+impl ConfigError {
+    /// The error of a setting with a value that it may not have.
+    pub fn new(setting: &'static str, expected: &'static str, got: impl ToString) -> Self {
+        Self {
+            setting,
+            expected,
+            got: got.to_string(),
+        }
+    }
+}

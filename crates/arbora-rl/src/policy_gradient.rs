@@ -45,11 +45,12 @@ impl PolicyGradientConfig {
     /// With the first setting that is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !(self.entropy_weight.is_finite() && self.entropy_weight >= 0.0) {
-            return Err(ConfigError {
-                setting: "entropy_weight",
-                expected: "a finite number of at least 0",
-                got: self.entropy_weight.to_string(),
-            });
+            let expected = "a finite number of at least 0";
+            return Err(ConfigError::new(
+                "entropy_weight",
+                expected,
+                self.entropy_weight,
+            ));
         }
         self.baseline.validate()
     }
@@ -119,9 +120,9 @@ impl PolicyGradient {
             decisions,
             mask,
         } = rollout;
-        let entropy = match (log_prob.is_autodiff(), entropy.is_autodiff()) {
-            (true, false) => entropy.autodiff(),
-            _ => entropy,
+        let entropy = match log_prob.is_autodiff() {
+            true => entropy.autodiff(),
+            false => entropy,
         };
         let reward = check::detached_like(reward, &log_prob);
         let mask = check::mask_like(mask, &reward);

@@ -9,6 +9,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 
+use crate::check;
+
 /// A reward of predictions `P` against targets `T`.
 ///
 /// Every closure `Fn(&P, &T) -> Tensor<2>` is one.
@@ -71,10 +73,9 @@ pub fn accuracy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tensor<2> {
     let chosen = logits.detach().argmax(2).squeeze_dim::<2>(2);
     let correct = chosen.equal(class).float();
     // The comparison of integers leaves the context of `logits`; come back to it.
-    match (device.is_autodiff(), correct.is_autodiff()) {
-        (true, false) => correct.autodiff(),
-        (false, true) => correct.inner(),
-        _ => correct,
+    match device.is_autodiff() {
+        true => correct.autodiff(),
+        false => correct.without_autodiff(),
     }
 }
 
@@ -115,22 +116,11 @@ pub fn negative_mse(prediction: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
 
 #[track_caller]
 fn same_shape(operation: &str, tensor: &str, got: [usize; 3], expected: [usize; 3]) {
-    for (axis, name) in ["batch", "queries", "dim"].into_iter().enumerate() {
-        assert_eq!(
-            got[axis], expected[axis],
-            "{operation}: {tensor}: axis {axis} ({name}): expected {}, got {}",
-            expected[axis], got[axis]
-        );
-    }
+    let names = ["batch", "queries", "dim"];
+    check::same_axes(operation, tensor, names, &got, &expected);
 }
 
 #[track_caller]
 fn same_queries(operation: &str, class: [usize; 2], logits: [usize; 3]) {
-    for (axis, name) in ["batch", "queries"].into_iter().enumerate() {
-        assert_eq!(
-            class[axis], logits[axis],
-            "{operation}: class: axis {axis} ({name}): expected {}, got {}",
-            logits[axis], class[axis]
-        );
-    }
+    check::same_axes(operation, "class", ["batch", "queries"], &class, &logits);
 }

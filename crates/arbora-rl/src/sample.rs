@@ -40,20 +40,9 @@ pub fn categorical(probabilities: Tensor<2>, uniform: Tensor<2>) -> Tensor<2, In
         choices > 0,
         "sample::categorical: probabilities: axis 1 (choices): expected at least 1, got 0"
     );
-    let probabilities = if probabilities.is_autodiff() {
-        probabilities.inner()
-    } else {
-        probabilities
-    };
-    let uniform = if uniform.is_autodiff() {
-        uniform.inner()
-    } else {
-        uniform
-    };
-
-    let cumulative = probabilities.cumsum(1);
+    let cumulative = probabilities.without_autodiff().cumsum(1);
     let whole = cumulative.clone().slice([0..rows, choices - 1..choices]);
-    let cut = uniform * whole.clone();
+    let cut = uniform.without_autodiff() * whole.clone();
     let passed = cumulative
         .clone()
         .unsqueeze_dim::<3>(1)

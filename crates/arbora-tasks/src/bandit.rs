@@ -19,6 +19,7 @@ use crate::{
     RegressionBatch, TaskError,
     batch::{HostBatch, HostPoints},
     draws::{Purpose, generator},
+    error::check_batch,
 };
 
 /// How many arms there are.
@@ -160,21 +161,14 @@ impl BanditConfig {
     /// `target_contexts` is 0, [`TaskError::Config`] where `max_context` is below `min_context`.
     pub fn check(&self) -> Result<(), TaskError> {
         if self.min_context == 0 {
-            return Err(TaskError::EmptyContext {
-                place: "min_context = 0".into(),
-            });
+            return Err(TaskError::empty_context("min_context"));
         }
         if self.target_contexts == 0 {
-            return Err(TaskError::NoTargets {
-                place: "target_contexts = 0".into(),
-            });
+            return Err(TaskError::no_targets("target_contexts"));
         }
         if self.max_context < self.min_context {
-            return Err(TaskError::Config {
-                key: "max_context",
-                expected: format!("at least min_context = {}", self.min_context),
-                got: self.max_context,
-            });
+            let expected = format!("at least min_context = {}", self.min_context);
+            return Err(TaskError::config("max_context", expected, self.max_context));
         }
         Ok(())
     }
@@ -220,9 +214,7 @@ impl BanditRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<RegressionBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let mut rng = generator(seed, Purpose::Training, step);
         Ok(self.draw(&mut rng, batch_size).upload(device))
     }
@@ -239,9 +231,7 @@ impl BanditRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<>, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let (task, device) = (*self, device.clone());
         Ok((0..batches).map(move |index| {
             let mut rng = generator(seed, Purpose::Evaluation, index as u64);
@@ -432,17 +422,11 @@ mod tests {
             };
             BanditRegression::new(config).unwrap_err().to_string()
         };
-        assert_eq!(
-            error(0, 4, 1),
-            "min_context = 0: the context is empty; at least one point is needed"
-        );
-        assert_eq!(
-            error(1, 4, 0),
-            "target_contexts = 0: there are no targets; at least one point is needed"
-        );
-        assert_eq!(
-            error(5, 4, 1),
-            "max_context: expected at least min_context = 5, got 4"
-        );
+        let expected = [
+            "min_context = 0: the context is empty; at least one point is needed",
+            "target_contexts = 0: there are no targets; at least one point is needed",
+            "max_context: expected at least min_context = 5, got 4",
+        ];
+        assert_eq!([error(0, 4, 1), error(1, 4, 0), error(5, 4, 1)], expected);
     }
 }

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::TaskError;
+use crate::{TaskError, error::check_batch};
 
 /// Classes beside the characters: the start and the end of a sequence.
 const SPECIAL: usize = 2;
@@ -63,13 +63,7 @@ impl CopyConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), TaskError> {
-        let refuse = |key, expected: &str, got| {
-            Err(TaskError::Config {
-                key,
-                expected: expected.into(),
-                got,
-            })
-        };
+        let refuse = |key, expected: &str, got| Err(TaskError::config(key, expected, got));
         if self.length < 4 || !self.length.is_multiple_of(2) || self.length > 1 << 20 {
             return refuse("length", "an even number from 4 to 1048576", self.length);
         }
@@ -208,9 +202,7 @@ impl SequenceCopy {
         taking_part: usize,
         device: &Device,
     ) -> Result<CopyBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let (context, classes) = (self.context(), self.classes());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);

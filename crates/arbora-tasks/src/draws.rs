@@ -33,22 +33,15 @@ impl PointCounts {
     /// Refuses ranges without context, without targets or without room for both.
     pub(crate) fn check(self) -> Result<(), TaskError> {
         if self.min_context == 0 {
-            return Err(TaskError::EmptyContext {
-                place: "min_context = 0".into(),
-            });
+            return Err(TaskError::empty_context("min_context"));
         }
         if self.min_targets == 0 {
-            return Err(TaskError::NoTargets {
-                place: "min_targets = 0".into(),
-            });
+            return Err(TaskError::no_targets("min_targets"));
         }
         let least = self.min_context.saturating_add(self.min_targets);
         if self.max_points <= least {
-            return Err(TaskError::Config {
-                key: "max_points",
-                expected: format!("more than min_context + min_targets = {least}"),
-                got: self.max_points,
-            });
+            let expected = format!("more than min_context + min_targets = {least}");
+            return Err(TaskError::config("max_points", expected, self.max_points));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What can be wrong with data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::series::SeriesProblem;
 use crate::text::TextError;
@@ -225,4 +225,50 @@ pub enum TaskError {
     /// Text or a tokenizer is not what it should be.
     #[error(transparent)]
     Text(#[from] TextError),
+}
+
+impl TaskError {
+    /// What a file or folder cannot be read for.
+    pub(crate) fn read(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
+        move |source| Self::Read {
+            path: path.into(),
+            source,
+        }
+    }
+
+    pub(crate) fn config(key: &'static str, expected: impl Into<String>, got: usize) -> Self {
+        Self::Config {
+            key,
+            expected: expected.into(),
+            got,
+        }
+    }
+
+    pub(crate) fn series_set(what: impl Into<String>, expected: String, got: String) -> Self {
+        Self::SeriesSet {
+            what: what.into(),
+            expected,
+            got,
+        }
+    }
+
+    /// - key: of the number of context points, which is 0
+    pub(crate) fn empty_context(key: &str) -> Self {
+        let place = format!("{key} = 0");
+        Self::EmptyContext { place }
+    }
+
+    /// - key: of the number of targets, which is 0
+    pub(crate) fn no_targets(key: &str) -> Self {
+        let place = format!("{key} = 0");
+        Self::NoTargets { place }
+    }
+}
+
+/// Refuses a batch without examples.
+pub(crate) fn check_batch(batch_size: usize) -> Result<(), TaskError> {
+    match batch_size {
+        0 => Err(TaskError::EmptyBatch),
+        _ => Ok(()),
+    }
 }

@@ -10,11 +10,7 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// The bytes of a file, decompressed if it is gzip.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
-    let bytes = std::fs::read(path).map_err(|source| TaskError::Read {
-        path: path.into(),
-        source,
-    })?;
-    decompress(path, bytes)
+    decompress(path, std::fs::read(path).map_err(TaskError::read(path))?)
 }
 
 /// `bytes`, decompressed if they are gzip. `path` is for messages.

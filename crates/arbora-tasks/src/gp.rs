@@ -19,6 +19,7 @@ use crate::{
     RegressionBatch, TaskError,
     batch::{HostBatch, HostPoints},
     draws::{PointCounts, Purpose, generator},
+    error::check_batch,
 };
 
 /// Points lie in [-2, 2).
@@ -236,11 +237,8 @@ impl GpConfig {
     pub fn check(&self) -> Result<(), TaskError> {
         self.counts().check()?;
         if self.max_points > MOST_POINTS {
-            return Err(TaskError::Config {
-                key: "max_points",
-                expected: format!("at most {MOST_POINTS}"),
-                got: self.max_points,
-            });
+            let expected = format!("at most {MOST_POINTS}");
+            return Err(TaskError::config("max_points", expected, self.max_points));
         }
         Ok(())
     }
@@ -317,9 +315,7 @@ impl GpRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<>, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let (task, device) = (*self, device.clone());
         Ok((0..batches).map(move |index| {
             let mut rng = generator(seed, Purpose::Evaluation, index as u64);
@@ -328,10 +324,8 @@ impl GpRegression {
     }
 
     fn draw(&self, rng: &mut ChaCha8Rng, batch_size: usize) -> Result<HostBatch, TaskError> {
-        match batch_size {
-            0 => Err(TaskError::EmptyBatch),
-            _ => Ok(self.draw_some(rng, batch_size)),
-        }
+        check_batch(batch_size)?;
+        Ok(self.draw_some(rng, batch_size))
     }
 
     fn draw_some(&self, rng: &mut ChaCha8Rng, batch_size: usize) -> HostBatch {
@@ -557,40 +551,24 @@ mod tests {
 
     #[test]
     fn configurations_out_of_range_are_refused() {
-        let default = GpConfig::default();
-        let cases = [
-            (
-                GpConfig {
-                    min_context: 0,
-                    ..default
-                },
-                "min_context = 0: the context is empty; at least one point is needed",
-            ),
-            (
-                GpConfig {
-                    min_targets: 0,
-                    ..default
-                },
-                "min_targets = 0: there are no targets; at least one point is needed",
-            ),
-            (
-                GpConfig {
-                    max_points: 6,
-                    ..default
-                },
-                "max_points: expected more than min_context + min_targets = 6, got 6",
-            ),
-            (
-                GpConfig {
-                    max_points: 5000,
-                    ..default
-                },
-                "max_points: expected at most 4096, got 5000",
-            ),
+        let refused = |change: fn(&mut GpConfig)| {
+            let mut config = GpConfig::default();
+            change(&mut config);
+            GpRegression::new(config).unwrap_err().to_string()
+        };
+        let messages = [
+            refused(|config| config.min_context = 0),
+            refused(|config| config.min_targets = 0),
+            refused(|config| config.max_points = 6),
+            refused(|config| config.max_points = 5000),
         ];
-        for (config, message) in cases {
-            assert_eq!(GpRegression::new(config).unwrap_err().to_string(), message);
-        }
+        let expected = [
+            "min_context = 0: the context is empty; at least one point is needed",
+            "min_targets = 0: there are no targets; at least one point is needed",
+            "max_points: expected more than min_context + min_targets = 6, got 6",
+            "max_points: expected at most 4096, got 5000",
+        ];
+        assert_eq!(messages, expected);
         assert!(matches!(
             task(50).draw(&mut generator(0, Purpose::Training, 0), 0),
             Err(TaskError::EmptyBatch)

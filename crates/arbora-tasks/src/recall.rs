@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::TaskError;
 use crate::draws::{Purpose, generator};
+use crate::error::check_batch;
 
 /// Sequences with the classes that some of their tokens ask for.
 #[derive(Clone, Debug)]
@@ -168,9 +169,7 @@ impl Layout {
         batch_size: usize,
         device: &Device,
     ) -> Result<LookupBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let body = self.length - self.queries;
         let mut tokens = Vec::with_capacity(batch_size * self.length);
         let mut classes = Vec::with_capacity(batch_size * self.length);

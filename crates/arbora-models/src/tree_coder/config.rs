@@ -194,11 +194,6 @@ impl TreeCoderConfig {
     /// # Errors
     /// With the first setting that is out of range.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let error = |setting, expected, got: String| ConfigError {
-            setting,
-            expected,
-            got,
-        };
         for (setting, value) in [
             ("vocabulary", self.vocabulary),
             ("context", self.context),
@@ -207,27 +202,23 @@ impl TreeCoderConfig {
             ("heads", self.heads),
         ] {
             if value == 0 {
-                return Err(error(setting, "at least 1", "0".into()));
+                return Err(ConfigError::new(setting, "at least 1", 0));
             }
         }
         if !self.d_model.is_multiple_of(self.heads) {
-            return Err(error(
+            return Err(ConfigError::new(
                 "heads",
                 "a divisor of d_model",
-                self.heads.to_string(),
+                self.heads,
             ));
         }
         if let Some(kv_heads) = self.kv_heads
             && (kv_heads == 0 || !self.heads.is_multiple_of(kv_heads))
         {
-            return Err(error(
-                "kv_heads",
-                "a divisor of heads",
-                kv_heads.to_string(),
-            ));
+            return Err(ConfigError::new("kv_heads", "a divisor of heads", kv_heads));
         }
         if self.branching < 2 {
-            return Err(error("branching", "at least 2", self.branching.to_string()));
+            return Err(ConfigError::new("branching", "at least 2", self.branching));
         }
         for (setting, values) in [("blocks", &self.blocks), ("d_ff", &self.d_ff)] {
             let of_blocks = setting == "d_ff" && self.height == 0;
@@ -235,42 +226,39 @@ impl TreeCoderConfig {
                 || Some(values.len()) == self.height.checked_add(1)
                 || of_blocks && self.blocks == [values.len()];
             if !fits {
-                return Err(error(
-                    setting,
-                    match of_blocks {
-                        true => "one number, or one for each block",
-                        false => "one number, or one for each of the height + 1 levels",
-                    },
-                    format!("{values:?} at height {}", self.height),
-                ));
+                let expected = match of_blocks {
+                    true => "one number, or one for each block",
+                    false => "one number, or one for each of the height + 1 levels",
+                };
+                let got = format!("{values:?} at height {}", self.height);
+                return Err(ConfigError::new(setting, expected, got));
             }
             if values.contains(&0) {
-                return Err(error(setting, "at least 1", format!("{values:?}")));
+                let got = format!("{values:?}");
+                return Err(ConfigError::new(setting, "at least 1", got));
             }
         }
         if self.nodes().is_none_or(|nodes| nodes > Self::MOST_NODES) {
-            return Err(error(
+            let got = format!("{} with branching {}", self.height, self.branching);
+            return Err(ConfigError::new(
                 "height",
                 "a tree of at most 65536 nodes",
-                format!("{} with branching {}", self.height, self.branching),
+                got,
             ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(error(
+            return Err(ConfigError::new(
                 "dropout",
                 "at least 0 and below 1",
-                self.dropout.to_string(),
+                self.dropout,
             ));
         }
         match self.route_on {
             RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens }
                 if tokens == 0 || tokens > self.context =>
             {
-                return Err(error(
-                    "route_on.tokens",
-                    "at least 1 and at most the context",
-                    tokens.to_string(),
-                ));
+                let expected = "at least 1 and at most the context";
+                return Err(ConfigError::new("route_on.tokens", expected, tokens));
             }
             _ => {}
         }
@@ -282,34 +270,27 @@ impl TreeCoderConfig {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
         self.attention
             .check(self.heads, kv_heads)
-            .map_err(|error| ConfigError {
-                setting: "attention",
-                expected: error.expected,
-                got: format!("{} = {}", error.setting, error.got),
+            .map_err(|error| {
+                let got = format!("{} = {}", error.setting, error.got);
+                ConfigError::new("attention", error.expected, got)
             })?;
-        let error = |expected, got: String| {
-            Err(ConfigError {
-                setting: "attention",
-                expected,
-                got,
-            })
-        };
         match &self.attention {
             AttentionKindConfig::Linformer(_) | AttentionKindConfig::BigBird(_) if self.causal => {
                 let kind = match self.attention {
                     AttentionKindConfig::BigBird(_) => "big-bird",
                     _ => "linformer",
                 };
-                error(
-                    "dense, performer, tree-fine or tree-coarse where tokens see none after them",
-                    kind.into(),
-                )
+                let expected =
+                    "dense, performer, tree-fine or tree-coarse where tokens see none after them";
+                Err(ConfigError::new("attention", expected, kind))
             }
             AttentionKindConfig::Linformer(linformer) if linformer.max_tokens < self.padded() => {
-                error(
-                    "max_tokens of at least the context, rounded up to whole chunks",
-                    linformer.max_tokens.to_string(),
-                )
+                let expected = "max_tokens of at least the context, rounded up to whole chunks";
+                Err(ConfigError::new(
+                    "attention",
+                    expected,
+                    linformer.max_tokens,
+                ))
             }
             _ => Ok(()),
         }
@@ -317,11 +298,14 @@ impl TreeCoderConfig {
 
     /// Most tokens that a block gets: sequences are filled up to whole chunks.
     fn padded(&self) -> usize {
+        self.context.next_multiple_of(self.chunk().unwrap_or(1))
+    }
+
+    /// Tokens of a chunk, where there are routes and each chunk has its own.
+    pub(super) fn chunk(&self) -> Option<usize> {
         match self.route_on {
-            RouteOn::PreviousChunk { tokens } if self.height > 0 => {
-                self.context.next_multiple_of(tokens)
-            }
-            _ => self.context,
+            RouteOn::PreviousChunk { tokens } if self.height > 0 => Some(tokens),
+            _ => None,
         }
     }
 
@@ -388,52 +372,39 @@ fn level(numbers: &[usize], depth: usize) -> usize {
 
 impl SelectorConfig {
     fn check(&self) -> Result<(), ConfigError> {
-        let error = |setting, expected, got: String| ConfigError {
-            setting,
-            expected,
-            got,
-        };
         if self.hidden == Some(0) {
-            return Err(error("selector.hidden", "at least 1", "0".into()));
+            return Err(ConfigError::new("selector.hidden", "at least 1", 0));
         }
         let positive = |value: f64| value.is_finite() && value > 0.0;
         if let SelectorGradient::GumbelStraightThrough { temperature } = self.gradient
             && !positive(temperature)
         {
-            return Err(error(
-                "selector.gradient.temperature",
-                "above 0",
-                temperature.to_string(),
-            ));
+            let setting = "selector.gradient.temperature";
+            return Err(ConfigError::new(setting, "above 0", temperature));
         }
         if self.kind == SelectorKind::Learned {
             match (self.gradient, self.balance) {
                 (_, SelectorBalance::None) => {}
                 (SelectorGradient::Soft, balance) => {
-                    return Err(error(
-                        "selector.balance",
-                        "none with soft selectors, which use all children",
-                        format!("{balance:?}"),
-                    ));
+                    let expected = "none with soft selectors, which use all children";
+                    let got = format!("{balance:?}");
+                    return Err(ConfigError::new("selector.balance", expected, got));
                 }
                 (SelectorGradient::Reinforce, SelectorBalance::LossFree { .. }) => {
-                    return Err(error(
-                        "selector.balance",
-                        "none or switch-loss with reinforce, whose samples follow the probabilities alone",
-                        "loss-free".into(),
-                    ));
+                    let expected = "none or switch-loss with reinforce, whose samples follow the probabilities alone";
+                    return Err(ConfigError::new("selector.balance", expected, "loss-free"));
                 }
                 _ => {}
             }
         }
         match self.balance {
-            SelectorBalance::SwitchLoss { weight } if !positive(weight) => Err(error(
+            SelectorBalance::SwitchLoss { weight } if !positive(weight) => Err(ConfigError::new(
                 "selector.balance.weight",
                 "above 0",
-                weight.to_string(),
+                weight,
             )),
             SelectorBalance::LossFree { rate } if !positive(rate) => {
-                Err(error("selector.balance.rate", "above 0", rate.to_string()))
+                Err(ConfigError::new("selector.balance.rate", "above 0", rate))
             }
             _ => Ok(()),
         }

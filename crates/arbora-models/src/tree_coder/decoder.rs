@@ -243,12 +243,8 @@ impl Decoder {
         let groups = std::mem::take(&mut self.groups);
         for group in groups {
             let rows_of = places_of(group.members.iter().map(|&member| of(member)));
-            match rows_of.len() {
-                1 => self.groups.push(group),
-                _ => self
-                    .groups
-                    .extend(rows_of.values().map(|rows| group.take(rows))),
-            }
+            let parts = rows_of.values().map(|rows| group.take(rows));
+            self.groups.extend(parts);
         }
     }
 
@@ -263,11 +259,8 @@ impl Decoder {
         };
         let output = self.model.forward(tokens, None, &options);
         state.leaves = output.routing.leaves;
-        let margins = output
-            .routing
-            .levels
-            .iter()
-            .flat_map(|level| &level.margins);
+        let levels = output.routing.levels.iter();
+        let margins = levels.flat_map(|level| &level.margins);
         state.margin = margins.copied().fold(state.margin, f64::min);
         let [_, tokens, _] = output.logits.dims();
         host(output.logits.narrow(1, tokens - 1, 1))
@@ -305,9 +298,8 @@ impl Decoder {
                 _ => left,
             };
             let now: Vec<&[u32]> = tokens.iter().map(|tokens| &tokens[..count]).collect();
-            let hidden = self
-                .model
-                .embed(rows_of_tokens(&now, &device), group.tokens);
+            let now = rows_of_tokens(&now, &device);
+            let hidden = self.model.embed(now, group.tokens);
             let rows = (0..group.members.len()).collect();
             for (mut group, rows, hidden) in self.pass(group, rows, 0, hidden) {
                 group.tokens += count;
@@ -315,12 +307,10 @@ impl Decoder {
                     done.push((group, hidden.narrow(1, count - 1, 1)));
                     continue;
                 }
+                let tokens = rows.iter().map(|&row| tokens[row][count..].to_vec());
                 tasks.push(Task {
                     group,
-                    tokens: rows
-                        .iter()
-                        .map(|&row| tokens[row][count..].to_vec())
-                        .collect(),
+                    tokens: tokens.collect(),
                     is_routed: false,
                 });
             }
@@ -364,10 +354,8 @@ impl Decoder {
         if depth == height {
             for &member in &group.members {
                 // Of a chunk that goes on, the leaf is there already.
-                let chunk = match self.model.config().route_on {
-                    RouteOn::PreviousChunk { tokens } if height > 0 => group.tokens / tokens,
-                    _ => 0,
-                };
+                let chunk = self.model.config().chunk();
+                let chunk = chunk.map_or(0, |tokens| group.tokens / tokens);
                 let leaves = &mut self.sequences[member].leaves;
                 leaves.truncate(chunk);
                 leaves.push(group.path[height]);

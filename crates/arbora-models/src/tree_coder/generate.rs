@@ -179,36 +179,32 @@ impl GenerateOptions {
     /// # Errors
     /// With the first option that is out of range.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let error = |setting, expected, got: String| ConfigError {
-            setting,
-            expected,
-            got,
-        };
-        let at_least_one = "at least 1";
-        if self.max_tokens == 0 {
-            return Err(error("max_tokens", at_least_one, "0".into()));
+        let counts = [
+            ("max_tokens", Some(self.max_tokens)),
+            ("top_k", self.top_k),
+            ("reroute", self.reroute),
+        ];
+        if let Some((setting, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
+            return Err(ConfigError::new(setting, "at least 1", 0));
         }
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            let got = self.temperature.to_string();
-            return Err(error("temperature", "at least 0", got));
-        }
-        if self.top_k == Some(0) {
-            return Err(error("top_k", at_least_one, "0".into()));
+            return Err(ConfigError::new(
+                "temperature",
+                "at least 0",
+                self.temperature,
+            ));
         }
         if let Some(mass) = self.top_p
             && !(mass > 0.0 && mass <= 1.0)
         {
-            return Err(error("top_p", "above 0 and at most 1", mass.to_string()));
+            return Err(ConfigError::new("top_p", "above 0 and at most 1", mass));
         }
         if self.stop.iter().any(Vec::is_empty) {
-            return Err(error(
+            return Err(ConfigError::new(
                 "stop",
                 "sequences of at least 1 token",
-                "none".into(),
+                "none",
             ));
-        }
-        if self.reroute == Some(0) {
-            return Err(error("reroute", at_least_one, "0".into()));
         }
         Ok(())
     }
@@ -264,11 +260,9 @@ impl TreeCoder {
         let config = self.config();
         let most = config.kept_on_reroute(config.context + 1, 0);
         if options.reroute.is_some() && most >= config.context {
-            return Err(GenerateError::Setting(ConfigError {
-                setting: "reroute",
-                expected: "a context longer than what the route reads",
-                got: format!("a context of {}", config.context),
-            }));
+            let expected = "a context longer than what the route reads";
+            let got = format!("a context of {}", config.context);
+            return Err(ConfigError::new("reroute", expected, got).into());
         }
         let mut decoder = self.decoder()?;
         if !options.cache {

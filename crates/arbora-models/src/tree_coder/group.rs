@@ -49,29 +49,19 @@ impl Group {
         if rows.len() == self.members.len() {
             return self.clone();
         }
-        let select = |tensor: &Tensor<1>| tensor.clone().select(0, places(rows, &tensor.device()));
+        let weights = self.weights.iter().map(Option::as_ref);
+        let weights = weights.map(|weights| weights.map(|weights| selected(weights, rows)));
+        let caches = self.caches.iter().map(|(place, caches)| {
+            let caches = caches.iter().map(|cache| cache.select(rows)).collect();
+            (*place, caches)
+        });
         Self {
             members: rows.iter().map(|&row| self.members[row]).collect(),
             tokens: self.tokens,
             path: self.path.clone(),
-            weights: self
-                .weights
-                .iter()
-                .map(|weight| weight.as_ref().map(select))
-                .collect(),
-            caches: self
-                .caches
-                .iter()
-                .map(|(place, caches)| {
-                    let caches = caches.iter().map(|cache| cache.select(rows)).collect();
-                    (*place, caches)
-                })
-                .collect(),
-            sums: self
-                .sums
-                .iter()
-                .map(|sum| sum.clone().select(0, places(rows, &sum.device())))
-                .collect(),
+            weights: weights.collect(),
+            caches: caches.collect(),
+            sums: self.sums.iter().map(|sum| selected(sum, rows)).collect(),
         }
     }
 
@@ -84,10 +74,8 @@ impl Group {
             let node = part.path[part.path.len() - 1] * branching + child;
             part.path.push(node);
             let weights = decided.weights.as_ref();
-            part.weights.push(weights.map(|weights| {
-                let rows = places(&rows, &weights.device());
-                weights.clone().select(0, rows)
-            }));
+            part.weights
+                .push(weights.map(|weights| selected(weights, &rows)));
             (part, rows)
         });
         parts.collect()
@@ -101,6 +89,11 @@ pub(super) fn places_of(numbers: impl Iterator<Item = usize>) -> BTreeMap<usize,
         places.entry(number).or_default().push(place);
     }
     places
+}
+
+/// Some rows of a tensor.
+fn selected<const D: usize>(tensor: &Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    tensor.clone().select(0, places(rows, &tensor.device()))
 }
 
 /// Places as an index.

@@ -2,6 +2,7 @@
 
 use super::TreeCoderConfig;
 use super::config::RouteOn;
+use super::group::places;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// All items of a batch. Their *rows* are numbered node by node, and within a node by item.
@@ -48,10 +49,7 @@ impl Items {
         let [batch, tokens, width] = hidden.dims();
         let home = hidden.device();
         let chunks = config.items(tokens);
-        let chunk = match config.route_on {
-            RouteOn::PreviousChunk { tokens: chunk } if config.height > 0 => chunk.min(tokens),
-            _ => tokens,
-        };
+        let chunk = config.chunk().map_or(tokens, |chunk| chunk.min(tokens));
         let missing = chunks * chunk - tokens;
         let real = match &padding {
             Some(padding) if config.height > 0 => Some(real_items(padding, chunk)),
@@ -159,22 +157,15 @@ impl Items {
     ///
     /// - rows: of each node, `[items of the node, tokens of an item, ..]`
     pub fn sequences(&self, rows: Vec<Tensor<3>>) -> Tensor<3> {
-        let rows = joined(
-            rows.into_iter()
-                .map(|rows| rows.to_device(&self.home))
-                .collect(),
-        );
+        let rows = rows.into_iter().map(|rows| rows.to_device(&self.home));
+        let rows = self.by_item(joined(rows.collect()));
         let [items, chunk, width] = rows.dims();
-        let rows = match self.order().is_sorted() {
-            true => rows,
-            false => rows.select(0, indices(self.row_of_item(), &self.home)),
-        };
         rows.reshape([items / self.chunks, self.chunks * chunk, width])
             .narrow(1, 0, self.tokens)
     }
 
-    /// Numbers of rows as numbers of items, `[items]`.
-    pub fn by_item(&self, rows: Tensor<1>) -> Tensor<1> {
+    /// What rows have, `[rows, ..]`, in the order of items.
+    pub fn by_item<const D: usize>(&self, rows: Tensor<D>) -> Tensor<D> {
         match self.order().is_sorted() {
             true => rows,
             false => rows.select(0, indices(self.row_of_item(), &self.home)),
@@ -212,11 +203,9 @@ impl Group {
         }
         let device = rows.device();
         let [count, chunk, width] = rows.dims();
-        let Places {
-            sequences,
-            longest,
-            of_row,
-        } = Places::new(&self.items, chunks);
+        let of_chunks = Places::new(&self.items, chunks);
+        let (sequences, longest) = (of_chunks.sequences, of_chunks.longest);
+        let of_row = of_chunks.of_row;
         let joined = [sequences, longest * chunk];
         if sequences * longest == count {
             let rows = rows.reshape([sequences, longest * chunk, width]);
@@ -230,7 +219,7 @@ impl Group {
             from[place] = row as i64;
         }
         let from = indices(from, &device);
-        let of_row = indices(of_row.iter().map(|&place| place as i64).collect(), &device);
+        let of_row = places(&of_row, &device);
         let padding = padding.unwrap_or_else(|| Tensor::zeros([count, chunk], &device));
         let all = Tensor::ones([1, chunk], &device);
         let padding = Tensor::cat(vec![padding, all], 0)
@@ -293,10 +282,7 @@ impl Group {
                 ..self.clone()
             };
         }
-        let from = indices(
-            rows.iter().map(|&row| row as i64).collect(),
-            &self.rows.device(),
-        );
+        let from = places(rows, &self.rows.device());
         Self {
             node,
             items: rows.iter().map(|&row| self.items[row]).collect(),
@@ -374,9 +360,6 @@ impl TreeCoderConfig {
     /// Routed items of a sequence of `tokens` tokens: one, or with [`RouteOn::PreviousChunk`] its chunks, where
     /// there is a route at all.
     pub fn items(&self, tokens: usize) -> usize {
-        match self.route_on {
-            RouteOn::PreviousChunk { tokens: chunk } if self.height > 0 => tokens.div_ceil(chunk),
-            _ => 1,
-        }
+        self.chunk().map_or(1, |chunk| tokens.div_ceil(chunk))
     }
 }

@@ -155,19 +155,12 @@ fn linear(inputs: usize, outputs: usize) -> usize {
 }
 
 fn block(config: &TransformerBlockConfig) -> usize {
-    let TransformerBlockConfig {
-        d_model,
-        heads,
-        d_ff,
-        kv_heads,
-        attention,
-        ..
-    } = config;
+    let (d_model, heads, d_ff) = (config.d_model, config.heads, config.d_ff);
     let head_dim = d_model / heads;
-    let kv_heads = kv_heads.unwrap_or(*heads);
-    let projections = 2 * linear(*d_model, *d_model) + 2 * linear(*d_model, kv_heads * head_dim);
-    let feed_forward = linear(*d_model, *d_ff) + linear(*d_ff, *d_model);
-    let own = match attention {
+    let kv_heads = config.kv_heads.unwrap_or(heads);
+    let projections = 2 * linear(d_model, d_model) + 2 * linear(d_model, kv_heads * head_dim);
+    let feed_forward = linear(d_model, d_ff) + linear(d_ff, d_model);
+    let own = match &config.attention {
         AttentionKindConfig::Dense
         | AttentionKindConfig::BigBird(_)
         | AttentionKindConfig::Performer(_) => 0,
@@ -176,11 +169,11 @@ fn block(config: &TransformerBlockConfig) -> usize {
             let kinds = if linformer.share_key_value { 1 } else { 2 };
             kinds * mixtures * linformer.max_tokens * linformer.rank
         }
-        AttentionKindConfig::TreeFine(fine) => router(&fine.router, *heads, kv_heads, head_dim),
+        AttentionKindConfig::TreeFine(fine) => router(&fine.router, heads, kv_heads, head_dim),
         AttentionKindConfig::TreeCoarse(coarse) => {
-            let rows = if coarse.per_head_alpha { *heads } else { 1 };
+            let rows = if coarse.per_head_alpha { heads } else { 1 };
             let alpha = rows * (coarse.router.branching.len() + 1);
-            alpha + router(&coarse.router, *heads, kv_heads, head_dim)
+            alpha + router(&coarse.router, heads, kv_heads, head_dim)
         }
     };
     2 * d_model + projections + feed_forward + own

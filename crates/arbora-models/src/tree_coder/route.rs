@@ -4,7 +4,8 @@ use super::TreeCoder;
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{gumbel, hash_leaf, random_leaf, sampled_child};
 use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
-use super::items::{Items, indices};
+use super::group::places;
+use super::items::Items;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use std::collections::HashMap;
@@ -215,8 +216,7 @@ impl TreeCoder {
         if moved.is_sorted() {
             return Some(share);
         }
-        let moved = moved.into_iter().map(|row| row as i64).collect();
-        Some(share.select(indices(moved, &items.home)))
+        Some(share.select(places(&moved, &items.home)))
     }
 
     /// - given: children that are not to be chosen, row by row
@@ -329,14 +329,10 @@ impl TreeCoder {
             });
             let loss = switch_loss(softmax(scores.clone(), 1), &counts.collect::<Vec<_>>())
                 * (weight / self.config.height as f64);
-            routing.balance_loss = Some(match routing.balance_loss.take() {
-                Some(sum) => sum + loss,
-                None => loss,
-            });
+            add(&mut routing.balance_loss, loss);
         }
 
-        let chosen = indices(children.iter().map(|&child| child as i64).collect(), &home);
-        let chosen = chosen.reshape([rows, 1]);
+        let chosen = places(&children, &home).reshape([rows, 1]);
         let of_chosen = |numbers: Tensor<2>| numbers.gather(1, chosen.clone()).squeeze_dim::<1>(1);
         let share = match config.gradient {
             SelectorGradient::ScaledDelta => Some(Share::Part(of_chosen(softmax(scores, 1)))),
@@ -356,12 +352,6 @@ impl TreeCoder {
                 let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
                 let log_prob = items.by_item(of_chosen(log));
                 let entropies = items.by_item(entropies) * -(self.config.height as f64).recip();
-                let add = |sum: &mut Option<Tensor<1>>, level: Tensor<1>| {
-                    *sum = Some(match sum.take() {
-                        Some(sum) => sum + level,
-                        None => level,
-                    });
-                };
                 add(&mut routing.log_prob, log_prob);
                 add(&mut routing.entropy, entropies);
                 None
@@ -428,6 +418,14 @@ impl TreeCoder {
         let selector = self.node(depth, index).selector.as_ref();
         selector.expect("inner nodes have selectors")
     }
+}
+
+/// Adds the numbers of a level to those of the levels before it.
+fn add(sum: &mut Option<Tensor<1>>, level: Tensor<1>) {
+    *sum = Some(match sum.take() {
+        Some(sum) => sum + level,
+        None => level,
+    });
 }
 
 /// `Σ_j share of items at node j · k Σ_c f_jc P_jc`: `[1]`. It is the mean over items of `k Σ_c f_jc p_c`, each with the

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
-use burn::store::ModuleRecord;
+use burn::store::{ModuleRecord, RecordError};
 use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -83,10 +83,10 @@ impl Checkpoint {
             Err(error) => Err(TrainError::io(path.join(name))(error)),
         };
 
+        let unreadable = |error| corrupt(format!("{STATE} cannot be read: {error}"));
         let state = read(STATE)?;
         // The version comes first: another format may have other files and other sums.
-        let version: VersionOnly = serde_json::from_slice(&state)
-            .map_err(|error| corrupt(format!("{STATE} cannot be read: {error}")))?;
+        let version: VersionOnly = serde_json::from_slice(&state).map_err(unreadable)?;
         if version.format_version > FORMAT_VERSION {
             return Err(TrainError::NewerFormat {
                 path: path.into(),
@@ -114,7 +114,6 @@ impl Checkpoint {
         let model = verified(MODEL, read(MODEL)?)?;
         let optimizer = verified(OPTIMIZER, read(OPTIMIZER)?)?;
 
-        let unreadable = |error| corrupt(format!("{STATE} cannot be read: {error}"));
         let mut text: serde_json::Value = serde_json::from_slice(&state).map_err(unreadable)?;
         let state: CheckpointState = serde_json::from_slice(&state).map_err(unreadable)?;
         Ok(Self {
@@ -182,7 +181,7 @@ impl Checkpoint {
         // Both sides go through text, because reading a decimal number back may round it.
         let asked = serde_json::to_string(config)
             .and_then(|text| serde_json::from_str::<serde_json::Value>(&text))
-            .map_err(|error| TrainError::io(&self.path)(std::io::Error::other(error)))?;
+            .map_err(TrainError::other_io(&self.path))?;
         let free = ["eval_every", "checkpoint_every", "keep_checkpoints"];
         let settings = asked.as_object().into_iter().flatten();
         for (setting, asked) in settings.filter(|(name, _)| !free.contains(&name.as_str())) {
@@ -204,13 +203,10 @@ impl Checkpoint {
     /// # Errors
     /// [`TrainError::Incompatible`] where parameters are missing, left over or of another shape.
     pub fn load_model<M: Module>(&self, model: M) -> Result<M, TrainError> {
-        let incompatible = |error: burn::store::RecordError| TrainError::Incompatible {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        };
         let bytes = Bytes::from_bytes_vec(self.model.clone());
-        let record = ModuleRecord::from_bytes(bytes).map_err(incompatible)?;
-        model.try_load_record(record).map_err(incompatible)
+        let record = ModuleRecord::from_bytes(bytes).map_err(|error| self.incompatible(error))?;
+        let loaded = model.try_load_record(record);
+        loaded.map_err(|error| self.incompatible(error))
     }
 
     /// `optimizer` with the checkpoint's state.
@@ -219,12 +215,15 @@ impl Checkpoint {
         optimizer: ModuleOptimizer,
     ) -> Result<ModuleOptimizer, TrainError> {
         let bytes = Bytes::from_bytes_vec(self.optimizer.clone());
-        let record =
-            OptimizerRecord::from_bytes(bytes).map_err(|error| TrainError::Incompatible {
-                path: self.path.clone(),
-                reason: error.to_string(),
-            })?;
-        Ok(optimizer.load_record(record))
+        let record = OptimizerRecord::from_bytes(bytes);
+        Ok(optimizer.load_record(record.map_err(|error| self.incompatible(error))?))
+    }
+
+    fn incompatible(&self, error: RecordError) -> TrainError {
+        TrainError::Incompatible {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -301,13 +300,11 @@ pub(crate) fn save<M: Module>(
     remove(&beside)?;
     fs::create_dir(&beside).map_err(TrainError::io(&beside))?;
 
-    let record = |error: burn::store::RecordError| {
-        TrainError::io(&beside)(std::io::Error::other(error.to_string()))
-    };
+    let record =
+        |error: RecordError| TrainError::io(&beside)(std::io::Error::other(error.to_string()));
     let model = model.clone().into_record().into_bytes().map_err(record)?;
     let optimizer = optimizer.to_record().into_bytes().map_err(record)?;
-    let text = serde_json::to_vec_pretty(state)
-        .map_err(|error| TrainError::io(&beside)(std::io::Error::other(error)))?;
+    let text = serde_json::to_vec_pretty(state).map_err(TrainError::other_io(&beside))?;
 
     let files: [(&str, &[u8]); 3] = [(MODEL, &model), (OPTIMIZER, &optimizer), (STATE, &text)];
     let mut sums = String::new();
@@ -339,7 +336,7 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-fn write_through(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+pub(super) fn write_through(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let mut file = File::create(path).map_err(TrainError::io(path))?;
     file.write_all(bytes).map_err(TrainError::io(path))?;
     file.sync_all().map_err(TrainError::io(path))

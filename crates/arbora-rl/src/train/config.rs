@@ -141,13 +141,7 @@ impl TrainerConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let refuse = |setting, expected, got: String| {
-            Err(ConfigError {
-                setting,
-                expected,
-                got,
-            })
-        };
+        const AT_LEAST_0: &str = "a finite number of at least 0";
         let rates = [
             ("learning_rate", self.learning_rate),
             ("final_learning_rate", self.final_learning_rate),
@@ -155,38 +149,43 @@ impl TrainerConfig {
         ];
         for (setting, value) in rates {
             if !(value.is_finite() && value >= 0.0) {
-                return refuse(setting, "a finite number of at least 0", value.to_string());
+                return Err(ConfigError::new(setting, AT_LEAST_0, value));
             }
         }
-        let OptimizerConfig {
-            beta_1,
-            beta_2,
-            epsilon,
-            weight_decay,
-        } = self.optimizer;
-        for (setting, beta) in [("optimizer.beta_1", beta_1), ("optimizer.beta_2", beta_2)] {
+        let (epsilon, weight_decay) = (self.optimizer.epsilon, self.optimizer.weight_decay);
+        for (setting, beta) in [
+            ("optimizer.beta_1", self.optimizer.beta_1),
+            ("optimizer.beta_2", self.optimizer.beta_2),
+        ] {
             if !(0.0..1.0).contains(&beta) {
-                return refuse(setting, "a number in 0.0..1.0", beta.to_string());
+                return Err(ConfigError::new(setting, "a number in 0.0..1.0", beta));
             }
         }
         if !(epsilon.is_finite() && epsilon > 0.0) {
-            return refuse(
+            return Err(ConfigError::new(
                 "optimizer.epsilon",
                 "a positive number",
-                epsilon.to_string(),
-            );
+                epsilon,
+            ));
         }
         if !(weight_decay.is_finite() && weight_decay >= 0.0) {
-            let expected = "a finite number of at least 0";
-            return refuse("optimizer.weight_decay", expected, weight_decay.to_string());
+            return Err(ConfigError::new(
+                "optimizer.weight_decay",
+                AT_LEAST_0,
+                weight_decay,
+            ));
         }
         if let Some(norm) = self.clip_norm
             && !(norm.is_finite() && norm > 0.0)
         {
-            return refuse("clip_norm", "a positive number or none", norm.to_string());
+            return Err(ConfigError::new(
+                "clip_norm",
+                "a positive number or none",
+                norm,
+            ));
         }
         if self.keep_checkpoints == 0 {
-            return refuse("keep_checkpoints", "at least 1", "0".into());
+            return Err(ConfigError::new("keep_checkpoints", "at least 1", 0));
         }
         self.policy_gradient.validate()
     }

@@ -142,4 +142,12 @@ impl TrainError {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+
+    /// [`io`](Self::io) for errors of other libraries.
+    pub(crate) fn other_io<E: std::error::Error + Send + Sync + 'static>(
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
+        let io = Self::io(path);
+        |error| io(std::io::Error::other(error))
+    }
 }

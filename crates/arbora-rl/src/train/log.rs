@@ -8,40 +8,24 @@ use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::TrainError;
+use super::checkpoint::write_through;
 
-/// Numbers of one line. Training numbers are single precision and print as such.
-pub(crate) enum Numbers<'a> {
-    Single(&'a [(String, f32)]),
-    Double(&'a [(String, f64)]),
-}
-
-/// One line of a log.
-pub(crate) struct Line<'a> {
+/// One line of a log. Training numbers are single precision and print as such.
+pub(crate) struct Line<'a, T> {
     pub(crate) step: u64,
-    pub(crate) split: Option<&'static str>,
+    pub(crate) split: &'static str,
     pub(crate) learning_rate: Option<f64>,
-    pub(crate) numbers: Numbers<'a>,
+    pub(crate) numbers: &'a [(String, T)],
 }
 
-impl Serialize for Line<'_> {
+impl<T: Serialize> Serialize for Line<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("step", &self.step)?;
-        if let Some(split) = self.split {
-            map.serialize_entry("split", split)?;
-        }
+        map.serialize_entry("split", self.split)?;
         // JSON has no NaN: serde_json writes null for it.
-        match self.numbers {
-            Numbers::Single(numbers) => {
-                for (name, value) in numbers {
-                    map.serialize_entry(name, value)?;
-                }
-            }
-            Numbers::Double(numbers) => {
-                for (name, value) in numbers {
-                    map.serialize_entry(name, value)?;
-                }
-            }
+        for (name, value) in self.numbers {
+            map.serialize_entry(name, value)?;
         }
         if let Some(rate) = self.learning_rate {
             map.serialize_entry("learning_rate", &rate)?;
@@ -67,18 +51,11 @@ impl Log {
     /// Lines after `step`, and a last line that a kill tore, are dropped by writing the rest beside
     /// and renaming. Without a file an empty one is made.
     pub(crate) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
-        let old = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(TrainError::io(path)(error)),
-        };
+        let old = read(path)?;
         let kept = kept_length(&old, step).0;
         if kept < old.len() {
             let beside = path.with_extension("jsonl.tmp");
-            let mut file = File::create(&beside).map_err(TrainError::io(&beside))?;
-            file.write_all(&old[..kept])
-                .map_err(TrainError::io(&beside))?;
-            file.sync_all().map_err(TrainError::io(&beside))?;
+            write_through(&beside, &old[..kept])?;
             fs::rename(&beside, path).map_err(TrainError::io(path))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path);
@@ -90,12 +67,7 @@ impl Log {
 
     /// Checks that the lines of a log reach `step`, before anything of it is dropped.
     pub(crate) fn expect_step(path: &Path, step: u64) -> Result<(), TrainError> {
-        let old = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(TrainError::io(path)(error)),
-        };
-        match kept_length(&old, step).1 {
+        match kept_length(&read(path)?, step).1 {
             found if found < step => Err(TrainError::ShortLog {
                 path: path.into(),
                 found,
@@ -107,9 +79,8 @@ impl Log {
 
     /// Appends a line. It has reached the operating system when this returns, so a killed process
     /// loses nothing.
-    pub(crate) fn append(&mut self, line: &Line) -> Result<(), TrainError> {
-        let mut text = serde_json::to_vec(line)
-            .map_err(|error| TrainError::io(&self.path)(std::io::Error::other(error)))?;
+    pub(crate) fn append(&mut self, line: &Line<impl Serialize>) -> Result<(), TrainError> {
+        let mut text = serde_json::to_vec(line).map_err(TrainError::other_io(&self.path))?;
         text.push(b'\n');
         self.file
             .write_all(&text)
@@ -119,6 +90,14 @@ impl Log {
     /// Waits until all lines are on the disk.
     pub(crate) fn sync(&self) -> Result<(), TrainError> {
         self.file.sync_data().map_err(TrainError::io(&self.path))
+    }
+}
+
+/// The bytes of a log, none where there is no file.
+fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.map_err(TrainError::io(path)),
     }
 }
 
@@ -161,9 +140,9 @@ mod tests {
         let numbers = [("loss".to_string(), 0.1f32), ("a".to_string(), f32::NAN)];
         let line = Line {
             step: 7,
-            split: Some("train"),
+            split: "train",
             learning_rate: Some(5e-4),
-            numbers: Numbers::Single(&numbers),
+            numbers: &numbers,
         };
         assert_eq!(
             serde_json::to_string(&line).unwrap(),

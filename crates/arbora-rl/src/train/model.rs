@@ -239,10 +239,7 @@ pub struct StepReport {
 impl StepReport {
     /// The number called `name`.
     pub fn metric(&self, name: &str) -> Option<f32> {
-        self.metrics
-            .iter()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| *value)
+        named(&self.metrics, name)
     }
 }
 
@@ -260,11 +257,13 @@ pub struct EvaluationReport {
 impl EvaluationReport {
     /// The mean called `name`.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        self.metrics
-            .iter()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| *value)
+        named(&self.metrics, name)
     }
+}
+
+fn named<T: Copy>(numbers: &[(String, T)], name: &str) -> Option<T> {
+    let found = numbers.iter().find(|(own, _)| own == name);
+    found.map(|(_, value)| *value)
 }
 
 /// Watches a run: a progress bar, curves. Every method does nothing unless overridden.

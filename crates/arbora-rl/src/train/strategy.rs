@@ -2,9 +2,10 @@
 //! learning strategy.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress as Position};
@@ -33,11 +34,11 @@ use burn::train::{
 };
 
 use super::checkpoint::{self, CheckpointState};
-use super::log::{Line, Log, Numbers};
+use super::log::{Line, Log};
 use super::measure::{self, Totals};
 use super::{
-    BatchSource, EvaluationReport, EvaluationSource, Measurement, ParameterGroup, Progress,
-    StepOutput, StepReport, TrainError, TrainableModel, TrainerConfig,
+    Decisions, EvaluationReport, Measurement, ParameterGroup, Progress, StepReport, TrainError,
+    TrainableModel, TrainerConfig,
 };
 use crate::seed::{self, Purpose};
 use crate::{PolicyGradient, clip_global_norm, global_norm};
@@ -50,6 +51,14 @@ pub(crate) struct Shared {
     pub(crate) policy_gradient: Mutex<PolicyGradient>,
 }
 
+impl Shared {
+    fn estimator(&self) -> MutexGuard<'_, PolicyGradient> {
+        // A panic inside the estimator ends the run; its state is not used again.
+        let estimator = self.policy_gradient.lock();
+        estimator.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A [`TrainableModel`] as a burn learner.
 #[derive(Module, Debug)]
 pub(crate) struct Learned<M: TrainableModel> {
@@ -58,15 +67,9 @@ pub(crate) struct Learned<M: TrainableModel> {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// A training batch and its step, the first being 0.
-pub(crate) struct TrainItem<B> {
-    step: u64,
-    batch: B,
-}
-
-/// An evaluation batch and its index.
-pub(crate) struct EvaluationItem<B> {
-    index: u64,
+/// A batch and its number, the first being 0: the step of a training batch, the index of an evaluation batch.
+pub(crate) struct Numbered<B> {
+    number: u64,
     batch: B,
 }
 
@@ -86,11 +89,8 @@ impl Scalars {
     }
 
     fn named(&self) -> Vec<(String, f32)> {
-        self.names
-            .iter()
-            .cloned()
-            .zip(self.read.iter().copied())
-            .collect()
+        let read = self.read.iter().copied();
+        self.names.iter().cloned().zip(read).collect()
     }
 }
 
@@ -111,38 +111,30 @@ impl ItemLazy for Measured {
 }
 
 impl<M: TrainableModel> TrainStep for Learned<M> {
-    type Input = TrainItem<M::Batch>;
+    type Input = Numbered<M::Batch>;
     type Output = Scalars;
 
     fn step(&self, item: Self::Input) -> TrainOutput<Scalars> {
-        let mut rng = seed::rng(self.shared.seed, Purpose::Policy, item.step);
-        let output = self.model.training_step(item.batch, &mut rng);
-        let StepOutput {
-            task_loss,
-            decisions,
-            metrics,
-        } = output;
-
-        let mut named = vec![("task_loss".to_string(), task_loss.clone())];
-        let mut loss = task_loss;
-        if let Some(decisions) = decisions {
-            // A panic inside the estimator ends the run; its state is not used again.
-            let mut estimator = self
-                .shared
-                .policy_gradient
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let output =
-                estimator.loss(decisions.rollout, decisions.reward, decisions.greedy_reward);
+        let mut rng = seed::rng(self.shared.seed, Purpose::Policy, item.number);
+        let found = self.model.training_step(item.batch, &mut rng);
+        let mut loss = found.task_loss;
+        let mut named = vec![("task_loss".to_string(), loss.clone())];
+        if let Some(decisions) = found.decisions {
+            let Decisions {
+                rollout,
+                reward,
+                greedy_reward,
+            } = decisions;
+            let output = self.shared.estimator().loss(rollout, reward, greedy_reward);
             named.push(("policy_loss".into(), output.loss.clone()));
             named.push(("reward".into(), output.reward));
             named.push(("entropy".into(), output.entropy));
             loss = loss + output.loss * self.shared.lambda_rl;
         }
         named.insert(0, ("loss".into(), loss.clone()));
-        named.extend(metrics);
+        named.extend(found.metrics);
 
-        let gradients = GradientsParams::from_grads(loss.backward(), self);
+        let grads = GradientsParams::from_grads(loss.backward(), self);
         let mut names = Vec::with_capacity(named.len());
         let mut values = Vec::with_capacity(named.len());
         for (name, value) in named {
@@ -153,157 +145,104 @@ impl<M: TrainableModel> TrainStep for Learned<M> {
                 value.dims()[0]
             );
             names.push(name);
-            values.push(if value.is_autodiff() {
-                value.inner()
-            } else {
-                value
-            });
+            values.push(value.without_autodiff());
         }
-        let pending = Some(Tensor::cat(values, 0));
-        TrainOutput {
-            grads: gradients,
-            item: Scalars {
-                names,
-                pending,
-                read: Vec::new(),
-            },
-        }
+        let item = Scalars {
+            names,
+            pending: Some(Tensor::cat(values, 0)),
+            read: Vec::new(),
+        };
+        TrainOutput { grads, item }
     }
 }
 
 impl<M: TrainableModel> InferenceStep for Learned<M> {
-    type Input = EvaluationItem<M::Batch>;
+    type Input = Numbered<M::Batch>;
     type Output = Measured;
 
     fn step(&self, item: Self::Input) -> Measured {
-        let mut rng = measure::generator(self.shared.seed, item.index);
+        let mut rng = measure::generator(self.shared.seed, item.number);
         Measured(self.model.evaluate(item.batch, &mut rng))
     }
 }
 
-/// A [`BatchSource`] as a data loader over the steps that are left.
-pub(crate) struct TrainBatches<S> {
-    pub(crate) source: Arc<S>,
-    pub(crate) seed: u64,
-    pub(crate) device: Device,
-    pub(crate) steps: std::ops::Range<u64>,
+type Make<B> = dyn Fn(u64, &Device) -> Result<B, DatasetError> + Send + Sync;
+
+/// A source of numbered batches as a data loader over a range of them: the steps that are left, or the batches of an
+/// evaluation.
+pub(crate) struct Batches<B> {
+    make: Arc<Make<B>>,
+    device: Device,
+    range: Range<u64>,
 }
 
-/// An [`EvaluationSource`] as a data loader over a range of its batches.
-pub(crate) struct EvaluationBatches<S> {
-    pub(crate) source: Arc<S>,
-    pub(crate) device: Device,
-    pub(crate) indices: std::ops::Range<u64>,
+impl<B> Batches<B> {
+    /// - make: the batch of a number on a device
+    pub(crate) fn new<E: std::error::Error + Send + Sync + 'static>(
+        device: Device,
+        range: Range<u64>,
+        make: impl Fn(u64, &Device) -> Result<B, E> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            make: Arc::new(move |number, device| make(number, device).map_err(DatasetError::new)),
+            device,
+            range,
+        }
+    }
 }
 
-/// An iterator over numbered batches.
-struct Batches<'a, O> {
+impl<B: 'static> DataLoader<Numbered<B>> for Batches<B> {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Numbered<B>> + 'a> {
+        Box::new(BatchIterator {
+            next: self.range.start,
+            batches: self,
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        self.range.end.saturating_sub(self.range.start) as usize
+    }
+
+    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<Numbered<B>>> {
+        Arc::new(Self {
+            make: self.make.clone(),
+            device: device.clone(),
+            range: self.range.clone(),
+        })
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<Numbered<B>>> {
+        let bounded = |at: usize| (self.range.start + at as u64).min(self.range.end);
+        Arc::new(Self {
+            make: self.make.clone(),
+            device: self.device.clone(),
+            range: bounded(start)..bounded(end),
+        })
+    }
+}
+
+struct BatchIterator<'a, B> {
     next: u64,
-    range: std::ops::Range<u64>,
-    make: Box<dyn Fn(u64) -> Result<O, DatasetError> + 'a>,
+    batches: &'a Batches<B>,
 }
 
-impl<O> Iterator for Batches<'_, O> {
-    type Item = Result<O, DatasetError>;
+impl<B> Iterator for BatchIterator<'_, B> {
+    type Item = Result<Numbered<B>, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let at = self.next;
-        self.range.contains(&at).then(|| {
+        let number = self.next;
+        self.batches.range.contains(&number).then(|| {
             self.next += 1;
-            (self.make)(at)
+            let batch = (self.batches.make)(number, &self.batches.device)?;
+            Ok(Numbered { number, batch })
         })
     }
 }
 
-impl<O> DataLoaderIterator<O> for Batches<'_, O> {
+impl<B: 'static> DataLoaderIterator<Numbered<B>> for BatchIterator<'_, B> {
     fn progress(&self) -> Position {
-        let done = (self.next - self.range.start) as usize;
-        Position::new(done, length(&self.range), Some("batches".into()))
-    }
-}
-
-fn length(range: &std::ops::Range<u64>) -> usize {
-    range.end.saturating_sub(range.start) as usize
-}
-
-/// The part of `range` between two positions counted from its start.
-fn part(range: &std::ops::Range<u64>, start: usize, end: usize) -> std::ops::Range<u64> {
-    let bounded = |at: usize| (range.start + at as u64).min(range.end);
-    bounded(start)..bounded(end)
-}
-
-impl<S: BatchSource> DataLoader<TrainItem<S::Batch>> for TrainBatches<S> {
-    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TrainItem<S::Batch>> + 'a> {
-        let data_seed = seed::derive(self.seed, Purpose::Data);
-        Box::new(Batches {
-            next: self.steps.start,
-            range: self.steps.clone(),
-            make: Box::new(move |step| {
-                let batch = self.source.batch(data_seed, step, &self.device);
-                Ok(TrainItem {
-                    step,
-                    batch: batch.map_err(DatasetError::new)?,
-                })
-            }),
-        })
-    }
-
-    fn num_items(&self) -> usize {
-        length(&self.steps)
-    }
-
-    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<TrainItem<S::Batch>>> {
-        Arc::new(Self {
-            source: self.source.clone(),
-            seed: self.seed,
-            device: device.clone(),
-            steps: self.steps.clone(),
-        })
-    }
-
-    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<TrainItem<S::Batch>>> {
-        Arc::new(Self {
-            source: self.source.clone(),
-            seed: self.seed,
-            device: self.device.clone(),
-            steps: part(&self.steps, start, end),
-        })
-    }
-}
-
-impl<S: EvaluationSource> DataLoader<EvaluationItem<S::Batch>> for EvaluationBatches<S> {
-    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<EvaluationItem<S::Batch>> + 'a> {
-        Box::new(Batches {
-            next: self.indices.start,
-            range: self.indices.clone(),
-            make: Box::new(move |index| {
-                let batch = self.source.batch(index, &self.device);
-                Ok(EvaluationItem {
-                    index,
-                    batch: batch.map_err(DatasetError::new)?,
-                })
-            }),
-        })
-    }
-
-    fn num_items(&self) -> usize {
-        length(&self.indices)
-    }
-
-    fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<EvaluationItem<S::Batch>>> {
-        Arc::new(Self {
-            source: self.source.clone(),
-            device: device.clone(),
-            indices: self.indices.clone(),
-        })
-    }
-
-    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<EvaluationItem<S::Batch>>> {
-        Arc::new(Self {
-            source: self.source.clone(),
-            device: self.device.clone(),
-            indices: part(&self.indices, start, end),
-        })
+        let done = (self.next - self.batches.range.start) as usize;
+        Position::new(done, self.batches.num_items(), Some("batches".into()))
     }
 }
 
@@ -426,9 +365,9 @@ impl Session {
             let seconds = started.elapsed().as_secs_f64();
             self.metrics.append(&Line {
                 step,
-                split: Some("train"),
+                split: "train",
                 learning_rate: Some(rate),
-                numbers: Numbers::Single(&metrics),
+                numbers: &metrics,
             })?;
             self.log_seconds("train", seconds)?;
             let lr = Some(ModuleLearningRate::from(rate));
@@ -496,9 +435,9 @@ impl Session {
         let metrics = totals.means(&model.model);
         self.metrics.append(&Line {
             step: self.step,
-            split: Some("valid"),
+            split: "valid",
             learning_rate: None,
-            numbers: Numbers::Double(&metrics),
+            numbers: &metrics,
         })?;
         let seconds = started.elapsed().as_secs_f64();
         self.log_seconds("valid", seconds)?;
@@ -515,26 +454,21 @@ impl Session {
     fn log_seconds(&mut self, split: &'static str, seconds: f64) -> Result<(), TrainError> {
         self.timing.append(&Line {
             step: self.step,
-            split: Some(split),
+            split,
             learning_rate: None,
-            numbers: Numbers::Double(&[("seconds".into(), seconds)]),
+            numbers: &[("seconds".into(), seconds)],
         })
     }
 
     pub(crate) fn save<M: TrainableModel>(&mut self, model: &Learned<M>) -> Result<(), TrainError> {
         // A checkpoint promises the lines before it: they must be on the disk first.
         self.metrics.sync()?;
-        let estimator = model
-            .shared
-            .policy_gradient
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let state = CheckpointState {
             format_version: checkpoint::FORMAT_VERSION,
             step: self.step,
             seed: self.config.seed,
             fingerprint: self.fingerprint.clone(),
-            baseline: estimator.baseline().state(),
+            baseline: model.shared.estimator().baseline().state(),
             config: self.config.clone(),
         };
         checkpoint::save(&self.run, &state, &model.model, &self.optimizer)?;
@@ -575,9 +509,9 @@ pub(crate) struct Named(Vec<(String, f64, f64)>);
 
 impl Adaptor<Named> for Scalars {
     fn adapt(&self) -> Named {
+        let named = self.named().into_iter();
         Named(
-            self.named()
-                .into_iter()
+            named
                 .map(|(name, value)| (name, value.into(), 1.0))
                 .collect(),
         )
@@ -586,11 +520,8 @@ impl Adaptor<Named> for Scalars {
 
 impl Adaptor<Named> for Measured {
     fn adapt(&self) -> Named {
-        let weighted = self
-            .0
-            .iter()
-            .map(|m| (m.name.clone(), m.sum / m.weight, m.weight));
-        Named(weighted.collect())
+        let mean = |m: &Measurement| (m.name.clone(), m.sum / m.weight, m.weight);
+        Named(self.0.iter().map(mean).collect())
     }
 }
 

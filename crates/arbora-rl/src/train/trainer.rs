@@ -12,13 +12,12 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use super::checkpoint::{self, Checkpoint};
 use super::log::Log;
-use super::strategy::{
-    EvaluationBatches, Learned, NamedNumber, Session, Shared, Silent, Steps, TrainBatches,
-};
+use super::strategy::{Batches, Learned, NamedNumber, Session, Shared, Silent, Steps};
 use super::{
     BatchSource, EvaluationReport, EvaluationSource, Progress, TrainError, TrainableModel,
     TrainerConfig,
 };
+use crate::seed::{self, Purpose};
 
 /// One training run in one folder.
 ///
@@ -173,19 +172,11 @@ impl Trainer {
         V: EvaluationSource<Batch = M::Batch>,
     {
         let started = Instant::now();
-        let Self {
-            config,
-            run,
-            fingerprint,
-            resume,
-            stop_after,
-            keep_devices,
-            ..
-        } = self;
+        let (config, run, fingerprint) = (self.config, self.run, self.fingerprint);
         let (interrupter, mut progress) = (self.interrupter, self.progress);
         config.validate()?;
 
-        let checkpoint = prepare(&run, resume)?;
+        let checkpoint = prepare(&run, self.resume)?;
         let mut estimator = config.policy_gradient.init();
         let mut model = model;
         if let Some((checkpoint, _)) = &checkpoint {
@@ -210,14 +201,10 @@ impl Trainer {
         };
         let step = resumed_from.unwrap_or(0);
         Log::expect_step(&run.join("metrics.jsonl"), step)?;
-        let train_device = if device.is_autodiff() {
-            device.clone()
-        } else {
-            device.clone().autodiff()
-        };
+        let train_device = device.clone().autodiff();
         let model = model.train();
         let learned = Learned {
-            model: match keep_devices {
+            model: match self.keep_devices {
                 true => model,
                 false => model.fork(&train_device),
             },
@@ -233,7 +220,7 @@ impl Trainer {
             run,
             fingerprint,
             step,
-            stop_after,
+            stop_after: self.stop_after,
             optimizer,
             groups,
             progress,
@@ -246,19 +233,17 @@ impl Trainer {
         }
 
         let config = session.config.clone();
-        let batches = TrainBatches {
-            source: Arc::new(train),
-            seed: config.seed,
-            device: train_device.clone(),
-            steps: step..config.steps,
-        };
-        let indices = 0..valid.batches();
-        let plain_device = train_device.without_autodiff();
-        let evaluation = EvaluationBatches {
-            source: Arc::new(valid),
-            device: plain_device,
-            indices,
-        };
+        let data_seed = seed::derive(config.seed, Purpose::Data);
+        let batches = Batches::new(
+            train_device.clone(),
+            step..config.steps,
+            move |step, device| train.batch(data_seed, step, device),
+        );
+        let evaluation = Batches::new(
+            train_device.without_autodiff(),
+            0..valid.batches(),
+            move |index, device| valid.batch(index, device),
+        );
         // The strategy has the optimizer that trains; burn's learner wants one of its own.
         let learner = Learner::new(
             learned,
@@ -288,11 +273,8 @@ impl Trainer {
         let result = training.launch(learner);
 
         let outcome = outcome.borrow_mut().take();
-        let Some(outcome) = outcome else {
-            return Err(TrainError::Device(
-                "burn-train did not run the strategy".into(),
-            ));
-        };
+        let outcome = outcome
+            .ok_or_else(|| TrainError::Device("burn-train did not run the strategy".into()))?;
         outcome.result?;
         if let Some(error) = result.error {
             return Err(TrainError::Device(error.to_string()));
@@ -321,10 +303,9 @@ fn prepare(run: &Path, resume: bool) -> Result<Option<(Checkpoint, Vec<TrainErro
                 what: "run",
             });
         }
-        return if has_checkpoints {
-            Checkpoint::newest(run).map(Some)
-        } else {
-            Ok(None)
+        return match has_checkpoints {
+            true => Checkpoint::newest(run).map(Some),
+            false => Ok(None),
         };
     }
     if has_checkpoints || run.join("metrics.jsonl").exists() {

@@ -10,6 +10,7 @@ use crate::{
     RegressionBatch, TaskError,
     batch::{HostBatch, HostPoints},
     draws::{PointCounts, Purpose, generator},
+    error::check_batch,
     shuffle,
 };
 
@@ -109,16 +110,9 @@ impl ImageCompletion {
         set.check()?;
         config.check()?;
         if config.max_points > set.pixels_per_image() {
-            return Err(TaskError::Config {
-                key: "max_points",
-                expected: format!(
-                    "at most {}, the pixels of an image of {}x{}",
-                    set.pixels_per_image(),
-                    set.height,
-                    set.width
-                ),
-                got: config.max_points,
-            });
+            let (pixels, height, width) = (set.pixels_per_image(), set.height, set.width);
+            let expected = format!("at most {pixels}, the pixels of an image of {height}x{width}");
+            return Err(TaskError::config("max_points", expected, config.max_points));
         }
         let coordinate = |at: usize, size: usize| match size {
             1 => 0.0,
@@ -163,9 +157,7 @@ impl ImageCompletion {
     }
 
     fn host_batch(&self, seed: u64, step: u64, batch_size: usize) -> Result<HostBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let indices = shuffle::batch_indices(self.set.count, seed, step, batch_size);
         Ok(self.draw(&mut generator(seed, Purpose::Training, step), indices))
     }
@@ -187,18 +179,13 @@ impl ImageCompletion {
         seed: u64,
         batch_size: usize,
         device: &Device,
-    ) -> Result<EvalBatches<'a>, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
-        let remaining = 0..self.eval_batch_count(batch_size);
-        Ok(EvalBatches {
-            task: self,
-            seed,
-            batch_size,
-            device: device.clone(),
-            remaining,
-        })
+    ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<'a>, TaskError> {
+        check_batch(batch_size)?;
+        let device = device.clone();
+        Ok((0..self.eval_batch_count(batch_size)).map(move |index| {
+            let batch = self.host_eval_batch(seed, index, batch_size);
+            batch.upload(&device)
+        }))
     }
 
     fn host_eval_batch(&self, seed: u64, index: usize, batch_size: usize) -> HostBatch {
@@ -243,16 +230,11 @@ impl ImageCompletion {
         let image = self.set.image(index)?;
         let pixels = self.set.pixels_per_image();
         if context == 0 {
-            return Err(TaskError::EmptyContext {
-                place: "context = 0".into(),
-            });
+            return Err(TaskError::empty_context("context"));
         }
         if context > pixels {
-            return Err(TaskError::Config {
-                key: "context",
-                expected: format!("at most {pixels}, the pixels of an image"),
-                got: context,
-            });
+            let expected = format!("at most {pixels}, the pixels of an image");
+            return Err(TaskError::config("context", expected, context));
         }
         let mut order: Vec<usize> = (0..pixels).collect();
         let mut rng = generator(seed, Purpose::Picture, index as u64);
@@ -333,32 +315,6 @@ fn pick<'a>(rng: &mut ChaCha8Rng, order: &'a mut [usize], count: usize) -> &'a [
     }
     &order[..count]
 }
-
-/// The batches of [`ImageCompletion::eval_batches`].
-#[derive(Clone, Debug)]
-pub struct EvalBatches<'a> {
-    task: &'a ImageCompletion,
-    seed: u64,
-    batch_size: usize,
-    device: Device,
-    remaining: std::ops::Range<usize>,
-}
-
-impl Iterator for EvalBatches<'_> {
-    type Item = RegressionBatch;
-
-    fn next(&mut self) -> Option<RegressionBatch> {
-        let index = self.remaining.next()?;
-        let batch = self.task.host_eval_batch(self.seed, index, self.batch_size);
-        Some(batch.upload(&self.device))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.remaining.size_hint()
-    }
-}
-
-impl ExactSizeIterator for EvalBatches<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -459,36 +415,13 @@ mod tests {
 
     #[test]
     fn numbers_of_pixels_are_shared_over_a_batch_unless_ragged() {
-        let shared = task(8, 1, false).host_batch(0, 0, 8).unwrap();
-        assert!(
-            shared
-                .context
-                .counts
-                .iter()
-                .all(|&count| count == shared.context.counts[0])
-        );
-        assert!(
-            shared
-                .target
-                .counts
-                .iter()
-                .all(|&count| count == shared.target.counts[0])
-        );
-        let ragged = task(8, 1, true).host_batch(0, 0, 8).unwrap();
-        assert!(
-            ragged
-                .context
-                .counts
-                .iter()
-                .any(|&count| count != ragged.context.counts[0])
-        );
-        assert!(
-            ragged
-                .target
-                .counts
-                .iter()
-                .any(|&count| count != ragged.target.counts[0])
-        );
+        for ragged in [false, true] {
+            let batch = task(8, 1, ragged).host_batch(0, 0, 8).unwrap();
+            for counts in [batch.context.counts, batch.target.counts] {
+                let differs = counts.iter().any(|&count| count != counts[0]);
+                assert_eq!(differs, ragged, "{counts:?}");
+            }
+        }
     }
 
     #[test]
@@ -540,32 +473,20 @@ mod tests {
     fn evaluation_shows_each_image_once_in_order_and_repeats_itself() {
         let task = task(7, 1, false);
         assert_eq!(task.eval_batch_count(3), 3);
-        let batches = || {
-            (0..3)
-                .map(|index| task.host_eval_batch(2, index, 3))
-                .collect::<Vec<_>>()
-        };
-        let indices: Vec<usize> = batches()
-            .iter()
-            .flat_map(|batch| batch.indices.clone())
-            .collect();
-        assert_eq!(indices, (0..7).collect::<Vec<_>>());
+        let batches = || [0, 1, 2].map(|index| task.host_eval_batch(2, index, 3));
+        let indices = batches().map(|batch| batch.indices);
+        assert_eq!(indices, [vec![0, 1, 2], vec![3, 4, 5], vec![6]]);
         assert_eq!(batches(), batches());
-        assert_eq!(batches()[2].indices.len(), 1);
     }
 
     #[test]
     fn evaluation_draws_other_pixels_than_training_with_the_same_seed() {
         let task = ImageCompletion::new(set(1, 1), config(20)).unwrap();
-        let training: Vec<_> = (0..5)
-            .map(|at| task.host_batch(2, at, 1).unwrap())
-            .collect();
-        let evaluation: Vec<_> = (0..5).map(|_| task.host_eval_batch(2, 0, 1)).collect();
-        assert!(
-            training
-                .iter()
-                .all(|batch| batch.context != evaluation[0].context)
-        );
+        let evaluation = task.host_eval_batch(2, 0, 1);
+        for step in 0..5 {
+            let training = task.host_batch(2, step, 1).unwrap();
+            assert_ne!(training.context, evaluation.context);
+        }
     }
 
     #[test]
@@ -605,34 +526,25 @@ mod tests {
 
     #[test]
     fn configurations_that_show_or_ask_nothing_are_refused() {
-        let cases = [
-            (
-                ImageCompletionConfig {
-                    min_context: 0,
-                    ..config(20)
-                },
-                "min_context = 0: the context is empty; at least one point is needed",
-            ),
-            (
-                ImageCompletionConfig {
-                    min_targets: 0,
-                    ..config(20)
-                },
-                "min_targets = 0: there are no targets; at least one point is needed",
-            ),
-            (
-                config(6),
-                "max_points: expected more than min_context + min_targets = 6, got 6",
-            ),
-            (
-                config(36),
-                "max_points: expected at most 35, the pixels of an image of 5x7, got 36",
-            ),
+        let refused = |change: fn(&mut ImageCompletionConfig)| {
+            let mut changed = config(20);
+            change(&mut changed);
+            let error = ImageCompletion::new(set(1, 1), changed).unwrap_err();
+            error.to_string()
+        };
+        let messages = [
+            refused(|config| config.min_context = 0),
+            refused(|config| config.min_targets = 0),
+            refused(|config| config.max_points = 6),
+            refused(|config| config.max_points = 36),
         ];
-        for (config, message) in cases {
-            let error = ImageCompletion::new(set(1, 1), config).unwrap_err();
-            assert_eq!(error.to_string(), message);
-        }
+        let expected = [
+            "min_context = 0: the context is empty; at least one point is needed",
+            "min_targets = 0: there are no targets; at least one point is needed",
+            "max_points: expected more than min_context + min_targets = 6, got 6",
+            "max_points: expected at most 35, the pixels of an image of 5x7, got 36",
+        ];
+        assert_eq!(messages, expected);
         ImageCompletion::new(set(1, 1), config(35)).unwrap();
     }
 
@@ -651,22 +563,19 @@ mod tests {
     #[test]
     fn bad_requests_are_refused() {
         let task = task(2, 1, false);
-        let message = |error: TaskError| error.to_string();
         assert!(matches!(
             task.host_batch(0, 0, 0),
             Err(TaskError::EmptyBatch)
         ));
-        assert_eq!(
-            message(task.host_whole_image(0, 0, 0).unwrap_err()),
-            "context = 0: the context is empty; at least one point is needed"
-        );
-        assert_eq!(
-            message(task.host_whole_image(0, 36, 0).unwrap_err()),
-            "context: expected at most 35, the pixels of an image, got 36"
-        );
-        assert_eq!(
-            message(task.host_whole_image(2, 3, 0).unwrap_err()),
-            "image 2: expected an index below 2"
-        );
+        let messages = [(0, 0), (0, 36), (2, 3)].map(|(index, context)| {
+            let error = task.host_whole_image(index, context, 0).unwrap_err();
+            error.to_string()
+        });
+        let expected = [
+            "context = 0: the context is empty; at least one point is needed",
+            "context: expected at most 35, the pixels of an image, got 36",
+            "image 2: expected an index below 2",
+        ];
+        assert_eq!(messages, expected);
     }
 }

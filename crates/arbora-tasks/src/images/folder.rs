@@ -58,37 +58,25 @@ fn check_options(size: Option<[usize; 2]>, channels: Option<usize>) -> Result<()
     // Far above any image that attention over pixels can use, and below what overflows.
     let wrong = |side: &&usize| !(1..=1 << 14).contains(*side);
     if let Some(&got) = size.iter().flatten().find(wrong) {
-        return Err(TaskError::Config {
-            key: "size",
-            expected: "1 to 16384".into(),
-            got,
-        });
+        return Err(TaskError::config("size", "1 to 16384", got));
     }
     match channels {
-        Some(got) if ![1, 3].contains(&got) => Err(TaskError::Config {
-            key: "channels",
-            expected: "1 or 3".into(),
-            got,
-        }),
+        Some(got) if ![1, 3].contains(&got) => Err(TaskError::config("channels", "1 or 3", got)),
         _ => Ok(()),
     }
 }
 
 /// The image files of a folder, sorted by name.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
-    let unreadable = |source| TaskError::Read {
-        path: folder.into(),
-        source,
-    };
+    let unreadable = TaskError::read(folder);
     let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
+    for entry in std::fs::read_dir(folder).map_err(&unreadable)? {
+        let path = entry.map_err(&unreadable)?.path();
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        if ["png", "jpg", "jpeg"]
+        let is_image = ["png", "jpg", "jpeg"]
             .iter()
-            .any(|known| extension == *known)
-            && path.is_file()
-        {
+            .any(|known| extension == *known);
+        if is_image && path.is_file() {
             paths.push(path);
         }
     }
@@ -102,12 +90,10 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
 }
 
 fn open(path: &Path) -> Result<DynamicImage, TaskError> {
-    let unreadable = |source| TaskError::Read {
-        path: path.into(),
-        source,
-    };
-    let reader = ImageReader::open(path).map_err(unreadable)?;
-    let reader = reader.with_guessed_format().map_err(unreadable)?;
+    let reader = ImageReader::open(path).map_err(TaskError::read(path))?;
+    let reader = reader
+        .with_guessed_format()
+        .map_err(TaskError::read(path))?;
     reader.decode().map_err(|source| TaskError::ImageFile {
         path: path.into(),
         source,
@@ -172,14 +158,10 @@ mod tests {
             [set.count, set.height, set.width, set.channels],
             [2, 4, 6, 3]
         );
-        for (pixel, expected) in set
-            .image(0)
-            .unwrap()
-            .iter()
-            .zip([200u8, 100, 50].iter().cycle())
-        {
+        let expected = [200u8, 100, 50].into_iter().cycle();
+        for (pixel, expected) in set.image(0).unwrap().iter().zip(expected) {
             assert!(
-                pixel.abs_diff(*expected) <= 3,
+                pixel.abs_diff(expected) <= 3,
                 "{pixel} is far from {expected}"
             );
         }
@@ -190,17 +172,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         grey(folder.path().join("a.png"), 3, 2, 0);
         grey(folder.path().join("b.png"), 2, 3, 0);
-        let error = ImageSet::from_folder(folder.path(), None)
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            format!(
-                "{}: expected 2x3 pixels (height x width) as in the first file, got 3x2; give a \
-                 size to resize to",
-                folder.path().join("b.png").display()
-            )
-        );
+        let error = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        assert!(matches!(&error, TaskError::ImageSize { path, .. } if path.ends_with("b.png")));
+        assert!(error.to_string().ends_with(
+            "b.png: expected 2x3 pixels (height x width) as in the first file, got 3x2; give a size to resize to"
+        ));
     }
 
     #[test]
@@ -213,11 +189,10 @@ mod tests {
             fs::write(folder.path().join("bad.png"), content).unwrap();
             let error = ImageSet::from_folder(folder.path(), None).unwrap_err();
             assert!(matches!(error, TaskError::ImageFile { .. }), "{error:?}");
+            let message = error.to_string();
             assert!(
-                error
-                    .to_string()
-                    .contains("bad.png: not a readable PNG or JPEG"),
-                "{error}"
+                message.contains("bad.png: not a readable PNG or JPEG"),
+                "{message}"
             );
         }
     }

@@ -47,13 +47,10 @@ fn parse<'a, const D: usize>(
         got: bytes.len(),
     };
     if !bytes.is_empty() && !bytes.starts_with(&[0, 0][..bytes.len().min(2)]) {
-        let first = bytes[..bytes.len().min(4)]
-            .iter()
-            .map(|byte| format!("{byte:02x}"));
-        let got = first.collect::<Vec<_>>().join(" ");
+        let first = bytes.iter().take(4).map(|byte| format!("{byte:02x}"));
         return Err(TaskError::Magic {
             path: path.into(),
-            got,
+            got: first.collect::<Vec<_>>().join(" "),
         });
     }
     let header = 4 + 4 * D;
@@ -177,39 +174,34 @@ mod tests {
         let mut damaged = gzip(&good);
         let at = damaged.len() - 6;
         damaged[at] ^= 0xff;
-        let cases = [
-            (
-                b"\x89PNG....".to_vec(),
-                "images: not an IDX file: expected it to begin with the bytes 00 00, got 89 50 4e 47",
-            ),
-            (
-                wrong_type,
-                "images: expected IDX element type 0x08 (unsigned byte), got 0x0d",
-            ),
-            (
-                encode(&[8], &[7; 8]),
-                "images: expected 3 axes (count, height, width), got 1",
-            ),
-            (good[..20].to_vec(), "images: expected 24 bytes, got 20"),
-            (good[..9].to_vec(), "images: expected 16 bytes, got 9"),
-            (too_long, "images: expected 24 bytes, got 25"),
-            (Vec::new(), "images: expected 16 bytes, got 0"),
-            (
-                encode(&[u32::MAX; 3], &[]),
-                "images: expected 79228162458924105385300197391 bytes, got 16",
-            ),
-            (
-                encode(&[2, 0, 2], &[]),
-                "images: the axis height has length 0",
-            ),
-            (
-                damaged,
-                "images: the gzip stream is damaged: corrupt gzip stream does not have a matching checksum",
-            ),
+        let messages = [
+            message(b"\x89PNG....".to_vec()),
+            message(wrong_type),
+            message(encode(&[8], &[7; 8])),
+            message(good[..20].to_vec()),
+            message(good[..9].to_vec()),
+            message(too_long),
+            message(Vec::new()),
+            message(encode(&[u32::MAX; 3], &[])),
+            message(encode(&[2, 0, 2], &[])),
+            message(damaged),
         ];
-        for (bytes, expected) in cases {
-            assert_eq!(message(bytes), expected);
-        }
+        let expected = [
+            "not an IDX file: expected it to begin with the bytes 00 00, got 89 50 4e 47",
+            "expected IDX element type 0x08 (unsigned byte), got 0x0d",
+            "expected 3 axes (count, height, width), got 1",
+            "expected 24 bytes, got 20",
+            "expected 16 bytes, got 9",
+            "expected 24 bytes, got 25",
+            "expected 16 bytes, got 0",
+            "expected 79228162458924105385300197391 bytes, got 16",
+            "the axis height has length 0",
+            "the gzip stream is damaged: corrupt gzip stream does not have a matching checksum",
+        ];
+        assert_eq!(
+            messages,
+            expected.map(|message| format!("images: {message}"))
+        );
     }
 
     fn files_in(folder: &Path, images: &[u8], labels: &[u8]) -> (PathBuf, PathBuf) {
@@ -246,22 +238,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let images = encode(&[2, 1, 2], &[0; 4]);
         let (images, labels) = files_in(folder.path(), &images, &encode(&[3], &[0; 3]));
-        assert_eq!(
-            ImageSet::from_idx(&images, Some(&labels))
-                .unwrap_err()
-                .to_string(),
-            format!(
-                "{}: expected 2 labels, one for each image, got 3",
-                labels.display()
-            )
-        );
-        // Images where labels belong.
-        assert_eq!(
-            ImageSet::from_idx(&images, Some(&images))
-                .unwrap_err()
-                .to_string(),
-            format!("{}: expected 1 axes (count), got 3", images.display())
-        );
+        // The second are images where labels belong.
+        let cases = [
+            (&labels, "expected 2 labels, one for each image, got 3"),
+            (&images, "expected 1 axes (count), got 3"),
+        ];
+        for (path, message) in cases {
+            let error = ImageSet::from_idx(&images, Some(path)).unwrap_err();
+            assert_eq!(error.to_string(), format!("{}: {message}", path.display()));
+        }
     }
 
     #[test]
@@ -270,9 +255,7 @@ mod tests {
         let path = folder.path().join("nowhere.gz");
         let error = ImageSet::from_idx(&path, None::<&Path>).unwrap_err();
         assert!(matches!(&error, TaskError::Read { path: named, .. } if *named == path));
-        assert!(
-            error.to_string().contains("nowhere.gz: cannot be read"),
-            "{error}"
-        );
+        let message = error.to_string();
+        assert!(message.contains("nowhere.gz: cannot be read"), "{message}");
     }
 }

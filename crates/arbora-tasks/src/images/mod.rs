@@ -11,5 +11,5 @@ mod idx;
 pub mod sample;
 mod set;
 
-pub use completion::{EvalBatches, ImageCompletion, ImageCompletionConfig, WholeImage};
+pub use completion::{ImageCompletion, ImageCompletionConfig, WholeImage};
 pub use set::ImageSet;

@@ -185,11 +185,8 @@ impl ImageSet {
     /// [`TaskError::Config`] unless at least one image goes to each side.
     pub fn split(&self, held_out: usize, seed: u64) -> Result<(Self, Self), TaskError> {
         if held_out == 0 || held_out >= self.count {
-            return Err(TaskError::Config {
-                key: "held_out",
-                expected: format!("between 1 and one less than the {} images", self.count),
-                got: held_out,
-            });
+            let expected = format!("between 1 and one less than the {} images", self.count);
+            return Err(TaskError::config("held_out", expected, held_out));
         }
         let shuffle = Shuffle::new(self.count, seed, 0);
         let mut order: Vec<usize> = (0..self.count).map(|at| shuffle.get(at)).collect();
@@ -259,43 +256,29 @@ mod tests {
 
     #[test]
     fn contradictory_sets_are_refused() {
-        let cases: [(ImageSet, &str); 5] = [
-            (
-                ImageSet { count: 0, ..set(2) },
-                "count: expected at least 1, got 0",
-            ),
-            (
-                ImageSet { width: 0, ..set(2) },
-                "width: expected at least 1, got 0",
-            ),
-            (
-                ImageSet {
-                    channels: 2,
-                    ..set(2)
-                },
-                "channels: expected 1 or 3, got 2",
-            ),
-            (
-                ImageSet {
-                    height: 3,
-                    ..set(2)
-                },
-                "pixels: expected count * height * width * channels bytes, got 12",
-            ),
-            (
-                ImageSet {
-                    labels: Some(vec![1]),
-                    ..set(2)
-                },
-                "labels: expected 2, got 1",
-            ),
+        let refused = |change: fn(&mut ImageSet)| {
+            let mut changed = set(2);
+            change(&mut changed);
+            changed.check().unwrap_err().to_string()
+        };
+        let messages = [
+            refused(|set| set.count = 0),
+            refused(|set| set.width = 0),
+            refused(|set| set.channels = 2),
+            refused(|set| set.height = 3),
+            refused(|set| set.labels = Some(vec![1])),
         ];
-        for (set, message) in cases {
-            assert_eq!(
-                set.check().unwrap_err().to_string(),
-                format!("image set: {message}")
-            );
-        }
+        let expected = [
+            "count: expected at least 1, got 0",
+            "width: expected at least 1, got 0",
+            "channels: expected 1 or 3, got 2",
+            "pixels: expected count * height * width * channels bytes, got 12",
+            "labels: expected 2, got 1",
+        ];
+        assert_eq!(
+            messages,
+            expected.map(|message| format!("image set: {message}"))
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::SeriesSet;
-use crate::{TaskError, shuffle};
+use crate::{TaskError, error::check_batch, shuffle};
 
 /// How series are cut into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +38,7 @@ impl SeriesConfig {
     pub fn check(&self) -> Result<(), TaskError> {
         for (key, got) in [("window", self.window), ("stride", self.stride)] {
             if got == 0 {
-                return Err(TaskError::Config {
-                    key,
-                    expected: "at least 1".into(),
-                    got,
-                });
+                return Err(TaskError::config(key, "at least 1", got));
             }
         }
         Ok(())
@@ -97,18 +93,22 @@ impl SeriesClassification {
     ) -> Result<Self, TaskError> {
         config.check()?;
         if train.channels() != test.channels() {
-            return Err(TaskError::SeriesSet {
-                what: "channels of the test set".into(),
-                expected: format!("{} as in the training set", train.channels()),
-                got: test.channels().to_string(),
-            });
+            let expected = format!("{} as in the training set", train.channels());
+            let got = test.channels().to_string();
+            return Err(TaskError::series_set(
+                "channels of the test set",
+                expected,
+                got,
+            ));
         }
         if train.classes() != test.classes() {
-            return Err(TaskError::SeriesSet {
-                what: "classes of the test set".into(),
-                expected: format!("{} as in the training set", train.classes().join(", ")),
-                got: test.classes().join(", "),
-            });
+            let expected = format!("{} as in the training set", train.classes().join(", "));
+            let got = test.classes().join(", ");
+            return Err(TaskError::series_set(
+                "classes of the test set",
+                expected,
+                got,
+            ));
         }
         let (means, deviations) = moments(train);
         let windows = |set, name| Windows::cut(set, name, config, &means, &deviations);
@@ -162,9 +162,7 @@ impl SeriesClassification {
         batch_size: usize,
         device: &Device,
     ) -> Result<SeriesBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size);
         Ok(self.train.host_batch(indices).upload(device))
     }
@@ -178,9 +176,7 @@ impl SeriesClassification {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = SeriesBatch> + use<'a>, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let count = self.test_windows();
         let device = device.clone();
         Ok((0..count.div_ceil(batch_size)).map(move |index| {
@@ -431,25 +427,20 @@ mod tests {
             let classes = classes.iter().map(ToString::to_string).collect();
             SeriesSet::from_series(vec![series], channels, classes).unwrap()
         };
-        assert_eq!(
+        let errors = [
             error(&one(3, &["a", "b"]), config(1, 1)),
-            "series set: channels of the test set: expected 2 as in the training set, got 3"
-        );
-        assert_eq!(
             error(&one(2, &["b", "a"]), config(1, 1)),
-            "series set: classes of the test set: expected a, b as in the training set, got b, a"
-        );
-        assert_eq!(
             error(&set(&[5, 4]), config(5, 1)),
-            "series 1 of the test set: expected at least 5 steps, the window, got 4"
-        );
-        assert_eq!(
             error(&set(&[5]), config(0, 1)),
-            "window: expected at least 1, got 0"
-        );
-        assert_eq!(
             error(&set(&[5]), config(1, 0)),
-            "stride: expected at least 1, got 0"
-        );
+        ];
+        let expected = [
+            "series set: channels of the test set: expected 2 as in the training set, got 3",
+            "series set: classes of the test set: expected a, b as in the training set, got b, a",
+            "series 1 of the test set: expected at least 5 steps, the window, got 4",
+            "window: expected at least 1, got 0",
+            "stride: expected at least 1, got 0",
+        ];
+        assert_eq!(errors, expected);
     }
 }

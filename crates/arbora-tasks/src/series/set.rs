@@ -50,12 +50,8 @@ impl SeriesSet {
         channels: usize,
         classes: Vec<String>,
     ) -> Result<Self, TaskError> {
-        let refuse = |what: String, expected: String, got: String| {
-            Err(TaskError::SeriesSet {
-                what,
-                expected,
-                got,
-            })
+        let refuse = |what: String, expected: String, got: &dyn ToString| {
+            Err(TaskError::series_set(what, expected, got.to_string()))
         };
         for (what, count) in [
             ("series", series.len()),
@@ -63,35 +59,23 @@ impl SeriesSet {
             ("classes", classes.len()),
         ] {
             if count == 0 {
-                return refuse(what.into(), "at least 1".into(), "0".into());
+                return refuse(what.into(), "at least 1".into(), &0);
             }
         }
         for (at, one) in series.iter().enumerate() {
             let values = one.values.len();
             if values == 0 || !values.is_multiple_of(channels) {
-                return refuse(
-                    format!("values of series {at}"),
-                    format!("a multiple of {channels}, at least one step"),
-                    values.to_string(),
-                );
+                let expected = format!("a multiple of {channels}, at least one step");
+                return refuse(format!("values of series {at}"), expected, &values);
             }
             if one.class >= classes.len() {
-                return refuse(
-                    format!("class of series {at}"),
-                    format!("below {}", classes.len()),
-                    one.class.to_string(),
-                );
+                let expected = format!("below {}", classes.len());
+                return refuse(format!("class of series {at}"), expected, &one.class);
             }
             if let Some(position) = one.values.iter().position(|value| !value.is_finite()) {
-                return refuse(
-                    format!(
-                        "series {at}, step {}, channel {}",
-                        position / channels,
-                        position % channels
-                    ),
-                    "a finite value".into(),
-                    one.values[position].to_string(),
-                );
+                let (step, channel) = (position / channels, position % channels);
+                let what = format!("series {at}, step {step}, channel {channel}");
+                return refuse(what, "a finite value".into(), &one.values[position]);
             }
         }
         Ok(Self {
@@ -159,38 +143,27 @@ mod tests {
     #[test]
     fn contradictory_series_are_refused() {
         let good = || series(&[1.0, 2.0], 0);
-        let cases = [
-            (
-                error(vec![], 2, &["a"]),
-                "series set: series: expected at least 1, got 0",
-            ),
-            (
-                error(vec![good()], 0, &["a"]),
-                "series set: channels: expected at least 1, got 0",
-            ),
-            (
-                error(vec![good()], 2, &[]),
-                "series set: classes: expected at least 1, got 0",
-            ),
-            (
-                error(vec![good(), series(&[1.0], 0)], 2, &["a"]),
-                "series set: values of series 1: expected a multiple of 2, at least one step, got 1",
-            ),
-            (
-                error(vec![series(&[], 0)], 2, &["a"]),
-                "series set: values of series 0: expected a multiple of 2, at least one step, got 0",
-            ),
-            (
-                error(vec![series(&[1.0, 2.0], 1)], 2, &["a"]),
-                "series set: class of series 0: expected below 1, got 1",
-            ),
-            (
-                error(vec![series(&[1.0, 2.0, 3.0, f32::NAN], 0)], 2, &["a"]),
-                "series set: series 0, step 1, channel 1: expected a finite value, got NaN",
-            ),
+        let errors = [
+            error(vec![], 2, &["a"]),
+            error(vec![good()], 0, &["a"]),
+            error(vec![good()], 2, &[]),
+            error(vec![good(), series(&[1.0], 0)], 2, &["a"]),
+            error(vec![series(&[], 0)], 2, &["a"]),
+            error(vec![series(&[1.0, 2.0], 1)], 2, &["a"]),
+            error(vec![series(&[1.0, 2.0, 3.0, f32::NAN], 0)], 2, &["a"]),
         ];
-        for (got, expected) in cases {
-            assert_eq!(got, expected);
-        }
+        let expected = [
+            "series: expected at least 1, got 0",
+            "channels: expected at least 1, got 0",
+            "classes: expected at least 1, got 0",
+            "values of series 1: expected a multiple of 2, at least one step, got 1",
+            "values of series 0: expected a multiple of 2, at least one step, got 0",
+            "class of series 0: expected below 1, got 1",
+            "series 0, step 1, channel 1: expected a finite value, got NaN",
+        ];
+        assert_eq!(
+            errors,
+            expected.map(|message| format!("series set: {message}"))
+        );
     }
 }

@@ -228,25 +228,31 @@ impl Reader {
 }
 
 fn number(text: &str, channel: usize, step: usize) -> Result<f32, SeriesProblem> {
-    let owned = || text.to_string();
-    match text.parse::<f32>() {
-        Ok(value) if value.is_finite() => Ok(value),
-        Ok(value) if !value.is_nan() => Err(SeriesProblem::NonFinite {
-            channel,
-            step,
-            text: owned(),
-        }),
-        Err(_) if text != "?" => Err(SeriesProblem::NotANumber {
-            channel,
-            step,
-            text: owned(),
-        }),
-        _ => Err(SeriesProblem::MissingValue {
-            channel,
-            step,
-            text: owned(),
-        }),
+    let parsed = text.parse::<f32>();
+    if let Ok(value) = parsed
+        && value.is_finite()
+    {
+        return Ok(value);
     }
+    let got = text;
+    let text = got.to_string();
+    Err(match parsed {
+        Ok(value) if !value.is_nan() => SeriesProblem::NonFinite {
+            channel,
+            step,
+            text,
+        },
+        Err(_) if got != "?" => SeriesProblem::NotANumber {
+            channel,
+            step,
+            text,
+        },
+        _ => SeriesProblem::MissingValue {
+            channel,
+            step,
+            text,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -269,6 +275,13 @@ mod tests {
 
     fn message(result: Result<SeriesSet, TaskError>) -> String {
         result.unwrap_err().to_string()
+    }
+
+    /// What is read and what is said of it, a line each.
+    fn table(cases: &str) -> impl Iterator<Item = (&str, &str)> {
+        cases
+            .lines()
+            .map(|case| case.trim().split_once(" => ").unwrap())
     }
 
     #[test]
@@ -331,58 +344,21 @@ mod tests {
     #[test]
     fn damaged_rows_are_refused_with_their_line() {
         let good = "1,2:3,4:left\n";
-        let cases = [
-            (
-                "1,?:3,4:left",
-                "channel 0, step 1: the value is missing (`?`)",
-            ),
-            (
-                "1,2:NaN,4:left",
-                "channel 1, step 0: the value is missing (`NaN`)",
-            ),
-            (
-                "1,inf:3,4:left",
-                "channel 0, step 1: `inf` is not finite in 32 bits",
-            ),
-            (
-                "1,2:3,1e39:left",
-                "channel 1, step 1: `1e39` is not finite in 32 bits",
-            ),
-            (
-                "1,two:3,4:left",
-                "channel 0, step 1: expected a number, got `two`",
-            ),
-            (
-                "1,:3,4:left",
-                "channel 0, step 1: expected a number, got ``",
-            ),
-            (
-                "1,2:3:left",
-                "channel 1: expected 2 steps as in channel 0, got 1",
-            ),
-            (
-                "1,2:left",
-                "expected 2 channels and a class, got 1 channels",
-            ),
-            (
-                "1,2:3,4:5,6:left",
-                "expected 2 channels and a class, got 3 channels",
-            ),
-            ("left", "expected 2 channels and a class, got 0 channels"),
-            (
-                "1,2:3,4:up",
-                "expected one of the classes left, right, got `up`",
-            ),
-            (
-                "1,2:3,4:",
-                "expected one of the classes left, right, got ``",
-            ),
-            (
-                "@data",
-                "expected a series after `@data`, got the header line `@data`",
-            ),
-        ];
-        for (row, expected) in cases {
+        let cases = "\
+            1,?:3,4:left => channel 0, step 1: the value is missing (`?`)
+            1,2:NaN,4:left => channel 1, step 0: the value is missing (`NaN`)
+            1,inf:3,4:left => channel 0, step 1: `inf` is not finite in 32 bits
+            1,2:3,1e39:left => channel 1, step 1: `1e39` is not finite in 32 bits
+            1,two:3,4:left => channel 0, step 1: expected a number, got `two`
+            1,:3,4:left => channel 0, step 1: expected a number, got ``
+            1,2:3:left => channel 1: expected 2 steps as in channel 0, got 1
+            1,2:left => expected 2 channels and a class, got 1 channels
+            1,2:3,4:5,6:left => expected 2 channels and a class, got 3 channels
+            left => expected 2 channels and a class, got 0 channels
+            1,2:3,4:up => expected one of the classes left, right, got `up`
+            1,2:3,4: => expected one of the classes left, right, got ``
+            @data => expected a series after `@data`, got the header line `@data`";
+        for (row, expected) in table(cases) {
             assert_eq!(
                 message(rows(&format!("{good}{row}\n{good}"))),
                 format!("toy.ts:11: {expected}"),
@@ -411,29 +387,14 @@ mod tests {
 
     #[test]
     fn headers_that_mean_something_else_are_refused() {
-        let cases = [
-            (
-                "@timeStamps true",
-                "@timeStamps: expected false: values without time stamps, got `true`",
-            ),
-            (
-                "@dimensions 0",
-                "@dimensions: expected a number above 0, got `0`",
-            ),
-            (
-                "@univariate maybe",
-                "@univariate: expected true or false, got `maybe`",
-            ),
-            (
-                "@classLabel true a b a",
-                "@classLabel: expected each class once, got `a`",
-            ),
-        ];
-        for (header, expected) in cases {
-            assert_eq!(
-                message(read(header.as_bytes())),
-                format!("toy.ts:1: {expected}")
-            );
+        let cases = "\
+            @timeStamps true => @timeStamps: expected false: values without time stamps, got `true`
+            @dimensions 0 => @dimensions: expected a number above 0, got `0`
+            @univariate maybe => @univariate: expected true or false, got `maybe`
+            @classLabel true a b a => @classLabel: expected each class once, got `a`";
+        for (header, expected) in table(cases) {
+            let got = message(read(header.as_bytes()));
+            assert_eq!(got, format!("toy.ts:1: {expected}"));
         }
     }
 }

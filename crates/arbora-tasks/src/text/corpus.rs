@@ -54,7 +54,7 @@ impl Corpus {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
         let origin = path.display().to_string();
-        let metadata = fs::metadata(path).map_err(|source| read_error(path, source))?;
+        let metadata = fs::metadata(path).map_err(TaskError::read(path))?;
         if !metadata.is_dir() {
             let name = path.file_name().unwrap_or(path.as_os_str());
             let document = Document {
@@ -201,12 +201,12 @@ fn cut(text: &str, validation: f64) -> usize {
 
 /// The text files in the folder and below.
 fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), TaskError> {
-    let error = |source| read_error(folder, source);
-    for entry in fs::read_dir(folder).map_err(error)? {
-        let entry = entry.map_err(error)?;
+    let error = TaskError::read(folder);
+    for entry in fs::read_dir(folder).map_err(&error)? {
+        let entry = entry.map_err(&error)?;
         let path = entry.path();
         // The type of the entry itself: a link to a folder above would never end.
-        if entry.file_type().map_err(error)?.is_dir() {
+        if entry.file_type().map_err(&error)?.is_dir() {
             find(&path, found)?;
             continue;
         }
@@ -236,13 +236,6 @@ pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, TaskError> {
         true => text.replace("\r\n", "\n"),
         false => text,
     })
-}
-
-fn read_error(path: &Path, source: std::io::Error) -> TaskError {
-    TaskError::Read {
-        path: path.into(),
-        source,
-    }
 }
 
 #[cfg(test)]

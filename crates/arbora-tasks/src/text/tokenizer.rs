@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::models::TrainerWrapper;
@@ -62,7 +62,7 @@ pub struct Encoded {
 }
 
 /// How a tokenizer without a model is written.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Head {
     kind: Option<String>,
 }
@@ -123,14 +123,9 @@ impl Tokenizer {
         texts: impl Iterator<Item = &'a str> + Send,
     ) -> Result<Self, TaskError> {
         if !(BYTES + 1..=MOST).contains(&vocabulary) {
-            return Err(TaskError::Config {
-                key: "vocabulary",
-                expected: format!(
-                    "{} (all bytes and the end of a document) to {MOST}",
-                    BYTES + 1
-                ),
-                got: vocabulary,
-            });
+            let least = BYTES + 1;
+            let expected = format!("{least} (all bytes and the end of a document) to {MOST}");
+            return Err(TaskError::config("vocabulary", expected, vocabulary));
         }
         let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
         let trainer = BpeTrainer::builder()
@@ -146,10 +141,7 @@ impl Tokenizer {
             .with_decoder(Some(byte_level));
         model
             .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
-            .map_err(|error| TextError::Tokenize {
-                action: "be trained",
-                problem: error.to_string(),
-            })?;
+            .map_err(|error| refused("be trained")(error.to_string()))?;
         let json = model.to_string(false).map_err(|error| error.to_string());
         let tokenizer = json.and_then(|json| Self::of_model(model, json));
         Ok(tokenizer.map_err(|problem| TextError::TokenizerJson { problem })?)
@@ -162,10 +154,8 @@ impl Tokenizer {
             Some(other) => Err(format!("expected the kind `bytes` or none, got `{other}`")),
             None => {
                 let json = exact(json)?;
-                guarded(|| {
-                    tokenizers::Tokenizer::from_str(&json).map_err(|error| error.to_string())
-                })
-                .and_then(|model| Self::of_model(model, json))
+                let model = guarded(|| tokenizers::Tokenizer::from_str(&json))?;
+                Self::of_model(model, json)
             }
         }
     }
@@ -236,11 +226,8 @@ impl Tokenizer {
                 bytes: vec![1; text.len()],
             });
         };
-        let encoding = guarded(|| model.encode(text, false).map_err(|error| error.to_string()))
-            .map_err(|problem| TextError::Tokenize {
-                action: "encode this text",
-                problem,
-            })?;
+        let encoding =
+            guarded(|| model.encode(text, false)).map_err(refused("encode this text"))?;
         let lengths = || encoding.get_tokens().iter().map(|one| one.chars().count());
         // Tokens that were added to a byte-level vocabulary are written plainly, so the sum is compared.
         let bytes = match *byte_level && lengths().sum::<usize>() == text.len() {
@@ -278,11 +265,8 @@ impl Tokenizer {
             }
             Kind::Model { model, .. } => {
                 let ids: Vec<u32> = ids.collect();
-                let text = guarded(|| model.decode(&ids, false).map_err(|error| error.to_string()));
-                Ok(text.map_err(|problem| TextError::Tokenize {
-                    action: "decode these tokens",
-                    problem,
-                })?)
+                let text = guarded(|| model.decode(&ids, false));
+                Ok(text.map_err(refused("decode these tokens"))?)
             }
         }
     }
@@ -291,10 +275,7 @@ impl Tokenizer {
     /// tokenizer, or of one from a file, is a `tokenizer.json` that other programs can read, too.
     pub fn to_json(&self) -> String {
         match &self.kind {
-            Kind::Bytes => serde_json::to_string(&Head {
-                kind: Some("bytes".into()),
-            })
-            .expect("a name can be written"),
+            Kind::Bytes => serde_json::json!({ "kind": "bytes" }).to_string(),
             Kind::Model { json, .. } => json.to_string(),
         }
     }
@@ -336,11 +317,8 @@ fn exact(json: &str) -> Result<String, String> {
     for name in ["truncation", "padding", "post_processor"] {
         turn_off(whole.get_mut(name));
     }
-    turn_off(
-        whole
-            .get_mut("model")
-            .and_then(|model| model.get_mut("dropout")),
-    );
+    let model = whole.get_mut("model");
+    turn_off(model.and_then(|model| model.get_mut("dropout")));
     match is_exact {
         true => Ok(json.into()),
         false => Ok(whole.to_string()),
@@ -348,15 +326,20 @@ fn exact(json: &str) -> Result<String, String> {
 }
 
 /// What the library answers. It panics over some files.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(format!(
-            "its library fails: {}",
-            text.unwrap_or("without a reason")
-        ))
-    })
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    let panic = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(answer) => return answer.map_err(|error| error.to_string()),
+        Err(panic) => panic,
+    };
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("without a reason");
+    Err(format!("its library fails: {text}"))
+}
+
+/// What a tokenizer cannot do, given what it said.
+fn refused(action: &'static str) -> impl Fn(String) -> TextError {
+    move |problem| TextError::Tokenize { action, problem }
 }
 
 /// The bytes of each token, from where tokens lie in the text: up to its end, from the end of those before.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::corpus::{Corpus, check_share};
 use super::{TextError, Tokenizer};
-use crate::{TaskError, shuffle};
+use crate::{TaskError, error::check_batch, shuffle};
 
 /// Most tokens of a window.
 const MOST: usize = 1 << 20;
@@ -43,11 +43,8 @@ impl TextConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), TaskError> {
         if !(1..=MOST).contains(&self.window) {
-            return Err(TaskError::Config {
-                key: "window",
-                expected: format!("1 to {MOST}"),
-                got: self.window,
-            });
+            let expected = format!("1 to {MOST}");
+            return Err(TaskError::config("window", expected, self.window));
         }
         check_share(self.validation)
     }
@@ -186,11 +183,9 @@ impl Text {
         batch_size: usize,
         device: &Device,
     ) -> Result<TextBatch, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size);
-        Ok(self.host_batch(&self.train, indices).upload(device))
+        Ok(self.windows_of(&self.train, indices, device))
     }
 
     /// All windows of the validation part in order, each once. The last batch may be smaller.
@@ -220,10 +215,10 @@ impl Text {
     ) -> Result<impl ExactSizeIterator<Item = TextBatch> + use<'a>, TaskError> {
         let device = device.clone();
         let spread = self.spread(batches, batch_size)?;
-        Ok(spread.map(move |windows| {
-            let indices = windows.collect();
-            self.host_batch(&self.validation, indices).upload(&device)
-        }))
+        Ok(
+            spread
+                .map(move |windows| self.windows_of(&self.validation, windows.collect(), &device)),
+        )
     }
 
     /// How many targets the windows of [`spread_eval_batches`](Self::spread_eval_batches) have without the first
@@ -248,9 +243,7 @@ impl Text {
         batches: usize,
         batch_size: usize,
     ) -> Result<impl ExactSizeIterator<Item = Range<usize>> + use<>, TaskError> {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
+        check_batch(batch_size)?;
         let count = self.validation_windows();
         let all = count.div_ceil(batch_size);
         let batches = batches.min(all);
@@ -260,36 +253,35 @@ impl Text {
         }))
     }
 
-    fn host_batch(&self, part: &Part, indices: Vec<usize>) -> HostBatch {
+    fn windows_of(&self, part: &Part, indices: Vec<usize>, device: &Device) -> TextBatch {
         let shape = [indices.len(), self.window];
         let filler = i64::from(self.tokenizer.end_of_document());
         let windows = || indices.iter().map(|&index| part.windows[index]);
-        let mut batch = HostBatch {
-            shape,
-            tokens: Vec::with_capacity(shape[0] * shape[1]),
-            targets: Vec::with_capacity(shape[0] * shape[1]),
-            ignored: Vec::with_capacity(shape[0] * shape[1]),
-            bytes: Vec::with_capacity(shape[0] * shape[1]),
-            counts: windows().map(|window| window.count).collect(),
-            documents: windows().map(|window| window.document).collect(),
-            indices: Vec::new(),
-        };
+        let mut tokens = Vec::with_capacity(shape[0] * shape[1]);
+        let mut targets = Vec::with_capacity(shape[0] * shape[1]);
+        let mut ignored = Vec::with_capacity(shape[0] * shape[1]);
+        let mut bytes = Vec::with_capacity(shape[0] * shape[1]);
         for (row, window) in windows().enumerate() {
             let end = (row + 1) * self.window;
             let ids = |range: Range<usize>| part.ids[range].iter().map(|&id| i64::from(id));
-            batch.tokens.extend(ids(window.tokens()));
-            batch.tokens.resize(end, filler);
-            batch.targets.extend(ids(window.targets()));
-            batch.targets.resize(end, filler);
-            batch
-                .ignored
-                .resize(end - self.window + window.count, false);
-            batch.ignored.resize(end, true);
-            batch.bytes.extend_from_slice(&part.bytes[window.targets()]);
-            batch.bytes.resize(end, 0);
+            tokens.extend(ids(window.tokens()));
+            tokens.resize(end, filler);
+            targets.extend(ids(window.targets()));
+            targets.resize(end, filler);
+            ignored.resize(end - self.window + window.count, false);
+            ignored.resize(end, true);
+            bytes.extend_from_slice(&part.bytes[window.targets()]);
+            bytes.resize(end, 0);
         }
-        batch.indices = indices;
-        batch
+        TextBatch {
+            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
+            targets: Tensor::from_data(TensorData::new(targets, shape), device),
+            ignored: Tensor::from_data(TensorData::new(ignored, shape), device),
+            counts: windows().map(|window| window.count).collect(),
+            bytes,
+            documents: windows().map(|window| window.document).collect(),
+            indices,
+        }
     }
 }
 
@@ -394,33 +386,6 @@ impl Part {
     fn targets(&self, skipped: usize) -> usize {
         let windows = self.windows.iter();
         windows.map(|window| window.targets_after(skipped)).sum()
-    }
-}
-
-/// A batch before it goes to a device.
-#[derive(Clone, Debug, PartialEq)]
-struct HostBatch {
-    shape: [usize; 2],
-    tokens: Vec<i64>,
-    targets: Vec<i64>,
-    ignored: Vec<bool>,
-    bytes: Vec<u32>,
-    counts: Vec<usize>,
-    documents: Vec<usize>,
-    indices: Vec<usize>,
-}
-
-impl HostBatch {
-    fn upload(self, device: &Device) -> TextBatch {
-        TextBatch {
-            tokens: Tensor::from_data(TensorData::new(self.tokens, self.shape), device),
-            targets: Tensor::from_data(TensorData::new(self.targets, self.shape), device),
-            ignored: Tensor::from_data(TensorData::new(self.ignored, self.shape), device),
-            counts: self.counts,
-            bytes: self.bytes,
-            documents: self.documents,
-            indices: self.indices,
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How evenly tokens spread over leaves, and what pulls them apart.
 
-use super::{Heads, Routing, RoutingTree, Surrogate};
+use super::{Routing, RoutingTree, Surrogate};
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
@@ -61,13 +61,9 @@ impl LeafCounts {
 
 /// Tokens per leaf, `[batch, trees, leaves]`.
 fn leaf_counts(routing: &Routing) -> Tensor<3> {
-    let Heads {
-        batch,
-        tokens,
-        trees,
-        ..
-    } = routing.heads();
-    let group = routing.heads().group();
+    let heads = routing.heads();
+    let (batch, tokens) = (heads.batch, heads.tokens);
+    let (trees, group) = (heads.trees, heads.group());
     let leaves = routing
         .leaves()
         .reshape([batch, tokens, trees, group])

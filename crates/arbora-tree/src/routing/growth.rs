@@ -129,12 +129,12 @@ impl RoutingTree {
         for (depth, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
             let width = self.shape.width(depth);
             let branching = level.branching();
-            let level = if depth >= first {
-                let zeros = vec![0.0; trees * level::outputs(&self.shape, depth)];
-                level.with_bias(zeros)
-            } else {
-                level
+            let with_bias = |level: RoutingLevel, bias| match depth >= first {
+                true => level.with_bias(bias),
+                false => level,
             };
+            let zeros = vec![0.0; trees * level::outputs(&self.shape, depth)];
+            let level = with_bias(level, zeros);
             let functions = level.functions().constant();
             let logits = functions.logits(rows.clone()).into_data();
             let logits: Vec<f32> = logits.iter::<f32>().collect();
@@ -167,11 +167,7 @@ impl RoutingTree {
                 };
                 *node = *node * branching + child;
             }
-            split.push(if depth >= first {
-                level.with_bias(biases)
-            } else {
-                level
-            });
+            split.push(with_bias(level, biases));
         }
         self.levels = split;
         self

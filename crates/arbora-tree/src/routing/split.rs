@@ -43,12 +43,9 @@ pub(super) fn equalising_biases(logits: &[f32], branching: usize) -> Vec<f32> {
             counts[largest(sample.iter().zip(&biases).map(|(a, b)| a + b))] += 1;
         }
         let excess = |child: usize| (counts[child] as f64 - share).abs();
-        let worst = (1..branching).fold(0, |worst, child| {
-            if excess(child) > excess(worst) {
-                child
-            } else {
-                worst
-            }
+        let worst = (1..branching).fold(0, |worst, child| match excess(child) > excess(worst) {
+            true => child,
+            false => worst,
         });
         if excess(worst) < best.0 {
             best = (excess(worst), biases.clone());
@@ -80,13 +77,8 @@ const STEPS_PER_CHILD: usize = 20;
 /// Position of the largest number, the first of several.
 pub(super) fn largest(values: impl Iterator<Item = f32>) -> usize {
     let start = (0, f32::NEG_INFINITY);
-    let (at, _) = values.enumerate().fold(
-        start,
-        |best, (at, value)| {
-            if value > best.1 { (at, value) } else { best }
-        },
-    );
-    at
+    let better = |best: (usize, f32), new: (usize, f32)| if new.1 > best.1 { new } else { best };
+    values.enumerate().fold(start, better).0
 }
 
 #[cfg(test)]
