@@ -5,7 +5,7 @@ use crate::families::{About, AnyTask, Family};
 use crate::progress::Bar;
 use crate::{remote, settings, whole};
 use anyhow::{Context as _, Result, bail};
-use arbora::rl::train::{Checkpoint, TrainError, TrainReport, Trainer, measure};
+use arbora::rl::train::{Checkpoint, TrainError, Trainer, measure};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use burn::train::Interrupter;
@@ -44,24 +44,26 @@ pub struct Trained<M> {
     /// Wall clock of this process's part.
     pub seconds: f64,
     interrupted: bool,
-    /// Ctrl-C goes on being told to it while the model is measured.
-    interrupter: Interrupter,
+    /// Where it was trained by this process: Ctrl-C goes on being told to it while the model is measured.
+    interrupter: Option<Interrupter>,
 }
 
 impl<M> Trained<M> {
-    fn new(report: TrainReport<M>, interrupter: Interrupter) -> Self {
+    /// A model that was trained before.
+    pub fn before(model: M, step: u64) -> Self {
         Self {
-            model: report.model,
-            step: report.step,
-            seconds: report.seconds,
-            interrupted: report.interrupted,
-            interrupter,
+            model,
+            step,
+            seconds: 0.0,
+            interrupted: false,
+            interrupter: None,
         }
     }
 
     /// Whether someone has asked to stop, before the last step or since.
     pub fn is_stopped(&self) -> bool {
-        self.interrupted || self.interrupter.should_stop()
+        let interrupter = self.interrupter.as_ref();
+        self.interrupted || interrupter.is_some_and(Interrupter::should_stop)
     }
 }
 
@@ -165,7 +167,13 @@ impl<F: Family> Run<F> {
             move |index: u64, _: &Device| Ok::<_, TaskError>(batches[index as usize].clone());
         let training = self.config.training(data);
         let report = trainer.fit(model, training, (count, evaluation), device)?;
-        Ok(Trained::new(report, interrupter))
+        Ok(Trained {
+            model: report.model,
+            step: report.step,
+            seconds: report.seconds,
+            interrupted: report.interrupted,
+            interrupter: Some(interrupter),
+        })
     }
 }
 

@@ -3,11 +3,11 @@
 use super::grid::Cases;
 use super::page;
 use super::plan::{self, Place, Plan, Planning};
-use super::results::{Results, Shown, Times, Tried};
+use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
 use crate::families::{About, Family, FamilyModel as _, Finished, named};
-use crate::run::{CONFIG, Run, State, first_free, measured};
+use crate::run::{CONFIG, Run, State, Trained, first_free, measured};
 use crate::{backend, cli, settings, whole};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::rl::train::{Checkpoint, TrainError};
@@ -53,8 +53,10 @@ struct Planned<F: Family> {
     about: About,
     /// The run that it starts from, by its place in the plan.
     source: Option<usize>,
-    /// Of its entry, and of that of the same weights walking at random.
-    fingerprints: [Option<String>; 2],
+    /// Of its entry.
+    fingerprint: String,
+    /// Of the entry of the same weights walking at random, where there is to be one.
+    at_random: Option<String>,
 }
 
 /// The runs of an experiment, and the one at each place of its table.
@@ -139,14 +141,12 @@ fn start(experiment: &Experiment) -> String {
 impl<F: Family> Engine<'_, F> {
     fn run(mut self) -> Result<ExitCode> {
         let mut tries = Vec::new();
-        for (rate, run) in Plan::tries(self.experiment, &self.planning) {
-            tries.push((rate, self.planned(run, &[], TRIED)?));
+        for run in Plan::tries(self.experiment, &self.planning) {
+            tries.push(self.planned(run, &[], TRIED)?);
         }
         // All mistakes before the first hour of training: with any rate the other runs are like these.
-        let mut rates = match self.experiment.rates.as_slice() {
-            [] => vec![None; self.experiment.rows.len()],
-            [first, ..] => vec![Some(*first); self.experiment.rows.len()],
-        };
+        let first = self.experiment.rates.first().copied();
+        let mut rates = vec![first; self.experiment.rows.len()];
         let (mut runs, mut at) = self.plan(&rates)?;
         if self.asked.plan {
             return self.tell(&tries, &runs);
@@ -155,12 +155,8 @@ impl<F: Family> Engine<'_, F> {
             Some(shard) => shard.has(at),
             None => !self.asked.only_table,
         };
-        let names: Vec<&str> = self
-            .experiment
-            .rows
-            .iter()
-            .map(|row| row.name.as_str())
-            .collect();
+        let rows = self.experiment.rows.iter();
+        let names: Vec<&str> = rows.map(|row| row.name.as_str()).collect();
         eprintln!(
             "{}: {} on {}, {} runs, folder {}",
             self.experiment.task,
@@ -170,7 +166,7 @@ impl<F: Family> Engine<'_, F> {
             self.out.display()
         );
         let mut stopped = None;
-        for (at, (_, planned)) in tries.iter().enumerate() {
+        for (at, planned) in tries.iter().enumerate() {
             if own(at) && stopped.is_none() {
                 stopped = self.finish(planned, &[], (at, tries.len()), true)?;
             }
@@ -268,7 +264,7 @@ impl<F: Family> Engine<'_, F> {
             refuse_older(&others[source].run.folder, &run_folder.folder)?;
         }
         let from = match (source, &from) {
-            (Some(source), _) => others[source].fingerprints[0].clone(),
+            (Some(source), _) => Some(others[source].fingerprint.clone()),
             (None, Some(from)) => Some(external::<F>(from)?),
             (None, None) => None,
         };
@@ -285,10 +281,8 @@ impl<F: Family> Engine<'_, F> {
             .fingerprint()
         };
         let at_random = row.at_random.as_ref().filter(|_| route == LEARNED);
-        let fingerprints = [
-            Some(fingerprint(route)),
-            at_random.map(|_| fingerprint(RANDOM)),
-        ];
+        let at_random = at_random.map(|_| fingerprint(RANDOM));
+        let fingerprint = fingerprint(route);
         if !self.asked.again
             && let Some(Measured { entries, .. }) = store::measured(&run_folder.folder)?
         {
@@ -303,7 +297,8 @@ impl<F: Family> Engine<'_, F> {
             data,
             about,
             source,
-            fingerprints,
+            fingerprint,
+            at_random,
         })
     }
 
@@ -335,22 +330,18 @@ impl<F: Family> Engine<'_, F> {
 
     /// Whether all numbers of a run are known.
     fn is_known(&self, planned: &Planned<F>) -> bool {
-        let mut fingerprints = planned.fingerprints.iter().flatten();
-        let has_diverged = |name: &String| {
-            self.known
-                .get(name)
-                .is_some_and(|entry| entry.metrics.is_none())
-        };
-        // Weights that are none walk nowhere.
-        planned.fingerprints[0].as_ref().is_some_and(has_diverged)
-            || fingerprints.all(|name| self.known.contains_key(name))
+        let is_known = |name: &String| self.known.contains_key(name);
+        self.known.get(&planned.fingerprint).is_some_and(|entry| {
+            // Weights that are none walk nowhere.
+            entry.metrics.is_none() || planned.at_random.iter().all(is_known)
+        })
     }
 
     /// Prints how far all runs are, and the commands that train them.
-    fn tell(&self, tries: &[(f64, Planned<F>)], runs: &[Planned<F>]) -> Result<ExitCode> {
+    fn tell(&self, tries: &[Planned<F>], runs: &[Planned<F>]) -> Result<ExitCode> {
         let mut lines = Vec::new();
         let mut list = Vec::new();
-        for planned in tries.iter().map(|(_, planned)| planned).chain(runs) {
+        for planned in tries.iter().chain(runs) {
             let state = planned.run.state(&planned.about)?;
             let folder = planned.run.folder.display().to_string();
             let told = match (self.is_known(planned), state) {
@@ -369,7 +360,7 @@ impl<F: Family> Engine<'_, F> {
             }
             list.push(json!({
                 "run": planned.plan.name, "line": self.experiment.rows[planned.plan.row].name, "seed": planned.plan.seed,
-                "state": told, "fingerprint": planned.fingerprints[0], "at_random": planned.fingerprints[1],
+                "state": told, "fingerprint": planned.fingerprint, "at_random": planned.at_random,
                 "case": self.case_of(planned), "settings": planned.settings, "command": command, "version": F::VERSION,
             }));
         }
@@ -383,38 +374,28 @@ impl<F: Family> Engine<'_, F> {
     /// What the run of a grid is of: as much of tree and text as its model depends on.
     fn case_of(&self, planned: &Planned<F>) -> Option<String> {
         self.planning.cases.as_ref()?;
-        let name = planned
-            .plan
-            .name
-            .strip_suffix(&format!("-seed{}", planned.plan.seed));
-        name.map(str::to_owned)
+        let end = format!("-seed{}", planned.plan.seed);
+        planned.plan.name.strip_suffix(&end).map(str::to_owned)
     }
 
     /// The learning rate whose run has the highest log-likelihood on what a training evaluates with; `None` while one
     /// is open.
-    fn choose(&self, row: usize, tries: &[(f64, Planned<F>)]) -> Result<Option<f64>> {
+    fn choose(&self, row: usize, tries: &[Planned<F>]) -> Result<Option<f64>> {
         let name = &self.experiment.rows[row].name;
         let mut best = None;
-        let own = tries.iter().filter(|(_, planned)| planned.plan.row == row);
-        let count = own.clone().count();
-        for (rate, planned) in own {
-            let Some(entry) = planned.fingerprints[0]
-                .as_ref()
-                .and_then(|name| self.known.get(name))
-            else {
+        let own = tries.iter().filter(|planned| planned.plan.row == row);
+        let rates = &self.experiment.rates;
+        for (rate, planned) in rates.iter().zip(own) {
+            let Some(entry) = self.known.get(&planned.fingerprint) else {
                 return Ok(None);
             };
-            let metrics = entry.metrics.as_ref();
-            let Some(number) = metrics
-                .and_then(|metrics| metrics.get("log_likelihood"))
-                .copied()
-            else {
-                continue;
-            };
-            if best.is_none_or(|(highest, _)| number > highest) {
+            if let Some(number) = entry.metric("log_likelihood")
+                && best.is_none_or(|(highest, _)| number > highest)
+            {
                 best = Some((number, *rate));
             }
         }
+        let count = rates.len();
         let Some((number, rate)) = best else {
             bail!("{name}: training diverged at every learning rate");
         };
@@ -452,10 +433,8 @@ impl<F: Family> Engine<'_, F> {
                     at + 1,
                     source.run.folder.display()
                 );
-                if self
-                    .trained(source)?
-                    .is_none_or(|trained| trained.is_stopped())
-                {
+                let trained = self.trained(source)?;
+                if trained.is_none_or(|trained| trained.is_stopped()) {
                     return Ok(Some(Stop::Asked));
                 }
             }
@@ -466,7 +445,7 @@ impl<F: Family> Engine<'_, F> {
             State::Absent => "training",
         };
         eprintln!("[{}/{count}] {folder}: {told}", at + 1);
-        let name = &self.experiment.rows[planned.plan.row].name;
+        let (config, data) = (&planned.run.config, &self.data[planned.data].1);
         let mut numbers = Measured {
             entries: Vec::new(),
             seconds_per_query: None,
@@ -477,57 +456,39 @@ impl<F: Family> Engine<'_, F> {
             Ok(Some(trained)) if tried => {
                 is_stopped = trained.is_stopped();
                 let metrics = last_evaluation(&planned.run.folder)?;
-                let model = &trained.model;
-                numbers.entries.push(self.entry(
-                    planned,
-                    name,
-                    0,
-                    store::finite(metrics),
-                    model.num_params(),
-                ));
+                let entry = self.entry(planned, None, store::finite(metrics), &trained.model);
+                numbers.entries.push(entry);
             }
             Ok(Some(trained)) => {
-                let config = &planned.run.config;
-                let data = &self.data[planned.data].1;
                 let items = config.common().test_items;
-                let measure = |model: &F::Model| measured(config, model, items, data, &self.device);
-                let mut metrics = measure(&trained.model)?;
-                metrics.extend(planned.about.facts.clone());
-                let metrics = store::finite(metrics);
-                if metrics.is_none() {
+                let measure = |model: &F::Model| -> Result<_> {
+                    let mut metrics = measured(config, model, items, data, &self.device)?;
+                    metrics.extend(planned.about.facts.clone());
+                    Ok(store::finite(metrics))
+                };
+                let metrics = measure(&trained.model)?;
+                let is_lost = metrics.is_none();
+                if is_lost {
                     eprintln!("{folder}: the loss is not finite");
                 }
                 numbers.seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
                 is_stopped = trained.is_stopped();
-                let parameters = trained.model.num_params();
-                let is_lost = metrics.is_none();
-                numbers
-                    .entries
-                    .push(self.entry(planned, name, 0, metrics, parameters));
-                if planned.fingerprints[1].is_some() && !is_lost {
+                let entry = self.entry(planned, None, metrics, &trained.model);
+                numbers.entries.push(entry);
+                if let (Some(at_random), false) = (&planned.at_random, is_lost) {
                     let walking = trained.model.walking_at_random()?;
-                    let mut metrics = measure(&walking)?;
-                    metrics.extend(planned.about.facts.clone());
-                    let line = format!("{name}{AT_RANDOM}");
-                    numbers.entries.push(self.entry(
-                        planned,
-                        &line,
-                        1,
-                        store::finite(metrics),
-                        parameters,
-                    ));
+                    let metrics = measure(&walking)?;
+                    let entry = self.entry(planned, Some(at_random), metrics, &walking);
+                    numbers.entries.push(entry);
                 }
             }
             // The model has lost, and the others are still to be compared.
             Err(error) if diverged(&error) => {
                 eprintln!("{folder}: {error}");
-                let model = planned
-                    .run
-                    .config
-                    .blank(&self.data[planned.data].1, &self.device);
+                let model = config.blank(data, &self.device);
                 numbers
                     .entries
-                    .push(self.entry(planned, name, 0, None, model.num_params()));
+                    .push(self.entry(planned, None, None, &model));
             }
             Err(error) => return Err(error),
         }
@@ -536,46 +497,41 @@ impl<F: Family> Engine<'_, F> {
         }
         // With what the same training came to when its learning rate was chosen, or the other way round.
         if let Some(earlier) = store::measured(&planned.run.folder)? {
-            let kept = |entry: &Entry| {
-                numbers
-                    .entries
-                    .iter()
-                    .all(|new| new.fingerprint != entry.fingerprint)
-            };
-            let earlier: Vec<Entry> = earlier.entries.into_iter().filter(kept).collect();
-            numbers.entries.extend(earlier);
+            for entry in earlier.entries {
+                let is_it = |new: &Entry| new.fingerprint == entry.fingerprint;
+                if !numbers.entries.iter().any(is_it) {
+                    numbers.entries.push(entry);
+                }
+            }
         }
         let text = serde_json::to_string_pretty(&numbers)? + "\n";
         whole::write(&planned.run.folder.join(store::MEASURED), &text)?;
         Ok(is_stopped.then_some(Stop::Asked))
     }
 
+    /// What a model came to.
+    ///
+    /// - at_random: the fingerprint of the entry, where the weights walked at random
     fn entry(
         &self,
         planned: &Planned<F>,
-        line: &str,
-        which: usize,
+        at_random: Option<&String>,
         metrics: Option<BTreeMap<String, f64>>,
-        parameters: usize,
+        model: &F::Model,
     ) -> Entry {
         let common = planned.run.config.common();
+        let name = &self.experiment.rows[planned.plan.row].name;
+        let end = at_random.map_or("", |_| AT_RANDOM);
         // Where they are counted, what is no parameter is left out: biases of balance, for instance.
-        let counted = planned
-            .about
-            .facts
-            .get("total_parameters")
-            .map(|count| *count as u64);
-        let accuracies = self.accuracies();
-        let reached = accuracies
-            .iter()
-            .filter(|_| which == 0)
-            .map(|accuracy| Reached {
-                accuracy: *accuracy,
-                step: first_reached(&planned.run.folder, *accuracy),
-            });
+        let counted = planned.about.facts.get("total_parameters");
+        let accuracies = self.accuracies().filter(|_| at_random.is_none());
+        let reached = accuracies.map(|accuracy| Reached {
+            accuracy,
+            step: first_reached(&planned.run.folder, accuracy),
+        });
         Entry {
-            fingerprint: planned.fingerprints[which].clone().unwrap_or_default(),
-            line: line.to_owned(),
+            fingerprint: at_random.unwrap_or(&planned.fingerprint).clone(),
+            line: format!("{name}{end}"),
             seed: planned.plan.seed,
             case: self.case_of(planned),
             commit: self.commit.clone(),
@@ -584,44 +540,35 @@ impl<F: Family> Engine<'_, F> {
             steps: common.trainer.steps,
             items: common.measured(common.test_items, planned.about.count) as u64,
             of: planned.about.items.to_owned(),
-            parameters: counted.unwrap_or(parameters as u64),
+            parameters: counted.map_or(model.num_params() as u64, |count| *count as u64),
             metrics,
             reached: reached.collect(),
         }
     }
 
     /// The accuracies whose steps the experiment asks for.
-    fn accuracies(&self) -> Vec<f64> {
+    fn accuracies(&self) -> impl Iterator<Item = f64> {
         let columns = self.experiment.columns.iter();
-        columns
-            .filter_map(|column| match column {
-                Column::Reached { reached } => Some(*reached),
-                _ => None,
-            })
-            .collect()
+        columns.filter_map(|column| match column {
+            Column::Reached { reached } => Some(*reached),
+            _ => None,
+        })
     }
 
     /// The trained model of a run: from its folder where it is finished, else after training what is missing. `None`
     /// after Ctrl-C.
-    fn trained(&self, planned: &Planned<F>) -> Result<Option<Model<F>>> {
+    fn trained(&self, planned: &Planned<F>) -> Result<Option<Trained<F::Model>>> {
         let (run, data) = (&planned.run, &self.data[planned.data].1);
         let state = run.state(&planned.about)?;
         if state == State::Finished {
             let (checkpoint, _) = Checkpoint::newest(&run.folder)?;
-            let model = run.config.blank(data, &self.device);
-            return Ok(Some(Model {
-                model: checkpoint.load_model(model)?,
-                trained: None,
-            }));
+            let model = checkpoint.load_model(run.config.blank(data, &self.device))?;
+            return Ok(Some(Trained::before(model, checkpoint.state().step)));
         }
         let model = run.model(data, &self.device)?;
         let trainer = run.trainer(&planned.about, state == State::Unfinished)?;
-        let interrupter = trainer.interrupter();
         let trained = run.train(trainer, model, data, &self.device)?;
-        Ok((!trained.is_stopped()).then(|| Model {
-            model: trained.model,
-            trained: Some(interrupter),
-        }))
+        Ok(Some(trained).filter(|trained| !trained.is_stopped()))
     }
 
     /// Wall-clock time of a forward pass (from features to predictions) by the number of its queries, the median over
@@ -657,12 +604,12 @@ impl<F: Family> Engine<'_, F> {
             return Ok(None);
         }
         let log = read(&path)?;
-        let accuracies = self.accuracies().into_iter();
         let measured = store::measured(folder)?;
         Ok(Some(Times {
             training_seconds: training_seconds(&log, u64::MAX),
             seconds_per_query: measured.and_then(|measured| measured.seconds_per_query),
-            reached: accuracies
+            reached: self
+                .accuracies()
                 .map(|accuracy| Some(training_seconds(&log, first_reached(folder, accuracy)?)))
                 .collect(),
         }))
@@ -671,30 +618,26 @@ impl<F: Family> Engine<'_, F> {
     /// Writes what the experiment comes to.
     fn conclude(
         &mut self,
-        tries: &[(f64, Planned<F>)],
+        tries: &[Planned<F>],
         runs: &[Planned<F>],
         at: BTreeMap<Place, usize>,
         rates: Vec<Option<f64>>,
         stopped: Option<Stop>,
     ) -> Result<ExitCode> {
-        let entry = |fingerprint: &Option<String>| self.known.get(fingerprint.as_ref()?).cloned();
-        let mut shown = Vec::new();
-        for planned in runs {
-            shown.push(Shown {
+        let shown = |planned: &Planned<F>| -> Result<Shown> {
+            let at_random = planned.at_random.as_ref();
+            Ok(Shown {
                 run: planned.plan.clone(),
                 settings: planned.settings.clone(),
                 facts: planned.about.facts.clone(),
-                entry: entry(&planned.fingerprints[0]),
-                at_random: entry(&planned.fingerprints[1]),
+                entry: self.known.get(&planned.fingerprint).cloned(),
+                at_random: at_random.and_then(|name| self.known.get(name).cloned()),
                 times: self.times(planned)?,
-            });
-        }
-        let tried = tries.iter().map(|(rate, planned)| Tried {
-            row: planned.plan.row,
-            rate: *rate,
-            entry: entry(&planned.fingerprints[0]),
-            name: planned.plan.name.clone(),
-        });
+            })
+        };
+        let [shown, tried] =
+            [runs, tries].map(|all| all.iter().map(shown).collect::<Result<Vec<_>>>());
+        let shown = shown?;
         let columns = match self.experiment.columns.as_slice() {
             [] => Column::automatic(
                 shown.iter().filter_map(|run| run.entry.as_ref()),
@@ -707,7 +650,7 @@ impl<F: Family> Engine<'_, F> {
             cases: self.planning.cases.as_ref(),
             runs: shown,
             at,
-            tried: tried.collect(),
+            tried: tried?,
             rates,
             columns,
             command: self.asked.command.clone(),
@@ -786,11 +729,9 @@ impl<F: Family> Engine<'_, F> {
         }
         let data = &self.data[first.data].1;
         let mut models = Vec::new();
-        for planned in runs
-            .iter()
-            .filter(|planned| planned.plan.seed == first.plan.seed)
-        {
-            if planned.run.state(&planned.about)? == State::Finished {
+        for planned in runs {
+            let is_first = planned.plan.seed == first.plan.seed;
+            if is_first && planned.run.state(&planned.about)? == State::Finished {
                 let (checkpoint, _) = Checkpoint::newest(&planned.run.folder)?;
                 let model = planned.run.config.blank(data, &self.device);
                 models.push((planned, checkpoint.load_model(model)?));
@@ -819,21 +760,6 @@ enum Stop {
     Asked,
     /// By the clock.
     Hours,
-}
-
-/// A model at the end of its training.
-struct Model<F: Family> {
-    model: F::Model,
-    /// Of the training, where there was one: Ctrl-C goes on being told to it while the model is measured.
-    trained: Option<burn::train::Interrupter>,
-}
-
-impl<F: Family> Model<F> {
-    fn is_stopped(&self) -> bool {
-        self.trained
-            .as_ref()
-            .is_some_and(|interrupter| interrupter.should_stop())
-    }
 }
 
 /// Whether a training ended because its numbers did.

@@ -67,7 +67,7 @@ pub struct Experiment {
 }
 
 /// The runs of one row, one per seed.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     /// What its runs' folders are called.
@@ -316,11 +316,7 @@ impl Row {
             name: name.into(),
             title: name.into(),
             model: name.into(),
-            preset: None,
-            settings: Vec::new(),
-            seeds: None,
-            from: None,
-            at_random: None,
+            ..Self::default()
         }
     }
 }
@@ -344,15 +340,15 @@ impl Experiment {
         rates: Vec<f64>,
         like: Option<Self>,
     ) -> Self {
-        let mut like = like;
-        let reading = like.as_mut().and_then(|like| like.reading.take());
+        let (title, about, reading, published) = match like {
+            Some(like) => (like.title, like.about, like.reading, like.published),
+            None => (task.into(), String::new(), None, None),
+        };
         let named = |line: &str| rows.iter().any(|row| row.name == line);
         Self {
             name: task.into(),
-            title: like.as_ref().map_or(task.into(), |like| like.title.clone()),
-            about: like
-                .as_ref()
-                .map_or(String::new(), |like| like.about.clone()),
+            title,
+            about,
             task: task.into(),
             preset,
             settings: Vec::new(),
@@ -360,7 +356,7 @@ impl Experiment {
             rates,
             columns: Vec::new(),
             reading: reading.filter(|reading| named(&reading.learned) && named(&reading.dense)),
-            published: like.and_then(|like| like.published),
+            published,
             readme: false,
             grid: None,
             rows,
@@ -473,10 +469,9 @@ pub fn refuse_doubled<T: ToString>(
     let mut seen = BTreeSet::new();
     for value in values {
         let value = value.to_string();
-        if seen.contains(&value) {
+        if !seen.insert(value.clone()) {
             bail!("{option}: {value} is given twice");
         }
-        seen.insert(value);
     }
     Ok(())
 }

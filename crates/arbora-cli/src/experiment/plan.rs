@@ -1,7 +1,7 @@
 //! Which runs an experiment is made of, and where they lie below its folder.
 
+use super::Experiment;
 use super::grid::Cases;
-use super::{Experiment, Row};
 use crate::families::Preset;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,6 +22,8 @@ pub struct Run {
     pub settings: Vec<String>,
     /// The run of an earlier row that it starts from, by its folder likewise.
     pub from: Option<String>,
+    /// Its learning rate, where rows choose theirs.
+    pub rate: Option<f64>,
 }
 
 /// Where a number stands in a table. All are numbered as given but the seed, which is itself.
@@ -65,15 +67,10 @@ impl Plan {
         let mut plan = Self::default();
         for seed in seeds {
             for case in 0..planning.cases.as_ref().map_or(1, Cases::count) {
-                for (at, row) in rows.iter().enumerate() {
-                    let waits = !experiment.rates.is_empty() && rates[at].is_none();
-                    if !waits && experiment.seeds_of(row).contains(&seed) {
-                        let place = Place {
-                            row: at,
-                            case,
-                            seed,
-                        };
-                        plan.add(experiment, planning, place, rates[at]);
+                for (row, given) in rows.iter().enumerate() {
+                    let waits = !experiment.rates.is_empty() && rates[row].is_none();
+                    if !waits && experiment.seeds_of(given).contains(&seed) {
+                        plan.add(experiment, planning, Place { row, case, seed }, rates[row]);
                     }
                 }
             }
@@ -82,21 +79,15 @@ impl Plan {
     }
 
     /// The runs that rows choose their learning rates by: each of them with every rate on its first seed.
-    pub fn tries(experiment: &Experiment, planning: &Planning) -> Vec<(f64, Run)> {
-        let rates = &experiment.rates;
-        let of = |(row, given): (usize, &Row)| {
-            let place = Place {
-                row,
-                case: 0,
-                seed: experiment.seeds_of(given)[0],
-            };
-            let tried = rates.iter().map(move |rate| {
-                let run = Run::new(experiment, planning, place, Some(*rate));
-                (*rate, run)
-            });
-            tried.collect::<Vec<_>>()
-        };
-        experiment.rows.iter().enumerate().flat_map(of).collect()
+    pub fn tries(experiment: &Experiment, planning: &Planning) -> Vec<Run> {
+        let mut tries = Vec::new();
+        for (row, given) in experiment.rows.iter().enumerate() {
+            let seed = experiment.seeds_of(given)[0];
+            let place = Place { row, case: 0, seed };
+            let run = |rate: &f64| Run::new(experiment, planning, place, Some(*rate));
+            tries.extend(experiment.rates.iter().map(run));
+        }
+        tries
     }
 
     fn add(
@@ -141,18 +132,19 @@ impl Run {
         settings.push(format!("model={}", given.model));
         settings.push(format!("trainer.seed={seed}"));
         settings.extend(rate.map(|rate| format!("trainer.learning_rate={rate:?}")));
-        let rate = rate.map_or(String::new(), |rate| format!("-rate{rate:e}"));
+        let end = rate.map_or(String::new(), |rate| format!("-rate{rate:e}"));
         Self {
             row,
             case,
             seed,
-            name: format!("{name}-seed{seed}{rate}"),
+            name: format!("{name}-seed{seed}{end}"),
             preset: given.preset.unwrap_or(experiment.preset),
             settings,
             from: given
                 .from
                 .as_ref()
-                .map(|from| format!("{from}-seed{seed}{rate}")),
+                .map(|from| format!("{from}-seed{seed}{end}")),
+            rate,
         }
     }
 

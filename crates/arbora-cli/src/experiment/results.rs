@@ -3,7 +3,7 @@
 use super::grid::Cases;
 use super::plan::{Place, Run};
 use super::store::{Entry, remove};
-use super::wins::Wins;
+use super::wins::{ABOUT, Wins};
 use super::{Column, Experiment, Line, Metric, Plain, words};
 use crate::statistic::Statistic;
 use crate::table::{table, thousands};
@@ -19,7 +19,7 @@ pub struct Results<'a> {
     /// The run at each place of the table.
     pub at: BTreeMap<Place, usize>,
     /// What the rows chose their learning rates from.
-    pub tried: Vec<Tried>,
+    pub tried: Vec<Shown>,
     /// The learning rate of each row, where it chose one.
     pub rates: Vec<Option<f64>>,
     pub columns: Vec<Column>,
@@ -54,20 +54,10 @@ pub struct Times {
     pub reached: Vec<Option<f64>>,
 }
 
-/// A learning rate that was tried.
-pub struct Tried {
-    pub row: usize,
-    pub rate: f64,
-    /// `None` while it is open.
-    pub entry: Option<Entry>,
-    pub name: String,
-}
-
-impl Tried {
-    /// On what a training evaluates with; `None` if it diverged or is open.
-    pub fn log_likelihood(&self) -> Option<f64> {
-        let metrics = self.entry.as_ref()?.metrics.as_ref()?;
-        metrics.get("log_likelihood").copied()
+impl Shown {
+    /// A number; `None` where it was not measured, or the run diverged or is open.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.entry.as_ref()?.metric(name)
     }
 }
 
@@ -75,14 +65,8 @@ impl<'a> Results<'a> {
     /// The runs of a row in a case, in the order of their seeds.
     pub fn runs_of(&self, row: usize, case: usize) -> impl Iterator<Item = &Shown> {
         let seeds = self.experiment.seeds_of(&self.experiment.rows[row]);
-        let place = move |seed: &u64| Place {
-            row,
-            case,
-            seed: *seed,
-        };
-        seeds
-            .iter()
-            .filter_map(move |seed| Some(&self.runs[*self.at.get(&place(seed))?]))
+        let run = move |&seed: &u64| Some(&self.runs[*self.at.get(&Place { row, case, seed })?]);
+        seeds.iter().filter_map(run)
     }
 
     /// The entries of a line in a case, in the order of their seeds.
@@ -98,7 +82,7 @@ impl<'a> Results<'a> {
 
     pub fn statistic(&self, line: &Line, case: usize, metric: &str) -> Option<Statistic> {
         let entries = self.entries(line, case).into_iter();
-        Statistic::of(entries.filter_map(|entry| entry.metrics.as_ref()?.get(metric).copied()))
+        Statistic::of(entries.filter_map(|entry| entry.metric(metric)))
     }
 
     fn all_entries(&self) -> impl Iterator<Item = &Entry> {
@@ -108,44 +92,28 @@ impl<'a> Results<'a> {
 
     /// The folders of runs that are not finished, and of runs whose numbers ended.
     pub fn open(&self) -> [Vec<&str>; 2] {
-        let is_open = |run: &&Shown| {
-            let random = self.experiment.rows[run.run.row].at_random.is_some();
-            run.entry.is_none() || random && run.at_random.is_none()
-        };
-        let diverged = |run: &&Shown| {
-            run.entry
-                .as_ref()
-                .is_some_and(|entry| entry.metrics.is_none())
-        };
-        let runs = self.runs.iter();
-        let tried = self.tried.iter().filter(|tried| tried.entry.is_none());
-        let mut open: Vec<&str> = runs
-            .clone()
-            .filter(is_open)
-            .map(|run| run.run.name.as_str())
-            .collect();
-        for tried in tried {
-            if !open.contains(&tried.name.as_str()) {
-                open.push(&tried.name);
+        let [mut open, mut diverged] = [Vec::new(), Vec::new()];
+        for run in &self.runs {
+            let walks = self.experiment.rows[run.run.row].at_random.is_some();
+            if run.entry.is_none() || walks && run.at_random.is_none() {
+                open.push(run.run.name.as_str());
+            }
+            if run.entry.as_ref().is_some_and(|one| one.metrics.is_none()) {
+                diverged.push(run.run.name.as_str());
             }
         }
-        [
-            open,
-            runs.filter(diverged)
-                .map(|run| run.run.name.as_str())
-                .collect(),
-        ]
+        for tried in self.tried.iter().filter(|tried| tried.entry.is_none()) {
+            if !open.contains(&tried.run.name.as_str()) {
+                open.push(&tried.run.name);
+            }
+        }
+        [open, diverged]
     }
 
     /// The tables, for a person at a terminal.
     pub fn text(&self) -> String {
-        let mut text = match self.cases {
-            Some(_) => {
-                let tables = self.grid_tables().into_iter().map(|(_, table)| table);
-                tables.collect::<Vec<_>>().join("\n")
-            }
-            None => table(&self.rows()),
-        };
+        let tables = self.tables().into_iter().map(|(_, table)| table);
+        let mut text = tables.collect::<Vec<_>>().join("\n");
         for part in [self.remarks(), self.legend()] {
             text += &format!("\n{part}");
         }
@@ -162,17 +130,12 @@ impl<'a> Results<'a> {
             self.measured(),
             self.remarks(),
         ];
-        match self.cases {
-            Some(_) => {
-                for (title, table) in self.grid_tables() {
-                    let about = match title {
-                        "Wins" => format!("{}\n\n", super::wins::ABOUT),
-                        _ => String::new(),
-                    };
-                    parts.push(format!("## {title}\n\n{about}{table}"));
-                }
-            }
-            None => parts.push(table(&self.rows())),
+        for (title, table) in self.tables() {
+            parts.push(match title {
+                "" => table,
+                "Wins" => format!("## {title}\n\n{ABOUT}\n\n{table}"),
+                _ => format!("## {title}\n\n{table}"),
+            });
         }
         parts.push(self.legend());
         let lines = self.experiment.lines();
@@ -200,13 +163,10 @@ impl<'a> Results<'a> {
             parts.push(format!("## Published numbers\n\n{published}\n{remark}"));
         }
         for (rows, settings) in self.settings() {
-            parts.push(match rows {
-                None => format!("## Settings of all runs\n\n```json\n{settings:#}\n```"),
-                Some(rows) => format!(
-                    "## Settings of {}\n\n```json\n{settings:#}\n```",
-                    rows.join(", ")
-                ),
-            });
+            let rows = rows.map_or("all runs".into(), |rows| rows.join(", "));
+            parts.push(format!(
+                "## Settings of {rows}\n\n```json\n{settings:#}\n```"
+            ));
         }
         let parts = parts.iter().map(|part| part.trim());
         let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
@@ -329,24 +289,22 @@ impl<'a> Results<'a> {
     /// What columns mean where their titles do not say it.
     fn legend(&self) -> String {
         let mut text = String::new();
-        let columns = self.columns.iter();
-        if columns
-            .clone()
-            .any(|column| matches!(column, Column::Reached { .. }))
-        {
+        let has = |wanted: fn(&Column) -> bool| self.columns.iter().any(wanted);
+        if has(|column| matches!(column, Column::Reached { .. })) {
             text += "A step says when a run first had the accuracy in one of its evaluations (every \
                      `trainer.eval_every` steps on `eval_items` items, in each run's settings). Minutes are those of \
                      the training steps alone, where the run lies on this machine; other work on it is in them.\n";
         }
         let automatic = self.experiment.columns.is_empty() && self.cases.is_none();
-        if automatic && columns.clone().any(|column| matches!(column, Column::Metric(metric) if metric.metric == "effective_leaves")) {
+        if automatic
+            && has(
+                |column| matches!(column, Column::Metric(metric) if metric.metric == "effective_leaves"),
+            )
+        {
             text += "Effective leaves: 1 / cost ratio, the share of all pairs of a query and a key that are in one leaf. \
                      tree-coarse forms no pairs: there it says how evenly tokens spread.\n";
         }
-        if columns
-            .clone()
-            .any(|column| *column == Column::Plain(Plain::SecondsPerQuery))
-        {
+        if has(|column| *column == Column::Plain(Plain::SecondsPerQuery)) {
             text += &format!(
                 "Time per query: wall clock of the forward pass over test batches on this machine, context included, \
                  by the number of queries; the median over at most {} batches. Training: wall clock of the steps, \
@@ -358,7 +316,7 @@ impl<'a> Results<'a> {
     }
 
     /// The table of an experiment without cases.
-    fn rows(&self) -> Vec<Vec<String>> {
+    pub fn rows(&self) -> Vec<Vec<String>> {
         let rows = &self.experiment.rows;
         // Rows of one model: their titles say what is varied.
         let models = rows.iter().all(|row| row.model == row.name);
@@ -374,7 +332,7 @@ impl<'a> Results<'a> {
             }
             let mut row = vec![line.title.to_owned()];
             if rates {
-                row.push(self.rates[line.row].map_or(String::new(), |rate| format!("{rate:e}")));
+                row.push(scientific(self.rates[line.row]));
             }
             row.extend(
                 self.columns
@@ -459,10 +417,7 @@ impl<'a> Results<'a> {
             for entry in self.entries(&line, 0) {
                 let mut row = vec![line.title.to_owned(), entry.seed.to_string()];
                 row.extend(metrics.iter().map(|metric| {
-                    let number = entry
-                        .metrics
-                        .as_ref()
-                        .and_then(|metrics| metrics.get(&metric.metric));
+                    let number = entry.metric(&metric.metric);
                     number.map_or(String::new(), |number| {
                         format!("{:.*}", metric.digits + 1, metric.scale * number)
                     })
@@ -481,9 +436,9 @@ impl<'a> Results<'a> {
         ];
         for tried in &self.tried {
             rows.push(vec![
-                self.experiment.rows[tried.row].title.clone(),
-                format!("{:e}", tried.rate),
-                match (tried.log_likelihood(), &tried.entry) {
+                self.experiment.rows[tried.run.row].title.clone(),
+                scientific(tried.run.rate),
+                match (tried.metric("log_likelihood"), &tried.entry) {
                     (Some(number), _) => format!("{number:.4}"),
                     (None, Some(_)) => "diverged".into(),
                     (None, None) => "open".into(),
@@ -607,9 +562,9 @@ impl<'a> Results<'a> {
             summary["case"] = cases.case(case).into();
         }
         if let Some(rate) = self.rates[line.row] {
-            let tried = self.tried.iter().filter(|tried| tried.row == line.row);
+            let tried = self.tried.iter().filter(|tried| tried.run.row == line.row);
             let tried = tried.map(|tried| {
-                json!({ "learning_rate": tried.rate, "log_likelihood": tried.log_likelihood() })
+                json!({ "learning_rate": tried.run.rate, "log_likelihood": tried.metric("log_likelihood") })
             });
             summary["learning_rate"] = json!(rate);
             summary["learning_rates_tried"] = tried.collect();
@@ -631,6 +586,10 @@ fn keep_common(settings: &mut Value, others: &Value) {
         }
         other => other == Some(value),
     });
+}
+
+fn scientific(rate: Option<f64>) -> String {
+    rate.map_or(String::new(), |rate| format!("{rate:e}"))
 }
 
 fn is_accuracy(name: &str) -> bool {

@@ -93,14 +93,7 @@ impl<'a> Wins<'a> {
 
     /// The losses of a row by seed; infinite where a run diverged, `None` where it is open.
     fn losses(&self, row: usize, case: usize) -> Vec<Option<f64>> {
-        let loss = |run: &Shown| {
-            let metrics = run.entry.as_ref()?.metrics.as_ref();
-            Some(
-                metrics
-                    .and_then(|metrics| metrics.get(LOSS).copied())
-                    .unwrap_or(f64::INFINITY),
-            )
-        };
+        let loss = |run: &Shown| Some(run.entry.as_ref()?.metric(LOSS).unwrap_or(f64::INFINITY));
         self.results.runs_of(row, case).map(loss).collect()
     }
 
@@ -243,10 +236,12 @@ impl<'a> Wins<'a> {
 }
 
 impl Results<'_> {
-    /// The tables of a grid, each with its title.
-    pub fn grid_tables(&self) -> Vec<(&'static str, String)> {
-        let Some(wins) = Wins::new(self) else {
-            return Vec::new();
+    /// The tables: those of a grid, each with its title, or the one without.
+    pub fn tables(&self) -> Vec<(&'static str, String)> {
+        let wins = match Wins::new(self) {
+            Some(wins) => wins,
+            None if self.cases.is_some() => return Vec::new(),
+            None => return vec![("", table(&self.rows()))],
         };
         let mut tables = vec![("Losses", table(&wins.loss_rows()))];
         if self.experiment.rows.len() > 1 {
@@ -270,9 +265,8 @@ impl Wins<'_> {
 
     fn statistic(&self, row: usize, case: usize, metric: &str, digits: usize) -> String {
         let runs = self.results.runs_of(row, case);
-        let numbers =
-            runs.filter_map(|run| run.entry.as_ref()?.metrics.as_ref()?.get(metric).copied());
-        Statistic::of(numbers).map_or(String::new(), |all| all.text(digits))
+        Statistic::of(runs.filter_map(|run| run.metric(metric)))
+            .map_or(String::new(), |all| all.text(digits))
     }
 
     /// One row per case: the tree, its parameters, and the losses of all rows.

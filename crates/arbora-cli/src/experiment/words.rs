@@ -9,13 +9,12 @@ use std::fmt::Write as _;
 ///
 /// - of: the entries of a line, in the order of their seeds
 pub fn words<'a>(reading: &Reading, of: impl Fn(&str) -> Vec<&'a Entry>) -> String {
-    let number = |entry: &Entry, name: &str| entry.metrics.as_ref()?.get(name).copied();
     let learned = of(&reading.learned);
     let mean =
-        |name: &str| Some(Statistic::of(learned.iter().filter_map(|run| number(run, name)))?.mean);
+        |name: &str| Some(Statistic::of(learned.iter().filter_map(|run| run.metric(name)))?.mean);
     let mut text = String::new();
     let dense = of(&reading.dense).first().copied();
-    if let Some(tokens) = dense.and_then(|dense| number(dense, "context_tokens"))
+    if let Some(tokens) = dense.and_then(|dense| dense.metric("context_tokens"))
         && let Some(read) = mean("nodes_read")
         && let Some(selected) = mean("nodes_selected")
         && let Some(percent) = mean("tokens_percent")
@@ -31,7 +30,7 @@ pub fn words<'a>(reading: &Reading, of: impl Fn(&str) -> Vec<&'a Entry>) -> Stri
         let others = of(line);
         let differences = learned.iter().filter_map(|run| {
             let other = others.iter().find(|other| other.seed == run.seed)?;
-            let [ours, theirs] = [run, other].map(|run| number(run, &reading.metric));
+            let [ours, theirs] = [run, other].map(|run| run.metric(&reading.metric));
             Some(reading.scale * (ours? - theirs?))
         });
         let differences: Vec<f64> = differences.collect();
