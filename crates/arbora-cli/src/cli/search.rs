@@ -33,15 +33,20 @@ pub fn strategy(text: &str) -> Result<SearchStrategy, String> {
     }
 }
 
-fn name(search: &SearchOptions) -> String {
-    let strategy = match search.strategy {
-        SearchStrategy::Greedy => return "greedy".into(),
+/// A strategy as [`strategy`] reads it.
+fn written(strategy: &SearchStrategy) -> String {
+    match strategy {
+        SearchStrategy::Greedy => "greedy".into(),
         SearchStrategy::Samples { count } => format!("samples={count}"),
         SearchStrategy::Beam { width } => format!("beam={width}"),
-    };
-    match search.temperature {
-        1.0 => strategy,
-        temperature => format!("{strategy}, temperature {temperature}"),
+    }
+}
+
+fn name(search: &SearchOptions) -> String {
+    let strategy = written(&search.strategy);
+    match (search.strategy, search.temperature) {
+        (SearchStrategy::Greedy, _) | (_, 1.0) => strategy,
+        (_, temperature) => format!("{strategy}, temperature {temperature}"),
     }
 }
 
@@ -122,11 +127,8 @@ fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
         vec![std::iter::once("search".into()).chain(titles).collect()];
     for (name, means) in rows {
         let numbers = columns.iter().map(|(key, _, digits)| {
-            format!(
-                "{:.*}",
-                *digits,
-                means.get(*key).copied().unwrap_or(f64::NAN)
-            )
+            let mean = means.get(*key).copied().unwrap_or(f64::NAN);
+            format!("{mean:.digits$}")
         });
         cells.push(std::iter::once(name.clone()).chain(numbers).collect());
     }
@@ -134,15 +136,7 @@ fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
 }
 
 fn page(table: &str, config: &RetrievalConfig, args: &EvalArgs) -> String {
-    let specs: Vec<String> = args
-        .search
-        .iter()
-        .map(|strategy| match strategy {
-            SearchStrategy::Greedy => "greedy".to_owned(),
-            SearchStrategy::Samples { count } => format!("samples={count}"),
-            SearchStrategy::Beam { width } => format!("beam={width}"),
-        })
-        .collect();
+    let specs: Vec<String> = args.search.iter().map(written).collect();
     let temperature = match args.temperature {
         1.0 => String::new(),
         temperature => format!(" --temperature {temperature}"),

@@ -37,6 +37,26 @@ pub const EVALUATION_SEED: u64 = 0;
 /// Far above any size that is of use, and below what overflows an address.
 pub const LARGEST_SIZE: usize = 1 << 16;
 
+/// Refuses the first of some settings, each with its least value, that is no size.
+fn check_sizes<'a>(sizes: impl IntoIterator<Item = (&'a str, usize, usize)>) -> Result<()> {
+    for (key, value, least) in sizes {
+        if !(least..=LARGEST_SIZE).contains(&value) {
+            bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the first of some settings that is no number of at least 0.
+fn check_weights<const N: usize>(weights: [(&str, f64); N]) -> Result<()> {
+    for (key, weight) in weights {
+        if !(weight.is_finite() && weight >= 0.0) {
+            bail!("{key}: expected a number of at least 0, got {weight}");
+        }
+    }
+    Ok(())
+}
+
 /// Calls a function that is generic over the family with the family of a task.
 macro_rules! of_family {
     ($task:expr, $function:ident($($argument:expr),*)) => {
@@ -54,6 +74,23 @@ macro_rules! of_family {
     };
 }
 pub(crate) use of_family;
+
+/// [`Family::common`], from fields that the settings of every family have.
+macro_rules! common {
+    () => {
+        fn common(&self) -> $crate::families::Common<'_> {
+            $crate::families::Common {
+                task: self.task.name(),
+                model: self.model.name(),
+                eval_batch: self.eval_batch_size,
+                eval_items: self.eval_items,
+                test_items: self.test_items,
+                trainer: &self.trainer,
+            }
+        }
+    };
+}
+use common;
 
 /// The settings of a run, and what they make.
 pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
@@ -110,7 +147,9 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     ///
     /// # Errors
     /// If it is to start from a run that cannot be read or does not fit.
-    fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model>;
+    fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model> {
+        Ok(self.blank(data, device))
+    }
     /// A model that a checkpoint is to be loaded into.
     fn blank(&self, data: &Self::Data, device: &Device) -> Self::Model;
     /// Training batches.

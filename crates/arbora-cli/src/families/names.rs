@@ -8,7 +8,9 @@ use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// Named starting points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -32,27 +34,70 @@ pub fn named<V: ValueEnum>(name: &str) -> Result<V> {
     })
 }
 
-/// What is learned, of any family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnyTask {
-    /// Answering queries from a context.
-    Retrieval(RetrievalTask),
-    /// Classifying the tokens of a sequence.
-    Sequence(SequenceTask),
-    /// Predicting each next token of a text.
-    Language(LanguageTask),
+/// A value of any family. Its names on the command line are those of all families; one that several families have
+/// stands for the value of each.
+macro_rules! any {
+    ($(#[$about:meta])* $any:ident: $retrieval:ident, $sequence:ident, $language:ident) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $any {
+            /// Answering queries from a context.
+            Retrieval($retrieval),
+            /// Classifying the tokens of a sequence.
+            Sequence($sequence),
+            /// Predicting each next token of a text.
+            Language($language),
+        }
+
+        impl $any {
+            /// The name used on the command line and in files.
+            pub fn name(self) -> &'static str {
+                match self {
+                    Self::Retrieval(value) => value.name(),
+                    Self::Sequence(value) => value.name(),
+                    Self::Language(value) => value.name(),
+                }
+            }
+        }
+
+        impl ValueEnum for $any {
+            fn value_variants<'a>() -> &'a [Self] {
+                static ALL: LazyLock<Vec<$any>> = LazyLock::new(|| {
+                    let retrieval = $retrieval::value_variants().iter();
+                    let sequence = $sequence::value_variants().iter();
+                    let language = $language::value_variants().iter();
+                    let mut names = BTreeSet::new();
+                    (retrieval.map(|value| $any::Retrieval(*value)))
+                        .chain(sequence.map(|value| $any::Sequence(*value)))
+                        .chain(language.map(|value| $any::Language(*value)))
+                        .filter(|value| names.insert(value.name()))
+                        .collect()
+                });
+                &ALL
+            }
+
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                match self {
+                    Self::Retrieval(value) => value.to_possible_value(),
+                    Self::Sequence(value) => value.to_possible_value(),
+                    Self::Language(value) => value.to_possible_value(),
+                }
+            }
+        }
+    };
+}
+
+any! {
+    /// What is learned, of any family.
+    AnyTask: RetrievalTask, SequenceTask, LanguageTask
+}
+
+any! {
+    /// Which model learns, of any family.
+    AnyModel: RetrievalModelKind, SequenceModelKind, LanguageModelKind
 }
 
 impl AnyTask {
-    /// The name used on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retrieval(task) => task.name(),
-            Self::Sequence(task) => task.name(),
-            Self::Language(task) => task.name(),
-        }
-    }
-
     /// Whether both are of one family, whose runs have settings of one form.
     pub fn is_like(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other)
@@ -67,51 +112,7 @@ impl AnyTask {
     }
 }
 
-impl ValueEnum for AnyTask {
-    fn value_variants<'a>() -> &'a [Self] {
-        use AnyTask::{Language, Retrieval, Sequence};
-        &[
-            Retrieval(RetrievalTask::Images),
-            Retrieval(RetrievalTask::Copy),
-            Retrieval(RetrievalTask::Gp),
-            Retrieval(RetrievalTask::Series),
-            Retrieval(RetrievalTask::Bandit),
-            Sequence(SequenceTask::Recall),
-            Sequence(SequenceTask::Needle),
-            Language(LanguageTask::Lm),
-        ]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Retrieval(task) => task.to_possible_value(),
-            Self::Sequence(task) => task.to_possible_value(),
-            Self::Language(task) => task.to_possible_value(),
-        }
-    }
-}
-
-/// Which model learns, of any family. A name that several families have stands for the model of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnyModel {
-    /// A model that answers queries from a context.
-    Retrieval(RetrievalModelKind),
-    /// A transformer over the tokens of a sequence.
-    Sequence(SequenceModelKind),
-    /// A model that predicts the next token.
-    Language(LanguageModelKind),
-}
-
 impl AnyModel {
-    /// The name used on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retrieval(model) => model.name(),
-            Self::Sequence(model) => model.name(),
-            Self::Language(model) => model.name(),
-        }
-    }
-
     /// The name of the model of this name, for a task of a family.
     ///
     /// # Errors
@@ -143,39 +144,6 @@ fn names<V: ValueEnum>(values: &[V]) -> String {
         .filter_map(|value| Some(value.to_possible_value()?.get_name().to_owned()))
         .collect();
     names.join(", ")
-}
-
-impl ValueEnum for AnyModel {
-    fn value_variants<'a>() -> &'a [Self] {
-        use AnyModel::{Language, Retrieval, Sequence};
-        &[
-            Retrieval(RetrievalModelKind::ReTreever),
-            Retrieval(RetrievalModelKind::RandomRoute),
-            Retrieval(RetrievalModelKind::OracleRoute),
-            Retrieval(RetrievalModelKind::CrossAttention),
-            Retrieval(RetrievalModelKind::Perceiver),
-            Sequence(SequenceModelKind::Dense),
-            Sequence(SequenceModelKind::TreeFine),
-            Sequence(SequenceModelKind::TreeFineKary),
-            Sequence(SequenceModelKind::TreeCoarse),
-            Sequence(SequenceModelKind::Linformer),
-            Sequence(SequenceModelKind::BigBird),
-            Sequence(SequenceModelKind::Performer),
-            Language(LanguageModelKind::TreeCoder),
-            Language(LanguageModelKind::LinearActive),
-            Language(LanguageModelKind::LinearTotal),
-            // `random-route` is above.
-            Language(LanguageModelKind::HashRoute),
-        ]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Retrieval(model) => model.to_possible_value(),
-            Self::Sequence(model) => model.to_possible_value(),
-            Self::Language(model) => model.to_possible_value(),
-        }
-    }
 }
 
 #[cfg(test)]

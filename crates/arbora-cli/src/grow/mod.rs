@@ -217,16 +217,17 @@ impl<'model> Growing<'model> {
     #[track_caller]
     pub fn predict(&mut self, queries: Tensor<3>) -> Vec<(f32, f32)> {
         let prediction = match (self.model.retreever(), &self.memory) {
-            (Some(tree), Memory::Stream(stream)) => {
+            (Some(tree), memory) => {
+                let anew;
+                let index = match memory {
+                    Memory::Stream(stream) => stream.index(),
+                    Memory::Whole(points) => {
+                        anew = tree.index(&context(points));
+                        &anew
+                    }
+                };
                 let (rng, view) = (&mut self.rng, self.view);
-                let (prediction, read) = answer(tree, stream.index(), view, queries, rng);
-                self.nodes_read = read;
-                prediction
-            }
-            (Some(tree), Memory::Whole(points)) => {
-                let index = tree.index(&context(points));
-                let (rng, view) = (&mut self.rng, self.view);
-                let (prediction, read) = answer(tree, &index, view, queries, rng);
+                let (prediction, read) = answer(tree, index, view, queries, rng);
                 self.nodes_read = read;
                 prediction
             }

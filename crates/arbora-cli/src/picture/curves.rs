@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::svg::{Anchor, Colour, PAPER, Place, Scene};
 use super::text::{self, fit};
+use crate::statistic::Statistic;
 
 /// Size of one panel in pixels: width, height.
 const PANEL: Place = [560, 340];
@@ -118,14 +119,13 @@ impl Series {
     pub fn with_deviations(name: &str, measurements: &[(f64, Vec<f64>)]) -> Self {
         let mut points = Vec::new();
         let mut bars = Vec::new();
-        for (x, values) in measurements.iter().filter(|(_, values)| !values.is_empty()) {
-            let count = values.len() as f64;
-            let mean = values.iter().sum::<f64>() / count;
-            let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-            let deviation = (squares / (count - 1.0)).sqrt();
-            points.push((*x, mean));
-            // 0 / 0 for a single value: not finite, so it is left out.
-            bars.push((mean - deviation, mean + deviation));
+        for (x, values) in measurements {
+            if let Some(Statistic { mean, sd }) = Statistic::of(values.iter().copied()) {
+                // Not finite for a single value, so it is left out.
+                let deviation = sd.unwrap_or(f64::NAN);
+                points.push((*x, mean));
+                bars.push((mean - deviation, mean + deviation));
+            }
         }
         Self {
             name: name.into(),
@@ -315,16 +315,8 @@ fn draw_legend(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2], corner: [bool
         return;
     };
     let (width, height) = (widest + LINE + 3 * 8, ROW * names.len() as i32 + 8);
-    let x = if corner[0] {
-        right - width - 4
-    } else {
-        left + 4
-    };
-    let y = if corner[1] {
-        bottom - height - 4
-    } else {
-        top + 4
-    };
+    let x = [left + 4, right - width - 4][usize::from(corner[0])];
+    let y = [top + 4, bottom - height - 4][usize::from(corner[1])];
     // What lies under it shows through.
     let [far, low] = [x + width, y + height];
     let corners = [[x, y], [far, y], [far, low], [x, low], [x, y]];

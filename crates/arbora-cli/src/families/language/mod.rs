@@ -9,8 +9,8 @@ pub use config::{LanguageConfig, LanguageModelKind, LanguageTask};
 pub use data::{LanguageBatch, LanguageData, TextSource, TokenizerSource, kept_tokenizer};
 pub use model::LanguageModel;
 
-use super::{About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, named};
+use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
+use super::{column, common, named};
 use anyhow::{Result, bail};
 use arbora::models::tree_coder::{Placement, SelectorGradient};
 use arbora::tasks::TaskError;
@@ -42,16 +42,7 @@ impl Family for LanguageConfig {
         Self::of_task(named(task)?, preset)
     }
 
-    fn common(&self) -> Common<'_> {
-        Common {
-            task: self.task.name(),
-            model: self.model.name(),
-            eval_batch: self.eval_batch_size,
-            eval_items: self.eval_items,
-            test_items: self.test_items,
-            trainer: &self.trainer,
-        }
-    }
+    common!();
 
     fn checked(mut self) -> Result<Self> {
         self.check()?;
@@ -88,10 +79,6 @@ impl Family for LanguageConfig {
             account: Some(self.account(data)),
             kept: data.kept()?,
         })
-    }
-
-    fn init(&self, data: &LanguageData, device: &Device) -> Result<LanguageModel> {
-        Ok(self.blank(data, device))
     }
 
     fn blank(&self, data: &LanguageData, device: &Device) -> LanguageModel {

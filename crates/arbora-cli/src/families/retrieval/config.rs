@@ -1,7 +1,7 @@
 //! Configuration of a run: presets, files and single settings, in layers.
 
 use super::data::{Features, Source};
-use crate::families::{LARGEST_SIZE, Preset};
+use crate::families::{LARGEST_SIZE, Preset, check_sizes, check_weights};
 use anyhow::{Result, anyhow, bail};
 use arbora::attention::GhostNodes;
 use arbora::models::{
@@ -200,11 +200,7 @@ impl RetrievalConfig {
         if !fits {
             bail!("data: of another task than {}", self.task.name());
         }
-        for (key, value, least) in sizes {
-            if !(least..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-            }
-        }
+        check_sizes(sizes)?;
         if !a.d_model.is_multiple_of(a.heads) {
             bail!(
                 "architecture.heads: expected a divisor of {}, got {}",
@@ -221,14 +217,10 @@ impl RetrievalConfig {
         if a.ghosts == GhostNodes::Published && a.layout != Layout::Published {
             bail!("architecture.ghosts: published ghosts need architecture.layout=published");
         }
-        for (key, weight) in [
+        check_weights([
             ("lambda_ca", self.lambda_ca),
             ("lambda_guide", self.lambda_guide),
-        ] {
-            if !weight.is_finite() || weight < 0.0 {
-                bail!("{key}: expected a number of at least 0, got {weight}");
-            }
-        }
+        ])?;
         let baseline = self.trainer.policy_gradient.baseline;
         if baseline == BaselineConfig::LeaveOneOut && self.samples < 2 {
             bail!(

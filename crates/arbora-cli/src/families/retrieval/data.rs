@@ -83,40 +83,20 @@ impl Source {
     ///
     /// # Errors
     /// If the working directory cannot be read.
-    pub fn absolute(self) -> std::io::Result<Self> {
-        Ok(match self {
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        let paths = match &mut self {
             Self::Sample
             | Self::Copy(_)
             | Self::Gp(_)
             | Self::SeriesSample(_)
-            | Self::Bandit(_) => self,
-            Self::Series {
-                train,
-                test,
-                window,
-                stride,
-                whole,
-            } => Self::Series {
-                train: std::path::absolute(train)?,
-                test: std::path::absolute(test)?,
-                window,
-                stride,
-                whole,
-            },
-            Self::Idx { train, test } => Self::Idx {
-                train: std::path::absolute(train)?,
-                test: std::path::absolute(test)?,
-            },
-            Self::Folder {
-                path,
-                size,
-                held_out,
-            } => Self::Folder {
-                path: std::path::absolute(path)?,
-                size,
-                held_out,
-            },
-        })
+            | Self::Bandit(_) => Vec::new(),
+            Self::Series { train, test, .. } | Self::Idx { train, test } => vec![train, test],
+            Self::Folder { path, .. } => vec![path],
+        };
+        for path in paths {
+            *path = std::path::absolute(&*path)?;
+        }
+        Ok(self)
     }
 
     /// How time series are cut into windows, if these are time series.

@@ -8,9 +8,8 @@ pub mod report;
 pub use config::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
 pub use model::{RetrievalModel, Walk};
 
-use super::{
-    About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches, column, named,
-};
+use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
+use super::{column, common, named};
 use anyhow::{Result, bail};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
@@ -49,16 +48,7 @@ impl Family for RetrievalConfig {
         Ok(Self::of_task(named(task)?, preset))
     }
 
-    fn common(&self) -> Common<'_> {
-        Common {
-            task: self.task.name(),
-            model: self.model.name(),
-            eval_batch: self.eval_batch_size,
-            eval_items: self.eval_items,
-            test_items: self.test_items,
-            trainer: &self.trainer,
-        }
-    }
+    common!();
 
     fn checked(mut self) -> Result<Self> {
         self.check()?;
@@ -86,10 +76,6 @@ impl Family for RetrievalConfig {
             account: None,
             kept: Vec::new(),
         })
-    }
-
-    fn init(&self, data: &Self::Data, device: &Device) -> Result<RetrievalModel> {
-        Ok(self.blank(data, device))
     }
 
     fn blank(&self, data: &Self::Data, device: &Device) -> RetrievalModel {

@@ -10,8 +10,8 @@ pub use config::{SequenceConfig, SequenceModelKind, SequenceTask};
 pub use data::SequenceBatch;
 pub use model::SequenceModel;
 
-use super::{About, Column, Common, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, named};
+use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
+use super::{column, common, named};
 use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, derive};
 use arbora::tasks::TaskError;
@@ -44,16 +44,7 @@ impl Family for SequenceConfig {
         })
     }
 
-    fn common(&self) -> Common<'_> {
-        Common {
-            task: self.task.name(),
-            model: self.model.name(),
-            eval_batch: self.eval_batch_size,
-            eval_items: self.eval_items,
-            test_items: self.test_items,
-            trainer: &self.trainer,
-        }
-    }
+    common!();
 
     fn checked(self) -> Result<Self> {
         self.check()?;

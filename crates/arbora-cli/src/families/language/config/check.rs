@@ -1,8 +1,8 @@
 //! What types alone do not check.
 
 use super::LanguageConfig;
-use crate::families::LARGEST_SIZE;
 use crate::families::language::TokenizerSource;
+use crate::families::{check_sizes, check_weights};
 use anyhow::{Result, anyhow, bail};
 use arbora::models::tree_coder::{RouteOn, SelectorGradient};
 use arbora::rl::BaselineConfig;
@@ -29,15 +29,9 @@ impl LanguageConfig {
             .iter()
             .map(|value| ("architecture.blocks", *value, 1));
         let d_ff = a.d_ff.iter().map(|value| ("architecture.d_ff", *value, 1));
-        for (key, value, least) in sizes.into_iter().chain(blocks).chain(d_ff) {
-            if !(least..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-            }
-        }
-        if let TokenizerSource::Bpe { vocabulary } = self.data.tokenizer
-            && !(257..=LARGEST_SIZE).contains(&vocabulary)
-        {
-            bail!("data.tokenizer.vocabulary: expected 257 to {LARGEST_SIZE}, got {vocabulary}");
+        check_sizes(sizes.into_iter().chain(blocks).chain(d_ff))?;
+        if let TokenizerSource::Bpe { vocabulary } = self.data.tokenizer {
+            check_sizes([("data.tokenizer.vocabulary", vocabulary, 257)])?;
         }
         self.windows()
             .check()
@@ -52,14 +46,10 @@ impl LanguageConfig {
             };
             anyhow!("{section}{error}")
         })?;
-        for (key, number) in [
+        check_weights([
             ("lambda_attention", self.lambda_attention),
             ("selector.rate", self.selector.rate),
-        ] {
-            if !(number.is_finite() && number >= 0.0) {
-                bail!("{key}: expected a number of at least 0, got {number}");
-            }
-        }
+        ])?;
         self.check_policy()?;
         let trainer = &self.trainer;
         trainer

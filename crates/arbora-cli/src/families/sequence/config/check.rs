@@ -1,9 +1,10 @@
 //! What types alone do not check.
 
 use super::{SequenceConfig, SequenceModelKind};
-use crate::families::LARGEST_SIZE;
+use crate::families::{check_sizes, check_weights};
 use anyhow::{Result, anyhow, bail};
-use arbora::attention::{AttentionKindConfig, TreeScope, TreeSharing};
+use arbora::attention::AttentionKindConfig::{self, BigBird, TreeCoarse, TreeFine};
+use arbora::attention::{TreeScope, TreeSharing};
 
 impl SequenceConfig {
     /// Checks what types alone do not.
@@ -26,11 +27,7 @@ impl SequenceConfig {
             ("architecture.layers", a.layers, 1),
             ("architecture.d_ff", a.d_ff, 1),
         ];
-        for (key, value, least) in sizes {
-            if !(least..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-            }
-        }
+        check_sizes(sizes)?;
         for (key, whole, part) in [
             ("architecture.heads", a.d_model, a.heads),
             ("architecture.kv_heads", a.heads, a.kv_heads),
@@ -57,52 +54,36 @@ impl SequenceConfig {
                 a.dense_layers
             );
         }
-        in_unit("architecture.dropout", a.dropout)?;
+        if !(0.0..1.0).contains(&a.dropout) {
+            bail!(
+                "architecture.dropout: expected 0 to below 1, got {}",
+                a.dropout
+            );
+        }
         let trees = &self.trees;
-        for (key, number) in [
+        check_weights([
             ("trees.lambda_balance", trees.lambda_balance),
             ("trees.lambda_alignment", trees.lambda_alignment),
             ("trees.rate", trees.rate),
-        ] {
-            if !(number.is_finite() && number >= 0.0) {
-                bail!("{key}: expected a number of at least 0, got {number}");
-            }
-        }
+        ])?;
         let others = &self.attention;
-        for (key, value, least) in [
+        check_sizes([
             ("attention.linformer.rank", others.linformer.rank, 1),
             ("attention.big_bird.block", others.big_bird.block, 1),
             ("attention.big_bird.window", others.big_bird.window, 1),
             ("attention.big_bird.random", others.big_bird.random, 0),
             ("attention.big_bird.global", others.big_bird.global, 0),
             ("attention.performer.features", others.performer.features, 1),
-        ] {
-            if !(least..=LARGEST_SIZE).contains(&value) {
-                bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-            }
-        }
-        for (key, kind) in [
-            (
-                "tree_fine",
-                AttentionKindConfig::TreeFine(others.tree_fine.clone()),
-            ),
-            (
-                "tree_fine_kary",
-                AttentionKindConfig::TreeFine(others.tree_fine_kary.clone()),
-            ),
-            (
-                "tree_coarse",
-                AttentionKindConfig::TreeCoarse(others.tree_coarse.clone()),
-            ),
-            (
-                "big_bird",
-                AttentionKindConfig::BigBird(others.big_bird.clone()),
-            ),
-        ] {
+        ])?;
+        let check = |key: &str, kind: AttentionKindConfig| {
             // Of the model's own kind the heads were compared above.
             kind.check(a.heads, a.heads)
-                .map_err(|error| anyhow!("attention.{key}.{error}"))?;
-        }
+                .map_err(|error| anyhow!("attention.{key}.{error}"))
+        };
+        check("tree_fine", TreeFine(others.tree_fine.clone()))?;
+        check("tree_fine_kary", TreeFine(others.tree_fine_kary.clone()))?;
+        check("tree_coarse", TreeCoarse(others.tree_coarse.clone()))?;
+        check("big_bird", BigBird(others.big_bird.clone()))?;
         self.lookup()?;
         if a.causal
             && matches!(
@@ -120,11 +101,4 @@ impl SequenceConfig {
             .validate()
             .map_err(|error| anyhow!("trainer.{error}"))
     }
-}
-
-fn in_unit(key: &str, rate: f64) -> Result<()> {
-    if !(0.0..1.0).contains(&rate) {
-        bail!("{key}: expected 0 to below 1, got {rate}");
-    }
-    Ok(())
 }
