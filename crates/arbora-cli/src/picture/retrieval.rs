@@ -285,18 +285,17 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     for line in &picture.summary {
         top = paragraph(&mut scene, line, TEXT, [MARGIN, top], room);
     }
-    top = legend(&mut scene, tree, &drawing, top + 8) + 16;
+    top = legend(&mut scene, &drawing, top + 8) + 16;
 
     // A picture wider than its tree has the tree in the middle.
     let spare = (width - MARGIN - right).max(0) / 2;
     let left = MARGIN + HEIGHTS + spare;
-    let bottom = drawing.draw(&mut scene, tree, [left, top]);
+    let bottom = drawing.draw(&mut scene, [left, top]);
     let end = match &picture.image {
         Some(_) => image_left + spare - GAP,
         None => width - MARGIN,
     };
-    let place = [left, bottom + 26];
-    let bottom = strip(&mut scene, tree, &drawing, sequence, place, end);
+    let bottom = strip(&mut scene, &drawing, [left, bottom + 26], end);
     let beside = match &picture.image {
         Some(image) => draw_image(&mut scene, tree, image, [image_left + spare, top]),
         None => top,
@@ -335,22 +334,26 @@ struct Spot {
 }
 
 /// Where the nodes of a tree go.
-struct Drawing {
+struct Drawing<'a> {
+    tree: &'a SearchedTree,
+    sequence: Option<&'a SequenceInset>,
     /// Parents come before their children.
     spots: Vec<Spot>,
     width: i32,
     row: i32,
 }
 
-impl Drawing {
-    fn new(tree: &SearchedTree, sequence: Option<&SequenceInset>) -> Self {
+impl<'a> Drawing<'a> {
+    fn new(tree: &'a SearchedTree, sequence: Option<&'a SequenceInset>) -> Self {
         let height = tree.shape.height();
         let mut drawing = Self {
+            tree,
+            sequence,
             spots: Vec::new(),
             width: 0,
             row: if height >= 10 { 50 } else { 62 },
         };
-        drawing.place(tree, sequence, None, [height, 0], (0, 1));
+        drawing.place(None, [height, 0], (0, 1));
         let spots = &mut drawing.spots;
         let wanted: i32 = spots.iter().map(|spot| spot.column).sum();
         let mut left = OVERHANG;
@@ -379,12 +382,11 @@ impl Drawing {
     /// Appends a node, by height and index, and what is drawn below it.
     fn place(
         &mut self,
-        tree: &SearchedTree,
-        sequence: Option<&SequenceInset>,
         parent: Option<usize>,
         [height, index]: [usize; 2],
         sibling: (usize, usize),
     ) {
+        let (tree, sequence) = (self.tree, self.sequence);
         let node = tree.node(height, index);
         let is_open = height == 0 || tree.is_whole() || node.state == NodeState::Descended;
         let number = node.first_leaf.to_string();
@@ -396,12 +398,8 @@ impl Drawing {
         };
         let (label, size) = fit(&label, SMALL, 88);
         let has_index = height == 0 && node.leaves > 0 && sequence.is_some() && !tree.is_whole();
-        let below = if has_index {
-            text::width(&number, SMALL)
-        } else {
-            0.0
-        };
-        let widest = text::width(&label, size).max(below) as i32;
+        let below = has_index.then(|| text::width(&number, SMALL));
+        let widest = text::width(&label, size).max(below.unwrap_or(0.0)) as i32;
         // Higher triangles are a little wider, or they look like needles.
         let needed = (widest + 12).max(COLUMN) + 5 * height as i32;
         let spot = self.spots.len();
@@ -419,19 +417,14 @@ impl Drawing {
             let children = tree.shape.children(height, index);
             let count = children.len();
             for (slot, child) in children.enumerate() {
-                self.place(
-                    tree,
-                    sequence,
-                    Some(spot),
-                    [height - 1, child],
-                    (slot, count),
-                );
+                self.place(Some(spot), [height - 1, child], (slot, count));
             }
         }
     }
 
     /// Draws the tree and returns where it ends.
-    fn draw(&self, scene: &mut Scene, tree: &SearchedTree, [left, top]: Place) -> i32 {
+    fn draw(&self, scene: &mut Scene, [left, top]: Place) -> i32 {
+        let tree = self.tree;
         let bottom = top + 12 + tree.shape.height() as i32 * self.row;
         let y = |height: usize| bottom - height as i32 * self.row;
         let place = |spot: &Spot| [left + spot.x, y(spot.node.height)];
@@ -486,9 +479,10 @@ impl Drawing {
                     (true, _) => false,
                     (false, _) => 2 * slot + 1 < siblings,
                 };
-                let (text, colour) = match node.state {
-                    NodeState::Descended => (share(probability), DESCENDED),
-                    _ => (share(probability), INK),
+                let text = share(probability);
+                let colour = match node.state {
+                    NodeState::Descended => DESCENDED,
+                    _ => INK,
                 };
                 let width = text::width(&text, SMALL).ceil() as i32;
                 let (anchor, x, from) = match is_left {
@@ -504,12 +498,8 @@ impl Drawing {
             }
         }
         for spot in &self.spots {
-            mark(
-                scene,
-                spot.node.state,
-                tree.colour(spot.node.height),
-                place(spot),
-            );
+            let colour = tree.colour(spot.node.height);
+            mark(scene, spot.node.state, colour, place(spot));
         }
         let has_index = self.spots.iter().any(|spot| spot.has_index);
         bottom + if has_index { 47 } else { 30 }
@@ -542,7 +532,8 @@ fn mark(scene: &mut Scene, state: NodeState, colour: Colour, [x, y]: Place) {
 }
 
 /// Lines of marks and what they mean; returns where they end.
-fn legend(scene: &mut Scene, tree: &SearchedTree, drawing: &Drawing, top: i32) -> i32 {
+fn legend(scene: &mut Scene, drawing: &Drawing, top: i32) -> i32 {
+    let tree = drawing.tree;
     let heights: BTreeSet<usize> = tree.selected().iter().map(|(height, _)| *height).collect();
     let has = |state| drawing.spots.iter().any(|spot| spot.node.state == state);
     let is_folded = drawing.spots.iter().any(|spot| spot.is_folded);
@@ -590,14 +581,8 @@ fn legend(scene: &mut Scene, tree: &SearchedTree, drawing: &Drawing, top: i32) -
 
 /// All leaves to scale, coloured by what covers them, with words up to the column `end`; returns where
 /// it ends.
-fn strip(
-    scene: &mut Scene,
-    tree: &SearchedTree,
-    drawing: &Drawing,
-    sequence: Option<&SequenceInset>,
-    [left, top]: Place,
-    end: i32,
-) -> i32 {
+fn strip(scene: &mut Scene, drawing: &Drawing, [left, top]: Place, end: i32) -> i32 {
+    let (tree, sequence) = (drawing.tree, drawing.sequence);
     let leaves = tree.length;
     let (from, to) = (left + OVERHANG, left + drawing.width - OVERHANG);
     // A tree that is drawn whole has its leaves over their cells.
@@ -614,10 +599,14 @@ fn strip(
     };
     let middle = |leaf: usize| (bounds[leaf] + bounds[leaf + 1]) / 2;
     let what = if sequence.is_some() { "token" } else { "leaf" };
-    let caption = match (leaves, sequence) {
-        (1, _) => format!("the only {what}"),
-        (_, Some(_)) => format!("all {leaves} tokens, to scale"),
-        (_, None) => format!("all {leaves} leaves, to scale"),
+    let many = if sequence.is_some() {
+        "tokens"
+    } else {
+        "leaves"
+    };
+    let caption = match leaves {
+        1 => format!("the only {what}"),
+        _ => format!("all {leaves} {many}, to scale"),
     };
     scene.text(&caption, SMALL, Anchor::Start, [from, top]);
     let answer = sequence.and_then(|sequence| sequence.answer);
