@@ -105,24 +105,16 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     let results = match &config.data {
         Source::Gp(gp) => {
             let objectives = optimisation::objectives(gp.kernel, &settings);
-            let mut played = Vec::new();
-            for view in views {
-                let (regrets, cost) = with_bar(*view, &settings, |tick| {
-                    optimisation::run(&model, *view, &objectives, &settings, &device, tick)
-                })?;
-                played.push((Player { view: *view, cost }, regrets));
-            }
+            let played = play(views, &settings, |view, tick| {
+                optimisation::run(&model, view, &objectives, &settings, &device, tick)
+            })?;
             let random = optimisation::random_search(&objectives, &settings);
             Results::Optimisation { played, random }
         }
         _ => {
-            let mut played = Vec::new();
-            for view in views {
-                let (regrets, cost) = with_bar(*view, &settings, |tick| {
-                    bandit::run(&model, *view, &settings, &device, tick)
-                })?;
-                played.push((Player { view: *view, cost }, regrets));
-            }
+            let played = play(views, &settings, |view, tick| {
+                bandit::run(&model, view, &settings, &device, tick)
+            })?;
             Results::Bandit { played }
         }
     };
@@ -188,19 +180,23 @@ fn encoded_anew(model: &RetrievalModel, device: &Device) -> Option<String> {
     }
 }
 
-/// Runs a loop with a progress bar, hidden where standard error is no terminal.
-fn with_bar<T>(
-    view: View,
+/// Runs a loop by each view with a progress bar, hidden where standard error is no terminal.
+fn play<T>(
+    views: &[View],
     settings: &Settings,
-    play: impl FnOnce(&mut dyn FnMut()) -> Result<T>,
-) -> Result<T> {
-    let bar = ProgressBar::new(settings.rounds as u64);
-    let template = "{prefix:>16} {bar:24} {pos}/{len} [{elapsed}<{eta}]";
-    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
-    bar.set_prefix(view.name());
-    let played = play(&mut || bar.inc(1));
-    bar.finish();
-    played
+    run: impl Fn(View, &mut dyn FnMut()) -> Result<(T, Cost)>,
+) -> Result<Vec<(Player, T)>> {
+    let play = |&view: &View| {
+        let bar = ProgressBar::new(settings.rounds as u64);
+        let template = "{prefix:>16} {bar:24} {pos}/{len} [{elapsed}<{eta}]";
+        bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        bar.set_prefix(view.name());
+        let played = run(view, &mut || bar.inc(1));
+        bar.finish();
+        let (regrets, cost) = played?;
+        Ok((Player { view, cost }, regrets))
+    };
+    views.iter().map(play).collect()
 }
 
 /// What the players of a loop achieved.
@@ -255,28 +251,22 @@ impl Results {
             Self::Bandit { played } => played
                 .iter()
                 .map(|(player, regrets)| {
-                    let regrets: Vec<Value> = regrets
-                        .iter()
-                        .map(|regret| {
-                            let last = rounds.saturating_sub(LAST);
-                            json!({
-                                "delta": regret.delta,
-                                "percent_of_uniform": number(regret.percent(0, rounds)),
-                                "last_percent_of_uniform": number(regret.percent(last, rounds)),
-                            })
+                    let last = rounds.saturating_sub(LAST);
+                    let regrets = regrets.iter().map(|regret| {
+                        json!({
+                            "delta": regret.delta,
+                            "percent_of_uniform": number(regret.percent(0, rounds)),
+                            "last_percent_of_uniform": number(regret.percent(last, rounds)),
                         })
-                        .collect();
+                    });
+                    let regrets: Vec<Value> = regrets.collect();
                     json!({ "view": player.view, "regret": regrets, "cost": cost(player) })
                 })
                 .collect(),
             Self::Optimisation { played, random } => {
                 let regret = |regrets: &optimisation::Regrets| -> Vec<Value> {
-                    let rounds = marks(rounds).into_iter();
-                    rounds
-                        .map(|round| {
-                            json!({ "round": round, "simple_regret": number(after(regrets, round)) })
-                        })
-                        .collect()
+                    let row = |round| json!({ "round": round, "simple_regret": number(after(regrets, round)) });
+                    marks(rounds).into_iter().map(row).collect()
                 };
                 let played = played.iter().map(|(player, regrets)| {
                     let regret = regret(regrets);
@@ -296,12 +286,9 @@ impl Results {
         let rounds = settings.rounds;
         let mut names: Vec<&str> = self.players().iter().map(|one| one.view.name()).collect();
         let costs = costs(&self.players(), rounds);
-        let (over_repeats, over_functions) = match settings.repeats {
-            1 => ("", ""),
-            _ => (
-                ", mean ± standard error over repeats",
-                ", mean ± standard error over functions",
-            ),
+        let over = |what: &str| match settings.repeats {
+            1 => String::new(),
+            _ => format!(", mean ± standard error over {what}"),
         };
         let quality = match self {
             Self::Bandit { played } => {
@@ -314,7 +301,8 @@ impl Results {
                     });
                     named("delta", &names, rows)
                 };
-                let mut text = format!("regret in % of uniform choice{over_repeats}\n{}", block(0));
+                let over = over("repeats");
+                let mut text = format!("regret in % of uniform choice{over}\n{}", block(0));
                 if rounds > LAST {
                     text += &format!("\n\nover the last {LAST} rounds\n{}", block(rounds - LAST));
                 }
@@ -328,7 +316,8 @@ impl Results {
                     std::iter::once(round.to_string()).chain(cells).collect()
                 });
                 format!(
-                    "simple regret after each round{over_functions}\n{}",
+                    "simple regret after each round{}\n{}",
+                    over("functions"),
                     named("round", &names, rows)
                 )
             }

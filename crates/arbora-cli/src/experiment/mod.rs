@@ -443,19 +443,19 @@ impl Experiment {
     /// All lines of the table, in its order.
     pub fn lines(&self) -> Vec<Line<'_>> {
         let mut lines = Vec::new();
-        for (at, row) in self.rows.iter().enumerate() {
-            lines.push(Line {
-                name: row.name.clone(),
-                title: &row.title,
-                row: at,
-                at_random: false,
-            });
-            lines.extend(row.at_random.as_deref().map(|title| Line {
-                name: format!("{}{AT_RANDOM}", row.name),
-                title,
-                row: at,
-                at_random: true,
-            }));
+        for (row, given) in self.rows.iter().enumerate() {
+            let titles = [
+                (Some(&given.title), ""),
+                (given.at_random.as_ref(), AT_RANDOM),
+            ];
+            for (title, end) in titles {
+                lines.extend(title.map(|title| Line {
+                    name: format!("{}{end}", given.name),
+                    title,
+                    row,
+                    at_random: end == AT_RANDOM,
+                }));
+            }
         }
         lines
     }

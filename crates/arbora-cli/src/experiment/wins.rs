@@ -253,33 +253,37 @@ impl Results<'_> {
 }
 
 impl Wins<'_> {
-    fn case_cells(&self, case: usize) -> Vec<String> {
-        let numbers = self.cases.tree(case).numbers();
-        let corpus = self.cases.corpora()[self.cases.corpus(case)].to_owned();
-        [
-            vec![corpus],
-            numbers.map(|number| number.to_string()).to_vec(),
-        ]
-        .concat()
-    }
-
     fn statistic(&self, row: usize, case: usize, metric: &str, digits: usize) -> String {
         let runs = self.results.runs_of(row, case);
         Statistic::of(runs.filter_map(|run| run.metric(metric)))
             .map_or(String::new(), |all| all.text(digits))
     }
 
-    /// One row per case: the tree, its parameters, and the losses of all rows.
+    /// One row per case: text and tree, and what else there is to say.
+    fn by_case(
+        &self,
+        titles: Vec<String>,
+        cells: impl Fn(usize) -> Vec<String>,
+    ) -> Vec<Vec<String>> {
+        let head = ["text", "k", "h", "blocks", "width"].map(String::from);
+        let mut rows = vec![[head.to_vec(), titles].concat()];
+        rows.extend((0..self.cases.count()).map(|case| {
+            let corpus = self.cases.corpora()[self.cases.corpus(case)].to_owned();
+            let numbers = self.cases.tree(case).numbers();
+            let numbers = numbers.map(|number| number.to_string()).to_vec();
+            [vec![corpus], numbers, cells(case)].concat()
+        }));
+        rows
+    }
+
+    /// The parameters of the tree, and the losses of all rows.
     fn loss_rows(&self) -> Vec<Vec<String>> {
         let all = 0..self.results.experiment.rows.len();
-        let mut head = ["text", "k", "h", "blocks", "width", "active", "total"]
-            .map(String::from)
-            .to_vec();
-        head.extend(all.clone().map(|row| self.name(row).to_owned()));
-        head.push("lowest".into());
-        let mut rows = vec![head];
-        for case in 0..self.cases.count() {
-            let mut row = self.case_cells(case);
+        let mut titles = vec!["active".to_owned(), "total".into()];
+        titles.extend(all.clone().map(|row| self.name(row).to_owned()));
+        titles.push("lowest".into());
+        self.by_case(titles, |case| {
+            let mut row = Vec::new();
             let tree = self.results.runs_of(self.tree_coder, case).next();
             row.extend(["active_parameters", "total_parameters"].map(|name| {
                 let count = tree.and_then(|run| run.facts.get(name));
@@ -287,54 +291,34 @@ impl Wins<'_> {
             }));
             row.extend(all.clone().map(|row| {
                 let text = self.statistic(row, case, LOSS, 3);
-                let diverged = self
-                    .losses(row, case)
-                    .into_iter()
-                    .flatten()
-                    .filter(|loss| loss.is_infinite());
-                let diverged = match diverged.count() {
-                    0 => String::new(),
-                    count => format!("{count} diverged"),
-                };
-                let parts = [text, diverged].into_iter().filter(|part| !part.is_empty());
-                parts.collect::<Vec<_>>().join(", ")
+                let losses = self.losses(row, case).into_iter().flatten();
+                match losses.filter(|loss| loss.is_infinite()).count() {
+                    0 => text,
+                    count if text.is_empty() => format!("{count} diverged"),
+                    count => format!("{text}, {count} diverged"),
+                }
             }));
             row.push(
                 self.best(case)
                     .map_or(String::new(), |row| self.name(row).to_owned()),
             );
-            rows.push(row);
-        }
-        rows
+            row
+        })
     }
 
-    /// One row per case: how full the leaves are, and bits per byte of all rows.
+    /// How full the leaves are, and bits per byte of all rows.
     fn use_rows(&self) -> Vec<Vec<String>> {
         let all = 0..self.results.experiment.rows.len();
-        let mut head = [
-            "text",
-            "k",
-            "h",
-            "blocks",
-            "width",
-            "smallest leaf, of its fair share",
-        ]
-        .map(String::from)
-        .to_vec();
-        head.extend(
-            all.clone()
-                .map(|row| format!("bits per byte, {}", self.name(row))),
-        );
-        let mut rows = vec![head];
-        for case in 0..self.cases.count() {
-            let mut row = self.case_cells(case);
-            row.push(self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2));
-            row.extend(
-                all.clone()
-                    .map(|row| self.statistic(row, case, BITS_PER_BYTE, 3)),
-            );
-            rows.push(row);
-        }
-        rows
+        let names = all
+            .clone()
+            .map(|row| format!("bits per byte, {}", self.name(row)));
+        let titles = std::iter::once("smallest leaf, of its fair share".into()).chain(names);
+        self.by_case(titles.collect(), |case| {
+            let smallest = self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2);
+            let bits = all
+                .clone()
+                .map(|row| self.statistic(row, case, BITS_PER_BYTE, 3));
+            std::iter::once(smallest).chain(bits).collect()
+        })
     }
 }

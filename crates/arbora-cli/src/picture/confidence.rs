@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::curves::{self, Panel, Series, Spread};
 
@@ -49,29 +49,25 @@ pub fn draw(picture: &ConfidencePicture, name: &Path) -> Result<()> {
 
 fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
     for (at, query) in picture.queries.iter().enumerate() {
-        for (what, values, range, expected) in [
-            (
-                "probability",
-                &query.probability,
-                0.0..=1.0 + 1e-4,
-                "0 to 1",
-            ),
-            (
-                "entropy",
-                &query.entropy,
-                -1e-4..=f32::INFINITY,
-                "at least 0",
-            ),
-        ] {
-            let odd = values
-                .iter()
-                .find(|&&value| !range.contains(&value) && !value.is_nan());
-            ensure!(
-                odd.is_none(),
-                "query {at}: {what}: expected {expected}, got {}",
-                odd.unwrap_or(&0.0)
-            );
-        }
+        let check = |what: &str, values: &[f32], [least, most]: [f32; 2], expected: &str| {
+            let fits = |value: f32| (least..=most).contains(&value) || value.is_nan();
+            match values.iter().find(|value| !fits(**value)) {
+                Some(odd) => bail!("query {at}: {what}: expected {expected}, got {odd}"),
+                None => Ok(()),
+            }
+        };
+        check(
+            "probability",
+            &query.probability,
+            [0.0, 1.0 + 1e-4],
+            "0 to 1",
+        )?;
+        check(
+            "entropy",
+            &query.entropy,
+            [-1e-4, f32::INFINITY],
+            "at least 0",
+        )?;
     }
     if let Some(branching) = picture.branching {
         ensure!(

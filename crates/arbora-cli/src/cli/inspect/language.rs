@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, rng};
 use arbora::tasks::text::{Corpus, Text};
 use arbora::tree::shape::CompleteTree;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Sequences of each part that are looked at, at most.
 const SEQUENCES: usize = 2048;
@@ -33,9 +33,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
         config: &config,
         model: None,
     }])?;
-    let mut numbers = Map::new();
-    numbers.insert("model".into(), json!(config.model));
-    numbers.insert("tree".into(), json!(config.model.has_tree()));
+    let mut numbers = json!({ "model": config.model, "tree": config.model.has_tree() });
     let mut pictures = vec![("curves", Picture::Curves(curves))];
     if !config.model.has_tree() {
         let text = format!("{name} has no tree; its curves are drawn");
@@ -55,8 +53,9 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     }
     let documents = picture(name, run.step, &tree, &parts);
     pictures.push(("documents", Picture::Shares(documents)));
-    numbers.insert("step".into(), json!(run.step));
-    numbers.extend(facts(&tree, &parts));
+    numbers["step"] = json!(run.step);
+    numbers["leaves"] = json!(leaf_names(&tree));
+    numbers["parts"] = parts.iter().map(Part::json).collect();
     Ok(Seen {
         pictures,
         numbers,
@@ -97,6 +96,20 @@ impl Part {
         let counts =
             (0..leaves).map(|leaf| self.documents.iter().map(|one| one.leaves[leaf]).sum());
         shares(&counts.collect::<Vec<usize>>())
+    }
+
+    /// The documents that a looked-at sequence is of.
+    fn seen(&self) -> impl Iterator<Item = &DocumentRoutes> {
+        self.documents.iter().filter(|one| one.items() > 0)
+    }
+
+    fn json(&self) -> Value {
+        let documents = self.seen();
+        let documents = documents.map(|one| json!({ "name": one.name, "items": one.leaves }));
+        json!({
+            "part": self.name, "sequences": self.sequences, "of": self.of, "shares": self.shares(),
+            "entropies": self.entropies, "documents": documents.collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -181,8 +194,7 @@ fn picture(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> Shares
             name: format!("{}: all", part.name),
             shares: part.shares(),
         });
-        let documents = part.documents.iter().filter(|one| one.items() > 0);
-        rows.extend(documents.take(ROWS).map(|document| SharesRow {
+        rows.extend(part.seen().take(ROWS).map(|document| SharesRow {
             name: document.name.clone(),
             shares: shares(&document.leaves),
         }));
@@ -191,35 +203,14 @@ fn picture(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> Shares
     rows.pop();
     SharesPicture {
         title: format!("{name} at step {step}: % of each document at each leaf"),
-        columns: (0..tree.leaves())
-            .map(|leaf| leaf_name(tree, leaf))
-            .collect(),
+        columns: leaf_names(tree),
         rows,
     }
 }
 
-fn facts(tree: &CompleteTree, parts: &[Part]) -> Map<String, Value> {
-    let leaves: Vec<String> = (0..tree.leaves())
-        .map(|leaf| leaf_name(tree, leaf))
-        .collect();
-    let parts = parts.iter().map(|part| {
-        let documents = part.documents.iter().filter(|one| one.items() > 0);
-        json!({
-            "part": part.name,
-            "sequences": part.sequences,
-            "of": part.of,
-            "shares": part.shares(),
-            "entropies": part.entropies,
-            "documents": documents
-                .map(|one| json!({ "name": one.name, "items": one.leaves }))
-                .collect::<Vec<_>>(),
-        })
-    });
-    let parts: Vec<Value> = parts.collect();
-    Map::from_iter([
-        ("leaves".into(), json!(leaves)),
-        ("parts".into(), json!(parts)),
-    ])
+fn leaf_names(tree: &CompleteTree) -> Vec<String> {
+    let leaves = 0..tree.leaves();
+    leaves.map(|leaf| leaf_name(tree, leaf)).collect()
 }
 
 /// Leaves and depths, one a line.
@@ -231,10 +222,8 @@ fn text(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> String {
             part.name, part.sequences, part.of
         );
         for (leaf, share) in part.shares().into_iter().enumerate() {
-            let documents = part.documents.iter().filter(|one| one.items() > 0);
-            let mostly = documents
-                .filter(|one| 2 * one.leaves[leaf] > one.items())
-                .count();
+            let is_most = |one: &&DocumentRoutes| 2 * one.leaves[leaf] > one.items();
+            let mostly = part.seen().filter(is_most).count();
             text += &format!(
                 "\nleaf {:<10} {:>6.1} %   most of {mostly} documents",
                 leaf_name(tree, leaf),

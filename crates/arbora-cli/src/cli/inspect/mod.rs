@@ -13,7 +13,7 @@ use crate::picture::shares::{self, SharesPicture};
 use crate::run::{refuse_others, task_of};
 use crate::whole;
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
     };
     seen.write(&args.run, &out)?;
     show(&match args.json {
-        true => Value::Object(seen.numbers).to_string(),
+        true => seen.numbers.to_string(),
         false => match seen.is_bare {
             true => format!("{} in {}", seen.text, out.display()),
             false => format!("{}\npictures and numbers: {}", seen.text, out.display()),
@@ -53,7 +53,7 @@ struct Seen {
     /// By name.
     pictures: Vec<(&'static str, Picture)>,
     /// For a program.
-    numbers: Map<String, Value>,
+    numbers: Value,
     /// For a person.
     text: String,
     /// Whether the pictures say all, and no file of numbers is to stand beside them.
@@ -86,13 +86,9 @@ impl Seen {
             .flat_map(|format| names().map(move |name| format!("{name}.{format}")));
         let listed = (!self.is_bare).then(|| NUMBERS.to_owned());
         let files: Vec<String> = files.chain(listed).collect();
-        for (key, value) in [
-            ("run", json!(run.to_string_lossy())),
-            ("folder", json!(out.to_string_lossy())),
-            ("files", json!(files)),
-        ] {
-            self.numbers.insert(key.into(), value);
-        }
+        self.numbers["run"] = json!(run.to_string_lossy());
+        self.numbers["folder"] = json!(out.to_string_lossy());
+        self.numbers["files"] = json!(files);
         if self.is_bare {
             return Ok(());
         }

@@ -14,7 +14,7 @@ use arbora::models::{Context, Prediction, ReTreever, Target};
 use arbora::rl::seed::{Purpose, rng};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Test problems whose queries are in the picture of confidence.
 const CONFIDENCE_ITEMS: usize = 16;
@@ -34,33 +34,23 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
         if args.item.is_some() || args.query.is_some() {
             bail!("--item and --query: {name} walks no tree; its curves need neither");
         }
-        let numbers = [("model", json!(config.model)), ("tree", json!(false))];
         return Ok(Seen {
             pictures,
-            numbers: numbers
-                .map(|(key, value)| (key.to_owned(), value))
-                .into_iter()
-                .collect(),
+            numbers: json!({ "model": config.model, "tree": false }),
             text: format!("{name} walks no tree; its curves are"),
             is_bare: true,
         });
     }
     let run: TrainedRun<RetrievalConfig> = TrainedRun::load(&args.run, args.backend.as_deref())?;
-    let inspected = query(&run, args.item.unwrap_or(0), args.query)?;
-    pictures.push(("path", Picture::Path(inspected.picture.into())));
+    let (picture, numbers) = query(&run, args.item.unwrap_or(0), args.query)?;
+    pictures.push(("path", Picture::Path(picture.into())));
     pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));
     Ok(Seen {
         pictures,
-        text: text(&inspected.numbers),
+        text: text(&numbers),
         is_bare: false,
-        numbers: inspected.numbers,
+        numbers,
     })
-}
-
-/// One query of one test problem, looked at.
-struct Inspected {
-    picture: RetrievalPicture,
-    numbers: Map<String, Value>,
 }
 
 /// A test problem of one example, and what its pictures show beside the tree.
@@ -70,11 +60,12 @@ struct Case {
     image: Option<Vec<f32>>,
 }
 
+/// One query of one test problem, looked at: the picture and the numbers.
 fn query(
     run: &TrainedRun<RetrievalConfig>,
     item: usize,
     query: Option<usize>,
-) -> Result<Inspected> {
+) -> Result<(RetrievalPicture, Value)> {
     let items = run.test_items();
     ensure!(
         item < items,
@@ -123,7 +114,7 @@ fn query(
         image: image_inset(run, &case, &walk, query),
         sequence: sequence_inset(run, problem, &walk, query),
     };
-    Ok(Inspected { picture, numbers })
+    Ok((picture, numbers))
 }
 
 /// The tree of a run that was found to have one.
@@ -256,7 +247,7 @@ fn numbers(
     walk: &Walk,
     tree: &SearchedTree,
     decisions: &[Decision],
-) -> Map<String, Value> {
+) -> Value {
     let made: Vec<&Decision> = decisions.iter().filter(|step| !step.is_forced).collect();
     let entropy = made.iter().map(|step| step.entropy()).sum::<f32>() / made.len().max(1) as f32;
     let depths: Vec<Value> = decisions
@@ -279,7 +270,7 @@ fn numbers(
         })
         .collect();
     let (prediction, truth) = answer(run, case, walk, query);
-    let numbers = json!({
+    json!({
         "model": run.config.model, "task": run.config.task, "step": run.step,
         "backend": run.backend, "tree": true, "item": item, "query": query,
         "tokens": walk.length(0), "selected": walk.selected[query], "read": walk.read[query],
@@ -287,11 +278,7 @@ fn numbers(
         "nodes": nodes, "prediction": prediction, "truth": truth,
         "log_likelihood": walk.log_likelihood[query],
         "right": walk.is_right.as_ref().map(|right| right[query]),
-    });
-    match numbers {
-        Value::Object(numbers) => numbers,
-        _ => unreachable!("an object was written"),
-    }
+    })
 }
 
 /// What the model answers, and the truth.
@@ -346,7 +333,7 @@ fn class_name(task: RetrievalTask, class: usize) -> String {
 }
 
 /// Prediction and truth in words.
-fn answer_line(numbers: &Map<String, Value>) -> String {
+fn answer_line(numbers: &Value) -> String {
     let (prediction, truth) = (&numbers["prediction"], &numbers["truth"]);
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let listed = |values: &Value| {
@@ -373,7 +360,7 @@ fn answer_line(numbers: &Map<String, Value>) -> String {
 }
 
 /// What the search cost and how sure it was, in words.
-fn search_line(numbers: &Map<String, Value>) -> String {
+fn search_line(numbers: &Value) -> String {
     let number = |name: &str| numbers[name].as_f64().unwrap_or(f64::NAN);
     format!(
         "selected {} nodes for {} tokens, read {}; log-probability of the path {:.3}, entropy {:.3} \
@@ -387,7 +374,7 @@ fn search_line(numbers: &Map<String, Value>) -> String {
 }
 
 /// The numbers for a person.
-fn text(numbers: &Map<String, Value>) -> String {
+fn text(numbers: &Value) -> String {
     let word = |name: &str| numbers[name].as_str().unwrap_or_default();
     let mut text = format!(
         "{} at step {}: {}, item {}, query {}\n{}\n{}",

@@ -8,9 +8,10 @@ use arbora::models::{
     CrossAttentionModel, LossOptions, PerceiverIo, Prediction, ReTreever, RewardKind, Target,
 };
 use arbora::rl::sample::uniform;
+use arbora::rl::seed::{Purpose, derive};
 use arbora::rl::train::{Decisions, Measurement, StepOutput, TrainableModel};
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use rand_chacha::ChaCha8Rng;
 
 /// The models that learn tasks.
@@ -59,13 +60,8 @@ pub struct RetrievalModel {
 
 impl RetrievalModel {
     /// The model that a configuration names, with weights drawn from its seed.
-    pub fn new(
-        config: &RetrievalConfig,
-        features: &Features,
-        device: &burn::tensor::Device,
-    ) -> Self {
-        let seed =
-            arbora::rl::seed::derive(config.trainer.seed, arbora::rl::seed::Purpose::Parameters);
+    pub fn new(config: &RetrievalConfig, features: &Features, device: &Device) -> Self {
+        let seed = derive(config.trainer.seed, Purpose::Parameters);
         let network = match config.model {
             RetrievalModelKind::CrossAttention => {
                 Network::Dense(config.cross_attention(features).init(seed, device))
@@ -79,6 +75,7 @@ impl RetrievalModel {
                 Network::ReTreever(config.retreever(features).init(seed, device))
             }
         };
+        let baseline = config.trainer.policy_gradient.baseline;
         let objective = Objective {
             walk: match config.model {
                 RetrievalModelKind::RandomRoute => Walk::Random,
@@ -89,11 +86,7 @@ impl RetrievalModel {
             lambda_guide: config.lambda_guide,
             reward: config.reward,
             samples: config.samples,
-            greedy_reward: config
-                .trainer
-                .policy_gradient
-                .baseline
-                .needs_greedy_reward(),
+            greedy_reward: baseline.needs_greedy_reward(),
         };
         Self {
             network,
@@ -187,8 +180,12 @@ impl TrainableModel for RetrievalModel {
             let loss = prediction.loss(target, mask);
             let share = 100.0 * self.attended(&problem) / problem.tokens;
             let share = Tensor::full([1], share, &problem.queries.device());
-            return with_quality(StepOutput::new(loss.clone()), -loss, &prediction, &problem)
-                .with_metric("tokens_percent", share);
+            let mut output = StepOutput::new(loss.clone()).with_metric("log_likelihood", -loss);
+            if let Target::Classes(_) = target {
+                let right = prediction.reward(target, RewardKind::Accuracy);
+                output = output.with_metric("accuracy", masked_average(right, mask));
+            }
+            return output.with_metric("tokens_percent", share);
         };
         let Objective {
             walk,
@@ -290,11 +287,9 @@ impl TrainableModel for RetrievalModel {
             Some((selected, read)) => (mean(selected.float()), mean(read.float())),
             None => (self.attended(&problem), self.attended(&problem)),
         };
+        let likelihood = mean(prediction.log_likelihood(&problem.target));
         let mut measured = vec![
-            (
-                "log_likelihood",
-                mean(prediction.log_likelihood(&problem.target)),
-            ),
+            ("log_likelihood", likelihood),
             ("tokens_percent", 100.0 * selected / problem.tokens),
             ("nodes_selected", selected),
             ("nodes_read", read),
@@ -304,33 +299,11 @@ impl TrainableModel for RetrievalModel {
             let right = prediction.reward(&problem.target, RewardKind::Accuracy);
             measured.push(("accuracy", mean(right)));
         }
+        let end = problem.kind.map(|kind| format!("_{kind}"));
+        let end = end.unwrap_or_default();
+        let measured = measured.into_iter();
         measured
-            .into_iter()
-            .map(|(name, mean)| {
-                let name = match problem.kind {
-                    Some(kind) => format!("{name}_{kind}"),
-                    None => name.to_owned(),
-                };
-                Measurement::new(name, mean * weight, weight)
-            })
+            .map(|(name, mean)| Measurement::new(format!("{name}{end}"), mean * weight, weight))
             .collect()
-    }
-}
-
-/// Adds the numbers by which a person judges a step.
-fn with_quality(
-    output: StepOutput,
-    log_likelihood: Tensor<1>,
-    prediction: &Prediction,
-    problem: &Problem,
-) -> StepOutput {
-    let output = output.with_metric("log_likelihood", log_likelihood);
-    match &problem.target {
-        Target::Values(_) => output,
-        Target::Classes(_) => {
-            let right = prediction.reward(&problem.target, RewardKind::Accuracy);
-            let right = masked_average(right, problem.target_mask.as_ref());
-            output.with_metric("accuracy", right)
-        }
     }
 }

@@ -73,9 +73,7 @@ impl ImageTask {
         self.test
             .whole_image(image, context, EVALUATION_SEED, device)
     }
-}
 
-impl ImageTask {
     /// The same as a source of problems.
     pub fn into_data(self, std: StdKind) -> TaskData {
         let (set, config) = (self.train.set(), self.train.config());

@@ -75,13 +75,8 @@ fn digest(sets: [&SeriesSet; 2]) -> String {
         bytes.push(names.flatten().copied().collect());
         for series in set.series() {
             let values = series.values.iter().flat_map(|value| value.to_le_bytes());
-            bytes.push(
-                (series.class as u64)
-                    .to_le_bytes()
-                    .into_iter()
-                    .chain(values)
-                    .collect(),
-            );
+            let class = (series.class as u64).to_le_bytes().into_iter();
+            bytes.push(class.chain(values).collect());
         }
     }
     sha256(bytes.iter().map(Vec::as_slice))
