@@ -23,21 +23,13 @@ const COMPILED: &[(&str, Open)] = &[
     #[cfg(feature = "rocm")]
     ("rocm", || Device::rocm(0)),
     #[cfg(feature = "metal")]
-    ("metal", || {
-        Device::metal(burn::tensor::DeviceKind::DefaultDevice)
-    }),
+    ("metal", || Device::metal(Default::default())),
     #[cfg(feature = "vulkan")]
-    ("vulkan", || {
-        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)
-    }),
+    ("vulkan", || Device::vulkan(Default::default())),
     #[cfg(feature = "webgpu")]
-    ("webgpu", || {
-        Device::webgpu(burn::tensor::DeviceKind::DefaultDevice)
-    }),
+    ("webgpu", || Device::webgpu(Default::default())),
     #[cfg(feature = "wgpu")]
-    ("wgpu", || {
-        Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)
-    }),
+    ("wgpu", || Device::wgpu(Default::default())),
     #[cfg(feature = "cpu")]
     ("cpu", Device::cpu),
 ];

@@ -3,7 +3,7 @@
 use crate::experiment::{
     Asked, Experiment, Row, TREE_CODER, quoted, refuse_doubled, run as run_experiment,
 };
-use crate::families::{AnyModel, AnyTask, Family, Preset, named, of_family};
+use crate::families::{AnyModel, AnyTask, Family, Preset, named, names, of_family};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum as _};
 use std::path::Path;
@@ -49,14 +49,10 @@ pub fn run(mut args: CompareArgs) -> Result<ExitCode> {
 fn of_file(args: &CompareArgs) -> Result<Experiment> {
     let path = Path::new(&args.what);
     if path.extension().is_none_or(|ending| ending != "json") {
-        let tasks: Vec<&str> = AnyTask::value_variants()
-            .iter()
-            .map(|task| task.name())
-            .collect();
         bail!(
             "{}: expected one of {}, or a file of an experiment (.json)",
             args.what,
-            tasks.join(", ")
+            names::<AnyTask>().join(", ")
         );
     }
     let mut experiment = Experiment::read(path)?;
@@ -89,12 +85,10 @@ const ONE_RATE: &str =
 fn of_task(args: &mut CompareArgs, task: AnyTask) -> Result<Experiment> {
     let is_grid = matches!(task, AnyTask::Language(_));
     let mut models = args.models.clone();
-    if is_grid {
-        if !args.rates.is_empty() {
-            bail!(ONE_RATE);
-        }
-    } else {
+    if !is_grid {
         args.asked.grid.refuse(task.name())?;
+    } else if !args.rates.is_empty() {
+        bail!(ONE_RATE);
     }
     let bundled = Experiment::bundled(task.name())?;
     if models.is_empty() {

@@ -265,7 +265,10 @@ impl Results {
                 .collect(),
             Self::Optimisation { played, random } => {
                 let regret = |regrets: &optimisation::Regrets| -> Vec<Value> {
-                    let row = |round| json!({ "round": round, "simple_regret": number(after(regrets, round)) });
+                    let row = |round| {
+                        let regret = number(after(regrets, round));
+                        json!({ "round": round, "simple_regret": regret })
+                    };
                     marks(rounds).into_iter().map(row).collect()
                 };
                 let played = played.iter().map(|(player, regrets)| {

@@ -296,11 +296,11 @@ impl<'a> Results<'a> {
                      the training steps alone, where the run lies on this machine; other work on it is in them.\n";
         }
         let automatic = self.experiment.columns.is_empty() && self.cases.is_none();
-        if automatic
-            && has(
-                |column| matches!(column, Column::Metric(metric) if metric.metric == "effective_leaves"),
-            )
-        {
+        let leaves = has(|column| match column {
+            Column::Metric(metric) => metric.metric == "effective_leaves",
+            _ => false,
+        });
+        if automatic && leaves {
             text += "Effective leaves: 1 / cost ratio, the share of all pairs of a query and a key that are in one leaf. \
                      tree-coarse forms no pairs: there it says how evenly tokens spread.\n";
         }

@@ -14,7 +14,7 @@ mod names;
 pub mod retrieval;
 pub mod sequence;
 
-pub use names::{AnyModel, AnyTask, Preset, named};
+pub use names::{AnyModel, AnyTask, Preset, named, names};
 
 use crate::placement::NOTHING_TO_PLACE;
 use crate::whole;
@@ -256,31 +256,18 @@ pub struct About {
 /// A file in the folder of a run that keeps something of its data.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    name: &'static str,
-    contents: String,
-    check: Option<CheckKept>,
+    /// Its name.
+    pub name: &'static str,
+    /// All of it.
+    pub contents: String,
+    /// Where a run whose file is another goes on no more: what says so.
+    pub check: Option<CheckKept>,
 }
 
 /// Refuses other contents than a run's folder has: the folder, what it has, what there is.
 type CheckKept = fn(&Path, &str, &str) -> Result<()>;
 
 impl Kept {
-    /// A file of this name and with these contents.
-    pub fn new(name: &'static str, contents: String) -> Self {
-        Self {
-            name,
-            contents,
-            check: None,
-        }
-    }
-
-    /// The same, and a run whose file is refused goes on no more.
-    #[must_use]
-    pub fn checked_by(mut self, check: CheckKept) -> Self {
-        self.check = Some(check);
-        self
-    }
-
     /// Refuses a folder whose file says that its run began with other data. A folder without the file is believed.
     ///
     /// # Errors

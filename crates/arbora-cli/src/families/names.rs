@@ -4,7 +4,7 @@ use super::Family;
 use super::language::{LanguageModelKind, LanguageTask};
 use super::retrieval::{RetrievalModelKind, RetrievalTask};
 use super::sequence::{SequenceModelKind, SequenceTask};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
@@ -28,10 +28,8 @@ pub enum Preset {
 /// # Errors
 /// If there is none.
 pub fn named<V: ValueEnum>(name: &str) -> Result<V> {
-    V::from_str(name, false).map_err(|_| {
-        let known = names(V::value_variants());
-        anyhow!("expected one of {known}, got {name}")
-    })
+    let refused = |_| anyhow!("expected one of {}, got {name}", names::<V>().join(", "));
+    V::from_str(name, false).map_err(refused)
 }
 
 /// A value of any family. Its names on the command line are those of all families; one that several families have
@@ -118,32 +116,27 @@ impl AnyModel {
     /// # Errors
     /// If it is of other families only.
     pub fn of<F: Family>(self) -> Result<&'static str> {
-        self.of_family::<F::ModelKind>().map(|_| self.name())
-    }
-
-    fn of_family<K: ValueEnum>(self) -> Result<K> {
+        let (name, known) = (self.name(), names::<F::ModelKind>());
         let learns = match self {
             Self::Retrieval(_) => "retrieval",
             Self::Sequence(_) => "sequences",
             Self::Language(_) => "language",
         };
-        K::from_str(self.name(), false).map_err(|_| {
-            anyhow!(
-                "--model: {} learns {learns}; here: {}",
-                self.name(),
-                names(K::value_variants())
-            )
-        })
+        match known.iter().any(|other| other == name) {
+            true => Ok(name),
+            false => bail!(
+                "--model: {name} learns {learns}; here: {}",
+                known.join(", ")
+            ),
+        }
     }
 }
 
-/// The names of values on the command line.
-fn names<V: ValueEnum>(values: &[V]) -> String {
-    let names: Vec<String> = values
-        .iter()
-        .filter_map(|value| Some(value.to_possible_value()?.get_name().to_owned()))
-        .collect();
-    names.join(", ")
+/// The names of all values on the command line.
+pub fn names<V: ValueEnum>() -> Vec<String> {
+    let values = V::value_variants().iter();
+    let name = |value: &V| Some(value.to_possible_value()?.get_name().to_owned());
+    values.filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -153,31 +146,24 @@ mod tests {
     use crate::families::retrieval::RetrievalConfig;
     use crate::families::sequence::SequenceConfig;
 
-    fn names_of<V: ValueEnum>() -> Vec<String> {
-        let values = V::value_variants().iter();
-        values
-            .map(|value| value.to_possible_value().unwrap().get_name().to_owned())
-            .collect()
-    }
-
     #[test]
     fn every_task_of_all_families_can_be_named() {
         let tasks = [
-            names_of::<RetrievalTask>(),
-            names_of::<SequenceTask>(),
-            names_of::<LanguageTask>(),
+            names::<RetrievalTask>(),
+            names::<SequenceTask>(),
+            names::<LanguageTask>(),
         ];
-        assert_eq!(tasks.concat(), names_of::<AnyTask>());
+        assert_eq!(tasks.concat(), names::<AnyTask>());
     }
 
     #[test]
     fn every_model_of_all_families_can_be_named_once_and_found_by_its_name() {
         let families = [
-            names_of::<RetrievalModelKind>(),
-            names_of::<SequenceModelKind>(),
-            names_of::<LanguageModelKind>(),
+            names::<RetrievalModelKind>(),
+            names::<SequenceModelKind>(),
+            names::<LanguageModelKind>(),
         ];
-        let all = names_of::<AnyModel>();
+        let all = names::<AnyModel>();
         for (at, name) in all.iter().enumerate() {
             assert!(!all[..at].contains(name), "{name} twice");
         }

@@ -2,12 +2,12 @@
 //! tokenizer, and which text it was.
 
 use super::LanguageConfig;
-use crate::families::{Family as _, Kept, TrainingBatches};
+use crate::families::{Family as _, Kept};
 use crate::quiet::without_panic;
 use anyhow::{Context as _, Error, Result, bail};
 use arbora::tasks::TaskError;
 use arbora::tasks::text::{Corpus, Text, TextBatch, TextConfig, Tokenizer};
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -134,12 +134,21 @@ impl LanguageData {
     /// # Errors
     /// If it cannot be written as JSON.
     pub fn kept(&self) -> Result<Vec<Kept>> {
-        let facts = serde_json::to_string_pretty(&TextFacts::of(self))? + "\n";
-        let tokenizer = self.text.tokenizer().to_json();
-        Ok(vec![
-            Kept::new(TOKENIZER, tokenizer),
-            Kept::new(TEXT, facts).checked_by(expect_text),
-        ])
+        let facts = TextFacts {
+            training: PartFacts::of(&self.training),
+            validation: PartFacts::of(&self.validation),
+        };
+        let tokenizer = Kept {
+            name: TOKENIZER,
+            contents: self.text.tokenizer().to_json(),
+            check: None,
+        };
+        let text = Kept {
+            name: TEXT,
+            contents: serde_json::to_string_pretty(&facts)? + "\n",
+            check: Some(expect_text),
+        };
+        Ok(vec![tokenizer, text])
     }
 
     /// Refuses a text that is not the one that the run in a folder began with. Folders of earlier versions do not say
@@ -262,33 +271,6 @@ impl LanguageConfig {
         }
     }
 
-    /// Training batches.
-    pub fn batches(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
-        let (text, batch_size) = (data.text.clone(), self.batch_size);
-        let prompt = self.prompt();
-        Box::new(move |seed, step, device| {
-            let batch = text.batch(seed, step, batch_size, device)?;
-            Ok(LanguageBatch::new(batch, prompt))
-        })
-    }
-
-    /// The fixed evaluation batches.
-    ///
-    /// # Errors
-    /// If the text cannot give them.
-    pub fn held_out(
-        &self,
-        data: &LanguageData,
-        items: usize,
-        device: &Device,
-    ) -> Result<Vec<LanguageBatch>, TaskError> {
-        let (text, size) = (&data.text, self.eval_batch_size);
-        let batches = text.spread_eval_batches(self.eval_batches(data, items), size, device)?;
-        Ok(batches
-            .map(|batch| LanguageBatch::new(batch, self.prompt()))
-            .collect())
-    }
-
     /// Refuses a text in which nothing is asked for: its loss would be the mean of nothing.
     ///
     /// # Errors
@@ -344,7 +326,7 @@ impl LanguageConfig {
     }
 
     /// Batches of an evaluation that asks for so many sequences, all with 0.
-    fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
+    pub(super) fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
         let windows = self
             .common()
             .measured(items, Some(data.text.validation_windows()));
@@ -414,12 +396,8 @@ impl PartFacts {
 
 impl std::fmt::Display for PartFacts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            sha256,
-            bytes,
-            documents,
-        } = self;
-        let start: String = sha256.chars().take(12).collect();
+        let (bytes, documents) = (self.bytes, self.documents);
+        let start: String = self.sha256.chars().take(12).collect();
         write!(
             f,
             "{bytes} bytes in {documents} documents with SHA-256 {start}…"
@@ -431,15 +409,6 @@ impl std::fmt::Display for PartFacts {
 struct TextFacts {
     training: PartFacts,
     validation: PartFacts,
-}
-
-impl TextFacts {
-    fn of(data: &LanguageData) -> Self {
-        Self {
-            training: PartFacts::of(&data.training),
-            validation: PartFacts::of(&data.validation),
-        }
-    }
 }
 
 /// The tokenizer that a run's folder keeps.

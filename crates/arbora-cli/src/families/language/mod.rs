@@ -86,7 +86,12 @@ impl Family for LanguageConfig {
     }
 
     fn training(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
-        self.batches(data)
+        let (text, batch_size) = (data.text.clone(), self.batch_size);
+        let prompt = self.prompt();
+        Box::new(move |seed, step, device| {
+            let batch = text.batch(seed, step, batch_size, device)?;
+            Ok(LanguageBatch::new(batch, prompt))
+        })
     }
 
     fn evaluation(
@@ -95,7 +100,12 @@ impl Family for LanguageConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<LanguageBatch>, TaskError> {
-        self.held_out(data, items, device)
+        let (text, size) = (&data.text, self.eval_batch_size);
+        let batches = text.spread_eval_batches(self.eval_batches(data, items), size, device)?;
+        let prompt = self.prompt();
+        Ok(batches
+            .map(|batch| LanguageBatch::new(batch, prompt))
+            .collect())
     }
 
     fn draw(

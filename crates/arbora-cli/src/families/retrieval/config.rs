@@ -229,26 +229,22 @@ impl RetrievalConfig {
             );
         }
         // These know their settings by short names; a person needs the path to give to --set.
-        match &self.data {
-            Source::Copy(copy) => copy.check().map_err(|error| anyhow!("data.{error}"))?,
-            Source::Gp(gp) => gp.check().map_err(|error| anyhow!("data.{error}"))?,
-            Source::Bandit(bandit) => {
-                bandit.check().map_err(|error| anyhow!("data.{error}"))?;
-                for (key, value) in [
-                    ("data.max_context", bandit.max_context),
-                    ("data.target_contexts", bandit.target_contexts),
-                ] {
-                    if value > LARGEST_SIZE {
-                        bail!("{key}: expected at most {LARGEST_SIZE}, got {value}");
-                    }
+        let checked = match &self.data {
+            Source::Copy(copy) => copy.check(),
+            Source::Gp(gp) => gp.check(),
+            Source::Bandit(bandit) => bandit.check(),
+            data => data.windows().map_or(Ok(()), |windows| windows.check()),
+        };
+        checked.map_err(|error| anyhow!("data.{error}"))?;
+        if let Source::Bandit(bandit) = &self.data {
+            for (key, value) in [
+                ("data.max_context", bandit.max_context),
+                ("data.target_contexts", bandit.target_contexts),
+            ] {
+                if value > LARGEST_SIZE {
+                    bail!("{key}: expected at most {LARGEST_SIZE}, got {value}");
                 }
             }
-            Source::SeriesSample(_) | Source::Series { .. } => self
-                .data
-                .windows()
-                .map_or(Ok(()), |windows| windows.check())
-                .map_err(|error| anyhow!("data.{error}"))?,
-            Source::Sample | Source::Idx { .. } | Source::Folder { .. } => {}
         }
         if let Some(points) = &self.points {
             points.check().map_err(|error| anyhow!("points.{error}"))?;

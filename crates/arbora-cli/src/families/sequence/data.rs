@@ -1,12 +1,8 @@
 //! From settings to sequences.
 
-use super::SequenceConfig;
 use super::config::SequenceTask;
-use crate::families::{EVALUATION_SEED, TrainingBatches};
 use anyhow::{Result, anyhow};
-use arbora::tasks::TaskError;
 use arbora::tasks::recall::{Lookup, LookupBatch, NeedleConfig, RecallConfig};
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 /// Where the sequences come from.
@@ -49,36 +45,4 @@ pub struct SequenceBatch {
     pub lookup: LookupBatch,
     /// Share of the training that is done, 0 to 1.
     pub progress: f64,
-}
-
-/// Training batches.
-pub fn training(config: &SequenceConfig, data: &Lookup) -> TrainingBatches<SequenceBatch> {
-    let (data, batch_size) = (data.clone(), config.batch_size);
-    let steps = config.trainer.steps.max(1);
-    Box::new(move |seed, step, device| {
-        Ok(SequenceBatch {
-            lookup: data.batch(seed, step, batch_size, device)?,
-            progress: step as f64 / steps as f64,
-        })
-    })
-}
-
-/// The fixed evaluation batches.
-///
-/// # Errors
-/// If the data cannot give them.
-pub fn evaluation(
-    config: &SequenceConfig,
-    data: &Lookup,
-    items: usize,
-    device: &Device,
-) -> Result<Vec<SequenceBatch>, TaskError> {
-    (0..items.div_ceil(config.eval_batch_size) as u64)
-        .map(|index| {
-            Ok(SequenceBatch {
-                lookup: data.eval_batch(EVALUATION_SEED, index, config.eval_batch_size, device)?,
-                progress: 1.0,
-            })
-        })
-        .collect()
 }

@@ -11,7 +11,7 @@ pub use data::SequenceBatch;
 pub use model::SequenceModel;
 
 use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, common, named};
+use super::{EVALUATION_SEED, column, common, named};
 use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, derive};
 use arbora::tasks::TaskError;
@@ -84,7 +84,14 @@ impl Family for SequenceConfig {
     }
 
     fn training(&self, data: &Lookup) -> TrainingBatches<SequenceBatch> {
-        data::training(self, data)
+        let (data, batch_size) = (data.clone(), self.batch_size);
+        let steps = self.trainer.steps.max(1);
+        Box::new(move |seed, step, device| {
+            Ok(SequenceBatch {
+                lookup: data.batch(seed, step, batch_size, device)?,
+                progress: step as f64 / steps as f64,
+            })
+        })
     }
 
     fn evaluation(
@@ -93,7 +100,14 @@ impl Family for SequenceConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<SequenceBatch>, TaskError> {
-        data::evaluation(self, data, items, device)
+        let size = self.eval_batch_size;
+        let batch = |index| {
+            Ok(SequenceBatch {
+                lookup: data.eval_batch(EVALUATION_SEED, index, size, device)?,
+                progress: 1.0,
+            })
+        };
+        (0..items.div_ceil(size) as u64).map(batch).collect()
     }
 
     fn draw(
