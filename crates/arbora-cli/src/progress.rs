@@ -26,11 +26,13 @@ impl Bar {
 impl Progress for Bar {
     fn on_step(&mut self, report: &StepReport) {
         let number = |name| report.metric(name).unwrap_or(f32::NAN);
-        let quality = quality(report.metric("log_likelihood"), report.metric("accuracy"));
-        let tokens = report
-            .metric("tokens_percent")
-            .map(|percent| format!("  tokens {percent:.1} %"))
-            .unwrap_or_default();
+        // Where there are classes, a person judges a step by their accuracy.
+        let quality = match report.metric("accuracy") {
+            Some(accuracy) => format!("accuracy {:.1} %", 100.0 * accuracy),
+            None => format!("log-lik {:.3}", number("log_likelihood")),
+        };
+        let tokens = report.metric("tokens_percent");
+        let tokens = tokens.map_or(String::new(), |percent| format!("  tokens {percent:.1} %"));
         self.bar.set_message(format!(
             "loss {:.3}  {quality}{tokens}{}",
             number("loss"),
@@ -45,10 +47,10 @@ impl Progress for Bar {
 
     fn on_evaluation(&mut self, report: &EvaluationReport) {
         let accuracy = report.metric("accuracy");
-        let log_likelihood = report.metric("log_likelihood");
-        let short = match (accuracy, log_likelihood) {
-            (Some(accuracy), _) => format!("{:.2} %", 100.0 * accuracy),
-            (None, log_likelihood) => format!("{:.3}", log_likelihood.unwrap_or(f64::NAN)),
+        let log_likelihood = report.metric("log_likelihood").unwrap_or(f64::NAN);
+        let short = match accuracy {
+            Some(accuracy) => format!("{:.2} %", 100.0 * accuracy),
+            None => format!("{log_likelihood:.3}"),
         };
         self.evaluated = format!("  held-out {short}");
         if self.bar.is_hidden() {
@@ -56,23 +58,14 @@ impl Progress for Bar {
             let (name, step) = (self.bar.prefix(), report.step);
             match accuracy {
                 Some(_) => eprintln!("{name}: step {step}, held-out accuracy {short}"),
-                None => eprintln!(
-                    "{name}: step {step}, held-out log-likelihood {:.4}",
-                    log_likelihood.unwrap_or(f64::NAN)
-                ),
+                None => {
+                    eprintln!("{name}: step {step}, held-out log-likelihood {log_likelihood:.4}")
+                }
             }
         }
     }
 
     fn on_notice(&mut self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
-    }
-}
-
-/// By what a person judges a step: the accuracy where there are classes.
-fn quality(log_likelihood: Option<f32>, accuracy: Option<f32>) -> String {
-    match accuracy {
-        Some(accuracy) => format!("accuracy {:.1} %", 100.0 * accuracy),
-        None => format!("log-lik {:.3}", log_likelihood.unwrap_or(f32::NAN)),
     }
 }

@@ -80,7 +80,9 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let config = config_of::<LanguageConfig>(&args.run)?;
     // The text that it learned from is not needed.
     let tokenizer = kept_tokenizer(&args.run)?;
-    let prompts = encoded(&args.prompts, &tokenizer)?;
+    let prompts = args.prompts.iter();
+    let prompts = prompts.map(|prompt| encoded(prompt, &tokenizer, "--prompt", "to begin with"));
+    let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_>>()?;
     let options = options(&args, &tokenizer)?;
     let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
     for error in passed_over {
@@ -145,27 +147,25 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn encoded(prompts: &[String], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let mut all = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        let ids = tokenizer.encode(prompt).context("--prompt")?.ids;
-        if ids.is_empty() {
-            bail!("--prompt: {prompt:?} has no token to begin with");
-        }
-        all.push(ids);
+/// The tokens of the text of an option; none is refused, with what it would be for.
+fn encoded(
+    text: &str,
+    tokenizer: &Tokenizer,
+    option: &'static str,
+    what: &str,
+) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(text).context(option)?.ids;
+    if ids.is_empty() {
+        bail!("{option}: {text:?} has no token {what}");
     }
-    Ok(all)
+    Ok(ids)
 }
 
 fn options(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<GenerateOptions> {
     // The same text may be other tokens where it is generated; `Text` and `Stream` look for the text itself.
     let mut stop = vec![vec![tokenizer.end_of_document()]];
     for text in &args.stops {
-        let ids = tokenizer.encode(text).context("--stop")?.ids;
-        if ids.is_empty() {
-            bail!("--stop: {text:?} has no token to stop at");
-        }
-        stop.push(ids);
+        stop.push(encoded(text, tokenizer, "--stop", "to stop at")?);
     }
     let options = GenerateOptions::new()
         .with_max_tokens(args.tokens)

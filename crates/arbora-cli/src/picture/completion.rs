@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use super::svg::{Anchor, Colour, Scene};
-use super::{NON_FINITE, between, pixel_colour};
+use super::{NON_FINITE, between, check_size, pixel_colour};
 
 /// The longer side of an enlarged image, in pixels of the picture, unless the image is larger.
 const CELL: usize = 112;
@@ -165,19 +165,12 @@ impl CompletionRow {
 }
 
 fn check(at: usize, row: &CompletionRow, models: usize) -> Result<()> {
-    ensure!(
-        row.height > 0 && row.width > 0,
-        "image {at}: expected at least one pixel, got {}x{}",
-        row.height,
-        row.width
-    );
-    let channels = row.channels;
-    ensure!(
-        [1, 3].contains(&channels),
-        "image {at}: expected 1 or 3 channels, got {channels}"
-    );
+    check_size(
+        &format!("image {at}"),
+        [row.height, row.width, row.channels],
+    )?;
     let pixels = row.height * row.width;
-    let values = pixels * channels;
+    let values = pixels * row.channels;
     let mut lengths = vec![
         ("truth", values, row.truth.len()),
         ("observed", pixels, row.observed.len()),
@@ -212,11 +205,9 @@ mod tests {
         let size = height * width;
         let value = |at: usize| {
             let (y, x) = (at / channels / width, at / channels % width);
-            let inside = (y as f32 - 13.5).hypot(x as f32 - 13.5) < 9.0;
-            if inside {
-                0.4 - 0.25 * (at % channels) as f32
-            } else {
-                -0.5
+            match (y as f32 - 13.5).hypot(x as f32 - 13.5) < 9.0 {
+                true => 0.4 - 0.25 * (at % channels) as f32,
+                false => -0.5,
             }
         };
         let truth: Vec<f32> = (0..size * channels).map(value).collect();
@@ -262,12 +253,7 @@ mod tests {
         // The heat map runs from 0 at the first pixel to the end of the scale at the last.
         assert_eq!(at(2, 0, 0, 0), HEAT[0]);
         assert_eq!(at(4, 1, 27, 27), HEAT[7]);
-        assert!(
-            scene
-                .text_boxes()
-                .iter()
-                .any(|(text, _)| text == "ReTreever")
-        );
+        assert!(scene.svg().contains(">ReTreever</text>"));
     }
 
     #[test]

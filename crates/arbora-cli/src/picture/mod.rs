@@ -18,10 +18,26 @@ pub mod shares;
 mod svg;
 mod text;
 
+use anyhow::{Result, ensure};
 use svg::Colour;
 
 /// NaN and infinities in images, which should not be there.
 const NON_FINITE: Colour = [220, 30, 30];
+
+/// Refuses an image without pixels, or of a number of channels that has no colour.
+///
+/// - what: what the image is called
+fn check_size(what: &str, [height, width, channels]: [usize; 3]) -> Result<()> {
+    ensure!(
+        height > 0 && width > 0,
+        "{what}: expected at least one pixel, got {height}x{width}"
+    );
+    ensure!(
+        [1, 3].contains(&channels),
+        "{what}: expected 1 or 3 channels, got {channels}"
+    );
+    Ok(())
+}
 
 /// The colour of a pixel of one (grey) or three values (red, green, blue) in [-0.5, 0.5]; others are
 /// clamped.

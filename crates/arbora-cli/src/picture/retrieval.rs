@@ -11,7 +11,7 @@ use arbora::tree::TokenTreeShape;
 
 use super::svg::{Anchor, Colour, INK, PAPER, Place, Scene};
 use super::text::{self, fit, wrap};
-use super::{between, pixel_colour};
+use super::{between, check_size, pixel_colour};
 
 /// Up to this many nodes of height 0, every node of a tree is drawn. Of larger trees, what lies under
 /// a selected or untouched node is drawn as one triangle.
@@ -719,14 +719,7 @@ fn draw_image(
 
 fn check_image(image: &ImageInset, leaves: usize) -> Result<()> {
     let (height, width, channels) = (image.height, image.width, image.channels);
-    ensure!(
-        height > 0 && width > 0,
-        "image: expected at least one pixel, got {height}x{width}"
-    );
-    ensure!(
-        [1, 3].contains(&channels),
-        "image: expected 1 or 3 channels, got {channels}"
-    );
+    check_size("image", [height, width, channels])?;
     for (what, expected, got) in [
         ("pixels", height * width * channels, image.pixels.len()),
         ("leaves", leaves, image.leaves.len()),
@@ -960,7 +953,7 @@ mod tests {
         untouched.tree.path.clear();
         let scene = scene(&untouched);
         scene.check("untouched");
-        assert!(scene.text_boxes().iter().any(|(text, _)| text == "512"));
+        assert!(scene.svg().contains(">512</text>"));
     }
 
     #[test]

@@ -38,12 +38,10 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         _ => retrieval::inspect(&args)?,
     };
     seen.write(&args.run, &out)?;
-    show(&match args.json {
-        true => seen.numbers.to_string(),
-        false => match seen.is_bare {
-            true => format!("{} in {}", seen.text, out.display()),
-            false => format!("{}\npictures and numbers: {}", seen.text, out.display()),
-        },
+    show(&match (args.json, seen.is_bare) {
+        (true, _) => seen.numbers.to_string(),
+        (false, true) => format!("{} in {}", seen.text, out.display()),
+        (false, false) => format!("{}\npictures and numbers: {}", seen.text, out.display()),
     })?;
     Ok(ExitCode::SUCCESS)
 }

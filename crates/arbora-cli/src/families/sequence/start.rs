@@ -78,17 +78,18 @@ impl SequenceConfig {
             path: from.into(),
             what: "run to start from",
         };
+        let other = |setting: &str, saved: &dyn ToString, asked: &dyn ToString| {
+            Err(TrainError::OtherSettings {
+                path: from.into(),
+                setting: setting.into(),
+                saved: saved.to_string(),
+                asked: asked.to_string(),
+            }
+            .into())
+        };
         match AnyTask::of_run(from) {
             Some(AnyTask::Sequence(_)) => {}
-            Some(task) => {
-                return Err(TrainError::OtherSettings {
-                    path: from.into(),
-                    setting: "task".into(),
-                    saved: task.name().into(),
-                    asked: self.task.name().into(),
-                }
-                .into());
-            }
+            Some(task) => return other("task", &task.name(), &self.task.name()),
             None if !from.join(CONFIG).exists() => return Err(missing().into()),
             // Reading it whole says what is wrong with it.
             None => {}
@@ -103,13 +104,7 @@ impl SequenceConfig {
             })
             .map(serde_json::to_value);
         if let Some((key, wanted, found)) = difference(&wanted?, &found?) {
-            return Err(TrainError::OtherSettings {
-                path: from.into(),
-                setting: key,
-                saved: found.to_string(),
-                asked: wanted.to_string(),
-            }
-            .into());
+            return other(&key, found, wanted);
         }
         let (checkpoint, passed_over) = Checkpoint::newest(from)?;
         for error in passed_over {
