@@ -359,18 +359,11 @@ fn one_line(error: &Error) -> String {
 }
 
 fn exit_code(error: &Error) -> u8 {
-    match error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<TrainError>())
-    {
-        Some(TrainError::NonFinite { .. } | TrainError::Device(_) | TrainError::Signal(_)) => 1,
-        _ if matches!(
-            error.downcast_ref::<GenerateError>(),
-            Some(GenerateError::NotFinite { .. })
-        ) =>
-        {
-            1
-        }
+    use TrainError::{Device, NonFinite, Signal};
+    let trained = error.chain().find_map(|cause| cause.downcast_ref());
+    match (trained, error.downcast_ref()) {
+        (Some(NonFinite { .. } | Device(_) | Signal(_)), _) => 1,
+        (_, Some(GenerateError::NotFinite { .. })) => 1,
         _ => 2,
     }
 }

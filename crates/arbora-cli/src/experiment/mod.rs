@@ -483,14 +483,10 @@ mod tests {
     use clap::ValueEnum as _;
 
     fn all() -> impl Iterator<Item = (&'static str, Experiment)> {
-        let parsed = |(name, text): &(&'static str, &str)| {
-            let experiment = Experiment::parse(text);
-            (
-                *name,
-                experiment.unwrap_or_else(|error| panic!("{name}: {error:#}")),
-            )
-        };
-        BUNDLED.iter().map(parsed)
+        BUNDLED.iter().map(|(name, text)| {
+            let refused = |error| panic!("{name}: {error:#}");
+            (*name, Experiment::parse(text).unwrap_or_else(refused))
+        })
     }
 
     #[test]

@@ -69,8 +69,16 @@ impl Plan {
             for case in 0..planning.cases.as_ref().map_or(1, Cases::count) {
                 for (row, given) in rows.iter().enumerate() {
                     let waits = !experiment.rates.is_empty() && rates[row].is_none();
-                    if !waits && experiment.seeds_of(given).contains(&seed) {
-                        plan.add(experiment, planning, Place { row, case, seed }, rates[row]);
+                    if waits || !experiment.seeds_of(given).contains(&seed) {
+                        continue;
+                    }
+                    let place = Place { row, case, seed };
+                    let run = Run::new(experiment, planning, place, rates[row]);
+                    // Models that are equal in several cases are one run.
+                    let known = plan.runs.iter().position(|other| other.name == run.name);
+                    plan.at.insert(place, known.unwrap_or(plan.runs.len()));
+                    if known.is_none() {
+                        plan.runs.push(run);
                     }
                 }
             }
@@ -88,23 +96,6 @@ impl Plan {
             tries.extend(experiment.rates.iter().map(run));
         }
         tries
-    }
-
-    fn add(
-        &mut self,
-        experiment: &Experiment,
-        planning: &Planning,
-        place: Place,
-        rate: Option<f64>,
-    ) {
-        let run = Run::new(experiment, planning, place, rate);
-        // Models that are equal in several cases are one run.
-        let known = self.runs.iter().position(|other| other.name == run.name);
-        let at = known.unwrap_or_else(|| {
-            self.runs.push(run);
-            self.runs.len() - 1
-        });
-        self.at.insert(place, at);
     }
 
     /// The run of this name.

@@ -353,27 +353,27 @@ impl<'a> Results<'a> {
     }
 
     fn cell(&self, column: &Column, line: &Line, entries: &[&Entry]) -> String {
+        let text = |numbers: Option<Statistic>, scale, digits| {
+            numbers.map_or(String::new(), |all| all.scaled(scale).text(digits))
+        };
         let times = |number: fn(&Times) -> Option<f64>, scale, digits| {
             let runs = self.runs_of(line.row, 0).filter(|_| !line.at_random);
             let numbers = runs.filter_map(|run| number(run.times.as_ref()?));
-            Statistic::of(numbers).map_or(String::new(), |all| all.scaled(scale).text(digits))
+            text(Statistic::of(numbers), scale, digits)
         };
         match column {
-            Column::Metric(metric) => self
-                .statistic(line, 0, &metric.metric)
-                .map_or(String::new(), |all| {
-                    all.scaled(metric.scale).text(metric.digits)
-                }),
-            Column::Plain(Plain::Parameters) => entries
-                .first()
-                .map_or(String::new(), |entry| thousands(entry.parameters)),
+            Column::Metric(metric) => {
+                let numbers = self.statistic(line, 0, &metric.metric);
+                text(numbers, metric.scale, metric.digits)
+            }
+            Column::Plain(Plain::Parameters) => {
+                let first = entries.first();
+                first.map_or(String::new(), |entry| thousands(entry.parameters))
+            }
             Column::Plain(Plain::Steps) => {
                 let steps: BTreeSet<u64> = entries.iter().map(|entry| entry.steps).collect();
-                steps
-                    .into_iter()
-                    .map(thousands)
-                    .collect::<Vec<_>>()
-                    .join("; ")
+                let steps: Vec<String> = steps.into_iter().map(thousands).collect();
+                steps.join("; ")
             }
             Column::Plain(Plain::TrainingSeconds) => {
                 times(|times| Some(times.training_seconds), 1.0, 1)

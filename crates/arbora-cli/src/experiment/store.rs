@@ -92,47 +92,24 @@ impl Origin<'_> {
         for key in ["trainer.checkpoint_every", "trainer.keep_checkpoints"] {
             remove(&mut settings, key);
         }
-        let all = json!({
+        let mut all = json!({
             "family": self.family, "version": self.version, "backend": self.backend, "settings": settings,
             "data": self.digest, "route": self.route, "from": self.from,
         });
-        let mut text = String::new();
-        canonical(&all, &mut text);
-        let hash = Sha256::digest(text.as_bytes());
+        forget_paths(&mut all);
+        all.sort_all_objects();
+        let hash = Sha256::digest(all.to_string().as_bytes());
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// JSON that is the same for the same values: without spaces, keys in order, and paths left out, since the digest of
-/// the data covers what they lead to.
-fn canonical(value: &Value, text: &mut String) {
-    let separated = |text: &mut String| {
-        if !text.ends_with(['{', '[']) {
-            text.push(',');
-        }
-    };
+/// Leaves paths out: the digest of the data covers what they lead to.
+fn forget_paths(value: &mut Value) {
     match value {
-        Value::Object(object) => {
-            text.push('{');
-            let sorted: BTreeMap<_, _> = object.iter().collect();
-            for (key, value) in sorted {
-                separated(text);
-                *text += &json!(key).to_string();
-                text.push(':');
-                canonical(value, text);
-            }
-            text.push('}');
-        }
-        Value::Array(values) => {
-            text.push('[');
-            for value in values {
-                separated(text);
-                canonical(value, text);
-            }
-            text.push(']');
-        }
-        Value::String(path) if Path::new(path).is_absolute() => *text += "null",
-        value => *text += &value.to_string(),
+        Value::Object(object) => object.values_mut().for_each(forget_paths),
+        Value::Array(values) => values.iter_mut().for_each(forget_paths),
+        Value::String(path) if Path::new(path).is_absolute() => *value = Value::Null,
+        _ => {}
     }
 }
 

@@ -287,19 +287,16 @@ impl LanguageConfig {
                 );
             }
         }
+        let text = &data.text;
         for (setting, items) in [
             ("eval_items", self.eval_items),
             ("test_items", self.test_items),
         ] {
-            let windows = self
-                .common()
-                .measured(items, Some(data.text.validation_windows()));
             let (batches, size) = (self.eval_batches(data, items), self.eval_batch_size);
-            if data
-                .text
-                .spread_targets_after(batches, size, self.unasked())?
-                == 0
-            {
+            if text.spread_targets_after(batches, size, self.unasked())? == 0 {
+                let windows = self
+                    .common()
+                    .measured(items, Some(text.validation_windows()));
                 bail!(
                     "{setting}: the {windows} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
                     self.prompt()

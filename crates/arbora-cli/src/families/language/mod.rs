@@ -108,12 +108,7 @@ impl Family for LanguageConfig {
             .collect())
     }
 
-    fn draw(
-        runs: &[Finished<'_, Self>],
-        _data: &LanguageData,
-        _device: &Device,
-        folder: &Path,
-    ) -> Result<()> {
+    fn draw(runs: &[Finished<Self>], _: &Self::Data, _: &Device, folder: &Path) -> Result<()> {
         report::draw(runs, folder)
     }
 }

@@ -343,6 +343,21 @@ mod tests {
         LanguageBatch::new(batch, prompt)
     }
 
+    /// A model, two windows and what it says of them: log-likelihoods and routes.
+    fn routed(
+        settings: &[&str],
+        device: &Device,
+    ) -> (LanguageModel, LanguageBatch, Tensor<2>, TreeCoderRouting) {
+        let config = config(settings);
+        let model = config.blank_for(257, device);
+        let batch = batch(config.prompt(), device);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (likelihoods, routing) = model.log_likelihood(&batch, &mut rng);
+        (model, batch, likelihoods, routing)
+    }
+
+    const CHUNKS: &str = r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#;
+
     #[test]
     fn neither_padding_nor_what_chooses_the_route_is_asked_for() {
         let device = Device::flex();
@@ -367,15 +382,12 @@ mod tests {
     #[test]
     fn each_route_is_rewarded_for_the_tokens_that_it_was_taken_for() {
         let device = Device::flex().autodiff();
-        let config = config(&[
-            r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
+        let settings = [
+            CHUNKS,
             "selector.balance.kind=none",
             "selector.gradient.kind=reinforce",
-        ]);
-        let model = config.blank_for(257, &device);
-        let batch = batch(config.prompt(), &device);
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let (likelihoods, routing) = model.log_likelihood(&batch, &mut rng);
+        ];
+        let (model, batch, likelihoods, routing) = routed(&settings, &device);
         let host: Vec<f32> = likelihoods.clone().into_data().iter::<f32>().collect();
         let decisions = model.decisions(&batch, likelihoods, &routing).unwrap();
         assert_eq!(decisions.reward.dims(), [6, 1]);
@@ -393,12 +405,7 @@ mod tests {
 
     #[test]
     fn entropies_weigh_as_much_as_they_have_items_with_text() {
-        let device = Device::flex();
-        let config = config(&[r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#]);
-        let model = config.blank_for(257, &device);
-        let batch = batch(config.prompt(), &device);
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let (_, routing) = model.log_likelihood(&batch, &mut rng);
+        let (model, batch, _, routing) = routed(&[CHUNKS], &Device::flex());
         let measured = model.routes(&batch, &routing, LISTED_LEAVES);
         let entropies = measured
             .iter()
@@ -434,22 +441,14 @@ mod tests {
 
     #[test]
     fn leaves_are_measured_in_large_trees_and_chunks_of_padding_are_left_out() {
-        let device = Device::flex();
-        let config = config(&[
-            r#"architecture.route_on={"kind":"previous-chunk","tokens":4}"#,
-            "architecture.height=7",
-            "model=hash-route",
-        ]);
-        let model = config.blank_for(257, &device);
-        let batch = batch(config.prompt(), &device);
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let (_, routing) = model.log_likelihood(&batch, &mut rng);
+        let settings = [CHUNKS, "architecture.height=7", "model=hash-route"];
+        let (model, batch, _, routing) = routed(&settings, &Device::flex());
         // Windows of 10 and 6 bytes: chunks of 4, 4 and 2; the second window ends in its second chunk.
         assert_eq!(routing.leaves.len(), 6);
         let sequences: Vec<usize> = model.routed(&batch, &routing).map(|(one, _)| one).collect();
         assert_eq!(sequences, [0, 0, 0, 1, 1]);
         let means: Vec<(String, f64)> = model
-            .evaluate(batch.clone(), &mut rng)
+            .evaluate(batch.clone(), &mut ChaCha8Rng::seed_from_u64(2))
             .into_iter()
             .map(|measured| (measured.name, measured.sum / measured.weight))
             .collect();

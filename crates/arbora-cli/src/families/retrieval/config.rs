@@ -361,9 +361,13 @@ mod tests {
         }
     }
 
-    fn refusal(settings: &[&str]) -> String {
+    fn with(settings: &[&str]) -> Result<RetrievalConfig> {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
-        format!("{:#}", layered(&small(), None, &settings).unwrap_err())
+        layered(&small(), None, &settings)
+    }
+
+    fn refusal(settings: &[&str]) -> String {
+        format!("{:#}", with(settings).unwrap_err())
     }
 
     #[test]
@@ -382,21 +386,16 @@ mod tests {
         assert!(refusal(&[r#"data={"kind":"copy"}"#]).contains("of another task than images"));
         let features = grey(1);
         let fits = |setting: &str| {
-            let config = layered(&small(), None, &[setting.to_string()]).unwrap();
-            config
-                .check_features(&features)
-                .map_err(|error| error.to_string())
+            let checked = with(&[setting]).unwrap().check_features(&features);
+            checked.map_err(|error| error.to_string())
         };
         let message = fits(r#"architecture.order={"axis":2}"#).unwrap_err();
         assert!(
             message.contains("positions have 2 coordinates"),
             "{message}"
         );
-        assert!(
-            fits("reward=accuracy")
-                .unwrap_err()
-                .contains("needs classes")
-        );
+        let message = fits("reward=accuracy").unwrap_err();
+        assert!(message.contains("needs classes"), "{message}");
         assert_eq!(fits("reward=negative-mse"), Ok(()));
     }
 
@@ -425,11 +424,11 @@ mod tests {
     #[test]
     fn settings_with_forms_of_their_own_are_replaced_whole() {
         let settings = [
-            r#"architecture.order={"random":{"seed":4}}"#.to_string(),
-            r#"data={"kind":"folder","path":"x","held_out":3}"#.to_string(),
-            r#"trainer.policy_gradient.baseline={"kind":"constant","value":-1.5}"#.to_string(),
+            r#"architecture.order={"random":{"seed":4}}"#,
+            r#"data={"kind":"folder","path":"x","held_out":3}"#,
+            r#"trainer.policy_gradient.baseline={"kind":"constant","value":-1.5}"#,
         ];
-        let config = layered(&small(), None, &settings).unwrap();
+        let config = with(&settings).unwrap();
         assert_eq!(config.architecture.order, TokenOrder::Random { seed: 4 });
         assert!(matches!(config.data, Source::Folder { held_out: 3, .. }));
         let baseline = config.trainer.policy_gradient.baseline;
@@ -438,11 +437,8 @@ mod tests {
 
     #[test]
     fn single_settings_of_a_choice_already_made_can_be_changed_alone() {
-        let settings = [
-            r#"data={"kind":"folder","path":"x","held_out":3}"#.to_string(),
-            "data.held_out=5".to_string(),
-        ];
-        let config = layered(&small(), None, &settings).unwrap();
+        let folder = r#"data={"kind":"folder","path":"x","held_out":3}"#;
+        let config = with(&[folder, "data.held_out=5"]).unwrap();
         assert!(matches!(config.data, Source::Folder { held_out: 5, .. }));
         assert!(refusal(&["data.held_out=5"]).contains("unknown key data.held_out"));
     }
@@ -470,13 +466,9 @@ mod tests {
 
     #[test]
     fn fingerprints_tell_architectures_apart_and_ignore_the_schedule() {
-        let base = small();
         let print = |settings: &[&str], channels| {
-            let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
-            layered(&base, None, &settings)
-                .unwrap()
-                .architecture_fingerprint(&grey(channels))
-                .unwrap()
+            let config = with(settings).unwrap();
+            config.architecture_fingerprint(&grey(channels)).unwrap()
         };
         assert_eq!(print(&[], 1), print(&["trainer.steps=5"], 1));
         assert_ne!(print(&[], 1), print(&[], 3));

@@ -110,12 +110,7 @@ impl Family for SequenceConfig {
         (0..items.div_ceil(size) as u64).map(batch).collect()
     }
 
-    fn draw(
-        runs: &[Finished<'_, Self>],
-        _data: &Lookup,
-        _device: &Device,
-        folder: &Path,
-    ) -> Result<()> {
+    fn draw(runs: &[Finished<Self>], _: &Self::Data, _: &Device, folder: &Path) -> Result<()> {
         report::draw(runs, folder)
     }
 }

@@ -72,12 +72,11 @@ impl SequenceModel {
     /// 1, for a third of the steps each.
     fn surrogate(&self, progress: f64) -> Option<Surrogate> {
         let candidates = [4, 2, 1][((3.0 * progress) as usize).min(2)];
-        self.objective
-            .anneal
-            .map(|temperature| Surrogate::TopMargin {
-                candidates,
-                temperature,
-            })
+        let temperature = self.objective.anneal?;
+        Some(Surrogate::TopMargin {
+            candidates,
+            temperature,
+        })
     }
 }
 
@@ -178,19 +177,15 @@ fn cost(
         let share = report.as_ref().map(mean_ratio);
         cost.record(layer, &block.attention, [tokens, tokens], share);
     }
-    let percent = 100.0 * cost.core_ratio();
-    let mut measured = vec![Measurement::new(
-        "core_flops_percent",
-        percent * weight,
-        weight,
-    )];
+    let of = |name: &str, mean: f64| Measurement::new(name, mean * weight, weight);
+    let mut measured = vec![of("core_flops_percent", 100.0 * cost.core_ratio())];
     let reports: Vec<&RoutingReport> = routing.iter().flatten().collect();
     if reports.is_empty() {
         return measured;
     }
     let ratios = reports.iter().map(|report| mean_ratio(report));
     let ratio = ratios.sum::<f64>() / reports.len() as f64;
-    measured.push(Measurement::new("cost_ratio", ratio * weight, weight));
+    measured.push(of("cost_ratio", ratio));
     // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
     measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
     let extremes = |read: fn(Tensor<3>) -> Tensor<3>| {
@@ -204,8 +199,8 @@ fn cost(
         extremes(|counts| counts.min_dim(2)),
         extremes(|counts| counts.max_dim(2)),
     );
-    measured.push(Measurement::new("leaf_tokens_min", least * weight, weight));
-    measured.push(Measurement::new("leaf_tokens_max", most * weight, weight));
+    measured.push(of("leaf_tokens_min", least));
+    measured.push(of("leaf_tokens_max", most));
     measured
 }
 
