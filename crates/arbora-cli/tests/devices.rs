@@ -11,6 +11,8 @@ fn devices(device: Option<&str>, threads: &str) -> Value {
     let place = Place::new();
     let mut command = place.command(["devices", "--json"]);
     command.env("RAYON_NUM_THREADS", threads);
+    // Without it a driver writes about it on standard error.
+    command.env("XDG_RUNTIME_DIR", place.path("."));
     if let Some(device) = device {
         command.env("BURN_DEVICE", device);
     }

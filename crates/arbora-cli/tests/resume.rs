@@ -17,6 +17,16 @@ const ATTEMPTS: usize = 5;
 
 /// A longer run with everything that a checkpoint has to carry.
 fn long(out: &str) -> Vec<String> {
+    called(&["train", "images"], out)
+}
+
+/// Such a run of each of two models.
+fn two(out: &str) -> Vec<String> {
+    let models = "retreever,cross-attention";
+    called(&["compare", "images", "--models", models], out)
+}
+
+fn called(command: &[&str], out: &str) -> Vec<String> {
     let settings = [
         format!("trainer.steps={STEPS}"),
         "trainer.eval_every=7".into(),
@@ -26,26 +36,18 @@ fn long(out: &str) -> Vec<String> {
         // Runs whose settings are compared: the interval of checkpoints changes no number.
         format!("trainer.checkpoint_every={}", 2 + random(4)),
     ];
-    let fixed = [
-        "train",
-        "images",
-        "--config",
-        "tiny.json",
-        "--out",
-        out,
-        "--json",
-    ];
+    let fixed = ["--config", "tiny.json", "--out", out, "--json"];
     let settings = settings
         .into_iter()
         .flat_map(|setting| ["--set".into(), setting]);
-    fixed
-        .map(String::from)
-        .into_iter()
-        .chain(settings)
-        .collect()
+    let fixed = command.iter().copied().chain(fixed).map(String::from);
+    fixed.chain(settings).collect()
 }
 
 const RESUME: [&str; 6] = ["train", "images", "--out", "out", "--resume", "--json"];
+
+/// The run of the second of two models.
+const SECOND: &str = "out/cross-attention-seed0";
 
 /// Another number below `end` at every call, from the clock: a killed run must resume from anywhere.
 fn random(end: u64) -> u64 {
@@ -55,11 +57,15 @@ fn random(end: u64) -> u64 {
     mixed % end
 }
 
-/// An uninterrupted run in `whole`; what it printed.
-fn uninterrupted(place: &Place) -> Value {
-    let args = long("whole");
+/// What a command printed that succeeded.
+fn printed(place: &Place, args: &[String]) -> Value {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     parse(&place.succeed(&args))
+}
+
+/// An uninterrupted run in `whole`; what it printed.
+fn uninterrupted(place: &Place) -> Value {
+    printed(place, &long("whole"))
 }
 
 /// Waits until the log of a run has more than `lines` lines. `false` if the process ended before.
@@ -80,11 +86,16 @@ fn reaches(place: &Place, child: &mut Child, run: &str, lines: usize) -> bool {
     false
 }
 
-/// Starts a run in `out` and kills it with the log of `run` at a random length.
-fn kill_in(place: &Place, run: &str) {
+/// Starts a run in `out` and kills it with its log at a random length.
+fn kill(place: &Place) {
+    kill_in(place, &long("out"), "out");
+}
+
+/// Starts a command in `out` and kills it with the log of `run` at a random length.
+fn kill_in(place: &Place, args: &[String], run: &str) {
     for _ in 0..ATTEMPTS {
         let _ = fs::remove_dir_all(place.path("out"));
-        let mut child = place.command(long("out")).spawn().unwrap();
+        let mut child = place.command(args).spawn().unwrap();
         if kill_after(place, &mut child, run, random(STEPS / 2) as usize) {
             return;
         }
@@ -103,22 +114,35 @@ fn kill_after(place: &Place, child: &mut Child, run: &str, lines: usize) -> bool
 
 /// The run in `out` has the numbers of the one in `whole`, bit by bit.
 fn assert_continued(place: &Place, whole: &Value, resumed: &Value) {
-    for inner in ["", "/cross-attention"] {
-        let [a, b] = ["whole", "out"].map(|run| place.metrics(&format!("{run}{inner}")));
+    assert_same(place, &[""]);
+    let [a, b] = [whole, resumed].map(|printed| {
+        let mut numbers = printed["models"]["retreever"].clone();
+        numbers["seconds"].take();
+        numbers
+    });
+    assert_eq!(a, b);
+}
+
+/// The same of the runs of two models.
+fn assert_both_continued(place: &Place, whole: &Value, resumed: &Value) {
+    assert_same(place, &["/retreever-seed0", "/cross-attention-seed0"]);
+    for (a, b) in [0, 1].map(|row| (&whole["summary"][row], &resumed["summary"][row])) {
+        assert!(
+            a["metrics"].is_object() && a["metrics"] == b["metrics"],
+            "{a} and {b}"
+        );
+    }
+}
+
+fn assert_same(place: &Place, runs: &[&str]) {
+    for run in runs {
+        let [a, b] = ["whole", "out"].map(|out| place.metrics(&format!("{out}{run}")));
         assert!(a == b, "metrics differ:\n{a}\n{b}");
-        let [a, b] = ["whole", "out"].map(|run| place.eval(&format!("{run}{inner}"), &[]));
+        let [a, b] = ["whole", "out"].map(|out| place.eval(&format!("{out}{run}"), &[]));
         assert_eq!(a["metrics"], b["metrics"]);
     }
-    for model in ["retreever", "cross-attention"] {
-        let [a, b] = [whole, resumed].map(|printed| {
-            let mut numbers = printed["models"][model].clone();
-            numbers["seconds"].take();
-            numbers
-        });
-        assert_eq!(a, b);
-    }
     for file in ["curves.svg", "completion.png"] {
-        let [a, b] = ["whole", "out"].map(|run| fs::read(place.path(run).join(file)).unwrap());
+        let [a, b] = ["whole", "out"].map(|out| fs::read(place.path(out).join(file)).unwrap());
         assert!(a == b, "{file} differs");
     }
 }
@@ -127,7 +151,7 @@ fn assert_continued(place: &Place, whole: &Value, resumed: &Value) {
 fn a_killed_run_continues_with_the_same_numbers() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    kill_in(&place, "out");
+    kill(&place);
     // The worst that a kill may leave behind: half a line.
     let log = OpenOptions::new()
         .append(true)
@@ -141,7 +165,7 @@ fn a_killed_run_continues_with_the_same_numbers() {
 fn a_run_killed_again_and_again_continues_with_the_same_numbers() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    kill_in(&place, "out");
+    kill(&place);
     for _ in 0..3 {
         let lines = place.metrics("out").lines().count() + random(15) as usize;
         let mut child = place.command(RESUME).spawn().unwrap();
@@ -154,31 +178,31 @@ fn a_run_killed_again_and_again_continues_with_the_same_numbers() {
 #[test]
 fn a_run_killed_in_its_second_model_continues_with_the_same_numbers() {
     let place = Place::new();
-    let whole = uninterrupted(&place);
-    kill_in(&place, "out/cross-attention");
-    let resumed = parse(&place.succeed(&RESUME));
-    assert_continued(&place, &whole, &resumed);
+    let (whole, args) = (printed(&place, &two("whole")), two("out"));
+    kill_in(&place, &args, SECOND);
+    let resumed = printed(&place, &args);
+    assert_both_continued(&place, &whole, &resumed);
 }
 
 #[test]
 fn a_run_killed_between_its_models_continues_with_the_same_numbers() {
     let place = Place::new();
-    let whole = uninterrupted(&place);
-    kill_in(&place, "out/cross-attention");
+    let (whole, args) = (printed(&place, &two("whole")), two("out"));
+    kill_in(&place, &args, SECOND);
     // As if the folder had been made and its settings had been half written.
-    let inner = place.path("out/cross-attention");
+    let inner = place.path(SECOND);
     fs::remove_dir_all(&inner).unwrap();
     fs::create_dir(&inner).unwrap();
     fs::write(inner.join("config.json.unfinished"), "{\"task\"").unwrap();
-    let resumed = parse(&place.succeed(&RESUME));
-    assert_continued(&place, &whole, &resumed);
+    let resumed = printed(&place, &args);
+    assert_both_continued(&place, &whole, &resumed);
 }
 
 #[test]
 fn a_damaged_newest_checkpoint_is_passed_over_with_a_notice() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    kill_in(&place, "out/cross-attention");
+    kill(&place);
     let newest = place.checkpoints("out").pop().unwrap();
     let model = place.path("out/checkpoints").join(newest).join("model.bpk");
     let bytes = fs::read(&model).unwrap();
@@ -199,18 +223,33 @@ fn a_damaged_newest_checkpoint_is_passed_over_with_a_notice() {
 fn ctrl_c_saves_first_and_the_run_continues_with_the_same_numbers() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    for run in ["out", "out/cross-attention"] {
-        interrupt_in(&place, run);
-        let resumed = parse(&place.succeed(&RESUME));
-        assert_continued(&place, &whole, &resumed);
-    }
+    let stderr = interrupt_in(&place, &long("out"), "out");
+    let log = place.metrics("out");
+    let step = parse(log.lines().last().unwrap())["step"].as_u64().unwrap();
+    assert_eq!(
+        stderr.lines().last().unwrap(),
+        format!("stopped at step {step}; continue with --out out --resume")
+    );
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+
+    let (whole, args) = (printed(&place, &two("whole-two")), two("out"));
+    fs::remove_dir_all(place.path("whole")).unwrap();
+    fs::rename(place.path("whole-two"), place.path("whole")).unwrap();
+    let stderr = interrupt_in(&place, &args, SECOND);
+    assert_eq!(
+        stderr.lines().last().unwrap(),
+        "stopped; continue with the same command and --out out"
+    );
+    let resumed = printed(&place, &args);
+    assert_both_continued(&place, &whole, &resumed);
 }
 
-/// Starts a run in `out` and stops it with Ctrl-C while it trains the model in `run`.
-fn interrupt_in(place: &Place, run: &str) {
+/// Starts a command in `out` and stops it with Ctrl-C while it trains the model in `run`; what it says.
+fn interrupt_in(place: &Place, args: &[String], run: &str) -> String {
     for _ in 0..ATTEMPTS {
         let _ = fs::remove_dir_all(place.path("out"));
-        let mut child = place.command(long("out")).spawn().unwrap();
+        let mut child = place.command(args).spawn().unwrap();
         reaches(place, &mut child, run, random(STEPS / 2) as usize);
         let process = child.id().to_string();
         let sent = Command::new("kill").args(["-INT", &process]).status();
@@ -223,14 +262,9 @@ fn interrupt_in(place: &Place, run: &str) {
         assert!(output.stdout.is_empty());
         let log = place.metrics(run);
         let step = parse(log.lines().last().unwrap())["step"].as_u64().unwrap();
-        let last = stderr.lines().last().unwrap();
-        assert_eq!(
-            last,
-            format!("stopped at step {step}; continue with --out out --resume")
-        );
         let newest = place.checkpoints(run).pop().unwrap();
         assert_eq!(newest, format!("step-{step:08}"));
-        return;
+        return stderr;
     }
     panic!("the run ended before it was stopped, {ATTEMPTS} times");
 }

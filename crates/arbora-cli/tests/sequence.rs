@@ -324,14 +324,10 @@ fn a_comparison_starts_all_models_from_one_run_and_has_one_table() {
     assert!(text.contains("Effective leaves: 1 / cost ratio"), "{text}");
     let numbers = place.json("all/compare.json");
     assert_eq!(numbers["task"], "recall");
-    assert_eq!(numbers["models"][1]["model"], "tree-fine");
-    assert!(numbers["models"][1]["metrics"]["effective_leaves"]["mean"].is_f64());
-    assert!(
-        numbers["settings"]["from"]
-            .as_str()
-            .unwrap()
-            .ends_with("/dense")
-    );
+    assert_eq!(numbers["summary"][1]["line"], "tree-fine");
+    assert!(numbers["summary"][1]["metrics"]["effective_leaves"]["mean"].is_f64());
+    let settings = place.json("all/tree-fine-seed0/config.json");
+    assert!(settings["from"].as_str().unwrap().ends_with("/dense"));
     // Again: everything is finished.
     let output = place.run(&args);
     assert!(stderr(&output).matches("finished before").count() == 3);

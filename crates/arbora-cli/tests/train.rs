@@ -24,7 +24,7 @@ fn assert_finite(numbers: &Value) {
 fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
     let place = Place::new();
     let table = place.train(&["--out", "out"]);
-    assert!(table.contains("held-out log-lik"), "{table}");
+    assert!(table.contains("\nlog_likelihood "), "{table}");
     assert!(
         table.lines().any(|line| line.starts_with("retreever ")),
         "{table}"
@@ -237,7 +237,7 @@ fn the_model_compared_with_is_a_run_of_its_own_inside() {
         assert_eq!(evaluated["model"], model);
         assert_eq!(
             evaluated["metrics"]["log_likelihood"],
-            compared["models"][at]["metrics"]["log_likelihood"]["mean"]
+            compared["summary"][at]["metrics"]["log_likelihood"]["mean"]
         );
     }
     let curves = fs::read_to_string(place.path("out/curves.svg")).unwrap();

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use burn::module::Module as _;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
@@ -70,13 +71,16 @@ fn route(model: &str, at_random: bool) -> &'static str {
     }
 }
 
+/// The name of the model of the run in a folder.
+fn model_of<F: Family>(folder: &Path) -> Result<&'static str> {
+    Ok(config_of::<F>(folder)?.common().model)
+}
+
 /// The searches asked for, in one table.
 fn searches(args: &EvalArgs, task: AnyTask) -> Result<ExitCode> {
     if !matches!(task, AnyTask::Retrieval(_)) {
-        bail!(
-            "--search: a run of task {} searches no token tree",
-            task.name()
-        );
+        let model = of_family!(task, model_of(&args.run))?;
+        bail!("--search: {model} searches no token tree");
     }
     let config = config_of::<RetrievalConfig>(&args.run)?;
     args.place.refuse()?;

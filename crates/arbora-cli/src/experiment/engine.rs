@@ -224,10 +224,8 @@ impl<F: Family> Engine<'_, F> {
             (None, Some(from)) => Some(absolute(from)?),
             (None, None) => None,
         };
-        let layered = || {
-            let base = F::preset(&experiment.task, run.preset, from.as_deref())?;
-            settings::layered(&base, self.asked.config.as_deref(), &run.settings)
-        };
+        let base = F::preset(&experiment.task, run.preset, from.as_deref())?;
+        let layered = || settings::layered(&base, self.asked.config.as_deref(), &run.settings);
         let config: F = match &self.planning.cases {
             Some(cases) => layered().with_context(|| {
                 format!(

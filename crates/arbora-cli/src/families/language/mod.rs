@@ -125,7 +125,7 @@ impl FamilyModel for LanguageModel {
             bail!("walks no tree");
         }
         if tree.selector.gradient == SelectorGradient::Soft {
-            bail!("soft selectors go to all leaves");
+            bail!("has soft selectors, and soft selectors go to all leaves");
         }
         Ok(self.with_random_route())
     }
