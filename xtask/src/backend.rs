@@ -52,9 +52,4 @@ impl Backend {
     pub fn is_graphics(self) -> bool {
         matches!(self, Self::Wgpu | Self::Vulkan | Self::Webgpu | Self::Metal)
     }
-
-    /// Whether it makes kernels while it runs. One thread of a process does that for a device, and running them too.
-    pub fn compiles_kernels(self) -> bool {
-        !matches!(self, Self::Flex | Self::Ndarray | Self::Tch)
-    }
 }

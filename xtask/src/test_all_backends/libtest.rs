@@ -24,14 +24,6 @@ pub struct Suite {
     pub device: Option<String>,
 }
 
-impl Suite {
-    /// Adds what another run of the same binary printed, of other tests.
-    pub fn add(&mut self, part: Self) {
-        self.tests.extend(part.tests);
-        self.device = self.device.take().or(part.device);
-    }
-}
-
 /// Reads the whole output of a test binary.
 ///
 /// # Errors

@@ -4,21 +4,20 @@
 //! features of all backends asked for, and run once per backend with `BURN_DEVICE`.
 
 mod libtest;
-mod parts;
 mod report;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::{shell, workspace};
-use libtest::{Outcome, Suite};
-use parts::Part;
+use libtest::Outcome;
 use report::{Counts, Row};
 
 /// Run the shared test suite on every backend and compare what ran.
@@ -45,55 +44,39 @@ struct Binary {
     path: PathBuf,
 }
 
-/// Runs the task.
-///
-/// # Errors
-/// When anything stands against a green result; the details are printed before.
+/// Fails when anything stands against a green result; the details are printed before.
 pub fn run(args: &Args) -> Result<()> {
     let mut backends = args.backends.clone();
     backends.sort_unstable();
     backends.dedup();
 
     let mut environment = Environment::default();
-    let mut rows: Vec<(Backend, Row)> = backends
-        .iter()
-        .map(|&backend| (backend, Row::new(backend.name())))
-        .collect();
-    for (backend, row) in &mut rows {
-        if let Err(error) = provision::provide(*backend, &mut environment) {
-            row.broken.push(format!("{error:#}"));
+    let mut ready = Vec::new();
+    let mut rows = Vec::new();
+    for backend in backends {
+        let mut row = Row::new(backend.name());
+        match provision::provide(backend, &mut environment) {
+            Ok(()) => ready.push(backend),
+            Err(error) => row.broken.push(format!("{error:#}")),
         }
+        rows.push(row);
     }
-    let ready: Vec<Backend> = rows
-        .iter()
-        .filter(|(_, row)| row.broken.is_empty())
-        .map(|(backend, _)| *backend)
-        .collect();
     if !ready.is_empty() {
-        match compile(&ready, &environment) {
-            Ok(binaries) => {
-                let ready = rows.iter_mut().filter(|(_, row)| row.broken.is_empty());
-                for (backend, row) in ready {
-                    let start = Instant::now();
-                    run_suites(
-                        &binaries,
-                        *backend,
-                        args.filter.as_deref(),
-                        &environment,
-                        row,
-                    );
-                    row.time = start.elapsed();
+        let compiled = compile(&ready, &environment);
+        for row in rows.iter_mut().filter(|row| row.broken.is_empty()) {
+            let start = Instant::now();
+            match &compiled {
+                Ok(binaries) => {
+                    for binary in binaries {
+                        run_suite(binary, args.filter.as_deref(), &environment, row);
+                    }
                 }
+                Err(error) => row.broken.push(format!("{error:#}")),
             }
-            Err(error) => {
-                for (_, row) in rows.iter_mut().filter(|(_, row)| row.broken.is_empty()) {
-                    row.broken.push(format!("{error:#}"));
-                }
-            }
+            row.time = start.elapsed();
         }
     }
 
-    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     print_details(&rows);
     println!("\n{}", report::table(&rows));
     let objections = report::objections(&rows);
@@ -158,142 +141,51 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     Ok(binaries)
 }
 
-/// Runs the suites on one backend, prints a line of progress each and adds their results to the row.
-fn run_suites(
-    binaries: &[Binary],
-    backend: Backend,
-    filter: Option<&str>,
-    environment: &Environment,
-    row: &mut Row,
-) {
-    let mut all: Vec<Part<&Binary>> = Vec::new();
-    for binary in binaries {
-        if !backend.compiles_kernels() {
-            all.push(Part::whole(binary));
-            continue;
+/// Runs one suite on the backend of a row, prints its line of progress and adds its results to the row.
+fn run_suite(binary: &Binary, filter: Option<&str>, environment: &Environment, row: &mut Row) {
+    print!("{:<8} {:<18} ", row.backend, binary.package);
+    std::io::stdout().flush().ok();
+    let start = Instant::now();
+    match suite_of(binary, row.backend, filter, environment) {
+        Ok(suite) => {
+            let counts = Counts::of(suite.tests.values());
+            println!("{counts} in {:.1} s", start.elapsed().as_secs_f64());
+            row.add(&binary.package, suite);
         }
-        match tests_of(binary, backend, filter, environment) {
-            Ok(tests) => all.extend(parts::by_module(binary, &tests)),
-            Err(error) => row.broken.push(format!("{}: {error:#}", binary.package)),
+        Err(error) => {
+            println!("broke off");
+            row.broken.push(format!("{}: {error:#}", binary.package));
         }
     }
-    let cores = std::thread::available_parallelism().map_or(2, |count| count.get());
-    let processes = match backend.compiles_kernels() {
-        true => cores.min(MOST_PROCESSES),
-        false => 1,
-    };
-    let mut left: Vec<usize> = binaries
-        .iter()
-        .map(|binary| {
-            all.iter()
-                .filter(|part| std::ptr::eq(part.of, binary))
-                .count()
-        })
-        .collect();
-    let mut suites: Vec<(Suite, f64)> = binaries.iter().map(|_| Default::default()).collect();
-    let run = |part: &Part<&Binary>| {
-        let start = Instant::now();
-        let suite = suite_of(part, backend, filter, environment);
-        (suite, start.elapsed().as_secs_f64())
-    };
-    parts::run(all, processes, run, |part, (result, seconds)| {
-        let at = binaries
-            .iter()
-            .position(|binary| std::ptr::eq(part.of, binary));
-        let at = at.expect("a part is of one of the suites");
-        match result {
-            Ok(part) => {
-                let (suite, total) = &mut suites[at];
-                suite.add(part);
-                *total += seconds;
-            }
-            Err(error) => row
-                .broken
-                .push(format!("{}: {error:#}", binaries[at].package)),
-        }
-        left[at] -= 1;
-        if left[at] > 0 {
-            return;
-        }
-        let (suite, seconds) = std::mem::take(&mut suites[at]);
-        println!(
-            "{:<8} {:<18} {} in {seconds:.1} s",
-            backend.name(),
-            binaries[at].package,
-            Counts::of(suite.tests.values())
-        );
-        row.add(&binaries[at].package, suite);
-    });
-}
-
-/// How many processes test one backend at once: each one has a device of its own, which on a GPU takes memory.
-const MOST_PROCESSES: usize = 4;
-
-/// The names of a suite's tests.
-fn tests_of(
-    binary: &Binary,
-    backend: Backend,
-    filter: Option<&str>,
-    environment: &Environment,
-) -> Result<Vec<String>> {
-    let mut command = command(binary, backend, environment);
-    command.args(["--list", "--format", "terse"]).args(filter);
-    Ok(parts::listed(&shell::output(&mut command)?))
-}
-
-/// A test binary as cargo would run it, on the backend asked for.
-fn command(binary: &Binary, backend: Backend, environment: &Environment) -> Command {
-    let mut command = Command::new(&binary.path);
-    command.current_dir(&binary.folder).stdin(Stdio::null());
-    command
-        .env("CARGO_MANIFEST_DIR", &binary.folder)
-        .env("BURN_DEVICE", backend.name());
-    // On Mesa's CPU driver a kernel costs its compilation: 30 ms for one that then runs in 20 µs. Two thirds of that
-    // are LLVM's. Without LLVM's optimisations it is 19 ms.
-    if backend.compiles_kernels() && std::env::var_os("GALLIVM_PERF").is_none() {
-        command.env("GALLIVM_PERF", "nopt");
-    }
-    environment.apply(&mut command);
-    command
 }
 
 fn suite_of(
-    part: &Part<&Binary>,
-    backend: Backend,
+    binary: &Binary,
+    backend: &str,
     filter: Option<&str>,
     environment: &Environment,
-) -> Result<Suite> {
-    let mut command = command(part.of, backend, environment);
+) -> Result<libtest::Suite> {
+    let mut command = Command::new(&binary.path);
     // More than one thread even on one core: with a single one the harness prints a test's name
     // before the test runs, and what a driver writes then lands in the middle of the line.
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
     command.args(["--show-output", "--test-threads", &threads.to_string()]);
-    match &part.tests {
-        Some(tests) => command.arg("--exact").args(tests),
-        None => command.args(filter),
-    };
-    let output = command
-        .output()
-        .with_context(|| part.of.path.display().to_string())?;
+    command.args(filter).stdin(Stdio::null());
+    // As cargo would run it, on the backend asked for.
+    command.current_dir(&binary.folder);
+    command.env("CARGO_MANIFEST_DIR", &binary.folder);
+    command.env("BURN_DEVICE", backend);
+    let output = environment.apply(&mut command).output();
+    let output = output.with_context(|| binary.path.display().to_string())?;
     let printed = String::from_utf8_lossy(&output.stdout);
     match libtest::parse(&printed) {
         Ok(suite) => {
-            let failed = suite
-                .tests
-                .values()
-                .any(|test| matches!(test, Outcome::Failed(_)));
-            if output.status.success() == failed {
-                bail!(
-                    "the results say otherwise than the test binary, which ended with {}",
-                    output.status
-                );
-            }
-            if let Some(tests) = &part.tests {
-                ensure!(
-                    suite.tests.keys().eq(tests),
-                    "ran other tests than those asked for"
-                );
-            }
+            let failed = Counts::of(suite.tests.values()).failed;
+            ensure!(
+                output.status.success() == (failed == 0),
+                "the results say otherwise than the test binary, which ended with {}",
+                output.status
+            );
             Ok(suite)
         }
         Err(error) => {
@@ -311,47 +203,18 @@ fn last_lines(text: &str) -> String {
 
 /// What failed tests printed, and why tests were skipped.
 fn print_details(rows: &[Row]) {
-    for row in rows {
-        for (name, outcome) in &row.tests {
-            if let Outcome::Failed(printed) = outcome {
-                println!(
-                    "\n---- failed on {}: {name}\n{}",
-                    row.backend,
-                    printed.trim()
-                );
-            }
+    let outcomes = || {
+        rows.iter()
+            .flat_map(|row| row.tests.iter().map(|test| (row.backend, test)))
+    };
+    for (backend, (name, outcome)) in outcomes() {
+        if let Outcome::Failed(printed) = outcome {
+            println!("\n---- failed on {backend}: {name}\n{}", printed.trim());
         }
     }
-    for row in rows {
-        for (name, outcome) in &row.tests {
-            if let Outcome::Skipped(reason) = outcome {
-                println!("skipped on {}: {name}: {reason}", row.backend);
-            }
+    for (backend, (name, outcome)) in outcomes() {
+        if let Outcome::Skipped(reason) = outcome {
+            println!("skipped on {backend}: {name}: {reason}");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_suite_in_parts_is_the_suite() {
-        // This very binary. Tests of this name are in two modules.
-        let binaries = [Binary {
-            package: "xtask".to_string(),
-            folder: shell::root().join("xtask"),
-            path: std::env::current_exe().unwrap(),
-        }];
-        let run = |backend: Backend| {
-            let mut row = Row::new(backend.name());
-            let environment = Environment::default();
-            run_suites(&binaries, backend, Some("is_read"), &environment, &mut row);
-            assert_eq!(row.broken, [] as [String; 0]);
-            row.tests
-        };
-        let whole = run(Backend::Flex);
-        assert_eq!(whole.len(), 3);
-        assert_eq!(run(Backend::Wgpu), whole);
     }
 }
