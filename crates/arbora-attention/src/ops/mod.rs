@@ -1,6 +1,7 @@
 //! The operators of tree attention, declared on burn's `Backend`.
 
 mod leaf_attention;
+pub(crate) mod limits;
 mod primitive;
 pub mod reference;
 #[cfg(feature = "fusion")]
@@ -11,8 +12,10 @@ pub use leaf_attention::{Dropout, LeafAttentionOptions};
 pub(crate) use leaf_attention::{pair_number, row_state};
 
 use arbora_tree::TokenTreeShape;
+use burn::backend::TensorMetadata;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+use limits::{are_single, is_single, is_single_feed_forward};
 use serde::{Deserialize, Serialize};
 
 /// What final attention does with nodes over no token.
@@ -258,6 +261,10 @@ pub struct TreeBuildGradients<B: Backend> {
 /// The default bodies compose plain backend operations and are correct on every backend. They stay
 /// public in [`mod@reference`] as the oracle of the kernels that override them. Under `Autodiff` an
 /// operator is one step whose gradient is the operator of the same name with `backward`.
+///
+/// Where no kernel takes a gradient, its reference is differentiated, on the thread that asks. In fusion's queue
+/// that could wait forever: burn's graphs have one lock, and a thread may hold it while it waits for room in the
+/// queue. So `backward` chooses before anything is queued, and `backward_kernel` is what the queue runs.
 #[backend_extension(
     Cube: cfg(any(
         feature = "wgpu",
@@ -295,8 +302,30 @@ pub trait TreeAttentionOps: Backend {
     /// Gradients of query, key and value through the context of a search, given its path.
     ///
     /// `grad`: `[batch, queries, heads, value_dim]`, of the context.
-    #[fusion(meta = |query, key, value, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    #[fusion(default)]
     fn tree_context_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &grad]) && path.dtype() == lengths.dtype();
+        match single && limits::tree_search(&query, &key, &value, &options) {
+            true => {
+                Self::tree_context_backward_kernel(query, key, value, lengths, path, grad, options)
+            }
+            false => reference::tree_context_backward::<Self>(
+                query, key, value, lengths, path, grad, options,
+            ),
+        }
+    }
+
+    /// [`tree_context_backward`](Self::tree_context_backward) where kernels take it.
+    #[fusion(meta = |query, key, value, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    fn tree_context_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -312,8 +341,27 @@ pub trait TreeAttentionOps: Backend {
     ///
     /// `grad`: `[2, batch, queries]`, of log-probability and entropy, of the type that
     /// [`TreeSearchPrimitive::policy`] has.
-    #[fusion(meta = |query, key, _, _, _, _| (query.clone(), key.clone()))]
+    #[fusion(default)]
     fn tree_policy_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        path: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeSearchOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &grad]) && path.dtype() == lengths.dtype();
+        match single && limits::tree_search(&query, &key, &key, &options) {
+            true => Self::tree_policy_backward_kernel(query, key, lengths, path, grad, options),
+            false => {
+                reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
+            }
+        }
+    }
+
+    /// [`tree_policy_backward`](Self::tree_policy_backward) where kernels take it.
+    #[fusion(meta = |query, key, _, _, _, _| (query.clone(), key.clone()))]
+    fn tree_policy_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         lengths: IntTensor<Self>,
@@ -342,9 +390,33 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of query, key and value through dense attention. `context` and `log_total` are its
     /// outputs, `grad` the gradient of its context.
-    #[fusion(meta = |query, key, value, _, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    #[fusion(default)]
     #[allow(clippy::too_many_arguments)]
     fn dense_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        #[extension_type] mask: AttentionMask<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: DenseAttentionOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        match single && limits::dense_attention(&query, &value) {
+            true => Self::dense_attention_backward_kernel(
+                query, key, value, mask, context, log_total, grad, options,
+            ),
+            false => {
+                reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+            }
+        }
+    }
+
+    /// [`dense_attention_backward`](Self::dense_attention_backward) where kernels take it.
+    #[fusion(meta = |query, key, value, _, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    #[allow(clippy::too_many_arguments)]
+    fn dense_attention_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -382,11 +454,39 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of query, key, value and key bias through attention within leaves. `context` and
     /// `log_total` are its outputs, `grad` the gradient of its context.
+    #[fusion(default)]
+    #[allow(clippy::too_many_arguments)]
+    fn leaf_attention_backward(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        key_bias: FloatTensor<Self>,
+        query_leaf: IntTensor<Self>,
+        key_leaf: IntTensor<Self>,
+        context: FloatTensor<Self>,
+        log_total: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        options: LeafAttentionOptions,
+    ) -> LeafAttentionGradients<Self> {
+        let single = are_single([&query, &key, &value, &key_bias])
+            && are_single([&context, &log_total, &grad]);
+        match single && limits::leaf_attention(&query, &key, &value, &options) {
+            true => Self::leaf_attention_backward_kernel(
+                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
+                options,
+            ),
+            false => reference::leaf_attention_backward::<Self>(
+                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
+            ),
+        }
+    }
+
+    /// [`leaf_attention_backward`](Self::leaf_attention_backward) where kernels take it.
     #[fusion(meta = |query, key, value, key_bias, _, _, _, _, _, _| {
         specs::leaf_attention_backward(query, key, value, key_bias)
     })]
     #[allow(clippy::too_many_arguments)]
-    fn leaf_attention_backward(
+    fn leaf_attention_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -464,8 +564,24 @@ pub trait TreeAttentionOps: Backend {
 
     /// Gradients of leaves and weights through a tree build. `nodes` is its output, `grad` the
     /// gradient of that.
-    #[fusion(meta = |nodes, _, block, _, options| specs::tree_build_backward(nodes, block, options))]
+    #[fusion(default)]
     fn tree_build_backward(
+        nodes: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+        #[extension_type] block: BlockPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        options: TreeBuildOptions,
+    ) -> TreeBuildGradients<Self> {
+        let single = are_single([&nodes, &grad]) && is_single(&block);
+        match single && limits::tree_build(&nodes, &block, &options) {
+            true => Self::tree_build_backward_kernel(nodes, lengths, block, grad, options),
+            false => reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options),
+        }
+    }
+
+    /// [`tree_build_backward`](Self::tree_build_backward) where kernels take it.
+    #[fusion(meta = |nodes, _, block, _, options| specs::tree_build_backward(nodes, block, options))]
+    fn tree_build_backward_kernel(
         nodes: FloatTensor<Self>,
         lengths: IntTensor<Self>,
         #[extension_type] block: BlockPrimitive<Self>,
@@ -489,8 +605,23 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// Gradients of rows and weights through a feed-forward part. `grad` is the gradient of its output.
-    #[fusion(meta = |rows, weights, _, _| specs::feed_forward_backward(rows, weights))]
+    #[fusion(default)]
     fn feed_forward_backward(
+        rows: FloatTensor<Self>,
+        #[extension_type] weights: FeedForwardPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FeedForwardGradients<Self> {
+        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
+        match single && limits::feed_forward(&rows, &weights) {
+            true => Self::feed_forward_backward_kernel(rows, weights, grad, epsilon),
+            false => reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon),
+        }
+    }
+
+    /// [`feed_forward_backward`](Self::feed_forward_backward) where kernels take it.
+    #[fusion(meta = |rows, weights, _, _| specs::feed_forward_backward(rows, weights))]
+    fn feed_forward_backward_kernel(
         rows: FloatTensor<Self>,
         #[extension_type] weights: FeedForwardPrimitive<Self>,
         grad: FloatTensor<Self>,

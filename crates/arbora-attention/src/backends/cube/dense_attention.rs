@@ -4,7 +4,7 @@
 //! their order; in the gradients of keys and values it owns one head of keys and reads the queries. Units
 //! side by side own neighbours of one head, so that they read the same rows at the same time.
 
-use super::{element, empty, fits_positions, grid, into_contiguous, vector_size};
+use super::{element, empty, grid, into_contiguous, vector_size};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{AttentionMask, DenseAttentionOptions};
 use burn::backend::TensorMetadata;
@@ -15,9 +15,6 @@ use cubecl::prelude::*;
 
 const MASKED: f32 = MASKED_LOGIT as f32;
 const SMALLEST: f32 = SMALLEST_TOTAL as f32;
-
-/// A unit holds rows of one head in registers; wider ones take the reference body.
-const WIDEST_HEAD: usize = 256;
 
 /// Up to this width of a key and its value together a unit holds two rows.
 const NARROW: usize = 64;
@@ -443,19 +440,6 @@ fn backward_key_kernel<M: Numeric, N: Size>(
     }
     store::<N>(d_key, &owned, &key_sums, &factors, held, key_vectors);
     store::<N>(d_value, &owned, &value_sums, &factors, held, value_vectors);
-}
-
-/// Whether a unit can hold rows of a head, and 32 bits count everything.
-pub(super) fn fits(query: &CubeTensor, value: &CubeTensor) -> bool {
-    let [batch, queries, heads, head_dim] = query.shape().dims();
-    let [_, rows, _, value_dim] = value.shape().dims();
-    let widest = head_dim.max(value_dim);
-    let narrowest = head_dim.min(value_dim);
-    let numbers = batch
-        .saturating_mul(queries.max(rows))
-        .saturating_mul(heads)
-        .saturating_mul(widest.max(2));
-    widest <= WIDEST_HEAD && narrowest > 0 && fits_positions(numbers)
 }
 
 struct Problem {

@@ -6,7 +6,7 @@
 use super::tree_build::{
     buffer, gate_backward_kernel, gate_kernel, normalize_backward_kernel, product, transposed,
 };
-use super::{empty, fits_positions, grid, into_contiguous};
+use super::{empty, grid, into_contiguous};
 use crate::ops::{FeedForwardGradients, FeedForwardPrimitive};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -56,13 +56,6 @@ fn finish_kernel(fed: &mut [f32], bias: &[f32], residual: &[f32], dim: usize, un
         terminate!();
     }
     fed[ABSOLUTE_POS] = fed[ABSOLUTE_POS] + bias[ABSOLUTE_POS % dim] + residual[ABSOLUTE_POS];
-}
-
-/// Whether there are rows, and 32 bits count everything.
-pub(super) fn fits(rows: &CubeTensor, weights: &FeedForwardPrimitive<CubeBackend>) -> bool {
-    let [count, dim] = rows.shape().dims();
-    let [ff, _] = weights.outer.shape().dims();
-    count > 0 && fits_positions(count.saturating_mul(dim.max(2 * ff)))
 }
 
 /// What the last layer and gradients need, `[rows, width]`.

@@ -17,7 +17,7 @@
 )]
 
 use super::tree_search::position_of;
-use super::{element, empty, fits_positions, grid, into_contiguous, vector_size};
+use super::{element, empty, grid, into_contiguous, vector_size};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{LeafAttentionGradients, LeafAttentionOptions};
 use burn::backend::ops::FloatTensorOps;
@@ -32,9 +32,6 @@ const SMALLEST: f32 = SMALLEST_TOTAL as f32;
 
 /// The logarithm of the total of a query that sees no key.
 const NO_KEYS: f32 = f32::MIN;
-
-/// A unit holds a row of one head in registers; wider ones take the reference body.
-const WIDEST_HEAD: usize = 256;
 
 /// Queries or keys, for a kernel.
 #[derive(CubeType, CubeLaunch)]
@@ -526,28 +523,6 @@ fn gate_kernel<N: Size>(
         }
     }
     d_gate[owned.row] = sum;
-}
-
-/// Whether there is anything to do, a unit can hold rows of a head, and 32 bits count everything.
-pub(super) fn fits(
-    query: &CubeTensor,
-    key: &CubeTensor,
-    value: &CubeTensor,
-    options: &LeafAttentionOptions,
-) -> bool {
-    let [batch, queries, heads, head_dim] = query.shape().dims();
-    let [_, keys, kv_heads, value_dim] = value.shape().dims();
-    let widest = head_dim.max(value_dim);
-    let rows = [queries, keys, options.leaves.saturating_add(1)];
-    let numbers = batch
-        .saturating_mul(
-            rows.iter()
-                .fold(0, |sum: usize, rows| sum.saturating_add(*rows)),
-        )
-        .saturating_mul(heads)
-        .saturating_mul(widest.max(4));
-    let empty = query.shape().num_elements() * key.shape().num_elements() * kv_heads == 0;
-    !empty && value_dim > 0 && widest <= WIDEST_HEAD && fits_positions(numbers)
 }
 
 struct Problem {

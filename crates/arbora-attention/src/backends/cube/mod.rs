@@ -13,13 +13,13 @@ mod leaf_attention;
 mod tree_build;
 mod tree_search;
 
+use crate::ops::limits::{are_single, is_single, is_single_feed_forward};
 use crate::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
     FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
     TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-    reference,
+    limits, reference,
 };
-use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -43,13 +43,13 @@ impl TreeAttentionOps for CubeBackend {
             RoutePrimitive::Greedy | RoutePrimitive::Given(_) => None,
         };
         let floats = [&query, &key, &value].into_iter().chain(choice);
-        match are_single(floats) && tree_search::fits(&query, &key, &value, &options) {
+        match are_single(floats) && limits::tree_search(&query, &key, &value, &options) {
             true => tree_search::search(query, key, value, lengths, route, options),
             false => reference::tree_search::<Self>(query, key, value, lengths, route, options),
         }
     }
 
-    fn tree_context_backward(
+    fn tree_context_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -58,16 +58,10 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let known = are_single([&query, &key, &value, &grad]) && path.dtype == lengths.dtype;
-        match known && tree_search::fits(&query, &key, &value, &options) {
-            true => tree_search::context_backward(query, key, value, lengths, path, grad, options),
-            false => reference::tree_context_backward::<Self>(
-                query, key, value, lengths, path, grad, options,
-            ),
-        }
+        tree_search::context_backward(query, key, value, lengths, path, grad, options)
     }
 
-    fn tree_policy_backward(
+    fn tree_policy_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         lengths: IntTensor<Self>,
@@ -75,13 +69,7 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let known = are_single([&query, &key, &grad]) && path.dtype == lengths.dtype;
-        match known && tree_search::fits(&query, &key, &key, &options) {
-            true => tree_search::policy_backward(query, key, lengths, path, grad, options),
-            false => {
-                reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
-            }
-        }
+        tree_search::policy_backward(query, key, lengths, path, grad, options)
     }
 
     fn dense_attention(
@@ -91,13 +79,13 @@ impl TreeAttentionOps for CubeBackend {
         mask: AttentionMask<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match are_single([&query, &key, &value]) && dense_attention::fits(&query, &value) {
+        match are_single([&query, &key, &value]) && limits::dense_attention(&query, &value) {
             true => dense_attention::attend(query, key, value, mask, options),
             false => reference::dense_attention::<Self>(query, key, value, mask, options),
         }
     }
 
-    fn dense_attention_backward(
+    fn dense_attention_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -107,15 +95,7 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
-        match single && dense_attention::fits(&query, &value) {
-            true => dense_attention::backward(
-                query, key, value, mask, context, log_total, grad, options,
-            ),
-            false => {
-                reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
-            }
-        }
+        dense_attention::backward(query, key, value, mask, context, log_total, grad, options)
     }
 
     fn leaf_attention(
@@ -128,7 +108,7 @@ impl TreeAttentionOps for CubeBackend {
         options: LeafAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let single = are_single([&query, &key, &value, &key_bias]);
-        match single && leaf_attention::fits(&query, &key, &value, &options) {
+        match single && limits::leaf_attention(&query, &key, &value, &options) {
             true => {
                 leaf_attention::attend(query, key, value, key_bias, query_leaf, key_leaf, options)
             }
@@ -138,7 +118,7 @@ impl TreeAttentionOps for CubeBackend {
         }
     }
 
-    fn leaf_attention_backward(
+    fn leaf_attention_backward_kernel(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -150,17 +130,9 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let single = are_single([&query, &key, &value, &key_bias])
-            && are_single([&context, &log_total, &grad]);
-        match single && leaf_attention::fits(&query, &key, &value, &options) {
-            true => leaf_attention::backward(
-                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
-                options,
-            ),
-            false => reference::leaf_attention_backward::<Self>(
-                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
-            ),
-        }
+        leaf_attention::backward(
+            query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad, options,
+        )
     }
 
     fn candidate_keys_backward(
@@ -175,7 +147,7 @@ impl TreeAttentionOps for CubeBackend {
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
         let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
-        match single && leaf_attention::fits(&query, &key, &value, &options) {
+        match single && limits::leaf_attention(&query, &key, &value, &options) {
             true => leaf_attention::candidate_gates(
                 query,
                 key,
@@ -208,24 +180,20 @@ impl TreeAttentionOps for CubeBackend {
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
         let single = are_single([&leaves]) && is_single(&block);
-        match single && tree_build::fits(&leaves, &block, &options) {
+        match single && limits::tree_build(&leaves, &block, &options) {
             true => tree_build::build(leaves, lengths, block, options),
             false => reference::tree_build::<Self>(leaves, lengths, block, options),
         }
     }
 
-    fn tree_build_backward(
+    fn tree_build_backward_kernel(
         nodes: FloatTensor<Self>,
         lengths: IntTensor<Self>,
         block: BlockPrimitive<Self>,
         grad: FloatTensor<Self>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
-        let single = are_single([&nodes, &grad]) && is_single(&block);
-        match single && tree_build::fits(&nodes, &block, &options) {
-            true => tree_build::backward(nodes, lengths, block, grad, options),
-            false => reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options),
-        }
+        tree_build::backward(nodes, lengths, block, grad, options)
     }
 
     fn feed_forward(
@@ -234,55 +202,20 @@ impl TreeAttentionOps for CubeBackend {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         let single = are_single([&rows]) && is_single_feed_forward(&weights);
-        match single && feed_forward::fits(&rows, &weights) {
+        match single && limits::feed_forward(&rows, &weights) {
             true => feed_forward::forward(rows, weights, epsilon),
             false => reference::feed_forward::<Self>(rows, weights, epsilon),
         }
     }
 
-    fn feed_forward_backward(
+    fn feed_forward_backward_kernel(
         rows: FloatTensor<Self>,
         weights: FeedForwardPrimitive<Self>,
         grad: FloatTensor<Self>,
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
-        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
-        match single && feed_forward::fits(&rows, &weights) {
-            true => feed_forward::backward(rows, weights, grad, epsilon),
-            false => reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon),
-        }
+        feed_forward::backward(rows, weights, grad, epsilon)
     }
-}
-
-fn are_single<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> bool {
-    tensors
-        .into_iter()
-        .all(|tensor| tensor.dtype == DType::F32 && fits_positions(tensor.shape().num_elements()))
-}
-
-fn is_single(block: &BlockPrimitive<CubeBackend>) -> bool {
-    let mut single = true;
-    let _: BlockPrimitive<CubeBackend> = block.clone().map(|weight| {
-        single &= are_single([&weight]);
-        weight
-    });
-    single
-}
-
-fn is_single_feed_forward(weights: &FeedForwardPrimitive<CubeBackend>) -> bool {
-    are_single([
-        &weights.norm_gamma,
-        &weights.norm_beta,
-        &weights.inner,
-        &weights.inner_bias,
-        &weights.outer,
-        &weights.outer_bias,
-    ])
-}
-
-/// Kernels count in 32 bits.
-fn fits_positions(elements: usize) -> bool {
-    i32::try_from(elements).is_ok()
 }
 
 /// Rows without gaps, on the device of `like`, not yet written.

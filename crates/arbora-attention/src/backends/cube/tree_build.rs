@@ -9,7 +9,7 @@
 //! from the nodes.
 
 use super::tree_search::position_of;
-use super::{element, empty, fits_positions, grid, into_contiguous, zeros};
+use super::{element, empty, grid, into_contiguous, zeros};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
 use burn::backend::ops::FloatTensorOps;
@@ -24,9 +24,6 @@ const SMALLEST: f32 = SMALLEST_TOTAL as f32;
 const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
 /// Of the standard normal distribution.
 const DENSITY_AT_ZERO: f32 = 0.398_942_3;
-
-/// A unit holds a row of one head in registers; wider ones take the reference body.
-const WIDEST_HEAD: usize = 256;
 
 /// Sizes of one level of a build, for a kernel.
 #[derive(CubeType, CubeLaunch)]
@@ -523,28 +520,6 @@ fn leaves_backward_kernel<I: Numeric>(
         number = grad[node * sizes.dim + feature];
     }
     d_leaves[ABSOLUTE_POS] = number;
-}
-
-/// Whether a unit can hold a head, and 32 bits count everything.
-pub(super) fn fits(
-    rows: &CubeTensor,
-    block: &BlockPrimitive<CubeBackend>,
-    options: &TreeBuildOptions,
-) -> bool {
-    let [batch, _, dim] = rows.shape().dims();
-    let [ff, _] = block.outer.shape().dims();
-    let shape = &options.shape;
-    let group = shape.branching().max(shape.leaf_group());
-    let widest = (3 * dim).max(2 * ff).max(options.heads * group);
-    let slots = (1..=shape.height())
-        .map(|height| shape.width(height) * shape.group(height))
-        .max()
-        .unwrap_or(1);
-    let rows = slots.max(shape.nodes()).saturating_mul(batch);
-    ff > 0
-        && dim / options.heads <= WIDEST_HEAD
-        && fits_positions(rows.saturating_mul(widest))
-        && fits_positions(shape.span(shape.height()).saturating_mul(shape.branching()))
 }
 
 /// What all levels share.

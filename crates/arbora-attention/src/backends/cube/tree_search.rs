@@ -6,7 +6,8 @@
 //! owns one feature of every node that is the c-th child at its height, and reads the queries in
 //! their order.
 
-use super::{element, empty, fits_positions, grid, into_contiguous, vector_size, zeros};
+use super::{element, empty, grid, into_contiguous, vector_size, zeros};
+use crate::ops::limits::{leaf_group, slots};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
 use arbora_tree::{Layout, TokenTreeShape};
@@ -665,49 +666,6 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
             }
         }
     }
-}
-
-/// Slots of all decisions, and of those and the leaves.
-fn slots(shape: &TokenTreeShape) -> (usize, usize) {
-    let decided = shape.decisions() * shape.branching();
-    (decided, decided + leaf_group(shape))
-}
-
-fn leaf_group(shape: &TokenTreeShape) -> usize {
-    match shape.height() {
-        // The only token is the root itself.
-        0 => 1,
-        _ => shape.leaf_group(),
-    }
-}
-
-/// Whether a search can be counted in 32 bits, scratch memory and all.
-pub(super) fn fits(
-    query: &CubeTensor,
-    key: &CubeTensor,
-    value: &CubeTensor,
-    options: &TreeSearchOptions,
-) -> bool {
-    let [batch, queries, heads, _] = query.shape().dims();
-    let [_, _, _, value_dim] = value.shape().dims();
-    let shape = &options.shape;
-    let (_, slots) = slots(shape);
-    let rows = batch.saturating_mul(queries);
-    let scratch = slots
-        .saturating_mul(heads)
-        .saturating_add(shape.branching())
-        .saturating_mul(rows);
-    let features = key.shape()[3].max(value_dim).saturating_mul(heads);
-    let units = slots.saturating_mul(batch).saturating_mul(features);
-    [
-        scratch,
-        units,
-        rows.saturating_mul(features),
-        rows.saturating_mul(shape.decisions() + 1),
-        shape.span(shape.height()),
-    ]
-    .into_iter()
-    .all(fits_positions)
 }
 
 struct Problem {

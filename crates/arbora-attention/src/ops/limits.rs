@@ -1,0 +1,158 @@
+//! Which problems the kernels of accelerators take: single precision, and what 32-bit positions count. The reference
+//! bodies take all else.
+
+use super::{
+    BlockPrimitive, FeedForwardPrimitive, LeafAttentionOptions, TreeBuildOptions, TreeSearchOptions,
+};
+use arbora_tree::TokenTreeShape;
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::DType;
+
+/// A unit holds a row of one head in registers.
+const WIDEST_HEAD: usize = 256;
+
+/// Whether all have single precision and few enough elements.
+pub(crate) fn are_single<'a, T: TensorMetadata + 'a>(
+    tensors: impl IntoIterator<Item = &'a T>,
+) -> bool {
+    let single =
+        |tensor: &T| tensor.dtype() == DType::F32 && counted(tensor.shape().num_elements());
+    tensors.into_iter().all(single)
+}
+
+/// [`are_single`] for the weights of a block.
+pub(crate) fn is_single<B: Backend>(block: &BlockPrimitive<B>) -> bool {
+    let mut single = true;
+    let _: BlockPrimitive<B> = block.clone().map(|weight| {
+        single &= are_single([&weight]);
+        weight
+    });
+    single
+}
+
+/// [`are_single`] for the weights of a feed-forward part.
+pub(crate) fn is_single_feed_forward<B: Backend>(weights: &FeedForwardPrimitive<B>) -> bool {
+    are_single([
+        &weights.norm_gamma,
+        &weights.norm_beta,
+        &weights.inner,
+        &weights.inner_bias,
+        &weights.outer,
+        &weights.outer_bias,
+    ])
+}
+
+/// Kernels count in 32 bits.
+fn counted(elements: usize) -> bool {
+    i32::try_from(elements).is_ok()
+}
+
+/// Slots of all decisions, and of those and the leaves.
+pub(crate) fn slots(shape: &TokenTreeShape) -> (usize, usize) {
+    let decided = shape.decisions() * shape.branching();
+    (decided, decided + leaf_group(shape))
+}
+
+pub(crate) fn leaf_group(shape: &TokenTreeShape) -> usize {
+    match shape.height() {
+        // The only token is the root itself.
+        0 => 1,
+        _ => shape.leaf_group(),
+    }
+}
+
+/// Whether a search can be counted in 32 bits, scratch memory and all.
+pub(crate) fn tree_search(
+    query: &impl TensorMetadata,
+    key: &impl TensorMetadata,
+    value: &impl TensorMetadata,
+    options: &TreeSearchOptions,
+) -> bool {
+    let [batch, queries, heads, _] = query.shape().dims();
+    let [_, _, _, value_dim] = value.shape().dims();
+    let shape = &options.shape;
+    let (_, slots) = slots(shape);
+    let rows = batch.saturating_mul(queries);
+    let scratch = slots
+        .saturating_mul(heads)
+        .saturating_add(shape.branching())
+        .saturating_mul(rows);
+    let features = key.shape()[3].max(value_dim).saturating_mul(heads);
+    let units = slots.saturating_mul(batch).saturating_mul(features);
+    [
+        scratch,
+        units,
+        rows.saturating_mul(features),
+        rows.saturating_mul(shape.decisions() + 1),
+        shape.span(shape.height()),
+    ]
+    .into_iter()
+    .all(counted)
+}
+
+/// Whether a unit can hold rows of a head, and 32 bits count everything.
+pub(crate) fn dense_attention(query: &impl TensorMetadata, value: &impl TensorMetadata) -> bool {
+    let [batch, queries, heads, head_dim] = query.shape().dims();
+    let [_, rows, _, value_dim] = value.shape().dims();
+    let widest = head_dim.max(value_dim);
+    let narrowest = head_dim.min(value_dim);
+    let numbers = batch
+        .saturating_mul(queries.max(rows))
+        .saturating_mul(heads)
+        .saturating_mul(widest.max(2));
+    widest <= WIDEST_HEAD && narrowest > 0 && counted(numbers)
+}
+
+/// Whether there is anything to do, a unit can hold rows of a head, and 32 bits count everything.
+pub(crate) fn leaf_attention(
+    query: &impl TensorMetadata,
+    key: &impl TensorMetadata,
+    value: &impl TensorMetadata,
+    options: &LeafAttentionOptions,
+) -> bool {
+    let [batch, queries, heads, head_dim] = query.shape().dims();
+    let [_, keys, kv_heads, value_dim] = value.shape().dims();
+    let widest = head_dim.max(value_dim);
+    let rows = [queries, keys, options.leaves.saturating_add(1)];
+    let numbers = batch
+        .saturating_mul(
+            rows.iter()
+                .fold(0, |sum: usize, rows| sum.saturating_add(*rows)),
+        )
+        .saturating_mul(heads)
+        .saturating_mul(widest.max(4));
+    let empty = query.shape().num_elements() * key.shape().num_elements() * kv_heads == 0;
+    !empty && value_dim > 0 && widest <= WIDEST_HEAD && counted(numbers)
+}
+
+/// Whether a unit can hold a head, and 32 bits count everything.
+pub(crate) fn tree_build<B: Backend>(
+    rows: &impl TensorMetadata,
+    block: &BlockPrimitive<B>,
+    options: &TreeBuildOptions,
+) -> bool {
+    let [batch, _, dim] = rows.shape().dims();
+    let [ff, _] = block.outer.shape().dims();
+    let shape = &options.shape;
+    let group = shape.branching().max(shape.leaf_group());
+    let widest = (3 * dim).max(2 * ff).max(options.heads * group);
+    let slots = (1..=shape.height())
+        .map(|height| shape.width(height) * shape.group(height))
+        .max()
+        .unwrap_or(1);
+    let rows = slots.max(shape.nodes()).saturating_mul(batch);
+    ff > 0
+        && dim / options.heads <= WIDEST_HEAD
+        && counted(rows.saturating_mul(widest))
+        && counted(shape.span(shape.height()).saturating_mul(shape.branching()))
+}
+
+/// Whether there are rows, and 32 bits count everything.
+pub(crate) fn feed_forward<B: Backend>(
+    rows: &impl TensorMetadata,
+    weights: &FeedForwardPrimitive<B>,
+) -> bool {
+    let [count, dim] = rows.shape().dims();
+    let [ff, _] = weights.outer.shape().dims();
+    count > 0 && counted(count.saturating_mul(dim.max(2 * ff)))
+}
