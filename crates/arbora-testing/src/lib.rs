@@ -15,15 +15,34 @@ pub mod gradient;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 
 /// The device under test: burn's default, which `BURN_DEVICE` names.
 pub fn device() -> Device {
+    #[cfg(target_os = "linux")]
+    if std::env::var("BURN_DEVICE").is_ok_and(|name| name == "wgpu") {
+        yield_to_device();
+    }
     Device::default()
 }
 
 /// The device under test, recording gradients.
 pub fn autodiff_device() -> Device {
-    Device::default().autodiff()
+    device().autodiff()
+}
+
+/// From now on the calling thread runs when no other wants to. It waits for CubeCL's threads by spinning, and so takes
+/// the cores that a CPU driver compiles and runs kernels on: docs/decisions/0011-the-suite-on-a-cpu-driver.md.
+#[cfg(target_os = "linux")]
+fn yield_to_device() {
+    // Threads inherit how they are scheduled: the device's begin before.
+    static BEGUN: OnceLock<TensorData> = OnceLock::new();
+    BEGUN.get_or_init(|| Tensor::<1>::ones([1], &Device::default()).into_data());
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads `priority`, which lives longer, and changes nothing but how this thread is scheduled. Where that
+    // is not allowed the thread stays as it is.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &priority) };
 }
 
 /// Asserts that the backend named by `BURN_DEVICE` is the one that tensors of [`device`] live on.

@@ -6,7 +6,7 @@
 mod libtest;
 mod report;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -175,26 +175,47 @@ fn suite_of(
     command.current_dir(&binary.folder);
     command.env("CARGO_MANIFEST_DIR", &binary.folder);
     command.env("BURN_DEVICE", backend);
-    // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room:
-    // four times the suite's time on a CPU driver. Panics keep theirs.
+    // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room. One
+    // test took four times as long with it. Panics keep their backtrace.
     command.env("RUST_LIB_BACKTRACE", "0");
-    let output = environment.apply(&mut command).output();
-    let output = output.with_context(|| binary.path.display().to_string())?;
-    let printed = String::from_utf8_lossy(&output.stdout);
+    let command = environment.apply(&mut command);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.with_context(|| binary.path.display().to_string())?;
+    let mut errors = child.stderr.take().context("errors are piped")?;
+    let errors = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        errors.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let mut printed = String::new();
+    for line in BufReader::new(child.stdout.take().context("results are piped")?).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        // At once: of a test that never ends there will be nothing else.
+        if line.contains("has been running for over") {
+            print!("\n  {line} ");
+            std::io::stdout().flush().ok();
+        }
+        printed.push_str(&line);
+        printed.push('\n');
+    }
+    let status = child.wait()?;
     match libtest::parse(&printed) {
         Ok(suite) => {
             let failed = Counts::of(suite.tests.values()).failed;
             ensure!(
-                output.status.success() == (failed == 0),
-                "the results say otherwise than the test binary, which ended with {}",
-                output.status
+                status.success() == (failed == 0),
+                "the results say otherwise than the test binary, which ended with {status}"
             );
             Ok(suite)
         }
         Err(error) => {
-            let errors = String::from_utf8_lossy(&output.stderr);
+            let errors = errors.join().ok().and_then(Result::ok).unwrap_or_default();
+            let errors = String::from_utf8_lossy(&errors);
             eprintln!("{}\n{}", last_lines(&printed), last_lines(&errors));
-            Err(error.context(format!("ended with {}", output.status)))
+            Err(error.context(format!("ended with {status}")))
         }
     }
 }
