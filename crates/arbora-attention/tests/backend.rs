@@ -46,8 +46,6 @@ mod self_attention;
 mod strategy;
 #[path = "backend/stream.rs"]
 mod stream;
-#[path = "backend/threads.rs"]
-mod threads;
 #[path = "backend/tree_coarse.rs"]
 mod tree_coarse;
 #[path = "backend/tree_coarse_gradients.rs"]
