@@ -175,8 +175,8 @@ fn suite_of(
     command.current_dir(&binary.folder);
     command.env("CARGO_MANIFEST_DIR", &binary.folder);
     command.env("BURN_DEVICE", backend);
-    // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room. One
-    // test took four times as long with it. Panics keep their backtrace.
+    // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room: see
+    // docs/decisions/0011-the-suite-on-a-cpu-driver.md. Panics keep theirs.
     command.env("RUST_LIB_BACKTRACE", "0");
     let command = environment.apply(&mut command);
     let child = command
