@@ -264,7 +264,8 @@ pub struct TreeBuildGradients<B: Backend> {
 ///
 /// Where no kernel takes a gradient, its reference is differentiated, on the thread that asks. In fusion's queue
 /// that could wait forever: burn's graphs have one lock, and a thread may hold it while it waits for room in the
-/// queue. So `backward` chooses before anything is queued, and `backward_kernel` is what the queue runs.
+/// queue. So `backward` chooses before anything is queued, and `backward_kernel` is what the queue runs. On CubeCL that
+/// panics on all that `backward` would give to the reference.
 #[backend_extension(
     Cube: cfg(any(
         feature = "wgpu",

@@ -29,6 +29,9 @@ use burn_cubecl::{CubeBackend, kernel::into_contiguous};
 use cubecl::ir::ElemType;
 use cubecl::prelude::{CubeCount, CubeDim};
 
+/// Launches are unchecked, so that what reaches them is checked here, whoever calls.
+const TOO_MUCH: &str = "expected what kernels take, which `ops/limits.rs` says";
+
 impl TreeAttentionOps for CubeBackend {
     fn tree_search(
         query: FloatTensor<Self>,
@@ -58,6 +61,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &grad]) && path.dtype == lengths.dtype;
+        assert!(
+            single && limits::tree_search(&query, &key, &value, &options),
+            "tree_context_backward_kernel: {TOO_MUCH}"
+        );
         tree_search::context_backward(query, key, value, lengths, path, grad, options)
     }
 
@@ -69,6 +77,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &grad]) && path.dtype == lengths.dtype;
+        assert!(
+            single && limits::tree_search(&query, &key, &key, &options),
+            "tree_policy_backward_kernel: {TOO_MUCH}"
+        );
         tree_search::policy_backward(query, key, lengths, path, grad, options)
     }
 
@@ -95,6 +108,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        assert!(
+            single && limits::dense_attention(&query, &value),
+            "dense_attention_backward_kernel: {TOO_MUCH}"
+        );
         dense_attention::backward(query, key, value, mask, context, log_total, grad, options)
     }
 
@@ -130,6 +148,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
+        let single = are_single([&query, &key, &value, &key_bias, &context, &log_total, &grad]);
+        assert!(
+            single && limits::leaf_attention(&query, &key, &value, &options),
+            "leaf_attention_backward_kernel: {TOO_MUCH}"
+        );
         leaf_attention::backward(
             query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad, options,
         )
@@ -193,6 +216,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
+        let single = are_single([&nodes, &grad]) && is_single(&block);
+        assert!(
+            single && limits::tree_build(&nodes, &block, &options),
+            "tree_build_backward_kernel: {TOO_MUCH}"
+        );
         tree_build::backward(nodes, lengths, block, grad, options)
     }
 
@@ -214,6 +242,11 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
+        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
+        assert!(
+            single && limits::feed_forward(&rows, &weights),
+            "feed_forward_backward_kernel: {TOO_MUCH}"
+        );
         feed_forward::backward(rows, weights, grad, epsilon)
     }
 }
