@@ -1,5 +1,6 @@
 use super::masked_attention::{at_least_single, index_along};
 use crate::functions::dense_attention;
+use crate::ops::limits::leaf_group;
 use crate::ops::reference::MASKED_LOGIT;
 use crate::ops::{DenseAttentionOptions, GhostNodes, TreeSearchOptions};
 use burn::tensor::activation::softmax;
@@ -154,11 +155,7 @@ impl SeveralPaths {
         let ends = ends.cast(self.length.dtype());
         let mut node = ends.reshape([rows, paths]).sort(1);
 
-        let group = match shape.height() {
-            // The only token is the root itself.
-            0 => 1,
-            _ => shape.leaf_group(),
-        };
+        let group = leaf_group(shape);
         let child = self.children(&node, group);
         let different = differs_from_left(&node);
         let distinct = count(different.clone().reshape([rows, paths, 1]));

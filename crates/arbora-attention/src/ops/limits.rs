@@ -53,6 +53,7 @@ pub(crate) fn slots(shape: &TokenTreeShape) -> (usize, usize) {
     (decided, decided + leaf_group(shape))
 }
 
+/// Nodes that the last step of a search chooses among.
 pub(crate) fn leaf_group(shape: &TokenTreeShape) -> usize {
     match shape.height() {
         // The only token is the root itself.

@@ -11,6 +11,7 @@ use super::attention_tiles::Shared;
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };
+use crate::ops::limits::leaf_group;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
@@ -102,11 +103,7 @@ fn levels(shape: &TokenTreeShape) -> Vec<Level> {
     let decisions = (1..=shape.decisions())
         .rev()
         .map(|height| (height, shape.group(height + 1), false));
-    let leaves = match shape.height() {
-        // The only token is the root itself.
-        0 => 1,
-        _ => shape.leaf_group(),
-    };
+    let leaves = leaf_group(shape);
     decisions
         .chain([(0, leaves, true)])
         .map(|(height, group, leaves)| {

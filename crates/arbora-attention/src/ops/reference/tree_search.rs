@@ -1,4 +1,5 @@
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use crate::ops::limits::leaf_group;
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
 use burn::backend::Backend;
@@ -148,11 +149,7 @@ pub fn tree_search<B: Backend>(
         path.push(node.clone().reshape([batch, queries, 1]));
     }
 
-    let leaves = match shape.height() {
-        // The only token is the root itself.
-        0 => 1,
-        _ => shape.leaf_group(),
-    };
+    let leaves = leaf_group(&shape);
     let siblings = search.siblings(&options, 0, leaves, node);
     read = read.clone().add(siblings.real.clone().count(&read));
     attended.push(siblings);
