@@ -88,15 +88,16 @@ fn reaches(place: &Place, child: &mut Child, run: &str, lines: usize) -> bool {
 
 /// Starts a run in `out` and kills it with its log at a random length.
 fn kill(place: &Place) {
-    kill_in(place, &long("out"), "out");
+    kill_in(place, &long("out"), "out", 0);
 }
 
-/// Starts a command in `out` and kills it with the log of `run` at a random length.
-fn kill_in(place: &Place, args: &[String], run: &str) {
+/// Starts a command in `out` and kills it with the log of `run` at a random length from `least` on.
+fn kill_in(place: &Place, args: &[String], run: &str, least: u64) {
     for _ in 0..ATTEMPTS {
         let _ = fs::remove_dir_all(place.path("out"));
         let mut child = place.command(args).spawn().unwrap();
-        if kill_after(place, &mut child, run, random(STEPS / 2) as usize) {
+        let lines = least + random(STEPS / 2 - least);
+        if kill_after(place, &mut child, run, lines as usize) {
             return;
         }
     }
@@ -179,7 +180,7 @@ fn a_run_killed_again_and_again_continues_with_the_same_numbers() {
 fn a_run_killed_in_its_second_model_continues_with_the_same_numbers() {
     let place = Place::new();
     let (whole, args) = (printed(&place, &two("whole")), two("out"));
-    kill_in(&place, &args, SECOND);
+    kill_in(&place, &args, SECOND, 0);
     let resumed = printed(&place, &args);
     assert_both_continued(&place, &whole, &resumed);
 }
@@ -188,7 +189,7 @@ fn a_run_killed_in_its_second_model_continues_with_the_same_numbers() {
 fn a_run_killed_between_its_models_continues_with_the_same_numbers() {
     let place = Place::new();
     let (whole, args) = (printed(&place, &two("whole")), two("out"));
-    kill_in(&place, &args, SECOND);
+    kill_in(&place, &args, SECOND, 0);
     // As if the folder had been made and its settings had been half written.
     let inner = place.path(SECOND);
     fs::remove_dir_all(&inner).unwrap();
@@ -202,8 +203,12 @@ fn a_run_killed_between_its_models_continues_with_the_same_numbers() {
 fn a_damaged_newest_checkpoint_is_passed_over_with_a_notice() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    kill(&place);
-    let newest = place.checkpoints("out").pop().unwrap();
+    // Late enough for two checkpoints: one is damaged, one is read.
+    kill_in(&place, &long("out"), "out", 15);
+    let mut checkpoints = place.checkpoints("out");
+    // A kill while one is written leaves it beside, under another name.
+    checkpoints.retain(|name| name.starts_with("step-"));
+    let newest = checkpoints.pop().unwrap();
     let model = place.path("out/checkpoints").join(newest).join("model.bpk");
     let bytes = fs::read(&model).unwrap();
     fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
