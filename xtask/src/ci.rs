@@ -122,15 +122,19 @@ fn command(words: &str, more: &[String], variable: Option<(&str, &str)>) -> Task
     Task::Cargo(Box::new(command))
 }
 
-/// Checks the crates that a user can embed: with backends and the command line, or with neither.
+/// Checks the crates that a user can embed: with backends and the command line, or with neither. Here the command line is
+/// without `remote`, as it is by default.
 fn check(libraries: &[Package], backends: &[Backend], variable: Option<(&str, &str)>) -> Task {
     let mut more = Vec::new();
     for library in libraries {
         more.extend(["--package".into(), library.name.clone()]);
     }
     if !backends.is_empty() {
-        let features = workspace::features(libraries, backends);
-        more.extend(["--features".into(), format!("arbora-cli/remote,{features}")]);
+        more.extend([
+            "--features".into(),
+            workspace::features(libraries, backends),
+        ]);
     }
-    command("check --no-default-features", &more, variable)
+    more.extend(["--", "-D", "warnings"].map(String::from));
+    command("clippy --no-default-features", &more, variable)
 }

@@ -4,16 +4,46 @@ use crate::backend;
 use crate::families::{About, AnyTask, Family};
 use crate::progress::Bar;
 use crate::{remote, settings, whole};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use arbora::rl::train::{Checkpoint, TrainError, Trainer, measure};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use burn::train::Interrupter;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The settings of a run, in its folder.
 pub const CONFIG: &str = "config.json";
+
+/// What trained a run, in its folder.
+const MADE: &str = "made.json";
+
+/// What the numbers of a run depend on beside its settings and its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Of the family's numbers.
+    pub version: u32,
+    /// The name of the backend that it was trained on.
+    pub backend: String,
+}
+
+/// What trained the run in a folder: more than one where it was resumed by another version or on another backend, none
+/// where it was begun before there were such files.
+///
+/// # Errors
+/// If what is there cannot be read.
+pub fn made(folder: &Path) -> Result<Vec<Made>> {
+    let path = folder.join(MADE);
+    match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        text => text
+            .map_err(Error::from)
+            .and_then(|text| Ok(serde_json::from_str(&text)?))
+            .with_context(|| format!("cannot read {}", path.display())),
+    }
+}
 
 /// A run: its settings, and where it lies or will lie.
 #[derive(Clone, Debug)]
@@ -119,11 +149,11 @@ impl<F: Family> Run<F> {
         }
     }
 
-    /// A trainer of the run, whose folder is there then, with its settings.
+    /// A trainer of the run, whose folder is there then, with its settings and what trains it.
     ///
     /// # Errors
     /// If the folder cannot be made or written.
-    pub fn trainer(&self, about: &About, resume: bool) -> Result<Trainer> {
+    pub fn trainer(&self, about: &About, backend: &str, resume: bool) -> Result<Trainer> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
@@ -135,6 +165,14 @@ impl<F: Family> Run<F> {
             "the run's checkpoints are in {}; continue with --resume",
             folder.display()
         )));
+        let now = Made {
+            version: F::VERSION,
+            backend: backend.into(),
+        };
+        let by = match resume {
+            true => made(folder)?,
+            false => Vec::new(),
+        };
         if !resume {
             let made = std::fs::create_dir_all(folder);
             made.with_context(|| format!("cannot make {}", folder.display()))?;
@@ -142,6 +180,15 @@ impl<F: Family> Run<F> {
                 kept.refuse_another(folder)?;
             }
             about.kept.iter().try_for_each(|kept| kept.write(folder))?;
+        }
+        // Of what trained a run of before nothing is known.
+        let is_known = !(resume && by.is_empty());
+        if is_known && by.last() != Some(&now) {
+            let by: Vec<Made> = by.into_iter().chain([now]).collect();
+            whole::write(&folder.join(MADE), serde_json::to_string(&by)? + "\n")?;
+        }
+        // Last: a folder with settings is a run.
+        if !resume {
             whole::write(&folder.join(CONFIG), &settings)?;
         }
         Ok(trainer)

@@ -510,14 +510,119 @@ fn stored_numbers_are_not_trained_again_when_the_folder_is_gone() {
     assert_eq!(place.json("page.json")["runs"], stored["runs"]);
     assert!(place.json("page.json").get("times").is_none());
 
-    // --again repeats them.
-    assert_eq!(
-        run_file(&place, &["--again", "--seeds", "1"]).status.code(),
-        Some(0)
-    );
-    assert_eq!(names(&place.path("out")), ["dense-seed1", "tree-seed1"]);
+    // --again repeats them, and repeats what it has made.
+    for folders in [
+        &["dense-seed1", "tree-seed1"][..],
+        &[
+            "dense-seed1",
+            "dense-seed1-before-1",
+            "tree-seed1",
+            "tree-seed1-before-1",
+        ],
+    ] {
+        let output = run_file(&place, &["--again", "--seeds", "1"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(names(&place.path("out")), folders);
+    }
     // Those of the other seed stay where they are.
     assert_eq!(place.json("page.json")["runs"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn a_repetition_that_is_stopped_goes_on_where_it_was() {
+    let place = Place::new();
+    experiment(&place);
+    let run = |args: &[&str]| {
+        let output = run_file(&place, args);
+        (output.status.code(), stderr(&output))
+    };
+    assert_eq!(run(&["--seeds", "0"]).0, Some(0));
+    let stored = || {
+        let mut runs = place.json("page.json")["runs"].as_array().unwrap().clone();
+        runs.sort_by_key(|run| run["fingerprint"].to_string());
+        runs
+    };
+    let first = stored();
+    let (code, told) = run(&["--seeds", "0", "--again", "--hours", "0"]);
+    assert_eq!(code, Some(130), "{told}");
+    // What is stored stays until there is something in its place.
+    assert_eq!(stored(), first);
+    let plan = |args: &[&str]| {
+        let args = of_file(&[&["--seeds", "0", "--plan"], args].concat());
+        let text = place.succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        text.matches("to be trained anew").count()
+    };
+    assert_eq!(plan(&[]), 2);
+    // One line alone, then the other, then nothing.
+    let shard = |shard: &str| run(&["--seeds", "0", "--shard", shard]);
+    let (code, told) = shard("1/2");
+    assert_eq!((code, plan(&[])), (Some(0), 1), "{told}");
+    let (code, told) = run(&["--seeds", "0", "--again"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("dense-seed0: finished before"), "{told}");
+    assert!(
+        told.contains("tree-seed0: trained anew; what was there is out/tree-seed0-before-1"),
+        "{told}"
+    );
+    assert_eq!(plan(&[]), 0);
+    assert_eq!(stored(), first);
+    assert_eq!(plan(&["--again"]), 2);
+}
+
+#[test]
+fn what_another_version_or_another_backend_trained_is_kept_and_trained_anew() {
+    let place = Place::new();
+    experiment(&place);
+    let run = || {
+        let output = run_file(&place, &["--seeds", "0"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    run();
+    let made = "out/dense-seed0/made.json";
+    assert_eq!(place.json(made), json!([{"version": 1, "backend": "flex"}]));
+    for other in [
+        json!([{"version": 0, "backend": "flex"}]),
+        // It was resumed elsewhere.
+        json!([{"version": 1, "backend": "flex"}, {"version": 1, "backend": "cuda"}]),
+    ] {
+        fs::write(place.path(made), other.to_string()).unwrap();
+        // The numbers here are stored, whatever became of the folder.
+        assert!(run().contains("dense-seed0: finished before"));
+        fs::write(place.path("page.json"), r#"{"runs": []}"#).unwrap();
+        let told = run();
+        assert!(told.contains("dense-seed0: trained anew"), "{told}");
+        assert_eq!(place.json(made), json!([{"version": 1, "backend": "flex"}]));
+    }
+    let kept = place.json("out/dense-seed0-before-1/made.json");
+    assert_eq!(kept, json!([{"version": 0, "backend": "flex"}]));
+    // What trained a run of before is not known.
+    fs::remove_file(place.path(made)).unwrap();
+    fs::write(place.path("page.json"), r#"{"runs": []}"#).unwrap();
+    assert!(run().contains("dense-seed0: finished before"));
+}
+
+#[test]
+fn numbers_of_other_backends_stay_beside_those_of_a_whole_experiment() {
+    let place = Place::new();
+    experiment(&place);
+    assert_eq!(run_file(&place, &[]).status.code(), Some(0));
+    let mut stored = place.json("page.json");
+    let runs = stored["runs"].as_array_mut().unwrap();
+    let count = runs.len();
+    for (digit, key, value) in [("1", "backend", json!("cuda")), ("2", "version", json!(0))] {
+        let mut other = runs[0].clone();
+        other["fingerprint"] = json!(digit.repeat(64));
+        other[key] = value;
+        runs.push(other);
+    }
+    fs::write(place.path("page.json"), stored.to_string()).unwrap();
+    assert_eq!(run_file(&place, &[]).status.code(), Some(0));
+    // Those of the other version go.
+    let stored = place.json("page.json");
+    let runs = stored["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), count + 1);
+    assert!(runs.iter().any(|run| run["backend"] == "cuda"));
 }
 
 #[test]

@@ -21,6 +21,21 @@ fn assert_finite(numbers: &Value) {
 }
 
 #[test]
+fn a_run_of_before_is_measured_and_resumed() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let measured = place.eval("out", &[]);
+    // It named a second model, and not what had trained it.
+    let mut config = place.json("out/config.json");
+    config["compare_with"] = "cross-attention".into();
+    fs::write(place.path("out/config.json"), config.to_string()).unwrap();
+    fs::remove_file(place.path("out/made.json")).unwrap();
+    assert_eq!(place.eval("out", &[])["metrics"], measured["metrics"]);
+    place.succeed(&["train", "images", "--out", "out", "--resume"]);
+    assert!(!place.path("out/made.json").exists(), "nothing is known");
+}
+
+#[test]
 fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
     let place = Place::new();
     let table = place.train(&["--out", "out"]);
@@ -34,6 +49,8 @@ fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
     let config = place.json("out/config.json");
     assert_eq!(config["trainer"]["steps"], 6);
     assert_eq!(config["model"], "retreever");
+    let made = place.json("out/made.json");
+    assert_eq!(made, json!([{ "version": 1, "backend": "flex" }]));
     assert_eq!(
         place.checkpoints("out"),
         ["step-00000004", "step-00000006"],

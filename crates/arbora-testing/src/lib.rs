@@ -1,4 +1,4 @@
-//! What the integration tests and benches of every Arbora crate share: the device under test, the
+//! What the integration tests of every Arbora crate share: the device under test, the
 //! rule for skipping, tolerances calibrated by measurement, and gradient checks.
 //!
 //! This crate is a path-only dev-dependency. Unit tests never use it: inside a crate's own unit

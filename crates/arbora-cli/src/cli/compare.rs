@@ -40,7 +40,10 @@ pub fn run(mut args: CompareArgs) -> Result<ExitCode> {
         Err(_) => of_file(&args)?,
     };
     args.asked.command = command(&args);
-    args.asked.is_part = !args.seeds.is_empty() || args.asked.has_settings();
+    args.asked.is_part = !args.seeds.is_empty()
+        || !args.rates.is_empty()
+        || args.asked.from.is_some()
+        || args.asked.has_settings();
     let task: AnyTask = named(&experiment.task).context("task")?;
     of_family!(task, run_experiment(&experiment, &args.asked))
 }

@@ -40,7 +40,7 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
     let placement = args.place.open()?;
     let model = run.model(&data, &device)?.place(&placement)?;
     let trainer = run
-        .trainer(&about, args.resume)?
+        .trainer(&about, &backend, args.resume)?
         .keep_devices(!placement.is_empty());
     let account = about.account.map(|account| format!("; {account}"));
     eprintln!(

@@ -7,7 +7,7 @@ use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
 use crate::families::{About, Family, FamilyModel as _, Finished, named};
-use crate::run::{CONFIG, Run, State, Trained, first_free, measured};
+use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, measured};
 use crate::{backend, cli, settings, whole};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::rl::train::{Checkpoint, TrainError};
@@ -15,9 +15,10 @@ use burn::module::Module as _;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Test batches whose forward pass is timed, at most.
 pub const TIMED_BATCHES: usize = 64;
@@ -26,6 +27,8 @@ pub const TIMED_BATCHES: usize = 64;
 const TABLE: &str = "compare.md";
 /// The numbers behind it.
 const NUMBERS: &str = "compare.json";
+/// Is there, empty, while runs are repeated: as old as what asked for it.
+const AGAIN: &str = "again";
 
 /// What the runs of an experiment share.
 struct Engine<'a, F: Family> {
@@ -39,6 +42,8 @@ struct Engine<'a, F: Family> {
     data: Vec<(Value, F::Data)>,
     /// The numbers of finished runs.
     known: Store,
+    /// Runs begun before are trained anew.
+    since: Option<SystemTime>,
     commit: String,
     started: Instant,
 }
@@ -95,7 +100,8 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         page::open(page, &start(experiment), &asked.made_by)?;
         known = store::read(&page.with_extension("json"))?;
     }
-    if asked.again {
+    let since = repeated_since(&out)?;
+    if since.is_some() || asked.again {
         known.clear();
     }
     Engine::<F> {
@@ -110,6 +116,7 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         device,
         data: Vec::new(),
         known,
+        since,
         commit: store::commit(),
         started: Instant::now(),
     }
@@ -150,6 +157,12 @@ impl<F: Family> Engine<'_, F> {
         let (mut runs, mut at) = self.plan(&rates)?;
         if self.asked.plan {
             return self.tell(&tries, &runs);
+        }
+        if self.asked.again && self.since.is_none() {
+            std::fs::create_dir_all(&self.out)
+                .with_context(|| format!("cannot make {}", self.out.display()))?;
+            whole::write(&self.out.join(AGAIN), "")?;
+            self.since = repeated_since(&self.out)?;
         }
         let own = |at: usize| match self.asked.shard {
             Some(shard) => shard.has(at),
@@ -257,13 +270,18 @@ impl<F: Family> Engine<'_, F> {
         };
         let about = fresh.about(&self.data[data].1)?;
         let run_folder = Run { config, folder };
-        run_folder.state(&about)?;
-        if let (Some(source), true) = (source, run_folder.folder.join(CONFIG).exists()) {
+        let is_outdated = self.is_outdated(&run_folder.folder)?;
+        if !is_outdated {
+            run_folder.state(&about)?;
+        }
+        if let (Some(source), true, false) =
+            (source, run_folder.folder.join(CONFIG).exists(), is_outdated)
+        {
             refuse_older(&others[source].run.folder, &run_folder.folder)?;
         }
         let from = match (source, &from) {
             (Some(source), _) => Some(others[source].fingerprint.clone()),
-            (None, Some(from)) => Some(external::<F>(from)?),
+            (None, Some(from)) => Some(Checkpoint::newest(from)?.0.model_digest()),
             (None, None) => None,
         };
         let fingerprint = |route: &str| {
@@ -281,8 +299,7 @@ impl<F: Family> Engine<'_, F> {
         let at_random = row.at_random.as_ref().filter(|_| route == LEARNED);
         let at_random = at_random.map(|_| fingerprint(RANDOM));
         let fingerprint = fingerprint(route);
-        if !self.asked.again
-            && let Some(Measured { entries, .. }) = store::measured(&run_folder.folder)?
+        if !is_outdated && let Some(Measured { entries, .. }) = store::measured(&run_folder.folder)?
         {
             let entries = entries.into_iter();
             self.known
@@ -303,9 +320,9 @@ impl<F: Family> Engine<'_, F> {
     /// The number of the data that settings name, which are loaded where they are not.
     fn data(&mut self, config: &F, settings: &Value) -> Result<usize> {
         let mut key = settings.clone();
-        match &self.planning.cases {
+        match self.experiment.task.as_str() {
             // A text takes seconds to read, and is decided by its own settings alone.
-            _ if self.experiment.task == "lm" => key = settings["data"].clone(),
+            "lm" => key = settings["data"].clone(),
             _ => ["model", "from", "trainer"]
                 .iter()
                 .for_each(|name| store::remove(&mut key, name)),
@@ -335,23 +352,67 @@ impl<F: Family> Engine<'_, F> {
         })
     }
 
+    /// Whether the run in a folder does not have the numbers that are asked for: it is to be repeated, or another
+    /// version or another backend trained it.
+    fn is_outdated(&self, folder: &Path) -> Result<bool> {
+        if !folder.join(CONFIG).exists() {
+            return Ok(false);
+        }
+        let is_older = match self.since {
+            Some(since) => begun(folder)? < since,
+            None => self.asked.again,
+        };
+        let now = Made {
+            version: F::VERSION,
+            backend: self.backend.clone(),
+        };
+        Ok(is_older || made(folder)?.iter().any(|made| *made != now))
+    }
+
+    /// Makes room for a run that is trained anew. What is there is kept, beside it.
+    fn set_aside_outdated(&self, planned: &Planned<F>) -> Result<()> {
+        let folder = &planned.run.folder;
+        if !self.is_outdated(folder)? {
+            return Ok(());
+        }
+        let kept = (1..u64::MAX)
+            .map(|number| {
+                self.out
+                    .join(format!("{}-before-{number}", planned.plan.name))
+            })
+            .find(|path| !path.exists())
+            .context("fewer runs than numbers")?;
+        std::fs::rename(folder, &kept)
+            .with_context(|| format!("cannot rename {}", folder.display()))?;
+        eprintln!(
+            "{}: trained anew; what was there is {}",
+            folder.display(),
+            kept.display()
+        );
+        Ok(())
+    }
+
     /// Prints how far all runs are, and the commands that train them.
     fn tell(&self, tries: &[Planned<F>], runs: &[Planned<F>]) -> Result<ExitCode> {
         let mut lines = Vec::new();
         let mut list = Vec::new();
         for planned in tries.iter().chain(runs) {
-            let state = planned.run.state(&planned.about)?;
+            let state = match self.is_outdated(&planned.run.folder)? {
+                true => None,
+                false => Some(planned.run.state(&planned.about)?),
+            };
             let folder = planned.run.folder.display().to_string();
             let told = match (self.is_known(planned), state) {
                 (true, _) => "finished",
-                (false, State::Finished) => "trained",
-                (false, State::Unfinished) => "not finished",
-                (false, State::Absent) => "not begun",
+                (false, Some(State::Finished)) => "trained",
+                (false, Some(State::Unfinished)) => "not finished",
+                (false, Some(State::Absent)) => "not begun",
+                (false, None) => "to be trained anew",
             };
-            let command =
-                planned
-                    .plan
-                    .command(&self.experiment.task, &self.out, state == State::Unfinished);
+            let resume = state == Some(State::Unfinished);
+            let command = planned
+                .plan
+                .command(&self.experiment.task, &self.out, resume);
             lines.push(format!("{folder}: {told}"));
             if !["finished", "trained"].contains(&told) {
                 lines.push(format!("  {command}"));
@@ -421,9 +482,11 @@ impl<F: Family> Engine<'_, F> {
         {
             return Ok(Some(Stop::Hours));
         }
+        self.set_aside_outdated(planned)?;
         let state = planned.run.state(&planned.about)?;
         if let (Some(source), State::Absent) = (planned.source, state) {
             let source = &others[source];
+            self.set_aside_outdated(source)?;
             // Its numbers may be known and its weights gone.
             if source.run.state(&source.about)? != State::Finished {
                 eprintln!(
@@ -564,7 +627,8 @@ impl<F: Family> Engine<'_, F> {
             return Ok(Some(Trained::before(model, checkpoint.state().step)));
         }
         let model = run.model(data, &self.device)?;
-        let trainer = run.trainer(&planned.about, state == State::Unfinished)?;
+        let resume = state == State::Unfinished;
+        let trainer = run.trainer(&planned.about, &self.backend, resume)?;
         let trained = run.train(trainer, model, data, &self.device)?;
         Ok(Some(trained).filter(|trained| !trained.is_stopped()))
     }
@@ -598,7 +662,7 @@ impl<F: Family> Engine<'_, F> {
     fn times(&self, planned: &Planned<F>) -> Result<Option<Times>> {
         let folder = &planned.run.folder;
         let path = folder.join("timing.jsonl");
-        if !path.exists() {
+        if !path.exists() || self.is_outdated(folder)? {
             return Ok(None);
         }
         let log = read(&path)?;
@@ -665,10 +729,13 @@ impl<F: Family> Engine<'_, F> {
                     &results.page(),
                 )?;
                 let numbers = page.with_extension("json");
-                // With what other processes have stored since, and what this table leaves out.
-                if self.asked.is_part || !open.is_empty() {
-                    let mut others = store::read(&numbers)?;
-                    others.retain(|_, entry| entry.version == F::VERSION);
+                // With what other processes have stored since, what this table leaves out, and what is of other backends.
+                let is_part = self.asked.is_part || !open.is_empty();
+                let mut others = store::read(&numbers)?;
+                others.retain(|_, entry| {
+                    entry.version == F::VERSION && (is_part || entry.backend != self.backend)
+                });
+                if !others.is_empty() {
                     let runs = json["runs"].as_array_mut().context("no runs")?;
                     for run in runs.iter() {
                         others.remove(run["fingerprint"].as_str().unwrap_or_default());
@@ -706,6 +773,14 @@ impl<F: Family> Engine<'_, F> {
             true => json.to_string(),
             false => format!("{}\n{written}", results.text()),
         })?;
+        if self.since.is_some() && open.is_empty() {
+            let path = self.out.join(AGAIN);
+            match std::fs::remove_file(&path) {
+                // Another process has seen the last run too.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                removed => removed.with_context(|| format!("cannot remove {}", path.display()))?,
+            }
+        }
         match stopped {
             None => Ok(ExitCode::SUCCESS),
             Some(_) => cli::interrupted(&format!(
@@ -729,7 +804,8 @@ impl<F: Family> Engine<'_, F> {
         let mut models = Vec::new();
         for planned in runs {
             let is_first = planned.plan.seed == first.plan.seed;
-            if is_first && planned.run.state(&planned.about)? == State::Finished {
+            let is_outdated = self.is_outdated(&planned.run.folder)?;
+            if is_first && !is_outdated && planned.run.state(&planned.about)? == State::Finished {
                 let (checkpoint, _) = Checkpoint::newest(&planned.run.folder)?;
                 let model = planned.run.config.blank(data, &self.device);
                 models.push((planned, checkpoint.load_model(model)?));
@@ -768,29 +844,26 @@ fn diverged(error: &anyhow::Error) -> bool {
     )
 }
 
-/// What tells the run in a folder from others, for runs that start from it.
-fn external<F: Family>(folder: &Path) -> Result<String> {
-    let config: F = crate::run::config_of(folder)?;
-    let settings: Value = serde_json::from_str(&serde_json::to_string(&config)?)?;
-    let origin = Origin {
-        family: F::NAME,
-        version: F::VERSION,
-        backend: "",
-        settings: &settings,
-        digest: None,
-        route: LEARNED,
-        from: None,
-    };
-    Ok(origin.fingerprint())
+/// Since when runs in a folder are repeated: until none of them is open, in this call or in one that goes on with it.
+fn repeated_since(out: &Path) -> Result<Option<SystemTime>> {
+    let path = out.join(AGAIN);
+    match path.metadata().and_then(|found| found.modified()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        time => time
+            .map(Some)
+            .with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
-/// Refuses a run from other weights than its source has now: a run writes its settings once, when it begins.
+/// When the run in a folder began: it writes its settings once.
+fn begun(folder: &Path) -> Result<SystemTime> {
+    let path = folder.join(CONFIG);
+    let time = std::fs::metadata(&path).and_then(|file| file.modified());
+    time.with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Refuses a run from other weights than its source has now.
 fn refuse_older(source: &Path, folder: &Path) -> Result<()> {
-    let begun = |folder: &Path| {
-        let path = folder.join(CONFIG);
-        let time = std::fs::metadata(&path).and_then(|file| file.modified());
-        time.with_context(|| format!("cannot read {}", path.display()))
-    };
     if source.join(CONFIG).exists() {
         ensure!(
             begun(source)? <= begun(folder)?,

@@ -217,7 +217,8 @@ pub struct Asked {
     /// Train and write nothing: print how far each run is, and the command that trains it.
     #[arg(long, conflicts_with = "only_table")]
     pub plan: bool,
-    /// Repeat runs whose numbers are stored. Trainings that are whole in their folders are measured again.
+    /// Train all runs anew, whatever is stored or finished. Their folders are kept beside, as NAME-before-N. Where it is
+    /// stopped, the same command goes on, and so does the next one without this option.
     #[arg(long)]
     pub again: bool,
     #[command(flatten)]

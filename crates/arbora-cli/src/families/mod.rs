@@ -6,7 +6,8 @@
 //!
 //! A family is a folder with the same files: `config` (settings and presets), `data` (from settings to batches),
 //! `model` (what a step minimises and an evaluation measures) and `report` (what people see of a run). Its `mod.rs`
-//! joins them as one [`Family`]. A new family is such a folder, a variant in `names`, and an arm of [`of_family!`].
+//! joins them as one [`Family`]. A new family is such a folder, a variant in `names`, an arm of
+//! [`of_family!`], and what `inspect` shows of it.
 
 pub mod curves;
 pub mod language;

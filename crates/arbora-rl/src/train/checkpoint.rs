@@ -160,6 +160,11 @@ impl Checkpoint {
         &self.state
     }
 
+    /// SHA-256 of the file of the parameters, in hexadecimal: it tells these weights from all others.
+    pub fn model_digest(&self) -> String {
+        sha256(&self.model)
+    }
+
     /// Refuses a checkpoint of a model with another fingerprint.
     ///
     /// # Errors
