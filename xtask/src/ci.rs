@@ -129,12 +129,12 @@ fn check(libraries: &[Package], backends: &[Backend], variable: Option<(&str, &s
     for library in libraries {
         more.extend(["--package".into(), library.name.clone()]);
     }
-    if !backends.is_empty() {
-        more.extend([
-            "--features".into(),
-            workspace::features(libraries, backends),
-        ]);
+    if backends.is_empty() {
+        // What operators are given only backends use: without any the compiler warns of it.
+        return command("check --no-default-features", &more, variable);
     }
+    let features = workspace::features(libraries, backends);
+    more.extend(["--features".into(), features]);
     more.extend(["--", "-D", "warnings"].map(String::from));
     command("clippy --no-default-features", &more, variable)
 }
