@@ -151,14 +151,16 @@ impl<F: Family> Run<F> {
 
     /// A trainer of the run, whose folder is there then, with its settings and what trains it.
     ///
+    /// - state: how far the run is
+    ///
     /// # Errors
-    /// If the folder cannot be made or written.
-    pub fn trainer(&self, about: &About, backend: &str, resume: bool) -> Result<Trainer> {
+    /// If the folder cannot be made, read or written.
+    pub fn trainer(&self, about: &About, backend: &str, state: State) -> Result<Trainer> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
         let trainer = Trainer::new(common.trainer.clone(), folder, &about.fingerprint)
-            .resume(resume)
+            .resume(state != State::Absent)
             .progress(Bar::new(common.model, common.trainer.steps));
         trainer.stop_on_ctrl_c()?;
         remote::saved(Some(format!(
@@ -169,27 +171,31 @@ impl<F: Family> Run<F> {
             version: F::VERSION,
             backend: backend.into(),
         };
-        let by = match resume {
-            true => made(folder)?,
-            false => Vec::new(),
+        let write_made = |by: &[Made]| {
+            let text = serde_json::to_string(by)? + "\n";
+            whole::write(&folder.join(MADE), text)
         };
-        if !resume {
-            let made = std::fs::create_dir_all(folder);
-            made.with_context(|| format!("cannot make {}", folder.display()))?;
-            for kept in &about.kept {
-                kept.refuse_another(folder)?;
+        match state {
+            State::Absent => {
+                let made = std::fs::create_dir_all(folder);
+                made.with_context(|| format!("cannot make {}", folder.display()))?;
+                for kept in &about.kept {
+                    kept.refuse_another(folder)?;
+                }
+                about.kept.iter().try_for_each(|kept| kept.write(folder))?;
+                write_made(&[now])?;
+                // Last: a folder with settings is a run.
+                whole::write(&folder.join(CONFIG), &settings)?;
             }
-            about.kept.iter().try_for_each(|kept| kept.write(folder))?;
-        }
-        // Of what trained a run of before nothing is known.
-        let is_known = !(resume && by.is_empty());
-        if is_known && by.last() != Some(&now) {
-            let by: Vec<Made> = by.into_iter().chain([now]).collect();
-            whole::write(&folder.join(MADE), serde_json::to_string(&by)? + "\n")?;
-        }
-        // Last: a folder with settings is a run.
-        if !resume {
-            whole::write(&folder.join(CONFIG), &settings)?;
+            State::Unfinished => {
+                let mut by = made(folder)?;
+                // Of what trained a run of before nothing is known.
+                if by.last().is_some_and(|last| *last != now) {
+                    by.push(now);
+                    write_made(&by)?;
+                }
+            }
+            State::Finished => {}
         }
         Ok(trainer)
     }

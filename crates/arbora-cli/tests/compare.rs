@@ -606,22 +606,51 @@ fn what_another_version_or_another_backend_trained_is_kept_and_trained_anew() {
 fn numbers_of_other_backends_stay_beside_those_of_a_whole_experiment() {
     let place = Place::new();
     experiment(&place);
-    assert_eq!(run_file(&place, &[]).status.code(), Some(0));
-    let mut stored = place.json("page.json");
-    let runs = stored["runs"].as_array_mut().unwrap();
-    let count = runs.len();
-    for (digit, key, value) in [("1", "backend", json!("cuda")), ("2", "version", json!(0))] {
+    // Settings that the file has are part of the experiment; those of the command make less than all of it.
+    let mut all = place.json("tiny-experiment.json");
+    let mut settings = Vec::new();
+    for (key, value) in place.json("tiny.json").as_object().unwrap() {
+        match value.as_object().filter(|_| key != "data") {
+            Some(group) => {
+                let own = group
+                    .iter()
+                    .map(|(name, value)| format!("{key}.{name}={value}"));
+                settings.extend(own);
+            }
+            None => settings.push(format!("{key}={value}")),
+        }
+    }
+    all["settings"] = json!(settings);
+    fs::write(place.path("tiny-experiment.json"), all.to_string()).unwrap();
+    let run = |more: &[&str]| {
+        let fixed = [
+            "compare",
+            "tiny-experiment.json",
+            "--page",
+            "page.md",
+            "--out",
+            "out",
+        ];
+        place.succeed(&[&fixed[..], more].concat());
+        place.json("page.json")["runs"].as_array().unwrap().clone()
+    };
+    let mut runs = run(&[]);
+    let own = runs.len();
+    for (digit, key, value) in [
+        ("1", "backend", json!("cuda")),
+        ("2", "version", json!(0)),
+        ("3", "line", json!("of settings that are no more")),
+    ] {
         let mut other = runs[0].clone();
         other["fingerprint"] = json!(digit.repeat(64));
         other[key] = value;
         runs.push(other);
     }
-    fs::write(place.path("page.json"), stored.to_string()).unwrap();
-    assert_eq!(run_file(&place, &[]).status.code(), Some(0));
-    // Those of the other version go.
-    let stored = place.json("page.json");
-    let runs = stored["runs"].as_array().unwrap();
-    assert_eq!(runs.len(), count + 1);
+    fs::write(place.path("page.json"), json!({ "runs": runs }).to_string()).unwrap();
+    // Less than all of it forgets nothing but what another version made, and all of it keeps the other backend's.
+    assert_eq!(run(&["--seeds", "0"]).len(), own + 2);
+    let runs = run(&[]);
+    assert_eq!(runs.len(), own + 1);
     assert!(runs.iter().any(|run| run["backend"] == "cuda"));
 }
 
@@ -879,4 +908,58 @@ fn a_bad_experiment_file_is_refused_in_one_line_that_names_the_key() {
         message.contains("in page.md: no line <!-- begin: made by"),
         "{message}"
     );
+}
+
+#[test]
+fn runs_from_other_weights_are_other_runs_whatever_their_settings() {
+    let place = Place::new();
+    let tiny = json!({
+        "data": {"length": 32, "pairs": 4, "keys": 8, "values": 8, "curriculum": []},
+        "batch_size": 2, "eval_batch_size": 2, "eval_items": 2, "test_items": 2,
+        "architecture": {"d_model": 8, "d_ff": 8},
+        "trainer": {"steps": 3, "eval_every": 3, "checkpoint_every": 3, "warmup_steps": 0},
+    });
+    fs::write(place.path("recall.json"), tiny.to_string()).unwrap();
+    for (out, seed) in [("one", "1"), ("two", "2")] {
+        let args = [
+            "train",
+            "recall",
+            "--config",
+            "recall.json",
+            "--out",
+            out,
+            "--seed",
+            seed,
+        ];
+        place.succeed(&args);
+    }
+    // As if both were of one seed, and had come to other weights all the same.
+    fs::copy(place.path("one/config.json"), place.path("two/config.json")).unwrap();
+    let run = |from: &str| {
+        let out = format!("from-{from}");
+        let args = [
+            "compare",
+            "recall",
+            "--models",
+            "dense",
+            "--config",
+            "recall.json",
+            "--page",
+            "page.md",
+            "--from",
+            from,
+            "--out",
+            &out,
+        ];
+        let output = place.run(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    for from in ["one", "two"] {
+        assert!(run(from).contains("dense-seed0: training"), "{from}");
+    }
+    // Both are stored.
+    assert_eq!(place.json("page.json")["runs"].as_array().unwrap().len(), 2);
+    fs::remove_dir_all(place.path("from-one")).unwrap();
+    assert!(run("one").contains("dense-seed0: finished before"));
 }

@@ -36,6 +36,22 @@ fn a_run_of_before_is_measured_and_resumed() {
 }
 
 #[test]
+fn what_trains_a_part_of_a_run_is_named_in_its_folder() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let elsewhere = json!({ "version": 1, "backend": "cuda" });
+    fs::write(place.path("out/made.json"), json!([elsewhere]).to_string()).unwrap();
+    let resume = || place.succeed(&["train", "images", "--out", "out", "--resume"]);
+    // Where no step is left, nothing is trained.
+    resume();
+    assert_eq!(place.json("out/made.json"), json!([elsewhere]));
+    fs::remove_dir_all(place.path("out/checkpoints/step-00000006")).unwrap();
+    resume();
+    let here = json!({ "version": 1, "backend": "flex" });
+    assert_eq!(place.json("out/made.json"), json!([elsewhere, here]));
+}
+
+#[test]
 fn a_run_leaves_its_settings_numbers_checkpoints_and_pictures() {
     let place = Place::new();
     let table = place.train(&["--out", "out"]);

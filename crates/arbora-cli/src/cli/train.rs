@@ -36,11 +36,11 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
     if !args.resume {
         refuse_taken(&folder)?;
     }
-    run.state(&about)?;
+    let state = run.state(&about)?;
     let placement = args.place.open()?;
     let model = run.model(&data, &device)?.place(&placement)?;
     let trainer = run
-        .trainer(&about, &backend, args.resume)?
+        .trainer(&about, &backend, state)?
         .keep_devices(!placement.is_empty());
     let account = about.account.map(|account| format!("; {account}"));
     eprintln!(

@@ -627,8 +627,7 @@ impl<F: Family> Engine<'_, F> {
             return Ok(Some(Trained::before(model, checkpoint.state().step)));
         }
         let model = run.model(data, &self.device)?;
-        let resume = state == State::Unfinished;
-        let trainer = run.trainer(&planned.about, &self.backend, resume)?;
+        let trainer = run.trainer(&planned.about, &self.backend, state)?;
         let trained = run.train(trainer, model, data, &self.device)?;
         Ok(Some(trained).filter(|trained| !trained.is_stopped()))
     }

@@ -218,7 +218,8 @@ pub struct Asked {
     #[arg(long, conflicts_with = "only_table")]
     pub plan: bool,
     /// Train all runs anew, whatever is stored or finished. Their folders are kept beside, as NAME-before-N. Where it is
-    /// stopped, the same command goes on, and so does the next one without this option.
+    /// stopped, the same command goes on, and so does the next one without this option, until the file `again` is gone
+    /// from the folder of the runs.
     #[arg(long)]
     pub again: bool,
     #[command(flatten)]
