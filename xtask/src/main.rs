@@ -4,12 +4,14 @@ mod backend;
 mod bench;
 mod ci;
 mod data;
-// The command line writes such pages too. Its files are shared, since a dependency on its crate would compile burn.
+// The command line writes such pages and tables too. Its files are shared, since a dependency on its crate would compile burn.
 #[path = "../../crates/arbora-cli/src/experiment/page.rs"]
 mod page;
 mod provision;
 mod reproduce;
 mod shell;
+#[path = "../../crates/arbora-cli/src/table.rs"]
+mod table;
 mod test_all_backends;
 #[cfg(test)]
 mod tidy;

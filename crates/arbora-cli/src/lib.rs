@@ -27,5 +27,9 @@ mod settings;
 mod statistic;
 mod table;
 mod whole;
+// For its tests: CI has the feature.
+#[cfg(all(test, feature = "remote"))]
+#[allow(dead_code)]
+mod without_remote;
 
 pub use cli::main;

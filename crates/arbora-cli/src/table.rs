@@ -3,8 +3,9 @@
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
-/// Rows, the first being the titles, as a table that reads well as text and as Markdown. All rows have as many cells.
-pub fn table(rows: &[Vec<String>]) -> String {
+/// Rows, the first being the titles, as a table that reads well as text and as Markdown. All rows have as many cells, of which the
+/// first `names` are words and the others numbers.
+pub fn table(rows: &[Vec<String>], names: usize) -> String {
     let mut table = Table::new();
     table.load_preset(ASCII_MARKDOWN);
     for (at, row) in rows.iter().enumerate() {
@@ -14,7 +15,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
             _ => table.add_row(cells),
         };
     }
-    for column in table.column_iter_mut().skip(1) {
+    for column in table.column_iter_mut().skip(names) {
         column.set_cell_alignment(CellAlignment::Right);
         // The line under the titles needs room for its colon.
         column.set_constraint(comfy_table::ColumnConstraint::LowerBoundary(
@@ -23,19 +24,20 @@ pub fn table(rows: &[Vec<String>]) -> String {
     }
     let text = table.to_string();
     let lines = text.lines().enumerate().map(|(at, line)| match at {
-        1 => aligned(line),
+        1 => aligned(line, names),
         _ => line.to_owned(),
     });
     lines.map(|line| line + "\n").collect()
 }
 
-/// The line under the titles, with what tells Markdown that all columns but the first end at the right.
-fn aligned(line: &str) -> String {
-    let parts: Vec<&str> = line.split("-|").collect();
-    match parts.split_first() {
-        Some((first, others)) => format!("{first}-|{}", others.join(":|")),
-        None => line.to_owned(),
-    }
+/// The line under the titles, with what tells Markdown that all columns but the first `names` end at the right.
+fn aligned(line: &str, names: usize) -> String {
+    let columns = line.split_inclusive("-|").enumerate();
+    let columns = columns.map(|(at, column)| match at < names {
+        true => column.to_owned(),
+        false => column.replace("-|", ":|"),
+    });
+    columns.collect()
 }
 
 /// A whole number with a comma between groups of three digits.
@@ -64,11 +66,8 @@ mod tests {
 
     #[test]
     fn tables_line_up_whatever_their_cells_hold() {
-        let text = table(&rows(&[
-            ["model", "µs"],
-            ["a", "1.00 ± 0.25"],
-            ["a longer name", ""],
-        ]));
+        let rows = rows(&[["model", "µs"], ["a", "1.00 ± 0.25"], ["a longer name", ""]]);
+        let text = table(&rows, 1);
         let widths: BTreeSet<usize> = text.lines().map(|line| line.chars().count()).collect();
         assert_eq!((text.lines().count(), widths.len()), (4, 1), "{text}");
         let under = text.lines().nth(1).unwrap();
@@ -78,6 +77,7 @@ mod tests {
             text.lines().nth(2).unwrap().ends_with("1.00 ± 0.25 |"),
             "{text}"
         );
+        assert!(!table(&rows, 2).contains(':'), "no column of numbers");
     }
 
     #[test]

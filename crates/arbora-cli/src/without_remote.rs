@@ -36,3 +36,22 @@ pub fn saved(_text: Option<String>) -> Option<String> {
 
 /// Nothing else ends the process.
 pub fn finish() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_another_process_is_refused_in_one_line_that_names_the_feature() {
+        let address = "ws://127.0.0.1:3000";
+        assert!(is_address(address) && !is_address("flex"));
+        for (what, refusal) in [
+            (address, open_at(address).unwrap_err()),
+            ("serve", not_compiled_in("serve")),
+        ] {
+            let text = format!("{refusal:#}");
+            assert!(text.starts_with(what) && text.ends_with("build with --features remote"));
+            assert_eq!(text.lines().count(), 1);
+        }
+    }
+}

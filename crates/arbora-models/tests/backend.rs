@@ -42,14 +42,13 @@ mod tree_coder_selectors;
 mod treeformer;
 
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};
-use arbora_testing::{device, random, values};
+use arbora_testing::{random, values};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Bool, Device, Gradients, Tensor};
 
 #[test]
 fn the_backend_asked_for_is_the_one_that_runs() {
     arbora_testing::assert_backend_asked_for();
-    println!("[device] {:?}", device().as_dispatch());
 }
 
 /// Points in the plane with one value each, in a model as small as it can be with two heads.

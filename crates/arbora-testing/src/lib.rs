@@ -32,17 +32,35 @@ pub fn autodiff_device() -> Device {
     device().autodiff()
 }
 
-/// From now on the calling thread runs when no other wants to. It waits for CubeCL's threads by spinning, and so takes
-/// the cores that a CPU driver compiles and runs kernels on: docs/decisions/0011-the-suite-on-a-cpu-driver.md.
+/// From now on the calling thread runs when no other wants to, and fusion's thread when no thread of the device does. Both wait
+/// for CubeCL's threads by spinning, and so take the cores that a CPU driver compiles and runs kernels on:
+/// docs/decisions/0011-the-suite-on-a-cpu-driver.md. Where the system refuses, they stay as they are.
 #[cfg(target_os = "linux")]
 fn yield_to_device() {
     // Threads inherit how they are scheduled: the device's begin before.
     static BEGUN: OnceLock<TensorData> = OnceLock::new();
-    BEGUN.get_or_init(|| Tensor::<1>::ones([1], &Device::default()).into_data());
+    BEGUN.get_or_init(|| {
+        let data = Tensor::<1>::ones([1], &Device::default()).into_data();
+        for thread in fusion_threads() {
+            // SAFETY: the call reads and changes nothing but how that thread is scheduled.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, 10) };
+        }
+        data
+    });
     let priority = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads `priority`, which lives longer, and changes nothing but how this thread is scheduled. Where that
-    // is not allowed the thread stays as it is.
+    // SAFETY: the call reads `priority`, which lives longer, and changes nothing but how this thread is scheduled.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &priority) };
+}
+
+/// The threads of this process that feed a device's own, which CubeCL calls `DSU-…`.
+#[cfg(target_os = "linux")]
+fn fusion_threads() -> impl Iterator<Item = libc::id_t> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
+    threads.flatten().filter_map(|thread| {
+        let name = std::fs::read_to_string(thread.path().join("comm")).ok()?;
+        let id = thread.file_name().to_str()?.parse().ok()?;
+        name.starts_with("DSU-").then_some(id)
+    })
 }
 
 /// Asserts that the backend named by `BURN_DEVICE` is the one that tensors of [`device`] live on.

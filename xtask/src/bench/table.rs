@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::table::thousands;
+
 use super::numbers::{BreakEven, Report, Row, Target};
 
 /// The benchmark's sections, with what their tables are about.
@@ -29,37 +31,17 @@ const SECTIONS: [(&str, &str); 6] = [
 /// A column of a table: its title, and what it says of a row.
 type Column<T> = (&'static str, fn(&T) -> String);
 
-/// A table that reads well as text and as Markdown. Columns from `numbers_from` on are numbers.
+/// A table whose columns from `numbers_from` on are numbers.
 fn table<'a, T: 'a>(
     rows: impl IntoIterator<Item = &'a T>,
     numbers_from: usize,
     columns: &[Column<T>],
 ) -> String {
-    let mut cells: Vec<Vec<String>> =
-        vec![columns.iter().map(|(title, _)| title.to_string()).collect()];
-    for row in rows {
-        cells.push(columns.iter().map(|(_, cell)| cell(row)).collect());
-    }
-    let widest = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..columns.len()).filter_map(widest).collect();
-    let mut text = String::new();
-    for (at, row) in cells.iter().enumerate() {
-        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            text += &match column < numbers_from {
-                true => format!("| {cell:<width$} "),
-                false => format!("| {cell:>width$} "),
-            };
-        }
-        text += "|\n";
-        if at == 0 {
-            for (column, width) in widths.iter().enumerate() {
-                let end = if column < numbers_from { "-" } else { ":" };
-                text += &format!("|{}{end}", "-".repeat(width + 1));
-            }
-            text += "|\n";
-        }
-    }
-    text
+    let titles = columns.iter().map(|(title, _)| title.to_string());
+    let mut cells: Vec<Vec<String>> = vec![titles.collect()];
+    let row = |row| columns.iter().map(|(_, cell)| cell(row)).collect();
+    cells.extend(rows.into_iter().map(row));
+    crate::table::table(&cells, numbers_from)
 }
 
 /// Everything in one table, for the terminal.
@@ -213,17 +195,6 @@ fn ratio(ratio: f64) -> String {
     }
 }
 
-/// With a comma between groups of three digits.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string().into_bytes();
-    let groups: Vec<_> = digits
-        .rchunks(3)
-        .rev()
-        .map(String::from_utf8_lossy)
-        .collect();
-    groups.join(",")
-}
-
 fn memory(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
@@ -257,12 +228,6 @@ pub mod tests {
             "left_out": ["no GPU"],
         }))
         .unwrap()
-    }
-
-    #[test]
-    fn digits_come_in_threes() {
-        assert_eq!(thousands(12), "12");
-        assert_eq!(thousands(1_234_567), "1,234,567");
     }
 
     #[test]

@@ -6,12 +6,14 @@
 mod libtest;
 mod report;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use core_affinity::CoreId;
 use serde::Deserialize;
 
 use crate::backend::Backend;
@@ -36,6 +38,10 @@ pub struct Args {
     #[arg(long)]
     pub filter: Option<String>,
 }
+
+/// Suites of one backend that run at the same time.
+const SUITES_AT_ONCE: usize = 2;
+const HOLDERS: &str = "who holds it does not panic";
 
 /// A compiled suite.
 struct Binary {
@@ -66,11 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
         for row in rows.iter_mut().filter(|row| row.broken.is_empty()) {
             let start = Instant::now();
             match &compiled {
-                Ok(binaries) => {
-                    for binary in binaries {
-                        run_suite(binary, args.filter.as_deref(), &environment, row);
-                    }
-                }
+                Ok(binaries) => run_suites(binaries, args.filter.as_deref(), &environment, row),
                 Err(error) => row.broken.push(format!("{error:#}")),
             }
             row.time = start.elapsed();
@@ -141,22 +143,52 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
     Ok(binaries)
 }
 
-/// Runs one suite on the backend of a row, prints its line of progress and adds its results to the row.
-fn run_suite(binary: &Binary, filter: Option<&str>, environment: &Environment, row: &mut Row) {
-    print!("{:<8} {:<18} ", row.backend, binary.package);
-    std::io::stdout().flush().ok();
-    let start = Instant::now();
-    match suite_of(binary, row.backend, filter, environment) {
-        Ok(suite) => {
-            let counts = Counts::of(suite.tests.values());
-            println!("{counts} in {:.1} s", start.elapsed().as_secs_f64());
-            row.add(&binary.package, suite);
+/// Runs the suites on the backend of a row, prints a line for each and adds its results to the row.
+///
+/// On a CPU driver one thread of each process compiles the kernels, which is most of the time, so several processes run at the
+/// same time. Where there is one core for each, it gets that one: what waits in a suite spins, and must not take the other's. See
+/// docs/decisions/0011-the-suite-on-a-cpu-driver.md.
+fn run_suites(binaries: &[Binary], filter: Option<&str>, environment: &Environment, row: &mut Row) {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let places: Vec<Option<CoreId>> = match cores.len() {
+        1..=SUITES_AT_ONCE => cores.into_iter().map(Some).collect(),
+        _ => vec![None; SUITES_AT_ONCE],
+    };
+    let backend = row.backend;
+    let left = Mutex::new(binaries.iter());
+    let row = Mutex::new(row);
+    let run = |place: Option<CoreId>| {
+        if let Some(core) = place {
+            // What this thread starts inherits it. Where the system refuses, suites share the cores.
+            core_affinity::set_for_current(core);
         }
-        Err(error) => {
-            println!("broke off");
-            row.broken.push(format!("{}: {error:#}", binary.package));
+        loop {
+            let next = left.lock().expect(HOLDERS).next();
+            let Some(binary) = next else { return };
+            let start = Instant::now();
+            let outcome = suite_of(binary, backend, filter, environment);
+            let package = &binary.package;
+            let mut row = row.lock().expect(HOLDERS);
+            match outcome {
+                Ok(suite) => {
+                    let counts = Counts::of(suite.tests.values());
+                    let seconds = start.elapsed().as_secs_f64();
+                    println!("{backend:<8} {package:<18} {counts} in {seconds:.1} s");
+                    row.add(package, suite);
+                }
+                Err(error) => {
+                    println!("{backend:<8} {package:<18} broke off");
+                    row.broken.push(format!("{package}: {error:#}"));
+                }
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for place in places {
+            let run = &run;
+            scope.spawn(move || run(place));
+        }
+    });
 }
 
 fn suite_of(
@@ -178,6 +210,9 @@ fn suite_of(
     // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room: see
     // docs/decisions/0011-the-suite-on-a-cpu-driver.md. Panics keep theirs.
     command.env("RUST_LIB_BACKTRACE", "0");
+    // Mesa's CPU driver compiles for longer than it computes: without passes that make kernels faster, and without threads of its own
+    // beside the one that compiles. Nothing else reads these.
+    command.envs([("GALLIVM_PERF", "nopt"), ("LP_NUM_THREADS", "0")]);
     let command = environment.apply(&mut command);
     let child = command
         .stdout(Stdio::piped())
@@ -195,8 +230,7 @@ fn suite_of(
         let line = String::from_utf8_lossy(&line);
         // At once: of a test that never ends there will be nothing else.
         if line.contains("has been running for over") {
-            print!("\n  {line} ");
-            std::io::stdout().flush().ok();
+            println!("{backend:<8} {:<18} {line}", binary.package);
         }
         printed.push_str(&line);
         printed.push('\n');

@@ -1,7 +1,7 @@
 //! What the runs of all backends amount to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Display};
 use std::time::Duration;
 
 use super::libtest::{Outcome, Suite};
@@ -101,32 +101,21 @@ fn differences(rows: &[Row]) -> Vec<String> {
 
 /// The closing table and the line that machines read.
 pub fn table(rows: &[Row]) -> String {
-    let device = |row: &Row| row.device.clone().unwrap_or_else(|| "unknown".to_string());
-    let widths = rows.iter().map(|row| device(row).chars().count());
-    let widest = widths.fold("device".len(), usize::max);
-    let mut text = format!(
-        "{:<8} {:<widest$} {:>7} {:>7} {:>8} {:>8}\n",
-        "backend", "device", "passed", "failed", "skipped", "seconds"
-    );
+    let titles = "backend device passed failed skipped seconds".split(' ');
+    let mut cells: Vec<Vec<String>> = vec![titles.map(String::from).collect()];
     for row in rows {
         let counts = Counts::of(row.tests.values());
-        let _ = writeln!(
-            text,
-            "{:<8} {:<widest$} {:>7} {:>7} {:>8} {:>8.1}{}",
-            row.backend,
-            device(row),
-            counts.passed,
-            counts.failed,
-            counts.skipped,
-            row.time.as_secs_f64(),
-            match row.broken.is_empty() {
-                true => "",
-                false => "  could not run",
-            }
-        );
+        let device = row.device.clone().unwrap_or_else(|| "unknown".into());
+        let mut line = vec![row.backend.into(), device];
+        line.extend([counts.passed, counts.failed, counts.skipped].map(|count| count.to_string()));
+        line.push(match row.broken.is_empty() {
+            true => format!("{:.1}", row.time.as_secs_f64()),
+            false => "could not run".into(),
+        });
+        cells.push(line);
     }
     let all = Counts::of(rows.iter().flat_map(|row| row.tests.values()));
-    format!("{text}\n{all}")
+    format!("{}\n{all}", crate::table::table(&cells, 2))
 }
 
 #[cfg(test)]

@@ -361,7 +361,7 @@ fn named(corner: &str, names: &[&str], rows: impl Iterator<Item = Vec<String>>) 
     let names = names.iter().map(|name| (*name).to_owned());
     let head = std::iter::once(corner.to_owned()).chain(names).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-    table(&rows).trim_end().to_owned()
+    table(&rows, 1).trim_end().to_owned()
 }
 
 /// What its pictures are called, without the ending.

@@ -132,7 +132,7 @@ fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
         });
         cells.push(std::iter::once(name.clone()).chain(numbers).collect());
     }
-    table(&cells).trim_end().to_owned()
+    table(&cells, 1).trim_end().to_owned()
 }
 
 fn page(table: &str, config: &RetrievalConfig, args: &EvalArgs) -> String {

@@ -152,12 +152,13 @@ impl<'a> Results<'a> {
             parts.push(format!(
                 "## Learning rates\n\nEvery row takes the rate whose run on its first seed has the highest \
                  log-likelihood on the items that the training evaluates with. They are among the test items.\n\n{}",
-                table(&self.tried_rows())
+                table(&self.tried_rows(), 1)
             ));
         }
         let several = |line: &Line| self.entries(line, 0).len() > 1;
         if self.cases.is_none() && lines.iter().any(several) {
-            parts.push(format!("## Single runs\n\n{}", table(&self.single_rows())));
+            let single = table(&self.single_rows(), 1);
+            parts.push(format!("## Single runs\n\n{single}"));
         }
         if let Some((published, remark)) = self.published() {
             parts.push(format!("## Published numbers\n\n{published}\n{remark}"));
@@ -182,7 +183,7 @@ impl<'a> Results<'a> {
         let (items, of) = self.items();
         format!(
             "{}\n{}{seeds} {}, {} {of} of the bundled sample. Made by `{}`; single runs and settings: [{page}]({page}).\n",
-            table(&self.rows()),
+            table(&self.rows(), 1),
             self.common_steps().map_or(String::new(), |steps| format!(
                 "{} training steps, ",
                 thousands(steps)
@@ -472,7 +473,7 @@ impl<'a> Results<'a> {
             cells.extend(row.numbers.iter().cloned());
             rows.push(cells);
         }
-        Some((table(&rows), &published.remark))
+        Some((table(&rows, 1), &published.remark))
     }
 
     /// The settings that all runs of a preset have in common, which is all but what is varied; with the rows, where

@@ -241,13 +241,13 @@ impl Results<'_> {
         let wins = match Wins::new(self) {
             Some(wins) => wins,
             None if self.cases.is_some() => return Vec::new(),
-            None => return vec![("", table(&self.rows()))],
+            None => return vec![("", table(&self.rows(), 1))],
         };
-        let mut tables = vec![("Losses", table(&wins.loss_rows()))];
+        let mut tables = vec![("Losses", table(&wins.loss_rows(), 1))];
         if self.experiment.rows.len() > 1 {
-            tables.push(("Wins", table(&wins.rows())));
+            tables.push(("Wins", table(&wins.rows(), 1)));
         }
-        tables.push(("Leaves and bits per byte", table(&wins.use_rows())));
+        tables.push(("Leaves and bits per byte", table(&wins.use_rows(), 1)));
         tables
     }
 }
