@@ -10,12 +10,16 @@
 // burn 0.22 marks ndarray and libtorch as deprecated in favour of flex. They are supported here for as long as the
 // pinned burn carries them, and lint levels do not reach dependents.
 #![cfg_attr(any(feature = "ndarray", feature = "tch"), allow(deprecated))]
+// Both panic where nobody reads any more: see `message::tell` and `cli::show`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
+mod alone;
 pub mod backend;
 mod cli;
 mod experiment;
 mod families;
 mod grow;
+mod message;
 pub mod picture;
 mod placement;
 mod progress;
@@ -26,6 +30,7 @@ mod run;
 mod settings;
 mod statistic;
 mod table;
+mod threads;
 mod whole;
 // For its tests: CI has the feature.
 #[cfg(all(test, feature = "remote"))]

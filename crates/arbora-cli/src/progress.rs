@@ -1,5 +1,6 @@
 //! What a person sees while a model trains.
 
+use crate::message::tell;
 use arbora::rl::train::{EvaluationReport, Progress, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -57,15 +58,15 @@ impl Progress for Bar {
             // A log file still says how far the run is.
             let (name, step) = (self.bar.prefix(), report.step);
             match accuracy {
-                Some(_) => eprintln!("{name}: step {step}, held-out accuracy {short}"),
+                Some(_) => tell!("{name}: step {step}, held-out accuracy {short}"),
                 None => {
-                    eprintln!("{name}: step {step}, held-out log-likelihood {log_likelihood:.4}")
+                    tell!("{name}: step {step}, held-out log-likelihood {log_likelihood:.4}")
                 }
             }
         }
     }
 
     fn on_notice(&mut self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| tell!("{text}"));
     }
 }

@@ -2,14 +2,16 @@
 
 use crate::backend;
 use crate::families::{About, AnyTask, Family};
+use crate::message::tell;
 use crate::progress::Bar;
 use crate::{remote, settings, whole};
 use anyhow::{Context as _, Error, Result, bail};
-use arbora::rl::train::{Checkpoint, TrainError, Trainer, measure};
+use arbora::rl::train::{Checkpoint, Claim, TrainError, Trainer, measure};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use burn::train::Interrupter;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -109,20 +111,14 @@ impl<F: Family> Run<F> {
             refuse_taken(&self.folder)?;
             return Ok(State::Absent);
         }
-        let found: F = settings::read(&config)?;
-        // Through text like what was found: numbers of many digits need not survive it unchanged.
-        let wanted: F = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
-        let [wanted, found] = [&wanted, &found].map(serde_json::to_value);
-        if let Some((key, wanted, found)) = settings::difference(&wanted?, &found?) {
+        let [wanted, found] = self.wanted_and_found()?;
+        if let Some((key, wanted, found)) = settings::difference_but_places(&wanted, &found) {
             bail!(
                 "{}: holds a run with other settings: {key} is {found}, asked for {wanted}",
                 self.folder.display()
             );
         }
-        about
-            .kept
-            .iter()
-            .try_for_each(|kept| kept.check(&self.folder))?;
+        about.expect_kept(&self.folder, wanted != found)?;
         match Checkpoint::newest(&self.folder) {
             Ok((checkpoint, _)) => {
                 checkpoint.expect_fingerprint(&about.fingerprint)?;
@@ -138,6 +134,14 @@ impl<F: Family> Run<F> {
         }
     }
 
+    /// The settings asked for, and those in the folder.
+    fn wanted_and_found(&self) -> Result<[Value; 2]> {
+        let found: F = settings::read(&self.folder.join(CONFIG))?;
+        // Through text like what was found: numbers of many digits need not survive it unchanged.
+        let wanted: F = serde_json::from_str(&serde_json::to_string(&self.config)?)?;
+        Ok([serde_json::to_value(wanted)?, serde_json::to_value(found)?])
+    }
+
     /// The model that the run begins with, or that the weights of its newest checkpoint will be loaded into.
     ///
     /// # Errors
@@ -149,17 +153,27 @@ impl<F: Family> Run<F> {
         }
     }
 
-    /// A trainer of the run, whose folder is there then, with its settings and what trains it.
+    /// A trainer of the run, whose folder is claimed then and has its settings and what trains it.
     ///
     /// - state: how far the run is
     ///
     /// # Errors
-    /// If the folder cannot be made, read or written.
+    /// If another process trains in the folder or has begun a run there since, or it cannot be made, read or written.
     pub fn trainer(&self, about: &About, backend: &str, state: State) -> Result<Trainer> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
+        let claim = match state {
+            State::Absent => {
+                for kept in &about.kept {
+                    kept.refuse_another(folder)?;
+                }
+                Claim::begin(folder)?
+            }
+            _ => Claim::resume(folder)?,
+        };
         let trainer = Trainer::new(common.trainer.clone(), folder, &about.fingerprint)
+            .claimed(claim)
             .resume(state != State::Absent)
             .progress(Bar::new(common.model, common.trainer.steps));
         trainer.stop_on_ctrl_c()?;
@@ -175,17 +189,21 @@ impl<F: Family> Run<F> {
             let text = serde_json::to_string(by)? + "\n";
             whole::write(&folder.join(MADE), text)
         };
+        let write_settings = || whole::write(&folder.join(CONFIG), &settings);
+        if state != State::Absent {
+            let [wanted, found] = self.wanted_and_found()?;
+            if wanted != found {
+                // Its data have moved.
+                write_settings()?;
+            }
+        }
         match state {
             State::Absent => {
-                let made = std::fs::create_dir_all(folder);
-                made.with_context(|| format!("cannot make {}", folder.display()))?;
-                for kept in &about.kept {
-                    kept.refuse_another(folder)?;
-                }
+                refuse_taken(folder)?;
                 about.kept.iter().try_for_each(|kept| kept.write(folder))?;
                 write_made(&[now])?;
                 // Last: a folder with settings is a run.
-                whole::write(&folder.join(CONFIG), &settings)?;
+                write_settings()?;
             }
             State::Unfinished => {
                 let mut by = made(folder)?;
@@ -267,12 +285,32 @@ pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// The folder of a new run: the first of its name that is not there.
+/// A folder for a new run: the first of its name that is not there.
 pub fn first_free(task: &str, what: &str) -> PathBuf {
     (1..u64::MAX)
         .map(|number| PathBuf::from(format!("runs/{task}-{what}-{number}")))
         .find(|path| !path.exists())
         .expect("fewer runs than numbers")
+}
+
+/// Makes a folder, and what is above it. Whether it was not there.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_new(folder: &Path) -> Result<bool> {
+    let above = folder.parent().map_or(Ok(()), std::fs::create_dir_all);
+    match above.and_then(|()| std::fs::create_dir(folder)) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        made => made
+            .map(|()| true)
+            .with_context(|| format!("cannot make {}", folder.display())),
+    }
+}
+
+/// Whether a folder could not be claimed because another process has it, or has begun a run in it.
+pub fn is_taken(error: &Error) -> bool {
+    use TrainError::{InUse, RunExists};
+    matches!(error.downcast_ref(), Some(InUse { .. } | RunExists { .. }))
 }
 
 /// A run folder's newest whole checkpoint with all that its model needs.
@@ -296,17 +334,26 @@ pub struct TrainedRun<F: Family> {
 impl<F: Family> TrainedRun<F> {
     /// Loads the run in a folder.
     ///
+    /// - moved: where its data lie now, as `data.path=FOLDER`
+    ///
     /// # Errors
-    /// If the folder holds no run of this version, its data cannot be read, or the backend cannot run.
-    pub fn load(folder: &Path, backend: Option<&str>) -> Result<Self> {
-        let config = config_of::<F>(folder)?;
+    /// If the folder holds no run of this version, its data cannot be read or are not those that it began with, or the
+    /// backend cannot run.
+    pub fn load(folder: &Path, backend: Option<&str>, moved: &[String]) -> Result<Self> {
+        let found = config_of::<F>(folder)?;
+        let config = settings::layered(&found, None, moved)?;
+        let [now, before] = [&config, &found].map(serde_json::to_value);
+        if let Some((key, ..)) = settings::difference_but_places(&now?, &before?) {
+            bail!("--set {key}: only where the data of a run lie can be named anew");
+        }
         let (checkpoint, passed_over) = Checkpoint::newest(folder)?;
         let step = checkpoint.state().step;
         for error in passed_over {
-            eprintln!("{error}; using step {step}");
+            tell!("{error}; using step {step}");
         }
         let data = config.load(Some(folder))?;
         let about = config.about(&data)?;
+        about.expect_kept(folder, config != found)?;
         checkpoint.expect_fingerprint(&about.fingerprint)?;
         let (backend, device) = backend::open(backend)?;
         let model = checkpoint.load_model(config.blank(&data, &device))?;

@@ -116,23 +116,43 @@ fn collect(
     Ok(())
 }
 
-/// The first setting, by its dotted path, in which `found` is not as `wanted`, and both values.
-pub fn difference<'a>(
-    wanted: &'a Value,
-    found: &'a Value,
-) -> Option<(String, &'a Value, &'a Value)> {
+/// A setting by its dotted path: what is asked for, and what was found.
+pub type Difference<'a> = (String, &'a Value, &'a Value);
+
+/// The settings in which `found` is not as `wanted`.
+fn differences<'a>(wanted: &'a Value, found: &'a Value) -> Vec<Difference<'a>> {
     let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
-        return (wanted != found).then(|| (String::new(), wanted, found));
-    };
-    let keys = left.keys().chain(right.keys());
-    keys.into_iter().find_map(|key| {
-        let (wanted, found) = (&wanted[key], &found[key]);
-        let (inner, wanted, found) = difference(wanted, found)?;
-        let path = match inner.as_str() {
-            "" => key.clone(),
-            _ => format!("{key}.{inner}"),
+        return match wanted == found {
+            true => Vec::new(),
+            false => vec![(String::new(), wanted, found)],
         };
-        Some((path, wanted, found))
+    };
+    let missing = right.keys().filter(|key| !left.contains_key(*key));
+    let within = left.keys().chain(missing).flat_map(|key| {
+        let inner = differences(&wanted[key], &found[key]).into_iter();
+        inner.map(move |(inner, wanted, found)| match inner.as_str() {
+            "" => (key.clone(), wanted, found),
+            _ => (format!("{key}.{inner}"), wanted, found),
+        })
+    });
+    within.collect()
+}
+
+/// The first setting in which `found` is not as `wanted`.
+pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<Difference<'a>> {
+    differences(wanted, found).into_iter().next()
+}
+
+/// The first setting in which `found` is not as `wanted`, but for where data lie: they may be the same, moved.
+pub fn difference_but_places<'a>(wanted: &'a Value, found: &'a Value) -> Option<Difference<'a>> {
+    let is_place = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|path| Path::new(path).is_absolute())
+    };
+    let mut differences = differences(wanted, found).into_iter();
+    differences.find(|(key, wanted, found)| {
+        !(key.starts_with("data.") && is_place(wanted) && is_place(found))
     })
 }
 

@@ -10,21 +10,25 @@ use tempfile::Builder;
 /// # Errors
 /// If it cannot be written.
 pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     let mut builder = Builder::new();
     // Without more, nobody but their owner may read temporary files.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let written = || {
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = builder.tempfile_in(folder_of(path))?;
         file.write_all(contents.as_ref())?;
         file.persist(path)?;
         Ok::<_, std::io::Error>(())
     };
     written().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]

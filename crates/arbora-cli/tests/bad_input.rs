@@ -735,3 +735,18 @@ fn a_loss_that_explodes_stops_the_run_and_keeps_its_checkpoints() {
     let log = place.metrics("out");
     assert_eq!(parse(log.lines().last().unwrap())["step"], done);
 }
+
+#[test]
+fn a_system_without_threads_is_named_before_anything_is_made() {
+    let place = Place::new();
+    let mut command = place.command(["train", "images", "--config", "tiny.json", "--out", "out"]);
+    // A stack that no machine has room for.
+    let output = command.env("RUST_MIN_STACK", (1_u64 << 60).to_string());
+    let output = output.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        stderr(&output),
+        "error: cannot start threads: the system gives 0, and 9 are needed\n"
+    );
+    assert!(!place.path("out").exists());
+}

@@ -3,12 +3,13 @@
 
 mod common;
 
+use arbora::rl::train::Claim;
 use common::{Place, parse, snapshot, stderr};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const STEPS: u64 = 120;
@@ -228,7 +229,7 @@ fn a_damaged_newest_checkpoint_is_passed_over_with_a_notice() {
 fn ctrl_c_saves_first_and_the_run_continues_with_the_same_numbers() {
     let place = Place::new();
     let whole = uninterrupted(&place);
-    let stderr = interrupt_in(&place, &long("out"), "out");
+    let stderr = interrupt_in(&place, &long("out"), "out", &["-INT"]);
     let log = place.metrics("out");
     let step = parse(log.lines().last().unwrap())["step"].as_u64().unwrap();
     assert_eq!(
@@ -241,7 +242,7 @@ fn ctrl_c_saves_first_and_the_run_continues_with_the_same_numbers() {
     let (whole, args) = (printed(&place, &two("whole-two")), two("out"));
     fs::remove_dir_all(place.path("whole")).unwrap();
     fs::rename(place.path("whole-two"), place.path("whole")).unwrap();
-    let stderr = interrupt_in(&place, &args, SECOND);
+    let stderr = interrupt_in(&place, &args, SECOND, &["-INT"]);
     assert_eq!(
         stderr.lines().last().unwrap(),
         "stopped; continue with the same command and --out out"
@@ -250,16 +251,165 @@ fn ctrl_c_saves_first_and_the_run_continues_with_the_same_numbers() {
     assert_both_continued(&place, &whole, &resumed);
 }
 
-/// Starts a command in `out` and stops it with Ctrl-C while it trains the model in `run`; what it says.
-fn interrupt_in(place: &Place, args: &[String], run: &str) -> String {
+#[test]
+fn schedulers_and_closed_terminals_stop_a_run_as_ctrl_c_does() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    // A closed terminal may send one signal twice, and a scheduler several.
+    for signals in [&["-TERM"][..], &["-HUP", "-HUP", "-TERM"]] {
+        interrupt_in(&place, &long("out"), "out", signals);
+        let resumed = parse(&place.succeed(&RESUME));
+        assert_continued(&place, &whole, &resumed);
+    }
+}
+
+#[test]
+fn a_run_that_is_to_outlive_its_terminal_does() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    // As `nohup` does.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    let called = place.command(long("out"));
+    command.arg(called.get_program()).args(called.get_args());
+    let output = Stdio::piped();
+    command.current_dir(place.path("")).stdout(output);
+    let mut child = command.env_remove("BURN_DEVICE").spawn().unwrap();
+    reaches(&place, &mut child, "out", 5);
+    send(&child, "-HUP");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let printed = parse(&String::from_utf8(output.stdout).unwrap());
+    assert_continued(&place, &whole, &printed);
+}
+
+#[test]
+fn a_folder_that_another_process_trains_in_is_refused_in_one_line() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    kill(&place);
+    let refused = |args: &[&str], folder: &str| {
+        let message = place.refuse(args);
+        assert_eq!(
+            message,
+            format!("{folder}: another process trains this run")
+        );
+    };
+    let other = Claim::resume(place.path("out")).unwrap();
+    refused(&RESUME, "out");
+    let new = Claim::begin(place.path("new")).unwrap();
+    refused(
+        &["train", "images", "--config", "tiny.json", "--out", "new"],
+        "new",
+    );
+    drop((other, new));
+    let resumed = parse(&place.succeed(&RESUME));
+    assert_continued(&place, &whole, &resumed);
+
+    // Nor is it renamed to make room.
+    let args = two("two");
+    printed(&place, &args);
+    let _other = Claim::resume(place.path("two/retreever-seed0")).unwrap();
+    let again = args.iter().map(String::as_str).chain(["--again"]);
+    let refused = place.run(&again.collect::<Vec<_>>());
+    assert_eq!(refused.status.code(), Some(2));
+    assert_eq!(
+        stderr(&refused).lines().last().unwrap(),
+        "error: two/retreever-seed0: another process trains this run"
+    );
+    assert!(!place.path("two/retreever-seed0-before-1").exists());
+}
+
+#[test]
+fn runs_that_begin_together_have_folders_of_their_own() {
+    let place = Place::new();
+    let mut begun: Vec<Child> = (0..6)
+        .map(|seed: u64| {
+            let seed = seed.to_string();
+            let args = ["train", "images", "--config", "tiny.json", "--seed", &seed];
+            place.command(args).spawn().unwrap()
+        })
+        .collect();
+    for child in &mut begun {
+        assert!(child.wait().unwrap().success());
+    }
+    let mut seeds: Vec<u64> = (1..=6)
+        .map(|number| {
+            let run = format!("runs/images-retreever-{number}");
+            let newest = place.checkpoints(&run).pop().unwrap();
+            let state = place.json(format!("{run}/checkpoints/{newest}/state.json"));
+            let config = place.json(format!("{run}/config.json"));
+            assert_eq!(config["trainer"]["seed"], state["seed"]);
+            state["seed"].as_u64().unwrap()
+        })
+        .collect();
+    seeds.sort_unstable();
+    assert_eq!(seeds, [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn comparisons_that_begin_together_have_folders_of_their_own() {
+    let place = Place::new();
+    let models = ["cross-attention", "perceiver"];
+    let args = |model| {
+        [
+            "compare",
+            "images",
+            "--models",
+            model,
+            "--config",
+            "tiny.json",
+        ]
+    };
+    let mut begun = models.map(|model| place.command(args(model)).spawn().unwrap());
+    for child in &mut begun {
+        assert!(child.wait().unwrap().success());
+    }
+    let runs = |number| {
+        let found = fs::read_dir(place.path(format!("runs/images-compare-{number}"))).unwrap();
+        let folders = found.filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        folders.count()
+    };
+    assert_eq!([runs(1), runs(2)], [1, 1]);
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_its_messages_any_more() {
+    let place = Place::new();
+    for (args, run) in [
+        (long("out"), "out"),
+        (two("out-two"), "out-two/retreever-seed0"),
+    ] {
+        let mut child = place.command(args).spawn().unwrap();
+        drop(child.stderr.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{run}");
+        let newest = place.checkpoints(run).pop();
+        assert_eq!(newest, Some(format!("step-{STEPS:08}")));
+    }
+    // Nor does an error become another one.
+    let mut child = place.command(["eval", "nowhere"]).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+}
+
+/// Sends a signal to a process. Whether it was there.
+fn send(child: &Child, signal: &str) -> bool {
+    let process = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &process]).status();
+    sent.unwrap().success()
+}
+
+/// Starts a command in `out` and stops it with signals, Ctrl-C for instance, while it trains the model in `run`; what it
+/// says.
+fn interrupt_in(place: &Place, args: &[String], run: &str, signals: &[&str]) -> String {
     for _ in 0..ATTEMPTS {
         let _ = fs::remove_dir_all(place.path("out"));
         let mut child = place.command(args).spawn().unwrap();
         reaches(place, &mut child, run, random(STEPS / 2) as usize);
-        let process = child.id().to_string();
-        let sent = Command::new("kill").args(["-INT", &process]).status();
+        let sent = signals.iter().all(|signal| send(&child, signal));
         let output = child.wait_with_output().unwrap();
-        if !sent.unwrap().success() || output.status.code() == Some(0) {
+        if !sent || output.status.code() == Some(0) {
             continue;
         }
         let stderr = stderr(&output);

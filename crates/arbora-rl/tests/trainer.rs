@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use arbora_rl::train::{
-    Checkpoint, EvaluationReport, Measurement, NoEvaluation, OptimizerConfig, ParameterGroup,
-    Progress, StepOutput, StepReport, TrainError, TrainReport, TrainableModel, Trainer,
-    TrainerConfig, load_model,
+    Checkpoint, Claim, EvaluationReport, Measurement, NoEvaluation, OptimizerConfig,
+    ParameterGroup, Progress, StepOutput, StepReport, TrainError, TrainReport, TrainableModel,
+    Trainer, TrainerConfig, load_model,
 };
 use arbora_rl::{BaselineConfig, PolicyGradientConfig};
 use bandit::{Bandit, contexts, held_out};
@@ -310,7 +310,8 @@ fn the_run_folder_holds_what_is_documented_and_nothing_else() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["checkpoints", "metrics.jsonl", "timing.jsonl"]);
+    let expected = ["checkpoints", "lock", "metrics.jsonl", "timing.jsonl"];
+    assert_eq!(names, expected);
     // Of 0, 5, 10 and 12 the newest two are kept.
     assert_eq!(
         steps_on_disk(run.path()),
@@ -539,6 +540,31 @@ fn a_new_run_does_not_overwrite_an_old_one() {
     let error = fit(trainer(&short(), run.path()), 1).unwrap_err();
     assert!(matches!(error, TrainError::RunExists { .. }), "{error:?}");
     assert_eq!(metrics(run.path()), log);
+}
+
+#[test]
+fn a_run_is_trained_once_at_a_time() {
+    let run = TempDir::new().unwrap();
+    let claim = Claim::begin(run.path()).unwrap();
+    let error = fit(trainer(&short(), run.path()), 1).unwrap_err();
+    assert!(matches!(error, TrainError::InUse { .. }), "{error:?}");
+    let claimed = trainer(&short(), run.path()).claimed(claim);
+    fit(claimed.stop_after(Some(1)), 1).unwrap();
+    let log = metrics(run.path());
+    let claim = Claim::resume(run.path()).unwrap();
+    let error = fit(trainer(&short(), run.path()).resume(true), 1).unwrap_err();
+    assert!(matches!(error, TrainError::InUse { .. }), "{error:?}");
+    assert_eq!(metrics(run.path()), log);
+    drop(claim);
+    fit(trainer(&short(), run.path()).resume(true), 1).unwrap();
+}
+
+#[test]
+#[should_panic(expected = "Trainer::claimed: folder")]
+fn a_claim_of_another_folder_is_a_callers_bug() {
+    let place = TempDir::new().unwrap();
+    let claim = Claim::begin(place.path().join("one")).unwrap();
+    drop(trainer(&short(), &place.path().join("other")).claimed(claim));
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub use shown::show;
 
 #[cfg(feature = "dashboard")]
 mod shown {
+    use crate::message::tell;
     use arbora::rl::train::{Progress, Trainer};
     use burn::train::renderer::tui::TuiMetricsRendererWrapper;
     use std::cell::RefCell;
@@ -48,7 +49,7 @@ mod shown {
 
     impl Drop for Notices {
         fn drop(&mut self) {
-            self.0.borrow().iter().for_each(|text| eprintln!("{text}"));
+            self.0.borrow().iter().for_each(|text| tell!("{text}"));
         }
     }
 

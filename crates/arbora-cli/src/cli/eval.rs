@@ -29,7 +29,7 @@ fn eval<F: Family>(args: &EvalArgs) -> Result<ExitCode> {
         step,
         backend,
         device,
-    } = TrainedRun::<F>::load(&args.run, args.backend.as_deref())?;
+    } = TrainedRun::<F>::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
     let common = config.common();
     let mut model = model.place(&placement)?;
     if args.random_route {
@@ -88,7 +88,7 @@ fn searches(args: &EvalArgs, task: AnyTask) -> Result<ExitCode> {
         bail!("--search: {} has no learned route", config.model.name());
     }
     let searches = search::options(&args.search, args.temperature)?;
-    let run = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let run = TrainedRun::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
     show(&search::compare(&run, &searches, args)?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use crate::backend;
 use crate::families::AnyTask;
 use crate::families::language::{LanguageConfig, kept_tokenizer};
+use crate::message::tell;
 use crate::placement::PlaceArgs;
 use crate::run::config_of;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -86,7 +87,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let options = options(&args, &tokenizer)?;
     let (checkpoint, passed_over) = Checkpoint::newest(&args.run)?;
     for error in passed_over {
-        eprintln!("{error}; using step {}", checkpoint.state().step);
+        tell!("{error}; using step {}", checkpoint.state().step);
     }
     checkpoint.expect_fingerprint(&config.fingerprint_with(&tokenizer)?)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
@@ -209,7 +210,7 @@ fn remarks(config: &LanguageConfig, args: &GenerateArgs, texts: &[Text], found: 
     }
     let prompt = config.prompt();
     if config.model.has_tree() && found.iter().any(|found| found.short_prompt) {
-        eprintln!(
+        tell!(
             "a prompt has fewer than the {prompt} tokens that choose the route: the model was not trained for that"
         );
     }
@@ -218,7 +219,7 @@ fn remarks(config: &LanguageConfig, args: &GenerateArgs, texts: &[Text], found: 
         .into_iter()
         .any(|(text, found)| !text.is_stopped && found.finish == Finish::Context)
     {
-        eprintln!(
+        tell!(
             "the context of {} tokens is full; --reroute N goes on beyond it",
             config.data.window
         );

@@ -1,10 +1,12 @@
 //! `arbora grow`
 
 use super::GrowArgs;
+use crate::alone::alone;
 use crate::families::retrieval::RetrievalModel;
 use crate::families::retrieval::data::Source;
 use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
 use crate::grow::{Choice, Cost, Settings, View, bandit, optimisation, refusal};
+use crate::message::tell;
 use crate::picture::curves::{self, Panel, Series, Spread};
 use crate::run::{TrainedRun, config_of, refuse_others};
 use crate::statistic::Statistic;
@@ -71,7 +73,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         backend,
         device,
         ..
-    } = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    } = TrainedRun::load(&args.run, args.backend.as_deref(), &[])?;
     let most_tokens = data.features.most_tokens;
 
     let (rounds, repeats) = match kind {
@@ -90,9 +92,10 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         seed: args.seed,
     };
     if settings.rounds > most_tokens {
-        eprintln!(
+        tell!(
             "contexts grow to {} tokens; the run was trained with at most {}",
-            settings.rounds, most_tokens
+            settings.rounds,
+            most_tokens
         );
     }
     let views: &[View] = match config.model {
@@ -423,7 +426,7 @@ fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Resul
         ..Panel::default()
     });
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    curves::draw(&panels, &out.join(stem(kind)))
+    alone(out, || curves::draw(&panels, &out.join(stem(kind))))
 }
 
 /// Means with a band of one standard error to either side.

@@ -12,8 +12,9 @@ mod serve;
 mod train;
 
 use crate::families::{AnyModel, AnyTask, Preset};
+use crate::message::tell;
 use crate::placement::PlaceArgs;
-use crate::remote;
+use crate::{remote, threads};
 use anyhow::{Context as _, Error, Result};
 use arbora::models::tree_coder::GenerateError;
 use arbora::rl::train::TrainError;
@@ -161,11 +162,22 @@ struct TrainArgs {
     json: bool,
 }
 
+/// Where the data of a run lie.
+#[derive(Debug, Args)]
+struct DataArgs {
+    /// Where data of the run that have moved lie now: data.path=FOLDER, data.source=FILE and so on, as in its
+    /// config.json. They must be the same data.
+    #[arg(long = "set", value_name = "KEY=PATH")]
+    moved: Vec<String>,
+}
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 struct EvalArgs {
     /// The run's folder.
     run: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
     backend: Option<String>,
@@ -200,6 +212,8 @@ struct EvalArgs {
 struct InspectArgs {
     /// The run's folder.
     run: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
     /// Which test item, from 0 [default: 0].
     #[arg(long)]
     item: Option<usize>,
@@ -268,7 +282,7 @@ struct ServeArgs {
 
 /// Runs the command line of this process.
 ///
-/// Exit codes: 0 done; 130 stopped by Ctrl-C with a checkpoint; 1 a computation that failed (a loss that
+/// Exit codes: 0 done; 130 stopped by Ctrl-C, SIGTERM or SIGHUP with a checkpoint; 1 a computation that failed (a loss that
 /// is not finite, a device that gave up, a server of devices that is gone); 2 anything that the caller can mend: arguments, settings, data,
 /// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
@@ -278,7 +292,7 @@ pub fn main() -> ExitCode {
         Err(refused) => return refuse(&refused),
     };
     remote::end_on_loss(end);
-    let outcome = match cli.command {
+    let outcome = threads::start().and_then(|()| match cli.command {
         Command::Train(args) => train::run(args),
         Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(args),
@@ -287,7 +301,7 @@ pub fn main() -> ExitCode {
         Command::Grow(args) => grow::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Devices(args) => devices::run(&args),
-    };
+    });
     match outcome {
         Ok(code) => {
             remote::finish();
@@ -299,7 +313,7 @@ pub fn main() -> ExitCode {
                 end(&lost.to_string());
             }
             remote::finish();
-            eprintln!("error: {}", one_line(&error));
+            tell!("error: {}", one_line(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -326,7 +340,7 @@ fn refuse(refused: &clap::Error) -> ExitCode {
     let text = refused.to_string();
     // What follows the first blank line is the usage and a pointer to --help.
     let cause = text.split("\n\n").next().unwrap_or_default();
-    eprintln!("{}", cause.split_whitespace().collect::<Vec<_>>().join(" "));
+    tell!("{}", cause.split_whitespace().collect::<Vec<_>>().join(" "));
     ExitCode::from(2)
 }
 
@@ -340,7 +354,7 @@ pub fn show(text: &str) -> Result<()> {
 
 /// The end of a command that Ctrl-C stopped, with how to go on.
 pub fn interrupted(message: &str) -> Result<ExitCode> {
-    eprintln!("{message}");
+    tell!("{message}");
     Ok(ExitCode::from(130))
 }
 

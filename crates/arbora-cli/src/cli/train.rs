@@ -3,8 +3,9 @@
 use super::{TrainArgs, dashboard, interrupted, show};
 use crate::backend;
 use crate::families::{AnyTask, Family, FamilyModel as _, Finished, of_family};
-use crate::run::{Run, config_of, first_free, measured, refuse_taken};
-use crate::settings::{difference, layered};
+use crate::message::tell;
+use crate::run::{Run, config_of, first_free, is_taken, measured, refuse_taken};
+use crate::settings::{difference_but_places, layered};
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::Path;
@@ -24,26 +25,28 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
     let resumed = args.out.as_deref().filter(|_| args.resume);
     let data = config.load(resumed)?;
     let about = config.about(&data)?;
-    let folder = match &args.out {
-        Some(out) => out.clone(),
-        None => first_free(common.task, common.model),
-    };
-    let run = Run {
+    let next = || first_free(common.task, common.model);
+    let mut run = Run {
         config: config.clone(),
-        folder: folder.clone(),
+        folder: args.out.clone().unwrap_or_else(next),
     };
     // Before the folder is made: a refusal leaves nothing.
     if !args.resume {
-        refuse_taken(&folder)?;
+        refuse_taken(&run.folder)?;
     }
     let state = run.state(&about)?;
     let placement = args.place.open()?;
     let model = run.model(&data, &device)?.place(&placement)?;
-    let trainer = run
-        .trainer(&about, &backend, state)?
-        .keep_devices(!placement.is_empty());
+    let trainer = loop {
+        match run.trainer(&about, &backend, state) {
+            // Another process was faster.
+            Err(error) if args.out.is_none() && is_taken(&error) => run.folder = next(),
+            trainer => break trainer?.keep_devices(!placement.is_empty()),
+        }
+    };
+    let folder = run.folder.clone();
     let account = about.account.map(|account| format!("; {account}"));
-    eprintln!(
+    tell!(
         "{} on {backend}, run folder {}{}",
         common.model,
         folder.display(),
@@ -109,7 +112,7 @@ fn configure<F: Family>(args: &TrainArgs) -> Result<F> {
         );
     }
     if args.resume
-        && let Some((key, wanted, found)) = difference(
+        && let Some((key, wanted, found)) = difference_but_places(
             &serde_json::to_value(&config)?,
             &serde_json::to_value(&base)?,
         )

@@ -6,11 +6,13 @@ use super::plan::{self, Place, Plan, Planning};
 use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
+use crate::alone::alone;
 use crate::families::{About, Family, FamilyModel as _, Finished, named};
-use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, measured};
+use crate::message::tell;
+use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
 use crate::{backend, cli, settings, whole};
 use anyhow::{Context as _, Result, bail, ensure};
-use arbora::rl::train::{Checkpoint, TrainError};
+use arbora::rl::train::{Checkpoint, Claim, TrainError};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ use std::time::{Instant, SystemTime};
 /// Test batches whose forward pass is timed, at most.
 pub const TIMED_BATCHES: usize = 64;
 
+/// What folders of comparisons are called.
+const COMPARE: &str = "compare";
 /// The table, in the experiment's folder.
 const TABLE: &str = "compare.md";
 /// The numbers behind it.
@@ -88,7 +92,7 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
     let out = asked
         .out
         .clone()
-        .unwrap_or_else(|| first_free(&experiment.task, "compare"));
+        .unwrap_or_else(|| first_free(&experiment.task, COMPARE));
     if out.exists() && !out.is_dir() {
         return Err(TrainError::NotAFolder { path: out }.into());
     }
@@ -147,17 +151,23 @@ fn start(experiment: &Experiment) -> String {
 
 impl<F: Family> Engine<'_, F> {
     fn run(mut self) -> Result<ExitCode> {
-        let mut tries = Vec::new();
-        for run in Plan::tries(self.experiment, &self.planning) {
-            tries.push(self.planned(run, &[], TRIED)?);
-        }
         // All mistakes before the first hour of training: with any rate the other runs are like these.
         let first = self.experiment.rates.first().copied();
         let mut rates = vec![first; self.experiment.rows.len()];
-        let (mut runs, mut at) = self.plan(&rates)?;
-        if self.asked.plan {
-            return self.tell(&tries, &runs);
-        }
+        let (tries, mut runs, mut at) = loop {
+            let tries = Plan::tries(self.experiment, &self.planning).into_iter();
+            let tries = tries.map(|run| self.planned(run, &[], TRIED));
+            let tries = tries.collect::<Result<Vec<_>>>()?;
+            let (runs, at) = self.plan(&rates)?;
+            if self.asked.plan {
+                return self.tell(&tries, &runs);
+            }
+            if self.asked.out.is_some() || make_new(&self.out)? {
+                break (tries, runs, at);
+            }
+            // Another process was faster.
+            self.out = first_free(&self.experiment.task, COMPARE);
+        };
         if self.asked.again && self.since.is_none() {
             std::fs::create_dir_all(&self.out)
                 .with_context(|| format!("cannot make {}", self.out.display()))?;
@@ -170,7 +180,7 @@ impl<F: Family> Engine<'_, F> {
         };
         let rows = self.experiment.rows.iter();
         let names: Vec<&str> = rows.map(|row| row.name.as_str()).collect();
-        eprintln!(
+        tell!(
             "{}: {} on {}, {} runs, folder {}",
             self.experiment.task,
             names.join(", "),
@@ -375,6 +385,8 @@ impl<F: Family> Engine<'_, F> {
         if !self.is_outdated(folder)? {
             return Ok(());
         }
+        // It is nobody's to write into.
+        drop(Claim::resume(folder)?);
         let kept = (1..u64::MAX)
             .map(|number| {
                 self.out
@@ -384,7 +396,7 @@ impl<F: Family> Engine<'_, F> {
             .context("fewer runs than numbers")?;
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
-        eprintln!(
+        tell!(
             "{}: trained anew; what was there is {}",
             folder.display(),
             kept.display()
@@ -458,7 +470,7 @@ impl<F: Family> Engine<'_, F> {
         let Some((number, rate)) = best else {
             bail!("{name}: training diverged at every learning rate");
         };
-        eprintln!("{name}: learning rate {rate:e} of {count}, held-out log-likelihood {number:.4}");
+        tell!("{name}: learning rate {rate:e} of {count}, held-out log-likelihood {number:.4}");
         Ok(Some(rate))
     }
 
@@ -474,7 +486,7 @@ impl<F: Family> Engine<'_, F> {
     ) -> Result<Option<Stop>> {
         let folder = planned.run.folder.display();
         if self.is_known(planned) {
-            eprintln!("[{}/{count}] {folder}: finished before", at + 1);
+            tell!("[{}/{count}] {folder}: finished before", at + 1);
             return Ok(None);
         }
         if let Some(hours) = self.asked.hours
@@ -489,7 +501,7 @@ impl<F: Family> Engine<'_, F> {
             self.set_aside_outdated(source)?;
             // Its numbers may be known and its weights gone.
             if source.run.state(&source.about)? != State::Finished {
-                eprintln!(
+                tell!(
                     "[{}/{count}] {}: training for its weights",
                     at + 1,
                     source.run.folder.display()
@@ -505,7 +517,7 @@ impl<F: Family> Engine<'_, F> {
             State::Unfinished => "resuming",
             State::Absent => "training",
         };
-        eprintln!("[{}/{count}] {folder}: {told}", at + 1);
+        tell!("[{}/{count}] {folder}: {told}", at + 1);
         let (config, data) = (&planned.run.config, &self.data[planned.data].1);
         let mut numbers = Measured {
             entries: Vec::new(),
@@ -530,7 +542,7 @@ impl<F: Family> Engine<'_, F> {
                 let metrics = measure(&trained.model)?;
                 let is_lost = metrics.is_none();
                 if is_lost {
-                    eprintln!("{folder}: the loss is not finite");
+                    tell!("{folder}: the loss is not finite");
                 }
                 numbers.seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
                 is_stopped = trained.is_stopped();
@@ -545,7 +557,7 @@ impl<F: Family> Engine<'_, F> {
             }
             // The model has lost, and the others are still to be compared.
             Err(error) if diverged(&error) => {
-                eprintln!("{folder}: {error}");
+                tell!("{folder}: {error}");
                 let model = config.blank(data, &self.device);
                 numbers
                     .entries
@@ -721,32 +733,15 @@ impl<F: Family> Engine<'_, F> {
         let mut json = results.json();
         let written = match &self.asked.page {
             Some(page) => {
-                page::update(
-                    page,
-                    &start(self.experiment),
-                    &self.asked.made_by,
-                    &results.page(),
-                )?;
-                let numbers = page.with_extension("json");
-                // With what other processes have stored since, what this table leaves out, and what is of other backends.
-                let is_part = self.asked.is_part || !open.is_empty();
-                let mut others = store::read(&numbers)?;
-                others.retain(|_, entry| {
-                    entry.version == F::VERSION && (is_part || entry.backend != self.backend)
-                });
-                if !others.is_empty() {
-                    let runs = json["runs"].as_array_mut().context("no runs")?;
-                    for run in runs.iter() {
-                        others.remove(run["fingerprint"].as_str().unwrap_or_default());
-                    }
-                    runs.extend(others.into_values().map(|entry| json!(entry)));
-                }
-                whole::write(&numbers, serde_json::to_string_pretty(&json)? + "\n")?;
+                let folder = whole::folder_of(page);
+                alone(folder, || self.write_page(page, &results, &mut json))?;
                 if let (true, true, Some(readme)) =
                     (self.experiment.readme, open.is_empty(), &self.asked.readme)
                 {
                     let text = results.readme(&page.to_string_lossy());
-                    page::update(readme, "", &self.asked.made_by, &text)?;
+                    alone(whole::folder_of(readme), || {
+                        page::update(readme, "", &self.asked.made_by, &text)
+                    })?;
                 }
                 format!("page: {}", page.display())
             }
@@ -754,11 +749,11 @@ impl<F: Family> Engine<'_, F> {
                 std::fs::create_dir_all(&self.out)
                     .with_context(|| format!("cannot make {}", self.out.display()))?;
                 let text = format!("{}\n{}", start(self.experiment), results.page());
-                whole::write(&self.out.join(TABLE), text)?;
-                whole::write(
-                    &self.out.join(NUMBERS),
-                    serde_json::to_string_pretty(&json)? + "\n",
-                )?;
+                alone(&self.out, || {
+                    whole::write(&self.out.join(TABLE), text)?;
+                    let numbers = serde_json::to_string_pretty(&json)? + "\n";
+                    whole::write(&self.out.join(NUMBERS), numbers)
+                })?;
                 if self.planning.cases.is_none() {
                     self.draw(runs)?;
                 }
@@ -768,6 +763,10 @@ impl<F: Family> Engine<'_, F> {
                 )
             }
         };
+        if self.asked.out.is_none() {
+            // Where all numbers were known nothing is in it.
+            let _ = std::fs::remove_dir(&self.out);
+        }
         cli::show(&match self.asked.json {
             true => json.to_string(),
             false => format!("{}\n{written}", results.text()),
@@ -789,6 +788,30 @@ impl<F: Family> Engine<'_, F> {
                 self.out.display()
             )),
         }
+    }
+
+    /// Writes the page, and the numbers beside it.
+    ///
+    /// - json: the numbers of this table, to which those are added that others have stored
+    fn write_page(&self, page: &Path, results: &Results, json: &mut Value) -> Result<()> {
+        let (start, command) = (start(self.experiment), &self.asked.made_by);
+        page::update(page, &start, command, &results.page())?;
+        let numbers = page.with_extension("json");
+        let [open, _] = results.open();
+        // With what other processes have stored since, what this table leaves out, and what is of other backends.
+        let is_part = self.asked.is_part || !open.is_empty();
+        let mut others = store::read(&numbers)?;
+        others.retain(|_, entry| {
+            entry.version == F::VERSION && (is_part || entry.backend != self.backend)
+        });
+        if !others.is_empty() {
+            let runs = json["runs"].as_array_mut().context("no runs")?;
+            for run in runs.iter() {
+                others.remove(run["fingerprint"].as_str().unwrap_or_default());
+            }
+            runs.extend(others.into_values().map(|entry| json!(entry)));
+        }
+        whole::write(&numbers, serde_json::to_string_pretty(json)? + "\n")
     }
 
     /// Draws the runs of the first seed that are here, where all of them have the same data.

@@ -133,8 +133,8 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     fn checked(self) -> Result<Self>;
     /// Loads the data.
     ///
-    /// - run: the folder of the run whose data they are, where there is one: what it keeps of them counts, and
-    ///   other data than it began with are refused
+    /// - run: the folder of the run whose data they are, where there is one: what it keeps of them counts. That they are
+    ///   the data that it began with [`About::expect_kept`] says.
     ///
     /// # Errors
     /// If they cannot be read or do not fit the settings, or what is kept is damaged.
@@ -254,6 +254,29 @@ pub struct About {
     pub kept: Vec<Kept>,
 }
 
+impl About {
+    /// Refuses other data than the run in a folder began with. A folder that does not say which they were, as those of
+    /// earlier versions, is believed, unless the data have moved.
+    ///
+    /// - have_moved: whether they lie elsewhere than where they did
+    ///
+    /// # Errors
+    /// If they are others, or what the folder keeps cannot be read.
+    pub fn expect_kept(&self, folder: &Path, have_moved: bool) -> Result<()> {
+        let mut is_known = false;
+        for kept in &self.kept {
+            is_known |= kept.check(folder)?;
+        }
+        if have_moved && !is_known {
+            bail!(
+                "{}: does not say which data it began with, so they cannot be named anew",
+                folder.display()
+            );
+        }
+        Ok(())
+    }
+}
+
 /// A file in the folder of a run that keeps something of its data.
 #[derive(Clone, Debug)]
 pub struct Kept {
@@ -269,18 +292,15 @@ pub struct Kept {
 type CheckKept = fn(&Path, &str, &str) -> Result<()>;
 
 impl Kept {
-    /// Refuses a folder whose file says that its run began with other data. A folder without the file is believed.
-    ///
-    /// # Errors
-    /// As the check does, or if the file cannot be read.
-    pub fn check(&self, folder: &Path) -> Result<()> {
+    /// Refuses a folder whose file says that its run began with other data. Whether there was a file to say so.
+    fn check(&self, folder: &Path) -> Result<bool> {
         let path = folder.join(self.name);
         match (self.check, std::fs::read_to_string(&path)) {
-            (None, _) => Ok(()),
-            (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+            (None, _) => Ok(false),
+            (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(false),
             (Some(check), found) => {
                 let found = found.with_context(|| format!("cannot read {}", path.display()))?;
-                check(folder, &found, &self.contents)
+                check(folder, &found, &self.contents).map(|()| true)
             }
         }
     }

@@ -24,6 +24,13 @@ pub enum TrainError {
         path: PathBuf,
     },
 
+    /// Another process trains in the run folder.
+    #[error("{path}: another process trains this run")]
+    InUse {
+        /// The run folder.
+        path: PathBuf,
+    },
+
     /// There is no run or no checkpoint where one is asked for.
     #[error("{path}: no {what} here")]
     Missing {

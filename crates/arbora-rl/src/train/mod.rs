@@ -2,7 +2,7 @@
 //!
 //! - [`TrainableModel`]: what a model must do; [`BatchSource`] and [`EvaluationSource`]: its data
 //! - [`TrainerConfig`], [`Trainer`]: one run
-//! - [`Checkpoint`], [`load_model`]: what a run leaves behind
+//! - [`Checkpoint`], [`load_model`]: what a run leaves behind; [`Claim`]: who may write it
 //! - [`Progress`]: watching a run
 //!
 //! # The run folder
@@ -12,6 +12,7 @@
 //! | `metrics.jsonl` | one line per step (`"split":"train"`) and per evaluation (`"split":"valid"`) |
 //! | `timing.jsonl` | wall-clock seconds of each step and evaluation |
 //! | `checkpoints/step-00001000/` | `model.bpk`, `optimizer.bpk`, `state.json`, `SHA256SUMS` |
+//! | `lock` | nothing: who trains holds the system's lock of it |
 //!
 //! `metrics.jsonl` has no wall-clock value, so two runs with one seed write the same bytes where the
 //! backend computes the same numbers (flex does, for a fixed number of threads). Lines reach the
@@ -39,6 +40,7 @@
 //! shows one ([`Trainer::renderer`]).
 
 mod checkpoint;
+mod claim;
 mod config;
 mod error;
 mod log;
@@ -48,7 +50,13 @@ mod model;
 mod strategy;
 mod trainer;
 
+/// The log of numbers, in a run folder.
+const METRICS: &str = "metrics.jsonl";
+/// The log of times, in a run folder.
+const TIMING: &str = "timing.jsonl";
+
 pub use checkpoint::{Checkpoint, CheckpointState, FORMAT_VERSION, load_model};
+pub use claim::Claim;
 pub use config::{OptimizerConfig, TrainerConfig};
 pub use error::TrainError;
 pub use measure::measure;

@@ -1,6 +1,5 @@
 use std::cell::RefCell;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -11,13 +10,18 @@ use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use super::checkpoint::{self, Checkpoint};
+use super::claim::Claim;
 use super::log::Log;
 use super::strategy::{Batches, Learned, NamedNumber, Session, Shared, Silent, Steps};
 use super::{
-    BatchSource, EvaluationReport, EvaluationSource, Progress, TrainError, TrainableModel,
-    TrainerConfig,
+    BatchSource, EvaluationReport, EvaluationSource, METRICS, Progress, TIMING, TrainError,
+    TrainableModel, TrainerConfig,
 };
 use crate::seed::{self, Purpose};
+
+/// Signals that come within this time have one reason.
+#[cfg(unix)]
+const TOGETHER: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// One training run in one folder.
 ///
@@ -29,6 +33,7 @@ pub struct Trainer {
     resume: bool,
     stop_after: Option<u64>,
     keep_devices: bool,
+    claim: Option<Claim>,
     interrupter: Interrupter,
     progress: Box<dyn Progress>,
     renderer: Option<(Box<dyn MetricsRenderer>, Vec<String>)>,
@@ -68,6 +73,7 @@ impl Trainer {
             resume: false,
             stop_after: None,
             keep_devices: false,
+            claim: None,
             interrupter: Interrupter::new(),
             progress: Box::new(()),
             renderer: None,
@@ -98,6 +104,21 @@ impl Trainer {
         self
     }
 
+    /// Trains under a claim of the run's folder that the caller has, for instance because it has written there. Without
+    /// one [`fit`](Self::fit) claims the folder.
+    ///
+    /// # Panics
+    /// If the claim is of another folder.
+    pub fn claimed(mut self, claim: Claim) -> Self {
+        assert_eq!(
+            claim.folder(),
+            self.run,
+            "Trainer::claimed: folder: expected that of the run"
+        );
+        self.claim = Some(claim);
+        self
+    }
+
     /// Who watches the run.
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Box::new(progress);
@@ -120,11 +141,12 @@ impl Trainer {
         self.interrupter.clone()
     }
 
-    /// Stops this run at Ctrl-C, with a checkpoint. A second Ctrl-C ends the process at once, with
-    /// exit code 130.
+    /// Stops this run at Ctrl-C, and on Unix also where a scheduler or a closed terminal asks the process to end (SIGTERM,
+    /// SIGHUP), with a checkpoint. A second Ctrl-C ends the process at once, with exit code 130, and so does another of the
+    /// others: of these several may come at once for one reason, so those within five seconds are one. A process that
+    /// was begun to ignore SIGHUP, as by `nohup`, goes on ignoring it.
     ///
-    /// The handler is the process's only one and stays. When several trainers ask, the last one is
-    /// stopped.
+    /// The handlers are the process's only ones and stay. When several trainers ask, the last one is stopped.
     ///
     /// # Errors
     /// [`TrainError::Signal`] if the process has another handler already.
@@ -135,15 +157,19 @@ impl Trainer {
             first = true;
             Mutex::new(self.interrupter.clone())
         });
-        *watched.lock().unwrap_or_else(PoisonError::into_inner) = self.interrupter.clone();
+        let current = || watched.lock().unwrap_or_else(PoisonError::into_inner);
+        *current() = self.interrupter.clone();
         if first {
-            ctrlc::set_handler(move || {
-                let interrupter = watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let stop = move |why: &str| {
+                let interrupter = current();
                 if interrupter.should_stop() {
                     std::process::exit(130);
                 }
-                interrupter.stop(Some("Ctrl-C"));
-            })?;
+                interrupter.stop(Some(why));
+            };
+            ctrlc::set_handler(move || stop("Ctrl-C"))?;
+            #[cfg(unix)]
+            on_termination(move || stop("asked to end")).map_err(ctrlc::Error::System)?;
         }
         Ok(())
     }
@@ -176,7 +202,15 @@ impl Trainer {
         let (interrupter, mut progress) = (self.interrupter, self.progress);
         config.validate()?;
 
-        let checkpoint = prepare(&run, self.resume)?;
+        let _claim = match (self.claim, self.resume) {
+            (Some(claim), _) => claim,
+            (None, true) => Claim::resume(&run)?,
+            (None, false) => Claim::begin(&run)?,
+        };
+        let checkpoint = match self.resume && checkpoint::any(&run)? {
+            true => Some(Checkpoint::newest(&run)?),
+            false => None,
+        };
         let mut estimator = config.policy_gradient.init();
         let mut model = model;
         if let Some((checkpoint, _)) = &checkpoint {
@@ -200,7 +234,7 @@ impl Trainer {
             }
         };
         let step = resumed_from.unwrap_or(0);
-        Log::expect_step(&run.join("metrics.jsonl"), step)?;
+        Log::expect_step(&run.join(METRICS), step)?;
         let train_device = device.clone().autodiff();
         let model = model.train();
         let learned = Learned {
@@ -215,8 +249,8 @@ impl Trainer {
             }),
         };
         let mut session = Session {
-            metrics: Log::open(&run.join("metrics.jsonl"), step)?,
-            timing: Log::open(&run.join("timing.jsonl"), step)?,
+            metrics: Log::open(&run.join(METRICS), step)?,
+            timing: Log::open(&run.join(TIMING), step)?,
             run,
             fingerprint,
             step,
@@ -290,27 +324,31 @@ impl Trainer {
     }
 }
 
-/// Makes the run folder, or finds the checkpoint to resume from and what was passed over for it.
-fn prepare(run: &Path, resume: bool) -> Result<Option<(Checkpoint, Vec<TrainError>)>, TrainError> {
-    if run.exists() && !run.is_dir() {
-        return Err(TrainError::NotAFolder { path: run.into() });
+/// Calls a function, on a thread of its own, when the process is asked to end: once for all that come together.
+#[cfg(unix)]
+fn on_termination(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+
+    let mut watched = vec![SIGTERM];
+    // SAFETY: without a new action the call only writes to `action`, of which zeroes are a valid value.
+    let is_ignored = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(SIGHUP, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    };
+    if !is_ignored {
+        watched.push(SIGHUP);
     }
-    let has_checkpoints = checkpoint::any(run)?;
-    if resume {
-        if !run.is_dir() {
-            return Err(TrainError::Missing {
-                path: run.into(),
-                what: "run",
-            });
+    let mut signals = signal_hook::iterator::Signals::new(watched)?;
+    let wait = move || {
+        let mut last: Option<Instant> = None;
+        for _ in signals.forever() {
+            if last.is_none_or(|last| last.elapsed() >= TOGETHER) {
+                stop();
+                last = Some(Instant::now());
+            }
         }
-        return match has_checkpoints {
-            true => Checkpoint::newest(run).map(Some),
-            false => Ok(None),
-        };
-    }
-    if has_checkpoints || run.join("metrics.jsonl").exists() {
-        return Err(TrainError::RunExists { path: run.into() });
-    }
-    fs::create_dir_all(run).map_err(TrainError::io(run))?;
-    Ok(None)
+    };
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread.spawn(wait).map(drop)
 }

@@ -44,7 +44,8 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
             is_bare: false,
         });
     }
-    let run = TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref())?;
+    let run =
+        TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
     let tree = run.model.network().tree();
     let parts = parts(&run)?;
     let leaves = routes(&args.run, &tree)?;

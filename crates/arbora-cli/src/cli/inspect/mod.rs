@@ -5,6 +5,7 @@ mod retrieval;
 mod walk;
 
 use super::{InspectArgs, show};
+use crate::alone::alone;
 use crate::families::AnyTask;
 use crate::picture::confidence::{self, ConfidencePicture};
 use crate::picture::curves::{self, Panel};
@@ -37,7 +38,8 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
         AnyTask::Language(_) => language::inspect(&args)?,
         _ => retrieval::inspect(&args)?,
     };
-    seen.write(&args.run, &out)?;
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    alone(&out, || seen.write(&args.run, &out))?;
     show(&match (args.json, seen.is_bare) {
         (true, _) => seen.numbers.to_string(),
         (false, true) => format!("{} in {}", seen.text, out.display()),
@@ -68,7 +70,6 @@ enum Picture {
 impl Seen {
     /// Writes pictures and numbers into a folder; the numbers say where.
     fn write(&mut self, run: &Path, out: &Path) -> Result<()> {
-        fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         for (name, picture) in &self.pictures {
             let name = out.join(name);
             match picture {

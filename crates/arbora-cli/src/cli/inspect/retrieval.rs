@@ -41,7 +41,8 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
             is_bare: true,
         });
     }
-    let run: TrainedRun<RetrievalConfig> = TrainedRun::load(&args.run, args.backend.as_deref())?;
+    let run: TrainedRun<RetrievalConfig> =
+        TrainedRun::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
     let (picture, numbers) = query(&run, args.item.unwrap_or(0), args.query)?;
     pictures.push(("path", Picture::Path(picture.into())));
     pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));

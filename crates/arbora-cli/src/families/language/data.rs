@@ -151,15 +151,6 @@ impl LanguageData {
         Ok(vec![tokenizer, text])
     }
 
-    /// Refuses a text that is not the one that the run in a folder began with. Folders of earlier versions do not say
-    /// which one it was: they are believed.
-    ///
-    /// # Errors
-    /// If the text has changed, or what is kept cannot be read.
-    pub fn expect_kept(&self, folder: &Path) -> Result<()> {
-        self.kept()?.iter().try_for_each(|kept| kept.check(folder))
-    }
-
     /// Tokens of the training part that are asked for in an epoch.
     fn targets(&self, config: &LanguageConfig) -> usize {
         self.text.train_targets_after(config.unasked())

@@ -55,9 +55,7 @@ impl Family for LanguageConfig {
         let Some(run) = run else {
             return self.read_text(None);
         };
-        let data = self.read_text(Some(kept_tokenizer(run)?))?;
-        data.expect_kept(run)?;
-        Ok(data)
+        self.read_text(Some(kept_tokenizer(run)?))
     }
 
     fn about(&self, data: &LanguageData) -> Result<About> {

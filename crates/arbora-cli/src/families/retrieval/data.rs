@@ -9,7 +9,8 @@ pub use images::ImageTask;
 pub use problem::Problem;
 
 use super::RetrievalConfig;
-use anyhow::{Result, anyhow};
+use crate::families::Kept;
+use anyhow::{Context as _, Result, anyhow, ensure};
 use arbora::models::{EmbeddingKind, HeadKind};
 use arbora::tasks::TaskError;
 use arbora::tasks::bandit::BanditConfig;
@@ -19,7 +20,7 @@ use arbora::tasks::series::SeriesConfig;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the data of a task come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -144,7 +145,7 @@ pub struct TaskData {
     /// Items in the evaluation set, `None` where they are generated without end.
     pub count: Option<usize>,
     /// Tells the data from others; `None` where they are drawn as the settings say.
-    pub digest: Option<String>,
+    pub facts: Option<DataFacts>,
     /// Whether a problem says which token answers a query.
     pub knows_answers: bool,
     /// The images behind the task, if it has any.
@@ -154,6 +155,71 @@ pub struct TaskData {
     /// The fixed evaluation problems: items (0 means all of a finite set, and whole batches are made), batch size,
     /// device.
     pub evaluation: Evaluation,
+}
+
+/// Data of files, told from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// Of all that is read of them.
+    pub sha256: String,
+    /// Items that are trained on.
+    pub training: usize,
+    /// Items that are measured on.
+    pub test: usize,
+}
+
+impl std::fmt::Display for DataFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            sha256,
+            training,
+            test,
+        } = self;
+        let start: String = sha256.chars().take(12).collect();
+        write!(
+            f,
+            "{training} items to train on and {test} to measure on with SHA-256 {start}…"
+        )
+    }
+}
+
+const DATA: &str = "data.json";
+
+impl TaskData {
+    /// What the folder of a run keeps, by name.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn kept(&self) -> Result<Vec<Kept>> {
+        let kept = |facts| {
+            Ok(Kept {
+                name: DATA,
+                contents: serde_json::to_string_pretty(facts)? + "\n",
+                check: Some(expect_data),
+            })
+        };
+        self.facts.iter().map(kept).collect()
+    }
+}
+
+/// Refuses other data than those that a run began with.
+///
+/// - folder: that of the run
+/// - had, has: what [`TaskData::kept`] says of both
+fn expect_data(folder: &Path, had: &str, has: &str) -> Result<()> {
+    let had: DataFacts = serde_json::from_str(had).with_context(|| {
+        format!(
+            "{}: not the description of data",
+            folder.join(DATA).display()
+        )
+    })?;
+    let has: DataFacts = serde_json::from_str(has)?;
+    ensure!(
+        had == has,
+        "{}: its data have changed: had {had}, and has {has}",
+        folder.display()
+    );
+    Ok(())
 }
 
 /// See [`TaskData::training`].

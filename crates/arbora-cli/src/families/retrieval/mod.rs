@@ -69,12 +69,12 @@ impl Family for RetrievalConfig {
         }
         Ok(About {
             fingerprint: self.architecture_fingerprint(&data.features)?,
-            digest: data.digest.clone(),
+            digest: data.facts.as_ref().map(|facts| facts.sha256.clone()),
             items: data.items,
             count: data.count,
             facts: BTreeMap::new(),
             account: None,
-            kept: Vec::new(),
+            kept: data.kept()?,
         })
     }
 

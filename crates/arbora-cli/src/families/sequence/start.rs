@@ -2,6 +2,7 @@
 
 use super::{SequenceConfig, SequenceModel};
 use crate::families::{AnyTask, Family as _};
+use crate::message::tell;
 use crate::run::CONFIG;
 use crate::settings::{self, difference};
 use anyhow::Result;
@@ -108,7 +109,7 @@ impl SequenceConfig {
         }
         let (checkpoint, passed_over) = Checkpoint::newest(from)?;
         for error in passed_over {
-            eprintln!("{error}; starting from step {}", checkpoint.state().step);
+            tell!("{error}; starting from step {}", checkpoint.state().step);
         }
         checkpoint.expect_fingerprint(&source.architecture_fingerprint(&theirs)?)?;
         Ok((source, theirs, checkpoint))

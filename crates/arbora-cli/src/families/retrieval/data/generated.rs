@@ -21,7 +21,7 @@ fn drawn(
         features,
         items,
         count: None,
-        digest: None,
+        facts: None,
         knows_answers: false,
         images: None,
         training,

@@ -2,7 +2,7 @@
 
 use super::super::RetrievalConfig;
 use super::problem::Problem;
-use super::{Features, Source, TaskData, of_finite, sha256, with_path};
+use super::{DataFacts, Features, Source, TaskData, of_finite, sha256, with_path};
 use crate::families::EVALUATION_SEED;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
@@ -93,7 +93,7 @@ impl ImageTask {
             features,
             items: "test images",
             count: Some(count),
-            digest: Some(self.digest()),
+            facts: Some(self.facts()),
             knows_answers: false,
             training: Box::new(move |seed, step, batch_size, device| {
                 Ok(train.batch(seed, step, batch_size, device)?.into())
@@ -106,13 +106,17 @@ impl ImageTask {
         }
     }
 
-    fn digest(&self) -> String {
+    fn facts(&self) -> DataFacts {
         let sets = [self.train.set(), self.test.set()];
         let shapes = sets.map(|set| {
             let sizes = [set.count, set.height, set.width, set.channels];
             sizes.map(|size| (size as u64).to_le_bytes()).concat()
         });
         let parts = sets.iter().zip(&shapes);
-        sha256(parts.flat_map(|(set, shape)| [shape.as_slice(), &set.pixels]))
+        DataFacts {
+            sha256: sha256(parts.flat_map(|(set, shape)| [shape.as_slice(), &set.pixels])),
+            training: sets[0].count,
+            test: sets[1].count,
+        }
     }
 }

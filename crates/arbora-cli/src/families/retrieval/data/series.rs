@@ -1,7 +1,7 @@
 //! Classification of time series as a task.
 
 use super::problem::{Problem, mean, needed};
-use super::{Features, Source, TaskData, of_finite, sha256, with_path};
+use super::{DataFacts, Features, Source, TaskData, of_finite, sha256, with_path};
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{Context, EmbeddingKind, HeadKind, Target};
 use arbora::tasks::series::{SeriesBatch, SeriesClassification, SeriesSet};
@@ -52,7 +52,11 @@ pub fn load(source: &Source) -> Result<TaskData> {
         features,
         items: "test windows",
         count: Some(count),
-        digest: Some(digest([&train, &test])),
+        facts: Some(DataFacts {
+            sha256: digest([&train, &test]),
+            training: train.series().len(),
+            test: test.series().len(),
+        }),
         knows_answers: false,
         images: None,
         training: Box::new(move |seed, step, batch_size, device| {

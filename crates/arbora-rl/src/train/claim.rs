@@ -1,0 +1,139 @@
+//! Who may write into a run folder.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{TrainError, checkpoint};
+
+const LOCK: &str = "lock";
+
+/// A run folder that no other process trains in, nor any other [`Trainer`](super::Trainer) of this one, for as long as
+/// this value or one of its clones lives.
+///
+/// The system's lock of a file `lock` in the folder says so. It ends with its process, however that ends; the file stays and
+/// means nothing by itself. Where a file system knows no locks nothing is kept out.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    folder: PathBuf,
+    _lock: Arc<File>,
+}
+
+impl Claim {
+    /// Claims a folder for a new run. It is made, with what is above it, if it is not there.
+    ///
+    /// # Errors
+    /// [`TrainError::NotAFolder`], [`TrainError::RunExists`] if it has a run in it, [`TrainError::InUse`] if another
+    /// process is about to begin one, or [`TrainError::Io`].
+    pub fn begin(folder: impl AsRef<Path>) -> Result<Self, TrainError> {
+        let folder = folder.as_ref();
+        // Twice: a refusal makes nothing, and what is seen without the lock may have changed.
+        refuse_taken(folder)?;
+        fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        let claim = Self::lock(folder)?;
+        refuse_taken(folder)?;
+        Ok(claim)
+    }
+
+    /// Claims the folder of a run, to continue it.
+    ///
+    /// # Errors
+    /// [`TrainError::NotAFolder`], [`TrainError::Missing`] without the folder, [`TrainError::InUse`], or
+    /// [`TrainError::Io`].
+    pub fn resume(folder: impl AsRef<Path>) -> Result<Self, TrainError> {
+        let folder = folder.as_ref();
+        expect_folder(folder)?;
+        if !folder.exists() {
+            return Err(TrainError::Missing {
+                path: folder.into(),
+                what: "run",
+            });
+        }
+        Self::lock(folder)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn lock(folder: &Path) -> Result<Self, TrainError> {
+        let path = folder.join(LOCK);
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.map_err(TrainError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(TrainError::InUse {
+                    path: folder.into(),
+                });
+            }
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(TrainError::io(path)(error)),
+        }
+        Ok(Self {
+            folder: folder.into(),
+            _lock: Arc::new(file),
+        })
+    }
+}
+
+fn expect_folder(path: &Path) -> Result<(), TrainError> {
+    match path.exists() && !path.is_dir() {
+        true => Err(TrainError::NotAFolder { path: path.into() }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what cannot become the folder of a new run.
+fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
+    expect_folder(folder)?;
+    if checkpoint::any(folder)? || folder.join(super::METRICS).exists() {
+        return Err(TrainError::RunExists {
+            path: folder.into(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_claim_at_a_time_and_its_end_frees_it() {
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("above/run");
+        let claim = Claim::begin(&run).unwrap();
+        let other = claim.clone();
+        let in_use = |claim| matches!(claim, Err(TrainError::InUse { path }) if path == run);
+        assert!(in_use(Claim::begin(&run)) && in_use(Claim::resume(&run)));
+        drop(claim);
+        assert!(in_use(Claim::resume(&run)), "a clone is as good");
+        drop(other);
+        // The file that a dead process leaves is no obstacle.
+        assert!(run.join(LOCK).exists());
+        drop(Claim::begin(&run).unwrap());
+        assert_eq!(Claim::resume(&run).unwrap().folder(), run);
+    }
+
+    #[test]
+    fn what_cannot_be_claimed_stays_as_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("run");
+        let missing = Claim::resume(&run);
+        assert!(matches!(missing, Err(TrainError::Missing { .. })) && !run.exists());
+        fs::write(&run, "a file").unwrap();
+        for claim in [Claim::begin(&run), Claim::resume(&run)] {
+            assert!(matches!(claim, Err(TrainError::NotAFolder { .. })));
+        }
+        for left in ["metrics.jsonl", "checkpoints/step-00000001"] {
+            let run = place.path().join(left.split('.').next().unwrap());
+            fs::create_dir_all(run.join(left)).unwrap();
+            let taken = Claim::begin(&run);
+            assert!(matches!(taken, Err(TrainError::RunExists { .. })), "{left}");
+            assert!(!run.join(LOCK).exists(), "{left}");
+        }
+    }
+}
