@@ -9,7 +9,7 @@ use crate::run::config_of;
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora::models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora::rl::train::Checkpoint;
-use arbora::tasks::text::Tokenizer;
+use arbora::tasks::text::{Continuation, Continued, Tokenizer};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
@@ -22,7 +22,12 @@ pub struct GenerateArgs {
     /// The run's folder.
     run: PathBuf,
     /// The text to continue. May be given several times; each is continued for itself.
-    #[arg(long = "prompt", value_name = "TEXT", required = true)]
+    #[arg(
+        long = "prompt",
+        value_name = "TEXT",
+        required = true,
+        allow_hyphen_values = true
+    )]
     prompts: Vec<String>,
     /// Tokens to generate, at most.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
@@ -42,7 +47,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// End before this text. May be given several times. The end of a document always ends.
-    #[arg(long = "stop", value_name = "TEXT")]
+    #[arg(long = "stop", value_name = "TEXT", allow_hyphen_values = true)]
     stops: Vec<String>,
     /// Seed of what is drawn.
     #[arg(long, default_value_t = 0)]
@@ -94,15 +99,15 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let blank = config.blank_for(tokenizer.vocabulary(), &device);
     let model = checkpoint.load_model(blank.place(&args.place.open()?)?)?;
 
-    let mut shown = match &args.prompts[..] {
-        [prompt] if !args.json => Some(Stream {
-            tokenizer: &tokenizer,
-            text: prompt,
-            prompt: &prompts[0],
-            stops: &args.stops,
+    let mut shown = match (&args.prompts[..], &prompts[..]) {
+        ([text], [prompt]) if !args.json => Some(Stream {
+            prompt: text,
+            text: Continuation::new(&tokenizer, prompt, &args.stops)?,
             stop_tokens: &options.stop,
             new: Vec::new(),
+            pushed: 0,
             written: 0,
+            out: std::io::stdout(),
             failed: None,
         }),
         _ => None,
@@ -116,14 +121,14 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         .network()
         .generate_each(&prompts, &options, on_token)
         .map_err(|error| refused(&error, &args))?;
-    if let Some(shown) = shown {
-        shown.finish(&found[0])?;
-    }
     let texts: Vec<Text> = prompts
         .iter()
         .zip(&found)
         .map(|(prompt, found)| Text::new(&tokenizer, prompt, found, &args.stops))
-        .collect();
+        .collect::<Result<_>>()?;
+    if let Some(shown) = shown {
+        shown.finish(&texts[0])?;
+    }
     if args.json {
         let continuations: Vec<Value> = args
             .prompts
@@ -163,7 +168,7 @@ fn encoded(
 }
 
 fn options(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<GenerateOptions> {
-    // The same text may be other tokens where it is generated; `Text` and `Stream` look for the text itself.
+    // The same text may be other tokens where it is generated; `Continuation` looks for the text itself.
     let mut stop = vec![vec![tokenizer.end_of_document()]];
     for text in &args.stops {
         stop.push(encoded(text, tokenizer, "--stop", "to stop at")?);
@@ -226,53 +231,36 @@ fn remarks(config: &LanguageConfig, args: &GenerateArgs, texts: &[Text], found: 
     }
 }
 
-/// The text of new tokens that follow a prompt.
-///
-/// With the prompt before them: some tokenizers write the first token of a text in another way.
-fn decoded(tokenizer: &Tokenizer, prompt: &[u32], new: &[u32]) -> String {
-    let text = |ids: &[u32]| tokenizer.decode(ids).unwrap_or_default();
-    let whole = text(&[prompt, new].concat());
-    match whole.strip_prefix(&text(prompt)) {
-        Some(rest) => rest.to_owned(),
-        None => text(new),
-    }
-}
-
-/// Where the first of some texts begins.
-fn first_of(text: &str, stops: &[String]) -> Option<usize> {
-    stops
-        .iter()
-        .filter_map(|stop| text.find(stop.as_str()))
-        .min()
-}
-
 /// A continuation as text.
 struct Text {
     /// Up to what it stops at.
     text: String,
-    /// The fewest tokens whose text it begins. Without what it stops at, but for a token that is a part of both.
+    /// The fewest tokens whose text begins with it.
     tokens: usize,
     is_stopped: bool,
 }
 
 impl Text {
-    fn new(tokenizer: &Tokenizer, prompt: &[u32], found: &Generated, stops: &[String]) -> Self {
+    fn new(
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        found: &Generated,
+        stops: &[String],
+    ) -> Result<Self> {
         // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
-        let new = found.before_stop();
-        let mut text = decoded(tokenizer, prompt, new);
-        let mut tokens = new.len();
-        let end = first_of(&text, stops);
-        if let Some(end) = end {
-            text.truncate(end);
-            let counts: Vec<usize> = (0..tokens).collect();
-            tokens = counts
-                .partition_point(|count| decoded(tokenizer, prompt, &new[..*count]).len() < end);
-        }
-        Self {
+        let mut text = Continuation::new(tokenizer, prompt, stops)?;
+        let new = found.before_stop().iter();
+        new.for_each(|&token| text.push(token));
+        let Continued {
             text,
             tokens,
-            is_stopped: end.is_some() || matches!(found.finish, Finish::Stop { .. }),
-        }
+            is_stopped,
+        } = text.whole()?;
+        Ok(Self {
+            text,
+            tokens,
+            is_stopped: is_stopped || matches!(found.finish, Finish::Stop { .. }),
+        })
     }
 
     fn json(&self, prompt: &str, found: &Generated) -> Value {
@@ -298,54 +286,54 @@ impl Text {
 }
 
 /// A continuation that is written as it comes, up to the text that it stops at.
-struct Stream<'a> {
-    tokenizer: &'a Tokenizer,
-    /// The prompt.
-    text: &'a str,
-    /// Its tokens.
-    prompt: &'a [u32],
-    stops: &'a [String],
+struct Stream<'a, W> {
+    /// As it was asked for.
+    prompt: &'a str,
+    text: Continuation<'a>,
     /// What ends the continuation, as tokens.
     stop_tokens: &'a [Vec<u32>],
     new: Vec<u32>,
-    /// Bytes of the continuation that were written.
+    /// How many of them are in the text.
+    pushed: usize,
+    /// Bytes of the text that were written.
     written: usize,
+    out: W,
     failed: Option<std::io::Error>,
 }
 
-impl Stream<'_> {
+impl<W: Write> Stream<'_, W> {
     fn push(&mut self, token: u32) {
         if self.new.is_empty() {
             // Not before: a prompt may be refused.
-            self.write(self.text);
+            self.write(self.prompt);
         }
         self.new.push(token);
-        let shown = self.new.len() - held(&self.new, self.stop_tokens);
-        let text = decoded(self.tokenizer, self.prompt, &self.new[..shown]);
-        self.show(&text, certain(&text, self.stops));
+        let until = self.new.len() - held(&self.new, self.stop_tokens);
+        let decided = &self.new[self.pushed..until];
+        decided.iter().for_each(|&token| self.text.push(token));
+        self.pushed = until;
+        // Tokens without a text are refused with the whole text.
+        if let Ok(text) = self.text.certain() {
+            self.show(&text);
+        }
     }
 
-    fn show(&mut self, text: &str, until: usize) {
-        if let Some(rest) = text.get(self.written..until) {
-            self.write(rest);
-            self.written = until;
-        }
+    /// Writes what a text has more than was written, which it begins with.
+    fn show(&mut self, text: &str) {
+        self.write(&text[self.written..]);
+        self.written = text.len();
     }
 
     fn write(&mut self, text: &str) {
         if self.failed.is_none() {
-            let mut out = std::io::stdout();
-            self.failed = out
-                .write_all(text.as_bytes())
-                .and_then(|()| out.flush())
-                .err();
+            let written = self.out.write_all(text.as_bytes());
+            self.failed = written.and_then(|()| self.out.flush()).err();
         }
     }
 
     /// Writes what was held back and does belong to the continuation.
-    fn finish(mut self, found: &Generated) -> Result<()> {
-        let text = decoded(self.tokenizer, self.prompt, found.before_stop());
-        self.show(&text, first_of(&text, self.stops).unwrap_or(text.len()));
+    fn finish(mut self, whole: &Text) -> Result<()> {
+        self.show(&whole.text);
         self.write("\n");
         match self.failed {
             // Whoever stopped reading has seen enough.
@@ -366,42 +354,9 @@ fn held(new: &[u32], stops: &[Vec<u32>]) -> usize {
     (1..=new.len()).rev().find(is_held).unwrap_or(0)
 }
 
-/// Up to where a text that grows is known: before what it stops at, what may become that, and a character that
-/// is not whole yet.
-fn certain(text: &str, stops: &[String]) -> usize {
-    if let Some(end) = first_of(text, stops) {
-        return end;
-    }
-    let whole = text.trim_end_matches('\u{fffd}').len();
-    let held = text
-        .char_indices()
-        .map(|(at, _)| at)
-        .find(|at| stops.iter().any(|stop| stop.starts_with(&text[*at..])));
-    held.map_or(whole, |held| held.min(whole))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_may_become_a_stop_or_a_character_is_held_back() {
-        let stops = ["\n\n".to_owned(), "END".to_owned()];
-        for (text, expected) in [
-            ("abc", 3),
-            ("abc\n", 3),
-            ("abc\nd", 5),
-            ("abc\n\nd", 3),
-            ("abcEN", 3),
-            ("abcENd", 6),
-            ("abcEND and END", 3),
-            ("abc\u{fffd}", 3),
-            ("é", 2),
-        ] {
-            assert_eq!(certain(text, &stops), expected, "{text:?}");
-        }
-        assert_eq!(certain("abc", &[]), 3);
-    }
 
     #[test]
     fn tokens_that_may_become_a_stop_are_held_back() {
@@ -443,7 +398,7 @@ mod tests {
         assert_eq!(lower.decode(&stop).unwrap(), "end");
         let finish = Finish::Stop { length: stop.len() };
         let found = generated(ids("the END"), finish);
-        let text = Text::new(&lower, &ids("all "), &found, &stops);
+        let text = Text::new(&lower, &ids("all "), &found, &stops).unwrap();
         assert_eq!((text.text.as_str(), text.is_stopped), ("the ", true));
         let numbers = text.json("all ", &found);
         assert_eq!(numbers["tokens"], json!(ids("the ")));
@@ -458,31 +413,60 @@ mod tests {
         let ids = |text: &str| bytes.encode(text).unwrap().ids;
         // In tokens that are not those of the stop, as another way of merging would have them.
         let found = generated(ids("the end of"), Finish::Length);
-        let text = Text::new(&bytes, &ids("x"), &found, &["end".into()]);
+        let text = Text::new(&bytes, &ids("x"), &found, &["end".into()]).unwrap();
         let numbers = text.json("x", &found);
         assert_eq!(numbers["text"], "the ");
         assert_eq!(numbers["tokens"], json!(ids("the ")));
         assert_eq!(numbers["mean_log_probability"], -1.5);
-        let nothing = Text::new(&bytes, &ids("x"), &found, &["the".into()]);
+        let nothing = Text::new(&bytes, &ids("x"), &found, &["the".into()]).unwrap();
         let numbers = nothing.json("x", &found);
         assert_eq!(numbers["tokens"], json!([]));
         assert_eq!(numbers["mean_log_probability"], Value::Null);
     }
 
-    #[test]
-    fn the_first_stop_in_the_text_counts() {
-        let stops = ["late".to_owned(), "early".to_owned()];
-        assert_eq!(first_of("an early and a late one", &stops), Some(3));
-        assert_eq!(first_of("none", &stops), None);
+    /// What generation makes of tokens that a model draws.
+    fn until_stop(drawn: &[u32], stops: &[Vec<u32>]) -> Generated {
+        for end in 1..=drawn.len() {
+            let tokens = &drawn[..end];
+            if let Some(stop) = stops.iter().find(|stop| tokens.ends_with(stop)) {
+                let finish = Finish::Stop { length: stop.len() };
+                return generated(tokens.to_vec(), finish);
+            }
+        }
+        generated(drawn.to_vec(), Finish::Length)
     }
 
     #[test]
-    fn a_continuation_is_decoded_behind_its_prompt() {
+    fn what_is_shown_is_the_beginning_of_the_text_and_at_the_end_all_of_it() {
         let bytes = Tokenizer::bytes();
-        let ids = |text: &str| bytes.encode(text).unwrap().ids;
-        assert_eq!(decoded(&bytes, &ids("caf"), &ids("é au lait")), "é au lait");
-        // Half of a character.
-        let half = &ids("é")[..1];
-        assert_eq!(decoded(&bytes, &ids("caf"), half), "\u{fffd}");
+        // Every text of six letters of which some end it, as tokens or in other ones; and the halves of an é.
+        let letters = [b'a', b'b', 0xc3, 0xa9].map(u32::from);
+        let stops = ["ab".to_owned(), "éa".to_owned()];
+        let stop_tokens = [vec![256], vec![97, 98], vec![98, 97, 98], vec![98, 0xa9]];
+        for number in 0..4_usize.pow(6) {
+            let drawn: Vec<u32> = (0..6)
+                .map(|place| letters[number / 4_usize.pow(place) % 4])
+                .collect();
+            let found = until_stop(&drawn, &stop_tokens);
+            let whole = Text::new(&bytes, &[120], &found, &stops).unwrap();
+            let mut out = Vec::new();
+            let mut shown = Stream {
+                prompt: "x",
+                text: Continuation::new(&bytes, &[120], &stops).unwrap(),
+                stop_tokens: &stop_tokens,
+                new: Vec::new(),
+                pushed: 0,
+                written: 0,
+                out: &mut out,
+                failed: None,
+            };
+            for &token in &found.tokens {
+                shown.push(token);
+                let text = std::str::from_utf8(&shown.out[1..]).unwrap();
+                assert!(whole.text.starts_with(text), "{drawn:?}: {text:?}");
+            }
+            shown.finish(&whole).unwrap();
+            assert_eq!(out, format!("x{}\n", whole.text).as_bytes());
+        }
     }
 }

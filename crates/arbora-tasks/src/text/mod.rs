@@ -2,6 +2,7 @@
 //!
 //! - [`Corpus`]: documents from a file, from a folder or bundled, and their split for validation
 //! - [`Tokenizer`]: bytes, byte-pair encoding trained on a corpus, or the `tokenizer.json` of another program
+//! - [`Continuation`]: the text of tokens that come one by one, as far as it is certain
 //! - [`Text`]: both parts of a corpus as windows, in batches
 //!
 //! # Example
@@ -24,6 +25,7 @@
 //! # }
 //! ```
 
+mod continuation;
 mod corpus;
 mod error;
 #[cfg(feature = "sample")]
@@ -31,6 +33,7 @@ pub mod sample;
 mod tokenizer;
 mod windows;
 
+pub use continuation::{Continuation, Continued};
 pub use corpus::{Corpus, Document};
 pub use error::TextError;
 pub use tokenizer::{Encoded, Tokenizer};

@@ -16,6 +16,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::TextError;
+use super::continuation::{Known, complete};
 use crate::{TaskError, files};
 
 const BYTES: usize = 256;
@@ -256,19 +257,43 @@ impl Tokenizer {
                 self.vocabulary()
             );
         }
-        let ids = ids.iter().copied();
-        let ids = ids.filter(|&id| id != self.end_of_document());
+        let ids = self.within_documents(ids);
         match &self.kind {
-            Kind::Bytes => {
-                let bytes: Vec<u8> = ids.map(|id| id as u8).collect();
-                Ok(String::from_utf8_lossy(&bytes).into_owned())
-            }
+            Kind::Bytes => Ok(lossy(&ids)),
+            // Some decoders of the library fail over nothing.
+            Kind::Model { .. } if ids.is_empty() => Ok(String::new()),
             Kind::Model { model, .. } => {
-                let ids: Vec<u32> = ids.collect();
                 let text = guarded(|| model.decode(&ids, false));
                 Ok(text.map_err(refused("decode these tokens"))?)
             }
         }
+    }
+
+    /// As much of the text of tokens as any further tokens leave alone: the text of these and of any others behind them
+    /// begins with it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`], whose conditions hold.
+    #[track_caller]
+    pub(super) fn certain(&self, ids: &[u32]) -> Result<String, TaskError> {
+        let Kind::Model { model, .. } = &self.kind else {
+            return Ok(complete(lossy(&self.within_documents(ids))));
+        };
+        let Some(decoder) = model.get_decoder() else {
+            // The library puts spaces between tokens.
+            return self.decode(ids);
+        };
+        let ids = self.within_documents(ids).into_iter();
+        let pieces = ids.filter_map(|id| model.id_to_token(id));
+        let known = guarded(|| Known::whole(pieces.collect()).through(decoder));
+        Ok(known.map_err(refused("decode these tokens"))?.text())
+    }
+
+    /// Tokens without ends of documents.
+    #[track_caller]
+    fn within_documents(&self, ids: &[u32]) -> Vec<u32> {
+        let ids = ids.iter().copied();
+        ids.filter(|&id| id != self.end_of_document()).collect()
     }
 
     /// The tokenizer as text for [`Tokenizer::from_json`], which gives the same numbers. That of a trained
@@ -302,6 +327,12 @@ impl fmt::Debug for Tokenizer {
             .field("vocabulary", &self.vocabulary())
             .finish()
     }
+}
+
+/// The text of tokens that are bytes.
+fn lossy(ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().map(|&id| id as u8).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that.
