@@ -1,8 +1,43 @@
-//! What a person sees while a model trains.
+//! What a person sees while something takes its time.
 
 use crate::message::tell;
 use arbora::rl::train::{EvaluationReport, Progress, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Work that is done sooner is not announced.
+const NOTICEABLE: Duration = Duration::from_secs(1);
+const FRAME: Duration = Duration::from_millis(100);
+
+/// Does work whose progress is not known. If it takes noticeable time, what it is and for how long it has been at it is
+/// shown meanwhile, where standard error is a terminal; nothing of it stays.
+pub fn meanwhile<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let spinner = ProgressBar::new_spinner();
+    if spinner.is_hidden() {
+        return work();
+    }
+    let template = "{spinner} {msg} [{elapsed}]";
+    spinner.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+    thread::scope(|scope| {
+        let (working, done) = channel::<()>();
+        let show = move || {
+            let mut wait = NOTICEABLE;
+            while done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                spinner.set_message(what.to_owned());
+                spinner.tick();
+                wait = FRAME;
+            }
+            spinner.finish_and_clear();
+        };
+        // Where there is no further thread, the work is what counts.
+        let _ = thread::Builder::new().spawn_scoped(scope, show);
+        let result = work();
+        drop(working);
+        result
+    })
+}
 
 /// A progress bar with loss, log-likelihood (for classes their accuracy) and share of tokens.
 pub struct Bar {

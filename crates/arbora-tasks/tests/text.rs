@@ -1,10 +1,14 @@
 //! Text on the host: tokenizers, what they say of bytes, and what windows cover.
 
+use std::collections::HashSet;
 use std::fs;
 
 use arbora_tasks::TaskError;
 use arbora_tasks::text::{Corpus, Document, Text, TextConfig, TextError, Tokenizer};
 use proptest::prelude::*;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 const TRAINING: &str = "The whale, the whale! The white whale's wake; a naïve sailor's wail — ah, the sea.\n\
                         The whale, the ship, the white sea. 1851 1851\n\n";
@@ -74,6 +78,105 @@ fn training_merges_frequent_pairs_and_repeats_itself() {
             ..
         }
     ));
+}
+
+/// What the library makes of a text by itself.
+fn of_the_library(vocabulary: usize, texts: &[&str]) -> String {
+    let byte_level = ByteLevel::new(false, false, true);
+    let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
+    let trainer = BpeTrainer::builder()
+        .vocab_size(vocabulary - 1)
+        .min_frequency(2)
+        .initial_alphabet(alphabet)
+        .show_progress(false)
+        .build();
+    let mut model = tokenizers::Tokenizer::new(BPE::default());
+    model
+        .with_pre_tokenizer(Some(byte_level))
+        .with_decoder(Some(byte_level))
+        .train(&mut TrainerWrapper::BpeTrainer(trainer), texts.iter())
+        .unwrap();
+    model.to_string(false).unwrap()
+}
+
+/// Letters without spaces, as of genes; always the same.
+fn genes(length: usize) -> String {
+    let mut state = 1_u32;
+    let letter = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ['A', 'C', 'G', 'T'][(state >> 30) as usize]
+    };
+    (0..length).map(letter).collect()
+}
+
+#[test]
+fn words_of_up_to_1024_bytes_are_merged_as_the_library_does() {
+    let word = genes(1024);
+    let texts = [
+        TRAINING,
+        &format!("{word} {}", genes(500)),
+        &" ".repeat(1024),
+    ];
+    let tokenizer = Tokenizer::train_bpe(300, texts.into_iter()).unwrap();
+    assert_eq!(tokenizer.to_json(), of_the_library(300, &texts));
+    let longer = format!("{word}A");
+    let texts = [TRAINING, &longer];
+    let cut = Tokenizer::train_bpe(300, texts.into_iter()).unwrap();
+    assert_ne!(cut.to_json(), of_the_library(300, &texts));
+}
+
+#[cfg(feature = "sample")]
+#[test]
+fn the_bundled_book_is_merged_as_the_library_does() {
+    let book = Corpus::moby_dick();
+    let tokenizer = Tokenizer::train_bpe(512, book.texts()).unwrap();
+    let texts: Vec<&str> = book.texts().collect();
+    assert_eq!(tokenizer.to_json(), of_the_library(512, &texts));
+}
+
+#[test]
+fn longer_words_are_cut_in_training_and_in_encoding_and_come_back() {
+    // No symbol is longer than a part, and equal parts have equal tokens.
+    let letter = "a".repeat(4096);
+    let tokenizer = Tokenizer::train_bpe(400, [letter.as_str()].into_iter()).unwrap();
+    let whole = tokenizer.encode(&letter).unwrap();
+    assert_eq!(whole.bytes, [1024; 4]);
+    assert_eq!(tokenizer.decode(&whole.ids).unwrap(), letter);
+
+    // Every part but the last ends within a character.
+    let text = format!("x{}, the whale. {}", "é中".repeat(3000), genes(5000));
+    let tokenizer = Tokenizer::train_bpe(400, [text.as_str()].into_iter()).unwrap();
+    let json = tokenizer.to_json();
+    assert!(json.contains(".{1,1024}"), "{json}");
+    let again = Tokenizer::from_json(&json).unwrap();
+    assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+    for tokenizer in [tokenizer, again] {
+        for text in [&text, TRAINING, &format!("{text}{text}")] {
+            let encoded = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), *text);
+            let mut at = 0;
+            for (&id, &bytes) in encoded.ids.iter().zip(&encoded.bytes) {
+                let part = &text.as_bytes()[at..at + bytes as usize];
+                assert_eq!(
+                    tokenizer.decode(&[id]).unwrap(),
+                    String::from_utf8_lossy(part)
+                );
+                at += bytes as usize;
+            }
+            assert_eq!(at, text.len());
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_knows_no_longest_word_encodes_as_it_did() {
+    let word = genes(3000);
+    let json = of_the_library(400, &[&word]);
+    let tokenizer = Tokenizer::from_json(&json).unwrap();
+    let library: tokenizers::Tokenizer = json.parse().unwrap();
+    let expected = library.encode(word.as_str(), false).unwrap();
+    assert_eq!(tokenizer.encode(&word).unwrap().ids, expected.get_ids());
+    assert_eq!(tokenizer.to_json(), json);
 }
 
 #[test]

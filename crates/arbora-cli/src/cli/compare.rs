@@ -22,10 +22,20 @@ pub struct CompareArgs {
     #[arg(long)]
     preset: Option<Preset>,
     /// One run of each model per seed [default: 0, or the seeds of the experiment].
-    #[arg(long, value_name = "SEEDS", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "SEEDS",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
     seeds: Vec<u64>,
     /// Learning rates to choose from, by each model for itself on the first seed.
-    #[arg(long, value_name = "RATES", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "RATES",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
     rates: Vec<f64>,
     #[command(flatten)]
     asked: Asked,

@@ -5,10 +5,12 @@ use crate::families::AnyTask;
 use crate::families::language::{LanguageConfig, kept_tokenizer};
 use crate::message::tell;
 use crate::placement::PlaceArgs;
+use crate::quiet::without_panic;
 use crate::run::config_of;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use arbora::models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora::rl::train::Checkpoint;
+use arbora::tasks::TaskError;
 use arbora::tasks::text::{Continuation, Continued, Tokenizer};
 use clap::Args;
 use serde_json::{Value, json};
@@ -30,7 +32,13 @@ pub struct GenerateArgs {
     )]
     prompts: Vec<String>,
     /// Tokens to generate, at most.
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 200,
+        value_parser = at_least_one,
+        allow_negative_numbers = true
+    )]
     tokens: usize,
     /// Below 1 makes likely tokens likelier; 0 always takes the likeliest.
     #[arg(
@@ -41,7 +49,7 @@ pub struct GenerateArgs {
     )]
     temperature: f64,
     /// Draw from the K likeliest tokens only.
-    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    #[arg(long, value_name = "K", value_parser = at_least_one, allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Draw from the fewest likeliest tokens that have this probability together.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
@@ -50,11 +58,11 @@ pub struct GenerateArgs {
     #[arg(long = "stop", value_name = "TEXT", allow_hyphen_values = true)]
     stops: Vec<String>,
     /// Seed of what is drawn.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Begin anew after every N tokens, on the route that the last ones choose: half a context of them, or of
     /// fewer all but the oldest N. Text may then be longer than the model's context.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     reroute: Option<usize>,
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
@@ -102,7 +110,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let mut shown = match (&args.prompts[..], &prompts[..]) {
         ([text], [prompt]) if !args.json => Some(Stream {
             prompt: text,
-            text: Continuation::new(&tokenizer, prompt, &args.stops)?,
+            text: quietly(|| Continuation::new(&tokenizer, prompt, &args.stops))?,
             stop_tokens: &options.stop,
             new: Vec::new(),
             pushed: 0,
@@ -153,6 +161,11 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a tokenizer answers. Its library panics over some files, and would say so before it is an error here.
+fn quietly<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<T> {
+    Ok(without_panic(work).map_err(Error::msg)??)
+}
+
 /// The tokens of the text of an option; none is refused, with what it would be for.
 fn encoded(
     text: &str,
@@ -160,7 +173,7 @@ fn encoded(
     option: &'static str,
     what: &str,
 ) -> Result<Vec<u32>> {
-    let ids = tokenizer.encode(text).context(option)?.ids;
+    let ids = quietly(|| tokenizer.encode(text)).context(option)?.ids;
     if ids.is_empty() {
         bail!("{option}: {text:?} has no token {what}");
     }
@@ -248,14 +261,16 @@ impl Text {
         stops: &[String],
     ) -> Result<Self> {
         // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
-        let mut text = Continuation::new(tokenizer, prompt, stops)?;
-        let new = found.before_stop().iter();
-        new.for_each(|&token| text.push(token));
         let Continued {
             text,
             tokens,
             is_stopped,
-        } = text.whole()?;
+        } = quietly(|| {
+            let mut text = Continuation::new(tokenizer, prompt, stops)?;
+            let new = found.before_stop().iter();
+            new.for_each(|&token| text.push(token));
+            text.whole()
+        })?;
         Ok(Self {
             text,
             tokens,
@@ -313,7 +328,7 @@ impl<W: Write> Stream<'_, W> {
         decided.iter().for_each(|&token| self.text.push(token));
         self.pushed = until;
         // Tokens without a text are refused with the whole text.
-        if let Ok(text) = self.text.certain() {
+        if let Ok(text) = quietly(|| self.text.certain()) {
             self.show(&text);
         }
     }

@@ -141,7 +141,7 @@ struct TrainArgs {
     #[command(flatten)]
     place: PlaceArgs,
     /// Seed of weights, data and decisions.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// For recall and needle: start from the weights of the trained run in this folder, whose architecture
     /// must be the same but for its attention. Trees of the same form keep their weights; new ones split its
@@ -197,7 +197,12 @@ struct EvalArgs {
     )]
     search: Vec<arbora::attention::SearchStrategy>,
     /// Divides the policy's logits while searching: below 1 sharpens samples and beams.
-    #[arg(long, default_value_t = 1.0, requires = "search")]
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        requires = "search",
+        allow_negative_numbers = true
+    )]
     temperature: f64,
     /// Also write the table of searches to this Markdown file.
     #[arg(long, value_name = "FILE", requires = "search")]
@@ -215,11 +220,11 @@ struct InspectArgs {
     #[command(flatten)]
     data: DataArgs,
     /// Which test item, from 0 [default: 0].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     item: Option<usize>,
     /// Which of its queries, from 0; for images the pixel, row by row [default: the middle of an
     /// image, otherwise 0].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     query: Option<usize>,
     /// Where the pictures go [default: the folder `inspect` in the run's].
     #[arg(long, value_name = "FOLDER")]
@@ -241,16 +246,24 @@ struct GrowArgs {
     #[arg(long = "loop", value_name = "LOOP")]
     kind: Option<grow::Loop>,
     /// Choices made in each world, 1 to 65536 [default: bandit 500, optimisation 40].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    #[arg(
+        long,
+        value_parser = clap::value_parser!(u64).range(1..=65_536),
+        allow_negative_numbers = true
+    )]
     rounds: Option<u64>,
     /// Worlds (for the bandit: of each radius), 1 to 4096 [default: bandit 10, optimisation 50].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4_096))]
+    #[arg(
+        long,
+        value_parser = clap::value_parser!(u64).range(1..=4_096),
+        allow_negative_numbers = true
+    )]
     repeats: Option<u64>,
     /// How predictions become choices.
     #[arg(long, default_value = "thompson")]
     choice: crate::grow::Choice,
     /// Seed of worlds and choices.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
     #[arg(long)]
@@ -273,7 +286,7 @@ struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:3000")]
     address: String,
     /// How many devices to serve: accelerators for cuda and rocm, otherwise one device several times.
-    #[arg(long, default_value = "1")]
+    #[arg(long, default_value = "1", allow_negative_numbers = true)]
     devices: std::num::NonZeroU8,
     /// Print the address as JSON, in the first line of standard output.
     #[arg(long)]
@@ -330,17 +343,25 @@ fn end(lost: &str) -> ! {
     std::process::exit(1)
 }
 
-/// Help and version as clap prints them; a refusal of arguments in one line like every other.
+/// Help and version as clap prints them, and so the help where there is no command; any other refusal of arguments in one
+/// line like every other, with what clap suggests.
 fn refuse(refused: &clap::Error) -> ExitCode {
-    if !refused.use_stderr() {
+    let is_help =
+        refused.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_help || !refused.use_stderr() {
         // Whoever stopped reading has seen enough.
         let _ = refused.print();
-        return ExitCode::SUCCESS;
+        return ExitCode::from(refused.exit_code() as u8);
     }
     let text = refused.to_string();
-    // What follows the first blank line is the usage and a pointer to --help.
-    let cause = text.split("\n\n").next().unwrap_or_default();
-    tell!("{}", cause.split_whitespace().collect::<Vec<_>>().join(" "));
+    let one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut parts = text.split("\n\n");
+    // The others are the usage and a pointer to --help.
+    let cause = parts.next().map(one_line).unwrap_or_default();
+    let tips = parts.flat_map(str::lines);
+    let tips = tips.filter_map(|line| line.trim().strip_prefix("tip: "));
+    let line = tips.fold(cause, |line, tip| format!("{line}; {}", one_line(tip)));
+    tell!("{line}");
     ExitCode::from(2)
 }
 

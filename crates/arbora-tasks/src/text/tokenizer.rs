@@ -6,14 +6,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
+    Trainer as _,
+};
 
 use super::TextError;
 use super::continuation::{Known, complete};
@@ -24,6 +30,11 @@ const BYTES: usize = 256;
 const MOST: usize = 1 << 20;
 /// A pair of symbols that occurs once is not worth a symbol of its own.
 const LEAST_OCCURRENCES: u64 = 2;
+
+/// Most bytes of what is merged as one word while a tokenizer is trained. The library's training is quadratic in the
+/// length of a word. Words of written language, and their runs of spaces or dashes, are shorter; texts without spaces,
+/// as of genes, and a few sentences of languages without them, are longer.
+const LONGEST_WORD: usize = 1024;
 
 /// Turns text into the numbers of tokens, and back.
 ///
@@ -114,6 +125,10 @@ impl Tokenizer {
     /// texts have too few pairs that occur twice. The same texts give the same tokenizer: of pairs that are
     /// equally frequent, the one whose symbols came first is taken.
     ///
+    /// Time and memory grow with the length of the texts, whatever they are. To that end, words of more than 1024
+    /// bytes, as texts without spaces have them, are cut into parts of 1024 bytes for training; if there are any, the
+    /// tokenizer cuts them in the same way where it encodes, and `tokenizer.json` says so. Others change nothing.
+    ///
     /// Source: Sennrich, Haddow and Birch, arXiv 1508.07909; Radford and others, "Language models are
     /// unsupervised multitask learners", 2019, section 2.2.
     ///
@@ -129,20 +144,45 @@ impl Tokenizer {
             return Err(TaskError::config("vocabulary", expected, vocabulary));
         }
         let alphabet: HashSet<char> = ByteLevel::alphabet().into_iter().collect();
-        let trainer = BpeTrainer::builder()
+        let mut trainer = BpeTrainer::builder()
             .vocab_size(vocabulary - 1)
             .min_frequency(LEAST_OCCURRENCES)
             .initial_alphabet(alphabet)
             .show_progress(false)
             .build();
-        let mut model = tokenizers::Tokenizer::new(BPE::default());
         let byte_level = ByteLevel::new(false, false, true);
-        model
-            .with_pre_tokenizer(Some(byte_level))
-            .with_decoder(Some(byte_level));
-        model
-            .train(&mut TrainerWrapper::BpeTrainer(trainer), texts)
+        let in_parts = Split::new(
+            SplitPattern::Regex(format!(".{{1,{LONGEST_WORD}}}")),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .expect("a valid pattern");
+        let has_long_words = AtomicBool::new(false);
+        let words_of = |text: &str| {
+            let mut words = PreTokenizedString::from(text);
+            byte_level.pre_tokenize(&mut words)?;
+            let is_long = |word: &str| word.chars().nth(LONGEST_WORD).is_some();
+            if each(&words).any(is_long) {
+                has_long_words.store(true, Ordering::Relaxed);
+                in_parts.pre_tokenize(&mut words)?;
+            }
+            Ok(each(&words).map(str::to_owned).collect())
+        };
+        let mut bpe = BPE::default();
+        trainer
+            .feed(texts, words_of)
+            .and_then(|()| trainer.train(&mut bpe))
             .map_err(|error| refused("be trained")(error.to_string()))?;
+        let mut model = tokenizers::Tokenizer::new(bpe);
+        model.with_decoder(Some(byte_level));
+        // A text that was cut is also read so, here and by other programs.
+        match has_long_words.into_inner() {
+            true => model.with_pre_tokenizer(Some(Sequence::new(vec![
+                byte_level.into(),
+                in_parts.into(),
+            ]))),
+            false => model.with_pre_tokenizer(Some(byte_level)),
+        };
         let json = model.to_string(false).map_err(|error| error.to_string());
         let tokenizer = json.and_then(|json| Self::of_model(model, json));
         Ok(tokenizer.map_err(|problem| TextError::TokenizerJson { problem })?)
@@ -185,10 +225,16 @@ impl Tokenizer {
             ));
         }
         let plain = model.get_normalizer().is_none();
-        let byte_level = match model.get_pre_tokenizer() {
-            Some(PreTokenizerWrapper::ByteLevel(level)) => plain && !level.add_prefix_space,
-            _ => false,
-        };
+        let is_exact = |step: &PreTokenizerWrapper| matches!(step, PreTokenizerWrapper::ByteLevel(level) if !level.add_prefix_space);
+        let byte_level = plain
+            && match model.get_pre_tokenizer() {
+                // As a trained one cuts long words.
+                Some(PreTokenizerWrapper::Sequence(steps)) => {
+                    matches!(steps.as_ref(), [level, PreTokenizerWrapper::Split(_)] if is_exact(level))
+                }
+                Some(step) => is_exact(step),
+                None => false,
+            };
         Ok(Self {
             kind: Kind::Model {
                 model: Arc::new(model),
@@ -327,6 +373,12 @@ impl fmt::Debug for Tokenizer {
             .field("vocabulary", &self.vocabulary())
             .finish()
     }
+}
+
+/// The words that a text was cut into.
+fn each(words: &PreTokenizedString) -> impl Iterator<Item = &str> {
+    let words = words.get_splits(OffsetReferential::Original, OffsetType::None);
+    words.into_iter().map(|(word, ..)| word)
 }
 
 /// The text of tokens that are bytes.

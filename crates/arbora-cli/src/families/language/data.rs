@@ -3,6 +3,7 @@
 
 use super::LanguageConfig;
 use crate::families::{Family as _, Kept};
+use crate::progress::meanwhile;
 use crate::quiet::without_panic;
 use anyhow::{Context as _, Error, Result, bail};
 use arbora::tasks::TaskError;
@@ -241,7 +242,8 @@ impl LanguageConfig {
                 Some(tokenizer) => tokenizer,
                 None => self.make_tokenizer(&training)?,
             };
-            Text::from_parts(&training, &validation, tokenizer, self.windows())
+            let cut = || Text::from_parts(&training, &validation, tokenizer, self.windows());
+            meanwhile("cutting the text into tokens", cut)
         };
         // The library of tokenizers panics over some files, and says so before it is an error here.
         let text = without_panic(cut).map_err(Error::msg)??;
@@ -255,9 +257,9 @@ impl LanguageConfig {
     fn make_tokenizer(&self, training: &Corpus) -> Result<Tokenizer, TaskError> {
         match &self.data.tokenizer {
             TokenizerSource::Bytes => Ok(Tokenizer::bytes()),
-            TokenizerSource::Bpe { vocabulary } => {
+            TokenizerSource::Bpe { vocabulary } => meanwhile("training the tokenizer", || {
                 Tokenizer::train_bpe(*vocabulary, training.texts())
-            }
+            }),
             TokenizerSource::File { path } => Tokenizer::from_file(path),
         }
     }
