@@ -750,3 +750,90 @@ fn a_system_without_threads_is_named_before_anything_is_made() {
     );
     assert!(!place.path("out").exists());
 }
+
+#[test]
+fn a_mistyped_argument_is_refused_with_what_it_may_have_been() {
+    let place = Place::new();
+    for (args, words) in [
+        (
+            &["generate", "out", "--promt", "x"][..],
+            &["unexpected argument '--promt' found; a similar argument exists: '--prompt'"][..],
+        ),
+        (
+            &["trian"],
+            &["unrecognized subcommand 'trian'; ", "'train'"],
+        ),
+        (
+            &["train", "image"],
+            &[
+                "invalid value 'image' for '<TASK>' [possible values: ",
+                "; a similar value exists: 'images'",
+            ],
+        ),
+        (
+            &["train", "images", "--out"],
+            &["a value is required for '--out <FOLDER>' but none was supplied"],
+        ),
+        (
+            &["train"],
+            &["the following required arguments were not provided: <TASK>"],
+        ),
+        (
+            &["train", "images", "--seed", "-1"],
+            &["invalid value '-1' for '--seed <SEED>'"],
+        ),
+        (
+            &["eval", "out", "--search", "greedy", "--temperature", "-x"],
+            &["unexpected argument '-x' found"],
+        ),
+        (
+            &["grow", "out", "--rounds", "-1"],
+            &["invalid value '-1' for '--rounds <ROUNDS>'"],
+        ),
+        (
+            &["grow", "out", "--repeats", "-1"],
+            &["invalid value '-1' for '--repeats <REPEATS>'"],
+        ),
+        (
+            &["grow", "out", "--seed", "-1"],
+            &["invalid value '-1' for '--seed <SEED>'"],
+        ),
+        (
+            &["inspect", "out", "--item", "-1"],
+            &["invalid value '-1' for '--item <ITEM>'"],
+        ),
+        (
+            &["inspect", "out", "--query", "-1"],
+            &["invalid value '-1' for '--query <QUERY>'"],
+        ),
+        (
+            &["serve", "--devices", "-1"],
+            &["invalid value '-1' for '--devices <DEVICES>'"],
+        ),
+        (
+            &["compare", "images", "--seeds", "-1,2"],
+            &["invalid value '-1' for '--seeds <SEEDS>'"],
+        ),
+    ] {
+        assert_says(&place.refuse(args), words);
+    }
+}
+
+#[test]
+fn without_a_command_the_commands_are_shown() {
+    let place = Place::new();
+    let output = place.run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let shown = stderr(&output);
+    let asked = place.succeed(&["help"]);
+    for command in [
+        "train", "compare", "eval", "generate", "inspect", "grow", "serve", "devices",
+    ] {
+        assert!(shown.contains(&format!("\n  {command} ")), "{shown}");
+    }
+    assert!(
+        asked.contains("Usage: arbora") && shown.contains("Usage: arbora"),
+        "{shown}"
+    );
+}

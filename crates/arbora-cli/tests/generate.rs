@@ -125,6 +125,88 @@ fn a_prompt_shorter_than_what_chooses_the_route_is_continued_with_a_warning() {
     assert!(note.contains("fewer than the 4 tokens"), "{note}");
 }
 
+/// A tokenizer of letters, with a byte for whatever else there is, and these steps of its decoder.
+fn letters_and_bytes(place: &Place, decoders: Value) {
+    let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
+    let letters = "▁Aabcdefghijlnortuw,.é".chars().map(String::from);
+    let symbols = ["<unk>".to_owned()].into_iter().chain(bytes).chain(letters);
+    let vocabulary: serde_json::Map<String, Value> = symbols
+        .enumerate()
+        .map(|(number, symbol)| (symbol, json!(number)))
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": decoders },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocabulary, "merges": [],
+        },
+    });
+    fs::write(place.path("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+const WITH_TOKENIZER: &str = r#"data.tokenizer={"kind":"file","path":"tokenizer.json"}"#;
+
+#[test]
+fn what_is_shown_is_the_text_with_a_tokenizer_whose_bytes_change_text_before_them() {
+    let place = place();
+    let spaces = json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " });
+    letters_and_bytes(
+        &place,
+        json!([spaces, { "type": "ByteFallback" }, { "type": "Fuse" }]),
+    );
+    train(&place, &["--set", WITH_TOKENIZER, "--out", "bytes"]);
+    for seed in ["1", "2", "3", "4"] {
+        for stop in [
+            &[][..],
+            &["--stop", "\u{fffd}\u{fffd}a"],
+            &["--stop", "-", "--stop", "e"],
+        ] {
+            // A prompt that ends with bytes of which more come.
+            let args = ["generate", "bytes", "--prompt", "All é, 中", "--seed", seed];
+            let args = [&args[..], &["--tokens", "60", "--reroute", "8"], stop].concat();
+            let shown = place.succeed(&args);
+            let found = parse(&place.succeed(&[&args[..], &["--json"]].concat()));
+            let text = found["continuations"][0]["text"].as_str().unwrap();
+            assert_eq!(shown, format!("All é, 中{text}\n"));
+        }
+    }
+}
+
+#[test]
+fn tokens_that_a_tokenizer_cannot_write_are_refused() {
+    let place = place();
+    // Its library fails over pieces that are shorter than what is cut off.
+    let strip = json!({ "type": "Strip", "content": "a", "start": 0, "stop": 9 });
+    letters_and_bytes(&place, json!([strip]));
+    train(&place, &["--set", WITH_TOKENIZER, "--out", "cut"]);
+    let args = ["generate", "cut", "--prompt", "aaaa", "--tokens", "4"];
+    for json in [&[][..], &["--json"]] {
+        let line = place.refuse(&[&args[..], json].concat());
+        assert!(
+            line.starts_with("the tokenizer cannot decode these tokens"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn text_may_begin_with_hyphens() {
+    let place = place();
+    for text in ["- item", "---", "-1", "--json"] {
+        let args = [
+            "generate", "out", "--tokens", "4", "--stop", "---", "--prompt", text,
+        ];
+        let shown = place.succeed(&args);
+        assert!(shown.starts_with(text), "{shown}");
+        let found = parse(&place.succeed(&[&args[..], &["--json"]].concat()));
+        assert_eq!(found["continuations"][0]["prompt"], text);
+    }
+}
+
 #[test]
 fn prompts_options_and_runs_that_cannot_be_continued_are_refused() {
     let place = place();
@@ -148,6 +230,14 @@ fn prompts_options_and_runs_that_cannot_be_continued_are_refused() {
             "NaN",
             "--temperature: expected at least 0, got NaN",
         ),
+        ("--tokens", "-1", "'--tokens <N>': expected a whole number"),
+        ("--seed", "-1", "invalid value '-1' for '--seed <SEED>'"),
+        (
+            "--reroute",
+            "-1",
+            "'--reroute <N>': expected a whole number",
+        ),
+        ("--top-k", "-1", "'--top-k <K>': expected a whole number"),
         ("--top-k", "0", "'--top-k <K>': expected a whole number"),
         (
             "--top-p",

@@ -272,7 +272,10 @@ fn what_is_not_there_is_refused_and_nothing_written() {
         ),
         (&["out", "--out", "file"], "file: expected a folder"),
         (&["out", "--backend", "abacus"], "unknown backend abacus"),
-        (&["out", "--item", "-1"], "unexpected argument"),
+        (
+            &["out", "--item", "-1"],
+            "invalid value '-1' for '--item <ITEM>'",
+        ),
     ] {
         let refused = place.refuse(&[&["inspect"], args].concat());
         assert!(refused.starts_with(expected), "{args:?}: {refused}");

@@ -674,3 +674,35 @@ fn held_out_text_may_come_from_a_place_of_its_own_and_sizes_are_told() {
     let line = refused(&place, &["--set", "data.validation_source=nowhere.txt"]);
     assert!(line.contains("nowhere.txt"), "{line}");
 }
+
+#[test]
+fn a_text_without_spaces_is_learned_with_words_of_bounded_length() {
+    let place = place();
+    let mut state = 1_u32;
+    let letters = (0..40_000).map(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ['A', 'C', 'G', 'T'][(state >> 30) as usize]
+    });
+    fs::write(place.path("genes.txt"), letters.collect::<String>()).unwrap();
+    let bpe = r#"data.tokenizer={"kind":"bpe","vocabulary":300}"#;
+    train(
+        &place,
+        &[
+            "--set",
+            "data.source=genes.txt",
+            "--set",
+            bpe,
+            "--out",
+            "genes",
+        ],
+    );
+    let kept = place.json("genes/tokenizer.json");
+    assert_eq!(
+        kept["pre_tokenizer"]["pretokenizers"][1]["pattern"]["Regex"],
+        ".{1,1024}"
+    );
+    assert_eq!(kept["model"]["merges"].as_array().unwrap().len(), 43);
+    let text = place.succeed(&["generate", "genes", "--prompt", "GATTACA", "--tokens", "4"]);
+    assert!(text.starts_with("GATTACA"), "{text}");
+    place.eval("genes", &[]);
+}
