@@ -206,6 +206,18 @@ fn readable_text_is_certain_with_its_token() {
 }
 
 #[test]
+fn no_tokens_have_no_text() {
+    for (name, tokenizer) in prompt_ones().into_iter().chain(late_ones()) {
+        for ids in [&[][..], &[tokenizer.end_of_document()]] {
+            assert_eq!(tokenizer.decode(ids).unwrap(), "", "{name}");
+            let text = Continuation::new(&tokenizer, ids, &[]).unwrap();
+            assert_eq!(text.certain().unwrap(), "", "{name}");
+            assert_eq!(text.whole().unwrap().text, "", "{name}");
+        }
+    }
+}
+
+#[test]
 fn text_goes_on_from_its_prompt_as_if_it_were_one() {
     for (name, tokenizer) in prompt_ones() {
         let ids = |text: &str| tokenizer.encode(text).unwrap().ids;

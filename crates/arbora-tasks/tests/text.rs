@@ -141,6 +141,7 @@ fn longer_words_are_cut_in_training_and_in_encoding_and_come_back() {
     let tokenizer = Tokenizer::train_bpe(400, [letter.as_str()].into_iter()).unwrap();
     let whole = tokenizer.encode(&letter).unwrap();
     assert_eq!(whole.bytes, [1024; 4]);
+    assert!(!tokenizer.to_json().contains(&"a".repeat(1025)));
     assert_eq!(tokenizer.decode(&whole.ids).unwrap(), letter);
 
     // Every part but the last ends within a character.
