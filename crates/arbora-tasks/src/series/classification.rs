@@ -81,11 +81,12 @@ pub struct SeriesClassification {
 }
 
 impl SeriesClassification {
-    /// The task on a training and a test set.
+    /// The task on a training and a test set. Their classes are matched by name: the test set may have fewer, and
+    /// in another order.
     ///
     /// # Errors
-    /// As [`SeriesConfig::check`]; [`TaskError::SeriesSet`] if the sets differ in their channels or
-    /// classes; [`TaskError::ShortSeries`] for a series shorter than a window.
+    /// As [`SeriesConfig::check`]; [`TaskError::SeriesSet`] if the sets differ in their channels, or the test set
+    /// has a class that the training set does not have; [`TaskError::ShortSeries`] for a series shorter than a window.
     pub fn new(
         train: &SeriesSet,
         test: &SeriesSet,
@@ -101,17 +102,18 @@ impl SeriesClassification {
                 got,
             ));
         }
-        if train.classes() != test.classes() {
-            let expected = format!("{} as in the training set", train.classes().join(", "));
-            let got = test.classes().join(", ");
-            return Err(TaskError::series_set(
-                "classes of the test set",
-                expected,
-                got,
-            ));
-        }
         let (means, deviations) = moments(train);
-        let windows = |set, name| Windows::cut(set, name, config, &means, &deviations);
+        let windows = |set: &SeriesSet, name| {
+            let numbers = set.classes().iter().map(|class| {
+                let number = train.classes().iter().position(|known| known == class);
+                number.ok_or_else(|| {
+                    let expected = format!("those of training, {}", train.classes().join(", "));
+                    TaskError::series_set("classes of the test set", expected, class.clone())
+                })
+            });
+            let numbers = numbers.collect::<Result<Vec<usize>, _>>()?;
+            Windows::cut(set, name, config, &means, &deviations, &numbers)
+        };
         Ok(Self {
             train: windows(train, "training")?,
             test: windows(test, "test")?,
@@ -238,12 +240,14 @@ struct Window {
 }
 
 impl Windows {
+    /// - classes: the number of each class of the set in the task
     fn cut(
         set: &SeriesSet,
         name: &'static str,
         config: SeriesConfig,
         means: &[f64],
         deviations: &[f64],
+        classes: &[usize],
     ) -> Result<Self, TaskError> {
         let mut cut = Self {
             channels: set.channels(),
@@ -252,7 +256,7 @@ impl Windows {
         };
         let mut first = 0;
         for (index, series) in set.series().iter().enumerate() {
-            let (steps, class) = (set.steps(index), series.class);
+            let (steps, class) = (set.steps(index), classes[series.class]);
             let (window, stride) = match config.whole {
                 true => (steps, steps),
                 false => (config.window, config.stride),
@@ -413,6 +417,29 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_matched_by_name() {
+        let train = set(&[4, 4]);
+        let test = |classes: &[&str], of: &[usize]| {
+            let series = of.iter().map(|&class| Series {
+                values: vec![1.0; 8],
+                class,
+            });
+            let classes = classes.iter().map(ToString::to_string).collect();
+            SeriesSet::from_series(series.collect(), 2, classes).unwrap()
+        };
+        for (test, expected) in [
+            (test(&["a", "b"], &[0, 1]), vec![0, 1]),
+            (test(&["b", "a"], &[0, 1, 0]), vec![1, 0, 1]),
+            (test(&["b"], &[0]), vec![1]),
+        ] {
+            let task = SeriesClassification::new(&train, &test, config(4, 4)).unwrap();
+            assert_eq!(task.classes(), ["a", "b"]);
+            let all = (0..task.test_windows()).collect();
+            assert_eq!(task.test.host_batch(all).classes, expected);
+        }
+    }
+
+    #[test]
     fn sets_that_differ_and_short_series_are_refused() {
         let error = |test: &SeriesSet, config| {
             SeriesClassification::new(&set(&[5, 5]), test, config)
@@ -429,14 +456,14 @@ mod tests {
         };
         let errors = [
             error(&one(3, &["a", "b"]), config(1, 1)),
-            error(&one(2, &["b", "a"]), config(1, 1)),
+            error(&one(2, &["b", "c"]), config(1, 1)),
             error(&set(&[5, 4]), config(5, 1)),
             error(&set(&[5]), config(0, 1)),
             error(&set(&[5]), config(1, 0)),
         ];
         let expected = [
             "series set: channels of the test set: expected 2 as in the training set, got 3",
-            "series set: classes of the test set: expected a, b as in the training set, got b, a",
+            "series set: classes of the test set: expected those of training, a, b, got c",
             "series 1 of the test set: expected at least 5 steps, the window, got 4",
             "window: expected at least 1, got 0",
             "stride: expected at least 1, got 0",

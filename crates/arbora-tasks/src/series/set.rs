@@ -31,7 +31,8 @@ impl SeriesSet {
     /// values of a channel separated by commas.
     ///
     /// # Errors
-    /// - [`TaskError::Read`] and [`TaskError::Gzip`] for files that cannot be read
+    /// - [`TaskError::Read`] and [`TaskError::Gzip`] for files that cannot be read, and
+    ///   [`TextError::Utf16`](crate::text::TextError::Utf16) for those in that encoding
     /// - [`TaskError::SeriesFile`], with file, line and a [`SeriesProblem`](super::SeriesProblem),
     ///   for missing and non-finite values, channels of different lengths within a row, another
     ///   number of channels than the header or the first row has, classes that the header does not

@@ -11,7 +11,8 @@ use std::sync::Arc;
 /// Windows of the time series that a source names, to be named by their class.
 ///
 /// # Errors
-/// If they cannot be read, differ in channels or classes, or are shorter than a window.
+/// If they cannot be read, differ in channels, or are shorter than a window; if test series have a class that training
+/// series do not have.
 pub fn load(source: &Source) -> Result<TaskData> {
     let Some(windows) = source.windows() else {
         bail!("data: expected time series");
@@ -57,6 +58,7 @@ pub fn load(source: &Source) -> Result<TaskData> {
             training: train.series().len(),
             test: test.series().len(),
         }),
+        account: None,
         knows_answers: false,
         images: None,
         training: Box::new(move |seed, step, batch_size, device| {
