@@ -1,6 +1,6 @@
 //! Placements as people write them: nodes and devices by name.
 
-use crate::backend;
+use crate::{backend, settings};
 use anyhow::{Context as _, Result, anyhow, bail};
 use arbora::models::tree_coder::{NodeName, Placement};
 use burn::tensor::Device;
@@ -82,9 +82,7 @@ impl PlaceArgs {
 }
 
 fn read(path: &Path) -> Result<BTreeMap<NodeName, String>> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{} cannot be read", path.display()))?;
-    serde_json::from_str(&text)
+    serde_json::from_str(&settings::read_text(path)?)
         .with_context(|| format!("{}: expected {{\"NODE\": \"DEVICE\", ..}}", path.display()))
 }
 
@@ -106,6 +104,10 @@ mod tests {
         let file = folder.path().join("placement.json");
         std::fs::write(&file, r#"{"root": "flex", "0.1": "ws://a:1"}"#).unwrap();
         let found = names(&["0.1=ws://b:2/1", "1=flex"], Some(&file)).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("\u{feff}{text}")).unwrap();
+        let marked = names(&["0.1=ws://b:2/1", "1=flex"], Some(&file)).unwrap();
+        assert_eq!(marked, found, "a byte order mark makes no difference");
         let found: Vec<(String, String)> = found
             .into_iter()
             .map(|(node, device)| (node.to_string(), device))
@@ -132,7 +134,7 @@ mod tests {
             );
         }
         let missing = names(&[], Some(&folder.path().join("none.json"))).unwrap_err();
-        assert!(format!("{missing:#}").contains("cannot be read"));
+        assert!(format!("{missing:#}").contains("cannot read"));
         let error = format!("{:#}", names(&["0.1"], None).unwrap_err());
         assert!(error.contains("expected NODE=DEVICE"), "{error}");
         let error = format!("{:#}", names(&["x=flex"], None).unwrap_err());

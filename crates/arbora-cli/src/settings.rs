@@ -1,7 +1,9 @@
 //! Settings in layers: a file over a preset, single settings over both.
 
 use crate::families::Family;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use arbora::tasks::{TaskError, text};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,7 @@ use std::path::{Path, PathBuf};
 pub fn layered<F: Family>(base: &F, file: Option<&Path>, settings: &[String]) -> Result<F> {
     let mut value = serde_json::to_value(base)?;
     if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(path)?;
         let layer: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} is not JSON", path.display()))?;
         if !layer.is_object() {
@@ -54,8 +55,7 @@ fn start(settings: &Value) -> Result<Option<PathBuf>> {
 /// # Errors
 /// If the file is missing, is no JSON or holds unknown or invalid settings.
 pub fn read<F: Family>(path: &Path) -> Result<F> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(path)?;
     let config: F = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a configuration of this version", path.display()))?;
     config
@@ -63,9 +63,22 @@ pub fn read<F: Family>(path: &Path) -> Result<F> {
         .with_context(|| format!("in {}", path.display()))
 }
 
+/// The text of a file that people may have written: without the byte order mark that some editors begin it with.
+///
+/// # Errors
+/// If it cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    text::read_text(path).map_err(|error| match error {
+        TaskError::Read { path, source } => {
+            Error::new(source).context(format!("cannot read {}", path.display()))
+        }
+        error => error.into(),
+    })
+}
+
 /// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
 /// the wrong type is reported with its key.
-fn put<C: DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {
+fn put<C: Serialize + DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {
     let mut found = Vec::new();
     collect(base, layer, &mut Vec::new(), &mut found)?;
     for (path, value) in found {
@@ -74,7 +87,9 @@ fn put<C: DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {
             slot = &mut slot[key];
         }
         *slot = value;
-        C::deserialize(&*base).with_context(|| path.join("."))?;
+        let whole = C::deserialize(&*base).with_context(|| path.join("."))?;
+        // With what a choice left out, so that it is known to the settings after this one.
+        *base = serde_json::to_value(whole)?;
     }
     Ok(())
 }
@@ -198,7 +213,7 @@ mod tests {
             let data = r#"data={"kind":"folder","path":"faces","held_out":3"#;
             read(&format!("{data}{more}}}")).unwrap()
         };
-        assert!(folder("") == folder(r#","size":null"#));
+        assert!(folder("") == folder(r#","size":null,"channels":null"#));
         assert!(folder("") != folder(r#","size":[8,8]"#));
         let rate = |text: &str| read(&format!("trainer.learning_rate={text}")).unwrap();
         assert!(rate("1") == rate("1.0") && rate("1") != rate("2"));

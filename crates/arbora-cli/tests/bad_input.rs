@@ -154,6 +154,94 @@ fn damaged_pictures_are_refused() {
     }
 }
 
+#[test]
+fn pictures_cut_short_or_too_large_are_refused() {
+    let place = Place::new();
+    let folder = place.path("pictures");
+    fs::create_dir(&folder).unwrap();
+    let data = r#"data={"kind":"folder","path":"pictures","held_out":1}"#;
+    for name in ["a.png", "b.jpg", "c.jpg"] {
+        let picture = GrayImage::from_fn(32, 32, |x, y| image::Luma([(31 * x + 7 * y) as u8]));
+        picture.save(folder.join(name)).unwrap();
+    }
+    for (name, behind) in [("b.jpg", 2), ("b.jpg", 300), ("a.png", 8), ("a.png", 60)] {
+        let whole = fs::read(folder.join(name)).unwrap();
+        fs::write(folder.join(name), &whole[..whole.len() - behind]).unwrap();
+        let words = [
+            name,
+            "not a readable PNG or JPEG image",
+            "ends before the picture",
+        ];
+        refuse_setting(&place, data, &words);
+        fs::write(folder.join(name), whole).unwrap();
+    }
+    // The header alone says that it is 65,535 pixels wide and high.
+    let mut jpeg = fs::read(folder.join("b.jpg")).unwrap();
+    let frame = jpeg.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 9].fill(0xff);
+    fs::write(folder.join("b.jpg"), jpeg).unwrap();
+    refuse_setting(&place, data, &["b.jpg", "at most", "65535x65535 pixels"]);
+
+    fs::remove_file(folder.join("b.jpg")).unwrap();
+    let channels = r#"data={"kind":"folder","path":"pictures","held_out":1,"channels":2}"#;
+    refuse_setting(&place, channels, &["data.channels: expected 1 or 3, got 2"]);
+}
+
+#[test]
+fn hidden_pictures_and_texts_alone_are_none() {
+    let place = Place::new();
+    fs::create_dir(place.path("hidden")).unwrap();
+    for name in ["._a.png", "._a.txt"] {
+        fs::write(place.path("hidden").join(name), b"\0\x05\x16\x07").unwrap();
+    }
+    let data = r#"data={"kind":"folder","path":"hidden","held_out":1}"#;
+    refuse_setting(
+        &place,
+        data,
+        &["hidden: expected PNG or JPEG files", "found none"],
+    );
+    let lm = ["train", "lm", "--out", "out", "--set", "data.source=hidden"];
+    assert_says(
+        &place.refuse(&lm),
+        &["hidden: expected files that end with .txt"],
+    );
+}
+
+#[test]
+fn utf_16_is_refused_as_what_it_is() {
+    let place = Place::new();
+    let wide = |text: &str| -> Vec<u8> {
+        let units = text.encode_utf16().flat_map(u16::to_le_bytes);
+        [0xff, 0xfe].into_iter().chain(units).collect()
+    };
+    for (name, text) in [
+        ("wide.json", "{}"),
+        ("wide.txt", "some text"),
+        ("wide.ts", &ts("1,2,3:4,5,6:up")),
+    ] {
+        fs::write(place.path(name), wide(text)).unwrap();
+    }
+    let series = r#"data={"kind":"series","train":"wide.ts","test":"wide.ts"}"#;
+    let tokenizer = r#"data.tokenizer={"kind":"file","path":"wide.json"}"#;
+    for (name, args) in [
+        (
+            "wide.json",
+            &["train", "images", "--config", "wide.json"][..],
+        ),
+        ("wide.json", &["train", "lm", "--placement", "wide.json"]),
+        ("wide.json", &["train", "lm", "--set", tokenizer]),
+        ("wide.json", &["compare", "wide.json"]),
+        (
+            "wide.txt",
+            &["train", "lm", "--set", "data.source=wide.txt"],
+        ),
+        ("wide.ts", &["train", "series", "--set", series]),
+    ] {
+        let message = place.refuse(&[args, &["--out", "out"]].concat());
+        assert_says(&message, &[name, "expected UTF-8 text, got UTF-16"]);
+    }
+}
+
 /// A `.ts` file of two channels with its rows from line 5 on.
 fn ts(rows: &str) -> String {
     format!("@problemName toy\n@dimensions 2\n@classLabel true up down\n@data\n{rows}\n")
@@ -227,16 +315,11 @@ fn time_series_that_do_not_fit_are_refused() {
             "got 2",
         ],
     );
-    let other = ts(whole).replace("up down", "down up");
+    let other = ts(whole).replace("up down", "up down left");
     fs::write(place.path("test.ts"), other).unwrap();
     assert_says(
         &refuse_series(&place, &[]),
-        &[
-            "test.ts",
-            "classes of the test set",
-            "up, down",
-            "got down, up",
-        ],
+        &["test.ts", "classes of the test set", "up, down", "got left"],
     );
     fs::write(place.path("test.ts"), ts(whole)).unwrap();
     for (setting, words) in [

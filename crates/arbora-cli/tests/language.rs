@@ -378,6 +378,33 @@ fn settings_out_of_range_are_refused_by_name() {
 }
 
 #[test]
+fn a_byte_order_mark_makes_no_difference_anywhere() {
+    let place = place();
+    let tokenizer = r#"data.tokenizer={"kind":"bpe","vocabulary":280}"#;
+    train(&place, &["--set", tokenizer, "--out", "first"]);
+    let kept = fs::read_to_string(place.path("first/tokenizer.json")).unwrap();
+    fs::write(place.path("mine.json"), kept).unwrap();
+    let mine = r#"data.tokenizer={"kind":"file","path":"mine.json"}"#;
+    train(&place, &["--set", mine, "--out", "plain"]);
+
+    let mark = |name: &str| {
+        let bytes = fs::read(place.path(name)).unwrap();
+        fs::write(place.path(name), [b"\xef\xbb\xbf", &bytes[..]].concat()).unwrap();
+    };
+    (0..4).for_each(|number| mark(&format!("texts/{number}.txt")));
+    ["language.json", "mine.json"].into_iter().for_each(mark);
+    train(&place, &["--set", mine, "--out", "marked"]);
+    assert_eq!(place.metrics("marked"), place.metrics("plain"));
+    for name in ["text.json", "tokenizer.json"] {
+        let [plain, marked] = ["plain", "marked"].map(|run| fs::read(place.path(run).join(name)));
+        assert_eq!(plain.unwrap(), marked.unwrap(), "{name}");
+    }
+    // People edit the settings of a run, too.
+    mark("marked/config.json");
+    place.eval("marked", &[]);
+}
+
+#[test]
 fn text_that_cannot_be_read_is_refused() {
     let place = place();
     fs::write(place.path("empty.txt"), "").unwrap();

@@ -4,9 +4,10 @@
 mod common;
 
 use common::{IMAGES, Place, SIZE, parse};
-use image::{Rgb, RgbImage};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Cursor;
 
 /// All numbers of a JSON value are finite, and there is at least one: NaN is written as `null`.
 fn assert_finite(numbers: &Value) {
@@ -380,4 +381,106 @@ fn windows_of_time_series_are_classified() {
     assert_eq!(measured["items"], 16, "two windows of each of eight series");
     assert_eq!(measured["of"], "test windows");
     assert_eq!(measured["metrics"]["context_tokens"], 4.0);
+
+    // The classes of test series go by their names: the header may list them in another order, or fewer. A byte order
+    // mark is no part of it.
+    let other = format!("\u{feff}{}", header.replace("up down", "down up"));
+    let fewer = header.replace("up down", "down");
+    for (header, rows) in [(other, rows), (fewer, row(-1, "down"))] {
+        fs::write(place.path("test.ts"), format!("{header}{}", rows.repeat(4))).unwrap();
+        let args = ["--config", "series.json", "--out", "again", "--json"];
+        let out = place.succeed(&[&["train", "series"], &args[..]].concat());
+        assert_eq!(parse(&out)["models"]["retreever"]["accuracy"], 1.0, "{out}");
+        fs::remove_dir_all(place.path("again")).unwrap();
+    }
+}
+
+/// EXIF data that say only that a picture is to be turned by a quarter to the right.
+const TURN: &[u8] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+
+#[test]
+fn pictures_are_learned_as_viewers_show_them() {
+    let place = Place::new();
+    let sideways = |at: u8| {
+        RgbImage::from_fn(8, 6, |x, y| {
+            let value = |factor: u32| (x * 20 + y * factor + u32::from(at) * 9) as u8;
+            Rgb([value(10), value(20), value(30)])
+        })
+    };
+    for name in ["shown", "raw"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    for at in 0..6u8 {
+        let name = format!("{at}.png");
+        let upright = image::imageops::rotate90(&sideways(at));
+        upright.save(place.path("shown").join(&name)).unwrap();
+        // The same for a viewer: turned by its EXIF data, of 16 bits, and opaque.
+        let deep = DynamicImage::from(sideways(at)).into_rgba16();
+        let path = place.path("raw").join(&name);
+        deep.save(&path).unwrap();
+        let png = fs::read(&path).unwrap();
+        let chunk = [b"eXIf", TURN].concat();
+        let mut sum = flate2::Crc::new();
+        sum.update(&chunk);
+        let (length, sum) = (TURN.len() as u32, sum.sum());
+        let (head, rest) = png.split_at(33);
+        let parts = [
+            head,
+            &length.to_be_bytes(),
+            &chunk,
+            &sum.to_be_bytes(),
+            rest,
+        ];
+        fs::write(&path, parts.concat()).unwrap();
+        // What a Mac leaves beside it.
+        fs::write(
+            place.path("raw").join(format!("._{name}")),
+            b"\0\x05\x16\x07",
+        )
+        .unwrap();
+    }
+    let train = |folder: &str, more: &str| {
+        let data = format!(r#"data={{"kind":"folder","path":"{folder}","held_out":2{more}}}"#);
+        let out = format!("out-{folder}");
+        let args = [
+            "train",
+            "images",
+            "--config",
+            "tiny.json",
+            "--set",
+            &data,
+            "--out",
+            &out,
+        ];
+        let output = place.run(&args);
+        let said = common::stderr(&output);
+        assert!(output.status.success(), "{said}");
+        (place.metrics(&out), said)
+    };
+    let (shown, said) = train("shown", "");
+    assert!(said.contains("; 6 pictures\n"), "{said}");
+    let (raw, said) = train("raw", "");
+    assert_eq!(raw, shown);
+    let changed = "6 turned as their EXIF data say, 6 rounded from 16 bits to 8";
+    assert!(
+        said.contains(&format!("; 6 pictures, of them {changed}\n")),
+        "{said}"
+    );
+
+    // A photograph beside them has the same size once it is turned, and the number of channels is a setting.
+    let mut jpeg = Cursor::new(Vec::new());
+    sideways(6).write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
+    let jpeg = jpeg.into_inner();
+    let data = [b"Exif\0\0", TURN].concat();
+    let length = (data.len() as u16 + 2).to_be_bytes();
+    let parts = [&jpeg[..2], &[0xff, 0xe1], &length, &data, &jpeg[2..]];
+    fs::write(place.path("shown/6.jpg"), parts.concat()).unwrap();
+    fs::remove_dir_all(place.path("out-shown")).unwrap();
+    let (_, said) = train("shown", r#","channels":1"#);
+    let changed = "1 turned as their EXIF data say, 7 made grey";
+    assert!(
+        said.contains(&format!("; 7 pictures, of them {changed}\n")),
+        "{said}"
+    );
+    assert_eq!(place.json("out-shown/config.json")["data"]["channels"], 1);
 }

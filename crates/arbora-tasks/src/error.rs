@@ -26,6 +26,14 @@ pub enum TaskError {
         /// What the decoder said.
         source: std::io::Error,
     },
+    /// A gzip stream unpacks to much more than its own size.
+    #[error("{}: the gzip stream unpacks to more than {most} bytes; unpack the file by hand if that is meant", path.display())]
+    GzipSize {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes for a stream of this size.
+        most: u64,
+    },
     /// A file does not begin as an IDX file does.
     #[error("{}: not an IDX file: expected it to begin with the bytes 00 00, got {got}", path.display())]
     Magic {
@@ -91,6 +99,21 @@ pub enum TaskError {
         path: PathBuf,
         /// What the decoder said.
         source: image::ImageError,
+    },
+    /// An image has more pixels than are read.
+    #[error(
+        "{}: expected an image of at most {most} bytes, got {}x{} pixels (height x width), {bytes} bytes",
+        path.display(), got[0], got[1]
+    )]
+    ImageTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Height and width.
+        got: [usize; 2],
+        /// Bytes of its pixels.
+        bytes: u64,
+        /// The most that are read.
+        most: u64,
     },
     /// A folder holds no PNG or JPEG file.
     #[error("{}: expected PNG or JPEG files in this folder, found none", path.display())]

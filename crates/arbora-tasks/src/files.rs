@@ -1,16 +1,28 @@
-//! Files that may be gzip-compressed.
+//! Files that may be gzip-compressed or begin with a byte order mark, and files that nobody sees.
 
 use std::{io::Read, path::Path};
 
 use flate2::read::MultiGzDecoder;
 
 use crate::TaskError;
+use crate::text::TextError;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// What a small stream may unpack to.
+const LEAST_UNPACKED: u64 = 1 << 28;
+/// How many times its own size a larger one may unpack to. Text has about 4, sparse images 50, the format at most 1032.
+const MOST_RATIO: u64 = 200;
+/// The byte order mark as UTF-8. Editors and spreadsheets write it; it is no part of the text.
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The bytes of a file, decompressed if it is gzip.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
     decompress(path, std::fs::read(path).map_err(TaskError::read(path))?)
+}
+
+/// The text of a file, decompressed if it is gzip, without a byte order mark.
+pub(crate) fn read_text(path: &Path) -> Result<String, TaskError> {
+    text(path, read(path)?)
 }
 
 /// `bytes`, decompressed if they are gzip. `path` is for messages.
@@ -18,12 +30,118 @@ pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskErr
     if !bytes.starts_with(&GZIP) {
         return Ok(bytes);
     }
+    let most = LEAST_UNPACKED.max(bytes.len() as u64 * MOST_RATIO);
     let mut raw = Vec::new();
     MultiGzDecoder::new(bytes.as_slice())
+        .take(most + 1)
         .read_to_end(&mut raw)
         .map_err(|source| TaskError::Gzip {
             path: path.into(),
             source,
         })?;
-    Ok(raw)
+    match raw.len() as u64 <= most {
+        true => Ok(raw),
+        false => Err(TaskError::GzipSize {
+            path: path.into(),
+            most,
+        }),
+    }
+}
+
+/// `bytes` as text without a byte order mark. `path` is for messages.
+pub(crate) fn text(path: &Path, mut bytes: Vec<u8>) -> Result<String, TaskError> {
+    let mark = bytes.len() - without_mark(path, &bytes)?.len();
+    bytes.drain(..mark);
+    String::from_utf8(bytes).map_err(|error| {
+        let byte = error.utf8_error().valid_up_to();
+        let (path, got) = (path.into(), error.as_bytes()[byte]);
+        let byte = byte + mark;
+        TextError::NotUtf8 { path, byte, got }.into()
+    })
+}
+
+/// The bytes of a text without a byte order mark. `path` is for messages.
+pub(crate) fn without_mark<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], TaskError> {
+    // The same mark in UTF-16, of both byte orders.
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(TextError::Utf16 { path: path.into() }.into());
+    }
+    Ok(bytes.strip_prefix(MARK).unwrap_or(bytes))
+}
+
+/// Whether the name of a file or folder begins with a dot. Systems leave such files beside those of people: `.DS_Store`,
+/// `._photo.png`, `.git`.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read_text(&path)
+        };
+        let marked = "\u{feff}one\u{feff}".as_bytes();
+        // Only the first: behind another character it is one of the text.
+        assert_eq!(read(marked).unwrap(), "one\u{feff}");
+        assert_eq!(read(&packed(marked)).unwrap(), "one\u{feff}");
+        assert_eq!(read(b"\xef\xbb\xbf").unwrap(), "");
+        let error = read(b"\xef\xbb\xbfab\xff").unwrap_err().to_string();
+        assert!(
+            error.ends_with("got the byte 0xff at position 5"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn utf_16_is_refused_by_its_name() {
+        for bytes in [&b"\xff\xfeh\0i\0"[..], b"\xfe\xff\0h\0i"] {
+            let error = text(Path::new("a.txt"), bytes.to_vec()).unwrap_err();
+            let expected = "a.txt: expected UTF-8 text, got UTF-16; save it as UTF-8";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_small_stream_that_unpacks_to_very_much_is_refused() {
+        let zeros = vec![0; LEAST_UNPACKED as usize];
+        let path = Path::new("zeros.gz");
+        assert_eq!(decompress(path, packed(&zeros)).unwrap().len(), zeros.len());
+        let error = decompress(path, packed(&[&zeros[..], b"1"].concat())).unwrap_err();
+        assert!(matches!(error, TaskError::GzipSize { .. }), "{error:?}");
+        assert!(
+            error
+                .to_string()
+                .contains("zeros.gz: the gzip stream unpacks to more")
+        );
+    }
+
+    #[test]
+    fn names_that_begin_with_a_dot_are_hidden() {
+        for (path, expected) in [
+            ("a/.DS_Store", true),
+            ("._a.png", true),
+            (".a/b.png", false),
+            ("a.png", false),
+        ] {
+            assert_eq!(is_hidden(Path::new(path)), expected, "{path}");
+        }
+    }
 }

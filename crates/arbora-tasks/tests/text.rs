@@ -342,6 +342,8 @@ fn damaged_tokenizers_are_refused_by_name() {
     }
     fs::write(&path, b"{\xff}").unwrap();
     assert!(Tokenizer::from_file(&path).is_err());
+    fs::write(&path, format!("\u{feff}{json}")).unwrap();
+    assert_eq!(Tokenizer::from_file(&path).unwrap().to_json(), json);
     let missing = Tokenizer::from_file(folder.path().join("none")).unwrap_err();
     assert!(matches!(missing, TaskError::Read { .. }));
 }

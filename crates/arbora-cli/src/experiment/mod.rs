@@ -18,6 +18,7 @@ pub use grid::{GridArgs, TREE_CODER};
 pub use plan::quoted;
 
 use crate::families::Preset;
+use crate::settings;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use plan::Shard;
@@ -370,9 +371,7 @@ impl Experiment {
     /// # Errors
     /// When it cannot be read or is none; the key that is wrong is named.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+        Self::parse(&settings::read_text(path)?).with_context(|| format!("in {}", path.display()))
     }
 
     fn parse(text: &str) -> Result<Self> {

@@ -4,6 +4,7 @@ use super::Family;
 use super::language::{LanguageModelKind, LanguageTask};
 use super::retrieval::{RetrievalModelKind, RetrievalTask};
 use super::sequence::{SequenceModelKind, SequenceTask};
+use crate::settings;
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
@@ -104,7 +105,7 @@ impl AnyTask {
     /// The task that the settings in a run folder name; `None` where they cannot be read or name none,
     /// which whoever reads them whole will say.
     pub fn of_run(folder: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(folder.join(crate::run::CONFIG)).ok()?;
+        let text = settings::read_text(&folder.join(crate::run::CONFIG)).ok()?;
         let settings: serde_json::Value = serde_json::from_str(&text).ok()?;
         Self::from_str(settings["task"].as_str()?, false).ok()
     }

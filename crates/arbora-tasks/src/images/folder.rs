@@ -2,26 +2,43 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageReader, imageops::FilterType};
+use image::imageops::FilterType;
 
-use super::ImageSet;
-use crate::TaskError;
+use super::{ImageSet, PictureChanges, picture};
+use crate::{TaskError, files};
 
 /// Reads a folder. `channels` is 1, 3 or, if not given, what the first file has.
 pub(super) fn read(
     folder: &Path,
     size: Option<[usize; 2]>,
     channels: Option<usize>,
-) -> Result<ImageSet, TaskError> {
+) -> Result<(ImageSet, PictureChanges), TaskError> {
     check_options(size, channels)?;
     let paths = list(folder)?;
     let (mut size, mut channels, first_size) = (size, channels, size.is_none());
     let mut pixels = Vec::new();
+    let mut changes = PictureChanges {
+        pictures: paths.len(),
+        ..Default::default()
+    };
     for path in &paths {
-        let image = open(path)?;
+        let picture = picture::open(path)?;
+        let image = picture.image;
         let got = [image.height() as usize, image.width() as usize];
         let [height, width] = *size.get_or_insert(got);
-        let channels = *channels.get_or_insert(if image.color().has_color() { 3 } else { 1 });
+        let own_channels = if image.color().has_color() { 3 } else { 1 };
+        let channels = *channels.get_or_insert(own_channels);
+        for (count, is_changed) in [
+            (&mut changes.turned, picture.turned),
+            (&mut changes.transparent, picture.transparent),
+            (&mut changes.deep, picture.deep),
+            (&mut changes.printed, picture.printed),
+            (&mut changes.made_grey, channels < own_channels),
+            (&mut changes.made_colour, channels > own_channels),
+            (&mut changes.resized, [height, width] != got),
+        ] {
+            *count += usize::from(is_changed);
+        }
         let image = match [height, width] == got {
             true => image,
             false if first_size => {
@@ -44,14 +61,15 @@ pub(super) fn read(
         path: folder.into(),
     };
     let ([height, width], channels) = size.zip(channels).ok_or_else(no_images)?;
-    Ok(ImageSet {
+    let set = ImageSet {
         pixels,
         count: paths.len(),
         height,
         width,
         channels,
         labels: None,
-    })
+    };
+    Ok((set, changes))
 }
 
 fn check_options(size: Option<[usize; 2]>, channels: Option<usize>) -> Result<(), TaskError> {
@@ -76,7 +94,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
         let is_image = ["png", "jpg", "jpeg"]
             .iter()
             .any(|known| extension == *known);
-        if is_image && path.is_file() {
+        if is_image && !files::is_hidden(&path) && path.is_file() {
             paths.push(path);
         }
     }
@@ -89,22 +107,11 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
     Ok(paths)
 }
 
-fn open(path: &Path) -> Result<DynamicImage, TaskError> {
-    let reader = ImageReader::open(path).map_err(TaskError::read(path))?;
-    let reader = reader
-        .with_guessed_format()
-        .map_err(TaskError::read(path))?;
-    reader.decode().map_err(|source| TaskError::ImageFile {
-        path: path.into(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use image::{GrayImage, Luma, Rgb, RgbImage};
+    use image::{DynamicImage, GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba};
 
     use super::*;
 
@@ -127,7 +134,7 @@ mod tests {
         grey(folder.path().join("a.PNG"), 3, 2, 10);
         fs::write(folder.path().join("notes.txt"), "not an image").unwrap();
         fs::create_dir(folder.path().join("c.png")).unwrap();
-        let set = ImageSet::from_folder(folder.path(), None).unwrap();
+        let (set, _) = ImageSet::from_folder(folder.path(), None, None).unwrap();
         assert_eq!(
             [set.count, set.height, set.width, set.channels],
             [2, 2, 3, 1]
@@ -137,14 +144,78 @@ mod tests {
     }
 
     #[test]
+    fn hidden_files_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        // What a Mac leaves beside a file on a disk of another system: it has no picture.
+        fs::write(folder.path().join("._a.png"), b"\0\x05\x16\x07").unwrap();
+        let none = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
+        assert!(matches!(none, TaskError::NoImages { .. }), "{none:?}");
+        grey(folder.path().join("a.png"), 3, 2, 10);
+        let (set, changes) = ImageSet::from_folder(folder.path(), None, None).unwrap();
+        assert_eq!((set.count, changes.pictures), (1, 1));
+    }
+
+    #[test]
+    fn changes_are_counted_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        colour(path("a.png"), 2, 2, [10, 20, 30]);
+        grey(path("b.png"), 2, 2, 7);
+        let clear = Rgba([0u16, 0, 0, 0]);
+        let deep = ImageBuffer::from_pixel(4, 4, clear);
+        DynamicImage::ImageRgba16(deep).save(path("c.png")).unwrap();
+        let changes = |size, channels| {
+            let (_, changes) = ImageSet::from_folder(folder.path(), size, channels).unwrap();
+            changes
+        };
+        let found = changes(Some([2, 2]), None);
+        let expected = PictureChanges {
+            pictures: 3,
+            transparent: 1,
+            deep: 1,
+            made_colour: 1,
+            resized: 1,
+            ..Default::default()
+        };
+        assert_eq!(found, expected);
+        let found = changes(Some([4, 4]), Some(1));
+        assert_eq!(
+            (found.made_grey, found.made_colour, found.resized),
+            (2, 0, 2)
+        );
+        assert_eq!(
+            found.to_string(),
+            "3 pictures, of them 1 with transparency put on white, 1 rounded from 16 bits to 8, 2 made grey, 2 resized"
+        );
+        fs::remove_file(path("b.png")).unwrap();
+        fs::remove_file(path("c.png")).unwrap();
+        assert_eq!(changes(None, None).to_string(), "1 pictures");
+    }
+
+    #[test]
+    fn pictures_are_turned_before_their_sizes_are_compared() {
+        let folder = tempfile::tempdir().unwrap();
+        grey(folder.path().join("a.png"), 2, 3, 10);
+        grey(folder.path().join("b.png"), 3, 2, 20);
+        let error = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
+        assert!(matches!(error, TaskError::ImageSize { .. }), "{error:?}");
+        let b = folder.path().join("b.png");
+        let turned = picture::tests::png_turned(&fs::read(&b).unwrap(), 6, b"IDAT");
+        fs::write(b, turned).unwrap();
+        let (set, changes) = ImageSet::from_folder(folder.path(), None, None).unwrap();
+        assert_eq!(set.image(1).unwrap(), [20, 20, 21, 21, 22, 22]);
+        assert_eq!(changes.turned, 1);
+    }
+
+    #[test]
     fn the_first_file_or_the_caller_decides_on_colour() {
         let folder = tempfile::tempdir().unwrap();
         colour(folder.path().join("a.png"), 2, 1, [10, 20, 30]);
         grey(folder.path().join("b.png"), 2, 1, 7);
-        let set = ImageSet::from_folder(folder.path(), None).unwrap();
+        let (set, _) = ImageSet::from_folder(folder.path(), None, None).unwrap();
         assert_eq!(set.channels, 3);
         assert_eq!(set.pixels, [10, 20, 30, 10, 20, 30, 7, 7, 7, 8, 8, 8]);
-        let grey = ImageSet::from_folder_with_channels(folder.path(), None, 1).unwrap();
+        let (grey, _) = ImageSet::from_folder(folder.path(), None, Some(1)).unwrap();
         assert_eq!((grey.channels, &grey.pixels[2..]), (1, &[7, 8][..]));
     }
 
@@ -153,7 +224,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         colour(folder.path().join("a.jpg"), 16, 16, [200, 100, 50]);
         colour(folder.path().join("b.jpeg"), 8, 24, [10, 10, 10]);
-        let set = ImageSet::from_folder(folder.path(), Some([4, 6])).unwrap();
+        let (set, _) = ImageSet::from_folder(folder.path(), Some([4, 6]), None).unwrap();
         assert_eq!(
             [set.count, set.height, set.width, set.channels],
             [2, 4, 6, 3]
@@ -172,7 +243,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         grey(folder.path().join("a.png"), 3, 2, 0);
         grey(folder.path().join("b.png"), 2, 3, 0);
-        let error = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        let error = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -190,7 +261,7 @@ mod tests {
         for content in [&b"plain text"[..], &[], &png[..png.len() / 2]] {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("bad.png"), content).unwrap();
-            let error = ImageSet::from_folder(folder.path(), None).unwrap_err();
+            let error = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
             assert!(matches!(error, TaskError::ImageFile { .. }), "{error:?}");
             let message = error.to_string();
             assert!(
@@ -203,23 +274,23 @@ mod tests {
     #[test]
     fn folders_without_images_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let none = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        let none = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
         assert!(matches!(none, TaskError::NoImages { .. }), "{none:?}");
         fs::write(folder.path().join("notes.txt"), "").unwrap();
-        let none = ImageSet::from_folder(folder.path(), None).unwrap_err();
+        let none = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
         assert!(matches!(none, TaskError::NoImages { .. }), "{none:?}");
-        let missing = ImageSet::from_folder(folder.path().join("gone"), None).unwrap_err();
+        let missing = ImageSet::from_folder(folder.path().join("gone"), None, None).unwrap_err();
         assert!(matches!(missing, TaskError::Read { .. }), "{missing:?}");
-        let file = ImageSet::from_folder(folder.path().join("notes.txt"), None).unwrap_err();
+        let file = ImageSet::from_folder(folder.path().join("notes.txt"), None, None).unwrap_err();
         assert!(matches!(file, TaskError::Read { .. }), "{file:?}");
     }
 
     #[test]
     fn sizes_and_channels_out_of_range_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let size = ImageSet::from_folder(folder.path(), Some([0, 5])).unwrap_err();
+        let size = ImageSet::from_folder(folder.path(), Some([0, 5]), None).unwrap_err();
         assert_eq!(size.to_string(), "size: expected 1 to 16384, got 0");
-        let channels = ImageSet::from_folder_with_channels(folder.path(), None, 4).unwrap_err();
+        let channels = ImageSet::from_folder(folder.path(), None, Some(4)).unwrap_err();
         assert_eq!(channels.to_string(), "channels: expected 1 or 3, got 4");
     }
 }

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::PictureChanges;
 use crate::{TaskError, files, shuffle::Shuffle};
 
 /// Images of one size, 8 bits per channel, in memory.
@@ -47,33 +48,27 @@ impl ImageSet {
         }
     }
 
-    /// Reads the PNG and JPEG files of a folder, sorted by name. Other files and sub-folders are left
-    /// out, and there are no labels.
+    /// Reads the PNG and JPEG files of a folder, sorted by name. Other files, sub-folders and hidden files (their
+    /// names begin with a dot) are left out, and there are no labels.
     ///
-    /// With `size` (`[height, width]`) every image is resized to it with a bicubic filter, ignoring
-    /// its proportions. Without, all images must have the size of the first. If the first file is
-    /// grey all images become grey, else red, green and blue; transparency is dropped.
+    /// Pictures are as viewers show them: turned as their EXIF data say, with what is transparent on white, and 16
+    /// bits rounded to 8. Of an animation it is the first picture. Colour profiles are not applied. The second
+    /// result says how many pictures were changed, and how.
+    ///
+    /// - size: `[height, width]` that every image is resized to with a bicubic filter, ignoring its proportions.
+    ///   Without, all images must have the size of the first
+    /// - channels: 1 (grey) or 3 (red, green and blue). Without, those of the first file
     ///
     /// # Errors
-    /// [`TaskError`] for a missing folder, a folder without such files, an unreadable image (the
-    /// content decides, not the name), images of different sizes without `size`, or a `size` of 0.
+    /// [`TaskError`] for a missing folder, a folder without such files, an image that is damaged or cut short (the
+    /// content decides on the format, not the name), one that takes more than 256 MiB, images of different sizes
+    /// without `size`, or a size or number of channels out of range.
     pub fn from_folder(
         folder: impl AsRef<Path>,
         size: Option<[usize; 2]>,
-    ) -> Result<Self, TaskError> {
-        super::folder::read(folder.as_ref(), size, None)
-    }
-
-    /// [`from_folder`](Self::from_folder) with `channels` given: 1 (grey) or 3 (colour).
-    ///
-    /// # Errors
-    /// As there, and [`TaskError::Config`] for another number of channels.
-    pub fn from_folder_with_channels(
-        folder: impl AsRef<Path>,
-        size: Option<[usize; 2]>,
-        channels: usize,
-    ) -> Result<Self, TaskError> {
-        super::folder::read(folder.as_ref(), size, Some(channels))
+        channels: Option<usize>,
+    ) -> Result<(Self, PictureChanges), TaskError> {
+        super::folder::read(folder.as_ref(), size, channels)
     }
 
     /// The training and the test images of the bundled sample. See [`sample`](super::sample).

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Series, SeriesSet};
-use crate::TaskError;
+use crate::{TaskError, files};
 
 /// What is wrong with a line of a `.ts` file. Channels and steps count from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +97,7 @@ pub enum SeriesProblem {
 
 /// The set in the bytes of a file. `path` is for messages.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<SeriesSet, TaskError> {
+    let bytes = files::without_mark(path, bytes)?;
     let mut reader = Reader::default();
     let mut last = 1;
     for (line, text) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
@@ -324,6 +325,21 @@ mod tests {
             message(read(&text(b"1:2:lef\xe9"))),
             "toy.ts:11: not text: the line is not UTF-8"
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_header() {
+        let text = "@classLabel true left\n@data\n1:2:left\n";
+        let marked = format!("\u{feff}{text}");
+        assert_eq!(
+            read(marked.as_bytes()).unwrap(),
+            read(text.as_bytes()).unwrap()
+        );
+        assert_eq!(
+            message(read("\u{feff}1:2:left".as_bytes())),
+            "toy.ts:1: expected `@data` before the first series"
+        );
+        assert!(message(read(b"\xff\xfe@\0")).contains("toy.ts: expected UTF-8 text, got UTF-16"));
     }
 
     #[test]

@@ -44,12 +44,13 @@ impl Corpus {
     ///
     /// Of a folder, files that end with `.txt` or `.md` are read, in capitals or not. Paths are compared
     /// folder by folder, as text: `chapter_10` comes before `chapter_2`. Links to folders are not
-    /// followed. Any file may be compressed with gzip; its name does not tell. `\r\n` becomes `\n`;
-    /// nothing else of the text is changed.
+    /// followed; files and folders whose names begin with a dot are left out. Any file may be compressed with
+    /// gzip; its name does not tell. `\r\n` becomes `\n`, and a byte order mark at the start is dropped; nothing
+    /// else of the text is changed.
     ///
     /// # Errors
     /// [`TaskError::Read`] for a path that is missing or cannot be read; [`TextError::NotUtf8`] for a file
-    /// that is not text; [`TextError::NoTextFiles`] for a folder without any; [`TextError::Empty`] if there
+    /// that is not text, [`TextError::Utf16`] for one that says it is that; [`TextError::NoTextFiles`] for a folder without any; [`TextError::Empty`] if there
     /// is no character in all of them.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
@@ -205,6 +206,9 @@ fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), TaskError> {
     for entry in fs::read_dir(folder).map_err(&error)? {
         let entry = entry.map_err(&error)?;
         let path = entry.path();
+        if files::is_hidden(&path) {
+            continue;
+        }
         // The type of the entry itself: a link to a folder above would never end.
         if entry.file_type().map_err(&error)?.is_dir() {
             find(&path, found)?;
@@ -224,14 +228,7 @@ fn read(path: &Path) -> Result<String, TaskError> {
 
 /// The text of a file with `\n` at the ends of lines.
 pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, TaskError> {
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let byte = error.utf8_error().valid_up_to();
-        TextError::NotUtf8 {
-            path: path.into(),
-            byte,
-            got: error.as_bytes()[byte],
-        }
-    })?;
+    let text = files::text(path, bytes)?;
     Ok(match text.contains("\r\n") {
         true => text.replace("\r\n", "\n"),
         false => text,
@@ -265,6 +262,8 @@ mod tests {
         write(folder.path(), "a/deeper/x.txt", "é".as_bytes());
         write(folder.path(), "a/picture.png", b"\xff\xfe");
         write(folder.path(), "empty.txt", b"");
+        write(folder.path(), "._b.txt", b"\0\x05\x16\x07\xff");
+        write(folder.path(), ".git/notes.txt", b"hidden");
         let corpus = Corpus::open(folder.path()).unwrap();
         let pairs = |document: &Document| (document.name.clone(), document.text.clone());
         let found: Vec<_> = corpus.documents().iter().map(pairs).collect();
@@ -282,6 +281,16 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_character_of_a_document() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a.txt", "\u{feff}one".as_bytes());
+        write(folder.path(), "b.txt", "\u{feff}".as_bytes());
+        let corpus = Corpus::open(folder.path()).unwrap();
+        assert_eq!(corpus.texts().collect::<Vec<_>>(), ["one"]);
+        assert_eq!(corpus.sha256(), self::corpus(&["one"]).sha256());
+    }
+
+    #[test]
     fn damaged_missing_and_empty_sources_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
@@ -296,6 +305,10 @@ mod tests {
         assert!(error("none").contains("none: cannot be read"));
         write(path, "other/data.bin", b"1");
         assert!(error("other").contains("expected files that end with .txt or .md"));
+        write(path, "hidden/.a.txt", b"1");
+        assert!(error("hidden").contains("hidden: expected files that end with .txt or .md"));
+        write(path, "wide.txt", b"\xff\xfea\0");
+        assert!(error("wide.txt").contains("wide.txt: expected UTF-8 text, got UTF-16"));
         write(path, "void/a.txt", b"");
         assert!(
             error("void").ends_with("void: expected text, got 1 documents without a character")

@@ -16,6 +16,12 @@ pub enum TextError {
         /// Its value.
         got: u8,
     },
+    /// A file is UTF-16, as its byte order mark says.
+    #[error("{}: expected UTF-8 text, got UTF-16; save it as UTF-8", path.display())]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+    },
     /// A folder holds no text files.
     #[error("{}: expected files that end with .txt or .md in this folder or below, found none", path.display())]
     NoTextFiles {

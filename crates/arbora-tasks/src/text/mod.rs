@@ -38,3 +38,16 @@ pub use corpus::{Corpus, Document};
 pub use error::TextError;
 pub use tokenizer::{Encoded, Tokenizer};
 pub use windows::{Text, TextBatch, TextConfig};
+
+use std::path::Path;
+
+use crate::{TaskError, files};
+
+/// The text of a file of any kind: decompressed if it is gzip, without a byte order mark, otherwise unchanged.
+///
+/// # Errors
+/// [`TaskError::Read`], [`TaskError::Gzip`] and [`TaskError::GzipSize`] if the file cannot be read;
+/// [`TextError::NotUtf8`] and [`TextError::Utf16`] if it is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String, TaskError> {
+    files::read_text(path.as_ref())
+}

@@ -95,7 +95,7 @@ impl Tokenizer {
     /// in a text is that token.
     ///
     /// # Errors
-    /// [`TaskError::Read`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer, two
+    /// [`TaskError::Read`] and [`TextError::NotUtf8`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer, two
     /// symbols with one number, or a number of 2^20 or above.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
@@ -103,9 +103,7 @@ impl Tokenizer {
             path: path.into(),
             problem,
         };
-        let json = String::from_utf8(files::read(path)?)
-            .map_err(|error| problem(error.utf8_error().to_string()))?;
-        Ok(Self::parse(&json).map_err(problem)?)
+        Ok(Self::parse(&files::read_text(path)?).map_err(problem)?)
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote, or the text of a `tokenizer.json`, as

@@ -440,6 +440,14 @@ mod tests {
         let folder = r#"data={"kind":"folder","path":"x","held_out":3}"#;
         let config = with(&[folder, "data.held_out=5"]).unwrap();
         assert!(matches!(config.data, Source::Folder { held_out: 5, .. }));
+        let config = with(&[folder, "data.channels=1"]).unwrap();
+        assert!(matches!(
+            config.data,
+            Source::Folder {
+                channels: Some(1),
+                ..
+            }
+        ));
         assert!(refusal(&["data.held_out=5"]).contains("unknown key data.held_out"));
     }
 

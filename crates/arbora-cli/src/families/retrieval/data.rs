@@ -42,6 +42,9 @@ pub enum Source {
         /// Height and width that all images are resized to; they must agree without it.
         #[serde(default)]
         size: Option<[usize; 2]>,
+        /// 1 (grey) or 3 (red, green and blue); without it, as many as the first image has.
+        #[serde(default)]
+        channels: Option<usize>,
         /// Images kept back for testing.
         held_out: usize,
     },
@@ -146,6 +149,8 @@ pub struct TaskData {
     pub count: Option<usize>,
     /// Tells the data from others; `None` where they are drawn as the settings say.
     pub facts: Option<DataFacts>,
+    /// What was done to the data on their way here, where that is not plain from the settings.
+    pub account: Option<String>,
     /// Whether a problem says which token answers a query.
     pub knows_answers: bool,
     /// The images behind the task, if it has any.

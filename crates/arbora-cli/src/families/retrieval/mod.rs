@@ -73,7 +73,7 @@ impl Family for RetrievalConfig {
             items: data.items,
             count: data.count,
             facts: BTreeMap::new(),
-            account: None,
+            account: data.account.clone(),
             kept: data.kept()?,
         })
     }

@@ -22,6 +22,7 @@ fn drawn(
         items,
         count: None,
         facts: None,
+        account: None,
         knows_answers: false,
         images: None,
         training,

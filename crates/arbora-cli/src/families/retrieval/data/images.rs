@@ -7,7 +7,7 @@ use crate::families::EVALUATION_SEED;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
 use arbora::tasks::TaskError;
-use arbora::tasks::images::{ImageCompletion, ImageSet, WholeImage};
+use arbora::tasks::images::{ImageCompletion, ImageSet, PictureChanges, WholeImage};
 use burn::tensor::Device;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub struct ImageTask {
     train: Arc<ImageCompletion>,
     test: Arc<ImageCompletion>,
+    /// What was done to the pictures of a folder.
+    changes: Option<PictureChanges>,
 }
 
 impl ImageTask {
@@ -25,18 +27,22 @@ impl ImageTask {
     /// # Errors
     /// If they cannot be read, differ in size or do not fit the configuration.
     pub fn load(config: &RetrievalConfig) -> Result<Self> {
-        let (train, test) = match &config.data {
-            Source::Sample => ImageSet::bundled(),
-            Source::Idx { train, test } => (
-                ImageSet::from_idx(train, None::<&Path>)?,
-                ImageSet::from_idx(test, None::<&Path>)?,
-            ),
+        let ((train, test), changes) = match &config.data {
+            Source::Sample => (ImageSet::bundled(), None),
+            Source::Idx { train, test } => {
+                let read = |path| ImageSet::from_idx(path, None::<&Path>);
+                ((read(train)?, read(test)?), None)
+            }
             Source::Folder {
                 path,
                 size,
+                channels,
                 held_out,
-            } => ImageSet::from_folder(path, *size)
-                .and_then(|set| set.split(*held_out, EVALUATION_SEED))
+            } => ImageSet::from_folder(path, *size, *channels)
+                .and_then(|(set, changes)| {
+                    let parts = set.split(*held_out, EVALUATION_SEED)?;
+                    Ok((parts, Some(changes)))
+                })
                 .map_err(|error| with_path("data", error))?,
             _ => bail!("data: expected images"),
         };
@@ -52,6 +58,7 @@ impl ImageTask {
         Ok(Self {
             train: completion(train)?,
             test: completion(test)?,
+            changes,
         })
     }
 
@@ -94,6 +101,7 @@ impl ImageTask {
             items: "test images",
             count: Some(count),
             facts: Some(self.facts()),
+            account: self.changes.map(|changes| changes.to_string()),
             knows_answers: false,
             training: Box::new(move |seed, step, batch_size, device| {
                 Ok(train.batch(seed, step, batch_size, device)?.into())
