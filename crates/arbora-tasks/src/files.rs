@@ -124,7 +124,9 @@ mod tests {
         let zeros = vec![0; LEAST_UNPACKED as usize];
         let path = Path::new("zeros.gz");
         assert_eq!(decompress(path, packed(&zeros)).unwrap().len(), zeros.len());
-        let error = decompress(path, packed(&[&zeros[..], b"1"].concat())).unwrap_err();
+        // It is not read to its end, which is none.
+        let more = [packed(&zeros), packed(b"12"), b"no stream".to_vec()].concat();
+        let error = decompress(path, more).unwrap_err();
         assert!(matches!(error, TaskError::GzipSize { .. }), "{error:?}");
         assert!(
             error

@@ -396,6 +396,53 @@ pub(super) mod tests {
         );
     }
 
+    /// `Image.new("CMYK", (8, 8), (0, 128, 255, 51)).save(file, "JPEG", quality=30, optimize=True)` of Pillow 13, which
+    /// stores the values inverted, as Adobe's programs do.
+    #[rustfmt::skip]
+    const CMYK: [u8; 177] = [
+        255, 216, 255, 238, 0, 14, 65, 100, 111, 98, 101, 0, 100, 0, 0, 0, 0, 0, 255, 219,
+        0, 67, 0, 27, 18, 20, 23, 20, 17, 27, 23, 22, 23, 30, 28, 27, 32, 40, 66, 43,
+        40, 37, 37, 40, 81, 58, 61, 48, 66, 96, 85, 101, 100, 95, 85, 93, 91, 106, 120, 153,
+        129, 106, 113, 144, 115, 91, 93, 133, 181, 134, 144, 158, 163, 171, 173, 171, 103, 128, 188, 201,
+        186, 166, 199, 153, 168, 171, 164, 255, 192, 0, 20, 8, 0, 8, 0, 8, 4, 67, 17, 0,
+        77, 17, 0, 89, 17, 0, 75, 17, 0, 255, 196, 0, 22, 0, 1, 1, 1, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 5, 255, 196, 0, 20, 16, 1, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 218, 0, 14, 4,
+        67, 0, 77, 0, 89, 0, 75, 0, 0, 63, 0, 76, 134, 90, 239, 255, 217,
+    ];
+
+    #[test]
+    fn colours_of_printers_become_those_of_screens() {
+        let picture = read(&CMYK).unwrap();
+        assert!(picture.printed);
+        // (1 - ink) (1 - black), up to what the format loses.
+        for pixel in picture.image.into_rgb8().pixels() {
+            let near = pixel.0.iter().zip([204u8, 102, 0]);
+            assert!(
+                near.clone()
+                    .all(|(value, expected)| value.abs_diff(expected) <= 4),
+                "{pixel:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_jpeg_is_behind_segments_fill_bytes_and_restarts() {
+        let segment = [0xff, 0xfe, 0, 4, 0xff, 0xd9];
+        let scan = [0xff, 0xda, 0, 2, 7, 0xff, 0x00, 0xd9, 0xff, 0xd0, 8, 0xff];
+        let file = [
+            &[0xff, 0xd8][..],
+            &segment,
+            &scan,
+            &[0xff, 0xd9, 1, 2, 0xff, 0xd9],
+        ]
+        .concat();
+        assert_eq!(jpeg_end(&file), Some(20));
+        for end in 0..22 {
+            assert_eq!(jpeg_end(&file[..end]), None, "{end}");
+        }
+    }
+
     /// A small file that says it holds very many pixels.
     #[test]
     fn a_picture_that_would_take_gigabytes_is_refused() {
