@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::path::Path;
 use tempfile::Builder;
 
-/// Writes a file beside its place and renames it. What was there before stays until the new one is whole.
+/// Writes a file beside its place, puts it on the disk and renames it. What was there before stays until the new one is
+/// whole.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -17,7 +18,11 @@ pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     let written = || {
         let mut file = builder.tempfile_in(folder_of(path))?;
         file.write_all(contents.as_ref())?;
+        file.as_file().sync_all()?;
         file.persist(path)?;
+        // So is its name, where a folder can be opened.
+        #[cfg(unix)]
+        std::fs::File::open(folder_of(path))?.sync_all()?;
         Ok::<_, std::io::Error>(())
     };
     written().with_context(|| format!("cannot write {}", path.display()))

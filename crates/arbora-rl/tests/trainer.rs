@@ -560,6 +560,35 @@ fn a_run_is_trained_once_at_a_time() {
 }
 
 #[test]
+fn a_run_is_read_while_it_is_trained() {
+    let place = TempDir::new().unwrap();
+    let run = place.path().join("run");
+    let config = TrainerConfig {
+        steps: 300,
+        checkpoint_every: 1,
+        keep_checkpoints: 1,
+        ..short()
+    };
+    let folder = run.clone();
+    let training = std::thread::spawn(move || fit(trainer(&config, &folder), 1).map(drop));
+    let (mut read, mut last) = (0, 0);
+    while !training.is_finished() {
+        match Checkpoint::newest(&run) {
+            Ok((checkpoint, passed_over)) => {
+                assert!(passed_over.is_empty(), "{passed_over:?}");
+                assert!(checkpoint.state().step >= last);
+                last = checkpoint.state().step;
+                read += 1;
+            }
+            Err(TrainError::Missing { .. }) => assert_eq!(last, 0, "it was there"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    training.join().unwrap().unwrap();
+    assert!(read > 0 && Checkpoint::newest(&run).unwrap().0.state().step == 300);
+}
+
+#[test]
 #[should_panic(expected = "Trainer::claimed: folder")]
 fn a_claim_of_another_folder_is_a_callers_bug() {
     let place = TempDir::new().unwrap();

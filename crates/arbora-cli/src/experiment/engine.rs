@@ -16,7 +16,7 @@ use arbora::rl::train::{Checkpoint, Claim, TrainError};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -188,6 +188,10 @@ impl<F: Family> Engine<'_, F> {
             runs.len(),
             self.out.display()
         );
+        let accounts = runs.iter().filter_map(|run| run.about.account.as_ref());
+        for account in accounts.collect::<BTreeSet<_>>() {
+            tell!("{account}");
+        }
         let mut stopped = None;
         for (at, planned) in tries.iter().enumerate() {
             if own(at) && stopped.is_none() {

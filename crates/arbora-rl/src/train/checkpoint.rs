@@ -133,9 +133,29 @@ impl Checkpoint {
     /// would throw the newer away.
     pub fn newest(run: impl AsRef<Path>) -> Result<(Self, Vec<TrainError>), TrainError> {
         let run = run.as_ref();
+        let mut listed = list(run)?;
+        loop {
+            let found = Self::newest_of(run, &listed);
+            if matches!(&found, Ok((_, passed_over)) if passed_over.is_empty()) {
+                return found;
+            }
+            // Where the run goes on meanwhile, what was listed may have made room for a newer one.
+            let now = list(run)?;
+            if now == listed {
+                return found;
+            }
+            listed = now;
+        }
+    }
+
+    /// The newest of some checkpoints that is whole.
+    fn newest_of(
+        run: &Path,
+        listed: &[(u64, PathBuf)],
+    ) -> Result<(Self, Vec<TrainError>), TrainError> {
         let mut passed_over = Vec::new();
-        for (_, path) in list(run)?.into_iter().rev() {
-            match Self::open(&path) {
+        for (_, path) in listed.iter().rev() {
+            match Self::open(path) {
                 Ok(checkpoint) => return Ok((checkpoint, passed_over)),
                 Err(error @ TrainError::Corrupt { .. }) => passed_over.push(error),
                 Err(error) => return Err(error),
