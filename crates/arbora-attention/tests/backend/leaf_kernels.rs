@@ -307,3 +307,49 @@ fn attention_within_leaves_is_the_same_numbers_every_time() {
         assert_eq!(of(), first);
     }
 }
+
+#[test]
+fn the_only_key_of_a_leaf_has_all_the_weight_whatever_its_logits() {
+    let case = Case {
+        batch: 2,
+        queries: 21,
+        keys: 1,
+        share: 2,
+        kv_heads: 1,
+        widths: [8, 4],
+        options: LeafAttentionOptions::new(1),
+        absent: 0,
+        seed: 5,
+    };
+    for size in [1.0, 1e4, 1e13] {
+        let ([query, key, value], bias, grad) = case.floats(&device());
+        let [query, key, value] = [query * size, key * size, value].map(Tensor::into_dispatch);
+        // Of the size of the products: where these are large, what is between them is lost in another order of sums.
+        let bias = (bias * size * size).into_dispatch();
+        let query_leaf = case.query_leaf().into_dispatch();
+        let key_leaf = case.key_leaf(6).into_dispatch();
+        let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+            query.clone(),
+            key.clone(),
+            value.clone(),
+            bias.clone(),
+            query_leaf.clone(),
+            key_leaf.clone(),
+            case.options,
+        );
+        let found = <Dispatch as TreeAttentionOps>::leaf_attention_backward(
+            query,
+            key,
+            value,
+            bias,
+            query_leaf,
+            key_leaf,
+            context,
+            log_total,
+            grad.clone().into_dispatch(),
+            case.options,
+        );
+        let expected = grad.sum_dim(1).sum_dim(2).into_dispatch();
+        close(found.value, expected);
+    }
+}

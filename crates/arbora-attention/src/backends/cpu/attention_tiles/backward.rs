@@ -86,12 +86,14 @@ struct Weights<'a, A: Arithmetic, P, const VECTORS: usize> {
 impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for Weights<'_, A, P, VECTORS> {
     #[inline(always)]
     fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
-        let mut logit = A::sub_lanes(products, self.log_total[vector]);
+        let mut logit = products;
         // Rows that only fill the last block are not keys.
         let special = !P::PLAIN && key < self.keys;
         if special {
+            // First, as it was summed: large logits lose what is between them in another order.
             logit = A::add_lanes(logit, A::splat(self.places.keys[key].bias));
         }
+        let logit = A::sub_lanes(logit, self.log_total[vector]);
         let mut weight = match P::GATES {
             false => exp_lanes_up_to_zero::<A>(logit),
             true => sigmoid::<A>(logit),
