@@ -217,6 +217,9 @@ impl Contents {
     fn read(path: &Path, layer: &TreeCrossAttention) -> Result<Self, IndexError> {
         let bytes = fs::read(path).map_err(IndexError::file(path))?;
         let damaged = |reason: String| IndexError::damaged(path, reason);
+        let other_layer = |reason: &str| IndexError::OtherLayer {
+            reason: format!("{}: {reason}", path.display()),
+        };
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|error| IndexError::damaged(path, error))?;
         let file =
@@ -270,9 +273,9 @@ impl Contents {
             ),
         ] {
             if expected != got {
-                return Err(IndexError::OtherLayer {
-                    reason: format!("{name}: expected {expected}, got {got}"),
-                });
+                return Err(other_layer(&format!(
+                    "{name}: expected {expected}, got {got}"
+                )));
             }
         }
         let (tokens, branching) = (number("tokens")?, number("branching")?);
@@ -314,9 +317,9 @@ impl Contents {
             return Err(damaged(format!("length {length} of {tokens} tokens")));
         }
         if *entry("weights")? != ContextWeights::of(&layer.attention).fingerprint() {
-            return Err(IndexError::OtherLayer {
-                reason: "its key or value weights are others, or have changed since".into(),
-            });
+            return Err(other_layer(
+                "its key or value weights are others, or have changed since",
+            ));
         }
         let single = |view: TensorView| {
             let (words, _) = view.data().as_chunks();

@@ -215,9 +215,10 @@ fn an_index_loads_into_no_other_layer() {
     let layer = layer(GhostNodes::Masked, &device());
     index(&layer).save(&path).unwrap();
     let reason = |layer: &TreeCrossAttention| {
-        TreeIndex::load(&path, layer, &device())
-            .unwrap_err()
-            .to_string()
+        let error = TreeIndex::load(&path, layer, &device()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("index.safetensors: "), "{text}");
+        text
     };
     let other = |width, heads| TreeCrossAttentionConfig::new(width, heads).init(&device());
     assert!(reason(&other(6, 3)).contains("heads: expected 2, got 3"));
