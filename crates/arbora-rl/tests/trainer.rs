@@ -21,6 +21,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn::train::Interrupter;
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 fn device() -> Device {
@@ -404,6 +405,43 @@ fn damaged_checkpoints_are_errors_that_name_the_file() {
         );
         assert!(error.to_string().contains(file), "{file}: {error}");
     }
+}
+
+/// Another word in a file of a checkpoint, which its checksums agree with.
+fn forge(checkpoint: &Path, file: &str, from: &str, to: &str) {
+    let path = checkpoint.join(file);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes
+        .windows(from.len())
+        .position(|part| part == from.as_bytes());
+    let at = at.expect("the word is in the file");
+    bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let sum: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let sums = fs::read_to_string(checkpoint.join("SHA256SUMS")).unwrap();
+    let lines = sums.lines().map(|line| match line.ends_with(file) {
+        true => format!("{sum}  {file}\n"),
+        false => format!("{line}\n"),
+    });
+    fs::write(checkpoint.join("SHA256SUMS"), lines.collect::<String>()).unwrap();
+}
+
+#[test]
+fn a_record_that_burn_panics_over_is_an_error_that_names_the_checkpoint() {
+    let run = TempDir::new().unwrap();
+    fit(trainer(&short(), run.path()).stop_after(Some(5)), 1).unwrap();
+    let newest = folder(run.path(), 5);
+    forge(&newest, "optimizer.bpk", "param_id", "param_ix");
+    let error = fit(trainer(&short(), run.path()).resume(true), 1).unwrap_err();
+    assert!(
+        matches!(error, TrainError::Incompatible { .. }),
+        "{error:?}"
+    );
+    let text = error.to_string();
+    assert!(text.contains("step-00000005"), "{text}");
 }
 
 /// Keeps what it is told.

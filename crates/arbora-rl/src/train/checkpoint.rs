@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -229,9 +230,7 @@ impl Checkpoint {
     /// [`TrainError::Incompatible`] where parameters are missing, left over or of another shape.
     pub fn load_model<M: Module>(&self, model: M) -> Result<M, TrainError> {
         let bytes = Bytes::from_bytes_vec(self.model.clone());
-        let record = ModuleRecord::from_bytes(bytes).map_err(|error| self.incompatible(error))?;
-        let loaded = model.try_load_record(record);
-        loaded.map_err(|error| self.incompatible(error))
+        self.loaded(|| model.try_load_record(ModuleRecord::from_bytes(bytes)?))
     }
 
     /// `optimizer` with the checkpoint's state.
@@ -240,15 +239,25 @@ impl Checkpoint {
         optimizer: ModuleOptimizer,
     ) -> Result<ModuleOptimizer, TrainError> {
         let bytes = Bytes::from_bytes_vec(self.optimizer.clone());
-        let record = OptimizerRecord::from_bytes(bytes);
-        Ok(optimizer.load_record(record.map_err(|error| self.incompatible(error))?))
+        self.loaded(|| Ok(optimizer.load_record(OptimizerRecord::from_bytes(bytes)?)))
     }
 
-    fn incompatible(&self, error: RecordError) -> TrainError {
-        TrainError::Incompatible {
+    /// What burn reads from a record. It panics over some that are whole and not as it writes them.
+    fn loaded<T>(&self, read: impl FnOnce() -> Result<T, RecordError>) -> Result<T, TrainError> {
+        let reason = match catch_unwind(AssertUnwindSafe(read)) {
+            Ok(Ok(loaded)) => return Ok(loaded),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                let text = text.unwrap_or("without a reason");
+                format!("its library fails: {text}")
+            }
+        };
+        Err(TrainError::Incompatible {
             path: self.path.clone(),
-            reason: error.to_string(),
-        }
+            reason,
+        })
     }
 }
 
