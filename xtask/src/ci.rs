@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::shell::{cargo, run as run_command, shown};
 use crate::test_all_backends::{self, selection};
+use crate::torture;
 use crate::workspace::{self, Package};
 
 /// Every check of a change, cheapest first. Stops at the first failure.
@@ -28,6 +29,7 @@ enum Task {
     Provision,
     Cargo(Box<Command>),
     Suite,
+    Torture,
 }
 
 /// Runs the steps up to the first that fails.
@@ -37,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
         for step in &steps {
             match &step.task {
                 Task::Cargo(command) => println!("{:<28} {}", step.name, shown(command)),
-                Task::Provision | Task::Suite => println!("{}", step.name),
+                Task::Provision | Task::Suite | Task::Torture => println!("{}", step.name),
             }
         }
         return Ok(());
@@ -74,6 +76,7 @@ impl Task {
                 backends: Backend::TESTED.to_vec(),
                 filter: None,
             }),
+            Self::Torture => torture::run(&torture::Args::bounded()),
         }
     }
 }
@@ -111,6 +114,7 @@ fn steps() -> Result<Vec<Step>> {
     step("other backends", others);
     let flex = Some(("BURN_DEVICE", "flex"));
     step("tests on flex", command("test", everything, flex));
+    step("torture, three minutes", Task::Torture);
     step("suite on every backend", Task::Suite);
     Ok(steps)
 }

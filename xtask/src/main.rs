@@ -4,6 +4,7 @@ mod backend;
 mod bench;
 mod ci;
 mod data;
+mod origin;
 // The command line writes such pages and tables too. Its files are shared, since a dependency on its crate would compile burn.
 #[path = "../../crates/arbora-cli/src/experiment/page.rs"]
 mod page;
@@ -15,6 +16,7 @@ mod table;
 mod test_all_backends;
 #[cfg(test)]
 mod tidy;
+mod torture;
 #[path = "../../crates/arbora-cli/src/whole.rs"]
 mod whole;
 mod workspace;
@@ -39,6 +41,7 @@ enum Task {
     Data(data::Args),
     Bench(bench::Args),
     Reproduce(reproduce::Args),
+    Torture(torture::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Data(args) => data::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
+        Task::Torture(args) => torture::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,8 @@
 mod alone;
 pub mod backend;
 mod cli;
+#[doc(hidden)]
+pub mod doors;
 mod experiment;
 mod families;
 mod grow;

@@ -81,7 +81,11 @@ impl PlaceArgs {
     }
 }
 
-fn read(path: &Path) -> Result<BTreeMap<NodeName, String>> {
+/// The nodes and devices that a file names.
+///
+/// # Errors
+/// If it cannot be read or is no placement.
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<NodeName, String>> {
     serde_json::from_str(&settings::read_text(path)?)
         .with_context(|| format!("{}: expected {{\"NODE\": \"DEVICE\", ..}}", path.display()))
 }

@@ -7,7 +7,6 @@ mod table;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -16,7 +15,7 @@ use serde_json::Value;
 use crate::backend::Backend;
 use crate::page;
 use crate::provision::{self, Environment};
-use crate::{shell, whole};
+use crate::{origin, shell, whole};
 use numbers::Report;
 
 /// Measure tree attention beside dense attention and write the page of results.
@@ -98,8 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
         cargo.args(["--only", &args.only.join(",")]);
     }
     // Pages are about the code as it was when measuring began.
-    let origin = match whole {
-        true => Some((commit()?, today()?)),
+    let made = match whole {
+        true => Some((origin::commit()?, origin::today()?)),
         false => None,
     };
     shell::run(environment.apply(&mut cargo))?;
@@ -108,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("cannot read {}", numbers.display()))?;
     let report: Report = serde_json::from_str(&text).context("output of the benchmark")?;
     println!("\n{}", table::terminal(&report));
-    let Some((commit, date)) = origin else {
+    let Some((commit, date)) = made else {
         println!("numbers: {}", numbers.display());
         return Ok(());
     };
@@ -152,25 +151,6 @@ fn preamble(results: &Results, report: &Report) -> String {
         results.machine.threads,
         report.seconds / 60.0
     )
-}
-
-/// The commit that is checked out, and whether the code is another.
-fn commit() -> Result<String> {
-    let git =
-        |args: &[&str]| shell::output(Command::new("git").current_dir(shell::root()).args(args));
-    let commit = git(&["rev-parse", "--short", "HEAD"])?;
-    let code = ["Cargo.lock", "Cargo.toml", "benches", "crates"];
-    let changed = git(&[&["status", "--porcelain", "--"], &code[..]].concat())?;
-    Ok(match changed.trim() {
-        "" => format!("commit {}", commit.trim()),
-        _ => format!("commit {} with uncommitted changes", commit.trim()),
-    })
-}
-
-/// The day, in universal time.
-fn today() -> Result<String> {
-    let date = shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
-    Ok(date.trim().to_string())
 }
 
 /// What a file of Linux says of `key`, in a line `key: value`.

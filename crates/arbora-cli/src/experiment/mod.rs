@@ -9,7 +9,7 @@ mod grid;
 mod page;
 mod plan;
 mod results;
-mod store;
+pub(crate) mod store;
 mod wins;
 mod words;
 
@@ -293,7 +293,7 @@ pub struct Line<'a> {
 macro_rules! bundled {
     ($($name:literal),+ $(,)?) => {
         /// The experiments behind the pages of `docs/results`, by their names.
-        const BUNDLED: &[(&str, &str)] =
+        pub(crate) const BUNDLED: &[(&str, &str)] =
             &[$(($name, include_str!(concat!("../../experiments/", $name, ".json")))),+];
     };
 }

@@ -42,6 +42,8 @@
 mod checkpoint;
 mod claim;
 mod config;
+#[doc(hidden)]
+pub mod doors;
 mod error;
 mod log;
 mod measure;

@@ -1,0 +1,352 @@
+//! Tries that may panic, die, hang or take all memory, counted by a process that does none of it.
+//!
+//! The tries of a target run in a process of their own, which says in a file which one it is at. When it ends before its
+//! time, that one has failed, and another process goes on after it. A try is a function of target, seed and index alone.
+
+use crate::counts::{Counts, Failure};
+use crate::heap;
+use anyhow::{Context as _, Result, bail};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// One try; what it did that it must not.
+pub type Try = Box<dyn FnMut(&mut ChaCha8Rng) -> Result<(), String>>;
+
+/// What is tried.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name on the command line and in tables.
+    pub name: &'static str,
+    /// Makes ready for many tries, in a folder that it has for itself and that is in memory.
+    pub begin: fn(&Path) -> Result<Try>,
+}
+
+/// What a call asks of a part.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Asked {
+    /// One target alone.
+    #[arg(long)]
+    pub target: Option<String>,
+    /// Of all random numbers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// One try alone, with all that it prints.
+    #[arg(long, requires = "target")]
+    pub index: Option<u64>,
+    /// The first try.
+    #[arg(long, default_value_t = 0)]
+    pub from: u64,
+    /// Begin no try after so many seconds of all targets together.
+    #[arg(long, default_value_t = 60.0)]
+    pub seconds: f64,
+    /// At most so many tries of each target.
+    #[arg(long)]
+    pub count: Option<u64>,
+    /// Where to say which try is at work: set by the process that counts.
+    #[arg(long, hide = true, requires = "target")]
+    pub position: Option<PathBuf>,
+}
+
+/// A try that takes longer hangs.
+const LONGEST: Duration = Duration::from_secs(10);
+/// A target that ends so many processes is left.
+const MOST_ENDS: u64 = 50;
+/// Failures that are told, of each target.
+const MOST_TOLD: usize = 10;
+
+/// Tries all targets of a part, as many at a time as there are cores; `None` from a process that is one of its own.
+///
+/// # Errors
+/// If no target has the name that is asked for, or no process can be started.
+pub fn run(part: &str, targets: &[Target], asked: &Asked) -> Result<Option<Vec<Counts>>> {
+    let chosen: Vec<&Target> = targets
+        .iter()
+        .filter(|target| asked.target.as_ref().is_none_or(|name| name == target.name))
+        .collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = targets.iter().map(|target| target.name).collect();
+        bail!("--target: expected one of {}", names.join(", "));
+    }
+    if let Some(index) = asked.index {
+        return once(chosen[0], asked.seed, index).map(|()| None);
+    }
+    if let Some(position) = &asked.position {
+        return tries(chosen[0], asked, position).map(|()| None);
+    }
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let workers = workers.min(chosen.len());
+    let seconds = asked.seconds * workers as f64 / chosen.len() as f64;
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(target) = chosen.get(next.fetch_add(1, Relaxed)) {
+                    let counts = counted(part, target, asked, seconds);
+                    let mut found = found.lock().expect("no worker panics while it holds this");
+                    found.push((target.name, counts));
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().expect("as above");
+    found.sort_by_key(|(name, _)| targets.iter().position(|target| target.name == *name));
+    let counts = found.into_iter().map(|(_, counts)| counts);
+    counts.collect::<Result<_>>().map(Some)
+}
+
+/// A stream of random numbers for one try.
+fn random(target: &Target, seed: u64, index: u64) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&index.to_le_bytes());
+    let name = target.name.as_bytes();
+    let length = name.len().min(16);
+    bytes[16..16 + length].copy_from_slice(&name[..length]);
+    ChaCha8Rng::from_seed(bytes)
+}
+
+/// A folder for the files of a target: in memory where the system has such a place.
+fn scratch() -> Result<tempfile::TempDir> {
+    let shared = Path::new("/dev/shm");
+    let place = match shared.is_dir() {
+        true => shared.to_path_buf(),
+        false => std::env::temp_dir(),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("arbora-torture-");
+    builder.tempdir_in(place).context("cannot make a folder")
+}
+
+/// One try with all that it prints.
+fn once(target: &Target, seed: u64, index: u64) -> Result<()> {
+    let folder = scratch()?;
+    let mut attempt = (target.begin)(folder.path())?;
+    match attempt(&mut random(target, seed, index)) {
+        Ok(()) => println!("{} {index}: as it should be", target.name),
+        Err(reason) => bail!("{} {index}: {reason}", target.name),
+    }
+    Ok(())
+}
+
+/// Panics since the last look, and the first of them.
+static PANICS: Mutex<(u64, String)> = Mutex::new((0, String::new()));
+
+/// Tries until the time is over, in a process that may end before.
+fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
+    let folder = position.parent().context("the file is in a folder")?;
+    let mut attempt = (target.begin)(folder)?;
+    let position = File::options().write(true).open(position)?;
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let (count, first) = &mut *PANICS.lock().unwrap_or_else(|held| held.into_inner());
+        if *count == 0 {
+            *first = format!(
+                "{} ({})",
+                panic.payload_as_str().unwrap_or("no reason given"),
+                place.unwrap_or_default()
+            );
+        }
+        *count += 1;
+    }));
+    heap::limit();
+    let begun = Instant::now();
+    let seconds = Duration::from_secs_f64(asked.seconds);
+    let end = asked.count.map_or(u64::MAX, |count| asked.from + count);
+    let (mut index, mut contained) = (asked.from, 0_u64);
+    while index < end && begun.elapsed() < seconds {
+        let at = [index.to_le_bytes(), contained.to_le_bytes()].concat();
+        position.write_all_at(&at, 0)?;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            attempt(&mut random(target, asked.seed, index))
+        }));
+        let (count, first) =
+            std::mem::take(&mut *PANICS.lock().unwrap_or_else(|held| held.into_inner()));
+        let reason = match result {
+            Ok(Ok(())) => {
+                if count > 0 {
+                    contained += 1;
+                    println!("contained {}", line(&first));
+                }
+                None
+            }
+            Ok(Err(reason)) => Some(reason),
+            Err(_) => Some(format!("panics: {first}")),
+        };
+        if let Some(reason) = reason {
+            println!("{index} {}", line(&reason));
+        }
+        index += 1;
+    }
+    let at = [index.to_le_bytes(), contained.to_le_bytes()].concat();
+    Ok(position.write_all_at(&at, 0)?)
+}
+
+/// Text in one line of a bearable length.
+fn line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let text = words.join(" ");
+    match text.char_indices().nth(400) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// The tries of a target in processes of their own.
+fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<Counts> {
+    let begun = Instant::now();
+    let mut counts = Counts {
+        part: part.into(),
+        target: target.name.into(),
+        ..Counts::default()
+    };
+    let end = asked.count.map(|count| asked.from + count);
+    let (mut from, mut ends) = (asked.from, 0);
+    loop {
+        let left = seconds - begun.elapsed().as_secs_f64();
+        if left <= 0.0 || end.is_some_and(|end| from >= end) || ends >= MOST_ENDS {
+            break;
+        }
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([part, "--target", target.name]);
+        command.args(["--seed", &asked.seed.to_string()]);
+        command.args(["--from", &from.to_string()]);
+        command.args(["--seconds", &left.to_string()]);
+        if let Some(end) = end {
+            command.args(["--count", &(end - from).to_string()]);
+        }
+        let ended = process(command, from, &mut |index, reason| match index {
+            None => counts.contained += 1,
+            Some(index) => fail(&mut counts, asked.seed, index, reason),
+        })?;
+        let (at, reason) = ended;
+        counts.tried += at - from;
+        from = at;
+        if let Some(reason) = reason {
+            counts.tried += 1;
+            fail(&mut counts, asked.seed, from, reason);
+            from += 1;
+            ends += 1;
+        }
+    }
+    counts.seconds = begun.elapsed().as_secs_f64();
+    Ok(counts)
+}
+
+fn fail(counts: &mut Counts, seed: u64, index: u64, reason: String) {
+    eprintln!(
+        "{} {}: seed {seed}, index {index}: {reason}",
+        counts.part, counts.target
+    );
+    counts.failed += 1;
+    if counts.failures.len() < MOST_TOLD {
+        counts.failures.push(Failure {
+            seed,
+            index,
+            reason,
+        });
+    }
+}
+
+/// Runs a process of tries to its end. Returns the try that it came to, and why it ended if that was before its time.
+fn process(
+    mut command: Command,
+    from: u64,
+    told: &mut dyn FnMut(Option<u64>, String),
+) -> Result<(u64, Option<String>)> {
+    let folder = scratch()?;
+    let path = folder.path().join("position");
+    std::fs::write(&path, [from.to_le_bytes(), [0; 8]].concat())?;
+    let position = File::open(&path)?;
+    let at = || -> Result<u64> {
+        let mut bytes = [0; 8];
+        position.read_exact_at(&mut bytes, 0)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    command.arg("--position").arg(&path);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start a process")?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let ended = AtomicU64::new(0);
+    let (told_lines, said, status) = std::thread::scope(|scope| {
+        let lines = scope.spawn(|| {
+            let lines = output
+                .into_iter()
+                .flat_map(|output| BufReader::new(output).lines());
+            let lines: Vec<String> = lines.map_while(Result::ok).collect();
+            lines
+        });
+        let said = scope.spawn(|| {
+            let mut text = Vec::new();
+            // The end of a long message is what counts, and half a message is better than none.
+            let _ = errors.map(|mut errors| errors.read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let mut last = (from, Instant::now());
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break Ok::<_, anyhow::Error>(Some(status));
+            }
+            let now = at()?;
+            if now != last.0 {
+                last = (now, Instant::now());
+            } else if last.1.elapsed() > LONGEST {
+                child.kill()?;
+                child.wait()?;
+                break Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        ended.store(1, Relaxed);
+        let lines = lines.join().expect("reading does not panic");
+        let said = said.join().expect("reading does not panic");
+        Ok::<_, anyhow::Error>((lines, said, status?))
+    })?;
+    for one in told_lines {
+        match one.split_once(' ') {
+            Some(("contained", reason)) => told(None, reason.into()),
+            Some((index, reason)) => match index.parse() {
+                Ok(index) => told(Some(index), reason.into()),
+                Err(_) => bail!("a process of tries printed {one}"),
+            },
+            None => bail!("a process of tries printed {one}"),
+        }
+    }
+    let reason = match status {
+        Some(status) if status.success() => None,
+        Some(status) => Some(why(status, &said)),
+        None => Some(format!("hangs: took over {} s", LONGEST.as_secs())),
+    };
+    Ok((at()?, reason))
+}
+
+/// Why a process ended, by how it did and what it said.
+fn why(status: ExitStatus, said: &str) -> String {
+    if status.code() == Some(heap::OVER) {
+        return "takes over 1 GiB".into();
+    }
+    let mut lines = said.lines();
+    let told = lines.clone().find(|line| line.contains("ERROR:"));
+    let told = told.or_else(|| lines.rfind(|line| !line.trim().is_empty()));
+    let how = match status.signal() {
+        Some(signal) => format!("dies of signal {signal}"),
+        None => format!("ends with {status}"),
+    };
+    match told {
+        Some(told) => format!("{how}: {}", line(told)),
+        None => how,
+    }
+}

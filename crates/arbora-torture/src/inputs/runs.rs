@@ -1,0 +1,195 @@
+//! Files of runs and of comparisons.
+
+use super::Reader;
+use super::models::device;
+use anyhow::{Context as _, Result};
+use arbora::rl::BaselineState;
+use arbora::rl::train::{
+    Checkpoint, CheckpointState, FORMAT_VERSION, OptimizerConfig, TrainerConfig, doors,
+};
+use arbora_cli::doors as commands;
+use burn::module::Module as _;
+use burn::nn::LinearConfig;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::fs;
+use std::path::Path;
+
+/// The settings of a run of each family.
+pub fn settings(_: &Path) -> Result<Reader> {
+    let settings = commands::settings_of_runs()?.into_iter().enumerate();
+    let files = settings.map(|(at, text)| (format!("run-{at}/config.json"), text));
+    Ok(Reader::new(files, &["\"kind\""], |folder, name| {
+        commands::read_settings(folder.join(name).parent().unwrap_or(folder))
+    }))
+}
+
+/// The settings of runs whose data are drawn, up to what settings and data come to.
+pub fn begun(_: &Path) -> Result<Reader> {
+    let settings = commands::settings_of_runs()?.into_iter().enumerate();
+    let drawn = settings.filter(|(_, text)| {
+        let value: Value = serde_json::from_str(text).unwrap_or_default();
+        ["bandit", "recall"]
+            .map(Value::from)
+            .contains(&value["task"])
+    });
+    let files = drawn.map(|(at, text)| (format!("run-{at}/config.json"), text));
+    Ok(Reader::new(files, &["\"kind\""], |folder, name| {
+        let run = folder.join(name);
+        // What does not fit the data is named by its key.
+        commands::begin_run(run.parent().unwrap_or(folder)).with_context(|| name.to_owned())
+    }))
+}
+
+/// A file of settings over those of a task.
+pub fn layer(_: &Path) -> Result<Reader> {
+    let layer = json!({
+        "trainer": {"steps": 5, "learning_rate": 0.1, "policy_gradient": {"entropy_weight": 0.5}},
+        "architecture": {"order": {"axis": 0}, "d_model": 16}
+    });
+    let text = json!({"data": {"source": "moby-dick", "tokenizer": {"kind": "bytes"}}});
+    let files = [
+        ("images.json", layer.to_string()),
+        ("lm.json", text.to_string()),
+    ];
+    Ok(Reader::new(
+        files,
+        &["\"kind\"", "\"path\""],
+        |folder, name| {
+            // A setting that is out of range is named by its key: it may be that of another layer.
+            commands::read_layer(name.trim_end_matches(".json"), &folder.join(name))
+                .with_context(|| name.to_owned())
+        },
+    ))
+}
+
+const LOG: &str = "{\"step\":1,\"split\":\"train\",\"loss\":0.5,\"learning_rate\":0.001}\n\
+    {\"step\":2,\"split\":\"train\",\"loss\":null,\"learning_rate\":0.001}\n\
+    {\"step\":2,\"split\":\"valid\",\"loss\":0.25}\n{\"step\":3,\"split\":\"train\",\"loss\":1e-9}\n";
+
+/// The log of a run that goes on from its second step.
+pub fn log(_: &Path) -> Result<Reader> {
+    let files = [("metrics.jsonl", LOG)];
+    Ok(Reader::new(
+        files,
+        &["\"step\":", "}\n{"],
+        |folder, name| Ok(doors::open_log(&folder.join(name), 2)?),
+    ))
+}
+
+/// What a run's folder and a page's numbers say of runs.
+pub fn records(_: &Path) -> Result<Reader> {
+    let entry = json!({
+        "fingerprint": "0123", "line": "retreever", "seed": 1, "commit": "1a2b3c4", "backend": "flex",
+        "version": 1, "steps": 10, "items": 100, "of": "test images", "parameters": 1234,
+        "metrics": {"loss": 0.5, "perplexity": null}, "reached": [{"accuracy": 0.9, "step": null}]
+    });
+    let files = [
+        (
+            "made.json",
+            json!([{"version": 1, "backend": "flex"}]).to_string(),
+        ),
+        (
+            "measured.json",
+            json!({"entries": [entry], "seconds_per_query": 1e-6}).to_string(),
+        ),
+        (
+            "page.json",
+            json!({"runs": [entry], "title": "x"}).to_string(),
+        ),
+        ("metrics.jsonl", LOG.into()),
+    ];
+    Ok(Reader::new(
+        files,
+        &["\"step\":"],
+        |folder, name| match name {
+            "page.json" => commands::read_numbers(&folder.join(name)),
+            _ => commands::read_records(folder),
+        },
+    ))
+}
+
+/// A checkpoint with the state of an optimiser, which is loaded.
+pub fn checkpoint(made: &Path) -> Result<Reader> {
+    let device = device()?;
+    let tracked = device.clone().autodiff();
+    let model = LinearConfig::new(3, 4).init(&tracked);
+    let mut optimizer = OptimizerConfig::default().init();
+    let loss = model.forward(Tensor::<2>::ones([2, 3], &tracked)).sum();
+    let gradients = GradientsParams::from_grads(loss.backward(), &model);
+    let model = optimizer.step(0.1, model, gradients);
+    let state = CheckpointState {
+        format_version: FORMAT_VERSION,
+        step: 1,
+        seed: 3,
+        fingerprint: "linear".into(),
+        baseline: BaselineState::default(),
+        config: TrainerConfig::default(),
+    };
+    doors::save(made, &state, &model, &optimizer)?;
+    let names = ["state.json", "SHA256SUMS", "model.bpk", "optimizer.bpk"];
+    let from = made.join("checkpoints/step-00000001");
+    let read = |name: &str| {
+        Ok((
+            format!("checkpoints/step-00000001/{name}"),
+            fs::read(from.join(name))?,
+        ))
+    };
+    let files = names.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    let words = &[
+        "\"format_version\"",
+        "  model.bpk\n",
+        "param_id",
+        "dtype",
+        "shape",
+    ];
+    let mut reader = Reader::new(files, words, move |folder, _| {
+        let (checkpoint, _) = Checkpoint::newest(folder)?;
+        checkpoint.load_model(LinearConfig::new(3, 4).init(&device).train())?;
+        doors::load_optimizer(&checkpoint, OptimizerConfig::default().init())?;
+        Ok(())
+    });
+    reader.mend = Some(|folder, name, bytes| {
+        let sums = name.replace(name.rsplit('/').next().unwrap_or(name), "SHA256SUMS");
+        if name == sums {
+            return Ok(vec![(name.into(), bytes)]);
+        }
+        let sum: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let text = fs::read_to_string(folder.join(&sums))?;
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let lines = text.lines().map(|line| match line.ends_with(file) {
+            true => format!("{sum}  {file}\n"),
+            false => format!("{line}\n"),
+        });
+        let text: String = lines.collect();
+        Ok(vec![(name.into(), bytes), (sums, text.into_bytes())])
+    });
+    Ok(reader)
+}
+
+pub fn placement(_: &Path) -> Result<Reader> {
+    let placement =
+        json!({"root": "flex", "0": "ws://127.0.0.1:3000", "0.1.1": "flex", "1": "flex"});
+    let files = [("placement.json", placement.to_string())];
+    Ok(Reader::new(
+        files,
+        &["0.", "root", "99999999999999999999", "..", "ws://"],
+        |folder, name| commands::read_placement(&folder.join(name)),
+    ))
+}
+
+/// Experiments that are a part of the program.
+pub fn experiment(_: &Path) -> Result<Reader> {
+    let experiments = commands::experiments().enumerate();
+    let files = experiments.map(|(at, text)| (format!("experiment-{at}.json"), text));
+    Ok(Reader::new(
+        files,
+        &["\"rows\"", "\"from\"", "\"seeds\""],
+        |folder, name| commands::read_experiment(&folder.join(name)),
+    ))
+}

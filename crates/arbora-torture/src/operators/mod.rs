@@ -1,0 +1,476 @@
+//! Random problems for every operator with a kernel on the CPU, and for the functions that are composed of them.
+//!
+//! A problem is of one of four kinds:
+//!
+//! - *plain*: numbers around 1. Outputs and gradients equal those of the reference, to rounding.
+//! - *scaled*: the same, where what enters linearly is scaled by up to 1e30 or down to 1e-30, and what is multiplied
+//!   with one another is scaled to and fro. They equal those of the reference, to rounding at that scale.
+//! - *extreme*: zeros of both signs, subnormal numbers and numbers up to the end of the operator's range. Everything is
+//!   finite.
+//! - *poisoned*: NaN or infinities in one example. All other examples are bit for bit what they are without them, and the
+//!   other heads too where heads do not meet.
+//!
+//! In all of them axes of length 0 and 1 and odd lengths occur, and tensors lie in memory in every way: with axes
+//! swapped, as parts of larger ones, backwards.
+
+mod attention;
+mod blocks;
+mod functions;
+mod search;
+
+use crate::frame::{Target, Try};
+use anyhow::Result;
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
+use std::path::Path;
+
+/// What is tried.
+pub const TARGETS: [Target; 8] = [
+    of::<search::TreeSearch>("tree-search"),
+    of::<attention::Dense>("dense-attention"),
+    of::<attention::Leaf>("leaf-attention"),
+    of::<blocks::TreeBuild>("tree-build"),
+    of::<blocks::FeedForward>("feed-forward"),
+    of::<functions::Prefix>("prefix-attention"),
+    of::<functions::Route>("routing"),
+    of::<functions::Coarse>("tree-coarse"),
+];
+
+const fn of<O: Operator>(name: &'static str) -> Target {
+    fn begin<O: Operator>(_: &Path) -> Result<Try> {
+        let (_, device) = arbora_cli::backend::open(Some("flex"))?;
+        Ok(Box::new(move |rng| examine::<O>(rng, &device)))
+    }
+    Target {
+        name,
+        begin: begin::<O>,
+    }
+}
+
+/// A problem for one operator, without its numbers.
+trait Operator: std::fmt::Debug + Sized {
+    /// Shapes and options.
+    fn draw(rng: &mut ChaCha8Rng) -> Self;
+    /// The tensors of numbers that it takes.
+    fn inputs(&self) -> Vec<Input>;
+    /// What the operator gives, gradients included.
+    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output>;
+    /// The same by its definition.
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output>;
+    /// What else must hold of what the operator gives, whatever the numbers are.
+    fn check(&self, _: &[Numbers], _: &[Output], _: Kind) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Plain,
+    Scaled,
+    Extreme,
+    Poisoned,
+}
+
+/// A tensor of numbers that an operator takes.
+struct Input {
+    dims: Vec<usize>,
+    /// Its first axis counts examples, or it is shared by all.
+    by_example: bool,
+    /// The power of ten that the largest of its numbers may have.
+    most: i32,
+    /// How large its numbers usually are at most.
+    size: f64,
+    scaled: Scaling,
+    /// How many heads of its third axis are one head of keys, where heads do not meet.
+    heads: Option<usize>,
+}
+
+/// What a tensor may be scaled by where its operator is to be compared with the reference.
+#[derive(Clone, Copy, PartialEq)]
+enum Scaling {
+    /// By nothing.
+    None,
+    /// By anything: outputs are linear in it.
+    Free,
+    /// By a factor, and by its inverse: the product of the two is what counts.
+    To,
+    Fro,
+}
+
+impl Input {
+    fn new(dims: impl Into<Vec<usize>>, most: i32, scaled: Scaling) -> Self {
+        Self {
+            dims: dims.into(),
+            by_example: true,
+            most,
+            size: 2.0,
+            scaled,
+            heads: None,
+        }
+    }
+
+    fn by_heads(self, group: usize) -> Self {
+        Self {
+            heads: Some(group),
+            ..self
+        }
+    }
+
+    fn shared(self) -> Self {
+        Self {
+            by_example: false,
+            ..self
+        }
+    }
+}
+
+/// The numbers of an input.
+#[derive(Clone)]
+struct Numbers {
+    values: Vec<f32>,
+    dims: Vec<usize>,
+    /// What they were multiplied by.
+    scale: f64,
+}
+
+/// What an operator gives.
+struct Output {
+    name: &'static str,
+    values: Vec<f32>,
+    dims: Vec<usize>,
+    /// Which axis counts examples, if one does.
+    examples: Option<usize>,
+    /// Which axis counts heads of queries (and how many share one of keys), where heads do not meet.
+    heads: Option<(usize, usize)>,
+    /// The size of the numbers that it is summed of.
+    unit: f64,
+    /// How far it may be from the reference, in parts of the largest number and of the unit.
+    tolerance: f64,
+}
+
+/// To rounding: sums of tens of products in another order.
+const TOLERANCE: f64 = 1e-4;
+
+impl Output {
+    fn new<const D: usize>(name: &'static str, tensor: Tensor<D>, unit: f64) -> Self {
+        Self {
+            name,
+            dims: tensor.dims().to_vec(),
+            values: tensor.into_data().iter::<f32>().collect(),
+            examples: Some(0),
+            heads: None,
+            unit,
+            tolerance: TOLERANCE,
+        }
+    }
+
+    fn by_heads(self, axis: usize, group: usize) -> Self {
+        Self {
+            heads: Some((axis, group)),
+            ..self
+        }
+    }
+
+    fn examples(self, axis: Option<usize>) -> Self {
+        Self {
+            examples: axis,
+            ..self
+        }
+    }
+}
+
+/// One problem.
+fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), String> {
+    let problem = O::draw(rng);
+    let kind = match rng.random_range(0..10) {
+        0..=4 => Kind::Plain,
+        5..=6 => Kind::Scaled,
+        7..=8 => Kind::Extreme,
+        _ => Kind::Poisoned,
+    };
+    let inputs = problem.inputs();
+    let scales = match kind {
+        Kind::Scaled => scales(&inputs, rng),
+        _ => vec![0; inputs.len()],
+    };
+    let numbers: Vec<Numbers> = inputs
+        .iter()
+        .zip(scales)
+        .map(|(input, power)| draw(input, kind, power, rng))
+        .collect();
+    let mut place = Place {
+        device: device.clone(),
+        seed: rng.random(),
+        drawn: 0,
+    };
+    let found = problem.kernel(&numbers, &mut place);
+    let about = |error: String| format!("{error}; {kind:?} {problem:?}");
+    problem.check(&numbers, &found, kind).map_err(about)?;
+    for output in &found {
+        let finite = output.values.iter().all(|value| value.is_finite());
+        if !finite {
+            return Err(about(format!("{} is not finite", output.name)));
+        }
+    }
+    let mut own = inputs.iter().zip(&numbers);
+    if !own.any(|(input, numbers)| input.by_example && !numbers.values.is_empty()) {
+        // burn-flex panics over parts of tensors without numbers, as the references make them.
+        let mut values = found.iter().flat_map(|output| &output.values);
+        return match values.all(|value| *value == 0.0) {
+            true => Ok(()),
+            false => Err(about("nothing has a gradient".into())),
+        };
+    }
+    match kind {
+        Kind::Extreme => Ok(()),
+        Kind::Plain | Kind::Scaled => {
+            close(&found, &problem.reference(&numbers, &mut place)).map_err(about)
+        }
+        Kind::Poisoned => {
+            let Some((poisoned, example, heads)) = poison(&inputs, &numbers, rng) else {
+                return Ok(());
+            };
+            // The same way in memory, so that nothing else differs.
+            place.drawn = 0;
+            let other = problem.kernel(&poisoned, &mut place);
+            problem.check(&poisoned, &other, kind).map_err(about)?;
+            contained(&found, &other, example, heads).map_err(about)
+        }
+    }
+}
+
+/// The powers of ten that a problem's inputs are scaled by. What outputs are linear in is multiplied too, for gradients,
+/// and the product stays where single precision is precise.
+fn scales(inputs: &[Input], rng: &mut ChaCha8Rng) -> Vec<i32> {
+    let product = rng.random_range(-12..=12);
+    let mut free: i32 = rng.random_range(-30..=30);
+    let power = |input: &Input| match input.scaled {
+        Scaling::None => 0,
+        Scaling::To => product,
+        Scaling::Fro => -product,
+        Scaling::Free => {
+            free = -free;
+            free
+        }
+    };
+    inputs.iter().map(power).collect()
+}
+
+/// Numbers for an input.
+fn draw(input: &Input, kind: Kind, power: i32, rng: &mut ChaCha8Rng) -> Numbers {
+    let count = input.dims.iter().product();
+    let scale = 10f64.powi(power);
+    let most = 10f32.powi(input.most);
+    let mut value = |_| match kind {
+        Kind::Extreme => {
+            let size = match rng.random_range(0..8) {
+                0 => 0.0,
+                1 => 1e-40,
+                2 => 1e-30_f32.min(most),
+                3 => most,
+                4 => most * rng.random_range(0.0..1.0),
+                5 => f32::MIN_POSITIVE,
+                _ => rng.random_range(0.0..2.0_f32).min(most),
+            };
+            match rng.random() {
+                true => size,
+                false => -size,
+            }
+        }
+        _ => (rng.random_range(-input.size..input.size) * scale) as f32,
+    };
+    Numbers {
+        values: (0..count).map(&mut value).collect(),
+        dims: input.dims.clone(),
+        scale,
+    }
+}
+
+/// The numbers with one that is none; of which example it is, and of which head of keys.
+type Poisoned = (Vec<Numbers>, usize, Option<usize>);
+
+fn poison(inputs: &[Input], numbers: &[Numbers], rng: &mut ChaCha8Rng) -> Option<Poisoned> {
+    let own: Vec<usize> = (0..inputs.len())
+        .filter(|at| inputs[*at].by_example && !numbers[*at].values.is_empty())
+        .collect();
+    let at = *own.get(rng.random_range(0..own.len().max(1)))?;
+    let mut poisoned = numbers.to_vec();
+    let Numbers { values, dims, .. } = &mut poisoned[at];
+    let size = values.len() / dims[0];
+    let (example, place) = (rng.random_range(0..dims[0]), rng.random_range(0..size));
+    values[example * size + place] =
+        [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][rng.random_range(0..3)];
+    let head = inputs[at].heads.map(|group| {
+        let width: usize = dims[3..].iter().product();
+        place / width % dims[2] / group
+    });
+    Some((poisoned, example, head))
+}
+
+/// Whether outputs are the same where the poison must not come.
+fn contained(
+    clean: &[Output],
+    poisoned: &[Output],
+    example: usize,
+    head: Option<usize>,
+) -> Result<(), String> {
+    for (clean, poisoned) in clean.iter().zip(poisoned) {
+        let Some(axis) = clean.examples else {
+            continue;
+        };
+        let index = |at: usize, axis: usize| {
+            let below: usize = clean.dims[axis + 1..].iter().product();
+            at / below % clean.dims[axis]
+        };
+        for (at, (one, other)) in clean.values.iter().zip(&poisoned.values).enumerate() {
+            let own = index(at, axis) == example
+                && match (clean.heads, head) {
+                    (Some((axis, group)), Some(head)) => index(at, axis) / group == head,
+                    _ => true,
+                };
+            if !own && one.to_bits() != other.to_bits() {
+                return Err(format!(
+                    "{}: what is no number in example {example} makes {other} of {one} at {at}",
+                    clean.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether outputs are those of the reference.
+fn close(got: &[Output], expected: &[Output]) -> Result<(), String> {
+    for (got, expected) in got.iter().zip(expected) {
+        if got.dims != expected.dims {
+            return Err(format!(
+                "{}: {:?}, expected {:?}",
+                got.name, got.dims, expected.dims
+            ));
+        }
+        let largest = expected
+            .values
+            .iter()
+            .fold(got.unit.max(expected.unit), |largest, value| {
+                largest.max(f64::from(value.abs()))
+            });
+        // Below the smallest normal number there is no relative precision.
+        let allowed = (got.tolerance * largest).max(f64::from(f32::MIN_POSITIVE));
+        for (at, (one, other)) in got.values.iter().zip(&expected.values).enumerate() {
+            let distance = (f64::from(*one) - f64::from(*other)).abs();
+            // So that nothing passes which is no number.
+            if !(distance <= allowed) {
+                return Err(format!(
+                    "{}: {one} at {at}, expected {other} within {allowed:e}",
+                    got.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How tensors lie in memory.
+struct Place {
+    device: Device,
+    seed: u64,
+    drawn: u64,
+}
+
+impl Place {
+    /// A number that is the same for the same tensor of a problem.
+    fn next(&mut self, below: usize) -> usize {
+        self.drawn += 1;
+        let mixed = (self.seed ^ self.drawn).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 33) as usize % below
+    }
+
+    /// A tensor of these numbers.
+    fn tensor<const D: usize>(&mut self, numbers: &Numbers) -> Tensor<D> {
+        let dims: [usize; D] = std::array::from_fn(|axis| numbers.dims[axis]);
+        let data = TensorData::new(numbers.values.clone(), dims);
+        let tensor = Tensor::from_data(data, &self.device);
+        let (way, one, other) = (self.next(5), self.next(D), self.next(D));
+        // What has no number lies nowhere.
+        if numbers.values.is_empty() {
+            return tensor;
+        }
+        // Copies what it is given, so that the way back is a view.
+        let stored = |tensor: Tensor<D>| Tensor::<D>::from_data(tensor.into_data(), &self.device);
+        match way {
+            0 => stored(tensor.swap_dims(one, other)).swap_dims(one, other),
+            1 => {
+                let mut around = dims;
+                around[one] = 1;
+                let edge = Tensor::full(around, f32::NAN, &self.device);
+                let wide = Tensor::cat(vec![edge.clone(), tensor, edge], one);
+                stored(wide).narrow(one, 1, dims[one])
+            }
+            2 => stored(tensor.flip([one as isize])).flip([one as isize]),
+            _ => tensor,
+        }
+    }
+
+    /// A tensor of these numbers whose gradient is asked for.
+    fn tracked<const D: usize>(&mut self, numbers: &Numbers) -> Tensor<D> {
+        self.tensor::<D>(numbers).autodiff().require_grad()
+    }
+
+    /// A tensor of these integers.
+    fn integers<const D: usize>(
+        &self,
+        values: &[i64],
+        dims: [usize; D],
+    ) -> Tensor<D, burn::tensor::Int> {
+        Tensor::from_data(TensorData::new(values.to_vec(), dims), &self.device)
+    }
+}
+
+/// The gradients of the sum of an output times its gradient. `tracked` are tensors that it may depend on: an output that
+/// depends on none has nothing to differentiate.
+fn backward<const D: usize, const E: usize>(
+    output: Tensor<D>,
+    gradient: Tensor<D>,
+    tracked: &Tensor<E>,
+) -> Gradients {
+    let nothing = tracked.clone().mul_scalar(0.0).sum();
+    ((output * gradient.autodiff()).sum() + nothing).backward()
+}
+
+/// The gradient of a tensor, zero where nothing depends on it.
+fn gradient<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
+    let found = tensor.grad(gradients);
+    found.unwrap_or_else(|| tensor.clone().inner().zeros_like())
+}
+
+/// A length: mostly within the range, sometimes one of the ends of all lengths.
+fn length(rng: &mut ChaCha8Rng, usual: Range<usize>) -> usize {
+    match rng.random_range(0..24) {
+        0 => 0,
+        1 | 2 => 1,
+        _ => rng.random_range(usual),
+    }
+}
+
+/// A width of heads: odd ones, one, and those of vectors of the machine.
+fn width(rng: &mut ChaCha8Rng) -> usize {
+    [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33][rng.random_range(0..11)]
+}
+
+/// So many of what is drawn.
+fn drawn<T>(count: usize, draw: impl FnMut() -> T) -> Vec<T> {
+    std::iter::repeat_with(draw).take(count).collect()
+}
+
+/// Powers of ten that query, key, value and the gradient of the context may reach: logits stay below 1e30, and the
+/// products that gradients are made of below the largest number.
+fn powers(rng: &mut ChaCha8Rng) -> [i32; 4] {
+    [
+        [13, 13, 10, 10],
+        [3, 3, 30, 0],
+        [0, 0, 0, 30],
+        [20, 6, 10, 5],
+    ][rng.random_range(0..4)]
+}

@@ -1,0 +1,394 @@
+//! `cargo xtask torture`: a campaign of what must break nothing, and its counts in `docs/results/torture.md`.
+
+// What the program of `crates/arbora-torture` writes, as it declares it.
+#[path = "../../crates/arbora-torture/src/counts.rs"]
+mod counts;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::provision::{self, Environment};
+use crate::table::{table, thousands};
+use crate::test_all_backends::selection;
+use crate::{origin, page, shell, whole};
+use counts::{Counts, Failure};
+
+/// Try what must break nothing: random problems for every operator, damaged files for every reader.
+///
+/// Prints what was tried and what failed, and fails if anything did. A failure names the seed and the index that
+/// show it again. With --page the counts are added to docs/results/torture.json and the page beside it is written, so that
+/// a campaign may be run in parts.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  cargo xtask torture
+  cargo xtask torture --minutes 60 --page
+  cargo xtask torture --minutes 30 --only operators --asan --page
+  cargo xtask torture --only inputs --target index --seed 0 --index 906")]
+pub struct Args {
+    /// How long to try, in all.
+    #[arg(long, default_value_t = MINUTES)]
+    minutes: f64,
+    /// One part alone.
+    #[arg(long)]
+    only: Option<Part>,
+    /// One target of the part alone.
+    #[arg(long, requires = "only")]
+    target: Option<String>,
+    /// Of all random numbers [default: 0; with --page one that the campaign has not had].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// One try alone, with all that it prints.
+    #[arg(long, requires = "target")]
+    index: Option<u64>,
+    /// Compile with AddressSanitizer, on flex alone and into target/asan. For Linux on x86-64.
+    #[arg(long)]
+    asan: bool,
+    /// Add the counts to docs/results/torture.json, and write docs/results/torture.md.
+    #[arg(long, conflicts_with = "index")]
+    page: bool,
+}
+
+/// What continuous integration takes.
+const MINUTES: f64 = 3.0;
+
+/// The parts, as `crates/arbora-torture` names them.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Operators,
+    Inputs,
+}
+
+impl Part {
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+impl Args {
+    /// As without options.
+    pub fn bounded() -> Self {
+        Self {
+            minutes: MINUTES,
+            only: None,
+            target: None,
+            seed: None,
+            index: None,
+            asan: false,
+            page: false,
+        }
+    }
+}
+
+/// All runs of a campaign: the numbers behind the page.
+#[derive(Default, Deserialize, Serialize)]
+struct Campaign {
+    runs: Vec<Run>,
+    totals: Vec<Total>,
+}
+
+/// One call of the command.
+#[derive(Deserialize, Serialize)]
+struct Run {
+    commit: String,
+    date: String,
+    seed: u64,
+    minutes: f64,
+    asan: bool,
+    tried: u64,
+    failed: u64,
+}
+
+/// What a target came to over all runs.
+#[derive(Deserialize, Serialize)]
+struct Total {
+    asan: bool,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+/// Fails when the program does not compile, a part cannot be run, anything failed, or the page cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    let folder = shell::root().join("docs/results");
+    let mut campaign = match args.page {
+        true => Campaign::read(&folder.join("torture.json"))?,
+        false => Campaign::default(),
+    };
+    let seed = args.seed.unwrap_or(campaign.runs.len() as u64);
+    // The page is about the code as it was when the tries began.
+    let made = match args.page {
+        true => Some((origin::commit()?, origin::today()?)),
+        false => None,
+    };
+    let mut environment = Environment::default();
+    let program = compile(args.asan, &mut environment)?;
+    let parts: Vec<Part> = match args.only {
+        Some(part) => vec![part],
+        None => Part::value_variants().to_vec(),
+    };
+    let seconds = args.minutes * 60.0 / parts.len() as f64;
+    let mut found: Vec<Counts> = Vec::new();
+    for part in parts {
+        let mut command = Command::new(&program);
+        environment.apply(&mut command).arg(part.name());
+        command.args(["--seed", &seed.to_string()]);
+        command.args(["--seconds", &seconds.to_string()]);
+        if let Some(target) = &args.target {
+            command.args(["--target", target]);
+        }
+        if let Some(index) = args.index {
+            return shell::run(command.args(["--index", &index.to_string()]));
+        }
+        println!("{}", shell::shown(&command));
+        found.extend(counts(&mut command)?);
+    }
+    let rows: Vec<(bool, &Counts)> = found.iter().map(|counts| (args.asan, counts)).collect();
+    println!("\n{}", tried(&rows));
+    let failed: u64 = found.iter().map(|counts| counts.failed).sum();
+    if let Some((commit, date)) = made {
+        campaign.runs.push(Run {
+            commit,
+            date,
+            seed,
+            minutes: args.minutes,
+            asan: args.asan,
+            tried: found.iter().map(|counts| counts.tried).sum(),
+            failed,
+        });
+        for counts in found {
+            campaign.add(args.asan, counts);
+        }
+        campaign.write(&folder)?;
+        println!("wrote docs/results/torture.md and torture.json");
+    }
+    ensure!(failed == 0, "{failed} failed");
+    Ok(())
+}
+
+/// What a part of the program counts.
+fn counts(command: &mut Command) -> Result<Vec<Counts>> {
+    // Failures are told as they come, through standard error.
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output();
+    let output = output.with_context(|| format!("cannot start `{}`", shell::shown(command)))?;
+    let status = output.status;
+    ensure!(
+        status.success(),
+        "`{}` failed ({status})",
+        shell::shown(command)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("output of `{}`", shell::shown(command)))
+}
+
+/// The program, compiled as the other steps of continuous integration compile everything, so that nothing is compiled
+/// twice; with a sanitizer alone.
+fn compile(asan: bool, environment: &mut Environment) -> Result<PathBuf> {
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "--bin", "torture"]);
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    if asan {
+        cargo.args(["--package", "arbora-torture", "--target-dir"]);
+        cargo.arg(shell::root().join("target/asan"));
+        // With a target named, build scripts and macros are compiled without the sanitizer.
+        cargo.args(["--target", "x86_64-unknown-linux-gnu"]);
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+        cargo.env("RUSTFLAGS", "-Zsanitizer=address");
+    } else {
+        provision::provide(Backend::Tch, environment)?;
+        cargo.args(selection(&Backend::TESTED)?);
+    }
+    environment.apply(&mut cargo);
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.context("cannot start cargo")?;
+    ensure!(output.status.success(), "the program does not compile");
+
+    /// What cargo says of something that it compiled.
+    #[derive(Deserialize)]
+    struct Artifact {
+        executable: PathBuf,
+    }
+    // Messages about other things have none.
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    let mut found = messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok());
+    let found = found.find(|found| found.executable.ends_with("torture"));
+    Ok(found.context("cargo compiled no program")?.executable)
+}
+
+/// One table of what was tried.
+fn tried(rows: &[(bool, &Counts)]) -> String {
+    let titles = [
+        "part",
+        "target",
+        "tried",
+        "failed",
+        "panics of libraries, contained",
+        "per second",
+    ];
+    let mut cells = vec![titles.map(String::from).to_vec()];
+    cells.extend(rows.iter().map(|(asan, counts)| {
+        let part = match asan {
+            true => format!("{}, AddressSanitizer", counts.part),
+            false => counts.part.clone(),
+        };
+        vec![
+            part,
+            counts.target.clone(),
+            thousands(counts.tried),
+            thousands(counts.failed),
+            thousands(counts.contained),
+            thousands((counts.tried as f64 / counts.seconds.max(1e-9)) as u64),
+        ]
+    }));
+    table(&cells, 2)
+}
+
+impl Campaign {
+    /// What there is; nothing where there is no file.
+    fn read(path: &Path) -> Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Adds what a run counted.
+    fn add(&mut self, asan: bool, counts: Counts) {
+        let same = |total: &&mut Total| {
+            total.asan == asan
+                && total.counts.part == counts.part
+                && total.counts.target == counts.target
+        };
+        match self.totals.iter_mut().find(same) {
+            None => self.totals.push(Total { asan, counts }),
+            Some(Total { counts: total, .. }) => {
+                total.tried += counts.tried;
+                total.failed += counts.failed;
+                total.contained += counts.contained;
+                total.seconds += counts.seconds;
+                total.failures.extend(counts.failures);
+            }
+        }
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        let json = serde_json::to_string_pretty(self)? + "\n";
+        whole::write(&folder.join("torture.json"), json)?;
+        let path = folder.join("torture.md");
+        page::update(&path, "# Torture", "cargo xtask torture", &self.generated())
+    }
+
+    /// The generated part of the page.
+    fn generated(&self) -> String {
+        let rows = self.totals.iter();
+        let rows: Vec<(bool, &Counts)> = rows.map(|one| (one.asan, &one.counts)).collect();
+        let mut text = tried(&rows);
+        let failures = |total: &Total| -> String {
+            let told = total.counts.failures.iter();
+            let line = |Failure {
+                            seed,
+                            index,
+                            reason,
+                        }: &Failure| {
+                let Counts { part, target, .. } = &total.counts;
+                format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n")
+            };
+            told.map(line).collect()
+        };
+        let failures: String = self.totals.iter().map(failures).collect();
+        if !failures.is_empty() {
+            text += &format!("\nThe first failures of each target and run:\n\n{failures}");
+        }
+        let mut cells = vec![
+            ["code", "day", "seed", "minutes", "tried", "failed"]
+                .map(String::from)
+                .to_vec(),
+        ];
+        cells.extend(self.runs.iter().map(|run| {
+            let code = match run.asan {
+                true => format!("{}, AddressSanitizer", run.commit),
+                false => run.commit.clone(),
+            };
+            vec![
+                code,
+                run.date.clone(),
+                run.seed.to_string(),
+                format!("{:.0}", run.minutes),
+                thousands(run.tried),
+                thousands(run.failed),
+            ]
+        }));
+        text + &format!("\nRuns:\n\n{}", table(&cells, 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(target: &str, tried: u64, failed: u64) -> Counts {
+        let failure = Failure {
+            seed: 1,
+            index: 7,
+            reason: "panics: why".into(),
+        };
+        Counts {
+            part: "inputs".into(),
+            target: target.into(),
+            tried,
+            failed,
+            failures: vec![failure; failed as usize],
+            seconds: 2.0,
+            ..Counts::default()
+        }
+    }
+
+    #[test]
+    fn counts_of_runs_add_up_and_make_the_repositorys_page() {
+        let root = tempfile::tempdir().unwrap();
+        let page = root.path().join("torture.md");
+        fs::copy(shell::root().join("docs/results/torture.md"), &page).unwrap();
+        let mut campaign = Campaign::read(&root.path().join("none.json")).unwrap();
+        for (asan, counts) in [
+            (false, counts("idx", 1_000, 0)),
+            (false, counts("idx", 234, 1)),
+            (false, counts("ts", 5, 0)),
+            (true, counts("idx", 10, 0)),
+        ] {
+            campaign.add(asan, counts);
+        }
+        campaign.write(root.path()).unwrap();
+        let again = Campaign::read(&root.path().join("torture.json")).unwrap();
+        let tried: Vec<u64> = again.totals.iter().map(|one| one.counts.tried).collect();
+        assert_eq!(tried, [1_234, 5, 10]);
+        let page = fs::read_to_string(page).unwrap();
+        assert!(page.contains("1,234 |") && page.contains("308 |"), "{page}");
+        assert!(
+            page.contains("- inputs, idx, seed 1, index 7: panics: why"),
+            "{page}"
+        );
+        assert!(page.contains("Found and mended"), "what people wrote");
+    }
+
+    #[test]
+    fn parts_are_those_of_the_program() {
+        let program = shell::root().join("crates/arbora-torture/src/main.rs");
+        let program = fs::read_to_string(program).unwrap();
+        for part in Part::value_variants() {
+            assert!(program.contains(&format!("(\"{}\"", part.name())));
+        }
+        let count = Part::value_variants().len();
+        assert!(program.contains(&format!("[(&str, Part); {count}]")));
+    }
+}
