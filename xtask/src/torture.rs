@@ -246,7 +246,7 @@ fn tried(rows: &[(bool, &Counts)]) -> String {
             counts.target.clone(),
             thousands(counts.tried),
             thousands(counts.failed),
-            thousands(counts.contained),
+            thousands(counts.contained.values().sum()),
             thousands((counts.tried as f64 / counts.seconds.max(1e-9)) as u64),
         ]
     }));
@@ -275,7 +275,9 @@ impl Campaign {
             Some(Total { counts: total, .. }) => {
                 total.tried += counts.tried;
                 total.failed += counts.failed;
-                total.contained += counts.contained;
+                for (panic, times) in counts.contained {
+                    *total.contained.entry(panic).or_default() += times;
+                }
                 total.seconds += counts.seconds;
                 total.failures.extend(counts.failures);
             }
@@ -309,6 +311,18 @@ impl Campaign {
         let failures: String = self.totals.iter().map(failures).collect();
         if !failures.is_empty() {
             text += &format!("\nThe first failures of each target and run:\n\n{failures}");
+        }
+        let contained = |total: &Total| -> String {
+            let panics = total.counts.contained.iter();
+            let line = |(panic, times): (&String, &u64)| {
+                let Counts { part, target, .. } = &total.counts;
+                format!("- {part}, {target}, {} times: {panic}\n", thousands(*times))
+            };
+            panics.map(line).collect()
+        };
+        let contained: String = self.totals.iter().map(contained).collect();
+        if !contained.is_empty() {
+            text += &format!("\nPanics of libraries that became errors:\n\n{contained}");
         }
         let mut cells = vec![
             ["code", "day", "seed", "minutes", "tried", "failed"]
@@ -350,7 +364,7 @@ mod tests {
             failed,
             failures: vec![failure; failed as usize],
             seconds: 2.0,
-            ..Counts::default()
+            contained: [("of a library".into(), failed)].into(),
         }
     }
 
@@ -378,6 +392,10 @@ mod tests {
             page.contains("- inputs, idx, seed 1, index 7: panics: why"),
             "{page}"
         );
+        assert!(
+            page.contains("- inputs, idx, 1 times: of a library"),
+            "{page}"
+        );
         assert!(page.contains("Found and mended"), "what people wrote");
     }
 
@@ -388,7 +406,8 @@ mod tests {
         for part in Part::value_variants() {
             assert!(program.contains(&format!("(\"{}\"", part.name())));
         }
-        let count = Part::value_variants().len();
+        // And one that tries the program itself.
+        let count = Part::value_variants().len() + 1;
         assert!(program.contains(&format!("[(&str, Part); {count}]")));
     }
 }

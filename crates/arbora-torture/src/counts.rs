@@ -1,6 +1,7 @@
 //! What was tried and what failed, as the program writes it and `cargo xtask torture` reads it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What one target came to.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -13,8 +14,8 @@ pub struct Counts {
     pub tried: u64,
     /// How often it did what it must not.
     pub failed: u64,
-    /// How often a library panicked and the panic became an error.
-    pub contained: u64,
+    /// How often a library panicked and the panic became an error, by its message. Numbers in messages are `N`.
+    pub contained: BTreeMap<String, u64>,
     /// Wall clock.
     pub seconds: f64,
     /// The first failures.

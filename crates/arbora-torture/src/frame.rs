@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// One try; what it did that it must not.
@@ -52,13 +52,14 @@ pub struct Asked {
     /// At most so many tries of each target.
     #[arg(long)]
     pub count: Option<u64>,
+    /// A try that takes more seconds hangs.
+    #[arg(long, default_value_t = 10.0)]
+    pub longest: f64,
     /// Where to say which try is at work: set by the process that counts.
     #[arg(long, hide = true, requires = "target")]
     pub position: Option<PathBuf>,
 }
 
-/// A try that takes longer hangs.
-const LONGEST: Duration = Duration::from_secs(10);
 /// A target that ends so many processes is left.
 const MOST_ENDS: u64 = 50;
 /// Failures that are told, of each target.
@@ -148,13 +149,11 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
     let position = File::options().write(true).open(position)?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
+        let place = place.unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no reason given");
         let (count, first) = &mut *PANICS.lock().unwrap_or_else(|held| held.into_inner());
         if *count == 0 {
-            *first = format!(
-                "{} ({})",
-                panic.payload_as_str().unwrap_or("no reason given"),
-                place.unwrap_or_default()
-            );
+            *first = format!("{} ({})", without_numbers(message), short(&place));
         }
         *count += 1;
     }));
@@ -162,10 +161,9 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
     let begun = Instant::now();
     let seconds = Duration::from_secs_f64(asked.seconds);
     let end = asked.count.map_or(u64::MAX, |count| asked.from + count);
-    let (mut index, mut contained) = (asked.from, 0_u64);
+    let mut index = asked.from;
     while index < end && begun.elapsed() < seconds {
-        let at = [index.to_le_bytes(), contained.to_le_bytes()].concat();
-        position.write_all_at(&at, 0)?;
+        position.write_all_at(&index.to_le_bytes(), 0)?;
         let result = catch_unwind(AssertUnwindSafe(|| {
             attempt(&mut random(target, asked.seed, index))
         }));
@@ -174,7 +172,6 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
         let reason = match result {
             Ok(Ok(())) => {
                 if count > 0 {
-                    contained += 1;
                     println!("contained {}", line(&first));
                 }
                 None
@@ -187,8 +184,7 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
         }
         index += 1;
     }
-    let at = [index.to_le_bytes(), contained.to_le_bytes()].concat();
-    Ok(position.write_all_at(&at, 0)?)
+    Ok(position.write_all_at(&index.to_le_bytes(), 0)?)
 }
 
 /// Text in one line of a bearable length.
@@ -224,10 +220,20 @@ fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<C
         if let Some(end) = end {
             command.args(["--count", &(end - from).to_string()]);
         }
-        let ended = process(command, from, &mut |index, reason| match index {
-            None => counts.contained += 1,
-            Some(index) => fail(&mut counts, asked.seed, index, reason),
-        })?;
+        let ended = process(
+            command,
+            from,
+            asked.longest,
+            &mut |index, reason| match index {
+                None => {
+                    *counts
+                        .contained
+                        .entry(without_numbers(&reason))
+                        .or_default() += 1
+                }
+                Some(index) => fail(&mut counts, asked.seed, index, reason),
+            },
+        )?;
         let (at, reason) = ended;
         counts.tried += at - from;
         from = at;
@@ -240,6 +246,26 @@ fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<C
     }
     counts.seconds = begun.elapsed().as_secs_f64();
     Ok(counts)
+}
+
+/// A place in a source without where the sources of libraries are.
+fn short(place: &str) -> &str {
+    let within = place.split_once("/registry/src/");
+    let library = within.and_then(|(_, rest)| rest.split_once('/'));
+    library.map_or(place, |(_, rest)| rest)
+}
+
+/// A message without what differs between panics at one place.
+fn without_numbers(text: &str) -> String {
+    let mut kind = String::new();
+    for letter in text.chars() {
+        match letter.is_ascii_digit() {
+            true if kind.ends_with('N') => {}
+            true => kind.push('N'),
+            false => kind.push(letter),
+        }
+    }
+    kind
 }
 
 fn fail(counts: &mut Counts, seed: u64, index: u64, reason: String) {
@@ -261,11 +287,12 @@ fn fail(counts: &mut Counts, seed: u64, index: u64, reason: String) {
 fn process(
     mut command: Command,
     from: u64,
+    longest: f64,
     told: &mut dyn FnMut(Option<u64>, String),
 ) -> Result<(u64, Option<String>)> {
     let folder = scratch()?;
     let path = folder.path().join("position");
-    std::fs::write(&path, [from.to_le_bytes(), [0; 8]].concat())?;
+    std::fs::write(&path, from.to_le_bytes())?;
     let position = File::open(&path)?;
     let at = || -> Result<u64> {
         let mut bytes = [0; 8];
@@ -280,7 +307,6 @@ fn process(
         .spawn()
         .context("cannot start a process")?;
     let (output, errors) = (child.stdout.take(), child.stderr.take());
-    let ended = AtomicU64::new(0);
     let (told_lines, said, status) = std::thread::scope(|scope| {
         let lines = scope.spawn(|| {
             let lines = output
@@ -303,14 +329,13 @@ fn process(
             let now = at()?;
             if now != last.0 {
                 last = (now, Instant::now());
-            } else if last.1.elapsed() > LONGEST {
+            } else if last.1.elapsed().as_secs_f64() > longest {
                 child.kill()?;
                 child.wait()?;
                 break Ok(None);
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        ended.store(1, Relaxed);
         let lines = lines.join().expect("reading does not panic");
         let said = said.join().expect("reading does not panic");
         Ok::<_, anyhow::Error>((lines, said, status?))
@@ -328,7 +353,7 @@ fn process(
     let reason = match status {
         Some(status) if status.success() => None,
         Some(status) => Some(why(status, &said)),
-        None => Some(format!("hangs: took over {} s", LONGEST.as_secs())),
+        None => Some(format!("hangs: took over {longest} s")),
     };
     Ok((at()?, reason))
 }

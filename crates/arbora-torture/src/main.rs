@@ -7,6 +7,7 @@ mod counts;
 mod frame;
 mod heap;
 mod inputs;
+mod itself;
 mod operators;
 
 use anyhow::{Context as _, Result};
@@ -22,12 +23,17 @@ static HEAP: heap::Counted = heap::Counted;
 type Part = fn(&Asked) -> Result<Option<Vec<Counts>>>;
 
 /// The parts by their names: `cargo xtask torture` knows the same.
-const PARTS: [(&str, Part); 2] = [
+///
+/// `itself` shows that what is wrong is seen, and is no part of a campaign.
+const PARTS: [(&str, Part); 3] = [
     ("operators", |asked| {
         frame::run("operators", &operators::TARGETS, asked)
     }),
     ("inputs", |asked| {
         frame::run("inputs", &inputs::TARGETS, asked)
+    }),
+    ("itself", |asked| {
+        frame::run("itself", &itself::TARGETS, asked)
     }),
 ];
 

@@ -360,8 +360,9 @@ fn close(got: &[Output], expected: &[Output]) -> Result<(), String> {
         let allowed = (got.tolerance * largest).max(f64::from(f32::MIN_POSITIVE));
         for (at, (one, other)) in got.values.iter().zip(&expected.values).enumerate() {
             let distance = (f64::from(*one) - f64::from(*other)).abs();
-            // So that nothing passes which is no number.
-            if !(distance <= allowed) {
+            // False for what is no number.
+            let is_close = distance <= allowed;
+            if !is_close {
                 return Err(format!(
                     "{}: {one} at {at}, expected {other} within {allowed:e}",
                     got.name

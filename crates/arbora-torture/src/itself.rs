@@ -1,0 +1,48 @@
+//! Tries that do what no try may, so that a test can see them counted.
+
+use crate::frame::{Target, Try};
+use anyhow::Result;
+use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
+use std::path::Path;
+
+/// What is tried.
+pub const TARGETS: [Target; 7] = [
+    target("good", |_| Ok(Box::new(|_| Ok(())))),
+    target("refuses", |_| third(|| Err("no reason".into()))),
+    target("panics", |_| third(|| panic!("number {}", 17))),
+    target("dies", |_| third(|| std::process::abort())),
+    target("takes", |_| {
+        third(|| {
+            let memory = vec![1_u8; 3 << 30];
+            Err(format!("has {}", memory.len()))
+        })
+    }),
+    target("hangs", |_| {
+        third(|| {
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        })
+    }),
+    target("contains", |_| {
+        third(|| {
+            let caught = std::panic::catch_unwind(|| panic!("number {}", 17));
+            caught.map_or(Ok(()), |()| Err("no panic".into()))
+        })
+    }),
+];
+
+const fn target(name: &'static str, begin: fn(&Path) -> Result<Try>) -> Target {
+    Target { name, begin }
+}
+
+/// Does it in about every third try.
+fn third(wrong: fn() -> Result<(), String>) -> Result<Try> {
+    Ok(Box::new(move |rng: &mut ChaCha8Rng| {
+        match rng.random_range(0..3) {
+            0 => wrong(),
+            _ => Ok(()),
+        }
+    }))
+}
