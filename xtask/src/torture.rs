@@ -20,7 +20,8 @@ use crate::test_all_backends::selection;
 use crate::{origin, page, shell, whole};
 use counts::{Counts, Failure};
 
-/// Try what must break nothing: random problems for every operator, damaged files for every reader.
+/// Try what must break nothing: random problems for every operator, damaged files for every reader, commands that are
+/// killed or whose system calls fail, servers that receive anything. The part `long` is for --only: it takes hours.
 ///
 /// Prints what was tried and what failed, and fails if anything did. A failure names the seed and the index that
 /// show it again. With --page the counts are added to docs/results/torture.json and the page beside it is written, so that
@@ -63,12 +64,26 @@ const MINUTES: f64 = 3.0;
 enum Part {
     Operators,
     Inputs,
+    Kill,
+    Faults,
+    Serve,
+    Long,
 }
 
 impl Part {
     fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether its tries are within one process, the one that a sanitizer watches.
+    fn is_within(self) -> bool {
+        matches!(self, Self::Operators | Self::Inputs)
+    }
+
+    /// Whether it is tried where no part is asked for: one try of the others takes longer than that.
+    fn is_bounded(self) -> bool {
+        self != Self::Long
     }
 }
 
@@ -131,8 +146,20 @@ pub fn run(args: &Args) -> Result<()> {
     let program = compile(args.asan, &mut environment)?;
     let parts: Vec<Part> = match args.only {
         Some(part) => vec![part],
-        None => Part::value_variants().to_vec(),
+        None => {
+            let parts = Part::value_variants().iter().copied();
+            parts
+                .filter(|part| part.is_bounded() && (!args.asan || part.is_within()))
+                .collect()
+        }
     };
+    if args.asan {
+        let within = |part: &Part| part.is_within();
+        ensure!(parts.iter().all(within), "--asan: for operators and inputs");
+    }
+    if parts.contains(&Part::Faults) {
+        provision::strace()?;
+    }
     let seconds = args.minutes * 60.0 / parts.len() as f64;
     let mut found: Vec<Counts> = Vec::new();
     for part in parts {
@@ -140,6 +167,10 @@ pub fn run(args: &Args) -> Result<()> {
         environment.apply(&mut command).arg(part.name());
         command.args(["--seed", &seed.to_string()]);
         command.args(["--seconds", &seconds.to_string()]);
+        if part == Part::Long {
+            command.args(["--count", "1"]);
+        }
+        command.env("ARBORA", program.with_file_name("arbora"));
         if let Some(target) = &args.target {
             command.args(["--target", target]);
         }
@@ -195,9 +226,8 @@ fn counts(command: &mut Command) -> Result<Vec<Counts>> {
 /// twice; with a sanitizer alone.
 fn compile(asan: bool, environment: &mut Environment) -> Result<PathBuf> {
     let mut cargo = shell::cargo();
-    cargo.args(["build", "--bin", "torture"]);
-    cargo.args(["--message-format", "json-render-diagnostics"]);
     if asan {
+        cargo.args(["build", "--bin", "torture"]);
         cargo.args(["--package", "arbora-torture", "--target-dir"]);
         cargo.arg(shell::root().join("target/asan"));
         // With a target named, build scripts and macros are compiled without the sanitizer.
@@ -206,8 +236,12 @@ fn compile(asan: bool, environment: &mut Environment) -> Result<PathBuf> {
         cargo.env("RUSTFLAGS", "-Zsanitizer=address");
     } else {
         provision::provide(Backend::Tch, environment)?;
+        // Their tests need `torture` and `arbora`. A build of these alone would have other features, as it leaves out what only
+        // tests depend on.
+        cargo.args(["test", "--no-run", "--test", "itself", "--test", "backend"]);
         cargo.args(selection(&Backend::TESTED)?);
     }
+    cargo.args(["--message-format", "json-render-diagnostics"]);
     environment.apply(&mut cargo);
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.context("cannot start cargo")?;
@@ -247,7 +281,10 @@ fn tried(rows: &[(bool, &Counts)]) -> String {
             thousands(counts.tried),
             thousands(counts.failed),
             thousands(counts.contained.values().sum()),
-            thousands((counts.tried as f64 / counts.seconds.max(1e-9)) as u64),
+            match counts.tried as f64 / counts.seconds.max(1e-9) {
+                few if few < 10.0 => format!("{few:.1}"),
+                many => thousands(many as u64),
+            },
         ]
     }));
     table(&cells, 2)

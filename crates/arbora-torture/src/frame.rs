@@ -60,6 +60,18 @@ pub struct Asked {
     pub position: Option<PathBuf>,
 }
 
+impl Asked {
+    /// The same, where a try is whole processes.
+    ///
+    /// - longest: seconds that it may take
+    pub fn patient(&self, longest: f64) -> Self {
+        Self {
+            longest,
+            ..self.clone()
+        }
+    }
+}
+
 /// A target that ends so many processes is left.
 const MOST_ENDS: u64 = 50;
 /// Failures that are told, of each target.
@@ -352,6 +364,8 @@ fn process(
     }
     let reason = match status {
         Some(status) if status.success() => None,
+        // No try ends so: the target could not begin.
+        Some(status) if status.code() == Some(1) => bail!("{}", line(&said)),
         Some(status) => Some(why(status, &said)),
         None => Some(format!("hangs: took over {longest} s")),
     };

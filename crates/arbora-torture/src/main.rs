@@ -8,7 +8,10 @@ mod frame;
 mod heap;
 mod inputs;
 mod itself;
+mod long;
 mod operators;
+mod runs;
+mod serve;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -25,12 +28,24 @@ type Part = fn(&Asked) -> Result<Option<Vec<Counts>>>;
 /// The parts by their names: `cargo xtask torture` knows the same.
 ///
 /// `itself` shows that what is wrong is seen, and is no part of a campaign.
-const PARTS: [(&str, Part); 3] = [
+const PARTS: [(&str, Part); 7] = [
     ("operators", |asked| {
         frame::run("operators", &operators::TARGETS, asked)
     }),
     ("inputs", |asked| {
         frame::run("inputs", &inputs::TARGETS, asked)
+    }),
+    ("kill", |asked| {
+        frame::run("kill", &runs::kill::TARGETS, &asked.patient(120.0))
+    }),
+    ("faults", |asked| {
+        frame::run("faults", &runs::faults::TARGETS, &asked.patient(120.0))
+    }),
+    ("serve", |asked| {
+        frame::run("serve", &serve::TARGETS, &asked.patient(120.0))
+    }),
+    ("long", |asked| {
+        frame::run("long", &long::TARGETS, &asked.patient(4.0 * 3600.0))
     }),
     ("itself", |asked| {
         frame::run("itself", &itself::TARGETS, asked)

@@ -7,9 +7,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::backend::Backend;
+use crate::shell;
 
 /// Install what backends need: libtorch into the user's cache folder, a Vulkan driver through apt.
 ///
@@ -87,4 +88,42 @@ pub fn provide(backend: Backend, environment: &mut Environment) -> Result<()> {
         Backend::Wgpu | Backend::Vulkan => vulkan::provide(),
         _ => Ok(()),
     }
+}
+
+/// Makes sure that `strace` is there, which lets system calls fail.
+///
+/// # Errors
+/// With what to install, where this task cannot install it.
+pub fn strace() -> Result<()> {
+    match shell::have("strace") {
+        true => Ok(()),
+        false => install("faults", "strace", &["strace"]),
+    }
+}
+
+/// Installs packages through apt.
+///
+/// # Errors
+/// With what to install, where this task cannot install it.
+fn install(whose: &str, what: &str, packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    if !shell::have("apt-get") {
+        bail!("{whose} needs {what}: install it as your system does");
+    }
+    if !shell::is_root() {
+        bail!("{whose} needs {what}: run `sudo apt-get install {list}`");
+    }
+    println!("{whose}: installing {list}");
+    let install = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        apt.args(["install", "--yes", "--no-install-recommends"]);
+        shell::output(apt.args(packages))
+    };
+    // A fresh container has no package lists yet, or old ones.
+    if install().is_err() {
+        shell::output(Command::new("apt-get").arg("update"))?;
+        install()?;
+    }
+    Ok(())
 }

@@ -18,30 +18,16 @@ pub fn provide() -> Result<()> {
     if !cfg!(target_os = "linux") || (has_loader() && has_driver()) {
         return Ok(());
     }
-    let packages = PACKAGES.join(" ");
-    if !shell::have("apt-get") {
-        bail!(
-            "wgpu needs a Vulkan loader and driver: install your system's Vulkan loader and a \
-             driver (on a machine without a GPU, Mesa's lavapipe)"
-        );
-    }
-    if !shell::is_root() {
-        bail!("wgpu needs a Vulkan driver: run `sudo apt-get install {packages}`");
-    }
-    println!("wgpu: installing {packages}");
-    let install = || {
-        let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive");
-        apt.args(["install", "--yes", "--no-install-recommends"]);
-        shell::output(apt.args(PACKAGES))
-    };
-    // A fresh container has no package lists yet, or old ones.
-    if install().is_err() {
-        shell::output(Command::new("apt-get").arg("update"))?;
-        install()?;
-    }
+    super::install(
+        "wgpu",
+        "a Vulkan loader and driver (on a machine without a GPU, Mesa's lavapipe)",
+        &PACKAGES,
+    )?;
     if !(has_loader() && has_driver()) {
-        bail!("{packages} are installed, but no Vulkan driver shows up in vulkan/icd.d");
+        bail!(
+            "{} are installed, but no Vulkan driver shows up in vulkan/icd.d",
+            PACKAGES.join(" ")
+        );
     }
     Ok(())
 }

@@ -78,7 +78,8 @@ pub fn images(_: &Path) -> Result<Reader> {
     let words = &["IHDR", "PLTE", "IDAT", "tRNS", "IEND", "Exif", "JFIF"];
     let read = |folder: &Path, name: &str| {
         let folder = folder.join(name).with_file_name("");
-        ImageSet::from_folder(&folder, Some([4, 3]))?.check()?;
+        let (set, _) = ImageSet::from_folder(&folder, Some([4, 3]), None)?;
+        set.check()?;
         Ok(())
     };
     let mut reader = Reader::new(files, words, read);

@@ -1,0 +1,48 @@
+//! `kill -9` at random moments.
+
+use super::{JOBS, Yard, said};
+use crate::frame::{Target, Try};
+use anyhow::Result;
+use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+/// Every job.
+pub const TARGETS: [Target; JOBS.len()] = [of::<0>(), of::<1>(), of::<2>(), of::<3>(), of::<4>()];
+
+const fn of<const JOB: usize>() -> Target {
+    fn begin<const JOB: usize>(folder: &Path) -> Result<Try> {
+        let yard = Yard::new(folder, JOBS[JOB])?;
+        Ok(Box::new(move |rng| yard.killed(rng)))
+    }
+    Target {
+        name: JOBS[JOB].name,
+        begin: begin::<JOB>,
+    }
+}
+
+impl Yard {
+    /// Kills the job one to three times, each at any moment, and goes on with it.
+    fn killed(&self, rng: &mut ChaCha8Rng) -> Result<(), String> {
+        self.clear()?;
+        for _ in 0..rng.random_range(1..=3) {
+            let mut command = self.command();
+            let child = command.stdout(Stdio::null()).spawn();
+            let mut child = child.map_err(|error| error.to_string())?;
+            std::thread::sleep(self.length.mul_f64(rng.random_range(0.0..1.1)));
+            // It may have ended.
+            let _ = child.kill();
+            let output = child.wait_with_output();
+            let output = output.map_err(|error| error.to_string())?;
+            if output.status.signal() != Some(libc::SIGKILL) && !output.status.success() {
+                return Err(said(&output));
+            }
+            if rng.random_bool(0.25) {
+                self.look()?;
+            }
+        }
+        self.finish()
+    }
+}
