@@ -232,21 +232,11 @@ fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<C
         if let Some(end) = end {
             command.args(["--count", &(end - from).to_string()]);
         }
-        let ended = process(
-            command,
-            from,
-            asked.longest,
-            &mut |index, reason| match index {
-                None => {
-                    *counts
-                        .contained
-                        .entry(without_numbers(&reason))
-                        .or_default() += 1
-                }
-                Some(index) => fail(&mut counts, asked.seed, index, reason),
-            },
-        )?;
-        let (at, reason) = ended;
+        let mut told = |index: Option<u64>, reason: String| match index {
+            None => *counts.contained.entry(reason).or_default() += 1,
+            Some(index) => fail(&mut counts, asked.seed, index, reason),
+        };
+        let (at, reason) = process(command, asked.longest, &mut told)?;
         counts.tried += at - from;
         from = at;
         if let Some(reason) = reason {
@@ -298,18 +288,20 @@ fn fail(counts: &mut Counts, seed: u64, index: u64, reason: String) {
 /// Runs a process of tries to its end. Returns the try that it came to, and why it ended if that was before its time.
 fn process(
     mut command: Command,
-    from: u64,
     longest: f64,
     told: &mut dyn FnMut(Option<u64>, String),
 ) -> Result<(u64, Option<String>)> {
     let folder = scratch()?;
     let path = folder.path().join("position");
-    std::fs::write(&path, from.to_le_bytes())?;
+    std::fs::write(&path, [])?;
     let position = File::open(&path)?;
-    let at = || -> Result<u64> {
+    // Nothing while the process makes ready.
+    let at = || -> Result<Option<u64>> {
         let mut bytes = [0; 8];
-        position.read_exact_at(&mut bytes, 0)?;
-        Ok(u64::from_le_bytes(bytes))
+        match position.read_at(&mut bytes, 0)? {
+            8 => Ok(Some(u64::from_le_bytes(bytes))),
+            _ => Ok(None),
+        }
     };
     command.arg("--position").arg(&path);
     let mut child = command
@@ -333,7 +325,7 @@ fn process(
             let _ = errors.map(|mut errors| errors.read_to_end(&mut text));
             String::from_utf8_lossy(&text).into_owned()
         });
-        let mut last = (from, Instant::now());
+        let mut last = (None, Instant::now());
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break Ok::<_, anyhow::Error>(Some(status));
@@ -341,7 +333,7 @@ fn process(
             let now = at()?;
             if now != last.0 {
                 last = (now, Instant::now());
-            } else if last.1.elapsed().as_secs_f64() > longest {
+            } else if now.is_some() && last.1.elapsed().as_secs_f64() > longest {
                 child.kill()?;
                 child.wait()?;
                 break Ok(None);
@@ -364,12 +356,16 @@ fn process(
     }
     let reason = match status {
         Some(status) if status.success() => None,
-        // No try ends so: the target could not begin.
-        Some(status) if status.code() == Some(1) => bail!("{}", line(&said)),
         Some(status) => Some(why(status, &said)),
         None => Some(format!("hangs: took over {longest} s")),
     };
-    Ok((at()?, reason))
+    match (at()?, reason) {
+        (Some(at), reason) => Ok((at, reason)),
+        (None, reason) => bail!(
+            "a process of tries did not begin: {}",
+            reason.unwrap_or_default()
+        ),
+    }
 }
 
 /// Why a process ended, by how it did and what it said.
