@@ -132,11 +132,12 @@ struct Total {
 /// Fails when the program does not compile, a part cannot be run, anything failed, or the page cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let folder = shell::root().join("docs/results");
-    let mut campaign = match args.page {
-        true => Campaign::read(&folder.join("torture.json"))?,
-        false => Campaign::default(),
+    let read = || Campaign::read(&folder.join("torture.json"));
+    let before = match args.page {
+        true => read()?.runs.len(),
+        false => 0,
     };
-    let seed = args.seed.unwrap_or(campaign.runs.len() as u64);
+    let seed = args.seed.unwrap_or(before as u64);
     // The page is about the code as it was when the tries began.
     let made = match args.page {
         true => Some((origin::commit()?, origin::today()?)),
@@ -184,6 +185,8 @@ pub fn run(args: &Args) -> Result<()> {
     println!("\n{}", tried(&rows));
     let failed: u64 = found.iter().map(|counts| counts.failed).sum();
     if let Some((commit, date)) = made {
+        // Now: other runs may have written theirs meanwhile.
+        let mut campaign = read()?;
         campaign.runs.push(Run {
             commit,
             date,
