@@ -8,6 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -29,13 +30,16 @@ use counts::{Counts, Failure};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask torture
-  cargo xtask torture --minutes 60 --page
+  cargo xtask torture --minutes 600 --count 1000000 --page
   cargo xtask torture --minutes 30 --only operators --asan --page
   cargo xtask torture --only inputs --target index --seed 0 --index 906")]
 pub struct Args {
     /// How long to try, in all.
     #[arg(long, default_value_t = MINUTES)]
     minutes: f64,
+    /// At most so many tries of each target; the time is then what it may take.
+    #[arg(long)]
+    count: Option<u64>,
     /// One part alone.
     #[arg(long)]
     only: Option<Part>,
@@ -92,6 +96,7 @@ impl Args {
     pub fn bounded() -> Self {
         Self {
             minutes: MINUTES,
+            count: None,
             only: None,
             target: None,
             seed: None,
@@ -163,13 +168,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let seconds = args.minutes * 60.0 / parts.len() as f64;
     let mut found: Vec<Counts> = Vec::new();
+    let begun = Instant::now();
     for part in parts {
         let mut command = Command::new(&program);
         environment.apply(&mut command).arg(part.name());
         command.args(["--seed", &seed.to_string()]);
         command.args(["--seconds", &seconds.to_string()]);
-        if part == Part::Long {
-            command.args(["--count", "1"]);
+        if let Some(count) = args.count.or((part == Part::Long).then_some(1)) {
+            command.args(["--count", &count.to_string()]);
         }
         command.env("ARBORA", program.with_file_name("arbora"));
         if let Some(target) = &args.target {
@@ -191,7 +197,7 @@ pub fn run(args: &Args) -> Result<()> {
             commit,
             date,
             seed,
-            minutes: args.minutes,
+            minutes: begun.elapsed().as_secs_f64() / 60.0,
             asan: args.asan,
             tried: found.iter().map(|counts| counts.tried).sum(),
             failed,
