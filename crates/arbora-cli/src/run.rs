@@ -13,6 +13,7 @@ use burn::train::Interrupter;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -193,8 +194,14 @@ impl<F: Family> Run<F> {
         if state != State::Absent {
             let [wanted, found] = self.wanted_and_found()?;
             if wanted != found {
-                // Its data have moved.
+                // Its data have moved. It is as old as it was: comparisons ask when a run began.
+                let path = folder.join(CONFIG);
+                let begun = std::fs::metadata(&path)?.modified()?;
                 write_settings()?;
+                File::options()
+                    .append(true)
+                    .open(&path)?
+                    .set_modified(begun)?;
             }
         }
         match state {

@@ -114,13 +114,28 @@ fn data_that_moved_are_named_anew_if_they_are_the_same() {
     fs::rename(place.path("pictures"), place.path("moved")).unwrap();
     all_refuse(&place, "pictures");
     let moved = ["--set", "data.path=moved"];
+    let begun = fs::metadata(place.path("out/config.json"))
+        .unwrap()
+        .modified()
+        .unwrap();
     assert_eq!(place.eval("out", &moved)["metrics"], before);
     // That was for once.
     all_refuse(&place, "pictures");
     place.succeed(&[&RESUME[..], &moved].concat());
     let path = |config: Value| config["data"]["path"].as_str().unwrap().to_owned();
     assert!(path(place.json("out/config.json")).ends_with("moved"));
+    let age = || {
+        fs::metadata(place.path("out/config.json"))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    assert_eq!(age(), begun, "comparisons ask when a run began");
     assert_eq!(place.eval("out", &[])["metrics"], before);
+    // So may the run itself.
+    fs::rename(place.path("out"), place.path("elsewhere")).unwrap();
+    assert_eq!(place.eval("elsewhere", &[])["metrics"], before);
+    fs::rename(place.path("elsewhere"), place.path("out")).unwrap();
 
     fs::create_dir(place.path("pictures")).unwrap();
     for shade in 0..6 {

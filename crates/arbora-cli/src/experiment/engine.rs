@@ -738,7 +738,10 @@ impl<F: Family> Engine<'_, F> {
         let written = match &self.asked.page {
             Some(page) => {
                 let folder = whole::folder_of(page);
-                alone(folder, || self.write_page(page, &results, &mut json))?;
+                let is_part = self.asked.is_part || !open.is_empty();
+                alone(folder, || {
+                    self.write_page(page, &results, is_part, &mut json)
+                })?;
                 if let (true, true, Some(readme)) =
                     (self.experiment.readme, open.is_empty(), &self.asked.readme)
                 {
@@ -796,14 +799,19 @@ impl<F: Family> Engine<'_, F> {
 
     /// Writes the page, and the numbers beside it.
     ///
+    /// - is_part: whether the table leaves out runs of the experiment
     /// - json: the numbers of this table, to which those are added that others have stored
-    fn write_page(&self, page: &Path, results: &Results, json: &mut Value) -> Result<()> {
+    fn write_page(
+        &self,
+        page: &Path,
+        results: &Results,
+        is_part: bool,
+        json: &mut Value,
+    ) -> Result<()> {
         let (start, command) = (start(self.experiment), &self.asked.made_by);
         page::update(page, &start, command, &results.page())?;
         let numbers = page.with_extension("json");
-        let [open, _] = results.open();
         // With what other processes have stored since, what this table leaves out, and what is of other backends.
-        let is_part = self.asked.is_part || !open.is_empty();
         let mut others = store::read(&numbers)?;
         others.retain(|_, entry| {
             entry.version == F::VERSION && (is_part || entry.backend != self.backend)
@@ -881,7 +889,7 @@ fn repeated_since(out: &Path) -> Result<Option<SystemTime>> {
     }
 }
 
-/// When the run in a folder began: it writes its settings once.
+/// When the run in a folder began: its settings are as old, also where they were written again since its data moved.
 fn begun(folder: &Path) -> Result<SystemTime> {
     let path = folder.join(CONFIG);
     let time = std::fs::metadata(&path).and_then(|file| file.modified());

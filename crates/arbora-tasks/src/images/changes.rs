@@ -1,3 +1,5 @@
+//! What was done to the pictures of a folder on their way to a set.
+
 use std::fmt;
 
 /// How many pictures of a folder were changed on their way to a set, and how.
