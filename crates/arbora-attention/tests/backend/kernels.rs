@@ -479,6 +479,50 @@ fn no_queries_give_zero_gradients() {
 }
 
 #[test]
+fn a_path_that_the_policy_hardly_takes_has_a_finite_gradient() {
+    let device = autodiff_device();
+    // The chosen child's probability goes from e^-86 through the smallest normal number, e^-87.34.
+    let queries = 40;
+    let logits = (0..queries).flat_map(|query| [-86.0 - 0.05 * query as f32; 2]);
+    let case = Search {
+        tokens: 4,
+        lengths: &[4],
+        queries,
+        head_dim: 1,
+        value_dim: 1,
+        temperature: 1.0,
+        scale: Some(1.0),
+        ..PLAIN
+    };
+    let numbers = |numbers: Vec<f32>, shape: [usize; 4]| {
+        Tensor::<4>::from_data(TensorData::new(numbers, shape), &device)
+    };
+    // Seven nodes of two heads: the second is the chosen child of the root.
+    let mut key = vec![0.0; 14];
+    key[2..4].fill(1.0);
+    let inputs = [
+        numbers(logits.collect(), [1, queries, 2, 1]),
+        numbers(key, [1, 7, 2, 1]),
+        numbers(vec![0.0; 14], [1, 7, 2, 1]),
+    ];
+    let path = TensorData::new([0i64, 0].repeat(queries), [1, queries, 2]);
+    let path = Tensor::<3, Int>::from_data(path, &self::device());
+    let [of_query, ..] = gradients(inputs, |inputs| {
+        let (_, policy, ..) = case.kernel(inputs, Route::Given(path));
+        policy.slice([0..1]).sum() * 1e3
+    });
+    // Below the smallest normal number the log-probability is held.
+    let held = values(of_query.clone())
+        .iter()
+        .filter(|gradient| **gradient == 0.0)
+        .count();
+    let taken = 2 * queries - held;
+    assert!(taken >= 40 && held >= 20, "{taken} gradients, {held} held");
+    let expected = of_query.clone().not_equal_elem(0.0).float() * 500.0;
+    assert_close(of_query, expected, 0.0, 1e-3);
+}
+
+#[test]
 fn gradients_are_the_same_numbers_every_time() {
     let device = autodiff_device();
     // Most queries add to the same nodes.

@@ -1146,6 +1146,10 @@ fn policy_scores<A: Arithmetic>(
             }
         }
     }
+    // The share of a head in the policy, p_a / (heads * pi(a)), is at most one, while a gradient over
+    // a policy near the smallest number overflows: both are scaled by the power of two next to the
+    // policy, which alters no bit of a quotient that does not.
+    let mut scale_of_policy = [1.0f32; LANES];
     let mut from_log_prob = [0.0f32; LANES];
     let mut from_entropy = [0.0f32; LANES];
     let (first, all) = (block.first, dims.batch * dims.queries);
@@ -1157,7 +1161,9 @@ fn policy_scores<A: Arithmetic>(
             from_entropy[lane] = of_entropy * head_weight / decisions[lane].max(1) as f32;
         }
         if decided && !clamped {
-            from_log_prob[lane] = of_log_prob * head_weight / policy.0[lane];
+            scale_of_policy[lane] = inverse_power_of_two(policy.0[lane]);
+            let policy = policy.0[lane] * scale_of_policy[lane];
+            from_log_prob[lane] = of_log_prob * head_weight / policy;
         }
     }
     let factor = inverse_temperature * dims.scale;
@@ -1169,7 +1175,7 @@ fn policy_scores<A: Arithmetic>(
             for lane in 0..LANES {
                 let hit = chosen[lane] == child as u32;
                 taken[lane] = if hit {
-                    probability.0[lane]
+                    probability.0[lane] * scale_of_policy[lane]
                 } else {
                     taken[lane]
                 };
@@ -1193,6 +1199,13 @@ fn policy_scores<A: Arithmetic>(
             }
         }
     }
+}
+
+/// The power of two that takes a positive normal `value` into [1, 2).
+#[inline(always)]
+fn inverse_power_of_two(value: f32) -> f32 {
+    let exponent = value.to_bits() >> (f32::MANTISSA_DIGITS - 1);
+    f32::from_bits((2 * 127 - exponent) << (f32::MANTISSA_DIGITS - 1))
 }
 
 /// Adds the gradients of one level's keys and values, query by query.

@@ -635,7 +635,7 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
             from_entropy = grad[rows + row] * head_weight / decided;
             // Below it the log-probability is held.
             if probability_of_chosen >= f32::MIN_POSITIVE {
-                from_log_prob = grad[row] * head_weight / probability_of_chosen;
+                from_log_prob = grad[row] * head_weight;
             }
         }
         let factor = inverse_temperature * sizes.scale;
@@ -647,9 +647,11 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
                 let probability = scores[first + child * stride];
                 entropy -= probability * probability.max(f32::MIN_POSITIVE).ln();
             }
-            let mut taken = 0.0f32;
-            if chosen < real {
-                taken = scores[first + chosen * stride];
+            // Divided first: a share is at most one per head, while a gradient over a policy near
+            // the smallest number overflows.
+            let mut share = 0.0f32;
+            if chosen < real && probability_of_chosen >= f32::MIN_POSITIVE {
+                share = scores[first + chosen * stride] / probability_of_chosen;
             }
             for child in 0..real {
                 let probability = scores[first + child * stride];
@@ -658,7 +660,7 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
                     hit = 1.0f32;
                 }
                 // d log pi(a) / d l_c = p_a (1[c = a] - p_c) / (heads * pi(a))
-                let log_prob = from_log_prob * taken * (hit - probability);
+                let log_prob = from_log_prob * share * (hit - probability);
                 // d H / d l_c = -p_c (ln p_c + H)
                 let logarithm = probability.max(f32::MIN_POSITIVE).ln();
                 let spread = from_entropy * probability * (logarithm + entropy);
