@@ -19,8 +19,39 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// One try; what it did that it must not.
-pub type Try = Box<dyn FnMut(&mut ChaCha8Rng) -> Result<(), String>>;
+/// What one try does, by its index and a stream of random numbers of its own; what it did that it must not.
+type Attempt = Box<dyn FnMut(u64, &mut ChaCha8Rng) -> Result<(), String>>;
+
+/// Tries of a target.
+pub struct Tries {
+    attempt: Attempt,
+    /// How many there are.
+    count: u64,
+}
+
+impl Tries {
+    /// As many as one likes, each drawn at random.
+    pub fn drawn(mut attempt: impl FnMut(&mut ChaCha8Rng) -> Result<(), String> + 'static) -> Self {
+        Self {
+            attempt: Box::new(move |_, rng| attempt(rng)),
+            count: u64::MAX,
+        }
+    }
+
+    /// One for each of `list`, in this order.
+    pub fn listed<T: 'static>(
+        list: Vec<T>,
+        mut attempt: impl FnMut(&T) -> Result<(), String> + 'static,
+    ) -> Self {
+        Self {
+            count: list.len() as u64,
+            attempt: Box::new(move |index, _| {
+                let one = list.get(index as usize);
+                attempt(one.ok_or_else(|| format!("--index: expected one below {}", list.len()))?)
+            }),
+        }
+    }
+}
 
 /// What is tried.
 #[derive(Clone, Copy)]
@@ -28,7 +59,7 @@ pub struct Target {
     /// Its name on the command line and in tables.
     pub name: &'static str,
     /// Makes ready for many tries, in a folder that it has for itself and that is in memory.
-    pub begin: fn(&Path) -> Result<Try>,
+    pub begin: fn(&Path) -> Result<Tries>,
 }
 
 /// What a call asks of a part.
@@ -143,8 +174,8 @@ fn scratch() -> Result<tempfile::TempDir> {
 /// One try with all that it prints.
 fn once(target: &Target, seed: u64, index: u64) -> Result<()> {
     let folder = scratch()?;
-    let mut attempt = (target.begin)(folder.path())?;
-    match attempt(&mut random(target, seed, index)) {
+    let mut tries = (target.begin)(folder.path())?;
+    match (tries.attempt)(index, &mut random(target, seed, index)) {
         Ok(()) => println!("{} {index}: as it should be", target.name),
         Err(reason) => bail!("{} {index}: {reason}", target.name),
     }
@@ -157,7 +188,7 @@ static PANICS: Mutex<(u64, String)> = Mutex::new((0, String::new()));
 /// Tries until the time is over, in a process that may end before.
 fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
     let folder = position.parent().context("the file is in a folder")?;
-    let mut attempt = (target.begin)(folder)?;
+    let Tries { mut attempt, count } = (target.begin)(folder)?;
     let position = File::options().write(true).open(position)?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -172,12 +203,14 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
     heap::limit();
     let begun = Instant::now();
     let seconds = Duration::from_secs_f64(asked.seconds);
-    let end = asked.count.map_or(u64::MAX, |count| asked.from + count);
+    let end = asked
+        .count
+        .map_or(count, |most| count.min(asked.from + most));
     let mut index = asked.from;
     while index < end && begun.elapsed() < seconds {
         position.write_all_at(&index.to_le_bytes(), 0)?;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            attempt(&mut random(target, asked.seed, index))
+            attempt(index, &mut random(target, asked.seed, index))
         }));
         let (count, first) =
             std::mem::take(&mut *PANICS.lock().unwrap_or_else(|held| held.into_inner()));
@@ -239,12 +272,13 @@ fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<C
         let (at, reason) = process(command, asked.longest, &mut told)?;
         counts.tried += at - from;
         from = at;
-        if let Some(reason) = reason {
-            counts.tried += 1;
-            fail(&mut counts, asked.seed, from, reason);
-            from += 1;
-            ends += 1;
-        }
+        let Some(reason) = reason else {
+            break;
+        };
+        counts.tried += 1;
+        fail(&mut counts, asked.seed, from, reason);
+        from += 1;
+        ends += 1;
     }
     counts.seconds = begun.elapsed().as_secs_f64();
     Ok(counts)

@@ -1,14 +1,14 @@
 //! Tries that do what no try may, so that a test can see them counted.
 
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use anyhow::Result;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
 /// What is tried.
-pub const TARGETS: [Target; 7] = [
-    target("good", |_| Ok(Box::new(|_| Ok(())))),
+pub const TARGETS: [Target; 8] = [
+    target("good", |_| Ok(Tries::drawn(|_| Ok(())))),
     target("refuses", |_| third(|| Err("no reason".into()))),
     target("panics", |_| third(|| panic!("number {}", 17))),
     target("dies", |_| third(|| std::process::abort())),
@@ -31,15 +31,23 @@ pub const TARGETS: [Target; 7] = [
             caught.map_or(Ok(()), |()| Err("no panic".into()))
         })
     }),
+    target("listed", |_| Ok(Tries::listed(vec![1, 2, 3], odd))),
 ];
 
-const fn target(name: &'static str, begin: fn(&Path) -> Result<Try>) -> Target {
+const fn target(name: &'static str, begin: fn(&Path) -> Result<Tries>) -> Target {
     Target { name, begin }
 }
 
+fn odd(number: &i32) -> Result<(), String> {
+    match number % 2 {
+        1 => Ok(()),
+        _ => Err(format!("{number} is even")),
+    }
+}
+
 /// Does it in about every third try.
-fn third(wrong: fn() -> Result<(), String>) -> Result<Try> {
-    Ok(Box::new(move |rng: &mut ChaCha8Rng| {
+fn third(wrong: fn() -> Result<(), String>) -> Result<Tries> {
+    Ok(Tries::drawn(move |rng: &mut ChaCha8Rng| {
         match rng.random_range(0..3) {
             0 => wrong(),
             _ => Ok(()),

@@ -1,6 +1,6 @@
 //! A run of many steps: its memory stays what it is, and stopping it again and again changes nothing.
 
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use crate::runs::{arbora, copy, said};
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
@@ -32,8 +32,8 @@ const STEPS: &str = "ARBORA_TORTURE_STEPS";
 /// Steps after which memory must stay what it is, and between stops.
 const FIRST: u64 = 1000;
 
-fn tried(work: impl Fn() -> Result<()> + 'static) -> Try {
-    Box::new(move |_| work().map_err(|error| format!("{error:#}")))
+fn tried(work: impl Fn() -> Result<()> + 'static) -> Tries {
+    Tries::drawn(move |_| work().map_err(|error| format!("{error:#}")))
 }
 
 /// A folder for runs of one kind.

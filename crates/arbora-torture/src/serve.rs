@@ -1,6 +1,6 @@
 //! What a server of devices receives: connections that say nothing, half of something or anything, and its own death.
 
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use crate::runs::{arbora, said};
 use anyhow::{Context as _, Result, ensure};
 use rand::seq::IndexedRandom as _;
@@ -164,7 +164,7 @@ struct Connections {
 }
 
 impl Connections {
-    fn begin(folder: &Path) -> Result<Try> {
+    fn begin(folder: &Path) -> Result<Tries> {
         settings(folder, 2)?;
         let server = Server::start(folder, 0)?;
         let said = overheard(folder, &server)?;
@@ -175,7 +175,7 @@ impl Connections {
             open: Vec::new(),
             tries: 0,
         };
-        Ok(Box::new(move |rng| {
+        Ok(Tries::drawn(move |rng| {
             let result = connections.attempt(rng);
             if result.is_err() {
                 connections.open.clear();
@@ -191,7 +191,7 @@ impl Connections {
         let _ = self.disturb(rng);
         self.tries += 1;
         self.server.is_well()?;
-        if self.tries.is_multiple_of(500) {
+        if self.tries.is_multiple_of(5000) {
             let _ = fs::remove_dir_all(self.folder.join("out"));
             let child = train(&self.folder, &self.server.url(), "out", &[]);
             let child = child.map_err(|error| error.to_string())?;
@@ -210,7 +210,7 @@ impl Connections {
 
     fn disturb(&mut self, rng: &mut ChaCha8Rng) -> std::io::Result<()> {
         let mut stream = TcpStream::connect_timeout(&self.server.address, PROMPT)?;
-        stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+        stream.set_read_timeout(Some(Duration::from_millis(2)))?;
         stream.set_write_timeout(Some(PROMPT))?;
         let one = self.said.choose(rng).cloned().unwrap_or_default();
         match rng.random_range(0..8) {
@@ -419,7 +419,7 @@ struct Restart {
 }
 
 impl Restart {
-    fn begin(folder: &Path) -> Result<Try> {
+    fn begin(folder: &Path) -> Result<Tries> {
         settings(folder, 12)?;
         let server = Server::start(folder, 0)?;
         let begun = Instant::now();
@@ -430,7 +430,7 @@ impl Restart {
             log: fs::read(folder.join("whole/metrics.jsonl"))?,
             length: begun.elapsed(),
         };
-        Ok(Box::new(move |rng| {
+        Ok(Tries::drawn(move |rng| {
             restart.attempt(rng).map_err(|error| format!("{error:#}"))
         }))
     }

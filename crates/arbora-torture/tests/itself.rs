@@ -56,6 +56,16 @@ fn what_is_as_it_should_be_is_counted_apart() {
 }
 
 #[test]
+fn a_list_is_tried_once_to_its_end() {
+    let listed = counted("listed");
+    assert_eq!([&listed["tried"], &listed["failed"]], [3, 1], "{listed}");
+    assert_eq!(listed["failures"][0]["reason"], "2 is even", "{listed}");
+    let beyond = torture(&["--target", "listed", "--index", "3"]);
+    let told = String::from_utf8_lossy(&beyond.stderr).into_owned();
+    assert!(told.contains("--index: expected one below 3"), "{told}");
+}
+
+#[test]
 fn a_failure_is_seen_again_by_its_index() {
     let counts = counted("refuses");
     let index = counts["failures"][0]["index"].to_string();

@@ -5,12 +5,10 @@ use crate::families::AnyTask;
 use crate::families::language::{LanguageConfig, kept_tokenizer};
 use crate::message::tell;
 use crate::placement::PlaceArgs;
-use crate::quiet::without_panic;
 use crate::run::config_of;
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use arbora::models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
 use arbora::rl::train::Checkpoint;
-use arbora::tasks::TaskError;
 use arbora::tasks::text::{Continuation, Continued, Tokenizer};
 use clap::Args;
 use serde_json::{Value, json};
@@ -110,7 +108,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let mut shown = match (&args.prompts[..], &prompts[..]) {
         ([text], [prompt]) if !args.json => Some(Stream {
             prompt: text,
-            text: quietly(|| Continuation::new(&tokenizer, prompt, &args.stops))?,
+            text: Continuation::new(&tokenizer, prompt, &args.stops)?,
             stop_tokens: &options.stop,
             new: Vec::new(),
             pushed: 0,
@@ -161,11 +159,6 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a tokenizer answers. Its library panics over some files, and would say so before it is an error here.
-fn quietly<T>(work: impl FnOnce() -> Result<T, TaskError>) -> Result<T> {
-    Ok(without_panic(work).map_err(Error::msg)??)
-}
-
 /// The tokens of the text of an option; none is refused, with what it would be for.
 fn encoded(
     text: &str,
@@ -173,7 +166,7 @@ fn encoded(
     option: &'static str,
     what: &str,
 ) -> Result<Vec<u32>> {
-    let ids = quietly(|| tokenizer.encode(text)).context(option)?.ids;
+    let ids = tokenizer.encode(text).context(option)?.ids;
     if ids.is_empty() {
         bail!("{option}: {text:?} has no token {what}");
     }
@@ -261,16 +254,14 @@ impl Text {
         stops: &[String],
     ) -> Result<Self> {
         // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
+        let mut text = Continuation::new(tokenizer, prompt, stops)?;
+        let new = found.before_stop().iter();
+        new.for_each(|&token| text.push(token));
         let Continued {
             text,
             tokens,
             is_stopped,
-        } = quietly(|| {
-            let mut text = Continuation::new(tokenizer, prompt, stops)?;
-            let new = found.before_stop().iter();
-            new.for_each(|&token| text.push(token));
-            text.whole()
-        })?;
+        } = text.whole()?;
         Ok(Self {
             text,
             tokens,
@@ -328,7 +319,7 @@ impl<W: Write> Stream<'_, W> {
         decided.iter().for_each(|&token| self.text.push(token));
         self.pushed = until;
         // Tokens without a text are refused with the whole text.
-        if let Ok(text) = quietly(|| self.text.certain()) {
+        if let Ok(text) = self.text.certain() {
             self.show(&text);
         }
     }

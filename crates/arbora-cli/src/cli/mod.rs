@@ -14,6 +14,7 @@ mod train;
 use crate::families::{AnyModel, AnyTask, Preset};
 use crate::message::tell;
 use crate::placement::PlaceArgs;
+use crate::quiet::hold_panics;
 use crate::{remote, threads};
 use anyhow::{Context as _, Error, Result};
 use arbora::models::tree_coder::GenerateError;
@@ -300,6 +301,10 @@ struct ServeArgs {
 /// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
     arbora::rl::train::keep_freed_blocks();
+    hold_panics(run)
+}
+
+fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) => return refuse(&refused),

@@ -9,7 +9,7 @@ mod models;
 mod mutate;
 mod runs;
 
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use anyhow::{Context as _, Result};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
@@ -36,7 +36,7 @@ pub const TARGETS: [Target; 16] = [
     target("experiment", |folder| begin(folder, runs::experiment)),
 ];
 
-const fn target(name: &'static str, begin: fn(&Path) -> Result<Try>) -> Target {
+const fn target(name: &'static str, begin: fn(&Path) -> Result<Tries>) -> Target {
     Target { name, begin }
 }
 
@@ -75,7 +75,7 @@ impl Reader {
     }
 }
 
-fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Try> {
+fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Tries> {
     let made = folder.join("made");
     fs::create_dir(&made)?;
     let mut reader = reader(&made)?;
@@ -92,7 +92,7 @@ fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Try> {
     }
     reader.files.iter().try_for_each(write)?;
     let mut damaged: Vec<String> = Vec::new();
-    Ok(Box::new(move |rng| {
+    Ok(Tries::drawn(move |rng| {
         let failed = |error: anyhow::Error| format!("the harness fails: {error:#}");
         // A try that panicked has left its files.
         for name in damaged.drain(..) {

@@ -18,7 +18,7 @@ mod blocks;
 mod functions;
 mod search;
 
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use anyhow::Result;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use rand::Rng as _;
@@ -39,9 +39,9 @@ pub const TARGETS: [Target; 8] = [
 ];
 
 const fn of<O: Operator>(name: &'static str) -> Target {
-    fn begin<O: Operator>(_: &Path) -> Result<Try> {
+    fn begin<O: Operator>(_: &Path) -> Result<Tries> {
         let (_, device) = arbora_cli::backend::open(Some("flex"))?;
-        Ok(Box::new(move |rng| examine::<O>(rng, &device)))
+        Ok(Tries::drawn(move |rng| examine::<O>(rng, &device)))
     }
     Target {
         name,

@@ -3,10 +3,10 @@
 //! `strace` counts them in an undisturbed job, and later lets one fail, or kills the process as it makes it.
 
 use super::{JOBS, Yard, command_of, is_one_line, said};
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use anyhow::{Context as _, Result, ensure};
-use rand::Rng as _;
-use rand::seq::IndexedRandom as _;
+use rand::SeedableRng as _;
+use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -35,10 +35,12 @@ const CALLS: [(&str, &[&str]); 14] = [
 pub const TARGETS: [Target; JOBS.len()] = [of::<0>(), of::<1>(), of::<2>(), of::<3>(), of::<4>()];
 
 const fn of<const JOB: usize>() -> Target {
-    fn begin<const JOB: usize>(folder: &Path) -> Result<Try> {
+    fn begin<const JOB: usize>(folder: &Path) -> Result<Tries> {
         let yard = Yard::new(folder, JOBS[JOB])?;
-        let calls = calls(&yard)?;
-        Ok(Box::new(move |rng| yard.failing(&calls, rng)))
+        let mut faults = faults(&yard)?;
+        // What little time allows for is of all kinds.
+        faults.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        Ok(Tries::listed(faults, move |fault| yard.failing(fault)))
     }
     Target {
         name: JOBS[JOB].name,
@@ -46,11 +48,18 @@ const fn of<const JOB: usize>() -> Target {
     }
 }
 
-/// A call that a job makes on a file of its own: its name, and how many of this name its thread made before, and it.
-type Call = (String, usize);
+/// What happens to a call that a job makes on a file of its own.
+struct Fault {
+    /// Of the call.
+    name: &'static str,
+    /// How many of this name its thread made before, and it.
+    number: usize,
+    /// As `strace` takes it.
+    what: String,
+}
 
-/// The calls of a job on its own files.
-fn calls(yard: &Yard) -> Result<Vec<Call>> {
+/// Everything that can happen to every call of a job on its own files.
+fn faults(yard: &Yard) -> Result<Vec<Fault>> {
     yard.clear().map_err(anyhow::Error::msg)?;
     let trace = yard.path("trace");
     let names: Vec<&str> = CALLS.iter().map(|(name, _)| *name).collect();
@@ -60,8 +69,8 @@ fn calls(yard: &Yard) -> Result<Vec<Call>> {
     let output = output.context("cannot start strace")?;
     ensure!(output.status.success(), "under strace: {}", said(&output));
     let out = format!("{}/", yard.path("out").display());
-    let mut made: HashMap<(String, String), usize> = HashMap::new();
-    let mut own = Vec::new();
+    let mut made: HashMap<(String, &str), usize> = HashMap::new();
+    let mut faults = Vec::new();
     for line in std::fs::read_to_string(&trace)?.lines() {
         let Some((thread, call)) = line.split_once(' ') else {
             continue;
@@ -71,14 +80,22 @@ fn calls(yard: &Yard) -> Result<Vec<Call>> {
         let Some((name, _)) = call.split_once('(').filter(|_| !call.starts_with('<')) else {
             continue;
         };
-        let count = made.entry((thread.into(), name.into())).or_default();
-        *count += 1;
+        let Some((name, errors)) = CALLS.iter().find(|(known, _)| *known == name) else {
+            continue;
+        };
+        let number = made.entry((thread.into(), name)).or_default();
+        *number += 1;
         if call.contains("\"out") || call.contains(&out) {
-            own.push((name.to_owned(), *count));
+            let errors = errors.iter().map(|error| format!("error={error}"));
+            faults.extend(errors.chain(["signal=KILL".into()]).map(|what| Fault {
+                name,
+                number: *number,
+                what,
+            }));
         }
     }
-    ensure!(!own.is_empty(), "strace saw no call on {out}");
-    Ok(own)
+    ensure!(!faults.is_empty(), "strace saw no call on {out}");
+    Ok(faults)
 }
 
 fn traced(yard: &Yard, names: &str) -> Command {
@@ -113,18 +130,11 @@ fn called(mut strace: Command, yard: &Yard) -> Command {
 
 impl Yard {
     /// Lets one call fail, or be the last, and goes on with the job.
-    fn failing(&self, calls: &[Call], rng: &mut ChaCha8Rng) -> Result<(), String> {
+    fn failing(&self, Fault { name, number, what }: &Fault) -> Result<(), String> {
         self.clear()?;
-        let (name, count) = calls.choose(rng).ok_or("no calls")?;
-        let known = CALLS.iter().find(|(known, _)| known == name);
-        let failures = known.map_or(&[][..], |(_, failures)| failures);
-        let fault = match failures.choose(rng).filter(|_| rng.random_bool(0.5)) {
-            Some(error) => format!("error={error}"),
-            None => "signal=KILL".into(),
-        };
-        let what = format!("{name} number {count}, {fault}");
         let mut command = traced(self, name);
-        command.args(["-e", &format!("inject={name}:{fault}:when={count}")]);
+        command.args(["-e", &format!("inject={name}:{what}:when={number}")]);
+        let what = format!("{name} number {number}, {what}");
         command.args(["-o", "/dev/null"]);
         let output = called(command, self).output();
         let output = output.map_err(|error| error.to_string())?;

@@ -1,7 +1,7 @@
 //! `kill -9` at random moments.
 
 use super::{JOBS, Yard, said};
-use crate::frame::{Target, Try};
+use crate::frame::{Target, Tries};
 use anyhow::Result;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
@@ -13,9 +13,9 @@ use std::process::Stdio;
 pub const TARGETS: [Target; JOBS.len()] = [of::<0>(), of::<1>(), of::<2>(), of::<3>(), of::<4>()];
 
 const fn of<const JOB: usize>() -> Target {
-    fn begin<const JOB: usize>(folder: &Path) -> Result<Try> {
+    fn begin<const JOB: usize>(folder: &Path) -> Result<Tries> {
         let yard = Yard::new(folder, JOBS[JOB])?;
-        Ok(Box::new(move |rng| yard.killed(rng)))
+        Ok(Tries::drawn(move |rng| yard.killed(rng)))
     }
     Target {
         name: JOBS[JOB].name,

@@ -4,8 +4,7 @@
 use super::LanguageConfig;
 use crate::families::{Family as _, Kept};
 use crate::progress::meanwhile;
-use crate::quiet::without_panic;
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use arbora::tasks::TaskError;
 use arbora::tasks::text::{Corpus, Text, TextBatch, TextConfig, Tokenizer};
 use burn::tensor::{Bool, Tensor, TensorData};
@@ -237,16 +236,12 @@ impl LanguageConfig {
             Some(validation) => (corpus, validation.read()?),
             None => corpus.split(self.data.validation)?,
         };
-        let cut = || {
-            let tokenizer = match tokenizer {
-                Some(tokenizer) => tokenizer,
-                None => self.make_tokenizer(&training)?,
-            };
-            let cut = || Text::from_parts(&training, &validation, tokenizer, self.windows());
-            meanwhile("cutting the text into tokens", cut)
+        let tokenizer = match tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => self.make_tokenizer(&training)?,
         };
-        // The library of tokenizers panics over some files, and says so before it is an error here.
-        let text = without_panic(cut).map_err(Error::msg)??;
+        let cut = || Text::from_parts(&training, &validation, tokenizer, self.windows());
+        let text = meanwhile("cutting the text into tokens", cut)?;
         Ok(LanguageData {
             text,
             training,
