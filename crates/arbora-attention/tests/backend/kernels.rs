@@ -523,6 +523,45 @@ fn a_path_that_the_policy_hardly_takes_has_a_finite_gradient() {
 }
 
 #[test]
+fn nan_in_a_query_or_key_is_seen_where_it_is_attended_to() {
+    let device = autodiff_device();
+    let is_nan = |tensor: Tensor<4>, query: usize| {
+        let of = values(tensor.narrow(1, query, 1));
+        of.iter().all(|number| number.is_nan())
+    };
+    let options = DenseAttentionOptions {
+        first_key: 0,
+        scale: None,
+    };
+    for (queries, keys) in [(1, 1), (20, 37)] {
+        let numbers = |rows, seed| random([1, rows, 1, 5], seed, &device);
+        let nan = || Tensor::<4>::full([1, 1, 1, 1], f32::NAN, &device);
+        for row in [0, keys / 2, keys - 1] {
+            let key = numbers(keys, 2).slice_assign([0..1, row..row + 1, 0..1, 3..4], nan());
+            let [query, value] = [numbers(queries, 1), numbers(keys, 3)];
+            let context = dense_attention(query, key, value, None, options);
+            assert!(
+                (0..queries).all(|query| is_nan(context.clone(), query)),
+                "{row}"
+            );
+        }
+        let query = numbers(queries, 1).slice_assign([0..1, 0..1, 0..1, 0..1], nan());
+        let [key, value] = [numbers(keys, 2), numbers(keys, 3)];
+        let context = dense_attention(query, key, value, None, options);
+        for query in 0..queries {
+            assert_eq!(is_nan(context.clone(), query), query == 0);
+        }
+    }
+    // Nor is it lost in a gradient of the policy.
+    let [query, key, value] = PLAIN.inputs(&device);
+    let of = gradients([query * f32::NAN, key, value], |inputs| {
+        let (_, policy, ..) = PLAIN.kernel(inputs, Route::Given(PLAIN.random_path()));
+        policy.sum()
+    });
+    assert!(is_nan(of[0].clone().narrow(0, 0, 1), 0));
+}
+
+#[test]
 fn gradients_are_the_same_numbers_every_time() {
     let device = autodiff_device();
     // Most queries add to the same nodes.

@@ -261,7 +261,12 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
             place.drawn = 0;
             let other = problem.kernel(&poisoned, &mut place);
             problem.check(&poisoned, &other, kind).map_err(about)?;
-            contained(&found, &other, example, heads).map_err(about)
+            contained(&found, &other, example, heads).map_err(about)?;
+            let mut numbers = poisoned.iter().flat_map(|numbers| &numbers.values);
+            match numbers.any(|value| value.is_nan()) {
+                true => seen(&found, &other).map_err(about),
+                false => Ok(()),
+            }
         }
     }
 }
@@ -364,6 +369,28 @@ fn contained(
                 ));
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether outputs that NaN alters show it: a model whose numbers are lost must not go on as if they were not.
+/// Integers cannot.
+fn seen(clean: &[Output], poisoned: &[Output]) -> Result<(), String> {
+    let is_integer = |output: &Output| matches!(output.name, "path" | "counts");
+    for (clean, poisoned) in clean.iter().zip(poisoned) {
+        if is_integer(clean) {
+            continue;
+        }
+        let mut both = clean.values.iter().zip(&poisoned.values);
+        let altered = both.position(|(one, other)| one.to_bits() != other.to_bits());
+        let Some(at) = altered.filter(|_| poisoned.values.iter().all(|value| value.is_finite()))
+        else {
+            continue;
+        };
+        return Err(format!(
+            "{}: NaN makes {} of {} at {at}, and no NaN",
+            clean.name, poisoned.values[at], clean.values[at]
+        ));
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub(crate) trait Arithmetic: Copy {
     /// `a * b + c` per lane.
     fn mul_add_lanes(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 
-    /// The greater number per lane.
+    /// The greater number per lane, `b` where either is NaN.
     fn max_lanes(a: Self::Vector, b: Self::Vector) -> Self::Vector;
 
     /// `vector * 2^n` per lane, where `rounded` is `n + ROUND` for an integer `n`, and the product is a
@@ -590,7 +590,8 @@ pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
 pub(crate) fn exp_lanes_up_to_zero<A: Arithmetic>(x: A::Vector) -> A::Vector {
     let round = A::splat(ROUND);
     let x = A::mul_lanes(x, A::splat(std::f32::consts::LOG2_E));
-    let x = A::max_lanes(x, A::splat(-126.0));
+    // In this order NaN stays NaN.
+    let x = A::max_lanes(A::splat(-126.0), x);
     let rounded = A::add_lanes(x, round);
     let rest = A::sub_lanes(x, A::sub_lanes(rounded, round));
     // Minimax polynomial of 2^r on |r| <= 1/2.

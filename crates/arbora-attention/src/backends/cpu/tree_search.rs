@@ -1201,11 +1201,11 @@ fn policy_scores<A: Arithmetic>(
     }
 }
 
-/// The power of two that takes a positive normal `value` into [1, 2).
+/// The power of two that takes a positive normal `value` into [1, 2); 0 where it is no finite number.
 #[inline(always)]
 fn inverse_power_of_two(value: f32) -> f32 {
     let exponent = value.to_bits() >> (f32::MANTISSA_DIGITS - 1);
-    f32::from_bits((2 * 127 - exponent) << (f32::MANTISSA_DIGITS - 1))
+    f32::from_bits((2u32 * 127).saturating_sub(exponent) << (f32::MANTISSA_DIGITS - 1))
 }
 
 /// Adds the gradients of one level's keys and values, query by query.

@@ -165,7 +165,8 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
             if !self.keys.is_empty() {
                 let (maximum, total) = (lanes(maximum, first), lanes(total, first));
                 for lane in 0..LANES {
-                    if P::PLAIN || total[lane] > 0.0 {
+                    // NaN is no total of 0.
+                    if P::PLAIN || total[lane] != 0.0 {
                         log_totals[lane] = maximum[lane] + total[lane].ln();
                         inverses[lane] = 1.0 / total[lane];
                     }
