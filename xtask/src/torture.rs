@@ -32,6 +32,7 @@ use counts::{Counts, Failure};
   cargo xtask torture
   cargo xtask torture --minutes 600 --count 1000000 --release --page
   cargo xtask torture --minutes 30 --only operators --asan --page
+  cargo xtask torture --minutes 30 --only operators --tsan --page
   cargo xtask torture --only inputs --target index --seed 0 --index 906")]
 pub struct Args {
     /// How long to try, in all.
@@ -52,16 +53,59 @@ pub struct Args {
     /// One try alone, with all that it prints.
     #[arg(long, requires = "target")]
     index: Option<u64>,
-    /// Compile with AddressSanitizer, on flex alone and into target/asan. For Linux on x86-64.
-    #[arg(long)]
-    asan: bool,
+    #[command(flatten)]
+    sanitizer: Sanitizer,
     /// Compile with optimisations and the checks of a debug build, on flex alone and into target/torture: as much again is
     /// tried in a fraction of the time.
-    #[arg(long, conflicts_with = "asan")]
+    #[arg(long, conflicts_with_all = ["asan", "tsan"])]
     release: bool,
     /// Add the counts to docs/results/torture.json, and write docs/results/torture.md.
     #[arg(long, conflicts_with = "index")]
     page: bool,
+}
+
+/// What watches the tries from within their process, if anything. The fields are those of torture.json, too.
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::Args, Deserialize, Serialize)]
+struct Sanitizer {
+    /// Compile with AddressSanitizer, on flex alone and into target/asan. For Linux on x86-64.
+    #[arg(long)]
+    asan: bool,
+    /// Compile with ThreadSanitizer, the standard library too, on flex alone and into target/tsan. For Linux on x86-64.
+    #[arg(long, conflicts_with = "asan")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tsan: bool,
+}
+
+/// Threads of a process under ThreadSanitizer, whatever the machine has: with more of them than cores, tasks of one call are on
+/// several of them more often.
+const THREADS: &str = "4";
+
+impl Sanitizer {
+    /// The value of rustc's `-Zsanitizer`, and how people call it.
+    fn names(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self { asan: true, .. } => Some(("address", "AddressSanitizer")),
+            Self { tsan: true, .. } => Some(("thread", "ThreadSanitizer")),
+            _ => None,
+        }
+    }
+
+    /// Whether it watches the tries of a part: those within one process, and for ThreadSanitizer those of several threads.
+    fn watches(self, part: Part) -> bool {
+        match part {
+            Part::Operators => true,
+            Part::Inputs => !self.tsan,
+            _ => self == Self::default(),
+        }
+    }
+
+    /// What was tried, and with what if not plainly.
+    fn of(self, what: &str) -> String {
+        match self.names() {
+            Some((_, name)) => format!("{what}, {name}"),
+            None => what.to_owned(),
+        }
+    }
 }
 
 /// What continuous integration takes: with getting ready, three.
@@ -84,11 +128,6 @@ impl Part {
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Whether its tries are within one process, the one that a sanitizer watches.
-    fn is_within(self) -> bool {
-        matches!(self, Self::Operators | Self::Inputs)
-    }
-
     /// Whether it is tried where no part is asked for: one try of the others takes longer than that.
     fn is_bounded(self) -> bool {
         self != Self::Long
@@ -105,7 +144,7 @@ impl Args {
             target: None,
             seed: None,
             index: None,
-            asan: false,
+            sanitizer: Sanitizer::default(),
             release: false,
             page: false,
         }
@@ -126,7 +165,8 @@ struct Run {
     date: String,
     seed: u64,
     minutes: f64,
-    asan: bool,
+    #[serde(flatten)]
+    sanitizer: Sanitizer,
     tried: u64,
     failed: u64,
 }
@@ -134,7 +174,8 @@ struct Run {
 /// What a target came to over all runs.
 #[derive(Deserialize, Serialize)]
 struct Total {
-    asan: bool,
+    #[serde(flatten)]
+    sanitizer: Sanitizer,
     #[serde(flatten)]
     counts: Counts,
 }
@@ -154,20 +195,22 @@ pub fn run(args: &Args) -> Result<()> {
         false => None,
     };
     let mut environment = Environment::default();
+    let sanitizer = args.sanitizer;
     let program = compile(args, &mut environment)?;
     let parts: Vec<Part> = match args.only {
         Some(part) => vec![part],
         None => {
             let parts = Part::value_variants().iter().copied();
             parts
-                .filter(|part| part.is_bounded() && (!args.asan || part.is_within()))
+                .filter(|part| part.is_bounded() && sanitizer.watches(*part))
                 .collect()
         }
     };
-    if args.asan {
-        let within = |part: &Part| part.is_within();
-        ensure!(parts.iter().all(within), "--asan: for operators and inputs");
-    }
+    let watched = parts.iter().all(|part| sanitizer.watches(*part));
+    ensure!(
+        watched,
+        "--asan is for operators and inputs, --tsan for operators"
+    );
     if parts.contains(&Part::Faults) {
         provision::strace()?;
     }
@@ -183,6 +226,11 @@ pub fn run(args: &Args) -> Result<()> {
             command.args(["--count", &count.to_string()]);
         }
         command.env("ARBORA", program.with_file_name("arbora"));
+        if sanitizer.tsan {
+            // A try that meets a race ends its process, and is counted.
+            command.env("TSAN_OPTIONS", "halt_on_error=1");
+            command.env("RAYON_NUM_THREADS", THREADS);
+        }
         if let Some(target) = &args.target {
             command.args(["--target", target]);
         }
@@ -192,7 +240,7 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", shell::shown(&command));
         found.extend(counts(&mut command)?);
     }
-    let rows: Vec<(bool, &Counts)> = found.iter().map(|counts| (args.asan, counts)).collect();
+    let rows: Vec<(Sanitizer, &Counts)> = found.iter().map(|counts| (sanitizer, counts)).collect();
     println!("\n{}", tried(&rows));
     let failed: u64 = found.iter().map(|counts| counts.failed).sum();
     if let Some((commit, date)) = made {
@@ -203,12 +251,12 @@ pub fn run(args: &Args) -> Result<()> {
             date,
             seed,
             minutes: begun.elapsed().as_secs_f64() / 60.0,
-            asan: args.asan,
+            sanitizer,
             tried: found.iter().map(|counts| counts.tried).sum(),
             failed,
         });
         for counts in found {
-            campaign.add(args.asan, counts);
+            campaign.add(sanitizer, counts);
         }
         campaign.write(&folder)?;
         println!("wrote docs/results/torture.md and torture.json");
@@ -240,14 +288,22 @@ fn counts(command: &mut Command) -> Result<Vec<Counts>> {
 /// twice; with a sanitizer, or optimised, alone.
 fn compile(args: &Args, environment: &mut Environment) -> Result<PathBuf> {
     let mut cargo = shell::cargo();
-    if args.asan {
+    let sanitizer = args.sanitizer;
+    if let Some((name, _)) = sanitizer.names() {
         cargo.args(["build", "--bin", "torture"]);
         cargo.args(["--package", "arbora-torture", "--target-dir"]);
-        cargo.arg(shell::root().join("target/asan"));
+        let folder = if sanitizer.tsan { "tsan" } else { "asan" };
+        cargo.arg(shell::root().join("target").join(folder));
         // With a target named, build scripts and macros are compiled without the sanitizer.
         cargo.args(["--target", "x86_64-unknown-linux-gnu"]);
         cargo.env("RUSTC_BOOTSTRAP", "1");
-        cargo.env("RUSTFLAGS", "-Zsanitizer=address");
+        cargo.env("RUSTFLAGS", format!("-Zsanitizer={name}"));
+        if sanitizer.tsan {
+            // Of a standard library that is compiled already, the sanitizer does not see what orders threads: fences of `Arc`, for
+            // one, which this one has not. With it nothing is reported that is no race, and nothing has to be suppressed.
+            provision::rust_source()?;
+            cargo.arg("-Zbuild-std");
+        }
     } else if args.release {
         cargo.args(["build", "--profile", "torture"]);
         cargo.args(["--package", "arbora-torture", "--bin", "torture"]);
@@ -279,7 +335,7 @@ fn compile(args: &Args, environment: &mut Environment) -> Result<PathBuf> {
 }
 
 /// One table of what was tried.
-fn tried(rows: &[(bool, &Counts)]) -> String {
+fn tried(rows: &[(Sanitizer, &Counts)]) -> String {
     let titles = [
         "part",
         "target",
@@ -289,13 +345,9 @@ fn tried(rows: &[(bool, &Counts)]) -> String {
         "per second",
     ];
     let mut cells = vec![titles.map(String::from).to_vec()];
-    cells.extend(rows.iter().map(|(asan, counts)| {
-        let part = match asan {
-            true => format!("{}, AddressSanitizer", counts.part),
-            false => counts.part.clone(),
-        };
+    cells.extend(rows.iter().map(|(sanitizer, counts)| {
         vec![
-            part,
+            sanitizer.of(&counts.part),
             counts.target.clone(),
             thousands(counts.tried),
             thousands(counts.failed),
@@ -320,14 +372,14 @@ impl Campaign {
     }
 
     /// Adds what a run counted.
-    fn add(&mut self, asan: bool, counts: Counts) {
+    fn add(&mut self, sanitizer: Sanitizer, counts: Counts) {
         let same = |total: &&mut Total| {
-            total.asan == asan
+            total.sanitizer == sanitizer
                 && total.counts.part == counts.part
                 && total.counts.target == counts.target
         };
         match self.totals.iter_mut().find(same) {
-            None => self.totals.push(Total { asan, counts }),
+            None => self.totals.push(Total { sanitizer, counts }),
             Some(Total { counts: total, .. }) => {
                 total.tried += counts.tried;
                 total.failed += counts.failed;
@@ -350,7 +402,8 @@ impl Campaign {
     /// The generated part of the page.
     fn generated(&self) -> String {
         let rows = self.totals.iter();
-        let rows: Vec<(bool, &Counts)> = rows.map(|one| (one.asan, &one.counts)).collect();
+        let rows: Vec<(Sanitizer, &Counts)> =
+            rows.map(|one| (one.sanitizer, &one.counts)).collect();
         let mut text = tried(&rows);
         let failures = |total: &Total| -> String {
             let told = total.counts.failures.iter();
@@ -386,12 +439,8 @@ impl Campaign {
                 .to_vec(),
         ];
         cells.extend(self.runs.iter().map(|run| {
-            let code = match run.asan {
-                true => format!("{}, AddressSanitizer", run.commit),
-                false => run.commit.clone(),
-            };
             vec![
-                code,
+                run.sanitizer.of(&run.commit),
                 run.date.clone(),
                 run.seed.to_string(),
                 format!("{:.0}", run.minutes),
@@ -430,19 +479,24 @@ mod tests {
         let page = root.path().join("torture.md");
         fs::copy(shell::root().join("docs/results/torture.md"), &page).unwrap();
         let mut campaign = Campaign::read(&root.path().join("none.json")).unwrap();
-        for (asan, counts) in [
-            (false, counts("idx", 1_000, 0)),
-            (false, counts("idx", 234, 1)),
-            (false, counts("ts", 5, 0)),
-            (true, counts("idx", 10, 0)),
+        let [asan, tsan] = [true, false].map(|asan| Sanitizer { asan, tsan: !asan });
+        for (sanitizer, counts) in [
+            (Sanitizer::default(), counts("idx", 1_000, 0)),
+            (Sanitizer::default(), counts("idx", 234, 1)),
+            (Sanitizer::default(), counts("ts", 5, 0)),
+            (asan, counts("idx", 10, 0)),
+            (tsan, counts("idx", 11, 0)),
         ] {
-            campaign.add(asan, counts);
+            campaign.add(sanitizer, counts);
         }
         campaign.write(root.path()).unwrap();
         let again = Campaign::read(&root.path().join("torture.json")).unwrap();
         let tried: Vec<u64> = again.totals.iter().map(|one| one.counts.tried).collect();
-        assert_eq!(tried, [1_234, 5, 10]);
+        assert_eq!(tried, [1_234, 5, 10, 11]);
         let page = fs::read_to_string(page).unwrap();
+        for name in ["AddressSanitizer", "ThreadSanitizer"] {
+            assert!(page.contains(&format!("| inputs, {name}")), "{page}");
+        }
         assert!(page.contains("1,234 |") && page.contains("308 |"), "{page}");
         assert!(
             page.contains("- inputs, idx, seed 1, index 7: panics: why"),

@@ -408,7 +408,9 @@ fn why(status: ExitStatus, said: &str) -> String {
         return "takes over 1 GiB".into();
     }
     let mut lines = said.lines();
-    let told = lines.clone().find(|line| line.contains("ERROR:"));
+    // How AddressSanitizer begins what it has found, and how ThreadSanitizer ends it.
+    let of_sanitizer = |line: &&str| line.contains("ERROR:") || line.starts_with("SUMMARY:");
+    let told = lines.clone().find(of_sanitizer);
     let told = told.or_else(|| lines.rfind(|line| !line.trim().is_empty()));
     let how = match status.signal() {
         Some(signal) => format!("dies of signal {signal}"),

@@ -4,7 +4,7 @@ mod libtorch;
 mod vulkan;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -99,6 +99,25 @@ pub fn strace() -> Result<()> {
         true => Ok(()),
         false => install("faults", "strace", &["strace"]),
     }
+}
+
+/// Makes sure that the source of the standard library is there, which `-Zbuild-std` compiles.
+///
+/// # Errors
+/// With what to install, where this task cannot install it.
+pub fn rust_source() -> Result<()> {
+    let sysroot = shell::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock");
+    if source.is_file() {
+        return Ok(());
+    }
+    if !shell::have("rustup") {
+        bail!(
+            "--tsan needs the source of Rust's standard library: install it as your Rust was, as `rust-src`"
+        );
+    }
+    println!("--tsan: installing rust-src");
+    shell::output(Command::new("rustup").args(["component", "add", "rust-src"])).map(drop)
 }
 
 /// Installs packages through apt.

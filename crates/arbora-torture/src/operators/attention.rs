@@ -1,8 +1,8 @@
 //! Dense attention, and attention within leaves.
 
 use super::{
-    Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, powers,
-    width,
+    Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
+    powers, width,
 };
 use arbora::attention::ops::{AttentionMask, LeafAttentionGradients, reference};
 use arbora::attention::{DenseAttentionOptions, Dropout, LeafAttentionOptions, TreeAttentionOps};
@@ -91,7 +91,10 @@ impl Dense {
 impl Operator for Dense {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
         let batch = length(rng, 1..4);
-        let (queries, rows) = (length(rng, 1..12), length(rng, 1..40));
+        let (mut queries, mut rows) = (length(rng, 1..12), length(rng, 1..40));
+        if let Some(long) = long(rng) {
+            *[&mut queries, &mut rows][long % 2] = long;
+        }
         let first_key = match rng.random_range(0..3) {
             0 => rng.random_range(0..=rows),
             _ => 0,
@@ -204,7 +207,10 @@ impl Leaf {
 impl Operator for Leaf {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
         let batch = length(rng, 1..4);
-        let (queries, keys) = (length(rng, 1..24), length(rng, 1..40));
+        let (mut queries, mut keys) = (length(rng, 1..24), length(rng, 1..40));
+        if let Some(long) = long(rng) {
+            *[&mut queries, &mut keys][long % 2] = long;
+        }
         let (kv_heads, group) = (rng.random_range(1..3), rng.random_range(1..4));
         let leaves = rng.random_range(1..6);
         let absent = [0.0, 0.2, 1.0][rng.random_range(0..3)];

@@ -1,6 +1,8 @@
 //! The tree build and the feed-forward part.
 
-use super::{Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length};
+use super::{
+    Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
+};
 use arbora::attention::ops::{
     BlockPrimitive, FeedForwardGradients, FeedForwardPrimitive, TreeBuildGradients, reference,
 };
@@ -139,6 +141,7 @@ impl Operator for TreeBuild {
         let layout = [Layout::LeftFilled, Layout::Published][rng.random_range(0..2)];
         let heads = rng.random_range(1..4);
         let batch = length(rng, 1..4);
+        let batch = long(rng).map_or(batch, |long| long / 8);
         Self {
             lengths: drawn(batch, || rng.random_range(0..=tokens as i64)),
             dim: heads * [1, 2, 3, 5, 8][rng.random_range(0..5)],
@@ -248,8 +251,9 @@ impl FeedForward {
 impl Operator for FeedForward {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
         let sizes = [1, 2, 3, 7, 16, 17];
+        let rows = length(rng, 1..40);
         Self {
-            rows: length(rng, 1..40),
+            rows: long(rng).unwrap_or(rows),
             dim: sizes[rng.random_range(0..6)],
             ff: sizes[rng.random_range(0..6)],
         }

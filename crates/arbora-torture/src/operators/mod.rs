@@ -10,8 +10,8 @@
 //! - *poisoned*: NaN or infinities in one example. All other examples are bit for bit what they are without them, and the
 //!   other heads too where heads do not meet.
 //!
-//! In all of them axes of length 0 and 1 and odd lengths occur, and tensors lie in memory in every way: with axes
-//! swapped, as parts of larger ones, backwards.
+//! In all of them axes of length 0 and 1 and odd lengths occur, and rarely one that kernels cut into tasks of several
+//! threads. Tensors lie in memory in every way: with axes swapped, as parts of larger ones, backwards.
 
 mod attention;
 mod blocks;
@@ -536,6 +536,14 @@ fn length(rng: &mut ChaCha8Rng, usual: Range<usize>) -> usize {
         1 | 2 => 1,
         _ => rng.random_range(usual),
     }
+}
+
+/// Rarely a length that kernels cut into tasks of several threads, for one axis of a problem: with two of them the
+/// reference would take seconds. From numbers of its own, so that other problems of a seed are what they are without it.
+fn long(rng: &ChaCha8Rng) -> Option<usize> {
+    let mut own = rng.clone();
+    own.set_stream(1);
+    own.random_ratio(1, 32).then(|| own.random_range(257..600))
 }
 
 /// A width of heads: odd ones, one, and those of vectors of the machine.

@@ -2,7 +2,7 @@
 
 use super::{
     Input, Kind, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length,
-    powers, width,
+    long, powers, width,
 };
 use arbora::attention::ops::{RoutePrimitive, TreeSearchPrimitive, reference};
 use arbora::attention::{GhostNodes, TreeAttentionOps, TreeSearchOptions};
@@ -197,6 +197,7 @@ impl Operator for TreeSearch {
             _ => rng.random_range(0..=tokens as i64),
         });
         let queries = length(rng, 1..8);
+        let queries = long(rng).unwrap_or(queries);
         let entries = batch * queries * (shape.decisions() + 1);
         Self {
             queries,
