@@ -121,6 +121,9 @@ pub(crate) fn forward(
                 first..dims.queries.min(first + chunk),
                 dims.first_key..dims.rows,
             );
+            // SAFETY: a task writes the rows of its queries and its head, and no other task has both.
+            let [context, log_total] =
+                [&context, &log_total].map(|shared| unsafe { shared.task() });
             dispatch(Forward {
                 dims: dims.tile_dims(),
                 pairs: Plain,
@@ -209,6 +212,7 @@ pub(crate) fn backward(
     let to_query = target(d_query, &mut parts_of_query);
     let to_key = target(d_key, &mut parts_of_key);
     let to_value = target(d_value, &mut parts_of_value);
+    let nothing = Shared::new(&mut []);
     (0..dims.groups() * tasks)
         .into_par_iter()
         .with_min_len(dims.groups() * tasks / TASKS)
@@ -219,11 +223,15 @@ pub(crate) fn backward(
             let first_key = dims.first_key + key_part * key_chunk;
             let first_query = query_part * query_chunk;
             let keys = first_key..dims.rows.min(first_key + key_chunk);
-            let gradients = Gradients {
-                query: to_query.part(key_part, query.len()),
-                key: to_key.part(query_part, key.len()),
-                value: to_value.part(query_part, value.len()),
-                bias: Shared::new(&mut []),
+            // SAFETY: a task writes the rows of its queries and its head in the part of its keys, those of its keys and its head in
+            // the part of its queries, and no bias. No other task has the same queries, keys and head.
+            let mut gradients = unsafe {
+                Gradients {
+                    query: to_query.part(key_part, query.len()),
+                    key: to_key.part(query_part, key.len()),
+                    value: to_value.part(query_part, value.len()),
+                    bias: nothing.task(),
+                }
             };
             memory.list(
                 &dims,
@@ -239,12 +247,8 @@ pub(crate) fn backward(
             };
             for row in (first_row..keys.end).filter(|row| !dims.keeps(mask, example, *row)) {
                 let row = dims.key_row(example, row, head);
-                // SAFETY: a task writes the rows of its keys and its head, in the part of its queries,
-                // and no other task does.
-                unsafe {
-                    gradients.key.clear_row(row, dims.head_dim);
-                    gradients.value.clear_row(row, dims.value_dim);
-                }
+                gradients.key.clear_row(row, dims.head_dim);
+                gradients.value.clear_row(row, dims.value_dim);
             }
             dispatch(Backward {
                 dims: dims.tile_dims(),

@@ -350,12 +350,16 @@ pub(crate) fn forward(
         })
         .collect();
     let pairs = WithinLeaf::<false>::new(dims, key_bias);
-    let (context, log_total) = (Shared::new(context), Shared::new(log_total));
+    let [context, log_total] = [context, log_total].map(Shared::new);
     tasks
         .par_iter()
         .with_min_len(tasks.len() / TASKS)
         .for_each_init(Scratch::default, |scratch, (leaf, first)| {
             let queries = leaves.queries(*leaf);
+            // SAFETY: a task writes the rows of its queries, which are no other task's: each row is in one leaf of one group, and the
+            // queries of a leaf are cut into chunks.
+            let [context, log_total] =
+                [&context, &log_total].map(|shared| unsafe { shared.task() });
             dispatch(Forward {
                 dims: dims.tile_dims(most),
                 pairs,
@@ -404,24 +408,25 @@ pub(crate) fn backward(
         .for_each_init(Scratch::default, |scratch, task| {
             let queries = leaves.queries(task.leaf);
             let seen = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
-            let gradients = Gradients {
-                query: to_query.part(task.part, inputs.attention.query.len()),
-                key: to_key,
-                value: to_value,
-                bias: to_bias,
+            // SAFETY: a task writes the rows of its keys, which are no other task's: each row is in one leaf of one group, whose keys
+            // are cut into parts. It writes the rows of all queries of its leaf, in the array of its part.
+            let mut gradients = unsafe {
+                Gradients {
+                    query: to_query.part(task.part, inputs.attention.query.len()),
+                    key: to_key.task(),
+                    value: to_value.task(),
+                    bias: to_bias.task(),
+                }
             };
             let without_leaf = task.leaf[1] == dims.leaves;
             if without_leaf || queries.is_empty() || seen.is_empty() {
-                // SAFETY: a task has its keys for itself, and its queries in the part of these keys.
-                unsafe {
-                    for row in queries {
-                        gradients.query.clear_row(*row, dims.head_dim);
-                    }
-                    for row in seen {
-                        gradients.key.clear_row(*row, dims.head_dim);
-                        gradients.value.clear_row(*row, dims.value_dim);
-                        gradients.bias.clear_row(*row, 1);
-                    }
+                for row in queries {
+                    gradients.query.clear_row(*row, dims.head_dim);
+                }
+                for row in seen {
+                    gradients.key.clear_row(*row, dims.head_dim);
+                    gradients.value.clear_row(*row, dims.value_dim);
+                    gradients.bias.clear_row(*row, 1);
                 }
                 return;
             }
@@ -460,32 +465,35 @@ pub(crate) fn candidate_gates(
     let most = leaves.most_queries();
     let tasks = leaves.key_parts(TASKS);
     let d_gate = Shared::new(d_gate);
+    // Queries, keys and values get no gradient.
+    let nothing = Shared::new(&mut []);
     tasks
         .par_iter()
         .with_min_len(tasks.len() / TASKS)
         .for_each_init(Scratch::default, |scratch, task| {
             let queries = leaves.queries(task.leaf);
             let seen = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
+            // SAFETY: a task writes the rows of its keys, which are no other task's, as in `backward`, and no others.
+            let mut gradients = unsafe {
+                Gradients {
+                    query: nothing.task(),
+                    key: nothing.task(),
+                    value: nothing.task(),
+                    bias: d_gate.task(),
+                }
+            };
             if task.leaf[1] == dims.leaves || queries.is_empty() {
                 for row in seen {
-                    // SAFETY: a task has its keys for itself.
-                    unsafe { d_gate.clear_row(*row, 1) };
+                    gradients.bias.clear_row(*row, 1);
                 }
                 return;
             }
-            // Queries, keys and values get no gradient.
-            let nothing = Shared::new(&mut []);
             dispatch(Backward {
                 dims: dims.tile_dims(most),
                 pairs: WithinLeaf::<true>::new(dims, &[]),
                 inputs: inputs.attention,
                 outputs,
-                gradients: Gradients {
-                    query: nothing,
-                    key: nothing,
-                    value: nothing,
-                    bias: d_gate,
-                },
+                gradients,
                 scratch,
                 queries,
                 keys: seen,

@@ -271,8 +271,9 @@ pub(super) fn multiply(target: &mut [f32], write: Write, factor: f32, left: Matr
     let (rows, columns, inner) = (left.rows, right.columns, left.columns);
     assert_eq!(inner, right.rows, "product: inner axis");
     assert_eq!(target.len(), rows * columns, "product: size");
-    // SAFETY: the strides stay inside the slices: a `Matrix` has `rows * columns` numbers, which
-    // `new` ensures and `transposed` keeps, and the target's size was checked.
+    // SAFETY: strides stay inside the slices: a `Matrix` has at least `rows * columns` numbers, which `new` ensures and
+    // `transposed` keeps, the target has as many as just asserted, and all are one axis's length apart along the other. The target
+    // is borrowed exclusively, so neither factor overlaps it.
     unsafe {
         gemm::gemm(
             rows,
@@ -295,5 +296,68 @@ pub(super) fn multiply(target: &mut [f32], write: Write, factor: f32, left: Matr
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::numbers;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn products_are_those_of_the_definition_whatever_the_sizes(
+            [rows, columns, inner] in [1_usize..20, 1..20, 1..20],
+            transposed in any::<[bool; 2]>(),
+            add in any::<bool>(),
+        ) {
+            let (left, right) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
+            let matrix = |numbers, [rows, columns]: [usize; 2], transposed| match transposed {
+                false => Matrix::new(numbers, columns),
+                true => Matrix::new(numbers, rows).transposed(),
+            };
+            let mut target = vec![if add { 1.0 } else { f32::NAN }; rows * columns];
+            multiply(
+                &mut target,
+                if add { Write::Add } else { Write::Set },
+                0.5,
+                matrix(&left, [rows, inner], transposed[0]),
+                matrix(&right, [inner, columns], transposed[1]),
+            );
+            let at = |numbers: &[f32], [rows, columns]: [usize; 2], [row, column]: [usize; 2], transposed| {
+                f64::from(numbers[if transposed { column * rows + row } else { row * columns + column }])
+            };
+            for row in 0..rows {
+                for column in 0..columns {
+                    let products = (0..inner).map(|step| {
+                        at(&left, [rows, inner], [row, step], transposed[0])
+                            * at(&right, [inner, columns], [step, column], transposed[1])
+                    });
+                    let expected = 0.5 * products.sum::<f64>() + f64::from(u8::from(add));
+                    let got = f64::from(target[row * columns + column]);
+                    prop_assert!((got - expected).abs() < 1e-5, "{got}, expected {expected}");
+                }
+            }
+        }
+    }
+
+    /// A product into a target of so many numbers; the factors have 3 by `inner` and 4 by 5.
+    fn product(inner: usize, target: usize) {
+        let (left, right) = (vec![0.0; 3 * inner], vec![0.0; 4 * 5]);
+        let [left, right] = [Matrix::new(&left, inner), Matrix::new(&right, 5)];
+        multiply(&mut vec![0.0; target], Write::Set, 1.0, left, right);
+    }
+
+    #[test]
+    #[should_panic(expected = "product: size")]
+    fn a_product_past_the_end_of_its_target_is_refused() {
+        product(4, 14);
+    }
+
+    #[test]
+    #[should_panic(expected = "product: inner axis")]
+    fn a_product_of_factors_that_do_not_fit_is_refused() {
+        product(5, 15);
     }
 }

@@ -166,15 +166,16 @@ mod x86 {
     use super::{Arithmetic, LANES};
     use std::arch::x86_64::*;
 
-    // SAFETY of all blocks below: `dispatch` runs code of these types only on processors that have the
-    // instructions, and arrays are as long as the vectors read from them.
+    // What the blocks below rely on. Code of `Avx512` and `Avx2` is reached through `super::run_avx512` and `super::run_avx2` alone,
+    // and `super::dispatch` calls these on processors that have the features they are compiled for. Instructions on registers rely on
+    // nothing else. Those that read or write memory do so at any address, through references to as many numbers as they take.
 
     /// Operations that are one instruction.
     macro_rules! per_register {
         ($($name:ident($($vector:ident),+): $instruction:ident;)+) => {$(
             #[inline(always)]
             fn $name($($vector: Self::Vector),+) -> Self::Vector {
-                // SAFETY: see above.
+                // SAFETY: on registers, for AVX-512 F.
                 unsafe { $instruction($($vector),+) }
             }
         )+};
@@ -185,7 +186,7 @@ mod x86 {
         ($($name:ident($($vector:ident),+): $instruction:ident;)+) => {$(
             #[inline(always)]
             fn $name($($vector: Self::Vector),+) -> Self::Vector {
-                // SAFETY: see above.
+                // SAFETY: on registers, for AVX2 and FMA.
                 unsafe { [$instruction($($vector[0]),+), $instruction($($vector[1]),+)] }
             }
         )+};
@@ -209,19 +210,19 @@ mod x86 {
 
         #[inline(always)]
         fn splat(number: f32) -> Self::Vector {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX-512 F.
             unsafe { _mm512_set1_ps(number) }
         }
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self::Vector {
-            // SAFETY: see above.
+            // SAFETY: reads 16 numbers, at any address, of an array of as many; for AVX-512 F.
             unsafe { _mm512_loadu_ps(from.as_ptr()) }
         }
 
         #[inline(always)]
         fn store(vector: Self::Vector, to: &mut [f32; LANES]) {
-            // SAFETY: see above.
+            // SAFETY: writes 16 numbers, at any address, of an array of as many; for AVX-512 F.
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) }
         }
 
@@ -235,7 +236,7 @@ mod x86 {
 
         #[inline(always)]
         fn scale_lanes_by_power(vector: Self::Vector, rounded: Self::Vector) -> Self::Vector {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX-512 F.
             unsafe {
                 let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(rounded));
                 _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(vector), exponent))
@@ -244,7 +245,7 @@ mod x86 {
 
         #[inline(always)]
         fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX-512 F; permutations take any index by its low bits.
             unsafe {
                 // Lanes of the second operand count from 16.
                 let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -258,13 +259,13 @@ mod x86 {
 
         #[inline(always)]
         fn sum_lanes(vector: Self::Vector) -> f32 {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX-512 F and DQ and what is part of them.
             unsafe { sum_eight(fold(vector)) }
         }
 
         #[inline(always)]
         fn sum_lanes_of_four([a, b, c, d]: [Self::Vector; 4]) -> [f32; 4] {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX-512 F and DQ and what is part of them.
             unsafe {
                 let halves = [fold(a), fold(b), fold(c), fold(d)];
                 sum_four_of_eight(halves)
@@ -290,27 +291,29 @@ mod x86 {
 
         #[inline(always)]
         fn splat(number: f32) -> Self::Vector {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX.
             unsafe { [_mm256_set1_ps(number); 2] }
         }
 
         #[inline(always)]
         fn load(from: &[f32; LANES]) -> Self::Vector {
-            // SAFETY: see above.
+            let (low, high) = from.split_at(LANES / 2);
+            // SAFETY: reads 8 numbers, at any address, of each half of an array of 16; for AVX.
             unsafe {
                 [
-                    _mm256_loadu_ps(from.as_ptr()),
-                    _mm256_loadu_ps(from[8..].as_ptr()),
+                    _mm256_loadu_ps(low.as_ptr()),
+                    _mm256_loadu_ps(high.as_ptr()),
                 ]
             }
         }
 
         #[inline(always)]
         fn store(vector: Self::Vector, to: &mut [f32; LANES]) {
-            // SAFETY: see above.
+            let (low, high) = to.split_at_mut(LANES / 2);
+            // SAFETY: writes 8 numbers, at any address, of each half of an array of 16; for AVX.
             unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), vector[0]);
-                _mm256_storeu_ps(to[8..].as_mut_ptr(), vector[1]);
+                _mm256_storeu_ps(low.as_mut_ptr(), vector[0]);
+                _mm256_storeu_ps(high.as_mut_ptr(), vector[1]);
             }
         }
 
@@ -325,19 +328,19 @@ mod x86 {
 
         #[inline(always)]
         fn interleave_lanes(a: Self::Vector, b: Self::Vector) -> [Self::Vector; 2] {
-            // SAFETY: see above.
+            // SAFETY: the processor has AVX2.
             unsafe { [interleave_eight(a[0], b[0]), interleave_eight(a[1], b[1])] }
         }
 
         #[inline(always)]
         fn sum_lanes(vector: Self::Vector) -> f32 {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX.
             unsafe { sum_eight(_mm256_add_ps(vector[0], vector[1])) }
         }
 
         #[inline(always)]
         fn sum_lanes_of_four([a, b, c, d]: [Self::Vector; 4]) -> [f32; 4] {
-            // SAFETY: see above.
+            // SAFETY: on registers, for AVX.
             unsafe {
                 sum_four_of_eight([
                     _mm256_add_ps(a[0], a[1]),
@@ -353,7 +356,7 @@ mod x86 {
     /// The processor has AVX2.
     #[inline(always)]
     unsafe fn scale_eight_by_power(eight: __m256, rounded: __m256) -> __m256 {
-        // SAFETY: the caller's promise.
+        // SAFETY: on registers, for what the caller promises.
         unsafe {
             let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(eight), exponent))
@@ -364,7 +367,7 @@ mod x86 {
     /// The processor has AVX2.
     #[inline(always)]
     unsafe fn interleave_eight(a: __m256, b: __m256) -> [__m256; 2] {
-        // SAFETY: the caller's promise.
+        // SAFETY: on registers, for what the caller promises.
         unsafe {
             // Within halves of a register first, which are then sorted.
             let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
@@ -381,7 +384,7 @@ mod x86 {
     /// The processor has AVX-512 F and DQ.
     #[inline(always)]
     unsafe fn fold(vector: __m512) -> __m256 {
-        // SAFETY: the caller's promise.
+        // SAFETY: on registers, for what the caller promises.
         unsafe {
             _mm256_add_ps(
                 _mm512_castps512_ps256(vector),
@@ -394,7 +397,8 @@ mod x86 {
     /// The processor has AVX.
     #[inline(always)]
     unsafe fn sum_four_of_eight([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        // SAFETY: the caller's promise; an array of four numbers has room for four.
+        // SAFETY: on registers, for AVX, as the caller promises; the one store, to any address, is to an array of the four numbers
+        // that it writes.
         unsafe {
             // Each addition leaves half as many partial sums per vector, two vectors side by side.
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
@@ -414,7 +418,7 @@ mod x86 {
     /// The processor has AVX.
     #[inline(always)]
     unsafe fn sum_eight(eight: __m256) -> f32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: on registers, for what the caller promises.
         unsafe {
             let low = _mm256_castps256_ps128(eight);
             let high = _mm256_extractf128_ps::<1>(eight);
@@ -439,17 +443,12 @@ pub(crate) trait Kernel {
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("fma")
-        {
-            // SAFETY: the processor has these instructions.
+        if has_avx512() {
+            // SAFETY: the processor has all features that the function is compiled for, as just asked from the same list.
             return unsafe { run_avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has these instructions.
+        if has_avx2() {
+            // SAFETY: as above.
             return unsafe { run_avx2(kernel) };
         }
         kernel.run::<Portable<false>>()
@@ -481,17 +480,26 @@ pub(crate) fn instructions() -> &'static str {
     dispatch(Name)
 }
 
+/// A function that runs a kernel compiled for some features of a processor, and one that says whether the processor has them: of one
+/// list, so that none is used that nobody asked for.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<x86::Avx512>()
+macro_rules! compiled_for {
+    ($run:ident, $has:ident, $arithmetic:ty: $($feature:tt)+) => {
+        $(#[target_feature(enable = $feature)])+
+        fn $run<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<$arithmetic>()
+        }
+
+        fn $has() -> bool {
+            $(is_x86_feature_detected!($feature))&&+
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<x86::Avx2>()
-}
+compiled_for!(run_avx512, has_avx512, x86::Avx512: "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma");
+#[cfg(target_arch = "x86_64")]
+compiled_for!(run_avx2, has_avx2, x86::Avx2: "avx2" "fma");
 
 /// `sum(a * b)` over two slices of one length, in a fixed order.
 #[inline(always)]
@@ -643,7 +651,8 @@ pub(crate) fn ln<A: Arithmetic>(x: f32) -> f32 {
 pub(crate) fn prefetch(slice: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in slice.chunks(16) {
-        // SAFETY: a hint; it reads nothing, and the address is inside the slice.
+        // SAFETY: a hint that every such processor has (SSE). It reads nothing and faults at no address; this one is inside the
+        // slice.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
                 line.as_ptr().cast(),
@@ -766,8 +775,8 @@ mod tests {
         assert_eq!(portable, Operations.run::<Portable<true>>());
         assert_eq!(portable, dispatch(Operations));
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has these instructions.
+        if has_avx2() {
+            // SAFETY: the processor has all features that the function is compiled for.
             assert_eq!(portable, unsafe { run_avx2(Operations) });
         }
         let [power, low, high] = portable.last_chunk().expect("there are nine operations");

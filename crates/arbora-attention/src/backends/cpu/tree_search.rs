@@ -7,7 +7,7 @@
 // A lane is at one place in several arrays.
 #![allow(clippy::needless_range_loop)]
 
-use super::attention_tiles::Shared;
+use super::rows::split;
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };
@@ -15,6 +15,7 @@ use crate::ops::limits::leaf_group;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
+use std::iter::repeat_n;
 
 /// Rows (queries of all examples) per task.
 const ROWS_PER_TASK: usize = 4 * LANES;
@@ -159,20 +160,21 @@ pub(crate) fn search(
         .par_chunks_mut(ROWS_PER_TASK)
         .zip(selected.par_chunks_mut(ROWS_PER_TASK))
         .zip(read.par_chunks_mut(ROWS_PER_TASK));
+    // A context may have no columns, which cannot be chunked.
+    let firsts = (0..all).step_by(ROWS_PER_TASK);
+    let rows = firsts.map(|first| ROWS_PER_TASK.min(all - first));
+    let context: Vec<_> =
+        split(outputs.context, rows.map(|rows| rows * dims.value_row())).collect();
     let tasks = outputs
         .path
         .par_chunks_mut(ROWS_PER_TASK * steps)
         .zip(policy)
         .zip(counts)
+        .zip(context)
         .enumerate();
-    // A context may have no columns, which cannot be chunked.
-    let context = Shared::new(outputs.context);
     tasks.for_each(
-        |(task, ((path, (log_prob, entropy)), ((decisions, selected), read)))| {
+        |(task, (((path, (log_prob, entropy)), ((decisions, selected), read)), context))| {
             let first = task * ROWS_PER_TASK;
-            let rows = path.len() / steps;
-            // SAFETY: tasks cover disjoint rows.
-            let context = unsafe { context.row(first * dims.value_row(), rows * dims.value_row()) };
             let task = SearchTask {
                 problem: Problem {
                     dims,
@@ -827,16 +829,13 @@ pub(crate) fn backward(
     };
     let query_numbers = dims.queries * dims.key_row();
     let (key_numbers, value_numbers) = (nodes * dims.key_row(), nodes * value_width);
-    let [query, key, value] = outputs.map(Shared::new);
-    (0..dims.batch).into_par_iter().for_each(|example| {
-        // SAFETY: each example is one row of each.
-        let (query, key, value) = unsafe {
-            (
-                query.row(example * query_numbers, query_numbers),
-                key.row(example * key_numbers, key_numbers),
-                value.row(example * value_numbers, value_numbers),
-            )
-        };
+    // What has no numbers cannot be chunked.
+    let [query, key, value] = outputs;
+    let query: Vec<_> = split(query, repeat_n(query_numbers, dims.batch)).collect();
+    let key: Vec<_> = split(key, repeat_n(key_numbers, dims.batch)).collect();
+    let value: Vec<_> = split(value, repeat_n(value_numbers, dims.batch)).collect();
+    let examples = query.into_par_iter().zip(key).zip(value).enumerate();
+    examples.for_each(|(example, ((query, key), value))| {
         let problem = Problem {
             dims,
             levels: &levels,
@@ -856,6 +855,17 @@ pub(crate) fn backward(
             _ => example.run::<0>(query, key, value),
         }
     });
+}
+
+/// The nodes of each level, of all nodes of an example, which have `width` numbers each. Levels lie behind one another.
+fn by_level<'a>(levels: &[Level], nodes: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
+    let mut end = 0;
+    let lengths = levels.iter().flat_map(|level| {
+        let above = level.offset - end;
+        end = level.offset + level.width;
+        [above * width, level.width * width]
+    });
+    split(nodes, lengths).skip(1).step_by(2).collect()
 }
 
 /// The backward pass of one example.
@@ -888,8 +898,6 @@ impl ExampleBackward<'_> {
             return;
         }
         let (key_width, value_width) = (dims.key_row(), self.value_width);
-        let nodes = dims.shape.nodes();
-        let (d_key, d_value) = (Shared::new(d_key), Shared::new(d_value));
         let blocks = QUERIES_PER_CHUNK.min(dims.queries).div_ceil(LANES);
         let mut scores = vec![ZERO; blocks * per_block];
         let mut weights = vec![ZERO; blocks * per_block];
@@ -920,15 +928,10 @@ impl ExampleBackward<'_> {
                         },
                     }));
                 });
-            levels.par_iter().for_each(|level| {
-                debug_assert!(level.offset + level.width <= nodes);
-                // SAFETY: levels hold different nodes.
-                let (d_key, d_value) = unsafe {
-                    (
-                        d_key.row(level.offset * key_width, level.width * key_width),
-                        d_value.row(level.offset * value_width, level.width * value_width),
-                    )
-                };
+            let d_key = by_level(levels, d_key, key_width);
+            let d_value = by_level(levels, d_value, value_width);
+            let tasks = levels.par_iter().zip(d_key).zip(d_value);
+            tasks.for_each(|((level, d_key), d_value)| {
                 dispatch(Specialised::<_, D>(Scatter {
                     whole: self,
                     level: *level,

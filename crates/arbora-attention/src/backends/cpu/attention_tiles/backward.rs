@@ -1,7 +1,7 @@
 //! The backward pass of one task.
 
 use super::super::simd::{Arithmetic, Kernel, LANES, add_scaled, exp_lanes_up_to_zero};
-use super::memory::{Scratch, Shared};
+use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
@@ -27,12 +27,11 @@ pub(in super::super) struct Backward<'a, P> {
 
 /// Where gradients go. Those of biases are not looked at if pairs are plain, nor the others if only gates
 /// have gradients.
-#[derive(Clone, Copy)]
 pub(in super::super) struct Gradients<'a> {
-    pub(in super::super) query: Shared<'a>,
-    pub(in super::super) key: Shared<'a>,
-    pub(in super::super) value: Shared<'a>,
-    pub(in super::super) bias: Shared<'a>,
+    pub(in super::super) query: Rows<'a>,
+    pub(in super::super) key: Rows<'a>,
+    pub(in super::super) value: Rows<'a>,
+    pub(in super::super) bias: Rows<'a>,
 }
 
 /// What a tile of queries brings to a tile of keys, and its gradient.
@@ -158,16 +157,16 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
+    fn run<A: Arithmetic>(mut self) {
         let Self {
             dims,
             pairs,
             inputs,
             outputs,
-            gradients,
             keys,
             ..
         } = self;
+        let gradients = &mut self.gradients;
         let (key_dim, value_dim) = (dims.head_dim, dims.value_dim);
         let (key_columns, value_columns) = (padded(key_dim), padded(value_dim));
         let room = dims.room();
@@ -207,13 +206,6 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             BACKWARD_KEYS * 2 * LANES,
             BACKWARD_KEYS * LANES,
         ]);
-        // SAFETY: a task writes the rows of its keys, in the part of its queries, and no other task does.
-        let key_rows = |row: usize| unsafe {
-            (
-                gradients.key.row(row * key_dim, key_dim),
-                gradients.value.row(row * value_dim, value_dim),
-            )
-        };
 
         for (chunk, queries) in self.queries.chunks(QUERIES).enumerate() {
             let count = queries.len();
@@ -310,8 +302,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                 for (index, &row) in rows.iter().enumerate() {
                     if !P::PLAIN {
                         let sum = A::sum_lanes(A::load(lanes(d_bias, index * LANES)));
-                        // SAFETY: as for `key_rows`.
-                        let to_bias = unsafe { gradients.bias.row(row, 1) };
+                        let to_bias = gradients.bias.row(row, 1);
                         match chunk {
                             0 => to_bias[0] = sum,
                             _ => to_bias[0] += sum,
@@ -320,7 +311,8 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                     if P::GATES {
                         continue;
                     }
-                    let (to_key, to_value) = key_rows(row);
+                    let to_key = gradients.key.row(row * key_dim, key_dim);
+                    let to_value = gradients.value.row(row * value_dim, value_dim);
                     let d_key = &d_key[index * key_columns..][..key_dim];
                     let d_value = &d_value[index * value_columns..][..value_dim];
                     if chunk == 0 {
@@ -336,8 +328,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                 continue;
             }
             for (index, &row) in queries.iter().enumerate() {
-                // SAFETY: no other task writes this query in the part of these keys.
-                let target = unsafe { gradients.query.row(row * key_dim, key_dim) };
+                let target = gradients.query.row(row * key_dim, key_dim);
                 let row = index * key_columns;
                 scale_row(target, &d_query[row..row + key_columns], dims.scale);
             }

@@ -1,7 +1,7 @@
 //! The forward pass of one task.
 
 use super::super::simd::{Arithmetic, Kernel, LANES, exp_lanes_up_to_zero};
-use super::memory::{Scratch, Shared};
+use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
@@ -14,8 +14,8 @@ pub(in super::super) struct Forward<'a, P> {
     pub(in super::super) dims: TileDims,
     pub(in super::super) pairs: P,
     pub(in super::super) inputs: AttentionInputs<'a>,
-    pub(in super::super) context: Shared<'a>,
-    pub(in super::super) log_total: Shared<'a>,
+    pub(in super::super) context: Rows<'a>,
+    pub(in super::super) log_total: Rows<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
     /// Rows of queries. No other task has them.
     pub(in super::super) queries: &'a [usize],
@@ -84,7 +84,7 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
+    fn run<A: Arithmetic>(mut self) {
         let Self {
             dims,
             pairs,
@@ -173,14 +173,8 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
                 }
             }
             for (lane, &row) in queries[first..].iter().enumerate().take(LANES) {
-                // SAFETY: no other task has this query.
-                let (log_total, target) = unsafe {
-                    (
-                        self.log_total.row(row, 1),
-                        self.context.row(row * value_dim, value_dim),
-                    )
-                };
-                log_total[0] = log_totals[lane];
+                self.log_total.row(row, 1)[0] = log_totals[lane];
+                let target = self.context.row(row * value_dim, value_dim);
                 let row = (first + lane) * columns;
                 scale_row(target, &context[row..row + columns], inverses[lane]);
             }

@@ -5,6 +5,8 @@ use super::{KeyPlace, Pairs, Places, QueryPlace, Sight};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
+#[cfg(debug_assertions)]
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Room for the results of chunks that are summed later; none where there is one chunk.
 pub(in super::super) fn parts(chunks: usize, length: usize) -> Vec<f32> {
@@ -43,18 +45,17 @@ pub(in super::super) fn add_parts(whole: &mut [f32], parts: &[f32]) {
         });
 }
 
-/// An array that several tasks write to at once, each to rows of its own.
-#[derive(Clone, Copy)]
+/// An array that several tasks write to at once, each to rows of its own, as [`Rows`].
 pub(in super::super) struct Shared<'a> {
     start: *mut f32,
     length: usize,
     owner: PhantomData<&'a mut [f32]>,
+    #[cfg(debug_assertions)]
+    taken: Taken,
 }
 
-// SAFETY: it stands for an exclusive borrow of plain numbers, and every access goes through `row`, whose
-// callers promise that no two of them overlap.
-unsafe impl Send for Shared<'_> {}
-// SAFETY: as above.
+// SAFETY: it stands for an exclusive borrow of plain numbers. Tasks reach them through `task` and `part` alone, whose callers
+// promise that no two tasks reach the same ones.
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
@@ -63,38 +64,108 @@ impl<'a> Shared<'a> {
             start: array.as_mut_ptr(),
             length: array.len(),
             owner: PhantomData,
+            #[cfg(debug_assertions)]
+            taken: Taken::new(array.len()),
         }
     }
 
-    /// One of several arrays of `length` numbers that lie behind one another.
-    pub(in super::super) fn part(self, index: usize, length: usize) -> Self {
-        assert!((index + 1) * length <= self.length);
-        Self {
-            // SAFETY: in bounds, as just checked.
-            start: unsafe { self.start.add(index * length) },
-            length,
-            owner: PhantomData,
-        }
-    }
-
-    /// A row of the array.
+    /// The array for one task.
     ///
     /// # Safety
-    /// No two rows that exist at the same time overlap.
+    /// No row that is taken from the result overlaps one that is taken from the result of another call, of this or of
+    /// [`part`](Self::part). Builds with debug assertions panic where it does.
+    pub(in super::super) unsafe fn task(&self) -> Rows<'_> {
+        // SAFETY: the caller's promise; the only part of this length is the whole.
+        unsafe { self.part(0, self.length) }
+    }
+
+    /// One of several arrays of `length` numbers that lie behind one another, for one task.
+    ///
+    /// # Safety
+    /// As for [`task`](Self::task). Arrays of one length and different indices do not overlap.
+    ///
+    /// # Panics
+    /// If there is no such array.
+    pub(in super::super) unsafe fn part(&self, index: usize, length: usize) -> Rows<'_> {
+        let end = index.checked_add(1).and_then(|end| end.checked_mul(length));
+        assert!(end.is_some_and(|end| end <= self.length));
+        let first = index * length;
+        Rows {
+            // SAFETY: in bounds, as just checked.
+            start: unsafe { self.start.add(first) },
+            length,
+            owner: PhantomData,
+            #[cfg(debug_assertions)]
+            taken: (self.taken.number(), &self.taken.by[first..first + length]),
+        }
+    }
+}
+
+/// The rows of an array that a task writes, one at a time.
+pub(in super::super) struct Rows<'a> {
+    start: *mut f32,
+    length: usize,
+    owner: PhantomData<&'a mut [f32]>,
+    /// The task, and which tasks have taken the numbers.
+    #[cfg(debug_assertions)]
+    taken: (u32, &'a [AtomicU32]),
+}
+
+impl Rows<'_> {
+    /// Some numbers of the array.
+    ///
+    /// # Panics
+    /// If the array ends before.
     #[inline(always)]
-    pub(in super::super) unsafe fn row(self, first: usize, length: usize) -> &'a mut [f32] {
-        assert!(first + length <= self.length);
-        // SAFETY: in bounds, as just checked, and not aliased, as the caller promises.
+    pub(in super::super) fn row(&mut self, first: usize, length: usize) -> &mut [f32] {
+        let rest = self.length.checked_sub(first);
+        assert!(rest.is_some_and(|rest| length <= rest));
+        #[cfg(debug_assertions)]
+        Taken::check(self.taken, first, length);
+        // SAFETY: in bounds, as just checked. Not aliased: other tasks take other rows, as they promised who made this, and this
+        // task takes no other row while it has this one, which borrows `self`.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), length) }
     }
 
     /// Fills one of several rows of `width` numbers with zeros.
-    ///
-    /// # Safety
-    /// As for [`row`](Self::row).
-    pub(in super::super) unsafe fn clear_row(self, row: usize, width: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.row(row * width, width) }.fill(0.0);
+    pub(in super::super) fn clear_row(&mut self, row: usize, width: usize) {
+        self.row(row * width, width).fill(0.0);
+    }
+}
+
+/// Which task has taken each number of an array, so that one that two tasks take is seen on any number of threads.
+#[cfg(debug_assertions)]
+struct Taken {
+    tasks: AtomicU32,
+    /// Numbers of tasks; 0 is none.
+    by: Vec<AtomicU32>,
+}
+
+#[cfg(debug_assertions)]
+impl Taken {
+    fn new(length: usize) -> Self {
+        Self {
+            tasks: AtomicU32::new(0),
+            by: std::iter::repeat_with(AtomicU32::default)
+                .take(length)
+                .collect(),
+        }
+    }
+
+    /// The number of another task.
+    fn number(&self) -> u32 {
+        self.tasks.fetch_add(1, Relaxed) + 1
+    }
+
+    fn check((task, by): (u32, &[AtomicU32]), first: usize, length: usize) {
+        for (at, by) in by[first..first + length].iter().enumerate() {
+            let before = by.swap(task, Relaxed);
+            assert!(
+                before == 0 || before == task,
+                "two tasks take number {} of an array",
+                first + at
+            );
+        }
     }
 }
 
@@ -102,6 +173,8 @@ impl<'a> Shared<'a> {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
+
+const _: () = assert!(size_of::<Line>() == size_of::<[f32; LANES]>());
 
 /// Memory of a task, kept for the next one. The first task finds it zeroed, and all tasks of a call lay it
 /// out alike, so that columns that only pad a row to whole vectors stay zero.
@@ -185,9 +258,93 @@ impl Scratch {
         let pieces = lines.map(|lines| {
             let (piece, behind) = std::mem::take(&mut rest).split_at_mut(lines);
             rest = behind;
-            // SAFETY: a line is `LANES` numbers and nothing else.
+            // SAFETY: `piece` is borrowed for as long as the result, has `lines` lines, and each is `LANES` numbers and nothing
+            // else, which is checked where `Line` is declared. Numbers need less alignment than lines.
             unsafe { std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), lines * LANES) }
         });
         (pieces, &mut self.places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two tasks that each take one row of an array of six numbers.
+    fn two_rows(rows: [(usize, usize); 2]) -> Vec<f32> {
+        let mut array = vec![0.0; 6];
+        let shared = Shared::new(&mut array);
+        for (at, (first, length)) in rows.into_iter().enumerate() {
+            // SAFETY: rows that overlap are refused before they are written.
+            let mut task = unsafe { shared.task() };
+            // Again, and in pieces: a task may.
+            task.row(first, length).fill(0.0);
+            task.row(first, length).fill(1.0 + at as f32);
+        }
+        drop(shared);
+        array
+    }
+
+    #[test]
+    fn tasks_write_rows_of_their_own() {
+        assert_eq!(two_rows([(1, 2), (3, 3)]), [0.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        assert_eq!(two_rows([(0, 6), (6, 0)]), [1.0; 6]);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "two tasks take number 2 of an array")]
+    fn a_row_that_two_tasks_take_is_refused() {
+        two_rows([(1, 2), (2, 2)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rest.is_some_and")]
+    fn a_row_past_the_end_is_refused() {
+        two_rows([(0, 2), (5, 2)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rest.is_some_and")]
+    fn a_row_whose_end_overflows_is_refused() {
+        two_rows([(0, 2), (2, usize::MAX)]);
+    }
+
+    #[test]
+    fn parts_lie_behind_one_another() {
+        let mut array = [0.0; 6];
+        let shared = Shared::new(&mut array);
+        for index in 0..3 {
+            // SAFETY: each part is asked for once.
+            let mut part = unsafe { shared.part(index, 2) };
+            part.clear_row(0, 1);
+            part.row(1, 1)[0] = index as f32;
+        }
+        drop(shared);
+        assert_eq!(array, [0.0, 0.0, 0.0, 1.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "end <= self.length")]
+    fn a_part_past_the_end_is_refused() {
+        let mut array = [0.0; 5];
+        // SAFETY: it is asked for once.
+        unsafe { Shared::new(&mut array).part(2, 2) };
+    }
+
+    #[test]
+    fn pieces_of_scratch_memory_are_apart_and_as_long_as_asked_for() {
+        let mut scratch = Scratch::default();
+        for lengths in [[1, 0, 17], [33, 16, 5]] {
+            let (pieces, _) = scratch.reserve(lengths);
+            for (at, piece) in pieces.into_iter().enumerate() {
+                assert_eq!(piece.len(), lengths[at].next_multiple_of(LANES));
+                piece.fill(at as f32);
+            }
+            let lines = lengths.map(|length| length.div_ceil(LANES));
+            let owners = scratch.lines.iter().map(|line| line.0);
+            let expected = (0..3).flat_map(|at| vec![[at as f32; LANES]; lines[at]]);
+            assert!(owners.eq(expected));
+        }
     }
 }

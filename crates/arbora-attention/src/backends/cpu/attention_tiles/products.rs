@@ -20,17 +20,19 @@ fn product<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     if depth == 0 {
         return sums;
     }
+    // Strides are widths of arrays that exist, and depth is one of those: their products do not overflow.
     assert!((ROWS - 1) * a_row + (depth - 1) * a_step < a.len());
     assert!((depth - 1) * b_step + VECTORS * LANES <= b.len());
     for t in 0..depth {
         let mut columns = [A::splat(0.0); VECTORS];
         for (vector, numbers) in columns.iter_mut().enumerate() {
             let first = t * b_step + vector * LANES;
-            // SAFETY: the largest index is checked above.
+            // SAFETY: `LANES` numbers of `b`, as the largest `t` and `vector` have them, as asserted above. An array of numbers needs
+            // no alignment but theirs.
             *numbers = A::load(unsafe { &*b.as_ptr().add(first).cast() });
         }
         for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the largest index is checked above.
+            // SAFETY: a number of `a`, as the largest `row` and `t` have one, as asserted above.
             let factor = A::splat(unsafe { *a.get_unchecked(row * a_row + t * a_step) });
             for (sum, numbers) in sums.iter_mut().zip(columns) {
                 *sum = A::mul_add_lanes(factor, numbers, *sum);
@@ -241,5 +243,57 @@ pub(super) fn tiles(many_registers: bool, queries: usize) -> impl Iterator<Item 
 pub(super) fn scale_row(target: &mut [f32], source: &[f32], factor: f32) {
     for (target, source) in target.iter_mut().zip(source) {
         *target = factor * source;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::simd::{Kernel, dispatch};
+    use super::*;
+
+    /// A block of two rows and two vectors, from arrays of these lengths.
+    struct Block {
+        depth: usize,
+        lengths: [usize; 2],
+    }
+
+    impl Kernel for Block {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<A: Arithmetic>(self) {
+            let Self { depth, lengths } = self;
+            let [a, b] = lengths.map(|length| vec![2.0; length]);
+            // Rows of `a` are 7 apart, those of `b` 40.
+            let block = product::<A, 2, 2>(depth, &a, [7, 1], &b, 40);
+            for vector in block.into_iter().flatten() {
+                let mut numbers = [0.0; LANES];
+                A::store(vector, &mut numbers);
+                assert_eq!(numbers, [4.0 * depth as f32; LANES]);
+            }
+        }
+    }
+
+    fn block(depth: usize, lengths: [usize; 2]) {
+        dispatch(Block { depth, lengths });
+    }
+
+    #[test]
+    fn a_block_reads_to_the_end_of_its_arrays() {
+        block(3, [7 + 3, 2 * 40 + 2 * LANES]);
+        block(1, [8, 2 * LANES]);
+        block(0, [0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "< a.len()")]
+    fn a_block_past_the_end_of_its_rows_is_refused() {
+        block(3, [7 + 2, 2 * 40 + 2 * LANES]);
+    }
+
+    #[test]
+    #[should_panic(expected = "<= b.len()")]
+    fn a_block_past_the_end_of_its_vectors_is_refused() {
+        block(3, [7 + 3, 2 * 40 + 2 * LANES - 1]);
     }
 }
