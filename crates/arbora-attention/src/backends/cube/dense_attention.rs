@@ -4,7 +4,8 @@
 //! their order; in the gradients of keys and values it owns one head of keys and reads the queries. Units
 //! side by side own neighbours of one head, so that they read the same rows at the same time.
 
-use super::{element, empty, grid, into_contiguous, vector_size};
+use super::{element, empty, grid, into_contiguous, shapes, vector_size};
+use crate::functions::check::Axes;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{AttentionMask, DenseAttentionOptions};
 use burn::backend::TensorMetadata;
@@ -450,6 +451,7 @@ struct Problem {
     rows: usize,
     value_dim: usize,
     options: DenseAttentionOptions,
+    axes: Axes,
     /// The mask, or any tensor where there is none.
     mask: CubeTensor,
     masked: bool,
@@ -457,11 +459,16 @@ struct Problem {
 
 impl Problem {
     fn new(
-        query: &CubeTensor,
-        value: &CubeTensor,
+        [query, key, value]: [&CubeTensor; 3],
         mask: AttentionMask<CubeBackend>,
         options: DenseAttentionOptions,
     ) -> Self {
+        let inputs = [&query.shape(), &key.shape(), &value.shape()];
+        let shape_of_mask = match &mask {
+            AttentionMask::None => None,
+            AttentionMask::Keys(mask) => Some(mask.shape()),
+        };
+        let axes = shapes::dense_attention(inputs, shape_of_mask.as_ref(), &options);
         let [batch, queries, heads, head_dim] = query.shape().dims();
         let [_, rows, _, value_dim] = value.shape().dims();
         let (mask, masked) = match mask {
@@ -478,6 +485,7 @@ impl Problem {
             rows,
             value_dim,
             options,
+            axes,
             mask,
             masked,
         }
@@ -521,7 +529,7 @@ pub(super) fn attend(
     options: DenseAttentionOptions,
 ) -> (CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(into_contiguous);
-    let problem = Problem::new(&query, &value, mask, options);
+    let problem = Problem::new([&query, &key, &value], mask, options);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let context = empty(
         &query,
@@ -534,8 +542,8 @@ pub(super) fn attend(
         let vector = problem.vector();
         let (count, dim) = grid(&query, units);
         let dtype = element(&problem.mask);
-        // SAFETY: a unit writes its own query and head; all positions are bounded by the sizes of the
-        // tensors.
+        // SAFETY: a unit writes its own query and head, or two; of past-the-end neighbours it reads the last query and writes
+        // nothing. Shapes are checked above.
         unsafe {
             forward_kernel::launch_unchecked(
                 &query.client,
@@ -572,7 +580,9 @@ pub(super) fn backward(
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(into_contiguous);
     let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
-    let problem = Problem::new(&query, &value, mask, options);
+    let problem = Problem::new([&query, &key, &value], mask, options);
+    let attended = [&context.shape(), &log_total.shape(), &grad.shape()];
+    shapes::attended(&problem.axes, attended);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
     let d_key = empty(&query, key.shape().dims::<4>(), DType::F32);
@@ -584,7 +594,7 @@ pub(super) fn backward(
     let units = batch * queries * heads;
     if units > 0 {
         let (count, dim) = grid(&query, units);
-        // SAFETY: a unit writes the two numbers of its own query and head.
+        // SAFETY: a unit writes the two numbers of its own query and head. Shapes are checked above.
         unsafe {
             statistics_kernel::launch_unchecked(
                 &query.client,
@@ -601,7 +611,7 @@ pub(super) fn backward(
         }
         let units = problem.units(queries);
         let (count, dim) = grid(&query, units);
-        // SAFETY: as in `attend`.
+        // SAFETY: as in `attend`: a unit writes the gradients of its own query and head, or two.
         unsafe {
             backward_query_kernel::launch_unchecked(
                 &query.client,
@@ -627,8 +637,7 @@ pub(super) fn backward(
     let units = problem.units(problem.rows);
     if units > 0 {
         let (count, dim) = grid(&query, units);
-        // SAFETY: a unit writes its own key and head; all positions are bounded by the sizes of the
-        // tensors.
+        // SAFETY: as in `attend`, with keys for queries.
         unsafe {
             backward_key_kernel::launch_unchecked(
                 &query.client,

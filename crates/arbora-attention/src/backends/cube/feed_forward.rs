@@ -6,7 +6,7 @@
 use super::tree_build::{
     buffer, gate_backward_kernel, gate_kernel, normalize_backward_kernel, product, transposed,
 };
-use super::{empty, grid, into_contiguous};
+use super::{empty, grid, into_contiguous, shapes};
 use crate::ops::{FeedForwardGradients, FeedForwardPrimitive};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
@@ -76,7 +76,7 @@ fn activations(
     let [ff, _] = weights.outer.shape().dims();
     let normalized = empty(rows, [count, dim], DType::F32);
     let (cubes, cube) = grid(rows, count);
-    // SAFETY: a unit reads and writes its own row.
+    // SAFETY: a unit reads and writes its own row. Shapes are checked by who calls; those of products follow.
     unsafe {
         normalize_kernel::launch_unchecked(
             &rows.client,
@@ -94,7 +94,7 @@ fn activations(
     let inner = product(&normalized, &weights.inner);
     let gated = empty(rows, [count, ff], DType::F32);
     let (cubes, cube) = grid(&gated, count * ff);
-    // SAFETY: a unit writes its own number, and reads its value and gate.
+    // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
     unsafe {
         gate_kernel::launch_unchecked(
             &rows.client,
@@ -119,13 +119,14 @@ pub(super) fn forward(
     weights: FeedForwardPrimitive<CubeBackend>,
     epsilon: f64,
 ) -> CubeTensor {
+    shapes::feed_forward(&rows.shape(), &weights, None);
     let [count, dim] = rows.shape().dims();
     let rows = into_contiguous(rows);
     let weights: FeedForwardPrimitive<CubeBackend> = weights.map(into_contiguous);
     let found = activations(&rows, &weights, epsilon);
     let fed = product(&found.gated, &weights.outer);
     let (cubes, cube) = grid(&fed, count * dim);
-    // SAFETY: a unit reads and writes its own number.
+    // SAFETY: a unit reads and writes its own number. The product that it writes over is of this function alone.
     unsafe {
         finish_kernel::launch_unchecked(
             &rows.client,
@@ -147,6 +148,7 @@ pub(super) fn backward(
     grad: CubeTensor,
     epsilon: f64,
 ) -> FeedForwardGradients<CubeBackend> {
+    shapes::feed_forward(&rows.shape(), &weights, Some(&grad.shape()));
     let [count, dim] = rows.shape().dims();
     let [ff, _] = weights.outer.shape().dims();
     let (rows, grad) = (into_contiguous(rows), into_contiguous(grad));
@@ -156,7 +158,7 @@ pub(super) fn backward(
     let d_gated = product(&grad, &transposed(&weights.outer));
     let d_inner = empty(&rows, [count, 2 * ff], DType::F32);
     let (cubes, cube) = grid(&d_inner, count * ff);
-    // SAFETY: a unit writes its own value and gate, and reads the same.
+    // SAFETY: a unit writes its own value and gate, and reads the same, `ff` apart in rows of `2 * ff`.
     unsafe {
         gate_backward_kernel::launch_unchecked(
             &rows.client,

@@ -17,7 +17,8 @@
 )]
 
 use super::tree_search::position_of;
-use super::{element, empty, grid, into_contiguous, vector_size};
+use super::{element, empty, grid, into_contiguous, shapes, vector_size};
+use crate::functions::check::Axes;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{LeafAttentionGradients, LeafAttentionOptions};
 use burn::backend::ops::FloatTensorOps;
@@ -534,17 +535,24 @@ struct Problem {
     head_dim: usize,
     value_dim: usize,
     options: LeafAttentionOptions,
+    axes: Axes,
     lists: CubeTensor,
 }
 
 impl Problem {
     fn new(
-        query: &CubeTensor,
-        value: &CubeTensor,
+        [query, key, value]: [&CubeTensor; 3],
         query_leaf: CubeTensor,
         key_leaf: CubeTensor,
         options: LeafAttentionOptions,
     ) -> Self {
+        let axes = shapes::leaf_attention([
+            &query.shape(),
+            &key.shape(),
+            &value.shape(),
+            &query_leaf.shape(),
+            &key_leaf.shape(),
+        ]);
         let [batch, queries, heads, head_dim] = query.shape().dims();
         let [_, keys, kv_heads, value_dim] = value.shape().dims();
         let bounds = 2 * batch * kv_heads * (options.leaves + 1);
@@ -558,12 +566,19 @@ impl Problem {
             head_dim,
             value_dim,
             options,
+            axes,
             lists: empty(query, [2 * rows + 2 * bounds], DType::U32),
         };
         problem.list(query_leaf, queries, heads, 0);
         let first = 2 * problem.query_rows() + bounds;
         problem.list(key_leaf, keys, kv_heads, first);
         problem
+    }
+
+    fn check_bias(&self, key_bias: &CubeTensor) {
+        let shape = key_bias.shape();
+        self.axes
+            .expect("key_bias", "batch, keys, kv_heads", &shape);
     }
 
     fn list(&self, leaf: CubeTensor, positions: usize, heads: usize, first: usize) {
@@ -581,8 +596,8 @@ impl Problem {
             units,
         );
         let client = leaf.client.clone();
-        // SAFETY: a unit writes the rows and the bounds of its own leaf and group; all positions are
-        // bounded by the sizes of the tensors.
+        // SAFETY: a unit writes the bounds of its own leaf and group, and as many rows as that leaf has, behind those of the leaves
+        // before it: all leaves of a group have its rows together. A number that is no leaf counts as none (`bucket_of`).
         unsafe {
             list_kernel::launch_unchecked(
                 &client,
@@ -643,6 +658,8 @@ impl Problem {
         grad: &CubeTensor,
         key_bias: Option<CubeTensor>,
     ) -> CubeTensor {
+        let attended = [&context.shape(), &log_total.shape(), &grad.shape()];
+        shapes::attended(&self.axes, attended);
         let (query_rows, key_rows) = match key_bias {
             Some(_) => (self.query_rows(), self.key_rows()),
             None => (self.query_rows(), 0),
@@ -652,7 +669,8 @@ impl Problem {
         let vector = self.vector();
         // Never read where there are none.
         let key_bias = key_bias.unwrap_or_else(|| log_total.clone());
-        // SAFETY: a unit writes the numbers of its own query and key.
+        // SAFETY: a unit writes the numbers of its own query and of its own key. Shapes are checked above and, of the bias, by who
+        // calls.
         unsafe {
             statistics_kernel::launch_unchecked(
                 &grad.client,
@@ -683,7 +701,8 @@ pub(super) fn attend(
     options: LeafAttentionOptions,
 ) -> (CubeTensor, CubeTensor) {
     let [query, key, value, key_bias] = [query, key, value, key_bias].map(into_contiguous);
-    let problem = Problem::new(&query, &value, query_leaf, key_leaf, options);
+    let problem = Problem::new([&query, &key, &value], query_leaf, key_leaf, options);
+    problem.check_bias(&key_bias);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let context = empty(
         &query,
@@ -694,7 +713,8 @@ pub(super) fn attend(
     let units = problem.query_rows();
     let vector = problem.vector();
     let (count, dim) = grid(&query, units);
-    // SAFETY: a unit writes its own query and head; all positions are bounded by the sizes of the tensors.
+    // SAFETY: a unit writes the query and head that the lists have at its place; there each stands once. They hold rows and bounds
+    // that `list_kernel` wrote, all of them.
     unsafe {
         forward_kernel::launch_unchecked(
             &query.client,
@@ -732,7 +752,8 @@ pub(super) fn backward(
 ) -> LeafAttentionGradients<CubeBackend> {
     let [query, key, value, key_bias] = [query, key, value, key_bias].map(into_contiguous);
     let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
-    let problem = Problem::new(&query, &value, query_leaf, key_leaf, options);
+    let problem = Problem::new([&query, &key, &value], query_leaf, key_leaf, options);
+    problem.check_bias(&key_bias);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
     let d_key = empty(&query, key.shape().dims::<4>(), DType::F32);
     let d_value = empty(&query, value.shape().dims::<4>(), DType::F32);
@@ -741,7 +762,7 @@ pub(super) fn backward(
     let (key_vectors, value_vectors) = (problem.head_dim / vector, problem.value_dim / vector);
     let units = problem.query_rows();
     let (count, dim) = grid(&query, units);
-    // SAFETY: as in `attend`.
+    // SAFETY: as in `attend`: a unit writes the gradients of its own query and head.
     unsafe {
         backward_query_kernel::launch_unchecked(
             &query.client,
@@ -764,8 +785,7 @@ pub(super) fn backward(
     }
     let units = problem.key_rows();
     let (count, dim) = grid(&query, units);
-    // SAFETY: a unit writes its own key and head, and where its own bias was, which only it reads; all
-    // positions are bounded by the sizes of the tensors.
+    // SAFETY: as in `attend`, with keys for queries; a unit writes where its own bias was, too, which only it reads.
     unsafe {
         backward_key_kernel::launch_unchecked(
             &query.client,
@@ -814,14 +834,14 @@ pub(super) fn candidate_gates(
 ) -> CubeTensor {
     let [query, key, value] = [query, key, value].map(into_contiguous);
     let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
-    let problem = Problem::new(&query, &value, query_leaf, candidate_leaf, options);
+    let problem = Problem::new([&query, &key, &value], query_leaf, candidate_leaf, options);
     let statistics = problem.statistics(context, log_total, &grad, None);
     let (batch, keys, kv_heads) = (problem.batch, problem.keys, problem.kv_heads);
     let d_gate = empty(&query, [batch, keys, kv_heads], DType::F32);
     let units = problem.key_rows();
     let vector = problem.vector();
     let (count, dim) = grid(&query, units);
-    // SAFETY: a unit writes its own key and head; all positions are bounded by the sizes of the tensors.
+    // SAFETY: as in `attend`, with keys for queries: a unit writes the gradient of its own gate.
     unsafe {
         gate_kernel::launch_unchecked(
             &query.client,

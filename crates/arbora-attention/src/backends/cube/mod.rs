@@ -3,6 +3,15 @@
 //! They compute in single precision and take what fits 32-bit positions; all else takes the
 //! reference body. Units write to places of their own and add in a fixed order: a launch gives the same
 //! numbers every time, and needs no atomics.
+//!
+//! Launches are unchecked. What they rely on, beside what the comment of each says:
+//!
+//! - *Geometry.* At least as many units are launched as `units` says (`grid`), and those beyond end before they touch memory.
+//! - *Bounds.* Positions follow from sizes alone, which inputs have (`shapes`) and with which all other buffers are made. Lengths,
+//!   paths and leaves, which a tensor may hold anything for, are bounded by the kernels (`length_of`, `up_to`, `child_of`,
+//!   `bucket_of`, `is_real`). Positions fit 32 bits (`ops::limits`). Tensors lie without gaps (`into_contiguous`).
+//! - *Races.* A unit writes what it owns, and no unit reads what another one writes in the same launch.
+//! - *Loops* run over sizes, and end.
 
 // Kernels are host functions that record what the device runs; their arguments are its buffers.
 #![allow(clippy::too_many_arguments)]
@@ -10,6 +19,7 @@
 mod dense_attention;
 mod feed_forward;
 mod leaf_attention;
+mod shapes;
 mod tree_build;
 mod tree_search;
 

@@ -9,7 +9,7 @@
 //! from the nodes.
 
 use super::tree_search::position_of;
-use super::{element, empty, grid, into_contiguous, zeros};
+use super::{element, empty, grid, into_contiguous, shapes, zeros};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
 use burn::backend::ops::FloatTensorOps;
@@ -541,6 +541,8 @@ pub(super) fn build(
     block: BlockPrimitive<CubeBackend>,
     options: TreeBuildOptions,
 ) -> CubeTensor {
+    let rows = [("leaves", &leaves.shape())];
+    shapes::tree_build(&rows, &lengths.shape(), &block, &options);
     let [batch, _, dim] = leaves.shape().dims();
     let nodes = empty(&leaves, [batch, options.shape.nodes(), dim], DType::F32);
     if batch * dim == 0 {
@@ -609,7 +611,7 @@ impl Build {
         let units = self.batch * self.options.shape.width(0) * self.dim;
         let (count, dim) = grid(&leaves, units);
         let dtype = element(&self.lengths);
-        // SAFETY: a unit writes one number of one stored leaf.
+        // SAFETY: a unit writes one number of one stored leaf. Shapes are checked by `build`.
         unsafe {
             leaves_kernel::launch_unchecked(
                 &self.nodes.client,
@@ -637,7 +639,7 @@ impl Build {
         let children = self.empty(rows, dim);
         let normalized = self.empty(rows, dim);
         let (count, cube) = grid(&children, rows);
-        // SAFETY: a unit writes its own row, and reads a stored node.
+        // SAFETY: a unit writes its own row, and reads a node if its slot is a stored child's.
         unsafe {
             children_kernel::launch_unchecked(
                 client,
@@ -657,7 +659,7 @@ impl Build {
         let pairs = product(&children, &self.pairs);
         let context = self.empty(rows, dim);
         let (count, cube) = grid(&context, rows * heads);
-        // SAFETY: a unit writes its own row and head, and reads rows of its own group.
+        // SAFETY: a unit writes its own row and head, and reads rows of its own group, all of whose slots there are.
         unsafe {
             siblings_kernel::launch_unchecked(
                 client,
@@ -677,7 +679,7 @@ impl Build {
         let attended = product(&context, &block.output);
         let residual = self.empty(rows, dim);
         let (count, cube) = grid(&residual, rows);
-        // SAFETY: a unit reads and writes its own row.
+        // SAFETY: a unit reads and writes its own row. The product that it writes over is of this function alone.
         unsafe {
             attended_kernel::launch_unchecked(
                 client,
@@ -697,7 +699,7 @@ impl Build {
         let inner = product(&residual, &block.inner);
         let gated = self.empty(rows, ff);
         let (count, cube) = grid(&gated, rows * ff);
-        // SAFETY: a unit writes its own number, and reads its value and gate.
+        // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
         unsafe {
             gate_kernel::launch_unchecked(
                 client,
@@ -735,7 +737,7 @@ impl Build {
         let fed = product(&gated, &self.block.outer);
         let units = self.batch * self.options.shape.width(height) * self.dim;
         let (count, cube) = grid(&fed, units);
-        // SAFETY: a unit writes one number of one stored parent, and reads rows of that parent's group.
+        // SAFETY: a unit writes one number of one stored parent, and reads rows of that parent's group, all of whose slots there are.
         unsafe {
             parents_kernel::launch_unchecked(
                 &self.nodes.client,
@@ -765,7 +767,7 @@ impl Build {
 
         let d_fed = self.empty(rows, dim);
         let (count, cube) = grid(&d_fed, rows * dim);
-        // SAFETY: a unit writes its own number, and reads one of its stored parent.
+        // SAFETY: a unit writes its own number, and reads one of its parent; parents of slots are stored.
         unsafe {
             parents_backward_kernel::launch_unchecked(
                 client,
@@ -782,7 +784,7 @@ impl Build {
         let d_gated = product(&d_fed, &transposed(&block.outer));
         let d_inner = self.empty(rows, 2 * ff);
         let (count, cube) = grid(&d_inner, rows * ff);
-        // SAFETY: a unit writes its own value and gate, and reads the same.
+        // SAFETY: a unit writes its own value and gate, and reads the same, `ff` apart in rows of `2 * ff`.
         unsafe {
             gate_backward_kernel::launch_unchecked(
                 client,
@@ -859,7 +861,7 @@ impl Build {
             let through_pairs = product(&d_pairs, &transposed(&self.pairs));
             let units = self.batch * shape.width(below) * dim;
             let (count, cube) = grid(grad, units);
-            // SAFETY: a unit adds to its own number of a stored child, whose slot there is.
+            // SAFETY: a unit adds to its own number of a stored child, whose slot there is. `backward` copied what it adds to.
             unsafe {
                 children_backward_kernel::launch_unchecked(
                     client,
@@ -929,7 +931,7 @@ impl Build {
         let d_leaves = empty(&self.nodes, [self.batch, leaves, self.dim], DType::F32);
         let units = self.batch * leaves * self.dim;
         let (count, cube) = grid(&d_leaves, units);
-        // SAFETY: a unit writes its own number, and reads one of a stored leaf.
+        // SAFETY: a unit writes its own number, and reads one of a stored leaf. Shapes are checked by `backward`.
         unsafe {
             leaves_backward_kernel::launch_unchecked(
                 &self.nodes.client,
@@ -985,6 +987,8 @@ pub(super) fn backward(
     grad: CubeTensor,
     options: TreeBuildOptions,
 ) -> TreeBuildGradients<CubeBackend> {
+    let rows = [("nodes", &nodes.shape()), ("nodes", &grad.shape())];
+    shapes::tree_build(&rows, &lengths.shape(), &block, &options);
     let [batch, _, dim] = nodes.shape().dims();
     let build = Build::new(into_contiguous(nodes), lengths, block, options);
     let grad = into_contiguous(grad);

@@ -6,7 +6,7 @@
 //! owns one feature of every node that is the c-th child at its height, and reads the queries in
 //! their order.
 
-use super::{element, empty, grid, into_contiguous, vector_size, zeros};
+use super::{element, empty, grid, into_contiguous, shapes, vector_size, zeros};
 use crate::ops::limits::{leaf_group, slots};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
@@ -741,8 +741,8 @@ impl Problem {
         }
         let (count, dim) = grid(&output, units);
         let dtype = element(&lengths);
-        // SAFETY: a unit writes the number of its own position; nodes on a path are stored ones, and
-        // every other position is bounded by the sizes of the tensors.
+        // SAFETY: a unit writes the number of its own position. It reads siblings that are stored, whatever node the path names:
+        // `up_to` counts none of the others.
         unsafe {
             gather_kernel::launch_unchecked(
                 &output.client,
@@ -782,8 +782,8 @@ impl Problem {
         }
         let (count, dim) = grid(&output, units);
         let dtype = element(&lengths);
-        // SAFETY: a unit alone writes its feature of the nodes that are its child of their parent, and
-        // only of stored ones.
+        // SAFETY: a unit alone writes its feature of the nodes that are its child of their parent: siblings in other slots are
+        // other nodes. It writes stored ones alone, whatever node the path names: it passes over indices past the level's width.
         unsafe {
             scatter_kernel::launch_unchecked(
                 &output.client,
@@ -813,6 +813,22 @@ pub(super) fn search(
     route: RoutePrimitive<CubeBackend>,
     options: TreeSearchOptions,
 ) -> TreeSearchPrimitive<CubeBackend> {
+    let inputs = [
+        &query.shape(),
+        &key.shape(),
+        &value.shape(),
+        &lengths.shape(),
+    ];
+    let axes = shapes::tree_search(inputs, &options);
+    match &route {
+        RoutePrimitive::Greedy => {}
+        RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
+            shapes::draws(&axes, &numbers.shape(), &options);
+        }
+        RoutePrimitive::Given(path) => {
+            axes.expect("path", "batch, queries, decisions + 1", &path.shape());
+        }
+    }
     let problem = Problem::new(&query, &options);
     let [query, key, value, lengths] = [query, key, value, lengths].map(into_contiguous);
     let (batch, queries, rows) = (problem.batch, problem.queries, problem.rows());
@@ -846,8 +862,8 @@ pub(super) fn search(
     let vector = vector_size(&[problem.head_dim]);
     let (count, dim) = grid(&query, rows);
     let dtypes = [element(&choices), element(&lengths)];
-    // SAFETY: a unit writes the entries of its own row. A step goes to a real child or, in an example
-    // without tokens, to the first: both are stored, and all else is bounded by the sizes of the tensors.
+    // SAFETY: a unit writes the entries of its own row. A step goes to a real child or, in an example without tokens, to the first,
+    // whatever a given path names (`child_of`): both are stored. A length counts as the number of tokens at most (`length_of`).
     unsafe {
         search_kernel::launch_unchecked(
             &query.client,
@@ -884,6 +900,15 @@ pub(super) fn context_backward(
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let inputs = [
+        &query.shape(),
+        &key.shape(),
+        &value.shape(),
+        &lengths.shape(),
+    ];
+    let axes = shapes::tree_search(inputs, &options);
+    axes.expect("path", "batch, queries, decisions + 1", &path.shape());
+    axes.expect("grad", "batch, queries, heads, value_dim", &grad.shape());
     let problem = Problem::new(&query, &options);
     let [query, key, value] = [query, key, value].map(into_contiguous);
     let [lengths, path, grad] = [lengths, path, grad].map(into_contiguous);
@@ -897,7 +922,7 @@ pub(super) fn context_backward(
         let vector = vector_size(&[problem.head_dim, value_dim]);
         let (count, dim) = grid(&query, rows * heads);
         let dtype = element(&lengths);
-        // SAFETY: a unit writes the entries of its own row and head; nodes on a path are stored ones.
+        // SAFETY: a unit writes the entries of its own row and head. It reads stored siblings alone, as in `gather`.
         unsafe {
             context_scores_kernel::launch_unchecked(
                 &query.client,
@@ -942,6 +967,10 @@ pub(super) fn policy_backward(
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor) {
+    let inputs = [&query.shape(), &key.shape(), &key.shape(), &lengths.shape()];
+    let axes = shapes::tree_search(inputs, &options);
+    axes.expect("path", "batch, queries, decisions + 1", &path.shape());
+    axes.expect("grad", "2, batch, queries", &grad.shape());
     let problem = Problem {
         // The policy is over real children alone.
         ghosts: GhostNodes::Masked,
@@ -956,7 +985,7 @@ pub(super) fn policy_backward(
         let vector = vector_size(&[problem.head_dim]);
         let (count, dim) = grid(&query, rows);
         let dtype = element(&lengths);
-        // SAFETY: a unit writes the entries of its own row; nodes on a path are stored ones.
+        // SAFETY: a unit writes the entries of its own row. It reads stored siblings alone, as in `gather`.
         unsafe {
             policy_scores_kernel::launch_unchecked(
                 &query.client,

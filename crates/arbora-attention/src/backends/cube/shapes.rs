@@ -1,0 +1,292 @@
+//! What kernels rely on: the shapes of an operator's tensors fit together.
+//!
+//! Kernels are launched without checks of bounds. They compute every position from the sizes that the host takes from some of
+//! these shapes, so a tensor of another shape would be read or written past its end. What tensors hold is not relied on:
+//! kernels bound lengths, paths and leaves themselves.
+
+use crate::functions::check::{Axes, axes, expect_divisor};
+use crate::ops::{
+    BlockPrimitive, DenseAttentionOptions, FeedForwardPrimitive, TreeBuildOptions,
+    TreeSearchOptions,
+};
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::Shape;
+
+/// Query, key, value and lengths of a search; returns what the others must agree on.
+pub(super) fn tree_search(
+    [query, key, value, lengths]: [&Shape; 4],
+    options: &TreeSearchOptions,
+) -> Axes {
+    let [batch, queries, heads, head_dim] = query.dims();
+    let (nodes, value_dim) = (options.shape.nodes(), value[3]);
+    let axes = axes!(
+        "tree_search",
+        batch,
+        queries,
+        nodes,
+        heads,
+        head_dim,
+        value_dim
+    )
+    .with("decisions + 1", options.shape.decisions() + 1)
+    .with("2", 2);
+    axes.expect("key", "batch, nodes, heads, head_dim", key);
+    axes.expect("value", "batch, nodes, heads, value_dim", value);
+    axes.expect("lengths", "batch", lengths);
+    axes
+}
+
+/// Numbers that choose children: at least one for each decision.
+pub(super) fn draws(axes: &Axes, numbers: &Shape, options: &TreeSearchOptions) {
+    let [_, _, draws] = numbers.dims();
+    let decisions = options.shape.decisions();
+    assert!(
+        draws >= decisions,
+        "tree_search: numbers: expected at least {decisions} for a query, got {draws}"
+    );
+    axes.expect("numbers", "batch, queries", &numbers[..2]);
+}
+
+/// Query, key, value and mask.
+pub(super) fn dense_attention(
+    [query, key, value]: [&Shape; 3],
+    mask: Option<&Shape>,
+    options: &DenseAttentionOptions,
+) -> Axes {
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, rows, _, value_dim] = value.dims();
+    let first_key = options.first_key;
+    assert!(
+        first_key <= rows,
+        "dense_attention: first_key: expected at most {rows}, got {first_key}"
+    );
+    let axes = axes!(
+        "dense_attention",
+        batch,
+        queries,
+        rows,
+        heads,
+        head_dim,
+        value_dim
+    )
+    .with("rows - first_key", rows - first_key);
+    axes.expect("key", "batch, rows, heads, head_dim", key);
+    axes.expect("value", "batch, rows, heads, value_dim", value);
+    if let Some(mask) = mask {
+        axes.expect("mask", "batch, rows - first_key", mask);
+    }
+    axes
+}
+
+/// Query, key, value, and the leaves of queries and keys.
+pub(super) fn leaf_attention([query, key, value, query_leaf, key_leaf]: [&Shape; 5]) -> Axes {
+    let [batch, queries, heads, head_dim] = query.dims();
+    let [_, keys, kv_heads, value_dim] = value.dims();
+    expect_divisor("leaf_attention: heads of keys", kv_heads, heads);
+    let axes = axes!(
+        "leaf_attention",
+        batch,
+        queries,
+        keys,
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim
+    );
+    axes.expect("key", "batch, keys, kv_heads, head_dim", key);
+    axes.expect("value", "batch, keys, kv_heads, value_dim", value);
+    axes.expect("query_leaf", "batch, queries, heads", query_leaf);
+    axes.expect("key_leaf", "batch, keys, kv_heads", key_leaf);
+    axes
+}
+
+/// What the backward pass of attention takes beside the inputs: context and its gradient, and the logarithms of totals.
+pub(super) fn attended(axes: &Axes, [context, log_total, grad]: [&Shape; 3]) {
+    axes.expect("context", "batch, queries, heads, value_dim", context);
+    axes.expect("log_total", "batch, queries, heads", log_total);
+    axes.expect("grad", "batch, queries, heads, value_dim", grad);
+}
+
+/// Lengths and weights of a tree build, and rows: leaves, or nodes and their gradients.
+pub(super) fn tree_build<B: Backend>(
+    rows: &[(&str, &Shape)],
+    lengths: &Shape,
+    block: &BlockPrimitive<B>,
+    options: &TreeBuildOptions,
+) {
+    let [batch, _, dim] = rows[0].1.dims();
+    let [ff, _] = block.outer.shape().dims();
+    let axes = axes!("tree_build", batch, dim, ff)
+        .with("leaves", options.shape.width(0))
+        .with("nodes", options.shape.nodes())
+        .with("2 ff", 2 * ff);
+    for (name, shape) in rows {
+        axes.expect(name, &format!("batch, {name}, dim"), shape);
+    }
+    axes.expect("lengths", "batch", lengths);
+    // In the order in which `map` goes over them.
+    let mut expected = [
+        "dim",
+        "dim",
+        "dim, dim",
+        "dim, dim",
+        "dim, dim",
+        "dim, dim",
+        "dim",
+        "dim",
+        "dim",
+        "dim, 2 ff",
+        "2 ff",
+        "ff, dim",
+        "dim",
+    ]
+    .into_iter();
+    let _: BlockPrimitive<B> = block.clone().map(|weight| {
+        let names = expected.next().expect("a block has 13 weights");
+        axes.expect("weight", names, &weight.shape());
+        weight
+    });
+    expect_divisor("tree_build: heads", options.heads, dim);
+}
+
+/// Rows and weights of a feed-forward part, and the gradient of its result.
+pub(super) fn feed_forward<B: Backend>(
+    rows: &Shape,
+    weights: &FeedForwardPrimitive<B>,
+    grad: Option<&Shape>,
+) {
+    let [count, dim] = rows.dims();
+    let [ff, _] = weights.outer.shape().dims();
+    let axes = axes!("feed_forward", count, dim, ff).with("2 ff", 2 * ff);
+    for (name, names, weight) in [
+        ("norm_gamma", "dim", &weights.norm_gamma),
+        ("norm_beta", "dim", &weights.norm_beta),
+        ("inner", "dim, 2 ff", &weights.inner),
+        ("inner_bias", "2 ff", &weights.inner_bias),
+        ("outer", "ff, dim", &weights.outer),
+        ("outer_bias", "dim", &weights.outer_bias),
+    ] {
+        axes.expect(name, names, &weight.shape());
+    }
+    if let Some(grad) = grad {
+        axes.expect("grad", "count, dim", grad);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::GhostNodes;
+    use arbora_tree::{Layout, TokenTreeShape};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Whether shapes that fit are taken, and refused where any axis of any of them is longer or shorter by one, unless
+    /// others have their sizes from it.
+    fn refused(shapes: &[Vec<usize>], free: &[[usize; 2]], check: impl Fn(&[Shape])) {
+        let taken = |shapes: &[Vec<usize>]| {
+            let shapes: Vec<Shape> = shapes.iter().map(|dims| dims.clone().into()).collect();
+            catch_unwind(AssertUnwindSafe(|| check(&shapes))).is_ok()
+        };
+        assert!(taken(shapes));
+        for tensor in 0..shapes.len() {
+            for axis in 0..shapes[tensor].len() {
+                for change in [1, -1] {
+                    let mut other = shapes.to_vec();
+                    other[tensor][axis] = other[tensor][axis].strict_add_signed(change);
+                    let is_free = free.contains(&[tensor, axis]);
+                    assert_eq!(taken(&other), is_free, "{tensor} {axis} {other:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn searches_of_shapes_that_do_not_fit_are_refused() {
+        let shape = TokenTreeShape::new(5, 2, Layout::LeftFilled);
+        let options = TreeSearchOptions {
+            ghosts: GhostNodes::Masked,
+            ..TreeSearchOptions::new(shape)
+        };
+        let (nodes, decisions) = (shape.nodes(), shape.decisions());
+        let tensors = [
+            vec![2, 3, 4, 6],
+            vec![2, nodes, 4, 6],
+            vec![2, nodes, 4, 7],
+            vec![2],
+            vec![2, 3, decisions + 1],
+        ];
+        // Without a gradient the width of values is theirs alone.
+        refused(&tensors, &[[2, 3]], |shapes| {
+            let axes = tree_search([0, 1, 2, 3].map(|at| &shapes[at]), &options);
+            axes.expect("path", "batch, queries, decisions + 1", &shapes[4]);
+        });
+    }
+
+    #[test]
+    fn fewer_draws_than_decisions_are_refused() {
+        let shape = TokenTreeShape::new(9, 2, Layout::LeftFilled);
+        let options = TreeSearchOptions::new(shape);
+        let node = Shape::from([2, shape.nodes(), 4, 6]);
+        let inputs = [&Shape::from([2, 3, 4, 6]), &node, &node, &Shape::from([2])];
+        let axes = tree_search(inputs, &options);
+        let taken = |dims: [usize; 3]| {
+            catch_unwind(AssertUnwindSafe(|| draws(&axes, &dims.into(), &options))).is_ok()
+        };
+        let decisions = shape.decisions();
+        assert!(taken([2, 3, decisions]) && taken([2, 3, decisions + 1]));
+        for dims in [[2, 3, decisions - 1], [1, 3, decisions], [2, 4, decisions]] {
+            assert!(!taken(dims), "{dims:?}");
+        }
+    }
+
+    #[test]
+    fn dense_attention_of_shapes_that_do_not_fit_is_refused() {
+        let options = DenseAttentionOptions {
+            first_key: 2,
+            scale: None,
+        };
+        let tensors = [
+            vec![2, 3, 4, 6],
+            vec![2, 5, 4, 6],
+            vec![2, 5, 4, 7],
+            vec![2, 3],
+            vec![2, 3, 4, 7],
+            vec![2, 3, 4],
+            vec![2, 3, 4, 7],
+        ];
+        refused(&tensors, &[], |shapes| {
+            let inputs = [0, 1, 2].map(|at| &shapes[at]);
+            let axes = dense_attention(inputs, Some(&shapes[3]), &options);
+            attended(&axes, [4, 5, 6].map(|at| &shapes[at]));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "dense_attention: first_key: expected at most 5, got 6")]
+    fn a_first_key_past_the_last_is_refused() {
+        let options = DenseAttentionOptions {
+            first_key: 6,
+            scale: None,
+        };
+        let rows = Shape::from([2, 5, 4, 6]);
+        dense_attention([&rows; 3], None, &options);
+    }
+
+    #[test]
+    fn attention_within_leaves_of_shapes_that_do_not_fit_is_refused() {
+        let tensors = [
+            vec![2, 3, 4, 6],
+            vec![2, 5, 2, 6],
+            vec![2, 5, 2, 7],
+            vec![2, 3, 4],
+            vec![2, 5, 2],
+            vec![2, 3, 4, 7],
+            vec![2, 3, 4],
+            vec![2, 3, 4, 7],
+        ];
+        refused(&tensors, &[], |shapes| {
+            let axes = leaf_attention([0, 1, 2, 3, 4].map(|at| &shapes[at]));
+            attended(&axes, [5, 6, 7].map(|at| &shapes[at]));
+        });
+    }
+}
