@@ -20,6 +20,7 @@ mod served {
     use burn::server::{RemoteServer, TokenAuthorizer, WebSocketTransport};
     use serde_json::json;
     use std::net::TcpListener;
+    use tracing_subscriber::EnvFilter;
 
     pub fn run(args: ServeArgs) -> Result<ExitCode> {
         log_problems_alone();
@@ -48,13 +49,12 @@ mod served {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// burn's server prints what it does, on standard output; unless the user has asked for more, only what went
-    /// wrong is of interest.
+    /// burn's server prints what it does, on standard output; unless the user has asked for more in `RUST_LOG`, only what
+    /// went wrong is of interest. It leaves the printing to whom has begun it.
     fn log_problems_alone() {
-        const FILTER: &str = "RUST_LOG";
-        if std::env::var_os(FILTER).is_none() {
-            // SAFETY: `serve` calls this first, when the process has no other thread.
-            unsafe { std::env::set_var(FILTER, "warn") };
-        }
+        let asked = EnvFilter::try_from_default_env();
+        let filter = asked.unwrap_or_else(|_| EnvFilter::new("warn"));
+        // Refused only where somebody has.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).try_init();
     }
 }
