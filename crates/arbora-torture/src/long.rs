@@ -118,8 +118,12 @@ impl Yard {
             while child.try_wait()?.is_none() && self.lines("out") < begun + FIRST {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            // SAFETY: a signal to a child that has not been waited for: nobody else has its number.
-            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            // One that has ended, and been waited for, has no number any more.
+            if child.try_wait()?.is_none() {
+                // SAFETY: the call touches no memory. The number is the child's: it has not been waited for, so no other process
+                // can have it yet.
+                unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            }
             let output = child.wait_with_output()?;
             match output.status.code() {
                 Some(0) => break,
