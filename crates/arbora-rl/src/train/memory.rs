@@ -11,7 +11,8 @@
 /// Does nothing with another C library.
 pub fn keep_freed_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets parameters of the allocator, which are plain integers, in ranges it accepts.
+    // SAFETY: the calls set numbers of the allocator under its own lock, and touch no memory of the program. A number that it does not
+    // accept is refused and changes nothing.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);

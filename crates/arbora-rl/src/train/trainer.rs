@@ -330,7 +330,8 @@ fn on_termination(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGTERM};
 
     let mut watched = vec![SIGTERM];
-    // SAFETY: without a new action the call only writes to `action`, of which zeroes are a valid value.
+    // SAFETY: without a new action the call only writes to `action`, which lives longer than it and is of the type that it wants;
+    // all its fields are plain numbers or an optional function, of which zeroes are valid values.
     let is_ignored = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(SIGHUP, std::ptr::null(), &mut action) == 0
