@@ -125,6 +125,52 @@ fn training_on_another_process_ends_as_training_here() {
     assert!((here - there).abs() < 1e-3, "{here} {there}");
 }
 
+#[test]
+fn sequences_train_on_another_process_as_here() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let common = json!({
+        "batch_size": 4, "eval_batch_size": 4, "eval_items": 4, "test_items": 8,
+        "trainer": { "steps": 4, "eval_every": 4, "checkpoint_every": 2, "warmup_steps": 0 },
+    });
+    let with = |data, architecture| {
+        let mut settings = common.clone();
+        settings["data"] = data;
+        settings["architecture"] = architecture;
+        settings.to_string()
+    };
+    let copy = with(
+        json!({ "kind": "copy", "length": 8 }),
+        json!({ "d_model": 8, "d_ff": 8, "heads": 2, "encoder_layers": 1 }),
+    );
+    let recall = with(
+        json!({ "kind": "recall", "length": 16, "pairs": 4, "keys": 6, "values": 3, "curriculum": [] }),
+        json!({ "d_model": 8, "heads": 2, "kv_heads": 2, "layers": 2, "d_ff": 8 }),
+    );
+    std::fs::write(place.path("copy.json"), copy).unwrap();
+    std::fs::write(place.path("recall.json"), recall).unwrap();
+    for (task, model) in [
+        ("copy", "retreever"),
+        ("recall", "tree-fine"),
+        ("recall", "tree-coarse"),
+        ("recall", "performer"),
+    ] {
+        let numbers = |more: &[&str], run: &str| {
+            let (config, run) = (format!("{task}.json"), format!("{model}-{run}"));
+            let args = ["train", task, "--model", model, "--config", &config];
+            place.succeed(&[&args[..], &["--out", &run], more].concat());
+            let found = place.eval(&run, &[])["metrics"]["log_likelihood"].as_f64();
+            found.unwrap()
+        };
+        let here = numbers(&[], "here");
+        let there = numbers(&["--backend", &server.address], "there");
+        assert!(
+            (here - there).abs() < 1e-3,
+            "{task} {model}: {here} {there}"
+        );
+    }
+}
+
 /// A training on the server that has written a checkpoint and goes on.
 fn training(place: &Place, server: &Server) -> Child {
     let settings = ["trainer.steps=1000000", "trainer.eval_every=0"];

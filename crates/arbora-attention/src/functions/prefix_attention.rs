@@ -56,7 +56,8 @@ pub fn prefix_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> T
     let by_chunk = |tensor: Tensor<4>, shared: usize, width: usize| {
         tensor
             .reshape([batch, chunks, chunk, kv_heads, shared, width])
-            .permute([0, 3, 1, 2, 4, 5])
+            .swap_dims(1, 3)
+            .swap_dims(2, 3)
             .reshape([rows, chunks, chunk * shared, width])
     };
     let query = by_chunk(
@@ -82,7 +83,8 @@ pub fn prefix_attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> T
     };
     context
         .reshape([batch, kv_heads, chunks, chunk, group, value_dim])
-        .permute([0, 2, 3, 1, 4, 5])
+        .swap_dims(1, 2)
+        .swap_dims(2, 3)
         .reshape([batch, chunks * chunk, heads, value_dim])
         .narrow(1, keys - queries, queries)
 }

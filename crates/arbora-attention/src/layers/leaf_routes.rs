@@ -40,7 +40,8 @@ impl TreeCrossAttention {
         let query = queries.query.clone().without_autodiff();
         let query = query.swap_dims(1, 2); // [batch, heads, queries, head_dim]
         let key = index.key.clone().without_autodiff();
-        let key = key.narrow(1, first, leaves).permute([0, 2, 3, 1]); // [batch, heads, head_dim, leaves]
+        let key = key.narrow(1, first, leaves);
+        let key = key.swap_dims(1, 2).swap_dims(2, 3); // [batch, heads, head_dim, leaves]
         let ghosts = index
             .leaf_mask()
             .reshape([batch, 1, 1, leaves])

@@ -172,7 +172,10 @@ fn folded(tree: &RoutingTree, linear: &Linear, heads: usize) -> RoutingTree {
     let trees = if tree.dim() == width { 1 } else { heads };
     let dim = width / trees;
     // [trees, dim, d_model]
-    let weight = weight.reshape([d_model, trees, dim]).permute([1, 2, 0]);
+    let weight = weight
+        .reshape([d_model, trees, dim])
+        .swap_dims(0, 1)
+        .swap_dims(1, 2);
     let offset = linear
         .bias
         .as_ref()

@@ -209,7 +209,9 @@ impl Performer {
 /// `Σ_j keyⱼᵀ valueⱼ`: `[batch, keys, kv_heads, features]`, `[batch, keys, kv_heads, width]`
 /// -> `[batch, kv_heads, features, width]`
 fn state(key: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
-    key.permute([0, 2, 3, 1]).matmul(value.swap_dims(1, 2))
+    key.swap_dims(1, 2)
+        .swap_dims(2, 3)
+        .matmul(value.swap_dims(1, 2))
 }
 
 /// `query · state`, `[batch, queries, heads, width]`
