@@ -133,9 +133,10 @@ fn out() -> Result<PathBuf, String> {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("..")
                 .join(folder);
-            match folder.is_dir() {
-                true => Ok(folder),
-                false => Err(format!("{}: no such folder", folder.display())),
+            if folder.is_dir() {
+                Ok(folder)
+            } else {
+                Err(format!("{}: no such folder", folder.display()))
             }
         }
         _ => Err("expected --out FOLDER".into()),

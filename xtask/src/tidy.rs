@@ -77,6 +77,17 @@ fn every_member_is_on_the_map() {
     }
 }
 
+#[test]
+fn every_source_says_what_is_in_it() {
+    let mut sources = Vec::new();
+    for folder in ["crates", "benches", "xtask/src"] {
+        files(&root().join(folder), "rs", &mut sources);
+    }
+    let silent = |path: &&PathBuf| !read(path).starts_with("//!");
+    let silent: Vec<&PathBuf> = sources.iter().filter(silent).collect();
+    assert!(silent.is_empty(), "without a first line of `//!`: {silent:?}");
+}
+
 /// CI checks the backends that are passed through all at once, and of CubeCL's wgpu alone. What only graphics APIs
 /// have is a feature of its own, `adapters`.
 #[test]

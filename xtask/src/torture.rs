@@ -184,15 +184,13 @@ struct Total {
 pub fn run(args: &Args) -> Result<()> {
     let folder = shell::root().join("docs/results");
     let read = || Campaign::read(&folder.join("torture.json"));
-    let before = match args.page {
-        true => read()?.runs.len(),
-        false => 0,
-    };
+    let before = if args.page { read()?.runs.len() } else { 0 };
     let seed = args.seed.unwrap_or(before as u64);
     // The page is about the code as it was when the tries began.
-    let made = match args.page {
-        true => Some((origin::commit()?, origin::today()?)),
-        false => None,
+    let made = if args.page {
+        Some((origin::commit()?, origin::today()?))
+    } else {
+        None
     };
     let mut environment = Environment::default();
     let sanitizer = args.sanitizer;

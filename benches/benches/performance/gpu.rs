@@ -134,9 +134,10 @@ fn input<const D: usize>(
     device: &Device,
 ) -> FloatTensor<Dispatch> {
     let tensor = random(shape, seed, device) * scale;
-    match device.is_autodiff() {
-        true => tensor.require_grad().into_dispatch(),
-        false => tensor.into_dispatch(),
+    if device.is_autodiff() {
+        tensor.require_grad().into_dispatch()
+    } else {
+        tensor.into_dispatch()
     }
 }
 
@@ -154,9 +155,10 @@ fn search(problem: &Problem, device: &Device) -> Pair {
         [2, 3].map(|seed| input([batch, shape.nodes(), heads, head_dim], seed, 1.0, device));
     let lengths = Tensor::<1, Int>::full([batch], tokens as i64, device).into_dispatch();
     let run = move |reference_body: bool| {
-        let operator = match reference_body {
-            true => reference::tree_search::<Dispatch>,
-            false => <Dispatch as TreeAttentionOps>::tree_search,
+        let operator = if reference_body {
+            reference::tree_search::<Dispatch>
+        } else {
+            <Dispatch as TreeAttentionOps>::tree_search
         };
         let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let options = TreeSearchOptions::new(shape);
@@ -185,9 +187,10 @@ fn dense(problem: &Problem, device: &Device) -> Pair {
     let [key, value] =
         [2, 3].map(|seed| input([batch, tokens, heads, head_dim], seed, 1.0, device));
     pair(move |reference_body| {
-        let operator = match reference_body {
-            true => reference::dense_attention::<Dispatch>,
-            false => <Dispatch as TreeAttentionOps>::dense_attention,
+        let operator = if reference_body {
+            reference::dense_attention::<Dispatch>
+        } else {
+            <Dispatch as TreeAttentionOps>::dense_attention
         };
         let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let options = DenseAttentionOptions {
@@ -227,9 +230,10 @@ fn build(problem: &Problem, device: &Device) -> Pair {
         outer_bias: vector(dim, 14),
     };
     pair(move |reference_body| {
-        let operator = match reference_body {
-            true => reference::tree_build::<Dispatch>,
-            false => <Dispatch as TreeAttentionOps>::tree_build,
+        let operator = if reference_body {
+            reference::tree_build::<Dispatch>
+        } else {
+            <Dispatch as TreeAttentionOps>::tree_build
         };
         operator(leaves.clone(), lengths.clone(), block.clone(), options)
     })

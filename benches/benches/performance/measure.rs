@@ -18,18 +18,19 @@ pub struct Effort {
 
 impl Effort {
     pub fn new(quick: bool) -> Self {
-        match quick {
-            true => Self {
+        if quick {
+            Self {
                 rounds: 3,
                 turn_seconds: 0.02,
                 most_seconds: 2.0,
-            },
+            }
+        } else {
             // Seven samples, or half a second of them.
-            false => Self {
+            Self {
                 rounds: 7,
                 turn_seconds: 0.075,
                 most_seconds: 40.0,
-            },
+            }
         }
     }
 }

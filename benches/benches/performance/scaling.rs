@@ -11,9 +11,10 @@ pub const SECTION: &str = "scaling";
 
 /// Exponents of two of the context sizes, the largest last.
 pub fn exponents(quick: bool) -> &'static [u32] {
-    match quick {
-        true => &[10, 13, 16],
-        false => &[10, 12, 14, 16, 18, 20],
+    if quick {
+        &[10, 13, 16]
+    } else {
+        &[10, 12, 14, 16, 18, 20]
     }
 }
 
@@ -26,9 +27,10 @@ const DENSE_QUERIES: usize = 64;
 pub fn measure(bench: &mut Bench) {
     let exponents = exponents(bench.quick);
     for exponent in exponents {
-        let routes = match exponents.last() == Some(exponent) {
-            true => &Routes::ALL[..],
-            false => &[Routes::Learned],
+        let routes = if exponents.last() == Some(exponent) {
+            &Routes::ALL[..]
+        } else {
+            &[Routes::Learned]
         };
         for routes in routes {
             single_threaded(|| measure_one(bench, 1 << exponent, *routes));

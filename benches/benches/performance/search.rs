@@ -22,18 +22,20 @@ pub fn problem(tokens: usize, quick: bool) -> Problem {
 
 /// Sizes of contexts, the largest last.
 pub fn contexts(quick: bool) -> &'static [usize] {
-    match quick {
-        true => &[128, 1024],
-        false => &[128, 256, 512, 1024, 2048],
+    if quick {
+        &[128, 1024]
+    } else {
+        &[128, 256, 512, 1024, 2048]
     }
 }
 
 pub fn measure(bench: &mut Bench) {
     let contexts = contexts(bench.quick);
     for tokens in contexts {
-        let routes = match contexts.last() == Some(tokens) {
-            true => &Routes::ALL[..],
-            false => &[Routes::Learned],
+        let routes = if contexts.last() == Some(tokens) {
+            &Routes::ALL[..]
+        } else {
+            &[Routes::Learned]
         };
         for routes in routes {
             measure_one(bench, problem(*tokens, bench.quick), *routes);

@@ -31,9 +31,10 @@ impl PlaceArgs {
     /// # Errors
     /// If something is placed.
     pub fn refuse(&self) -> Result<()> {
-        match self.is_empty() {
-            true => Ok(()),
-            false => bail!(NOTHING_TO_PLACE),
+        if self.is_empty() {
+            Ok(())
+        } else {
+            bail!(NOTHING_TO_PLACE)
         }
     }
 

@@ -47,9 +47,10 @@ fn install() {
             if SILENCED.load(SeqCst) > 0 {
                 return;
             }
-            match may_be_caught() {
-                false => previous(panic),
-                true => hold(panic, &previous),
+            if may_be_caught() {
+                hold(panic, &previous)
+            } else {
+                previous(panic)
             }
         }));
     });

@@ -124,9 +124,10 @@ impl<F: Family> Run<F> {
             Ok((checkpoint, _)) => {
                 checkpoint.expect_fingerprint(&about.fingerprint)?;
                 let last = self.config.common().trainer.steps;
-                Ok(match checkpoint.state().step == last {
-                    true => State::Finished,
-                    false => State::Unfinished,
+                Ok(if checkpoint.state().step == last {
+                    State::Finished
+                } else {
+                    State::Unfinished
                 })
             }
             // It ended before its first checkpoint.

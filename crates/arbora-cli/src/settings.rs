@@ -137,9 +137,10 @@ pub type Difference<'a> = (String, &'a Value, &'a Value);
 /// The settings in which `found` is not as `wanted`.
 fn differences<'a>(wanted: &'a Value, found: &'a Value) -> Vec<Difference<'a>> {
     let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
-        return match wanted == found {
-            true => Vec::new(),
-            false => vec![(String::new(), wanted, found)],
+        return if wanted == found {
+            Vec::new()
+        } else {
+            vec![(String::new(), wanted, found)]
         };
     };
     let missing = right.keys().filter(|key| !left.contains_key(*key));

@@ -33,9 +33,12 @@ pub fn table(rows: &[Vec<String>], names: usize) -> String {
 /// The line under the titles, with what tells Markdown that all columns but the first `names` end at the right.
 fn aligned(line: &str, names: usize) -> String {
     let columns = line.split_inclusive("-|").enumerate();
-    let columns = columns.map(|(at, column)| match at < names {
-        true => column.to_owned(),
-        false => column.replace("-|", ":|"),
+    let columns = columns.map(|(at, column)| {
+        if at < names {
+            column.to_owned()
+        } else {
+            column.replace("-|", ":|")
+        }
     });
     columns.collect()
 }

@@ -289,9 +289,10 @@ fn what_is_not_there_is_refused_and_nothing_written() {
 fn a_dashboard_needs_a_terminal_and_leaves_no_room_for_json() {
     let place = Place::new();
     let refused = place.refuse_training(&["--dashboard"]);
-    let expected = match cfg!(feature = "dashboard") {
-        true => "--dashboard: standard output is no terminal",
-        false => "--dashboard is not compiled in; build with --features dashboard",
+    let expected = if cfg!(feature = "dashboard") {
+        "--dashboard: standard output is no terminal"
+    } else {
+        "--dashboard is not compiled in; build with --features dashboard"
     };
     assert_eq!(refused, expected);
     let refused = place.refuse_training(&["--dashboard", "--json"]);

@@ -124,9 +124,12 @@ impl ModuleMapper for SeededLinear {
             let bound = (spread / self.fan_in as f32).sqrt();
             let mut rng = generator(self.seed, &path);
             let values: Vec<f32> = (0..shape.iter().product())
-                .map(|_| match bound > 0.0 {
-                    true => rng.random_range(-bound..bound),
-                    false => 0.0,
+                .map(|_| {
+                    if bound > 0.0 {
+                        rng.random_range(-bound..bound)
+                    } else {
+                        0.0
+                    }
                 })
                 .collect();
             // A new tensor asks for no gradient: without this the layer would never train.

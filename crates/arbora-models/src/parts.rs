@@ -266,9 +266,10 @@ impl BlockAggregator {
 
 impl Aggregator for BlockAggregator {
     fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        let children = match self.detach_children {
-            true => children.detach(),
-            false => children,
+        let children = if self.detach_children {
+            children.detach()
+        } else {
+            children
         };
         masked_mean(self.block.forward(children, Some(mask.clone())), mask)
     }

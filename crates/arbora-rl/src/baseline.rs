@@ -1,3 +1,5 @@
+//! Baselines that are subtracted from rewards.
+
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 

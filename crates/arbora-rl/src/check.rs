@@ -31,9 +31,10 @@ pub(crate) fn same_axes<const D: usize>(
 /// A reward may be computed from values that left the graph. Mixing such a tensor with a tracked
 /// one panics inside burn with a message that names neither.
 pub(crate) fn detached_like<const D: usize>(tensor: Tensor<D>, reference: &Tensor<D>) -> Tensor<D> {
-    match reference.is_autodiff() {
-        true => tensor.autodiff().detach(),
-        false => tensor.without_autodiff(),
+    if reference.is_autodiff() {
+        tensor.autodiff().detach()
+    } else {
+        tensor.without_autodiff()
     }
 }
 

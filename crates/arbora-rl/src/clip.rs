@@ -1,3 +1,5 @@
+//! Gradients scaled so that their norm stays below a limit.
+
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};

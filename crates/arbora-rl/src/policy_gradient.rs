@@ -1,3 +1,5 @@
+//! The loss of a policy whose rewards are known.
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -120,9 +122,10 @@ impl PolicyGradient {
             decisions,
             mask,
         } = rollout;
-        let entropy = match log_prob.is_autodiff() {
-            true => entropy.autodiff(),
-            false => entropy,
+        let entropy = if log_prob.is_autodiff() {
+            entropy.autodiff()
+        } else {
+            entropy
         };
         let reward = check::detached_like(reward, &log_prob);
         let mask = check::mask_like(mask, &reward);

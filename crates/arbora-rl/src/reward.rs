@@ -73,9 +73,10 @@ pub fn accuracy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tensor<2> {
     let chosen = logits.detach().argmax(2).squeeze_dim::<2>(2);
     let correct = chosen.equal(class).float();
     // The comparison of integers leaves the context of `logits`; come back to it.
-    match device.is_autodiff() {
-        true => correct.autodiff(),
-        false => correct.without_autodiff(),
+    if device.is_autodiff() {
+        correct.autodiff()
+    } else {
+        correct.without_autodiff()
     }
 }
 

@@ -1,3 +1,5 @@
+//! What a policy did: log-probabilities, entropies and counts of decisions.
+
 use burn::tensor::{Bool, Tensor};
 
 use crate::check;

@@ -422,9 +422,12 @@ fn forge(checkpoint: &Path, file: &str, from: &str, to: &str) {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     let sums = fs::read_to_string(checkpoint.join("SHA256SUMS")).unwrap();
-    let lines = sums.lines().map(|line| match line.ends_with(file) {
-        true => format!("{sum}  {file}\n"),
-        false => format!("{line}\n"),
+    let lines = sums.lines().map(|line| {
+        if line.ends_with(file) {
+            format!("{sum}  {file}\n")
+        } else {
+            format!("{line}\n")
+        }
     });
     fs::write(checkpoint.join("SHA256SUMS"), lines.collect::<String>()).unwrap();
 }

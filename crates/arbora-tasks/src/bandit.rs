@@ -57,13 +57,14 @@ impl WheelBandit {
     /// # Errors
     /// [`TaskError::Number`] outside [0, 1].
     pub fn new(delta: f32) -> Result<Self, TaskError> {
-        match (0.0..=1.0).contains(&delta) {
-            true => Ok(Self { delta }),
-            false => Err(TaskError::Number {
+        if (0.0..=1.0).contains(&delta) {
+            Ok(Self { delta })
+        } else {
+            Err(TaskError::Number {
                 key: "delta",
                 expected: "0 to 1, the radius of the disk".into(),
                 got: delta.to_string(),
-            }),
+            })
         }
     }
 
@@ -387,10 +388,7 @@ mod tests {
                         let high = *y > 0.5;
                         prop_assert!(!high || outside == 50.0);
                         if outside == 50.0 {
-                            match high {
-                                true => rim = rim.min(norm(place)),
-                                false => core = core.max(norm(place)),
-                            }
+                            if high { rim = rim.min(norm(place)) } else { core = core.max(norm(place)) }
                         }
                         let mean = if high { 1.0 } else if arm == 0 { 0.024 } else { 0.02 };
                         prop_assert!((y - mean).abs() < 2e-3);

@@ -39,12 +39,13 @@ pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskErr
             path: path.into(),
             source,
         })?;
-    match raw.len() as u64 <= most {
-        true => Ok(raw),
-        false => Err(TaskError::GzipSize {
+    if raw.len() as u64 <= most {
+        Ok(raw)
+    } else {
+        Err(TaskError::GzipSize {
             path: path.into(),
             most,
-        }),
+        })
     }
 }
 

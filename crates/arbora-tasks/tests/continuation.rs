@@ -304,10 +304,7 @@ proptest! {
         for (name, tokenizer) in prompt_ones().into_iter().chain(late_ones()) {
             let vocabulary = tokenizer.vocabulary() as u32;
             // Half of all tokens are readable, for whatever a decoder does with text.
-            let token = |(readable, number): &(bool, u32)| match *readable && vocabulary > 257 {
-                true => 257 + number % (vocabulary - 257),
-                false => number % vocabulary,
-            };
+            let token = |(readable, number): &(bool, u32)| if *readable && vocabulary > 257 { 257 + number % (vocabulary - 257) } else { number % vocabulary };
             let mut prompt = tokenizer.encode(&written).unwrap().ids;
             prompt.extend(half.iter().map(|number| number % vocabulary));
             // A few decoders of the library fail over a few tokens.

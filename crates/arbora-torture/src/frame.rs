@@ -162,9 +162,10 @@ fn random(target: &Target, seed: u64, index: u64) -> ChaCha8Rng {
 /// A folder for the files of a target: in memory where the system has such a place.
 fn scratch() -> Result<tempfile::TempDir> {
     let shared = Path::new("/dev/shm");
-    let place = match shared.is_dir() {
-        true => shared.to_path_buf(),
-        false => std::env::temp_dir(),
+    let place = if shared.is_dir() {
+        shared.to_path_buf()
+    } else {
+        std::env::temp_dir()
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix("arbora-torture-");
@@ -295,10 +296,10 @@ fn short(place: &str) -> &str {
 fn without_numbers(text: &str) -> String {
     let mut kind = String::new();
     for letter in text.chars() {
-        match letter.is_ascii_digit() {
-            true if kind.ends_with('N') => {}
-            true => kind.push('N'),
-            false => kind.push(letter),
+        if !letter.is_ascii_digit() {
+            kind.push(letter);
+        } else if !kind.ends_with('N') {
+            kind.push('N');
         }
     }
     kind

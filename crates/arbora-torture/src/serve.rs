@@ -245,9 +245,10 @@ impl Connections {
                     if at > damaged + 2 {
                         break;
                     }
-                    let message = match at == damaged {
-                        true => mutated(message, rng),
-                        false => message.clone(),
+                    let message = if at == damaged {
+                        mutated(message, rng)
+                    } else {
+                        message.clone()
                     };
                     stream.write_all(&framed(&message, rng))?;
                 }

@@ -81,9 +81,10 @@ pub fn run(args: &Args) -> Result<()> {
     let root = shell::root();
     let folder = root.join("target/bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let numbers = folder.join(match args.quick {
-        true => "quick.json",
-        false => "full.json",
+    let numbers = folder.join(if args.quick {
+        "quick.json"
+    } else {
+        "full.json"
     });
     let mut cargo = shell::cargo();
     cargo.args(["bench", "--package", "arbora-benches"]);
@@ -97,9 +98,10 @@ pub fn run(args: &Args) -> Result<()> {
         cargo.args(["--only", &args.only.join(",")]);
     }
     // Pages are about the code as it was when measuring began.
-    let made = match whole {
-        true => Some((origin::commit()?, origin::today()?)),
-        false => None,
+    let made = if whole {
+        Some((origin::commit()?, origin::today()?))
+    } else {
+        None
     };
     shell::run(environment.apply(&mut cargo))?;
 

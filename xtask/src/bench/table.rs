@@ -189,9 +189,10 @@ fn time(seconds: f64) -> String {
 
 /// Of times. Below 1 the second digit counts too.
 fn ratio(ratio: f64) -> String {
-    match ratio < 1.0 {
-        true => format!("{ratio:.2} ×"),
-        false => format!("{ratio:.1} ×"),
+    if ratio < 1.0 {
+        format!("{ratio:.2} ×")
+    } else {
+        format!("{ratio:.1} ×")
     }
 }
 

@@ -95,9 +95,10 @@ pub fn provide(backend: Backend, environment: &mut Environment) -> Result<()> {
 /// # Errors
 /// With what to install, where this task cannot install it.
 pub fn strace() -> Result<()> {
-    match shell::have("strace") {
-        true => Ok(()),
-        false => install("faults", "strace", &["strace"]),
+    if shell::have("strace") {
+        Ok(())
+    } else {
+        install("faults", "strace", &["strace"])
     }
 }
 

@@ -108,9 +108,10 @@ pub fn table(rows: &[Row]) -> String {
         let device = row.device.clone().unwrap_or_else(|| "unknown".into());
         let mut line = vec![row.backend.into(), device];
         line.extend([counts.passed, counts.failed, counts.skipped].map(|count| count.to_string()));
-        line.push(match row.broken.is_empty() {
-            true => format!("{:.1}", row.time.as_secs_f64()),
-            false => "could not run".into(),
+        line.push(if row.broken.is_empty() {
+            format!("{:.1}", row.time.as_secs_f64())
+        } else {
+            "could not run".into()
         });
         cells.push(line);
     }

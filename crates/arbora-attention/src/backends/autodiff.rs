@@ -138,9 +138,10 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         });
         let policy = tracked::<B, C, 2>(policy_inputs, found.policy, move |grad| {
             let (query, key, lengths, path) = kept;
-            let grad = match learned {
-                true => grad,
-                false => entropy_only::<B>(grad),
+            let grad = if learned {
+                grad
+            } else {
+                entropy_only::<B>(grad)
             };
             let of = B::tree_policy_backward(query, key, lengths, path, grad, options);
             [of.0, of.1]

@@ -7,9 +7,12 @@ use burn_flex::FlexTensor;
 
 impl HostBackend for Flex {
     fn host(tensor: FlexTensor) -> Option<FlexTensor> {
-        (tensor.dtype() == DType::F32).then(|| match tensor.is_contiguous() {
-            true => tensor,
-            false => tensor.to_contiguous(),
+        (tensor.dtype() == DType::F32).then(|| {
+            if tensor.is_contiguous() {
+                tensor
+            } else {
+                tensor.to_contiguous()
+            }
         })
     }
 

@@ -9,9 +9,12 @@ use tch::{Device, Kind};
 impl HostBackend for LibTorch {
     fn host(tensor: TchTensor) -> Option<TchTensor> {
         let on_host = tensor.tensor.device() == Device::Cpu && tensor.tensor.kind() == Kind::Float;
-        on_host.then(|| match tensor.tensor.is_contiguous() {
-            true => tensor,
-            false => TchTensor::new(tensor.tensor.contiguous()),
+        on_host.then(|| {
+            if tensor.tensor.is_contiguous() {
+                tensor
+            } else {
+                TchTensor::new(tensor.tensor.contiguous())
+            }
         })
     }
 

@@ -1,3 +1,5 @@
+//! What one call of attention costs, counted from its shape.
+
 use crate::functions::check::expect;
 use crate::layers::{BigBirdConfig, Kind, SelfAttention, TreeScope};
 use std::iter::Sum;

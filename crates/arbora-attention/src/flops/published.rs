@@ -296,9 +296,10 @@ pub fn table() -> String {
             }
             _ => ("not possible".to_owned(), String::new()),
         };
-        let difference = match cell.is_reproduced() {
-            true => format!("**{difference}**"),
-            false => difference,
+        let difference = if cell.is_reproduced() {
+            format!("**{difference}**")
+        } else {
+            difference
         };
         table += &format!(
             "| {} | {} | {} | {:.2} % | {ours} | {difference} | {} |\n",

@@ -1,3 +1,5 @@
+//! What the attention of a model has cost so far.
+
 use super::{AttentionCost, CostShape};
 use crate::layers::SelfAttention;
 use std::fmt;

@@ -1,3 +1,5 @@
+//! Softmax attention of every query to all keys.
+
 use super::check::axes;
 use crate::ops::{AttentionMask, DenseAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;

@@ -1,3 +1,5 @@
+//! The second half of a transformer block as one operator: a normalisation and a gated feed-forward part.
+
 use super::check::axes;
 use crate::ops::{FeedForwardPrimitive, TreeAttentionOps};
 use burn::backend::Dispatch;

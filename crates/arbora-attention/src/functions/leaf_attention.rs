@@ -1,3 +1,5 @@
+//! Softmax attention of queries to the keys of their leaf.
+
 use super::check::{Axes, axes};
 use crate::ops::{LeafAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;

@@ -1,3 +1,5 @@
+//! Linear attention to all earlier keys, in chunks.
+
 use super::check::{axes, expect_divisor, expect_some};
 use super::masked_attention::index_along;
 use burn::tensor::{Bool, Tensor};

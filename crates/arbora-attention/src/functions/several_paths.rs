@@ -1,3 +1,5 @@
+//! Search along several paths per query.
+
 use super::masked_attention::{at_least_single, index_along};
 use crate::functions::dense_attention;
 use crate::ops::limits::leaf_group;

@@ -1,3 +1,5 @@
+//! Embeddings of all nodes of a token tree, from its leaves up.
+
 use super::check::{axes, expect_divisor};
 use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions};
 use burn::backend::Dispatch;

@@ -252,9 +252,10 @@ pub(crate) fn head_leaves(routing: &Routing, heads: usize) -> Tensor<3, Int> {
 
 /// `[batch, rows, heads or 1, ..]` -> `[batch, rows, heads, ..]`
 pub(crate) fn to_heads<const D: usize, K: Basic>(rows: Tensor<D, K>, heads: usize) -> Tensor<D, K> {
-    match rows.dims()[2] == heads {
-        true => rows,
-        false => rows.repeat_dim(2, heads),
+    if rows.dims()[2] == heads {
+        rows
+    } else {
+        rows.repeat_dim(2, heads)
     }
 }
 

@@ -1,3 +1,5 @@
+//! The walk of each query from root to leaf, and attention to what it meets.
+
 use super::check::axes;
 use crate::ops::{GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchOptions};
 use arbora_tree::Layout;

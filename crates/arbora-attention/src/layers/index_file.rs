@@ -250,9 +250,10 @@ impl Contents {
             let view = file
                 .tensor(name)
                 .map_err(|error| damaged(error.to_string()))?;
-            match view.dtype() == dtype {
-                true => Ok(view),
-                false => Err(damaged(format!("{name} is {:?}", view.dtype()))),
+            if view.dtype() == dtype {
+                Ok(view)
+            } else {
+                Err(damaged(format!("{name} is {:?}", view.dtype())))
             }
         };
         let (key, value) = (tensor("key", Dtype::F32)?, tensor("value", Dtype::F32)?);

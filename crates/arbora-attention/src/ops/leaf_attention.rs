@@ -1,3 +1,5 @@
+//! Options of leaf attention, and the random numbers of its dropout.
+
 /// What attention within leaves needs to know besides its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeafAttentionOptions {

@@ -314,13 +314,12 @@ pub trait TreeAttentionOps: Backend {
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let single = are_single([&query, &key, &value, &grad]) && path.dtype() == lengths.dtype();
-        match single && limits::tree_search(&query, &key, &value, &options) {
-            true => {
-                Self::tree_context_backward_kernel(query, key, value, lengths, path, grad, options)
-            }
-            false => reference::tree_context_backward::<Self>(
+        if single && limits::tree_search(&query, &key, &value, &options) {
+            Self::tree_context_backward_kernel(query, key, value, lengths, path, grad, options)
+        } else {
+            reference::tree_context_backward::<Self>(
                 query, key, value, lengths, path, grad, options,
-            ),
+            )
         }
     }
 
@@ -352,11 +351,10 @@ pub trait TreeAttentionOps: Backend {
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let single = are_single([&query, &key, &grad]) && path.dtype() == lengths.dtype();
-        match single && limits::tree_search(&query, &key, &key, &options) {
-            true => Self::tree_policy_backward_kernel(query, key, lengths, path, grad, options),
-            false => {
-                reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
-            }
+        if single && limits::tree_search(&query, &key, &key, &options) {
+            Self::tree_policy_backward_kernel(query, key, lengths, path, grad, options)
+        } else {
+            reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
         }
     }
 
@@ -404,13 +402,12 @@ pub trait TreeAttentionOps: Backend {
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
-        match single && limits::dense_attention(&query, &value) {
-            true => Self::dense_attention_backward_kernel(
+        if single && limits::dense_attention(&query, &value) {
+            Self::dense_attention_backward_kernel(
                 query, key, value, mask, context, log_total, grad, options,
-            ),
-            false => {
-                reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
-            }
+            )
+        } else {
+            reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
         }
     }
 
@@ -471,14 +468,15 @@ pub trait TreeAttentionOps: Backend {
     ) -> LeafAttentionGradients<Self> {
         let single = are_single([&query, &key, &value, &key_bias])
             && are_single([&context, &log_total, &grad]);
-        match single && limits::leaf_attention(&query, &key, &value, &options) {
-            true => Self::leaf_attention_backward_kernel(
+        if single && limits::leaf_attention(&query, &key, &value, &options) {
+            Self::leaf_attention_backward_kernel(
                 query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
                 options,
-            ),
-            false => reference::leaf_attention_backward::<Self>(
+            )
+        } else {
+            reference::leaf_attention_backward::<Self>(
                 query, key, value, key_bias, query_leaf, key_leaf, grad, options,
-            ),
+            )
         }
     }
 
@@ -574,9 +572,10 @@ pub trait TreeAttentionOps: Backend {
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
         let single = are_single([&nodes, &grad]) && is_single(&block);
-        match single && limits::tree_build(&nodes, &block, &options) {
-            true => Self::tree_build_backward_kernel(nodes, lengths, block, grad, options),
-            false => reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options),
+        if single && limits::tree_build(&nodes, &block, &options) {
+            Self::tree_build_backward_kernel(nodes, lengths, block, grad, options)
+        } else {
+            reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
         }
     }
 
@@ -614,9 +613,10 @@ pub trait TreeAttentionOps: Backend {
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
         let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
-        match single && limits::feed_forward(&rows, &weights) {
-            true => Self::feed_forward_backward_kernel(rows, weights, grad, epsilon),
-            false => reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon),
+        if single && limits::feed_forward(&rows, &weights) {
+            Self::feed_forward_backward_kernel(rows, weights, grad, epsilon)
+        } else {
+            reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon)
         }
     }
 

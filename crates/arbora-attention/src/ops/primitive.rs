@@ -77,9 +77,10 @@ impl<B: Backend> Float<B> {
     }
 
     pub fn cast(self, dtype: DType) -> Self {
-        match self.0.dtype() == dtype {
-            true => self,
-            false => Self(B::float_cast(self.0, dtype.into())),
+        if self.0.dtype() == dtype {
+            self
+        } else {
+            Self(B::float_cast(self.0, dtype.into()))
         }
     }
 
@@ -212,9 +213,10 @@ impl<B: Backend> Integer<B> {
     }
 
     pub fn cast_like(self, like: &Self) -> Self {
-        match self.0.dtype() == like.0.dtype() {
-            true => self,
-            false => Self(B::int_cast(self.0, like.0.dtype().into())),
+        if self.0.dtype() == like.0.dtype() {
+            self
+        } else {
+            Self(B::int_cast(self.0, like.0.dtype().into()))
         }
     }
 

@@ -49,9 +49,10 @@ fn weights(device: &Device) -> BlockWeights {
 }
 
 fn with_grad<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    match tensor.device().is_autodiff() {
-        true => tensor.detach().require_grad(),
-        false => tensor,
+    if tensor.device().is_autodiff() {
+        tensor.detach().require_grad()
+    } else {
+        tensor
     }
 }
 
@@ -71,9 +72,10 @@ fn normalise(rows: Tensor<3>, gamma: &Tensor<1>, beta: &Tensor<1>, epsilon: f64)
 impl Aggregator for Composed {
     fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
         let (block, heads) = (&self.block, self.options.heads);
-        let x = match self.options.detach_children {
-            true => children.detach(),
-            false => children,
+        let x = if self.options.detach_children {
+            children.detach()
+        } else {
+            children
         };
         let [groups, siblings, _] = x.dims();
         let linear = |rows: Tensor<3>, weight: &Tensor<2>| rows.matmul(weight.clone().unsqueeze());

@@ -371,9 +371,12 @@ fn gradients_of_context_and_policy_are_right_on_their_own() {
     for case in [SEARCHES[1], SEARCHES[5]] {
         let path = case.random_path();
         for of_context in [true, false] {
-            let loss = |(context, policy, ..): Found| match of_context {
-                true => context.powi_scalar(2).sum(),
-                false => policy.powi_scalar(2).sum(),
+            let loss = |(context, policy, ..): Found| {
+                if of_context {
+                    context.powi_scalar(2).sum()
+                } else {
+                    policy.powi_scalar(2).sum()
+                }
             };
             let got = gradients(case.inputs(&device), |inputs| {
                 loss(case.kernel(inputs, Route::Given(path.clone())))

@@ -178,9 +178,10 @@ impl Case {
         let query = numbers(query_rows * self.head_dim, 2.0);
         let key = numbers(key_rows * self.head_dim, 2.0);
         let value = numbers(key_rows * self.value_dim, 1.0);
-        let bias = match self.bias {
-            true => numbers(key_rows, 1.0),
-            false => vec![0.0; key_rows],
+        let bias = if self.bias {
+            numbers(key_rows, 1.0)
+        } else {
+            vec![0.0; key_rows]
         };
         let grad = numbers(query_rows * self.value_dim, 1.0);
         // One leaf below the first and one past the last: rows that take no part.
@@ -240,10 +241,13 @@ impl Case {
                 .map(|(key, key_row)| {
                     let keep = match self.options.dropout {
                         None => 1.0,
-                        Some(dropout) => match dropout.keeps(example, head, query, key) {
-                            true => 1.0 / (1.0 - dropout.rate),
-                            false => 0.0,
-                        },
+                        Some(dropout) => {
+                            if dropout.keeps(example, head, query, key) {
+                                1.0 / (1.0 - dropout.rate)
+                            } else {
+                                0.0
+                            }
+                        }
                     };
                     (key_row, keep)
                 })
@@ -253,9 +257,10 @@ impl Case {
                 .map(|(key, _)| self.score(inputs, row, *key) + f64::from(inputs.bias[*key]))
                 .collect();
             let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
-            log_total[row] = match seen.is_empty() {
-                true => f64::from(f32::MIN),
-                false => total.ln(),
+            log_total[row] = if seen.is_empty() {
+                f64::from(f32::MIN)
+            } else {
+                total.ln()
             };
             let weights: Vec<f64> = logits.iter().map(|logit| logit.exp() / total).collect();
             let d_weights: Vec<f64> = seen

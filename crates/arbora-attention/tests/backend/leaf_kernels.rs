@@ -69,9 +69,12 @@ impl Case {
     fn leaves(&self, rows: usize, heads: usize, seed: u64) -> Tensor<3, Int> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let leaves = self.options.leaves as i64;
-        let leaf = |_| match rng.random_range(0..10) < self.absent {
-            true => [-1, leaves, leaves + 3][rng.random_range(0..3)],
-            false => rng.random_range(0..leaves),
+        let leaf = |_| {
+            if rng.random_range(0..10) < self.absent {
+                [-1, leaves, leaves + 3][rng.random_range(0..3)]
+            } else {
+                rng.random_range(0..leaves)
+            }
         };
         let leaf: Vec<i64> = (0..self.batch * rows * heads).map(leaf).collect();
         Tensor::from_data(TensorData::new(leaf, [self.batch, rows, heads]), &device())

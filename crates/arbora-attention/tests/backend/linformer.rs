@@ -35,9 +35,10 @@ fn by_equation(
 ) -> Tensor<3> {
     let [batch, tokens, width] = query.dims();
     let head_dim = width / HEADS;
-    let values = match linformer.value.is_empty() {
-        true => &linformer.key,
-        false => &linformer.value,
+    let values = if linformer.value.is_empty() {
+        &linformer.key
+    } else {
+        &linformer.value
     };
     let contexts = (0..HEADS).map(|head| {
         let kv_head = head / 2;
@@ -73,17 +74,14 @@ fn linformer_is_the_equation_of_its_paper() {
         let hidden = padding(&[11, 4], 11, &device);
         let run = |expected: bool| {
             let input = random([2, 11, D_MODEL], 3, &device).require_grad();
-            let context = match expected {
-                false => {
-                    let input = SelfAttentionInput::new(input.clone()).mask_pad(hidden.clone());
-                    layer.forward(input).context
-                }
-                true => {
-                    let rows = [&layer.query, &layer.key, &layer.value];
-                    let rows = rows.map(|linear| linear.forward(input.clone()));
-                    let context = by_equation(linformer, rows, hidden.clone());
-                    layer.output.forward(context)
-                }
+            let context = if expected {
+                let rows = [&layer.query, &layer.key, &layer.value];
+                let rows = rows.map(|linear| linear.forward(input.clone()));
+                let context = by_equation(linformer, rows, hidden.clone());
+                layer.output.forward(context)
+            } else {
+                let input = SelfAttentionInput::new(input.clone()).mask_pad(hidden.clone());
+                layer.forward(input).context
             };
             let gradients = context.clone().powi_scalar(2).sum().backward();
             let of = |param: &burn::module::Param<Tensor<2>>| {

@@ -66,12 +66,11 @@ fn hidden_pairs(lengths: &[usize], count: usize, causal: bool) -> Tensor<3, Bool
     let padding = padding(lengths, count, &device)
         .unsqueeze_dim::<3>(1)
         .expand(all);
-    match causal {
-        false => padding,
-        true => {
-            let later = Tensor::<2, Bool>::tril_mask([count, count], 0, &device);
-            padding.bool_or(later.unsqueeze::<3>().expand(all))
-        }
+    if causal {
+        let later = Tensor::<2, Bool>::tril_mask([count, count], 0, &device);
+        padding.bool_or(later.unsqueeze::<3>().expand(all))
+    } else {
+        padding
     }
 }
 
@@ -83,17 +82,14 @@ fn performer_is_its_definition_with_or_without_order() {
         let layer = layer(&config(6, 3), &device);
         let run = |expected: bool| {
             let tokens = random([2, 9, D_MODEL], 3, &device).require_grad();
-            let context = match expected {
-                true => {
-                    let hidden = hidden_pairs(&lengths, 9, causal);
-                    by_definition(&layer, tokens.clone(), hidden)
-                }
-                false => {
-                    let input = SelfAttentionInput::new(tokens.clone())
-                        .mask_pad(padding(&lengths, 9, &device));
-                    let input = if causal { input.causal() } else { input };
-                    layer.forward(input).context
-                }
+            let context = if expected {
+                let hidden = hidden_pairs(&lengths, 9, causal);
+                by_definition(&layer, tokens.clone(), hidden)
+            } else {
+                let input =
+                    SelfAttentionInput::new(tokens.clone()).mask_pad(padding(&lengths, 9, &device));
+                let input = if causal { input.causal() } else { input };
+                layer.forward(input).context
             };
             let gradients = context.clone().powi_scalar(2).sum().backward();
             let tokens = tokens.grad(&gradients).expect("it is used");

@@ -48,9 +48,10 @@ impl ModuleMapper for Fixed {
         self.0 += 1;
         param.map(|old| {
             let new = random(old.dims(), self.0, &old.device()) * 0.5;
-            match old.is_require_grad() {
-                true => new.detach().require_grad(),
-                false => new,
+            if old.is_require_grad() {
+                new.detach().require_grad()
+            } else {
+                new
             }
         })
     }

@@ -504,9 +504,12 @@ fn the_order_of_a_batch_changes_nothing() {
     let numbers = uniforms([3, 6, 4], 4, &device());
     for options in [beam(3), samples(3)] {
         let run = |flip: bool, lengths: &[usize]| {
-            let turned = |rows: &Tensor<3>| match flip {
-                true => rows.clone().flip([0]),
-                false => rows.clone(),
+            let turned = |rows: &Tensor<3>| {
+                if flip {
+                    rows.clone().flip([0])
+                } else {
+                    rows.clone()
+                }
             };
             let tree = mean_tree(turned(&tokens), lengths, 3, Layout::LeftFilled);
             let index = layer.index(&tree);
@@ -612,18 +615,12 @@ proptest! {
     ) {
         let lengths = [longest, shorter.min(longest)];
         let layout = BOTH[usize::from(published)];
-        let ghosts = match published && ghosts {
-            true => GhostNodes::Published,
-            false => GhostNodes::Masked,
-        };
+        let ghosts = if published && ghosts { GhostNodes::Published } else { GhostNodes::Masked };
         let layer = layer(ghosts, &device());
         let tokens = random([2, longest, 6], seed, &device());
         let tree = mean_tree(tokens, &lengths, branching, layout);
         let shape = *tree.shape();
-        let options = match sampled {
-            true => samples(paths),
-            false => beam(paths),
-        };
+        let options = if sampled { samples(paths) } else { beam(paths) };
         let numbers = uniforms([2, 2 * paths, 7], seed + 1, &device());
         let found = search(&layer, &tree, &options, Some(numbers));
         let ends = ends(&found);
@@ -637,10 +634,11 @@ proptest! {
             let frontier = Frontier::new(&shape, length, ends, ghosts);
             prop_assert!(frontier.covers_every_token_once(&shape, length));
             let needed = frontier.read.len() as i64;
-            match sampled {
-                true => prop_assert_eq!(read[row], needed),
+            if sampled {
+                prop_assert_eq!(read[row], needed);
+            } else {
                 // A beam also reads below paths that it gives up; one path searches in one pass.
-                false => prop_assert!(read[row] >= needed),
+                prop_assert!(read[row] >= needed);
             }
             sets.push(frontier.selected);
         }

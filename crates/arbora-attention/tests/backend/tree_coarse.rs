@@ -23,9 +23,12 @@ impl Leaves {
     pub fn random(shape: [usize; 3], tree: &CompleteTree, absent: f64, seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let count = shape.iter().product();
-        let of = (0..count).map(|_| match rng.random_bool(absent) {
-            true => -1,
-            false => rng.random_range(0..tree.leaves() as i64),
+        let of = (0..count).map(|_| {
+            if rng.random_bool(absent) {
+                -1
+            } else {
+                rng.random_range(0..tree.leaves() as i64)
+            }
         });
         let of = of.collect();
         Self { shape, of }
@@ -69,10 +72,9 @@ fn pairs_of_depths(
                 (Some(above), EmptyNode::CarryParent) if count == 0 => {
                     pairs.extend_from_slice(above);
                 }
-                _ => pairs.extend((0..keys).map(|k| match seen(k) {
-                    true => 1.0 / count as f32,
-                    false => 0.0,
-                })),
+                _ => {
+                    pairs.extend((0..keys).map(|k| if seen(k) { 1.0 / count as f32 } else { 0.0 }))
+                }
             }
         }
         depths.push(pairs);

@@ -126,18 +126,17 @@ pub fn two_pass(
                 _ => real(0, parent),
             };
             selected.extend(leaves.iter().map(|leaf| node(0, *leaf)));
-            let attended = match selected.is_empty() {
-                true => Tensor::zeros([1, WIDTH], &device),
-                false => {
-                    let rows = Tensor::cat(selected, 0);
-                    let [size, _] = rows.dims();
-                    let value = layer.attention.value.forward(rows.clone());
-                    let value = value.reshape([size, HEADS, WIDTH / HEADS]).swap_dims(0, 1);
-                    head_weights(layer, &query, &rows)
-                        .matmul(value)
-                        .swap_dims(0, 1)
-                        .reshape([1, WIDTH])
-                }
+            let attended = if selected.is_empty() {
+                Tensor::zeros([1, WIDTH], &device)
+            } else {
+                let rows = Tensor::cat(selected, 0);
+                let [size, _] = rows.dims();
+                let value = layer.attention.value.forward(rows.clone());
+                let value = value.reshape([size, HEADS, WIDTH / HEADS]).swap_dims(0, 1);
+                head_weights(layer, &query, &rows)
+                    .matmul(value)
+                    .swap_dims(0, 1)
+                    .reshape([1, WIDTH])
             };
             let mut output = layer.attention.output.forward(attended) + query;
             if layer.attention.residual == QueryResidual::NormalizedAndRaw {
@@ -199,9 +198,10 @@ fn check(case: Case) {
         let queries = (random([batch, 3, WIDTH], 22, &device) * 2.0).require_grad();
         let tree = mean_tree(tokens.clone(), &case.lengths, case.branching, case.layout);
         let (context, log_prob, entropy, path) = if one_pass {
-            let route = match case.sampled {
-                true => Route::Sampled(numbers.clone()),
-                false => Route::Greedy,
+            let route = if case.sampled {
+                Route::Sampled(numbers.clone())
+            } else {
+                Route::Greedy
             };
             let found = layer.search(queries.clone(), &layer.index(&tree), route);
             let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();

@@ -21,13 +21,14 @@ pub fn run(args: &DevicesArgs) -> Result<ExitCode> {
         .map(|(name, _)| name)
         .map_err(|error| super::one_line(&error));
     let kernels = cpu_kernels();
-    super::show(&match args.json {
-        true => json!({
+    super::show(&if args.json {
+        json!({
             "taken": taken.as_ref().ok(), "refused": taken.as_ref().err(), "backends": found,
             "cpu": kernels.map(|cpu| json!({ "threads": cpu.threads, "instructions": cpu.instructions })),
         })
-        .to_string(),
-        false => text(&found, &taken, kernels),
+        .to_string()
+    } else {
+        text(&found, &taken, kernels)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -42,19 +42,20 @@ fn eval<F: Family>(args: &EvalArgs) -> Result<ExitCode> {
     let counted = about.facts.get("total_parameters");
     let parameters = counted.map_or_else(|| model.num_params(), |count| *count as usize);
     means.extend(about.facts);
-    show(&match args.json {
-        true => json!({
+    show(&if args.json {
+        json!({
             "run": args.run.to_string_lossy(), "model": common.model, "step": step,
             "backend": backend, "route": route(common.model, args.random_route), "items": items,
             "of": about.items, "parameters": parameters, "metrics": means,
         })
-        .to_string(),
-        false => format!(
+        .to_string()
+    } else {
+        format!(
             "{} at step {step}, {items} {}{}",
             common.model,
             about.items,
             lines(&means)
-        ),
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

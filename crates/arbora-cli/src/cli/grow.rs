@@ -123,37 +123,34 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     };
     let anew = encoded_anew(&model, &device);
     draw(&results, &settings, kind, out)?;
-    let text = match args.json {
-        true => {
-            let mut value = results.json(&settings);
-            value["run"] = args.run.to_string_lossy().into();
-            value["model"] = json!(config.model);
-            value["step"] = step.into();
-            value["backend"] = backend.into();
-            value["loop"] = json!(kind);
-            value["streamed"] = anew.is_none().into();
-            value["encoded_anew_because"] = json!(anew);
-            value.to_string()
-        }
-        false => {
-            let how = match &anew {
-                None => "each round appends to the trees".to_owned(),
-                Some(reason) => format!("each round encodes the whole context anew: {reason}"),
-            };
-            format!(
-                "{} at step {step}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}",
-                config.model.name(),
-                kind.name(),
-                settings.rounds,
-                settings.repeats,
-                match settings.choice {
-                    Choice::Thompson => "Thompson sampling",
-                    Choice::Ucb => "upper confidence bounds",
-                },
-                results.text(&settings),
-                out.join(stem(kind) + ".svg").display()
-            )
-        }
+    let text = if args.json {
+        let mut value = results.json(&settings);
+        value["run"] = args.run.to_string_lossy().into();
+        value["model"] = json!(config.model);
+        value["step"] = step.into();
+        value["backend"] = backend.into();
+        value["loop"] = json!(kind);
+        value["streamed"] = anew.is_none().into();
+        value["encoded_anew_because"] = json!(anew);
+        value.to_string()
+    } else {
+        let how = match &anew {
+            None => "each round appends to the trees".to_owned(),
+            Some(reason) => format!("each round encodes the whole context anew: {reason}"),
+        };
+        format!(
+            "{} at step {step}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}",
+            config.model.name(),
+            kind.name(),
+            settings.rounds,
+            settings.repeats,
+            match settings.choice {
+                Choice::Thompson => "Thompson sampling",
+                Choice::Ucb => "upper confidence bounds",
+            },
+            results.text(&settings),
+            out.join(stem(kind) + ".svg").display()
+        )
     };
     super::show(&text)?;
     Ok(ExitCode::SUCCESS)

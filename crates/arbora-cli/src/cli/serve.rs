@@ -41,9 +41,10 @@ mod served {
             .local_addr()
             .with_context(|| format!("cannot listen on {}", args.address))?;
         let url = format!("ws://{address}");
-        cli::show(&match args.json {
-            true => json!({ "address": url, "backend": name, "devices": count }).to_string(),
-            false => format!("{name} at {url}, {count} device(s); Ctrl-C ends"),
+        cli::show(&if args.json {
+            json!({ "address": url, "backend": name, "devices": count }).to_string()
+        } else {
+            format!("{name} at {url}, {count} device(s); Ctrl-C ends")
         })?;
         server.serve(WebSocketTransport::from_listener(listener))?;
         Ok(ExitCode::SUCCESS)

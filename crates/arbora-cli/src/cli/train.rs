@@ -73,19 +73,18 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
     // All test items, and also where a resumed run had no step left to evaluate.
     let mut means = measured(&config, &trained.model, common.test_items, &data, &device)?;
     means.extend(about.facts);
-    show(&match args.json {
-        true => {
-            means.insert("seconds".into(), trained.seconds);
-            let models = json!({ common.model: means });
-            json!({ "run": folder.to_string_lossy(), "models": models }).to_string()
-        }
-        false => format!(
+    show(&if args.json {
+        means.insert("seconds".into(), trained.seconds);
+        let models = json!({ common.model: means });
+        json!({ "run": folder.to_string_lossy(), "models": models }).to_string()
+    } else {
+        format!(
             "{} after {:.0} s{}\nrun folder with curves: {}",
             common.model,
             trained.seconds,
             super::eval::lines(&means),
             folder.display()
-        ),
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

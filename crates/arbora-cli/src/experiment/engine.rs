@@ -274,13 +274,12 @@ impl<F: Family> Engine<'_, F> {
         let data = self.data(&config, &settings)?;
         // A run that starts from one which is not trained yet is checked as one from fresh weights.
         let is_there = |from: &PathBuf| Checkpoint::newest(from).is_ok();
-        let fresh: F = match source.is_some() && !from.as_ref().is_some_and(is_there) {
-            true => {
-                let mut fresh = settings.clone();
-                fresh["from"] = Value::Null;
-                serde_json::from_value(fresh)?
-            }
-            false => config.clone(),
+        let fresh: F = if source.is_some() && !from.as_ref().is_some_and(is_there) {
+            let mut fresh = settings.clone();
+            fresh["from"] = Value::Null;
+            serde_json::from_value(fresh)?
+        } else {
+            config.clone()
         };
         let about = fresh.about(&self.data[data].1)?;
         let run_folder = Run { config, folder };
@@ -413,9 +412,10 @@ impl<F: Family> Engine<'_, F> {
         let mut lines = Vec::new();
         let mut list = Vec::new();
         for planned in tries.iter().chain(runs) {
-            let state = match self.is_outdated(&planned.run.folder)? {
-                true => None,
-                false => Some(planned.run.state(&planned.about)?),
+            let state = if self.is_outdated(&planned.run.folder)? {
+                None
+            } else {
+                Some(planned.run.state(&planned.about)?)
             };
             let folder = planned.run.folder.display().to_string();
             let told = match (self.is_known(planned), state) {
@@ -439,9 +439,10 @@ impl<F: Family> Engine<'_, F> {
                 "case": self.case_of(planned), "settings": planned.settings, "command": command, "version": F::VERSION,
             }));
         }
-        cli::show(&match self.asked.json {
-            true => Value::from(list).to_string(),
-            false => lines.join("\n"),
+        cli::show(&if self.asked.json {
+            Value::from(list).to_string()
+        } else {
+            lines.join("\n")
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -774,9 +775,10 @@ impl<F: Family> Engine<'_, F> {
             // Where all numbers were known nothing is in it.
             let _ = std::fs::remove_dir(&self.out);
         }
-        cli::show(&match self.asked.json {
-            true => json.to_string(),
-            false => format!("{}\n{written}", results.text()),
+        cli::show(&if self.asked.json {
+            json.to_string()
+        } else {
+            format!("{}\n{written}", results.text())
         })?;
         if self.since.is_some() && open.is_empty() {
             let path = self.out.join(AGAIN);
@@ -854,9 +856,10 @@ impl<F: Family> Engine<'_, F> {
                 model: Some(model),
             })
             .collect();
-        match finished.is_empty() {
-            true => Ok(()),
-            false => F::draw(&finished, data, &self.device, &self.out),
+        if finished.is_empty() {
+            Ok(())
+        } else {
+            F::draw(&finished, data, &self.device, &self.out)
         }
     }
 }

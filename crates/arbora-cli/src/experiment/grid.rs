@@ -62,9 +62,12 @@ impl GridArgs {
     /// If the settings name numbers for single levels, which fit one height alone.
     pub fn grid(&self, settings: &Value) -> Result<Grid> {
         let own = Tree::of(settings)?;
-        let or = |given: &[usize], setting: usize| match given.is_empty() {
-            true => vec![setting],
-            false => given.to_vec(),
+        let or = |given: &[usize], setting: usize| {
+            if given.is_empty() {
+                vec![setting]
+            } else {
+                given.to_vec()
+            }
         };
         let mut trees = self.trees.clone();
         if trees.is_empty() {
@@ -182,9 +185,10 @@ impl Cases {
     /// numbers for single levels.
     pub fn new(grid: &Grid, settings: &Value) -> Result<Self> {
         let own = Tree::of(settings)?;
-        let trees = match grid.trees.is_empty() {
-            true => vec![own],
-            false => grid.trees.clone(),
+        let trees = if grid.trees.is_empty() {
+            vec![own]
+        } else {
+            grid.trees.clone()
         };
         refuse_doubled("--trees", &trees)?;
         if let Some(tree) = trees.iter().find(|tree| tree.height == 0) {

@@ -145,18 +145,17 @@ impl Run {
     pub fn command(&self, task: &str, out: &Path, begun: bool) -> String {
         let mut words = vec!["arbora".to_owned(), "train".into(), task.into()];
         let path = |name: &str| quoted(&out.join(name).to_string_lossy());
-        match begun {
-            true => words.push("--resume".into()),
-            false => {
-                if self.preset != Preset::default() {
-                    words.extend(["--preset".into(), "published".into()]);
-                }
-                if let Some(from) = &self.from {
-                    words.extend(["--from".into(), path(from)]);
-                }
-                for setting in &self.settings {
-                    words.extend(["--set".into(), quoted(setting)]);
-                }
+        if begun {
+            words.push("--resume".into())
+        } else {
+            if self.preset != Preset::default() {
+                words.extend(["--preset".into(), "published".into()]);
+            }
+            if let Some(from) = &self.from {
+                words.extend(["--from".into(), path(from)]);
+            }
+            for setting in &self.settings {
+                words.extend(["--set".into(), quoted(setting)]);
             }
         }
         words.extend(["--out".into(), path(&self.name)]);
@@ -167,9 +166,10 @@ impl Run {
 /// A word as a shell takes it, in quotes where it would not take it as it is.
 pub fn quoted(word: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=+.,:/@%".contains(letter);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 

@@ -73,9 +73,12 @@ impl<'a> Results<'a> {
     fn entries(&self, line: &Line, case: usize) -> Vec<&Entry> {
         let at_random = line.at_random;
         let runs = self.runs_of(line.row, case);
-        runs.filter_map(|run| match at_random {
-            true => run.at_random.as_ref(),
-            false => run.entry.as_ref(),
+        runs.filter_map(|run| {
+            if at_random {
+                run.at_random.as_ref()
+            } else {
+                run.entry.as_ref()
+            }
         })
         .collect()
     }

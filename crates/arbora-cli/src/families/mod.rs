@@ -195,9 +195,10 @@ pub trait FamilyModel: TrainableModel {
     /// # Errors
     /// If the model does not have a node of the placement, or is no tree of nodes.
     fn place(self, placement: &Placement) -> Result<Self> {
-        match placement.is_empty() {
-            true => Ok(self),
-            false => bail!(NOTHING_TO_PLACE),
+        if placement.is_empty() {
+            Ok(self)
+        } else {
+            bail!(NOTHING_TO_PLACE)
         }
     }
 }

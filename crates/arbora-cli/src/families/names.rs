@@ -123,12 +123,13 @@ impl AnyModel {
             Self::Sequence(_) => "sequences",
             Self::Language(_) => "language",
         };
-        match known.iter().any(|other| other == name) {
-            true => Ok(name),
-            false => bail!(
+        if known.iter().any(|other| other == name) {
+            Ok(name)
+        } else {
+            bail!(
                 "--model: {name} learns {learns}; here: {}",
                 known.join(", ")
-            ),
+            )
         }
     }
 }

@@ -190,9 +190,10 @@ fn check(at: usize, row: &CompletionRow, models: usize) -> Result<()> {
 }
 
 fn heat(std: f32, scale: f32) -> Colour {
-    match std.is_finite() {
-        true => between(&HEAT, f64::from(std / scale)),
-        false => NON_FINITE,
+    if std.is_finite() {
+        between(&HEAT, f64::from(std / scale))
+    } else {
+        NON_FINITE
     }
 }
 
@@ -205,9 +206,10 @@ mod tests {
         let size = height * width;
         let value = |at: usize| {
             let (y, x) = (at / channels / width, at / channels % width);
-            match (y as f32 - 13.5).hypot(x as f32 - 13.5) < 9.0 {
-                true => 0.4 - 0.25 * (at % channels) as f32,
-                false => -0.5,
+            if (y as f32 - 13.5).hypot(x as f32 - 13.5) < 9.0 {
+                0.4 - 0.25 * (at % channels) as f32
+            } else {
+                -0.5
             }
         };
         let truth: Vec<f32> = (0..size * channels).map(value).collect();

@@ -485,9 +485,10 @@ impl<'a> Drawing<'a> {
                     _ => INK,
                 };
                 let width = text::width(&text, SMALL).ceil() as i32;
-                let (anchor, x, from) = match is_left {
-                    true => (Anchor::End, x - 12, x - 12 - width),
-                    false => (Anchor::Start, x + 12, x + 12),
+                let (anchor, x, from) = if is_left {
+                    (Anchor::End, x - 12, x - 12 - width)
+                } else {
+                    (Anchor::Start, x + 12, x + 12)
                 };
                 let is_below = is_inner && node.state == NodeState::Selected;
                 let y = if is_below { y + 10 } else { y - 10 };
@@ -769,9 +770,12 @@ mod tests {
             .map(|depth| {
                 let children = shape.children(height - depth, path[depth]);
                 let others = (children.len() - 1).max(1) as f32;
-                let probability = |child| match child == path[depth + 1] {
-                    true => 0.9,
-                    false => 0.1 / others,
+                let probability = |child| {
+                    if child == path[depth + 1] {
+                        0.9
+                    } else {
+                        0.1 / others
+                    }
                 };
                 children.map(probability).collect()
             })

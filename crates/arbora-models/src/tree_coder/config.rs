@@ -1,3 +1,5 @@
+//! Settings of a TreeCoder, and what they must fulfil.
+
 use crate::block::TransformerBlockConfig;
 use arbora_attention::AttentionKindConfig;
 use arbora_rl::ConfigError;
@@ -226,9 +228,10 @@ impl TreeCoderConfig {
                 || Some(values.len()) == self.height.checked_add(1)
                 || of_blocks && self.blocks == [values.len()];
             if !fits {
-                let expected = match of_blocks {
-                    true => "one number, or one for each block",
-                    false => "one number, or one for each of the height + 1 levels",
+                let expected = if of_blocks {
+                    "one number, or one for each block"
+                } else {
+                    "one number, or one for each of the height + 1 levels"
                 };
                 let got = format!("{values:?} at height {}", self.height);
                 return Err(ConfigError::new(setting, expected, got));

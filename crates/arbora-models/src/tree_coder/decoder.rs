@@ -376,9 +376,10 @@ impl Decoder {
         let decided = self.decide(&group, depth, pooled);
         let mut parts = Vec::new();
         for (part, at) in group.part(decided) {
-            let hidden = match at.len() == members {
-                true => left.clone(),
-                false => left.clone().select(0, places(&at, &home)),
+            let hidden = if at.len() == members {
+                left.clone()
+            } else {
+                left.clone().select(0, places(&at, &home))
             };
             let rows = at.iter().map(|&row| rows[row]).collect();
             parts.extend(self.pass(part, rows, depth + 1, hidden));

@@ -1,3 +1,5 @@
+//! What a forward pass takes and gives besides logits.
+
 use super::TreeCoder;
 use super::config::{SelectorGradient, SelectorKind};
 use super::draws::place_seed;

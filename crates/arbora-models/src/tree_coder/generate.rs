@@ -368,10 +368,11 @@ impl TreeCoderConfig {
             RouteOn::LastToken | RouteOn::MeanAll => 1,
         };
         let most = read.max(self.context / 2);
-        match tokens > most {
-            true => most,
+        if tokens > most {
+            most
+        } else {
             // Fewer than before, so that the route is one of newer tokens.
-            false => read.max(tokens.saturating_sub(after)),
+            read.max(tokens.saturating_sub(after))
         }
     }
 }

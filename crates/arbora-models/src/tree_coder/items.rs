@@ -166,9 +166,10 @@ impl Items {
 
     /// What rows have, `[rows, ..]`, in the order of items.
     pub fn by_item<const D: usize>(&self, rows: Tensor<D>) -> Tensor<D> {
-        match self.order().is_sorted() {
-            true => rows,
-            false => rows.select(0, indices(self.row_of_item(), &self.home)),
+        if self.order().is_sorted() {
+            rows
+        } else {
+            rows.select(0, indices(self.row_of_item(), &self.home))
         }
     }
 
@@ -242,9 +243,10 @@ impl Group {
     fn pooled(&self, route_on: RouteOn) -> Tensor<2> {
         let [items, tokens, width] = self.rows.dims();
         let mean = |count: usize| {
-            let rows = match count == tokens {
-                true => self.rows.clone(),
-                false => self.rows.clone().narrow(1, 0, count),
+            let rows = if count == tokens {
+                self.rows.clone()
+            } else {
+                self.rows.clone().narrow(1, 0, count)
             };
             let Some(padding) = self.padding.clone() else {
                 return rows.mean_dim(1).squeeze_dim::<2>(1);

@@ -1,3 +1,5 @@
+//! A node: transformer blocks, and a head where it is a leaf.
+
 use super::TreeCoderConfig;
 use super::config::LeafHead;
 use super::selector::Selector;

@@ -102,9 +102,10 @@ impl TreeCoderConfig {
         // Where MLPs are too narrow to give enough back, the model before lacks something instead.
         let before = of_width(best.d_model.max(self.d_model + self.heads) - self.heads);
         let [closest, before] = [best, before].map(|config| config.filled(target));
-        match missing(&closest).abs() <= missing(&before).abs() {
-            true => closest,
-            false => before,
+        if missing(&closest).abs() <= missing(&before).abs() {
+            closest
+        } else {
+            before
         }
     }
 
@@ -144,9 +145,10 @@ impl TreeCoderConfig {
 
 /// One number where all are the same.
 fn shortest(widths: Vec<usize>) -> Vec<usize> {
-    match widths.iter().all(|width| *width == widths[0]) {
-        true => vec![widths[0]],
-        false => widths,
+    if widths.iter().all(|width| *width == widths[0]) {
+        vec![widths[0]]
+    } else {
+        widths
     }
 }
 
@@ -215,10 +217,7 @@ mod tests {
             own in prop::bool::ANY,
             vocabulary in 10usize..600,
         ) -> TreeCoderConfig {
-            let level = |numbers: Vec<usize>| match each {
-                true => numbers[..=height].to_vec(),
-                false => numbers[..1].to_vec(),
-            };
+            let level = |numbers: Vec<usize>| if each { numbers[..=height].to_vec() } else { numbers[..1].to_vec() };
             TreeCoderConfig::new(vocabulary, 32)
                 .with_heads(heads)
                 .with_d_model(heads * head_dim)

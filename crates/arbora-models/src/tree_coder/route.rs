@@ -238,13 +238,12 @@ impl TreeCoder {
         let is_biased = !is_fixed && matches!(config.balance, SelectorBalance::LossFree { .. });
         let (scores, biases) = self.scores_and_biases(depth, items, is_biased);
         // One read per level, and none where neither a decision nor its entropy is asked for.
-        let host: Vec<f32> = match is_fixed && !is_learned {
-            true => Vec::new(),
-            false => {
-                let read = std::iter::once(scores.clone()).chain(biases);
-                let read = read.map(Tensor::without_autodiff).collect();
-                Tensor::cat(read, 0).into_data().iter().collect()
-            }
+        let host: Vec<f32> = if is_fixed && !is_learned {
+            Vec::new()
+        } else {
+            let read = std::iter::once(scores.clone()).chain(biases);
+            let read = read.map(Tensor::without_autodiff).collect();
+            Tensor::cat(read, 0).into_data().iter().collect()
         };
         let (host, biases) = host.split_at(host.len().min(rows * k));
         let of_node = items.groups.iter().map(|group| group.node);
@@ -364,12 +363,11 @@ impl TreeCoder {
         Decided {
             children,
             margins,
-            entropy: match is_learned {
-                true => {
-                    let counts = items.order().map(|item| items.is_real(item));
-                    mean_entropy(host.chunks(k), counts)
-                }
-                false => 0.0,
+            entropy: if is_learned {
+                let counts = items.order().map(|item| items.is_real(item));
+                mean_entropy(host.chunks(k), counts)
+            } else {
+                0.0
             },
             share,
         }
@@ -391,9 +389,10 @@ impl TreeCoder {
         let pooled = items.pooled(self.config.route_on);
         let mut biases = Vec::new();
         let scores = items.groups.iter().zip(pooled).map(|(group, pooled)| {
-            let pooled = match self.config.selector.detach {
-                true => pooled.detach(),
-                false => pooled,
+            let pooled = if self.config.selector.detach {
+                pooled.detach()
+            } else {
+                pooled
             };
             let pooled = pooled.to_device(&group.rows.device());
             let selector = self.selector(depth, group.node);
@@ -439,9 +438,12 @@ fn switch_loss(probabilities: Tensor<2>, nodes: &[(Vec<bool>, &[usize])]) -> Ten
     for (counts, loads) in nodes {
         let here: usize = loads.iter().sum();
         for counts in counts {
-            weights.extend(loads.iter().map(|load| match counts {
-                true => (k * load) as f32 / (here * all) as f32,
-                false => 0.0,
+            weights.extend(loads.iter().map(|load| {
+                if *counts {
+                    (k * load) as f32 / (here * all) as f32
+                } else {
+                    0.0
+                }
             }));
         }
     }

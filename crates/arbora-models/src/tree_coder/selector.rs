@@ -1,3 +1,5 @@
+//! The network that chooses a child for each sequence.
+
 use super::config::{SelectorBalance, TreeCoderConfig};
 use burn::module::{Module, ParamId, RunningState};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};

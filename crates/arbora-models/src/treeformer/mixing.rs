@@ -1,3 +1,5 @@
+//! A learned map of the token before each token.
+
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};

@@ -154,9 +154,10 @@ impl TreeformerConfig {
 
     /// How the tokens attend in a layer.
     pub fn kind(&self, layer: usize) -> AttentionKindConfig {
-        match layer < self.dense_layers {
-            true => AttentionKindConfig::Dense,
-            false => self.attention.for_layer(layer),
+        if layer < self.dense_layers {
+            AttentionKindConfig::Dense
+        } else {
+            self.attention.for_layer(layer)
         }
     }
 }

@@ -75,9 +75,10 @@ fn the_gradient_of_the_loss_of_raw_outputs_is_that_of_finite_differences() {
     ] {
         let raw = random_data([1, 3, 4], 1);
         assert_matches_finite_differences::<3>(raw, &device(), 1e-2, 5e-3, |raw| {
-            let (target, mask) = match raw.is_autodiff() {
-                true => (on_tape(&target), mask.clone().autodiff()),
-                false => (target.clone(), mask.clone()),
+            let (target, mask) = if raw.is_autodiff() {
+                (on_tape(&target), mask.clone().autodiff())
+            } else {
+                (target.clone(), mask.clone())
             };
             head.read(raw).loss(&target, Some(&mask))
         });

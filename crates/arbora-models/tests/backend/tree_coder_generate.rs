@@ -84,9 +84,10 @@ fn assert_model_decodes(model: &TreeCoder, ends: &[usize]) -> usize {
         for (at, logits) in logits.iter().enumerate() {
             let what = format!("sequence {at} after {end} tokens of {config}");
             // Before the route is settled, it is that of the tokens so far.
-            let expected = match end < config.route_on.prompt() {
-                true => whole(model, &sequences[at][..end]).0[end - 1].clone(),
-                false => expected[at].0[end - 1].clone(),
+            let expected = if end < config.route_on.prompt() {
+                whole(model, &sequences[at][..end]).0[end - 1].clone()
+            } else {
+                expected[at].0[end - 1].clone()
             };
             assert_near(logits, &expected, &what);
         }

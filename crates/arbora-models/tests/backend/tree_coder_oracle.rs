@@ -227,10 +227,11 @@ pub fn join_chunks(
             };
             let selector = model.node(depth, nodes[at]).selector.as_ref().unwrap();
             let probabilities = values(softmax(selector.forward(pooled), 1));
-            let child = match probabilities.iter().all(|other| *other == probabilities[0]) {
+            let child = if probabilities.iter().all(|other| *other == probabilities[0]) {
                 // The first chunk reads nothing, and biases are equal at first.
-                true => 0,
-                false => argmax(&probabilities),
+                0
+            } else {
+                argmax(&probabilities)
             };
             parts[at] = probabilities[child];
             nodes[at] = nodes[at] * k + child;

@@ -80,9 +80,10 @@ impl Claim {
 }
 
 fn expect_folder(path: &Path) -> Result<(), TrainError> {
-    match path.exists() && !path.is_dir() {
-        true => Err(TrainError::NotAFolder { path: path.into() }),
-        false => Ok(()),
+    if path.exists() && !path.is_dir() {
+        Err(TrainError::NotAFolder { path: path.into() })
+    } else {
+        Ok(())
     }
 }
 

@@ -1,3 +1,5 @@
+//! Why a run cannot begin or go on.
+
 use std::path::PathBuf;
 
 use crate::ConfigError;

@@ -1,3 +1,5 @@
+//! What a trainer asks of a model.
+
 use std::fmt::Display;
 use std::marker::PhantomData;
 

@@ -1,3 +1,5 @@
+//! The loop of training: steps, evaluations, checkpoints.
+
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -207,9 +209,10 @@ impl Trainer {
             (None, true) => Claim::resume(&run)?,
             (None, false) => Claim::begin(&run)?,
         };
-        let checkpoint = match self.resume && checkpoint::any(&run)? {
-            true => Some(Checkpoint::newest(&run)?),
-            false => None,
+        let checkpoint = if self.resume && checkpoint::any(&run)? {
+            Some(Checkpoint::newest(&run)?)
+        } else {
+            None
         };
         let mut estimator = config.policy_gradient.init();
         let mut model = model;
@@ -238,9 +241,10 @@ impl Trainer {
         let train_device = device.clone().autodiff();
         let model = model.train();
         let learned = Learned {
-            model: match self.keep_devices {
-                true => model,
-                false => model.fork(&train_device),
+            model: if self.keep_devices {
+                model
+            } else {
+                model.fork(&train_device)
             },
             shared: Arc::new(Shared {
                 seed: config.seed,

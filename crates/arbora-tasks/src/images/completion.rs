@@ -254,12 +254,11 @@ impl ImageCompletion {
     /// Draws numbers of pixels, then pixels of each image.
     fn draw(&self, rng: &mut ChaCha8Rng, indices: Vec<usize>) -> HostBatch {
         let numbers = self.config.counts();
-        let (contexts, targets) = match self.config.ragged {
-            true => indices.iter().map(|_| numbers.draw(rng)).unzip(),
-            false => {
-                let (context, targets) = numbers.draw(rng);
-                (vec![context; indices.len()], vec![targets; indices.len()])
-            }
+        let (contexts, targets) = if self.config.ragged {
+            indices.iter().map(|_| numbers.draw(rng)).unzip()
+        } else {
+            let (context, targets) = numbers.draw(rng);
+            (vec![context; indices.len()], vec![targets; indices.len()])
         };
         let mut batch = HostBatch {
             context: HostPoints::new(contexts, X_DIM, self.set.channels),

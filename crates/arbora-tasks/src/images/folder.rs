@@ -39,18 +39,18 @@ pub(super) fn read(
         ] {
             *count += usize::from(is_changed);
         }
-        let image = match [height, width] == got {
-            true => image,
-            false if first_size => {
-                let expected = [height, width];
-                return Err(TaskError::ImageSize {
-                    path: path.clone(),
-                    expected,
-                    got,
-                });
-            }
+        let expected = [height, width];
+        let image = if expected == got {
+            image
+        } else if first_size {
+            return Err(TaskError::ImageSize {
+                path: path.clone(),
+                expected,
+                got,
+            });
+        } else {
             // The bicubic filter widens when it shrinks an image, so nothing is skipped over.
-            false => image.resize_exact(width as u32, height as u32, FilterType::CatmullRom),
+            image.resize_exact(width as u32, height as u32, FilterType::CatmullRom)
         };
         match channels {
             1 => pixels.extend_from_slice(image.to_luma8().as_raw()),

@@ -58,14 +58,15 @@ fn decoding(format: ImageFormat, problem: impl std::fmt::Display) -> ImageError 
 const CUT: &str = "the file ends before the picture does";
 
 fn check_size(path: &Path, [height, width]: [usize; 2], bytes: u64) -> Result<(), TaskError> {
-    match bytes <= MOST {
-        true => Ok(()),
-        false => Err(TaskError::ImageTooLarge {
+    if bytes <= MOST {
+        Ok(())
+    } else {
+        Err(TaskError::ImageTooLarge {
             path: path.into(),
             got: [height, width],
             bytes,
             most: MOST,
-        }),
+        })
     }
 }
 
@@ -231,12 +232,13 @@ pub(super) mod tests {
     /// A picture whose pixels differ, in colour or grey.
     fn busy(width: u32, height: u32, is_colour: bool) -> DynamicImage {
         let value = |x: u32, y: u32| (x * 53 + y * 31 + x * y * 7) as u8;
-        match is_colour {
-            true => RgbImage::from_fn(width, height, |x, y| {
+        if is_colour {
+            RgbImage::from_fn(width, height, |x, y| {
                 Rgb([value(x, y), value(y, x), 255 - value(x, y)])
             })
-            .into(),
-            false => GrayImage::from_fn(width, height, |x, y| Luma([value(x, y)])).into(),
+            .into()
+        } else {
+            GrayImage::from_fn(width, height, |x, y| Luma([value(x, y)])).into()
         }
     }
 
@@ -473,10 +475,7 @@ pub(super) mod tests {
         fn jpeg_of_any_size_is_read_as_image_reads_it(
             width in 1u32..70, height in 1u32..70, quality in 1u8..=100, is_colour: bool, is_flat: bool,
         ) {
-            let image = match is_flat {
-                true => RgbImage::from_pixel(width, height, Rgb([90, 200, 10])).into(),
-                false => busy(width, height, is_colour),
-            };
+            let image = if is_flat { RgbImage::from_pixel(width, height, Rgb([90, 200, 10])).into() } else { busy(width, height, is_colour) };
             let jpeg = jpeg_of(&image, quality);
             let expected = image::load_from_memory(&jpeg).unwrap();
             prop_assert_eq!(read(&jpeg).unwrap().image, expected);
@@ -487,10 +486,7 @@ pub(super) mod tests {
             at in 0usize..900, value: u8, is_jpeg: bool,
         ) {
             let image = busy(12, 10, true);
-            let mut bytes = match is_jpeg {
-                true => jpeg_of(&image, 80),
-                false => encoded(image, ImageFormat::Png),
-            };
+            let mut bytes = if is_jpeg { jpeg_of(&image, 80) } else { encoded(image, ImageFormat::Png) };
             let at = at % bytes.len();
             bytes[at] = value;
             let _ = read(&bytes);

@@ -1,3 +1,5 @@
+//! Images in memory.
+
 use std::path::Path;
 
 use super::PictureChanges;

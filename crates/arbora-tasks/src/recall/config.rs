@@ -141,9 +141,10 @@ fn check_symbols(
 }
 
 fn in_range(key: &'static str, got: usize, least: usize) -> Result<(), TaskError> {
-    match (least..=MOST).contains(&got) {
-        true => Ok(()),
-        false => Err(TaskError::config(key, format!("{least} to {MOST}"), got)),
+    if (least..=MOST).contains(&got) {
+        Ok(())
+    } else {
+        Err(TaskError::config(key, format!("{least} to {MOST}"), got))
     }
 }
 

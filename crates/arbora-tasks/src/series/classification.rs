@@ -257,9 +257,10 @@ impl Windows {
         let mut first = 0;
         for (index, series) in set.series().iter().enumerate() {
             let (steps, class) = (set.steps(index), classes[series.class]);
-            let (window, stride) = match config.whole {
-                true => (steps, steps),
-                false => (config.window, config.stride),
+            let (window, stride) = if config.whole {
+                (steps, steps)
+            } else {
+                (config.window, config.stride)
             };
             if steps < window {
                 return Err(TaskError::ShortSeries {

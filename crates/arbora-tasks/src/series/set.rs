@@ -1,3 +1,5 @@
+//! Time series in memory.
+
 use std::path::Path;
 
 use super::ts;

@@ -229,9 +229,10 @@ fn read(path: &Path) -> Result<String, TaskError> {
 /// The text of a file with `\n` at the ends of lines.
 pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, TaskError> {
     let text = files::text(path, bytes)?;
-    Ok(match text.contains("\r\n") {
-        true => text.replace("\r\n", "\n"),
-        false => text,
+    Ok(if text.contains("\r\n") {
+        text.replace("\r\n", "\n")
+    } else {
+        text
     })
 }
 

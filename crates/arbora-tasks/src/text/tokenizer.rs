@@ -174,12 +174,13 @@ impl Tokenizer {
         let mut model = tokenizers::Tokenizer::new(bpe);
         model.with_decoder(Some(byte_level));
         // A text that was cut is also read so, here and by other programs.
-        match has_long_words.into_inner() {
-            true => model.with_pre_tokenizer(Some(Sequence::new(vec![
+        if has_long_words.into_inner() {
+            model.with_pre_tokenizer(Some(Sequence::new(vec![
                 byte_level.into(),
                 in_parts.into(),
-            ]))),
-            false => model.with_pre_tokenizer(Some(byte_level)),
+            ])))
+        } else {
+            model.with_pre_tokenizer(Some(byte_level))
         };
         let json = model.to_string(false).map_err(|error| error.to_string());
         let tokenizer = json.and_then(|json| Self::of_model(model, json));
@@ -275,9 +276,10 @@ impl Tokenizer {
             guarded(|| model.encode(text, false)).map_err(refused("encode this text"))?;
         let lengths = || encoding.get_tokens().iter().map(|one| one.chars().count());
         // Tokens that were added to a byte-level vocabulary are written plainly, so the sum is compared.
-        let bytes = match *byte_level && lengths().sum::<usize>() == text.len() {
-            true => lengths().map(|length| length as u32).collect(),
-            false => covered(encoding.get_offsets(), text.len()),
+        let bytes = if *byte_level && lengths().sum::<usize>() == text.len() {
+            lengths().map(|length| length as u32).collect()
+        } else {
+            covered(encoding.get_offsets(), text.len())
         };
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
@@ -400,9 +402,10 @@ fn exact(json: &str) -> Result<String, String> {
     }
     let model = whole.get_mut("model");
     turn_off(model.and_then(|model| model.get_mut("dropout")));
-    match is_exact {
-        true => Ok(json.into()),
-        false => Ok(whole.to_string()),
+    if is_exact {
+        Ok(json.into())
+    } else {
+        Ok(whole.to_string())
     }
 }
 

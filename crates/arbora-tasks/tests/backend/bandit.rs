@@ -1,3 +1,5 @@
+//! Batches of the wheel bandit.
+
 use arbora_tasks::{
     TaskError,
     bandit::{ARMS, BanditConfig, BanditRegression, X_DIM},

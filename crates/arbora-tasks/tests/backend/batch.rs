@@ -1,3 +1,5 @@
+//! Batches of a caller's own values.
+
 use arbora_tasks::{RegressionBatch, RegressionExample, TaskError};
 use arbora_testing::{device, values};
 

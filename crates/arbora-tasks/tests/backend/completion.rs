@@ -1,3 +1,5 @@
+//! Batches of image completion.
+
 use arbora_tasks::images::{ImageCompletion, ImageCompletionConfig, ImageSet};
 use arbora_testing::{device, values};
 

@@ -1,3 +1,5 @@
+//! Batches of functions drawn from Gaussian processes.
+
 use arbora_tasks::gp::{GpConfig, GpRegression, Kernel};
 use arbora_testing::{device, values};
 

@@ -1,3 +1,5 @@
+//! Batches of time series.
+
 use arbora_tasks::{
     TaskError,
     series::{Series, SeriesClassification, SeriesConfig, SeriesSet},

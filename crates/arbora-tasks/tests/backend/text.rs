@@ -1,3 +1,5 @@
+//! Batches of text.
+
 use arbora_tasks::{
     TaskError,
     text::{Corpus, Document, Text, TextBatch, TextConfig, Tokenizer},

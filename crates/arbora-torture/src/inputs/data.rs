@@ -35,10 +35,12 @@ pub fn idx(_: &Path) -> Result<Reader> {
         ("labels", labels),
     ];
     let read = |folder: &Path, name: &str| {
-        let (images, labels) = match name.ends_with(".gz") {
-            true => ("images.gz", "labels.gz"),
-            false if name == "packed-images" => ("packed-images", "labels"),
-            false => ("images", "labels"),
+        let (images, labels) = if name.ends_with(".gz") {
+            ("images.gz", "labels.gz")
+        } else if name == "packed-images" {
+            ("packed-images", "labels")
+        } else {
+            ("images", "labels")
         };
         let set = ImageSet::from_idx(folder.join(images), Some(folder.join(labels)))?;
         set.check()?;

@@ -121,16 +121,18 @@ fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Tries> {
 
 fn damage(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let is_json = matches!(whole.first(), Some(b'{' | b'['));
-    match is_json && rng.random_range(0..4) > 0 {
-        true => mutate::json(whole, rng),
-        false => mutate::bytes(whole, other, words, rng),
+    if is_json && rng.random_range(0..4) > 0 {
+        mutate::json(whole, rng)
+    } else {
+        mutate::bytes(whole, other, words, rng)
     }
 }
 
 /// Whether a message says which file it is about. That it is one line, the command line sees to.
 fn told(message: &str, folder: &Path, name: &str) -> Result<(), String> {
-    match message.contains(&*folder.to_string_lossy()) || message.contains(name) {
-        true => Ok(()),
-        false => Err(format!("is refused without its name: {message}")),
+    if message.contains(&*folder.to_string_lossy()) || message.contains(name) {
+        Ok(())
+    } else {
+        Err(format!("is refused without its name: {message}"))
     }
 }

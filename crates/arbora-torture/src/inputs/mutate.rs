@@ -56,9 +56,10 @@ pub fn bytes(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -
     let mut bytes = whole.to_vec();
     for _ in 0..=rng.random_range(0..4) {
         // Most of what a format checks is at its begin.
-        let end = match rng.random() {
-            true => bytes.len().min(64),
-            false => bytes.len(),
+        let end = if rng.random() {
+            bytes.len().min(64)
+        } else {
+            bytes.len()
         };
         let at = rng.random_range(0..=end);
         let longest = 1 << rng.random_range(0..8);
@@ -82,9 +83,10 @@ pub fn bytes(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -
             // A number of one of the widths and orders that files have.
             7 => {
                 let number = [0, 1, u64::MAX, 1 << 31, 1 << 63, 1 << 20][rng.random_range(0..6)];
-                let wide = match rng.random() {
-                    true => number.to_le_bytes(),
-                    false => number.to_be_bytes(),
+                let wide = if rng.random() {
+                    number.to_le_bytes()
+                } else {
+                    number.to_be_bytes()
                 };
                 let width = [1, 2, 4, 8][rng.random_range(0..4)];
                 let until = (at + width).min(bytes.len());
@@ -154,9 +156,10 @@ pub fn json(whole: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
             (_, place) => *place = extreme(rng),
         }
     }
-    let text = match rng.random() {
-        true => serde_json::to_vec(&value),
-        false => serde_json::to_vec_pretty(&value),
+    let text = if rng.random() {
+        serde_json::to_vec(&value)
+    } else {
+        serde_json::to_vec_pretty(&value)
     };
     text.unwrap_or_default()
 }

@@ -162,9 +162,12 @@ pub fn checkpoint(made: &Path) -> Result<Reader> {
             .collect();
         let text = fs::read_to_string(folder.join(&sums))?;
         let file = name.rsplit('/').next().unwrap_or(name);
-        let lines = text.lines().map(|line| match line.ends_with(file) {
-            true => format!("{sum}  {file}\n"),
-            false => format!("{line}\n"),
+        let lines = text.lines().map(|line| {
+            if line.ends_with(file) {
+                format!("{sum}  {file}\n")
+            } else {
+                format!("{line}\n")
+            }
         });
         let text: String = lines.collect();
         Ok(vec![(name.into(), bytes), (sums, text.into_bytes())])

@@ -215,9 +215,12 @@ impl Operator for Leaf {
         let leaves = rng.random_range(1..6);
         let absent = [0.0, 0.2, 1.0][rng.random_range(0..3)];
         let mut leaf = |count| {
-            drawn(count, || match rng.random_bool(absent) {
-                true => [-1, leaves, leaves + 7, i64::from(i32::MIN)][rng.random_range(0..4)],
-                false => rng.random_range(0..leaves),
+            drawn(count, || {
+                if rng.random_bool(absent) {
+                    [-1, leaves, leaves + 7, i64::from(i32::MIN)][rng.random_range(0..4)]
+                } else {
+                    rng.random_range(0..leaves)
+                }
             })
         };
         let [query_leaf, key_leaf, candidate_leaf] = [

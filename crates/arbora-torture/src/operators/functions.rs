@@ -196,17 +196,19 @@ impl Operator for Route {
         for (at, path) in found[0].values.chunks(height + 1).enumerate() {
             let (token, head) = (at / self.heads, at % self.heads);
             if self.mask.as_ref().is_some_and(|mask| mask[token]) {
-                match path.iter().all(|node| *node == NO_LEAF as f32) {
-                    true => continue,
-                    false => return Err(format!("token {token} is masked and has a path")),
+                if path.iter().all(|node| *node == NO_LEAF as f32) {
+                    continue;
+                } else {
+                    return Err(format!("token {token} is masked and has a path"));
                 }
             }
             let tree = head / (self.heads / self.trees);
             let x = &inputs[0].values[at * self.dim..][..self.dim];
             let square = product(x, x) / self.dim as f64;
-            let size = match self.normalize && square > 0.0 {
-                true => square.sqrt(),
-                false => 1.0,
+            let size = if self.normalize && square > 0.0 {
+                square.sqrt()
+            } else {
+                1.0
             };
             for depth in 0..height {
                 let (branching, node) = (self.branching[depth], path[depth] as usize);
@@ -283,9 +285,12 @@ impl Operator for Coarse {
         let leaves = branching.iter().product::<usize>() as i64;
         let absent = [0.0, 0.2, 1.0][rng.random_range(0..3)];
         let mut leaf = |count| {
-            drawn(count, || match rng.random_bool(absent) {
-                true => NO_LEAF,
-                false => rng.random_range(0..leaves),
+            drawn(count, || {
+                if rng.random_bool(absent) {
+                    NO_LEAF
+                } else {
+                    rng.random_range(0..leaves)
+                }
             })
         };
         let [query_leaf, key_leaf] = [
@@ -312,10 +317,7 @@ impl Operator for Coarse {
 
     fn inputs(&self) -> Vec<Input> {
         let value = [self.batch, self.keys, self.kv_heads, self.value_dim];
-        let alpha = match self.own_alpha {
-            true => self.heads(),
-            false => 1,
-        };
+        let alpha = if self.own_alpha { self.heads() } else { 1 };
         let alpha = Input::new([alpha, self.branching.len() + 1], 5, Scaling::None);
         let value = Input::new(value, 25, Scaling::Free);
         vec![value.by_heads(1), alpha.shared()]
@@ -348,9 +350,10 @@ impl Operator for Coarse {
             let mut mean = vec![0.0; width];
             for depth in 0..=tree.height() {
                 let span = (tree.leaves() / tree.width(depth)) as i64;
-                let last = match self.options.causal {
-                    true => query + self.keys - self.queries,
-                    false => self.keys - 1,
+                let last = if self.options.causal {
+                    query + self.keys - self.queries
+                } else {
+                    self.keys - 1
                 };
                 let keys: Vec<usize> = (0..=last)
                     .filter(|key| {
@@ -370,10 +373,7 @@ impl Operator for Coarse {
                 } else if self.options.empty_node == EmptyNode::Drop {
                     mean = vec![0.0; width];
                 }
-                let row = match self.own_alpha {
-                    true => head,
-                    false => 0,
-                };
+                let row = if self.own_alpha { head } else { 0 };
                 let alpha = f64::from(inputs[1].values[row * (tree.height() + 1) + depth]);
                 for (sum, mean) in sum.iter_mut().zip(&mean) {
                     *sum += alpha * mean;

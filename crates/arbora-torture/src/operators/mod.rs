@@ -231,9 +231,10 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
     if !own.any(|(input, numbers)| input.by_example && !numbers.values.is_empty()) {
         // burn-flex panics over parts of tensors without numbers, as the references make them.
         let mut values = found.iter().flat_map(|output| &output.values);
-        return match values.all(|value| *value == 0.0) {
-            true => Ok(()),
-            false => Err(about("nothing has a gradient".into())),
+        return if values.all(|value| *value == 0.0) {
+            Ok(())
+        } else {
+            Err(about("nothing has a gradient".into()))
         };
     }
     match kind {
@@ -247,9 +248,10 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
                 let exact = problem.reference(&numbers, &mut place);
                 let near: Vec<Numbers> = numbers.iter().map(Numbers::rounded).collect();
                 let near = problem.reference(&near, &mut place);
-                match is_rounding(&found, [&expected, &near], &exact) {
-                    true => Ok(()),
-                    false => Err(about(error)),
+                if is_rounding(&found, [&expected, &near], &exact) {
+                    Ok(())
+                } else {
+                    Err(about(error))
                 }
             })
         }
@@ -263,9 +265,10 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
             problem.check(&poisoned, &other, kind).map_err(about)?;
             contained(&found, &other, example, heads).map_err(about)?;
             let mut numbers = poisoned.iter().flat_map(|numbers| &numbers.values);
-            match numbers.any(|value| value.is_nan()) {
-                true => seen(&found, &other).map_err(about),
-                false => Ok(()),
+            if numbers.any(|value| value.is_nan()) {
+                seen(&found, &other).map_err(about)
+            } else {
+                Ok(())
             }
         }
     }
@@ -306,10 +309,7 @@ fn draw(input: &Input, kind: Kind, power: i32, rng: &mut ChaCha8Rng) -> Numbers 
                 5 => f32::MIN_POSITIVE,
                 _ => rng.random_range(0.0..2.0_f32).min(most),
             };
-            match rng.random() {
-                true => size,
-                false => -size,
-            }
+            if rng.random() { size } else { -size }
         }
         _ => (rng.random_range(-input.size..input.size) * scale) as f32,
     };
@@ -386,19 +386,21 @@ fn seen(clean: &[Output], poisoned: &[Output]) -> Result<(), String> {
         .collect();
     let hides = |output: &Output| output.values.iter().all(|value| value.is_finite());
     let is_integer = |output: &Output| matches!(output.name, "path" | "counts");
-    let hidden = match altered.iter().any(|(clean, _)| is_integer(clean)) {
-        true => altered.iter().all(|(_, poisoned)| hides(poisoned)),
-        false => altered.iter().any(|(_, poisoned)| hides(poisoned)),
+    let hidden = if altered.iter().any(|(clean, _)| is_integer(clean)) {
+        altered.iter().all(|(_, poisoned)| hides(poisoned))
+    } else {
+        altered.iter().any(|(_, poisoned)| hides(poisoned))
     };
-    match hidden && !altered.is_empty() {
-        true => Err(format!(
+    if hidden && !altered.is_empty() {
+        Err(format!(
             "NaN alters {:?} and is not seen",
             altered
                 .iter()
                 .map(|(clean, _)| clean.name)
                 .collect::<Vec<_>>()
-        )),
-        false => Ok(()),
+        ))
+    } else {
+        Ok(())
     }
 }
 
@@ -472,9 +474,10 @@ impl Place {
     fn tensor<const D: usize>(&mut self, numbers: &Numbers) -> Tensor<D> {
         let dims: [usize; D] = std::array::from_fn(|axis| numbers.dims[axis]);
         let data = TensorData::new(numbers.values.clone(), dims);
-        let tensor = match self.is_double {
-            true => Tensor::from_data(data, (&self.device, DType::F64)),
-            false => Tensor::from_data(data, &self.device),
+        let tensor = if self.is_double {
+            Tensor::from_data(data, (&self.device, DType::F64))
+        } else {
+            Tensor::from_data(data, &self.device)
         };
         let (way, one, other) = (self.next(5), self.next(D), self.next(D));
         // What has no number lies nowhere.

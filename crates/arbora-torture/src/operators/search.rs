@@ -86,10 +86,7 @@ impl TreeSearch {
     ) -> Vec<Output> {
         let [q, k, v, g, of_policy] = [0, 1, 2, 3, 4].map(|at| inputs[at].scale);
         let alone = matches!(self.way, Way::Uniform | Way::Given);
-        let context = |output: Output| match alone {
-            true => output.by_heads(2, 1),
-            false => output,
-        };
+        let context = |output: Output| if alone { output.by_heads(2, 1) } else { output };
         let integers = |tensor| Tensor::<3, Int>::from_dispatch(tensor).float();
         let policy = Tensor::<3>::from_dispatch(found.policy).without_autodiff();
         let policy = Output::new("policy", policy, 1.0);

@@ -184,9 +184,10 @@ impl Yard {
     /// Forgets what was done.
     fn clear(&self) -> Result<(), String> {
         let out = self.path("out");
-        match out.exists() {
-            true => fs::remove_dir_all(out).map_err(|error| error.to_string()),
-            false => Ok(()),
+        if out.exists() {
+            fs::remove_dir_all(out).map_err(|error| error.to_string())
+        } else {
+            Ok(())
         }
     }
 

@@ -148,9 +148,10 @@ impl TokenOrder {
         for example in 0..batch {
             let real = |token: &usize| masked.as_ref().is_none_or(|m| !m[example * tokens + token]);
             let (mut leaves, ghosts): (Vec<usize>, Vec<usize>) = (0..tokens).partition(real);
-            let points = match points.is_empty() {
-                true => &points[..],
-                false => &points[example * tokens * dim..(example + 1) * tokens * dim],
+            let points = if points.is_empty() {
+                &points[..]
+            } else {
+                &points[example * tokens * dim..(example + 1) * tokens * dim]
             };
             self.sort(&mut leaves, points, dim, shape);
             order.extend(leaves.iter().chain(&ghosts).map(|token| *token as i64));

@@ -129,9 +129,12 @@ impl RoutingTree {
         for (depth, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
             let width = self.shape.width(depth);
             let branching = level.branching();
-            let with_bias = |level: RoutingLevel, bias| match depth >= first {
-                true => level.with_bias(bias),
-                false => level,
+            let with_bias = |level: RoutingLevel, bias| {
+                if depth >= first {
+                    level.with_bias(bias)
+                } else {
+                    level
+                }
             };
             let zeros = vec![0.0; trees * level::outputs(&self.shape, depth)];
             let level = with_bias(level, zeros);

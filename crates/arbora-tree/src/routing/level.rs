@@ -103,9 +103,10 @@ impl RoutingLevel {
 /// `new` where `old` is, recording gradients as `old` does: a new tensor asks for none.
 fn successor<const D: usize>(old: &Tensor<D>, new: Tensor<D>) -> Tensor<D> {
     let new = new.without_autodiff().to_device(&old.device());
-    let new = match old.is_autodiff() {
-        true => new.autodiff(),
-        false => new,
+    let new = if old.is_autodiff() {
+        new.autodiff()
+    } else {
+        new
     };
     new.set_require_grad(old.is_require_grad())
 }

@@ -43,9 +43,12 @@ pub(super) fn equalising_biases(logits: &[f32], branching: usize) -> Vec<f32> {
             counts[largest(sample.iter().zip(&biases).map(|(a, b)| a + b))] += 1;
         }
         let excess = |child: usize| (counts[child] as f64 - share).abs();
-        let worst = (1..branching).fold(0, |worst, child| match excess(child) > excess(worst) {
-            true => child,
-            false => worst,
+        let worst = (1..branching).fold(0, |worst, child| {
+            if excess(child) > excess(worst) {
+                child
+            } else {
+                worst
+            }
         });
         if excess(worst) < best.0 {
             best = (excess(worst), biases.clone());

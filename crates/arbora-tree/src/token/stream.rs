@@ -543,9 +543,10 @@ impl TokenTree {
         let device = self.nodes.device();
         let (group, span) = (shape.group(height), shape.span(height - 1));
         // Offsets exist for stored heights alone; children above them are all touched.
-        let offset = match height - 1 <= self.shape.height() {
-            true => self.shape.offset(height - 1),
-            false => 0,
+        let offset = if height - 1 <= self.shape.height() {
+            self.shape.offset(height - 1)
+        } else {
+            0
         };
         // Rows side by side: touched ones, those of the tree, and one of zeros for all ghosts.
         enum Source {

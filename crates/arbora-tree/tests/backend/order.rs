@@ -1,3 +1,5 @@
+//! Orders of tokens.
+
 use arbora_testing::{device, random};
 use arbora_tree::{Layout, TokenOrder, TokenTreeShape};
 use burn::tensor::{Bool, Int, Tensor, TensorData};

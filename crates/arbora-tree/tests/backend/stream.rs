@@ -1,3 +1,5 @@
+//! Trees to which tokens are appended.
+
 use arbora_testing::{assert_close, device, padding, random};
 use arbora_tree::{
     Aggregator, Layout, MeanAggregator, StreamError, TokenOrder, TokenTree, TokenTreeShape,

@@ -1,3 +1,5 @@
+//! Trees over tokens.
+
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
 use burn::tensor::{Int, Tensor};

@@ -101,9 +101,10 @@ pub(crate) fn forward(
     if log_total.is_empty() {
         return;
     }
-    let chunk = match dims.groups() * dims.queries.div_ceil(QUERIES) >= TASKS / 2 {
-        true => QUERIES,
-        false => QUERIES / 4,
+    let chunk = if dims.groups() * dims.queries.div_ceil(QUERIES) >= TASKS / 2 {
+        QUERIES
+    } else {
+        QUERIES / 4
     };
     let chunks = dims.queries.div_ceil(chunk);
     let context = Shared::new(context);
@@ -196,9 +197,10 @@ pub(crate) fn backward(
     }
     // With few heads the longer axis is cut as well, and the gradients of the other are summed after.
     let want = TASKS.div_ceil(dims.groups());
-    let (key_chunks, query_chunks) = match dims.keys() >= dims.queries {
-        true => (want.min(dims.keys().div_ceil(QUERIES)), 1),
-        false => (1, want.min(dims.queries.div_ceil(QUERIES))),
+    let (key_chunks, query_chunks) = if dims.keys() >= dims.queries {
+        (want.min(dims.keys().div_ceil(QUERIES)), 1)
+    } else {
+        (1, want.min(dims.queries.div_ceil(QUERIES)))
     };
     let key_chunk = dims.keys().div_ceil(key_chunks);
     let query_chunk = dims.queries.div_ceil(query_chunks);

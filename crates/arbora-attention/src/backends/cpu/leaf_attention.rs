@@ -200,9 +200,10 @@ impl Leaves {
 
     /// Keys that the queries of a leaf see.
     fn seen(&self, [group, leaf]: [usize; 2]) -> &[usize] {
-        match leaf == self.leaves {
-            true => &[],
-            false => self.keys.rows(group, leaf),
+        if leaf == self.leaves {
+            &[]
+        } else {
+            self.keys.rows(group, leaf)
         }
     }
 
@@ -338,9 +339,10 @@ pub(crate) fn forward(
         let queries = leaves.all().map(|leaf| leaves.queries(leaf).len());
         queries.map(|queries| queries.div_ceil(chunk)).sum()
     };
-    let chunk = match tasks_of(QUERIES) >= TASKS / 2 {
-        true => QUERIES,
-        false => QUERIES / 4,
+    let chunk = if tasks_of(QUERIES) >= TASKS / 2 {
+        QUERIES
+    } else {
+        QUERIES / 4
     };
     let tasks: Vec<([usize; 2], usize)> = leaves
         .all()

@@ -313,10 +313,7 @@ mod tests {
             add in any::<bool>(),
         ) {
             let (left, right) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
-            let matrix = |numbers, [rows, columns]: [usize; 2], transposed| match transposed {
-                false => Matrix::new(numbers, columns),
-                true => Matrix::new(numbers, rows).transposed(),
-            };
+            let matrix = |numbers, [rows, columns]: [usize; 2], transposed| if transposed { Matrix::new(numbers, rows).transposed() } else { Matrix::new(numbers, columns) };
             let mut target = vec![if add { 1.0 } else { f32::NAN }; rows * columns];
             multiply(
                 &mut target,

@@ -90,10 +90,7 @@ impl<const FUSED: bool> Arithmetic for Portable<FUSED> {
 
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        match FUSED {
-            true => a.mul_add(b, c),
-            false => a * b + c,
-        }
+        if FUSED { a.mul_add(b, c) } else { a * b + c }
     }
 
     #[inline(always)]

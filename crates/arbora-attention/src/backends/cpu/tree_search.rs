@@ -269,9 +269,10 @@ impl<'a> Problem<'a> {
                 .div_ceil(level.span)
                 .saturating_sub(first)
                 .min(level.group);
-            let scored = match dims.ghosts_attended && !level.leaves {
-                true => level.width.saturating_sub(first).min(level.group),
-                false => real,
+            let scored = if dims.ghosts_attended && !level.leaves {
+                level.width.saturating_sub(first).min(level.group)
+            } else {
+                real
             };
             let base = block.root[lane] + level.offset + first;
             block.real[lane] = real as u32;

@@ -498,9 +498,10 @@ impl Problem {
     /// Rows that a unit holds: more than one where registers allow, since each saves reading all others
     /// once more.
     fn held(&self) -> usize {
-        match self.head_dim + self.value_dim <= NARROW {
-            true => 2,
-            false => 1,
+        if self.head_dim + self.value_dim <= NARROW {
+            2
+        } else {
+            1
         }
     }
 

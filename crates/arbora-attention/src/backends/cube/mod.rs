@@ -56,9 +56,10 @@ impl TreeAttentionOps for CubeBackend {
             RoutePrimitive::Greedy | RoutePrimitive::Given(_) => None,
         };
         let floats = [&query, &key, &value].into_iter().chain(choice);
-        match are_single(floats) && limits::tree_search(&query, &key, &value, &options) {
-            true => tree_search::search(query, key, value, lengths, route, options),
-            false => reference::tree_search::<Self>(query, key, value, lengths, route, options),
+        if are_single(floats) && limits::tree_search(&query, &key, &value, &options) {
+            tree_search::search(query, key, value, lengths, route, options)
+        } else {
+            reference::tree_search::<Self>(query, key, value, lengths, route, options)
         }
     }
 
@@ -102,9 +103,10 @@ impl TreeAttentionOps for CubeBackend {
         mask: AttentionMask<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        match are_single([&query, &key, &value]) && limits::dense_attention(&query, &value) {
-            true => dense_attention::attend(query, key, value, mask, options),
-            false => reference::dense_attention::<Self>(query, key, value, mask, options),
+        if are_single([&query, &key, &value]) && limits::dense_attention(&query, &value) {
+            dense_attention::attend(query, key, value, mask, options)
+        } else {
+            reference::dense_attention::<Self>(query, key, value, mask, options)
         }
     }
 
@@ -136,13 +138,12 @@ impl TreeAttentionOps for CubeBackend {
         options: LeafAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let single = are_single([&query, &key, &value, &key_bias]);
-        match single && limits::leaf_attention(&query, &key, &value, &options) {
-            true => {
-                leaf_attention::attend(query, key, value, key_bias, query_leaf, key_leaf, options)
-            }
-            false => reference::leaf_attention::<Self>(
+        if single && limits::leaf_attention(&query, &key, &value, &options) {
+            leaf_attention::attend(query, key, value, key_bias, query_leaf, key_leaf, options)
+        } else {
+            reference::leaf_attention::<Self>(
                 query, key, value, key_bias, query_leaf, key_leaf, options,
-            ),
+            )
         }
     }
 
@@ -180,8 +181,8 @@ impl TreeAttentionOps for CubeBackend {
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
         let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
-        match single && limits::leaf_attention(&query, &key, &value, &options) {
-            true => leaf_attention::candidate_gates(
+        if single && limits::leaf_attention(&query, &key, &value, &options) {
+            leaf_attention::candidate_gates(
                 query,
                 key,
                 value,
@@ -191,8 +192,9 @@ impl TreeAttentionOps for CubeBackend {
                 log_total,
                 grad,
                 options,
-            ),
-            false => reference::candidate_keys_backward::<Self>(
+            )
+        } else {
+            reference::candidate_keys_backward::<Self>(
                 query,
                 key,
                 value,
@@ -202,7 +204,7 @@ impl TreeAttentionOps for CubeBackend {
                 log_total,
                 grad,
                 options,
-            ),
+            )
         }
     }
 
@@ -213,9 +215,10 @@ impl TreeAttentionOps for CubeBackend {
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
         let single = are_single([&leaves]) && is_single(&block);
-        match single && limits::tree_build(&leaves, &block, &options) {
-            true => tree_build::build(leaves, lengths, block, options),
-            false => reference::tree_build::<Self>(leaves, lengths, block, options),
+        if single && limits::tree_build(&leaves, &block, &options) {
+            tree_build::build(leaves, lengths, block, options)
+        } else {
+            reference::tree_build::<Self>(leaves, lengths, block, options)
         }
     }
 
@@ -240,9 +243,10 @@ impl TreeAttentionOps for CubeBackend {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         let single = are_single([&rows]) && is_single_feed_forward(&weights);
-        match single && limits::feed_forward(&rows, &weights) {
-            true => feed_forward::forward(rows, weights, epsilon),
-            false => reference::feed_forward::<Self>(rows, weights, epsilon),
+        if single && limits::feed_forward(&rows, &weights) {
+            feed_forward::forward(rows, weights, epsilon)
+        } else {
+            reference::feed_forward::<Self>(rows, weights, epsilon)
         }
     }
 
@@ -280,9 +284,10 @@ fn grid(like: &CubeTensor, units: usize) -> (CubeCount, CubeDim) {
 
 /// How many numbers of a row a unit reads at once.
 fn vector_size(widths: &[usize]) -> usize {
-    match widths.iter().all(|width| width.is_multiple_of(4)) {
-        true => 4,
-        false => 1,
+    if widths.iter().all(|width| width.is_multiple_of(4)) {
+        4
+    } else {
+        1
     }
 }
 

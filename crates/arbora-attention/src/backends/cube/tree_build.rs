@@ -582,13 +582,14 @@ impl Build {
     /// Sizes of the step from `below` to the height above it.
     fn sizes(&self, below: usize, units: usize) -> SizesLaunch {
         let shape = &self.options.shape;
-        let (group, parents, parents_offset) = match below < shape.height() {
-            true => (
+        let (group, parents, parents_offset) = if below < shape.height() {
+            (
                 shape.group(below + 1),
                 shape.width(below + 1),
                 shape.offset(below + 1),
-            ),
-            false => (1, 1, 0),
+            )
+        } else {
+            (1, 1, 0)
         };
         SizesLaunch::new(
             shape.nodes(),
@@ -993,9 +994,10 @@ pub(super) fn backward(
     let build = Build::new(into_contiguous(nodes), lengths, block, options);
     let grad = into_contiguous(grad);
     // Children add to it in place.
-    let grad = match options.detach_children {
-        true => grad,
-        false => grad.copy(),
+    let grad = if options.detach_children {
+        grad
+    } else {
+        grad.copy()
     };
     let mut total: Option<Weights> = None;
     if batch * dim > 0 {

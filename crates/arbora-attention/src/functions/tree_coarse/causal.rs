@@ -1,3 +1,5 @@
+//! Tree-coarse attention to earlier keys only.
+
 use super::EmptyNode;
 use super::means::{by_node, counted, each_head, sum_weights, sums_of_depths};
 use super::rows::{leaf_sums, rows_at};

@@ -1,3 +1,5 @@
+//! Which node of each depth a key is in, as zeros and ones.
+
 use crate::functions::check::expect;
 use crate::functions::masked_attention::one_hot;
 use arbora_tree::CompleteTree;

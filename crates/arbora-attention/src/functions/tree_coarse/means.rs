@@ -1,3 +1,5 @@
+//! Sums and means of values by node.
+
 use super::EmptyNode;
 use super::indicators::children_summed;
 use crate::functions::masked_attention::{repeat_each, with_ones, without_absent};

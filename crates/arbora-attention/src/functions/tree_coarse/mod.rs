@@ -150,18 +150,17 @@ pub fn tree_coarse_relaxed(
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
     let weight = query.into_nodes() * by_node(alpha, &tree);
     let key = key.into_nodes();
-    let context = match options.causal {
-        true => causal(weight, key, value, &tree, options.empty_node),
-        false => {
-            let sums = NodeSums {
-                counts: by_head(key.clone().sum_dim(1)).swap_dims(2, 3),
-                values: by_head(key).swap_dims(2, 3).matmul(by_head(value)),
-            };
-            // `[batch, kv_heads, nodes, value_dim]`
-            let means = means(sums, &tree, options.empty_node);
-            let context = by_head(weight).matmul(each_head(means, heads));
-            by_head(context)
-        }
+    let context = if options.causal {
+        causal(weight, key, value, &tree, options.empty_node)
+    } else {
+        let sums = NodeSums {
+            counts: by_head(key.clone().sum_dim(1)).swap_dims(2, 3),
+            values: by_head(key).swap_dims(2, 3).matmul(by_head(value)),
+        };
+        // `[batch, kv_heads, nodes, value_dim]`
+        let means = means(sums, &tree, options.empty_node);
+        let context = by_head(weight).matmul(each_head(means, heads));
+        by_head(context)
     };
     context.cast(dtype)
 }

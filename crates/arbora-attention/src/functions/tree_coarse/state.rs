@@ -1,3 +1,5 @@
+//! The sums of a decoder, which grow by a token at a time.
+
 use super::causal::{CausalRoutes, path_rows, path_weights, positions, weighted};
 use super::means::{counted, sums_of_depths};
 use super::rows::leaf_sums;

@@ -1,3 +1,5 @@
+//! BigBird: attention between neighbouring blocks of tokens, and to blocks that are random or global.
+
 use super::kind::Projected;
 use crate::functions::masked_attention::dense_by_group;
 use crate::functions::prefix_attention::with_zero_rows;
@@ -71,9 +73,12 @@ impl BigBirdConfig {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream((self.layer << 32) ^ query_block as u64);
         let drawn = distinct(self.random.min(others), others, &mut rng);
-        seen.extend(drawn.into_iter().map(|at| match at < between {
-            true => self.global + at,
-            false => last + 1 + at - between,
+        seen.extend(drawn.into_iter().map(|at| {
+            if at < between {
+                self.global + at
+            } else {
+                last + 1 + at - between
+            }
         }));
         seen.sort_unstable();
         seen

@@ -1,3 +1,5 @@
+//! What decoding keeps of earlier tokens.
+
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
 use super::{Kind, SelfAttention, SelfAttentionOutput, dense, expect, expect_some};

@@ -36,9 +36,10 @@ fn at_least_one(setting: &'static str, value: usize) -> Checked {
 }
 
 fn positive(setting: &'static str, value: f64) -> Checked {
-    match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => refused(setting, "a positive number", value),
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        refused(setting, "a positive number", value)
     }
 }
 
@@ -57,9 +58,10 @@ impl AttentionKindConfig {
             }
             Self::BigBird(BigBirdConfig { block, window, .. }) => {
                 at_least_one("block", *block)?;
-                match window.is_multiple_of(2) {
-                    true => refused("window", "an odd number", window),
-                    false => Ok(()),
+                if window.is_multiple_of(2) {
+                    refused("window", "an odd number", window)
+                } else {
+                    Ok(())
                 }
             }
             Self::Performer(performer) => at_least_one("features", performer.features),

@@ -1,3 +1,5 @@
+//! Dense attention as a kind of self-attention.
+
 use super::kind::Projected;
 use crate::functions::masked_attention::{
     by_head, dense_by_group, hidden_pairs, last_keys, repeat_each, softmax_of_visible,

@@ -1,3 +1,5 @@
+//! Inference of tree-coarse attention with the projections of queries and keys folded into its trees.
+
 use super::cache::{expect_no_autodiff, expect_trees};
 use super::kind::HeadSizes;
 use super::{Kind, SelfAttention, SelfAttentionInput, SelfAttentionOutput};

@@ -1,3 +1,5 @@
+//! Layers with deeper trees, grown from those of a trained layer.
+
 use super::SelfAttention;
 use super::kind::Kind;
 use super::router::Router;
@@ -123,8 +125,9 @@ fn with_new_depth(old: Tensor<2>, growth: &Growth) -> Tensor<2> {
     };
     let new = Tensor::full([rows, 1], first, (&alpha.device(), alpha.dtype()));
     let alpha = Tensor::cat(vec![alpha, new], 1).to_device(&old.device());
-    match old.is_autodiff() {
-        true => alpha.autodiff(),
-        false => alpha,
+    if old.is_autodiff() {
+        alpha.autodiff()
+    } else {
+        alpha
     }
 }

@@ -1,3 +1,5 @@
+//! The kinds of self-attention, and what a layer asks of each.
+
 use super::big_bird::{BigBird, BigBirdConfig};
 use super::cache::{CacheState, DenseCache, FineCache};
 use super::linformer::{Linformer, LinformerConfig};

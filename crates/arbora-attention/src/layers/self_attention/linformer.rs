@@ -1,3 +1,5 @@
+//! Linformer: attention to learned mixtures of the keys.
+
 use super::kind::{HeadSizes, Projected};
 use crate::functions::masked_attention::{dense_by_group, without_padding};
 use burn::module::Module;
@@ -59,9 +61,10 @@ impl LinformerConfig {
         };
         Linformer {
             key: projections(),
-            value: match self.share_key_value {
-                true => Vec::new(),
-                false => projections(),
+            value: if self.share_key_value {
+                Vec::new()
+            } else {
+                projections()
             },
             max_tokens: self.max_tokens,
         }
@@ -84,9 +87,10 @@ impl Linformer {
             self.max_tokens
         );
         let padding = input.masks.padding;
-        let values = match self.value.is_empty() {
-            true => &self.key,
-            false => &self.value,
+        let values = if self.value.is_empty() {
+            &self.key
+        } else {
+            &self.value
         };
         let key = mixtures(&self.key, without_padding(input.key, padding.clone()));
         let value = mixtures(values, without_padding(input.value, padding));

@@ -1,3 +1,5 @@
+//! What attention leaves out.
+
 use crate::functions::check::axes;
 use burn::tensor::{Bool, Tensor};
 

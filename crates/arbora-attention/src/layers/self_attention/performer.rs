@@ -1,3 +1,5 @@
+//! Performer: linear attention by positive random features.
+
 use super::kind::{CachedRows, HeadSizes, Projected};
 use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
 use crate::functions::prefix_attention;
@@ -133,9 +135,10 @@ impl Performer {
         let query = self.query_features(at_least_single(input.query));
         let key = self.key_features(at_least_single(input.key), masks.padding, masks.causal);
         let value = with_ones(at_least_single(input.value));
-        let sums = match masks.causal {
-            true => prefix_attention(query, key, value),
-            false => read(query, state(key, value)),
+        let sums = if masks.causal {
+            prefix_attention(query, key, value)
+        } else {
+            read(query, state(key, value))
         };
         quotient(sums).cast(dtype)
     }
@@ -193,13 +196,12 @@ impl Performer {
         let [batch, keys, kv_heads, _] = key.dims();
         let padding = padding.map(|padding| padding.reshape([batch, keys, 1, 1]));
         let exponents = self.exponents(key);
-        let exponents = match causal {
-            true => exponents.clamp_max(GREATEST_EXPONENT),
-            false => {
-                let seen = fill_hidden(exponents.clone().detach(), &padding, MASKED);
-                let greatest = seen.max_dim(3).max_dim(1);
-                exponents - greatest.reshape([batch, 1, kv_heads, 1])
-            }
+        let exponents = if causal {
+            exponents.clamp_max(GREATEST_EXPONENT)
+        } else {
+            let seen = fill_hidden(exponents.clone().detach(), &padding, MASKED);
+            let greatest = seen.max_dim(3).max_dim(1);
+            exponents - greatest.reshape([batch, 1, kv_heads, 1])
         };
         // Before `exp` too, since a key over padding may lie above the greatest one.
         fill_hidden(fill_hidden(exponents, &padding, 0.0).exp(), &padding, 0.0)

@@ -1,3 +1,5 @@
+//! Settings of the routing trees of a layer, and the trees.
+
 use super::kind::HeadSizes;
 use crate::functions::tree_input;
 use arbora_tree::routing::{LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate};

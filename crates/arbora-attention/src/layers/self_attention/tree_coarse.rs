@@ -1,3 +1,5 @@
+//! Tree-coarse attention as a kind of self-attention.
+
 use super::cache::expect_trees;
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};

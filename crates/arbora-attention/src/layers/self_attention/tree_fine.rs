@@ -1,3 +1,5 @@
+//! Tree-fine attention as a kind of self-attention.
+
 use super::cache::{FineCache, expect_trees};
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{Router, RouterConfig};

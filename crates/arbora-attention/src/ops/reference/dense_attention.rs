@@ -1,3 +1,5 @@
+//! Dense attention by its definition.
+
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Mask};
 use crate::ops::{AttentionMask, DenseAttentionOptions};

@@ -1,3 +1,5 @@
+//! The feed-forward block by its definition.
+
 use crate::ops::FeedForwardPrimitive;
 use crate::ops::primitive::Float;
 use burn::backend::tensor::FloatTensor;

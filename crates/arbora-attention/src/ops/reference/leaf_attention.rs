@@ -1,3 +1,5 @@
+//! Leaf attention by its definition, and the gradient of candidate keys.
+
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{Dropout, LeafAttentionOptions};
@@ -104,9 +106,10 @@ impl Sizes {
             for head in 0..self.heads {
                 for query in 0..self.queries {
                     factors.extend((0..self.keys).map(|key| {
-                        match dropout.keeps(example, head, query, key) {
-                            true => dropout.factor() as f32,
-                            false => 0.0,
+                        if dropout.keeps(example, head, query, key) {
+                            dropout.factor() as f32
+                        } else {
+                            0.0
                         }
                     }));
                 }

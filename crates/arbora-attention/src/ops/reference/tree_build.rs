@@ -1,3 +1,5 @@
+//! The building of a tree by its definition.
+
 use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Integer, Mask};
@@ -43,16 +45,16 @@ pub fn tree_build<B: Backend>(
         // Siblings side by side; those past the last stored node are ghosts.
         let slots = width * group;
         let stored = level.dims::<3>()[1];
-        let children = match slots > stored {
-            true => {
-                let missing = level.zeros([batch, slots - stored, dim]);
-                Float::cat(vec![level, missing], 1)
-            }
-            false => level,
+        let children = if slots > stored {
+            let missing = level.zeros([batch, slots - stored, dim]);
+            Float::cat(vec![level, missing], 1)
+        } else {
+            level
         };
-        let children = match options.detach_children {
-            true => children.detach(),
-            false => children,
+        let children = if options.detach_children {
+            children.detach()
+        } else {
+            children
         };
         let real = real_at(height - 1, slots).reshape([batch * width, group]);
         let parents = block.summarise(children.reshape([batch * width, group, dim]), real);

@@ -1,3 +1,5 @@
+//! The search of a tree by its definition.
+
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::limits::leaf_group;
 use crate::ops::primitive::{Float, Integer, Mask};

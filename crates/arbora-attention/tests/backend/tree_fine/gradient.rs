@@ -234,9 +234,10 @@ fn key_gains(host: &Host, delta: &[f64]) -> Vec<f64> {
             let kv_head = host.kv_head(head);
             let weight = host.weight(example, row, key, head);
             let key_at = host.key_at(example, key, kv_head);
-            let share = match host.key_leaf[key_at] == leaf {
-                true => weight / total,
-                false => weight / (total + weight),
+            let share = if host.key_leaf[key_at] == leaf {
+                weight / total
+            } else {
+                weight / (total + weight)
             };
             let value = host.value_row(example, key, kv_head);
             gains[key_at * LEAVES + leaf as usize] += (0..host.value_dim)

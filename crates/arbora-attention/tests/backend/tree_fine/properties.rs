@@ -116,9 +116,10 @@ fn tokens(are_others: bool, device: &Device) -> [Tensor<4>; 3] {
     [1, 2, 3].map(|seed| {
         let rows = random([2, 8, 2, 6], seed, device);
         let others = random([2, 8 - EARLIER, 2, 6], seed + 10, device) * 3.0;
-        match are_others {
-            true => rows.slice_assign([0..2, EARLIER..8], others),
-            false => rows,
+        if are_others {
+            rows.slice_assign([0..2, EARLIER..8], others)
+        } else {
+            rows
         }
     })
 }

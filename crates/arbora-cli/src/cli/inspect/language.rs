@@ -181,9 +181,10 @@ fn part(
         documents,
         sequences,
         of,
-        entropies: match learns {
-            true => entropies.iter().map(|sum| sum / items as f64).collect(),
-            false => Vec::new(),
+        entropies: if learns {
+            entropies.iter().map(|sum| sum / items as f64).collect()
+        } else {
+            Vec::new()
         },
     })
 }

@@ -219,9 +219,12 @@ fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture>
             }
             let decisions = walk.decisions(row);
             let unless_forced = |number: fn(&Decision) -> f32| {
-                let number = |decision: &Decision| match decision.is_forced {
-                    true => f32::NAN,
-                    false => number(decision),
+                let number = |decision: &Decision| {
+                    if decision.is_forced {
+                        f32::NAN
+                    } else {
+                        number(decision)
+                    }
                 };
                 decisions.iter().map(number).collect()
             };
@@ -395,13 +398,14 @@ fn text(numbers: &Value) -> String {
     for (depth, step) in decisions.iter().enumerate() {
         let number = |name: &str| step[name].as_f64().unwrap_or(f64::NAN);
         text += &format!("\n{depth:>5}  {:>5}", step["child"]);
-        text += &match step["forced"] == true {
-            true => "  no choice".into(),
-            false => format!(
+        text += &if step["forced"] == true {
+            "  no choice".into()
+        } else {
+            format!(
                 "  {:>11.3}  {:>7.3}",
                 number("probability"),
                 number("entropy")
-            ),
+            )
         };
     }
     text

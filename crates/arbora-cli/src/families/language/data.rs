@@ -25,9 +25,10 @@ const MOBY_DICK: &str = "moby-dick";
 
 impl From<PathBuf> for TextSource {
     fn from(path: PathBuf) -> Self {
-        match path == Path::new(MOBY_DICK) {
-            true => Self::MobyDick,
-            false => Self::Path(path),
+        if path == Path::new(MOBY_DICK) {
+            Self::MobyDick
+        } else {
+            Self::Path(path)
         }
     }
 }

@@ -115,9 +115,10 @@ impl LanguageModel {
         let asked = batch.ignored.clone().bool_not().float();
         let by_item = |values: Tensor<2>| {
             let rest = Tensor::zeros([rows, padded - window], &device);
-            let values = match padded == window {
-                true => values,
-                false => Tensor::cat(vec![values, rest], 1),
+            let values = if padded == window {
+                values
+            } else {
+                Tensor::cat(vec![values, rest], 1)
             };
             values.reshape([rows * chunks, chunk]).sum_dim(1)
         };

@@ -61,9 +61,12 @@ pub fn routes(run: &Path, tree: &CompleteTree) -> Result<Vec<Panel>> {
     };
     // More names would cover the lines.
     let named = tree.leaves() <= NAMED_LEAVES;
-    let leaf = |leaf: usize| match named {
-        true => leaf_name(tree, leaf),
-        false => String::new(),
+    let leaf = |leaf: usize| {
+        if named {
+            leaf_name(tree, leaf)
+        } else {
+            String::new()
+        }
     };
     let depth = |depth: usize| format!("depth {depth}");
     let mut panels = Vec::new();
@@ -91,12 +94,12 @@ const NAMED_LEAVES: usize = 9;
 /// The name of a leaf for people: its path of child numbers.
 pub fn leaf_name(tree: &CompleteTree, leaf: usize) -> String {
     let path = tree.path(leaf);
-    match path.is_empty() {
-        true => "root".into(),
-        false => path
-            .iter()
+    if path.is_empty() {
+        "root".into()
+    } else {
+        path.iter()
             .map(usize::to_string)
             .collect::<Vec<_>>()
-            .join("."),
+            .join(".")
     }
 }

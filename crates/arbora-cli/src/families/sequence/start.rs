@@ -35,9 +35,10 @@ impl SequenceConfig {
         let seed = derive(self.trainer.seed, Purpose::Parameters);
         let mut fresh = Vec::new();
         for layer in layers {
-            let kind = match layer < wanted.dense_layers {
-                true => Default::default(),
-                false => wanted.attention.clone(),
+            let kind = if layer < wanted.dense_layers {
+                Default::default()
+            } else {
+                wanted.attention.clone()
             };
             let old = network.blocks[layer].attention.kind.clone();
             network = network.with_attention(&kind, layer..layer + 1, seed);

@@ -1,3 +1,5 @@
+//! Which settings are refused.
+
 use super::*;
 use arbora_attention::{
     BigBirdConfig, LinformerConfig, PerformerConfig, TreeFineConfig, TreeScope,

@@ -93,9 +93,10 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for Weights<'_, A, P
             logit = A::add_lanes(logit, A::splat(self.places.keys[key].bias));
         }
         let logit = A::sub_lanes(logit, self.log_total[vector]);
-        let mut weight = match P::GATES {
-            false => exp_lanes_up_to_zero::<A>(logit),
-            true => sigmoid::<A>(logit),
+        let mut weight = if P::GATES {
+            sigmoid::<A>(logit)
+        } else {
+            exp_lanes_up_to_zero::<A>(logit)
         };
         if special && self.places.partial {
             weight = self.places.hide::<A>(key, vector, weight, 0.0);

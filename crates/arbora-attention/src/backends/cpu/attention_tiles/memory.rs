@@ -18,9 +18,10 @@ pub(in super::super) fn parts(chunks: usize, length: usize) -> Vec<f32> {
 
 /// Where tasks write: to the parts, where there are any.
 pub(in super::super) fn target<'a>(whole: &'a mut [f32], parts: &'a mut [f32]) -> Shared<'a> {
-    match parts.is_empty() {
-        true => Shared::new(whole),
-        false => Shared::new(parts),
+    if parts.is_empty() {
+        Shared::new(whole)
+    } else {
+        Shared::new(parts)
     }
 }
 
@@ -223,9 +224,10 @@ impl HeldPlaces {
     #[inline(always)]
     pub(super) fn tile<P: Pairs>(&self, pairs: &P, queries: Range<usize>) -> (Places<'_>, Sight) {
         let keys = self.keys.as_slice();
-        let positions = match P::PLAIN {
-            true => &[],
-            false => &self.queries.positions[queries.clone()],
+        let positions = if P::PLAIN {
+            &[]
+        } else {
+            &self.queries.positions[queries.clone()]
         };
         let sight = match (positions, keys) {
             _ if P::PLAIN => Sight::All,
@@ -235,9 +237,10 @@ impl HeldPlaces {
         };
         let places = Places {
             positions,
-            states: match P::PLAIN {
-                true => &[],
-                false => &self.queries.states[queries],
+            states: if P::PLAIN {
+                &[]
+            } else {
+                &self.queries.states[queries]
             },
             keys,
             partial: sight == Sight::Some,

@@ -119,19 +119,15 @@ pub(super) fn add_products<A: Arithmetic>(
         let b = &b[column..];
         let target = &mut target[column..];
         let sink = &mut Added { target, columns };
-        let vectors = match A::MANY_REGISTERS {
-            true if column + 2 * LANES <= columns => {
-                blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, sink);
-                2
-            }
-            true => {
-                blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, sink);
-                1
-            }
-            false => {
-                blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, sink);
-                1
-            }
+        let vectors = if !A::MANY_REGISTERS {
+            blocks::<A, 4, 1>(rows, depth, a, a_strides, b, columns, sink);
+            1
+        } else if column + 2 * LANES <= columns {
+            blocks::<A, 8, 2>(rows, depth, a, a_strides, b, columns, sink);
+            2
+        } else {
+            blocks::<A, 16, 1>(rows, depth, a, a_strides, b, columns, sink);
+            1
         };
         column += vectors * LANES;
     }

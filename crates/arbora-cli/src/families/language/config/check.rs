@@ -40,9 +40,10 @@ impl LanguageConfig {
         // It knows its settings by short names; a person needs the path to give to --set. The vocabulary that
         // the tokenizer will have does not matter here.
         self.tree(1).check().map_err(|error| {
-            let section = match error.setting.starts_with("selector") {
-                true => "",
-                false => "architecture.",
+            let section = if error.setting.starts_with("selector") {
+                ""
+            } else {
+                "architecture."
             };
             anyhow!("{section}{error}")
         })?;
@@ -88,11 +89,12 @@ impl LanguageConfig {
             BaselineConfig::SelfCritical => "a second, greedy pass",
             _ => return Ok(()),
         };
-        match learns {
-            true => bail!(
+        if learns {
+            bail!(
                 "trainer.policy_gradient.baseline: needs {needs}, which language models do not take; use none, constant, moving_average or batch_mean"
-            ),
-            false => Ok(()),
+            )
+        } else {
+            Ok(())
         }
     }
 }

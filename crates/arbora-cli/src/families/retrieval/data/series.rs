@@ -32,9 +32,10 @@ pub fn load(source: &Source) -> Result<TaskData> {
             _ => "bundled sample".into(),
         })?;
     let lengths = [&train, &test].map(|set| (0..set.len()).map(|index| set.steps(index)).max());
-    let most_tokens = match windows.whole {
-        true => lengths.into_iter().flatten().max().unwrap_or(1),
-        false => windows.window,
+    let most_tokens = if windows.whole {
+        lengths.into_iter().flatten().max().unwrap_or(1)
+    } else {
+        windows.window
     };
     let features = Features {
         d_context: series.channels(),
