@@ -1,14 +1,9 @@
 //! Trees that route tokens.
 
-#[path = "routing/balance.rs"]
 mod balance;
-#[path = "routing/gradient.rs"]
 mod gradient;
-#[path = "routing/growth.rs"]
 mod growth;
-#[path = "routing/route.rs"]
 mod route;
-#[path = "routing/scores.rs"]
 mod scores;
 
 use arbora_testing::device;

@@ -12,15 +12,10 @@
     feature = "cpu"
 ))]
 
-#[path = "backend/baselines.rs"]
 mod baselines;
-#[path = "backend/clip.rs"]
 mod clip;
-#[path = "backend/loss.rs"]
 mod loss;
-#[path = "backend/rewards.rs"]
 mod rewards;
-#[path = "backend/sampling.rs"]
 mod sampling;
 
 #[test]

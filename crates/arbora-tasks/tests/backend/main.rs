@@ -12,21 +12,13 @@
     feature = "cpu"
 ))]
 
-#[path = "backend/bandit.rs"]
 mod bandit;
-#[path = "backend/batch.rs"]
 mod batch;
-#[path = "backend/completion.rs"]
 mod completion;
-#[path = "backend/copy.rs"]
 mod copy;
-#[path = "backend/gp.rs"]
 mod gp;
-#[path = "backend/recall.rs"]
 mod recall;
-#[path = "backend/series.rs"]
 mod series;
-#[path = "backend/text.rs"]
 mod text;
 
 #[test]

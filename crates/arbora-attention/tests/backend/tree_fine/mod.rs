@@ -1,12 +1,8 @@
 //! Attention within the leaves of trees, as a function.
 
-#[path = "tree_fine/empty_leaf.rs"]
 mod empty_leaf;
-#[path = "tree_fine/gradient.rs"]
 mod gradient;
-#[path = "tree_fine/host.rs"]
 mod host;
-#[path = "tree_fine/properties.rs"]
 mod properties;
 
 use arbora_attention::{

@@ -1,44 +1,24 @@
 //! The suite that every backend runs: `cargo xtask test-all-backends`.
 
-#[path = "backend/aggregator.rs"]
 mod aggregator;
-#[path = "backend/gradients.rs"]
 mod gradients;
-#[path = "backend/losses.rs"]
 mod losses;
-#[path = "backend/order.rs"]
 mod order;
-#[path = "backend/padding.rs"]
 mod padding;
-#[path = "backend/parameters.rs"]
 mod parameters;
-#[path = "backend/perceiver.rs"]
 mod perceiver;
-#[path = "backend/prediction.rs"]
 mod prediction;
-#[path = "backend/store.rs"]
 mod store;
-#[path = "backend/strategy.rs"]
 mod strategy;
-#[path = "backend/streaming.rs"]
 mod streaming;
-#[path = "backend/tree_coder.rs"]
 mod tree_coder;
-#[path = "backend/tree_coder_balance.rs"]
 mod tree_coder_balance;
-#[path = "backend/tree_coder_generate.rs"]
 mod tree_coder_generate;
-#[path = "backend/tree_coder_generate_errors.rs"]
 mod tree_coder_generate_errors;
-#[path = "backend/tree_coder_gradients.rs"]
 mod tree_coder_gradients;
-#[path = "backend/tree_coder_masks.rs"]
 mod tree_coder_masks;
-#[path = "backend/tree_coder_oracle.rs"]
 mod tree_coder_oracle;
-#[path = "backend/tree_coder_selectors.rs"]
 mod tree_coder_selectors;
-#[path = "backend/treeformer.rs"]
 mod treeformer;
 
 use arbora_models::{Context, HeadKind, ModelConfig, StdKind};

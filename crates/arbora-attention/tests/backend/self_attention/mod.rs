@@ -1,6 +1,5 @@
 //! Attention with projections outside and kinds inside.
 
-#[path = "self_attention/alignment.rs"]
 mod alignment;
 
 use arbora_attention::{
