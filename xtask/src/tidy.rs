@@ -85,7 +85,10 @@ fn every_source_says_what_is_in_it() {
     }
     let silent = |path: &&PathBuf| !read(path).starts_with("//!");
     let silent: Vec<&PathBuf> = sources.iter().filter(silent).collect();
-    assert!(silent.is_empty(), "without a first line of `//!`: {silent:?}");
+    assert!(
+        silent.is_empty(),
+        "without a first line of `//!`: {silent:?}"
+    );
 }
 
 /// CI checks the backends that are passed through all at once, and of CubeCL's wgpu alone. What only graphics APIs
