@@ -244,7 +244,7 @@ impl ReTreever {
     ///
     /// - queries: `[batch, queries, d_query]`
     /// - target: the truth per query
-    /// - mask: `[batch, queries]`, `true` = the query takes no part
+    /// - mask: `[batch, queries]`, `true` = masked out
     /// - route: how to walk. Its tensors have `[batch, queries · samples, …]`, the samples of a
     ///   query side by side.
     ///

@@ -116,7 +116,7 @@ impl Baseline {
     /// - `reward`: `[rows, samples]`
     /// - `greedy_reward`: `[rows, 1]`, the reward of each row's greedy sequence; only the
     ///   self-critical baseline reads it
-    /// - `mask`: `[rows, samples]`, `true` = takes no part; the reward there may be anything, NaN
+    /// - `mask`: `[rows, samples]`, `true` = masked out; the reward there may be anything, NaN
     ///   included
     ///
     /// # Panics

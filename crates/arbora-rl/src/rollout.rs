@@ -20,7 +20,7 @@ pub struct Rollout {
     /// Number of real decisions in the sequence, as a float. A sequence without decisions enters
     /// no entropy mean, whatever its `entropy` says. `[rows, samples]`
     pub decisions: Tensor<2>,
-    /// `true` = the entry takes no part in anything; its other values are ignored, even when they
+    /// `true` = masked out; its other values are ignored, even when they
     /// are not finite. `[rows, samples]`
     pub mask: Option<Tensor<2, Bool>>,
 }

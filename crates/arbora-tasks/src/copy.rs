@@ -114,12 +114,12 @@ pub struct CopyBatch {
 }
 
 impl CopyBatch {
-    /// Which tokens take no part, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where all do.
     pub fn context_mask(&self) -> Option<Tensor<2, Bool>> {
         self.mask(|place, part, _| place >= part)
     }
 
-    /// Which queries take no part, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where all do.
     pub fn target_mask(&self) -> Option<Tensor<2, Bool>> {
         self.mask(|place, part, context| place < context - part)
     }

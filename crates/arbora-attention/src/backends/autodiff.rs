@@ -190,22 +190,21 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             AttentionMask::None => AttentionMask::None,
             AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
         };
-        let (context, log_total) = B::dense_attention(
+        let (context, lse) = B::dense_attention(
             query.clone(),
             key.clone(),
             value.clone(),
             mask.clone(),
             options,
         );
-        let kept = (context.clone(), log_total.clone());
+        let kept = (context.clone(), lse.clone());
         let context = tracked::<B, C, 3>(inputs, context, move |grad| {
-            let (context, log_total) = kept;
-            let of = B::dense_attention_backward(
-                query, key, value, mask, context, log_total, grad, options,
-            );
+            let (context, lse) = kept;
+            let of =
+                B::dense_attention_backward(query, key, value, mask, context, lse, grad, options);
             [of.0, of.1, of.2]
         });
-        (context, FloatTensor::<Self>::new(log_total))
+        (context, FloatTensor::<Self>::new(lse))
     }
 
     fn dense_attention_backward(
@@ -214,7 +213,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         _value: FloatTensor<Self>,
         _mask: AttentionMask<Self>,
         _context: FloatTensor<Self>,
-        _log_total: FloatTensor<Self>,
+        _lse: FloatTensor<Self>,
         _grad: FloatTensor<Self>,
         _options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
@@ -233,7 +232,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         let inputs = [query.node(), key.node(), value.node(), key_bias.node()];
         let [query, key, value, key_bias] =
             [query, key, value, key_bias].map(|input| input.into_primitive());
-        let (context, log_total) = B::leaf_attention(
+        let (context, lse) = B::leaf_attention(
             query.clone(),
             key.clone(),
             value.clone(),
@@ -242,16 +241,15 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             key_leaf.clone(),
             options,
         );
-        let kept = (context.clone(), log_total.clone());
+        let kept = (context.clone(), lse.clone());
         let context = tracked::<B, C, 4>(inputs, context, move |grad| {
-            let (context, log_total) = kept;
+            let (context, lse) = kept;
             let of = B::leaf_attention_backward(
-                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
-                options,
+                query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
             );
             [of.query, of.key, of.value, of.key_bias]
         });
-        (context, FloatTensor::<Self>::new(log_total))
+        (context, FloatTensor::<Self>::new(lse))
     }
 
     fn leaf_attention_backward(
@@ -262,7 +260,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         _query_leaf: IntTensor<Self>,
         _key_leaf: IntTensor<Self>,
         _context: FloatTensor<Self>,
-        _log_total: FloatTensor<Self>,
+        _lse: FloatTensor<Self>,
         _grad: FloatTensor<Self>,
         _options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
@@ -278,12 +276,12 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         value: FloatTensor<Self>,
         query_leaf: IntTensor<Self>,
         candidate_leaf: IntTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
         let inputs = [context.node(), gate.node()];
-        let [context, query, key, value, log_total] =
-            [context, query, key, value, log_total].map(|input| input.into_primitive());
+        let [context, query, key, value, lse] =
+            [context, query, key, value, lse].map(|input| input.into_primitive());
         let output = context.clone();
         let gradients = move |grad: FloatTensor<B>, [_, wants_gate]: [bool; 2]| {
             let of_gate = wants_gate.then(|| {
@@ -294,7 +292,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
                     query_leaf,
                     candidate_leaf,
                     context,
-                    log_total,
+                    lse,
                     grad.clone(),
                     options,
                 )
@@ -312,7 +310,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         _query_leaf: IntTensor<Self>,
         _candidate_leaf: IntTensor<Self>,
         _context: FloatTensor<Self>,
-        _log_total: FloatTensor<Self>,
+        _lse: FloatTensor<Self>,
         _grad: FloatTensor<Self>,
         _options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {

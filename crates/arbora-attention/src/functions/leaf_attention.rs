@@ -31,7 +31,7 @@ pub struct LeafAttentionOutput {
     pub context: Tensor<4>,
     /// The logarithm of the softmax's denominator, `[batch, queries, heads]`, in at least single precision
     /// and without a gradient; `f32::MIN` for a query that sees no key.
-    pub log_total: Tensor<3>,
+    pub lse: Tensor<3>,
 }
 
 /// Softmax attention of every query to the keys of its own leaf: TF-Attention of
@@ -84,7 +84,7 @@ pub fn leaf_attention(
     let no_bias = || Tensor::zeros(key_leaf.dims(), (&key.device(), key.dtype()));
     let key_bias = input.key_bias.unwrap_or_else(no_bias);
     axes.expect("key_bias", "batch, keys, kv_heads", &key_bias.dims());
-    let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+    let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
         input.query.into_dispatch(),
         key.into_dispatch(),
         input.value.into_dispatch(),
@@ -95,7 +95,7 @@ pub fn leaf_attention(
     );
     LeafAttentionOutput {
         context: Tensor::from_dispatch(context),
-        log_total: Tensor::from_dispatch(log_total),
+        lse: Tensor::from_dispatch(lse),
     }
 }
 
@@ -115,7 +115,7 @@ pub struct CandidateKeys {
     /// One other leaf per key, `[batch, keys, kv_heads]`; outside `0..leaves`: none.
     pub candidate_leaf: Tensor<3, Int>,
     /// As attention returned it, `[batch, queries, heads]`.
-    pub log_total: Tensor<3>,
+    pub lse: Tensor<3>,
 }
 
 /// The context of [`leaf_attention`], unchanged, and a gradient for moving keys to another leaf.
@@ -131,7 +131,7 @@ pub struct CandidateKeys {
 ///
 /// over the queries that may see `j` by the causal rule, where `grad_i` is the gradient of the returned
 /// context. The weight is below 1, unlike `u / total`, and is computed as the sigmoid of
-/// `scale * query . key - log_total`, so that no exponential overflows; it is 1 for a query that sees no
+/// `scale * query . key - lse`, so that no exponential overflows; it is 1 for a query that sees no
 /// key of its own leaf. There is no dropout in it.
 ///
 /// The gradient of the returned context passes through to `context`; nothing else gets one. Time and
@@ -155,11 +155,7 @@ pub fn candidate_keys(
     let of_keys = "batch, keys, kv_heads";
     axes.expect("candidate_leaf", of_keys, &input.candidate_leaf.dims());
     axes.expect("gate", of_keys, &input.gate.dims());
-    axes.expect(
-        "log_total",
-        "batch, queries, heads",
-        &input.log_total.dims(),
-    );
+    axes.expect("lse", "batch, queries, heads", &input.lse.dims());
     axes.expect(
         "context",
         "batch, queries, heads, value_dim",
@@ -173,7 +169,7 @@ pub fn candidate_keys(
         input.value.into_dispatch(),
         input.query_leaf.into_dispatch(),
         input.candidate_leaf.into_dispatch(),
-        input.log_total.into_dispatch(),
+        input.lse.into_dispatch(),
         options,
     ))
 }

@@ -24,5 +24,5 @@ pub use tree_coarse::{
     EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
 };
 pub use tree_fine::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
-pub(crate) use tree_fine::{Leaved, WithinLeaves, head_leaves, to_heads, tree_input};
+pub(crate) use tree_fine::{RoutedRows, WithinLeaves, head_leaves, to_heads, tree_input};
 pub use tree_search::{Route, TreeSearch, tree_search};

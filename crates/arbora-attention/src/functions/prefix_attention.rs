@@ -23,7 +23,7 @@ const CHUNK: usize = 64;
 /// - value: `[batch, keys, kv_heads, value_dim]`
 /// - returns `[batch, queries, heads, value_dim]`
 ///
-/// A key that is to take no part gets features of 0.
+/// A masked key is one whose features are 0.
 ///
 /// # Panics
 /// If an axis disagrees with the others, if there is no query, or if there are more queries than keys.

@@ -3,7 +3,7 @@
 /// What attention within leaves needs to know besides its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeafAttentionOptions {
-    /// Number of leaves. A query or key whose leaf is outside `0..leaves` takes no part.
+    /// Number of leaves. A query or key whose leaf is outside `0..leaves` is masked out.
     pub leaves: usize,
     /// Factor on the dot products; `None` means `head_dim^-1/2`.
     pub scale: Option<f64>,

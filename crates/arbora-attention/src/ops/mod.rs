@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GhostNodes {
-    /// Ghosts take no part.
+    /// Ghosts are masked out.
     #[default]
     Masked,
     /// As the published code does: unchosen inner ghosts stay in the attended set as zero vectors
@@ -60,7 +60,7 @@ impl TreeSearchOptions {
 /// What dense attention needs to know besides its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseAttentionOptions {
-    /// The first attended row of keys and values: rows before it take no part, as inner nodes do
+    /// The first attended row of keys and values: rows before it are not attended to, as inner nodes
     /// where leaves alone are attended to.
     pub first_key: usize,
     /// Factor on the attention logits; `None` means `head_dim^-1/2`.
@@ -387,7 +387,7 @@ pub trait TreeAttentionOps: Backend {
         reference::dense_attention::<Self>(query, key, value, mask, options)
     }
 
-    /// Gradients of query, key and value through dense attention. `context` and `log_total` are its
+    /// Gradients of query, key and value through dense attention. `context` and `lse` are its
     /// outputs, `grad` the gradient of its context.
     #[fusion(default)]
     #[allow(clippy::too_many_arguments)]
@@ -397,14 +397,14 @@ pub trait TreeAttentionOps: Backend {
         value: FloatTensor<Self>,
         #[extension_type] mask: AttentionMask<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
         if single && limits::dense_attention(&query, &value) {
             Self::dense_attention_backward_kernel(
-                query, key, value, mask, context, log_total, grad, options,
+                query, key, value, mask, context, lse, grad, options,
             )
         } else {
             reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
@@ -420,11 +420,11 @@ pub trait TreeAttentionOps: Backend {
         value: FloatTensor<Self>,
         #[extension_type] mask: AttentionMask<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let _ = (context, log_total);
+        let _ = (context, lse);
         reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
     }
 
@@ -451,7 +451,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// Gradients of query, key, value and key bias through attention within leaves. `context` and
-    /// `log_total` are its outputs, `grad` the gradient of its context.
+    /// `lse` are its outputs, `grad` the gradient of its context.
     #[fusion(default)]
     #[allow(clippy::too_many_arguments)]
     fn leaf_attention_backward(
@@ -462,16 +462,15 @@ pub trait TreeAttentionOps: Backend {
         query_leaf: IntTensor<Self>,
         key_leaf: IntTensor<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let single = are_single([&query, &key, &value, &key_bias])
-            && are_single([&context, &log_total, &grad]);
+        let single =
+            are_single([&query, &key, &value, &key_bias]) && are_single([&context, &lse, &grad]);
         if single && limits::leaf_attention(&query, &key, &value, &options) {
             Self::leaf_attention_backward_kernel(
-                query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad,
-                options,
+                query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
             )
         } else {
             reference::leaf_attention_backward::<Self>(
@@ -493,11 +492,11 @@ pub trait TreeAttentionOps: Backend {
         query_leaf: IntTensor<Self>,
         key_leaf: IntTensor<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let _ = (context, log_total);
+        let _ = (context, lse);
         reference::leaf_attention_backward::<Self>(
             query, key, value, key_bias, query_leaf, key_leaf, grad, options,
         )
@@ -515,7 +514,7 @@ pub trait TreeAttentionOps: Backend {
         value: FloatTensor<Self>,
         query_leaf: IntTensor<Self>,
         candidate_leaf: IntTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
         context
@@ -532,7 +531,7 @@ pub trait TreeAttentionOps: Backend {
         query_leaf: IntTensor<Self>,
         candidate_leaf: IntTensor<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
@@ -543,7 +542,7 @@ pub trait TreeAttentionOps: Backend {
             query_leaf,
             candidate_leaf,
             context,
-            log_total,
+            lse,
             grad,
             options,
         )

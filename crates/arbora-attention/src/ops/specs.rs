@@ -20,10 +20,10 @@ fn at_least_single(dtype: DType) -> DType {
 pub(super) fn attention(query: &TensorSpec, value: &TensorSpec) -> (TensorSpec, TensorSpec) {
     let [batch, queries, heads, _] = query.shape.dims();
     let context = Shape::from([batch, queries, heads, value.shape[3]]);
-    let log_total = Shape::from([batch, queries, heads]);
+    let lse = Shape::from([batch, queries, heads]);
     (
         TensorSpec::new(context, query.dtype),
-        TensorSpec::new(log_total, at_least_single(query.dtype)),
+        TensorSpec::new(lse, at_least_single(query.dtype)),
     )
 }
 

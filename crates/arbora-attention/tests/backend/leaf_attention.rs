@@ -154,14 +154,7 @@ struct Inputs {
 /// Context, logarithm of the total, and the gradients of query, key, value and bias.
 type Results = [Vec<f32>; 6];
 
-const NAMES: [&str; 6] = [
-    "context",
-    "log_total",
-    "d_query",
-    "d_key",
-    "d_value",
-    "d_bias",
-];
+const NAMES: [&str; 6] = ["context", "lse", "d_query", "d_key", "d_value", "d_bias"];
 
 impl Case {
     fn inputs(&self) -> Inputs {
@@ -184,7 +177,7 @@ impl Case {
             vec![0.0; key_rows]
         };
         let grad = numbers(query_rows * self.value_dim, 1.0);
-        // One leaf below the first and one past the last: rows that take no part.
+        // One leaf below the first and one past the last: masked rows.
         let leaves = self.options.leaves as i64;
         let mut leaf = |count: usize| -> Vec<i64> {
             (0..count).map(|_| rng.random_range(-1..=leaves)).collect()
@@ -229,7 +222,7 @@ impl Case {
         let scale = self.options.scale.unwrap_or((dim as f64).powf(-0.5));
         let zeros = |of: &[f32]| vec![0.0_f64; of.len()];
         let mut context = zeros(&inputs.grad);
-        let mut log_total = vec![0.0_f64; inputs.query_leaf.len()];
+        let mut lse = vec![0.0_f64; inputs.query_leaf.len()];
         let (mut d_query, mut d_key) = (zeros(&inputs.query), zeros(&inputs.key));
         let (mut d_value, mut d_bias) = (zeros(&inputs.value), zeros(&inputs.bias));
         for row in 0..inputs.query_leaf.len() {
@@ -257,7 +250,7 @@ impl Case {
                 .map(|(key, _)| self.score(inputs, row, *key) + f64::from(inputs.bias[*key]))
                 .collect();
             let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
-            log_total[row] = if seen.is_empty() {
+            lse[row] = if seen.is_empty() {
                 f64::from(f32::MIN)
             } else {
                 total.ln()
@@ -288,7 +281,7 @@ impl Case {
                 }
             }
         }
-        [context, log_total, d_query, d_key, d_value, d_bias]
+        [context, lse, d_query, d_key, d_value, d_bias]
             .map(|numbers| numbers.into_iter().map(|number| number as f32).collect())
     }
 
@@ -335,7 +328,7 @@ impl Case {
         let [query, key, value] =
             [input.query, input.key, input.value].map(|tensor| view(tensor).require_grad());
         let key_bias = input.key_bias.map(|bias| bias.require_grad());
-        let LeafAttentionOutput { context, log_total } = leaf_attention(
+        let LeafAttentionOutput { context, lse } = leaf_attention(
             LeafAttentionInput {
                 query: query.clone(),
                 key: key.clone(),
@@ -355,7 +348,7 @@ impl Case {
         };
         [
             values(context),
-            values(log_total),
+            values(lse),
             gradient(query),
             gradient(key),
             gradient(value),
@@ -390,7 +383,7 @@ impl Case {
                 value: input.value,
                 query_leaf: input.query_leaf,
                 candidate_leaf,
-                log_total: output.log_total,
+                lse: output.lse,
             },
             self.options,
         );
@@ -405,13 +398,13 @@ impl Case {
     /// The formula, from the attention's own context and total.
     fn exact_gate_gradient(&self, inputs: &Inputs, candidates: &Inputs) -> Vec<f32> {
         let width = self.value_dim;
-        let [context, log_total, ..] = self.exact(inputs);
+        let [context, lse, ..] = self.exact(inputs);
         let candidates = Inputs {
             key_leaf: candidates.key_leaf.clone(),
             ..inputs.clone()
         };
         let mut gate = vec![0.0_f64; inputs.key_leaf.len()];
-        for (row, log_total) in log_total.iter().enumerate() {
+        for (row, lse) in lse.iter().enumerate() {
             let example = row / self.heads / self.queries;
             for key in 0..self.keys {
                 let key = self.key_row(example, key, row % self.heads);
@@ -419,9 +412,9 @@ impl Case {
                     continue;
                 }
                 let u = self.score(inputs, row, key).exp();
-                let total = match *log_total {
+                let total = match *lse {
                     f32::MIN => 0.0,
-                    log_total => f64::from(log_total).exp(),
+                    lse => f64::from(lse).exp(),
                 };
                 let of_value = dot(&inputs.grad, row * width, &inputs.value, key * width, width);
                 let of_context = dot(&inputs.grad, row * width, &context, row * width, width);
@@ -508,7 +501,7 @@ fn examples_of_padding_alone_are_zero() {
     case.check(&inputs);
     let results = case.run(&inputs);
     for (name, numbers) in NAMES.iter().zip(&results) {
-        let expected = if *name == "log_total" { f32::MIN } else { 0.0 };
+        let expected = if *name == "lse" { f32::MIN } else { 0.0 };
         assert!(numbers.iter().all(|number| *number == expected), "{name}");
     }
 }
@@ -724,7 +717,7 @@ fn no_queries_and_no_keys_are_fine() {
             OPTIONS,
         );
         assert_eq!(values(output.context), vec![0.0; 2 * queries * 2 * 4]);
-        assert_eq!(values(output.log_total), vec![f32::MIN; 2 * queries * 2]);
+        assert_eq!(values(output.lse), vec![f32::MIN; 2 * queries * 2]);
     }
 }
 
@@ -805,7 +798,7 @@ fn gates_of_other_keys_are_refused() {
             value: input.value,
             query_leaf: input.query_leaf,
             candidate_leaf: input.key_leaf,
-            log_total: Tensor::zeros([2, 3, 4], &device),
+            lse: Tensor::zeros([2, 3, 4], &device),
         },
         OPTIONS,
     );

@@ -24,7 +24,7 @@ struct Case {
     /// Widths of keys and values.
     widths: [usize; 2],
     options: LeafAttentionOptions,
-    /// In tenths: how many rows take no part.
+    /// In tenths: how many rows are masked out.
     absent: u32,
     seed: u64,
 }
@@ -95,7 +95,7 @@ impl Case {
         let (bias, grad) = (bias.into_dispatch(), grad.into_dispatch());
         let query_leaf = self.query_leaf().into_dispatch();
         let key_leaf = self.key_leaf(6).into_dispatch();
-        let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
             query.clone(),
             key.clone(),
             value.clone(),
@@ -115,7 +115,7 @@ impl Case {
         );
         close(context.clone(), expected);
         assert_close(
-            Tensor::<3>::from_dispatch(log_total.clone()),
+            Tensor::<3>::from_dispatch(lse.clone()),
             Tensor::<3>::from_dispatch(expected_total),
             ABSOLUTE,
             RELATIVE,
@@ -134,7 +134,7 @@ impl Case {
             query_leaf.clone(),
             key_leaf.clone(),
             context.clone(),
-            log_total.clone(),
+            lse.clone(),
             grad.clone(),
             self.options,
         );
@@ -176,7 +176,7 @@ impl Case {
                 query_leaf.clone(),
                 candidate_leaf.clone(),
                 context.clone(),
-                log_total.clone(),
+                lse.clone(),
                 grad.clone(),
                 self.options,
             ))
@@ -281,7 +281,7 @@ fn attention_within_leaves_is_the_same_numbers_every_time() {
         let (bias, grad) = (bias.into_dispatch(), grad.into_dispatch());
         let query_leaf = case.query_leaf().into_dispatch();
         let key_leaf = case.key_leaf(6).into_dispatch();
-        let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
             query.clone(),
             key.clone(),
             value.clone(),
@@ -298,7 +298,7 @@ fn attention_within_leaves_is_the_same_numbers_every_time() {
             query_leaf,
             key_leaf,
             context,
-            log_total,
+            lse,
             grad,
             case.options,
         );
@@ -331,7 +331,7 @@ fn the_only_key_of_a_leaf_has_all_the_weight_whatever_its_logits() {
         let bias = (bias * size * size).into_dispatch();
         let query_leaf = case.query_leaf().into_dispatch();
         let key_leaf = case.key_leaf(6).into_dispatch();
-        let (context, log_total) = <Dispatch as TreeAttentionOps>::leaf_attention(
+        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
             query.clone(),
             key.clone(),
             value.clone(),
@@ -348,7 +348,7 @@ fn the_only_key_of_a_leaf_has_all_the_weight_whatever_its_logits() {
             query_leaf,
             key_leaf,
             context,
-            log_total,
+            lse,
             grad.clone().into_dispatch(),
             case.options,
         );

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 pub const POLICIES: [EmptyNode; 2] = [EmptyNode::CarryParent, EmptyNode::Drop];
 
-/// Leaves of tokens on the host, -1 where a token takes no part.
+/// Leaves of tokens on the host, -1 where a token is masked out.
 #[derive(Clone, Debug)]
 pub struct Leaves {
     pub shape: [usize; 3],

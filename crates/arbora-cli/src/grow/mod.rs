@@ -167,7 +167,7 @@ pub struct Growing<'model> {
     model: &'model RetrievalModel,
     view: View,
     memory: Memory<'model>,
-    /// For random routes.
+    /// Seed for random routing.
     rng: ChaCha8Rng,
     nodes_read: Option<f64>,
     device: Device,

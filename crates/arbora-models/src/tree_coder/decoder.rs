@@ -33,7 +33,7 @@ pub struct Decoder {
 
 #[derive(Debug)]
 struct Sequence {
-    /// Of random routes.
+    /// Seed for random routing.
     seed: u64,
     tokens: Vec<u32>,
     /// Of its routed items.
@@ -142,7 +142,7 @@ impl Decoder {
     pub fn clear(&mut self, sequence: usize) {
         let state = &mut self.sequences[sequence];
         *state = Sequence::new(state.seed);
-        self.part_groups(|member| usize::from(member == sequence));
+        self.split_groups(|member| usize::from(member == sequence));
         self.groups.retain(|group| group.members != [sequence]);
     }
 
@@ -194,13 +194,13 @@ impl Decoder {
         let mut fresh: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for &(sequence, tokens) in fed {
             let length = self.sequences[sequence].tokens.len();
-            if !self.is_cached || length < self.settled() {
-                logits.insert(sequence, self.compute_anew(sequence));
-            } else if length - tokens.len() < self.settled().max(1) {
+            if !self.is_cached || length < self.route_prefix_len() {
+                logits.insert(sequence, self.recompute(sequence));
+            } else if length - tokens.len() < self.route_prefix_len().max(1) {
                 fresh.entry(length).or_default().push(sequence);
             }
         }
-        self.part_groups(|member| count_of[member]);
+        self.split_groups(|member| count_of[member]);
         let (active, waiting) = std::mem::take(&mut self.groups)
             .into_iter()
             .partition::<Vec<_>, _>(|group| count_of[group.members[0]] > 0);
@@ -230,7 +230,7 @@ impl Decoder {
     }
 
     /// Tokens from which on a route does not change.
-    fn settled(&self) -> usize {
+    fn route_prefix_len(&self) -> usize {
         let config = self.model.config();
         match config.route_on {
             RouteOn::FirstN { tokens } if config.height > 0 => tokens,
@@ -239,7 +239,7 @@ impl Decoder {
     }
 
     /// Splits groups whose members differ by some number.
-    fn part_groups(&mut self, of: impl Fn(usize) -> usize) {
+    fn split_groups(&mut self, of: impl Fn(usize) -> usize) {
         let groups = std::mem::take(&mut self.groups);
         for group in groups {
             let rows_of = places_of(group.members.iter().map(|&member| of(member)));
@@ -249,7 +249,7 @@ impl Decoder {
     }
 
     /// Logits after the last token of a sequence, without a cache.
-    fn compute_anew(&mut self, sequence: usize) -> Vec<f32> {
+    fn recompute(&mut self, sequence: usize) -> Vec<f32> {
         let state = &mut self.sequences[sequence];
         let device = self.model.embedding.weight.val().device();
         let tokens = rows_of_tokens(std::slice::from_ref(&state.tokens), &device);

@@ -5,7 +5,7 @@ use super::config::{SelectorGradient, SelectorKind};
 use super::draws::place_seed;
 use super::items::{Group, Items};
 use super::node::NodeInput;
-use super::route::Share;
+use super::route::Gate;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
@@ -181,7 +181,7 @@ impl TreeCoder {
         routing: &mut TreeCoderRouting,
     ) -> Tensor<3> {
         let (height, tree) = (self.config.height, self.tree());
-        let mut share: Option<Share> = None;
+        let mut gate: Option<Gate> = None;
         for depth in 0..=height {
             let mut start = 0;
             for group in &mut items.groups {
@@ -190,14 +190,14 @@ impl TreeCoder {
                 routing.activations[place] += count;
                 let left =
                     self.run_node(place, group, (items.chunks, &items.home), options, routing);
-                group.rows = match &share {
+                group.rows = match &gate {
                     None => left,
-                    Some(share) => share.take(start..start + count, group.rows.clone(), left),
+                    Some(gate) => gate.take(start..start + count, group.rows.clone(), left),
                 };
                 start += count;
             }
             if depth < height {
-                share = self.descend(depth, &mut items, fixed, options, routing);
+                gate = self.descend(depth, &mut items, fixed, options, routing);
             }
         }
         routing.leaves = vec![0; items.count()];

@@ -11,15 +11,15 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// How much of what a child adds is taken, per item.
-pub(super) enum Share {
-    /// This part, `[items]`.
-    Part(Tensor<1>),
-    /// All of it, with the gradient of these numbers, which are 0: `[items]`. The value of the child stays exact.
-    AllButGradient(Tensor<1>),
+/// The gate of each item before what a child adds.
+pub(super) enum Gate {
+    /// It is multiplied with these, `[items]`.
+    Scale(Tensor<1>),
+    /// It is added whole, with the gradient of these numbers, which are 0: `[items]`.
+    StraightThrough(Tensor<1>),
 }
 
-impl Share {
+impl Gate {
     /// - rows: which these are, of all
     /// - entered: what came to the child, `[rows, tokens, d_model]`
     /// - left: what came out of it
@@ -32,16 +32,16 @@ impl Share {
         };
         let added = left.clone() - entered.clone();
         match self {
-            Self::Part(part) => entered + added * per_item(part),
-            Self::AllButGradient(zero) => left + added * per_item(zero),
+            Self::Scale(scale) => entered + added * per_item(scale),
+            Self::StraightThrough(zero) => left + added * per_item(zero),
         }
     }
 
     /// Of rows in another order.
     fn select(self, rows: Tensor<1, Int>) -> Self {
         match self {
-            Self::Part(part) => Self::Part(part.select(0, rows)),
-            Self::AllButGradient(zero) => Self::AllButGradient(zero.select(0, rows)),
+            Self::Scale(part) => Self::Scale(part.select(0, rows)),
+            Self::StraightThrough(zero) => Self::StraightThrough(zero.select(0, rows)),
         }
     }
 }
@@ -115,7 +115,7 @@ struct Decided {
     /// Of the decisions of evaluation; infinite where there is none to take.
     margins: Vec<f64>,
     entropy: f64,
-    share: Option<Share>,
+    gate: Option<Gate>,
 }
 
 impl TreeCoder {
@@ -190,13 +190,13 @@ impl TreeCoder {
         fixed: Option<&[usize]>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
-    ) -> Option<Share> {
+    ) -> Option<Gate> {
         let tree = self.tree();
         let fixed: Option<Vec<usize>> = fixed.map(|leaves| {
             let children = items.order().map(|item| tree.path(leaves[item])[depth]);
             children.collect()
         });
-        let decided = self.ask_selectors(depth, items, fixed, options, routing);
+        let decided = self.route_level(depth, items, fixed, options, routing);
         let children = decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
@@ -212,15 +212,15 @@ impl TreeCoder {
         }
         routing.levels.push(level);
         let moved = items.send(&children, self.config.branching);
-        let share = decided.share?;
+        let gate = decided.gate?;
         if moved.is_sorted() {
-            return Some(share);
+            return Some(gate);
         }
-        Some(share.select(places(&moved, &items.home)))
+        Some(gate.select(places(&moved, &items.home)))
     }
 
     /// - given: children that are not to be chosen, row by row
-    fn ask_selectors(
+    fn route_level(
         &self,
         depth: usize,
         items: &Items,
@@ -333,18 +333,18 @@ impl TreeCoder {
 
         let chosen = places(&children, &home).reshape([rows, 1]);
         let of_chosen = |numbers: Tensor<2>| numbers.gather(1, chosen.clone()).squeeze_dim::<1>(1);
-        let share = match config.gradient {
-            SelectorGradient::ScaledDelta => Some(Share::Part(of_chosen(softmax(scores, 1)))),
+        let gate = match config.gradient {
+            SelectorGradient::ScaledDelta => Some(Gate::Scale(of_chosen(softmax(scores, 1)))),
             SelectorGradient::ValuePreserving if is_training => {
                 // Its derivative is that of p / stop(p), and stays bounded where a bias chose a child with p = 0.
                 let log = of_chosen(log_softmax(scores, 1));
                 let zero = log.clone() - log.detach();
-                Some(Share::AllButGradient(zero))
+                Some(Gate::StraightThrough(zero))
             }
             SelectorGradient::GumbelStraightThrough { temperature } if is_training => {
                 let probability = of_chosen(softmax(noisy / temperature, 1));
                 let zero = probability.clone() - probability.detach();
-                Some(Share::AllButGradient(zero))
+                Some(Gate::StraightThrough(zero))
             }
             SelectorGradient::Reinforce if is_learned => {
                 let log = log_softmax(scores, 1);
@@ -369,7 +369,7 @@ impl TreeCoder {
             } else {
                 0.0
             },
-            share,
+            gate,
         }
     }
 

@@ -25,7 +25,7 @@ pub struct LookupBatch {
     pub tokens: Tensor<2, Int>,
     /// The value to answer each token with, counted from 0, `[batch, length]`; 0 where nothing is asked.
     pub classes: Tensor<2, Int>,
-    /// Where nothing is asked, `[batch, length]`, `true` = takes no part.
+    /// Where nothing is asked, `[batch, length]`, `true` = masked out.
     pub target_mask: Tensor<2, Bool>,
 }
 
@@ -180,12 +180,12 @@ impl Layout {
             classes.extend(sequence.answers);
         }
         let shape = [batch_size, self.length];
-        let unasked: Vec<bool> = (0..self.length).map(|place| place < body).collect();
-        let unasked = TensorData::new(unasked, [1, self.length]);
+        let ignored_targets: Vec<bool> = (0..self.length).map(|place| place < body).collect();
+        let ignored_targets = TensorData::new(ignored_targets, [1, self.length]);
         Ok(LookupBatch {
             tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
             classes: Tensor::from_data(TensorData::new(classes, shape), device),
-            target_mask: Tensor::<2, Bool>::from_data(unasked, device).expand(shape),
+            target_mask: Tensor::<2, Bool>::from_data(ignored_targets, device).expand(shape),
         })
     }
 

@@ -57,7 +57,7 @@ pub struct TextBatch {
     pub tokens: Tensor<2, Int>,
     /// The token after each token: `[batch, window]`. Padding is the end of a document.
     pub targets: Tensor<2, Int>,
-    /// `true` = padding, of tokens and targets alike, which takes no part in a loss: `[batch, window]`.
+    /// `true` = padding, of tokens and targets alike, which no loss counts: `[batch, window]`.
     /// Padding is at the end of a window.
     pub ignored: Tensor<2, Bool>,
     /// Tokens of each window, padding not counted, at least 1: `[batch]`, on the host.

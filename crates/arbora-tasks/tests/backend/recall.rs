@@ -13,15 +13,15 @@ fn integers(tensor: Tensor<2, Int>) -> Vec<i64> {
 fn assert_answers_can_be_looked_up(batch: LookupBatch, keys: i64, queries: usize) {
     let [examples, length] = batch.tokens.dims();
     assert_eq!(batch.classes.dims(), [examples, length]);
-    let unasked: Vec<bool> = batch.target_mask.into_data().iter::<bool>().collect();
+    let ignored_targets: Vec<bool> = batch.target_mask.into_data().iter::<bool>().collect();
     let (tokens, classes) = (integers(batch.tokens), integers(batch.classes));
     for example in 0..examples {
         let row = example * length..(example + 1) * length;
         let (tokens, classes) = (&tokens[row.clone()], &classes[row.clone()]);
         let mut asked = 0;
         let mut shown = BTreeMap::new();
-        for (place, &unasked) in unasked[row].iter().enumerate() {
-            if unasked {
+        for (place, &ignored_targets) in ignored_targets[row].iter().enumerate() {
+            if ignored_targets {
                 assert_eq!(classes[place], 0);
                 if tokens[place] < keys {
                     shown.insert(tokens[place], tokens[place + 1] - keys);

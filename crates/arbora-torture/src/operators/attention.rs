@@ -72,7 +72,7 @@ impl Dense {
     fn outputs(
         &self,
         inputs: &[Numbers],
-        (context, log_total): (Tensor<4>, Tensor<3>),
+        (context, lse): (Tensor<4>, Tensor<3>),
         [d_query, d_key, d_value]: [Tensor<4>; 3],
     ) -> Vec<Output> {
         let scale = self.options().scale.unwrap_or(1.0);
@@ -80,7 +80,7 @@ impl Dense {
         let output = |name, tensor, unit| Output::new(name, tensor, unit).by_heads(2, 1);
         vec![
             output("context", context, inputs[2].scale),
-            Output::new("log_total", log_total, 1.0).by_heads(2, 1),
+            Output::new("lse", lse, 1.0).by_heads(2, 1),
             output("gradient of query", d_query, query),
             output("gradient of key", d_key, key),
             output("gradient of value", d_value, value),
@@ -124,15 +124,12 @@ impl Operator for Dense {
     fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
         let [q, k, v, grad] = [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
         let (mask, options) = (self.mask(place), self.options());
-        let (context, log_total) =
+        let (context, lse) =
             Dispatch::dense_attention(q.clone(), k.clone(), v.clone(), mask.clone(), options);
-        let (found, totals) = (context.clone(), log_total.clone());
+        let (found, totals) = (context.clone(), lse.clone());
         let (q, k, v) =
             Dispatch::dense_attention_backward(q, k, v, mask, found, totals, grad, options);
-        let found = (
-            Tensor::from_dispatch(context),
-            Tensor::from_dispatch(log_total),
-        );
+        let found = (Tensor::from_dispatch(context), Tensor::from_dispatch(lse));
         self.outputs(inputs, found, [q, k, v].map(Tensor::from_dispatch))
     }
 
@@ -140,11 +137,11 @@ impl Operator for Dense {
         let tracked = [0, 1, 2].map(|at| place.tracked::<4>(&inputs[at]));
         let grad = place.tensor(&inputs[3]);
         let [q, k, v] = tracked.clone().map(Tensor::into_dispatch);
-        let (context, log_total) =
+        let (context, lse) =
             reference::dense_attention::<Dispatch>(q, k, v, self.mask(place), self.options());
         let context = Tensor::<4>::from_dispatch(context);
         let gradients = backward(context.clone(), grad, &tracked[0]);
-        let found = (context.inner(), Tensor::from_dispatch(log_total));
+        let found = (context.inner(), Tensor::from_dispatch(lse));
         self.outputs(inputs, found, tracked.map(|one| gradient(&one, &gradients)))
     }
 }
@@ -180,7 +177,7 @@ impl Leaf {
     fn outputs(
         &self,
         inputs: &[Numbers],
-        (context, log_total): (Tensor<4>, Tensor<3>),
+        (context, lse): (Tensor<4>, Tensor<3>),
         [d_query, d_key, d_value]: [Tensor<4>; 3],
         [bias, gate]: [Tensor<3>; 2],
     ) -> Vec<Output> {
@@ -194,7 +191,7 @@ impl Leaf {
         let gain = query / scale * kept / inputs[1].scale;
         vec![
             Output::new("context", context, size).by_heads(2, group),
-            Output::new("log_total", log_total, 1.0).by_heads(2, group),
+            Output::new("lse", lse, 1.0).by_heads(2, group),
             Output::new("gradient of query", d_query, query).by_heads(2, group),
             Output::new("gradient of key", d_key, key).by_heads(2, 1),
             Output::new("gradient of value", d_value, value).by_heads(2, 1),
@@ -265,7 +262,7 @@ impl Operator for Leaf {
         let [q, k, v, grad] = [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
         let bias = place.tensor::<3>(&inputs[4]).into_dispatch();
         let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
-        let (context, log_total) = Dispatch::leaf_attention(
+        let (context, lse) = Dispatch::leaf_attention(
             q.clone(),
             k.clone(),
             v.clone(),
@@ -282,7 +279,7 @@ impl Operator for Leaf {
             query_leaf.clone(),
             key_leaf,
             context.clone(),
-            log_total.clone(),
+            lse.clone(),
             grad.clone(),
             self.options,
         );
@@ -293,7 +290,7 @@ impl Operator for Leaf {
             query_leaf,
             candidate_leaf,
             context.clone(),
-            log_total.clone(),
+            lse.clone(),
             grad,
             self.options,
         );
@@ -305,10 +302,7 @@ impl Operator for Leaf {
         } = gradients;
         self.outputs(
             inputs,
-            (
-                Tensor::from_dispatch(context),
-                Tensor::from_dispatch(log_total),
-            ),
+            (Tensor::from_dispatch(context), Tensor::from_dispatch(lse)),
             [query, key, value].map(Tensor::from_dispatch),
             [key_bias, gate].map(Tensor::from_dispatch),
         )
@@ -320,7 +314,7 @@ impl Operator for Leaf {
         let bias = place.tracked::<3>(&inputs[4]);
         let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
         let [q, k, v] = tracked.clone().map(Tensor::into_dispatch);
-        let (context, log_total) = reference::leaf_attention::<Dispatch>(
+        let (context, lse) = reference::leaf_attention::<Dispatch>(
             q,
             k,
             v,
@@ -330,9 +324,9 @@ impl Operator for Leaf {
             self.options,
         );
         let context = Tensor::<4>::from_dispatch(context);
-        let log_total = Tensor::<3>::from_dispatch(log_total);
+        let lse = Tensor::<3>::from_dispatch(lse);
         let gradients = backward(context.clone(), grad.clone(), &bias);
-        let (context, log_total) = (context.inner(), log_total.without_autodiff());
+        let (context, lse) = (context.inner(), lse.without_autodiff());
         let [q, k, v] = tracked.clone().map(|one| one.inner().into_dispatch());
         let gate = reference::candidate_keys_backward::<Dispatch>(
             q,
@@ -341,13 +335,13 @@ impl Operator for Leaf {
             query_leaf,
             candidate_leaf,
             context.clone().into_dispatch(),
-            log_total.clone().into_dispatch(),
+            lse.clone().into_dispatch(),
             grad.into_dispatch(),
             self.options,
         );
         self.outputs(
             inputs,
-            (context, log_total),
+            (context, lse),
             tracked.map(|one| gradient(&one, &gradients)),
             [gradient(&bias, &gradients), Tensor::from_dispatch(gate)],
         )

@@ -82,9 +82,9 @@ impl DenseDims {
 /// - inputs: see [`AttentionInputs`]; all stored rows are keys
 /// - mask: `[batch, rows - first_key]`, `true` = masked out
 /// - context: `[batch, queries, heads, value_dim]`
-/// - log_total: `[batch, queries, heads]`, the logarithm of the sum of `exp(scale * query . key)`
+/// - lse: `[batch, queries, heads]`, the logarithm of the sum of `exp(scale * query . key)`
 ///
-/// A query without keys has context 0 and log_total 0.
+/// A query without keys has context 0 and lse 0.
 ///
 /// # Panics
 /// Where a slice is not of its shape.
@@ -93,12 +93,12 @@ pub(crate) fn forward(
     inputs: AttentionInputs,
     mask: Option<&[bool]>,
     context: &mut [f32],
-    log_total: &mut [f32],
+    lse: &mut [f32],
 ) {
     dims.check(&inputs, mask);
     assert_eq!(context.len(), dims.groups() * dims.queries * dims.value_dim);
-    assert_eq!(log_total.len(), dims.groups() * dims.queries);
-    if log_total.is_empty() {
+    assert_eq!(lse.len(), dims.groups() * dims.queries);
+    if lse.is_empty() {
         return;
     }
     let chunk = if dims.groups() * dims.queries.div_ceil(QUERIES) >= TASKS / 2 {
@@ -108,7 +108,7 @@ pub(crate) fn forward(
     };
     let chunks = dims.queries.div_ceil(chunk);
     let context = Shared::new(context);
-    let log_total = Shared::new(log_total);
+    let lse = Shared::new(lse);
     (0..dims.groups() * chunks)
         .into_par_iter()
         .with_min_len(dims.groups() * chunks / TASKS)
@@ -123,14 +123,13 @@ pub(crate) fn forward(
                 dims.first_key..dims.rows,
             );
             // SAFETY: a task writes the rows of its queries and its head, and no other task has both.
-            let [context, log_total] =
-                [&context, &log_total].map(|shared| unsafe { shared.task() });
+            let [context, lse] = [&context, &lse].map(|shared| unsafe { shared.task() });
             dispatch(Forward {
                 dims: dims.tile_dims(),
                 pairs: Plain,
                 inputs,
                 context,
-                log_total,
+                lse,
                 scratch: &mut memory.scratch,
                 queries: &memory.queries,
                 keys: &memory.keys,
@@ -184,7 +183,7 @@ pub(crate) fn backward(
     dims.check(&inputs, mask);
     let rows = dims.groups() * dims.queries;
     assert_eq!(outputs.context.len(), rows * dims.value_dim);
-    assert_eq!(outputs.log_total.len(), rows);
+    assert_eq!(outputs.lse.len(), rows);
     assert_eq!(outputs.grad.len(), outputs.context.len());
     assert_eq!(d_query.len(), query.len());
     assert_eq!(d_key.len(), key.len());
@@ -332,7 +331,7 @@ mod tests {
             let mut gradients = [&self.query, &self.key, &self.value].map(|input| nan(input.len()));
             let outputs = AttentionOutputs {
                 context: &context,
-                log_total: &total,
+                lse: &total,
                 grad: &self.grad,
             };
             let targets = gradients.each_mut().map(Vec::as_mut_slice);
@@ -351,10 +350,10 @@ mod tests {
             };
             let zero = |length| vec![0.0; length];
             let mut context = zero(self.grad.len());
-            let mut log_total = zero(dims.batch * dims.queries * dims.heads);
+            let mut lse = zero(dims.batch * dims.queries * dims.heads);
             let [mut d_query, mut d_key, mut d_value] =
                 [self.query.len(), self.key.len(), self.value.len()].map(zero);
-            for (index, log_total) in log_total.iter_mut().enumerate() {
+            for (index, lse) in lse.iter_mut().enumerate() {
                 let (row, head) = (index / dims.heads, index % dims.heads);
                 let (example, query) = (row / dims.queries, row % dims.queries);
                 let at_query = dims.query_row(example, query, head) * dims.head_dim;
@@ -372,7 +371,7 @@ mod tests {
                     .collect();
                 let total: f64 = logits.iter().map(|logit| logit.exp()).sum();
                 if !kept.is_empty() {
-                    *log_total = total.ln();
+                    *lse = total.ln();
                 }
                 let d_weights: Vec<f64> = kept
                     .iter()
@@ -394,11 +393,11 @@ mod tests {
                     }
                 }
             }
-            [context, log_total, d_query, d_key, d_value]
+            [context, lse, d_query, d_key, d_value]
         }
 
         fn check(&self) {
-            let names = ["context", "log_total", "d_query", "d_key", "d_value"];
+            let names = ["context", "lse", "d_query", "d_key", "d_value"];
             for ((name, got), exact) in names.into_iter().zip(self.run()).zip(self.exact()) {
                 let greatest = exact
                     .iter()

@@ -77,7 +77,7 @@ impl LeafDims {
     fn check_outputs(&self, outputs: &AttentionOutputs) {
         assert_eq!(outputs.context.len(), self.query_rows() * self.value_dim);
         assert_eq!(outputs.grad.len(), outputs.context.len());
-        assert_eq!(outputs.log_total.len(), self.query_rows());
+        assert_eq!(outputs.lse.len(), self.query_rows());
     }
 }
 
@@ -316,9 +316,9 @@ impl<const GATES: bool> Pairs for WithinLeaf<'_, GATES> {
 /// - inputs: see [`LeafInputs`]
 /// - key_bias: `[batch, keys, kv_heads]`
 /// - context: `[batch, queries, heads, value_dim]`
-/// - log_total: `[batch, queries, heads]`
+/// - lse: `[batch, queries, heads]`
 ///
-/// A query that sees no key has context 0 and log_total `f32::MIN`.
+/// A query that sees no key has context 0 and lse `f32::MIN`.
 ///
 /// # Panics
 /// Where a slice is not of its shape.
@@ -327,12 +327,12 @@ pub(crate) fn forward(
     inputs: LeafInputs,
     key_bias: &[f32],
     context: &mut [f32],
-    log_total: &mut [f32],
+    lse: &mut [f32],
 ) {
     dims.check(&inputs);
     assert_eq!(key_bias.len(), dims.key_rows());
     assert_eq!(context.len(), dims.query_rows() * dims.value_dim);
-    assert_eq!(log_total.len(), dims.query_rows());
+    assert_eq!(lse.len(), dims.query_rows());
     let leaves = Leaves::new(&dims, &inputs);
     let most = leaves.most_queries();
     let tasks_of = |chunk: usize| -> usize {
@@ -352,7 +352,7 @@ pub(crate) fn forward(
         })
         .collect();
     let pairs = WithinLeaf::<false>::new(dims, key_bias);
-    let [context, log_total] = [context, log_total].map(Shared::new);
+    let [context, lse] = [context, lse].map(Shared::new);
     tasks
         .par_iter()
         .with_min_len(tasks.len() / TASKS)
@@ -360,14 +360,13 @@ pub(crate) fn forward(
             let queries = leaves.queries(*leaf);
             // SAFETY: a task writes the rows of its queries, which are no other task's: each row is in one leaf of one group, and the
             // queries of a leaf are cut into chunks.
-            let [context, log_total] =
-                [&context, &log_total].map(|shared| unsafe { shared.task() });
+            let [context, lse] = [&context, &lse].map(|shared| unsafe { shared.task() });
             dispatch(Forward {
                 dims: dims.tile_dims(most),
                 pairs,
                 inputs: inputs.attention,
                 context,
-                log_total,
+                lse,
                 scratch,
                 queries: &queries[*first..queries.len().min(first + chunk)],
                 keys: leaves.seen(*leaf),
@@ -377,7 +376,7 @@ pub(crate) fn forward(
 
 /// Gradients of [`forward`] with regard to query, key, value and key bias.
 ///
-/// The results are written in full; rows that take no part get 0.
+/// The results are written in full; masked rows get 0.
 ///
 /// # Panics
 /// Where a slice is not of its shape.
@@ -553,11 +552,11 @@ mod tests {
                 key_leaf: &self.key_leaf,
             };
             let mut context = nan(self.grad.len());
-            let mut log_total = nan(dims.query_rows());
-            forward(dims, inputs, &self.bias, &mut context, &mut log_total);
+            let mut lse = nan(dims.query_rows());
+            forward(dims, inputs, &self.bias, &mut context, &mut lse);
             let outputs = AttentionOutputs {
                 context: &context,
-                log_total: &log_total,
+                lse: &lse,
                 grad: &self.grad,
             };
             let mut gradients =
@@ -567,7 +566,7 @@ mod tests {
             let mut gates = nan(self.bias.len());
             candidate_gates(dims, inputs, outputs, &mut gates);
             let [query, key, value, bias] = gradients;
-            [context, log_total, query, key, value, bias, gates]
+            [context, lse, query, key, value, bias, gates]
         }
     }
 
@@ -618,7 +617,7 @@ mod tests {
             [&case.query, &case.key, &case.value].map(|input| vec![0.0; input.len()]);
         let outputs = AttentionOutputs {
             context: &context,
-            log_total: &total,
+            lse: &total,
             grad: &case.grad,
         };
         let targets = gradients.each_mut().map(Vec::as_mut_slice);

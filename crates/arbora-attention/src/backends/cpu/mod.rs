@@ -140,12 +140,12 @@ fn inputs<'a, B: HostBackend>(
 
 fn outputs<'a, B: HostBackend>(
     context: &'a FloatTensor<B>,
-    log_total: &'a FloatTensor<B>,
+    lse: &'a FloatTensor<B>,
     grad: &'a FloatTensor<B>,
 ) -> AttentionOutputs<'a> {
     AttentionOutputs {
         context: B::floats(context),
-        log_total: B::floats(log_total),
+        lse: B::floats(lse),
         grad: B::floats(grad),
     }
 }
@@ -376,15 +376,15 @@ impl<B: HostBackend> TreeAttentionOps for B {
             return reference::dense_attention::<B>(query, key, value, mask, options);
         };
         let dims = dense_dims(&query.shape(), &value.shape(), &options);
-        let (mut context, mut log_total) = allocate_outputs::<B>(&query, &value);
+        let (mut context, mut lse) = allocate_outputs::<B>(&query, &value);
         dense_attention::forward(
             dims,
             inputs::<B>(&query, &key, &value),
             key_mask::<B>(mask).as_deref(),
             B::floats_mut(&mut context),
-            B::floats_mut(&mut log_total),
+            B::floats_mut(&mut lse),
         );
-        (context, log_total)
+        (context, lse)
     }
 
     fn dense_attention_backward(
@@ -393,12 +393,12 @@ impl<B: HostBackend> TreeAttentionOps for B {
         value: FloatTensor<B>,
         mask: AttentionMask<B>,
         context: FloatTensor<B>,
-        log_total: FloatTensor<B>,
+        lse: FloatTensor<B>,
         grad: FloatTensor<B>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, value, context, log_total, grad]) =
-            on_host::<B, _>([&query, &key, &value, &context, &log_total, &grad])
+        let Some([query, key, value, context, lse, grad]) =
+            on_host::<B, _>([&query, &key, &value, &context, &lse, &grad])
         else {
             return reference::dense_attention_backward::<B>(
                 query, key, value, mask, grad, options,
@@ -409,7 +409,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
             dense_dims(&query.shape(), &value.shape(), &options),
             inputs::<B>(&query, &key, &value),
             key_mask::<B>(mask).as_deref(),
-            outputs::<B>(&context, &log_total, &grad),
+            outputs::<B>(&context, &lse, &grad),
             gradients.each_mut().map(B::floats_mut),
         );
         gradients.into()
@@ -431,7 +431,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 query, key, value, key_bias, query_leaf, key_leaf, options,
             );
         };
-        let (mut context, mut log_total) = allocate_outputs::<B>(&query, &value);
+        let (mut context, mut lse) = allocate_outputs::<B>(&query, &value);
         leaf_attention::forward(
             leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
             LeafInputs {
@@ -441,9 +441,9 @@ impl<B: HostBackend> TreeAttentionOps for B {
             },
             B::floats(&key_bias),
             B::floats_mut(&mut context),
-            B::floats_mut(&mut log_total),
+            B::floats_mut(&mut lse),
         );
-        (context, log_total)
+        (context, lse)
     }
 
     fn leaf_attention_backward(
@@ -454,12 +454,12 @@ impl<B: HostBackend> TreeAttentionOps for B {
         query_leaf: IntTensor<B>,
         key_leaf: IntTensor<B>,
         context: FloatTensor<B>,
-        log_total: FloatTensor<B>,
+        lse: FloatTensor<B>,
         grad: FloatTensor<B>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<B> {
-        let Some([query, key, value, key_bias, context, log_total, grad]) =
-            on_host::<B, _>([&query, &key, &value, &key_bias, &context, &log_total, &grad])
+        let Some([query, key, value, key_bias, context, lse, grad]) =
+            on_host::<B, _>([&query, &key, &value, &key_bias, &context, &lse, &grad])
         else {
             return reference::leaf_attention_backward::<B>(
                 query, key, value, key_bias, query_leaf, key_leaf, grad, options,
@@ -474,7 +474,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 key_leaf: &integers::<B>(key_leaf),
             },
             B::floats(&key_bias),
-            outputs::<B>(&context, &log_total, &grad),
+            outputs::<B>(&context, &lse, &grad),
             gradients.each_mut().map(B::floats_mut),
         );
         let [query, key, value, key_bias] = gradients;
@@ -493,12 +493,12 @@ impl<B: HostBackend> TreeAttentionOps for B {
         query_leaf: IntTensor<B>,
         candidate_leaf: IntTensor<B>,
         context: FloatTensor<B>,
-        log_total: FloatTensor<B>,
+        lse: FloatTensor<B>,
         grad: FloatTensor<B>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<B> {
-        let Some([query, key, value, context, log_total, grad]) =
-            on_host::<B, _>([&query, &key, &value, &context, &log_total, &grad])
+        let Some([query, key, value, context, lse, grad]) =
+            on_host::<B, _>([&query, &key, &value, &context, &lse, &grad])
         else {
             return reference::candidate_keys_backward::<B>(
                 query,
@@ -507,7 +507,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 query_leaf,
                 candidate_leaf,
                 context,
-                log_total,
+                lse,
                 grad,
                 options,
             );
@@ -522,7 +522,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 query_leaf: &integers::<B>(query_leaf),
                 key_leaf: &integers::<B>(candidate_leaf),
             },
-            outputs::<B>(&context, &log_total, &grad),
+            outputs::<B>(&context, &lse, &grad),
             B::floats_mut(&mut d_gate),
         );
         d_gate

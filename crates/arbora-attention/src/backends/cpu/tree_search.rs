@@ -699,7 +699,7 @@ impl SearchTask<'_> {
                 decisions[lane] += u32::from(decided);
             }
 
-            // The siblings beside the chosen one close ranks.
+            // The siblings beside the chosen one are compacted.
             for other in 0..group - 1 {
                 let (attended, rest) = (
                     &mut scratch.attended[slot * heads..][..heads],
@@ -1012,7 +1012,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
                             positions[lane] = if taken { at } else { NOWHERE };
                         }
                     }
-                    // The chosen node takes no part in attention.
+                    // The chosen node is not attended to.
                     for child in 0..level.group {
                         for score in &mut scores[child * heads..][..heads] {
                             for lane in 0..LANES {

@@ -200,7 +200,7 @@ fn forward_kernel<M: Numeric, N: Size>(
     value: &[Vector<f32, N>],
     mask: &[M],
     context: &mut [Vector<f32, N>],
-    log_total: &mut [f32],
+    lse: &mut [f32],
     sizes: &Sizes,
     #[comptime] masked: bool,
     #[comptime] held: usize,
@@ -261,7 +261,7 @@ fn forward_kernel<M: Numeric, N: Size>(
             if totals[row] != 0.0f32 {
                 logarithm = totals[row].ln() + greatest[row];
             }
-            log_total[owned.row(row)] = logarithm;
+            lse[owned.row(row)] = logarithm;
         }
     }
     store::<N>(context, &owned, &sums, &weights, held, value_vectors);
@@ -273,7 +273,7 @@ fn forward_kernel<M: Numeric, N: Size>(
 #[cube(launch_unchecked)]
 fn statistics_kernel<N: Size>(
     context: &[Vector<f32, N>],
-    log_total: &[f32],
+    lse: &[f32],
     grad: &[Vector<f32, N>],
     statistics: &mut [f32],
     units: usize,
@@ -288,7 +288,7 @@ fn statistics_kernel<N: Size>(
     for i in 0..value_vectors {
         mean += grad[unit * value_vectors + i] * context[unit * value_vectors + i];
     }
-    statistics[unit * 2] = log_total[unit];
+    statistics[unit * 2] = lse[unit];
     statistics[unit * 2 + 1] = mean.vector_sum();
 }
 
@@ -354,7 +354,7 @@ fn backward_query_kernel<M: Numeric, N: Size>(
     store::<N>(d_query, &owned, &sums, &ones(held), held, key_vectors);
 }
 
-/// Gradients of keys and values, zero for rows that take no part.
+/// Gradients of keys and values, zero for masked rows.
 #[cube(launch_unchecked)]
 fn backward_key_kernel<M: Numeric, N: Size>(
     query: &[Vector<f32, N>],
@@ -413,7 +413,7 @@ fn backward_key_kernel<M: Numeric, N: Size>(
             let mean = statistics[of_query * 2 + 1];
             #[unroll]
             for row in 0..held {
-                // A row that takes no part has no weight, which its exponential need not tell.
+                // A row that is masked out has no weight, which its exponential need not tell.
                 let mut weight = 0.0f32;
                 if factors[row] > 0.0f32 {
                     weight = (products[row] * sizes.scale - logarithm).exp();
@@ -537,7 +537,7 @@ pub(super) fn attend(
         [batch, queries, heads, problem.value_dim],
         DType::F32,
     );
-    let log_total = empty(&query, [batch, queries, heads], DType::F32);
+    let lse = empty(&query, [batch, queries, heads], DType::F32);
     let units = problem.units(queries);
     if units > 0 {
         let vector = problem.vector();
@@ -556,7 +556,7 @@ pub(super) fn attend(
                 value.into_buffer_arg(),
                 problem.mask.clone().into_buffer_arg(),
                 context.clone().into_buffer_arg(),
-                log_total.clone().into_buffer_arg(),
+                lse.clone().into_buffer_arg(),
                 problem.sizes(units),
                 problem.masked,
                 problem.held(),
@@ -566,7 +566,7 @@ pub(super) fn attend(
             );
         }
     }
-    (context, log_total)
+    (context, lse)
 }
 
 pub(super) fn backward(
@@ -575,14 +575,14 @@ pub(super) fn backward(
     value: CubeTensor,
     mask: AttentionMask<CubeBackend>,
     context: CubeTensor,
-    log_total: CubeTensor,
+    lse: CubeTensor,
     grad: CubeTensor,
     options: DenseAttentionOptions,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(into_contiguous);
-    let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
+    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
     let problem = Problem::new([&query, &key, &value], mask, options);
-    let attended = [&context.shape(), &log_total.shape(), &grad.shape()];
+    let attended = [&context.shape(), &lse.shape(), &grad.shape()];
     shapes::attended(&problem.axes, attended);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
@@ -603,7 +603,7 @@ pub(super) fn backward(
                 dim,
                 vector,
                 context.into_buffer_arg(),
-                log_total.into_buffer_arg(),
+                lse.into_buffer_arg(),
                 grad.clone().into_buffer_arg(),
                 statistics.clone().into_buffer_arg(),
                 units,

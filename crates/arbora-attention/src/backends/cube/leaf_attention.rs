@@ -283,7 +283,7 @@ fn forward_kernel<N: Size>(
     key_bias: &[f32],
     lists: &[u32],
     context: &mut [Vector<f32, N>],
-    log_total: &mut [f32],
+    lse: &mut [f32],
     sizes: &Sizes,
     #[comptime] causal: bool,
     #[comptime] dropping: bool,
@@ -334,7 +334,7 @@ fn forward_kernel<N: Size>(
     if total > 0.0f32 {
         logarithm = total.ln() + greatest;
     }
-    log_total[owned.row] = logarithm;
+    lse[owned.row] = logarithm;
     // A query without keys has total 0; any positive divisor leaves it at 0.
     let inverse = 1.0f32 / total.max(SMALLEST);
     store::<N>(context, owned.row, &sums, inverse, value_vectors);
@@ -347,7 +347,7 @@ fn forward_kernel<N: Size>(
 #[cube(launch_unchecked)]
 fn statistics_kernel<N: Size>(
     context: &[Vector<f32, N>],
-    log_total: &[f32],
+    lse: &[f32],
     grad: &[Vector<f32, N>],
     key_bias: &[f32],
     statistics: &mut [f32],
@@ -362,7 +362,7 @@ fn statistics_kernel<N: Size>(
         for i in 0..value_vectors {
             mean += grad[unit * value_vectors + i] * context[unit * value_vectors + i];
         }
-        statistics[unit * 2] = log_total[unit];
+        statistics[unit * 2] = lse[unit];
         statistics[unit * 2 + 1] = mean.vector_sum();
     }
     if unit < key_rows {
@@ -654,11 +654,11 @@ impl Problem {
     fn statistics(
         &self,
         context: CubeTensor,
-        log_total: CubeTensor,
+        lse: CubeTensor,
         grad: &CubeTensor,
         key_bias: Option<CubeTensor>,
     ) -> CubeTensor {
-        let attended = [&context.shape(), &log_total.shape(), &grad.shape()];
+        let attended = [&context.shape(), &lse.shape(), &grad.shape()];
         shapes::attended(&self.axes, attended);
         let (query_rows, key_rows) = match key_bias {
             Some(_) => (self.query_rows(), self.key_rows()),
@@ -668,7 +668,7 @@ impl Problem {
         let (count, dim) = grid(grad, query_rows.max(key_rows));
         let vector = self.vector();
         // Never read where there are none.
-        let key_bias = key_bias.unwrap_or_else(|| log_total.clone());
+        let key_bias = key_bias.unwrap_or_else(|| lse.clone());
         // SAFETY: a unit writes the numbers of its own query and of its own key. Shapes are checked above and, of the bias, by who
         // calls.
         unsafe {
@@ -678,7 +678,7 @@ impl Problem {
                 dim,
                 vector,
                 context.into_buffer_arg(),
-                log_total.into_buffer_arg(),
+                lse.into_buffer_arg(),
                 grad.clone().into_buffer_arg(),
                 key_bias.into_buffer_arg(),
                 statistics.clone().into_buffer_arg(),
@@ -709,7 +709,7 @@ pub(super) fn attend(
         [batch, queries, heads, problem.value_dim],
         DType::F32,
     );
-    let log_total = empty(&query, [batch, queries, heads], DType::F32);
+    let lse = empty(&query, [batch, queries, heads], DType::F32);
     let units = problem.query_rows();
     let vector = problem.vector();
     let (count, dim) = grid(&query, units);
@@ -727,7 +727,7 @@ pub(super) fn attend(
             key_bias.into_buffer_arg(),
             problem.lists.clone().into_buffer_arg(),
             context.clone().into_buffer_arg(),
-            log_total.clone().into_buffer_arg(),
+            lse.clone().into_buffer_arg(),
             problem.sizes(units),
             problem.causal(),
             problem.dropping(),
@@ -735,7 +735,7 @@ pub(super) fn attend(
             problem.value_dim / vector,
         );
     }
-    (context, log_total)
+    (context, lse)
 }
 
 pub(super) fn backward(
@@ -746,18 +746,18 @@ pub(super) fn backward(
     query_leaf: CubeTensor,
     key_leaf: CubeTensor,
     context: CubeTensor,
-    log_total: CubeTensor,
+    lse: CubeTensor,
     grad: CubeTensor,
     options: LeafAttentionOptions,
 ) -> LeafAttentionGradients<CubeBackend> {
     let [query, key, value, key_bias] = [query, key, value, key_bias].map(into_contiguous);
-    let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
+    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
     let problem = Problem::new([&query, &key, &value], query_leaf, key_leaf, options);
     problem.check_bias(&key_bias);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
     let d_key = empty(&query, key.shape().dims::<4>(), DType::F32);
     let d_value = empty(&query, value.shape().dims::<4>(), DType::F32);
-    let statistics = problem.statistics(context, log_total, &grad, Some(key_bias));
+    let statistics = problem.statistics(context, lse, &grad, Some(key_bias));
     let vector = problem.vector();
     let (key_vectors, value_vectors) = (problem.head_dim / vector, problem.value_dim / vector);
     let units = problem.query_rows();
@@ -828,14 +828,14 @@ pub(super) fn candidate_gates(
     query_leaf: CubeTensor,
     candidate_leaf: CubeTensor,
     context: CubeTensor,
-    log_total: CubeTensor,
+    lse: CubeTensor,
     grad: CubeTensor,
     options: LeafAttentionOptions,
 ) -> CubeTensor {
     let [query, key, value] = [query, key, value].map(into_contiguous);
-    let [context, log_total, grad] = [context, log_total, grad].map(into_contiguous);
+    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
     let problem = Problem::new([&query, &key, &value], query_leaf, candidate_leaf, options);
-    let statistics = problem.statistics(context, log_total, &grad, None);
+    let statistics = problem.statistics(context, lse, &grad, None);
     let (batch, keys, kv_heads) = (problem.batch, problem.keys, problem.kv_heads);
     let d_gate = empty(&query, [batch, keys, kv_heads], DType::F32);
     let units = problem.key_rows();

@@ -116,16 +116,16 @@ impl TreeAttentionOps for CubeBackend {
         value: FloatTensor<Self>,
         mask: AttentionMask<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
         assert!(
             single && limits::dense_attention(&query, &value),
             "dense_attention_backward_kernel: {TOO_MUCH}"
         );
-        dense_attention::backward(query, key, value, mask, context, log_total, grad, options)
+        dense_attention::backward(query, key, value, mask, context, lse, grad, options)
     }
 
     fn leaf_attention(
@@ -155,17 +155,17 @@ impl TreeAttentionOps for CubeBackend {
         query_leaf: IntTensor<Self>,
         key_leaf: IntTensor<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let single = are_single([&query, &key, &value, &key_bias, &context, &log_total, &grad]);
+        let single = are_single([&query, &key, &value, &key_bias, &context, &lse, &grad]);
         assert!(
             single && limits::leaf_attention(&query, &key, &value, &options),
             "leaf_attention_backward_kernel: {TOO_MUCH}"
         );
         leaf_attention::backward(
-            query, key, value, key_bias, query_leaf, key_leaf, context, log_total, grad, options,
+            query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
         )
     }
 
@@ -176,11 +176,11 @@ impl TreeAttentionOps for CubeBackend {
         query_leaf: IntTensor<Self>,
         candidate_leaf: IntTensor<Self>,
         context: FloatTensor<Self>,
-        log_total: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        let single = are_single([&query, &key, &value, &context, &log_total, &grad]);
+        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
         if single && limits::leaf_attention(&query, &key, &value, &options) {
             leaf_attention::candidate_gates(
                 query,
@@ -189,7 +189,7 @@ impl TreeAttentionOps for CubeBackend {
                 query_leaf,
                 candidate_leaf,
                 context,
-                log_total,
+                lse,
                 grad,
                 options,
             )
@@ -201,7 +201,7 @@ impl TreeAttentionOps for CubeBackend {
                 query_leaf,
                 candidate_leaf,
                 context,
-                log_total,
+                lse,
                 grad,
                 options,
             )

@@ -101,9 +101,9 @@ pub(super) fn leaf_attention([query, key, value, query_leaf, key_leaf]: [&Shape;
 }
 
 /// What the backward pass of attention takes beside the inputs: context and its gradient, and the logarithms of totals.
-pub(super) fn attended(axes: &Axes, [context, log_total, grad]: [&Shape; 3]) {
+pub(super) fn attended(axes: &Axes, [context, lse, grad]: [&Shape; 3]) {
     axes.expect("context", "batch, queries, heads, value_dim", context);
-    axes.expect("log_total", "batch, queries, heads", log_total);
+    axes.expect("lse", "batch, queries, heads", lse);
     axes.expect("grad", "batch, queries, heads, value_dim", grad);
 }
 

@@ -314,7 +314,7 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
                 entropy += step_entropy * head_weight;
                 decided += 1;
             }
-            // The chosen node takes no part in attention.
+            // The chosen node is not attended to.
             for head in 0..heads {
                 weights[((first_slot + child) * heads + head) * rows + row] = f32::new(MASKED);
             }

@@ -158,7 +158,7 @@ pub(super) fn weighted(rows: Tensor<5>, weight: Tensor<4>) -> Tensor<4> {
         .reshape([batch, tokens, heads, width - 1])
 }
 
-/// Tokens that take no part before and after `[batch, tokens, heads]`.
+/// Masked tokens before and after `[batch, tokens, heads]`.
 fn with_absent(leaves: Tensor<3, Int>, before: usize, after: usize) -> Tensor<3, Int> {
     match (before, after) {
         (0, 0) => leaves,

@@ -6,7 +6,7 @@ use arbora_tree::CompleteTree;
 use burn::tensor::{DType, Int, Tensor};
 
 /// Which nodes a token passes, `[batch, tokens, heads, nodes]` with the nodes in level order: 1 along its path and
-/// 0 elsewhere, or a relaxation of that. All 0 for a token that takes no part.
+/// 0 elsewhere, or a relaxation of that. All 0 for a masked token.
 #[derive(Clone, Debug)]
 pub struct NodeIndicators {
     nodes: Tensor<4>,
@@ -58,7 +58,7 @@ impl NodeIndicators {
         }
     }
 
-    /// The given probabilities, forward and backward; 0 for tokens that take no part. Shapes and panics as
+    /// The given probabilities, forward and backward; 0 for masked tokens. Shapes and panics as
     /// [`straight_through`](Self::straight_through).
     #[must_use]
     #[track_caller]

@@ -137,7 +137,7 @@ pub(super) fn path_table(
 }
 
 /// Values with one more column that counts the keys, `[batch, keys, kv_heads, value_dim + 1]`: it goes through the same
-/// sums. Zeros for keys that take no part, whatever stood there.
+/// sums. Zeros for masked keys, whatever stood there.
 pub(super) fn counted(value: Tensor<4>, leaves: &Tensor<3, Int>) -> Tensor<4> {
     without_absent(with_ones(value), leaves.clone())
 }

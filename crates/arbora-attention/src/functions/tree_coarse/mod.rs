@@ -57,8 +57,8 @@ pub struct TreeCoarseOptions {
 /// double precision; on GPUs more than 256 numbers per value) sums cost `tokens · leaves · value_dim`.
 ///
 /// # Shapes
-/// - query_leaves: `[batch, queries, heads]`, the leaf of each query; negative = takes no part, and gets 0
-/// - key_leaves: `[batch, keys, kv_heads]`, the leaf of each key; negative = takes no part. `kv_heads` divides
+/// - query_leaves: `[batch, queries, heads]`, the leaf of each query; negative = masked out, and gets 0
+/// - key_leaves: `[batch, keys, kv_heads]`, the leaf of each key; negative = masked out. `kv_heads` divides
 ///   `heads`: query head `h` reads head `h / (heads / kv_heads)`
 /// - value: `[batch, keys, kv_heads, value_dim]`
 /// - alpha: `[heads, height + 1]` or `[1, height + 1]`, the weight of each depth, root first
@@ -123,7 +123,7 @@ pub fn tree_coarse(
 /// # Shapes
 /// - query: indicators `[batch, queries, heads, nodes]`
 /// - key: indicators `[batch, keys, kv_heads, nodes]`
-/// - value: `[batch, keys, kv_heads, value_dim]`, finite also where a key takes no part
+/// - value: `[batch, keys, kv_heads, value_dim]`, finite also where a key is masked out
 /// - alpha: `[heads, height + 1]` or `[1, height + 1]`, root first
 /// - returns `[batch, queries, heads, value_dim]`
 ///

@@ -56,7 +56,7 @@ impl TreeCoarseState {
         self.sums.dims().iter().product()
     }
 
-    /// Adds keys in leaves `[batch, keys, kv_heads]` (negative = takes no part) with values
+    /// Adds keys in leaves `[batch, keys, kv_heads]` (negative = masked out) with values
     /// `[batch, keys, kv_heads, value_dim]`.
     ///
     /// Writes `height + 1` rows for one key; several are added up per leaf first, and then to every node.

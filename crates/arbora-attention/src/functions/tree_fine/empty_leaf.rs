@@ -30,13 +30,13 @@ pub enum EmptyLeaf {
 
 /// Rows with their leaves.
 #[derive(Clone)]
-pub(crate) struct Leaved {
+pub(crate) struct RoutedRows {
     pub rows: LeafAttentionInput,
     /// The values of the tokens that ask, `[batch, queries, kv_heads, value_dim]`.
     pub own_value: Option<Tensor<4>>,
 }
 
-impl Leaved {
+impl RoutedRows {
     /// The same rows as constants.
     pub fn without_autodiff(self) -> Self {
         Self {
@@ -76,27 +76,31 @@ impl<'a> WithinLeaves<'a> {
     }
 
     /// Attention of each query to the keys of its leaf, or what the policy gives it.
-    pub fn attend(&self, Leaved { rows, own_value }: Leaved) -> LeafAttentionOutput {
+    pub fn attend(&self, RoutedRows { rows, own_value }: RoutedRows) -> LeafAttentionOutput {
         let found = leaf_attention(rows.clone(), self.options);
         if self.empty_leaf == EmptyLeaf::Zero || self.shape.height() == 0 {
             return found;
         }
-        let waiting = still_waiting(rows.query_leaf.clone(), &found.log_total);
+        let waiting = unresolved(rows.query_leaf.clone(), &found.lse);
         // Queries that wait have context 0, and the others get 0 here: a sum puts them together.
         let fallback = match (self.empty_leaf, self.options.causal) {
             (EmptyLeaf::SelfKey, _) => own_values(own_value, waiting),
             (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, waiting),
-            _ => self.climb(rows, waiting),
+            _ => self.attend_at_ancestors(rows, waiting),
         };
         LeafAttentionOutput {
             context: found.context + fallback,
-            log_total: found.log_total,
+            lse: found.lse,
         }
     }
 
     /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
     /// query that waits an attention reads nothing.
-    fn climb(&self, mut rows: LeafAttentionInput, mut waiting: Tensor<3, Int>) -> Tensor<4> {
+    fn attend_at_ancestors(
+        &self,
+        mut rows: LeafAttentionInput,
+        mut waiting: Tensor<3, Int>,
+    ) -> Tensor<4> {
         let mut options = self.options;
         rows.key_bias = None;
         if self.empty_leaf == EmptyLeaf::AncestorMean {
@@ -116,7 +120,7 @@ impl<'a> WithinLeaves<'a> {
                 },
                 options,
             );
-            waiting = still_waiting(waiting, &found.log_total);
+            waiting = unresolved(waiting, &found.lse);
             total = Some(match total {
                 None => found.context,
                 Some(total) => total + found.context,
@@ -148,7 +152,7 @@ impl<'a> WithinLeaves<'a> {
             },
             options,
         );
-        let counts = means.log_total.exp().unsqueeze_dim::<4>(3); // 0 for empty leaves
+        let counts = means.lse.exp().unsqueeze_dim::<4>(3); // 0 for empty leaves
         let sums = means.context.cast(counts.dtype()) * counts.clone();
         let mut carried: Option<Tensor<4>> = None;
         for depth in 0..=self.shape.height() {
@@ -193,9 +197,9 @@ impl<'a> WithinLeaves<'a> {
 }
 
 /// The leaves of the queries that saw no key; -1 for the others.
-fn still_waiting(leaf: Tensor<3, Int>, log_total: &Tensor<3>) -> Tensor<3, Int> {
-    let log_total = log_total.clone().without_autodiff();
-    leaf.mask_fill(log_total.greater_elem(f32::MIN / 2.0), -1)
+fn unresolved(leaf: Tensor<3, Int>, lse: &Tensor<3>) -> Tensor<3, Int> {
+    let lse = lse.clone().without_autodiff();
+    leaf.mask_fill(lse.greater_elem(f32::MIN / 2.0), -1)
 }
 
 /// The node that `below` leaves are under, by leaf; -1 stays.

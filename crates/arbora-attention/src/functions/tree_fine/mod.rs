@@ -5,7 +5,7 @@ mod relaxed;
 mod top_margin;
 
 pub use empty_leaf::EmptyLeaf;
-pub(crate) use empty_leaf::{Leaved, WithinLeaves};
+pub(crate) use empty_leaf::{RoutedRows, WithinLeaves};
 
 use super::check::{axes, expect};
 use super::leaf_attention::{LeafAttentionInput, LeafAttentionOutput, leaf_attention};
@@ -23,9 +23,9 @@ pub struct TreeFineInput {
     pub key: Tensor<4>,
     /// `[batch, keys, kv_heads, value_dim]`
     pub value: Tensor<4>,
-    /// Queries that take no part, `[batch, queries]`, `true` = masked out: their context is 0.
+    /// Masked queries, `[batch, queries]`, `true` = masked out: their context is 0.
     pub query_padding: Option<Tensor<2, Bool>>,
-    /// Keys that take no part, `[batch, keys]`, `true` = masked out.
+    /// Masked keys, `[batch, keys]`, `true` = masked out.
     pub key_padding: Option<Tensor<2, Bool>>,
     /// Whether query `i` and key `i` are of the same token, which [`EmptyLeaf::SelfKey`] needs.
     pub is_self: bool,
@@ -33,7 +33,7 @@ pub struct TreeFineInput {
 
 impl TreeFineInput {
     /// Attention among tokens: query `i` and key `i` are of the same token.
-    pub fn among(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Self {
+    pub fn self_attn(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>) -> Self {
         Self {
             is_self: true,
             ..Self::cross(query, key, value)
@@ -86,7 +86,7 @@ pub struct TreeFineOptions {
 pub struct TreeFineOutput {
     /// `[batch, queries, heads, value_dim]`
     pub context: Tensor<4>,
-    /// The ways of queries.
+    /// Routing of the queries.
     pub query: Routing,
     /// The ways of keys.
     pub key: Routing,
@@ -194,9 +194,9 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// The rows with their leaves.
-    fn leaved(&self) -> Leaved {
+    fn routed_rows(&self) -> RoutedRows {
         let input = &self.input;
-        Leaved {
+        RoutedRows {
             rows: LeafAttentionInput {
                 query: input.query.clone(),
                 key: input.key.clone(),
@@ -211,7 +211,7 @@ impl Call<'_> {
 
     /// Attention along hard routes, which get no gradient.
     fn hard(&self) -> Tensor<4> {
-        self.within.attend(self.leaved()).context
+        self.within.attend(self.routed_rows()).context
     }
 
     /// What routes the queries, `[batch, queries, heads or 1, dim]`.

@@ -1,6 +1,6 @@
 //! Gradients of routes from the best few leaves.
 
-use super::{Call, Leaved, nothing_but_gradient, to_heads};
+use super::{Call, RoutedRows, nothing_but_gradient, to_heads};
 use crate::functions::leaf_attention::{CandidateKeys, LeafAttentionOutput, candidate_keys};
 use arbora_tree::routing::{Candidates, RoutingTree};
 use burn::tensor::activation::{log_softmax, softmax};
@@ -21,9 +21,9 @@ impl Call<'_> {
         let [_, _, kv_heads, _] = self.input.key.dims();
 
         let log_probability = column(log_softmax(key.scores.clone() / temperature, 3), 0);
-        let constants = self.leaved().without_autodiff();
+        let constants = self.routed_rows().without_autodiff();
         let key_bias = to_heads(nothing_but_gradient(log_probability), kv_heads);
-        let mut biased = self.leaved();
+        let mut biased = self.routed_rows();
         biased.rows.key_bias = Some(key_bias.cast(self.input.key.dtype()));
         let found = self.within.attend(biased);
         let context = self.candidate_keys(found, &key, &constants, temperature);
@@ -35,7 +35,7 @@ impl Call<'_> {
         &self,
         found: LeafAttentionOutput,
         candidates: &Candidates,
-        constants: &Leaved,
+        constants: &RoutedRows,
         temperature: f64,
     ) -> Tensor<4> {
         let constants = &constants.rows;
@@ -51,7 +51,7 @@ impl Call<'_> {
                 value: constants.value.clone(),
                 query_leaf: constants.query_leaf.clone(),
                 candidate_leaf: to_heads(column(candidates.leaves.clone(), candidate), kv_heads),
-                log_total: found.log_total.clone(),
+                lse: found.lse.clone(),
             };
             context = candidate_keys(context, compared, self.within.options);
         }
@@ -63,7 +63,7 @@ impl Call<'_> {
         &self,
         context: Tensor<4>,
         candidates: &Candidates,
-        constants: Leaved,
+        constants: RoutedRows,
         temperature: f64,
     ) -> Tensor<4> {
         let [_, _, heads, _] = context.dims();

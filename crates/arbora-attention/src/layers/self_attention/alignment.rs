@@ -69,12 +69,12 @@ impl Router {
         let asked = single(query.clone().select(1, pick_queries.clone()));
         let logits = (by_head(asked) * (head_dim as f64).powf(-0.5))
             .matmul(by_head(repeat_each(single(key.clone()), group)).swap_dims(2, 3));
-        let unasked = query_mask.map(|mask| {
+        let masked_queries = query_mask.map(|mask| {
             let mask = mask.select(1, pick_queries.clone());
             mask.reshape([batch, 1, drawn_queries.len(), 1])
         });
         // [batch, heads, drawn, keys]
-        let weights = fill_hidden(softmax_of_visible(logits, hidden), &unasked, 0.0);
+        let weights = fill_hidden(softmax_of_visible(logits, hidden), &masked_queries, 0.0);
 
         let key_leaf = repeat_each(head_leaves(routes.1, kv_heads).unsqueeze_dim::<4>(3), group);
         let key_leaf = key_leaf.reshape([batch, keys, heads]);

@@ -284,13 +284,13 @@ impl FineCache {
     ///
     /// - rows: of the call
     /// - query_leaf, key_leaf: of the call, on the host, `[batch, new, heads]` and `[batch, new, kv_heads]`
-    /// - climbs: whether a query of an empty leaf needs the keys under its deepest ancestor that has some
+    /// - needs_ancestors: whether a query of an empty leaf needs the keys under its deepest ancestor that has some
     pub fn gather(
         &mut self,
         rows: &CachedRows,
         query_leaf: &[i64],
         key_leaf: &[i64],
-        climbs: bool,
+        needs_ancestors: bool,
     ) -> Gathered {
         let [batch, new, heads, _] = rows.query.dims();
         let [_, _, kv_heads, head_dim] = rows.key.dims();
@@ -307,7 +307,10 @@ impl FineCache {
                         .iter()
                         .map(move |leaf| Query { token, leaf: *leaf })
                 });
-                lists.push(self.pages.needed(example, head, queries, &fresh, climbs));
+                lists.push(
+                    self.pages
+                        .needed(example, head, queries, &fresh, needs_ancestors),
+                );
             }
         }
         self.read = lists.iter().map(|list| list.keys).sum();

@@ -84,7 +84,7 @@ pub struct SelfAttentionInput {
     pub tokens: Tensor<3>,
     /// `[batch, context tokens, d_model]`: keys and values of cross-attention.
     pub context: Option<Tensor<3>>,
-    /// What takes no part.
+    /// What is masked out.
     pub masks: AttentionMasks,
     /// What the gradient of a route is, for kinds that route; `None`: what their configuration says.
     pub surrogate: Option<Surrogate>,

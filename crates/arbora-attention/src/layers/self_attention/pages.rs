@@ -117,7 +117,7 @@ impl LeafPages {
     /// The pages of the past that queries need.
     ///
     /// - fresh: leaves of the keys of the call, of which a query sees those up to its own token
-    /// - climbs: whether a query whose leaf has neither old nor fresh keys needs those under the deepest
+    /// - needs_ancestors: whether a query whose leaf has neither old nor fresh keys needs those under the deepest
     ///   ancestor that has
     pub fn needed(
         &self,
@@ -125,7 +125,7 @@ impl LeafPages {
         head: usize,
         queries: impl Iterator<Item = Query>,
         fresh: &[i64],
-        climbs: bool,
+        needs_ancestors: bool,
     ) -> Needed {
         let first = self.first(example, head);
         let held = |leaf: usize| self.leaves[first + leaf].keys;
@@ -140,7 +140,7 @@ impl LeafPages {
                 let is_answered = under.clone().any(|leaf| held(leaf) > 0)
                     || seen.iter().any(|leaf| under.contains(&(*leaf as usize)));
                 wanted.extend(under.filter(|leaf| held(*leaf) > 0));
-                if is_answered || !climbs {
+                if is_answered || !needs_ancestors {
                     break;
                 }
             }
@@ -176,9 +176,14 @@ mod tests {
         LeafPages::new(1, 2, CompleteTree::new(vec![2, 2]), 2)
     }
 
-    fn read(pages: &LeafPages, leaf: i64, fresh: &[i64], climbs: bool) -> Vec<(usize, i64, usize)> {
+    fn read(
+        pages: &LeafPages,
+        leaf: i64,
+        fresh: &[i64],
+        needs_ancestors: bool,
+    ) -> Vec<(usize, i64, usize)> {
         let query = Query { token: 0, leaf };
-        let needed = pages.needed(0, 1, [query].into_iter(), fresh, climbs);
+        let needed = pages.needed(0, 1, [query].into_iter(), fresh, needs_ancestors);
         let pages: Vec<_> = needed
             .pages
             .iter()

@@ -146,7 +146,7 @@ pub struct Router {
 /// `trees` is the number of key and value heads, or 1 with [`TreeScope::PerLayer`].
 #[derive(Clone, Debug)]
 pub struct RoutingReport {
-    /// The ways of queries. Its axis of heads has length 1 with [`TreeScope::PerLayer`].
+    /// Routing of the queries. Its axis of heads has length 1 with [`TreeScope::PerLayer`].
     pub query: Routing,
     /// The ways of keys.
     pub key: Routing,

@@ -4,7 +4,7 @@ use super::cache::{FineCache, expect_trees};
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
 use super::router::{Router, RouterConfig};
 use crate::functions::{
-    EmptyLeaf, LeafAttentionInput, Leaved, TreeFineInput, TreeFineOptions, WithinLeaves,
+    EmptyLeaf, LeafAttentionInput, RoutedRows, TreeFineInput, TreeFineOptions, WithinLeaves,
     head_leaves, tree_fine,
 };
 use crate::ops::Dropout;
@@ -124,11 +124,11 @@ impl TreeFine {
         let both = Tensor::cat(vec![flat(query_leaf.clone()), flat(key_leaf)], 0).into_data();
         let leaves: Vec<i64> = both.iter::<i64>().collect();
         let (asked, fresh) = leaves.split_at(query_leaf.dims().iter().product());
-        let climbs = matches!(
+        let needs_ancestors = matches!(
             self.empty_leaf,
             EmptyLeaf::AncestorMean | EmptyLeaf::AncestorAttend
         );
-        let gathered = cache.gather(&rows, asked, fresh, climbs);
+        let gathered = cache.gather(&rows, asked, fresh, needs_ancestors);
         cache.append(rows.key, rows.value.clone(), fresh);
         let options = TreeFineOptions {
             empty_leaf: self.empty_leaf,
@@ -136,7 +136,7 @@ impl TreeFine {
             causal: Some(gathered.before),
             ..TreeFineOptions::default()
         };
-        let leaved = Leaved {
+        let routed_rows = RoutedRows {
             rows: LeafAttentionInput {
                 query: rows.query,
                 key: gathered.key,
@@ -147,7 +147,9 @@ impl TreeFine {
             },
             own_value: Some(rows.value),
         };
-        WithinLeaves::new(shape, &options).attend(leaved).context
+        WithinLeaves::new(shape, &options)
+            .attend(routed_rows)
+            .context
     }
 
     #[track_caller]

@@ -61,18 +61,17 @@ pub fn dense_attention<B: Backend>(
     // A query without keys has total 0; any positive divisor leaves it at 0.
     let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
     let context = exponential.div(total.clone()).matmul(attended(value));
-    let log_total = total.log().add(greatest);
-    let log_total = match masked {
-        None => log_total,
+    let lse = total.log().add(greatest);
+    let lse = match masked {
+        None => lse,
         Some(mask) => {
             let empty = mask.not().float(dtype).sum(3).equals_zero();
-            log_total.fill(empty, 0.0)
+            lse.fill(empty, 0.0)
         }
     };
     (
         context.swap_dims(1, 2).cast(output_dtype).0,
-        log_total
-            .reshape([batch, heads, queries])
+        lse.reshape([batch, heads, queries])
             .swap_dims(1, 2)
             .detach()
             .0,

@@ -141,10 +141,10 @@ pub fn leaf_attention<B: Backend>(
     let query = query.at_least_single();
     if sizes.is_empty() {
         let context = query.zeros([batch, queries, heads, value_dim]);
-        let log_total = query.zeros([batch, queries, heads]);
+        let lse = query.zeros([batch, queries, heads]);
         return (
             context.cast(output_dtype).0,
-            log_total.shift(f64::from(f32::MIN)).0,
+            lse.shift(f64::from(f32::MIN)).0,
         );
     }
 
@@ -177,14 +177,14 @@ pub fn leaf_attention<B: Backend>(
     };
     let context = sizes.ungroup(weights.matmul(value));
     let empty = unseen.not().float(dtype).sum(3).equals_zero();
-    let log_total = total
+    let lse = total
         .log()
         .add(greatest)
         .detach()
         .fill(empty, f64::from(f32::MIN));
     (
         context.cast(output_dtype).0,
-        sizes.ungroup(log_total).reshape([batch, queries, heads]).0,
+        sizes.ungroup(lse).reshape([batch, queries, heads]).0,
     )
 }
 
@@ -198,7 +198,7 @@ pub fn candidate_keys_backward<B: Backend>(
     query_leaf: IntTensor<B>,
     candidate_leaf: IntTensor<B>,
     context: FloatTensor<B>,
-    log_total: FloatTensor<B>,
+    lse: FloatTensor<B>,
     grad: FloatTensor<B>,
     options: LeafAttentionOptions,
 ) -> FloatTensor<B> {
@@ -215,14 +215,14 @@ pub fn candidate_keys_backward<B: Backend>(
     let value = value.at_least_single().swap_dims(1, 2);
     let grad = sizes.group(Float::<B>(grad).at_least_single());
     let context = sizes.group(Float::<B>(context).at_least_single());
-    let log_total = sizes.group(Float::<B>(log_total).reshape([batch, queries, heads, 1]));
+    let lse = sizes.group(Float::<B>(lse).reshape([batch, queries, heads, 1]));
     let matrix = [batch, kv_heads, sizes.rows(), keys];
 
     let score = sizes
         .group(query.scale(options.scale(head_dim)))
         .matmul(key.swap_dims(2, 3));
     // The weight that the key would have beside those of the leaf.
-    let weight = score.sub(log_total.expand(matrix)).sigmoid();
+    let weight = score.sub(lse.expand(matrix)).sigmoid();
     let mean = grad.clone().mul(context).sum(3).expand(matrix);
     let gain = grad.matmul(value.swap_dims(2, 3)).sub(mean);
     let unseen = sizes.seen::<B>(query_leaf, candidate_leaf, &options).not();

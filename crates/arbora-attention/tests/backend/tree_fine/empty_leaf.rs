@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 const BRANCHING: [usize; 3] = [2, 3, 4];
 
 fn input(device: &Device) -> TreeFineInput {
-    TreeFineInput::among(
+    TreeFineInput::self_attn(
         random([2, 7, 4, 6], 1, device),
         random([2, 7, 2, 6], 2, device),
         random([2, 7, 2, 5], 3, device),

@@ -186,7 +186,7 @@ fn padding_changes_nothing_and_padded_queries_get_zero() {
             };
             let trees = tree(6, &[2, 2, 2, 2], 2, 5, &device);
             let padded = input(9, 9, &device);
-            let short = TreeFineInput::among(
+            let short = TreeFineInput::self_attn(
                 padded.query.clone().slice([1..2, 0..6]),
                 padded.key.clone().slice([1..2, 0..6]),
                 padded.value.clone().slice([1..2, 0..6]),
@@ -207,7 +207,7 @@ fn an_example_of_padding_alone_gets_zero_and_finite_gradients() {
             let device = autodiff_device();
             let mask = padding(&[4, 0], 4, &device.clone().without_autodiff());
             let rows = |seed| random([2, 4, 2, 6], seed, &device).require_grad();
-            let input = TreeFineInput::among(rows(1), rows(2), rows(3)).mask_pad(mask);
+            let input = TreeFineInput::self_attn(rows(1), rows(2), rows(3)).mask_pad(mask);
             let trees = tree(6, &[2, 2], 2, 5, &device);
             let options = TreeFineOptions {
                 empty_leaf,
@@ -279,11 +279,11 @@ fn later_tokens_change_nothing_before_them_under_the_causal_rule() {
             ..TreeFineOptions::default()
         };
         let rows = |seed| random([2, 8, 2, 6], seed, &device);
-        let before = TreeFineInput::among(rows(1), rows(2), rows(3));
+        let before = TreeFineInput::self_attn(rows(1), rows(2), rows(3));
         let replace = |rows: Tensor<4>, seed| {
             rows.slice_assign([0..2, 5..8], random([2, 3, 2, 6], seed, &device))
         };
-        let after = TreeFineInput::among(
+        let after = TreeFineInput::self_attn(
             replace(before.query.clone(), 11),
             replace(before.key.clone(), 12),
             replace(before.value.clone(), 13),

@@ -52,7 +52,7 @@ proptest! {
 /// Gradients of the first contexts, in the order of rows: of queries, keys, values, then of trees.
 fn gradients(rows: [Tensor<4>; 3], trees: &RoutingTree, options: TreeFineOptions) -> Earlier {
     let [query, key, value] = rows.map(|rows| rows.require_grad());
-    let input = TreeFineInput::among(query.clone(), key.clone(), value.clone());
+    let input = TreeFineInput::self_attn(query.clone(), key.clone(), value.clone());
     let context = tree_fine(input, trees, trees, options).context;
     let first = context.slice([0..2, 0..EARLIER]);
     let weights = random(first.dims(), 9, &first.device());

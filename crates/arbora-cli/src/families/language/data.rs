@@ -154,12 +154,12 @@ impl LanguageData {
 
     /// Tokens of the training part that are asked for in an epoch.
     fn targets(&self, config: &LanguageConfig) -> usize {
-        self.text.train_targets_after(config.unasked())
+        self.text.train_targets_after(config.ignored_targets())
     }
 
     /// Tokens of the validation part that are asked for.
     fn held_out_targets(&self, config: &LanguageConfig) -> usize {
-        self.text.validation_targets_after(config.unasked())
+        self.text.validation_targets_after(config.ignored_targets())
     }
 }
 
@@ -282,7 +282,7 @@ impl LanguageConfig {
             ("test_items", self.test_items),
         ] {
             let (batches, size) = (self.eval_batches(data, items), self.eval_batch_size);
-            if text.spread_targets_after(batches, size, self.unasked())? == 0 {
+            if text.spread_targets_after(batches, size, self.ignored_targets())? == 0 {
                 let windows = self
                     .common()
                     .measured(items, Some(text.validation_windows()));
@@ -320,7 +320,7 @@ impl LanguageConfig {
     }
 
     /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
-    fn unasked(&self) -> usize {
+    fn ignored_targets(&self) -> usize {
         self.prompt().saturating_sub(1)
     }
 

@@ -99,7 +99,7 @@ impl LanguageModel {
     }
 
     /// The routes that were sampled, each rewarded with the mean log-likelihood of the tokens that it was taken
-    /// for. Routes for no token that is asked for take no part.
+    /// for. Routes of ignored targets do not count.
     fn decisions(
         &self,
         batch: &LanguageBatch,

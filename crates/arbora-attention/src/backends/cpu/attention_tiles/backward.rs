@@ -45,7 +45,7 @@ struct BackwardTile<'a> {
     /// `[value_dim, lanes]`
     grad_lanes: &'a [f32],
     /// Of all keys.
-    log_total: &'a [f32],
+    lse: &'a [f32],
     /// The mean of what the weights get as gradients.
     mean: &'a [f32],
     /// `[queries, padded head_dim]`, without scale.
@@ -76,7 +76,7 @@ struct BackwardKeys<'a> {
 /// Turns logits into weights.
 struct Weights<'a, A: Arithmetic, P, const VECTORS: usize> {
     weights: &'a mut [f32],
-    log_total: [A::Vector; VECTORS],
+    lse: [A::Vector; VECTORS],
     places: Places<'a>,
     keys: usize,
     pairs: PhantomData<P>,
@@ -92,7 +92,7 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for Weights<'_, A, P
             // First, as it was summed: large logits lose what is between them in another order.
             logit = A::add_lanes(logit, A::splat(self.places.keys[key].bias));
         }
-        let logit = A::sub_lanes(logit, self.log_total[vector]);
+        let logit = A::sub_lanes(logit, self.lse[vector]);
         let mut weight = if P::GATES {
             sigmoid::<A>(logit)
         } else {
@@ -178,7 +178,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                 grad,
                 grad_lanes,
                 context_lanes,
-                log_total,
+                lse,
                 mean,
                 d_query,
                 key,
@@ -212,10 +212,10 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             let count = queries.len();
             copy_rows(query, key_columns, inputs.query, key_dim, queries);
             copy_rows(grad, value_columns, outputs.grad, value_dim, queries);
-            copy_rows(log_total, 1, outputs.log_total, 1, queries);
+            copy_rows(lse, 1, outputs.lse, 1, queries);
             if !P::PLAIN {
                 // Lanes without a query have no weight.
-                log_total[count..padded(count)].fill(f32::MAX);
+                lse[count..padded(count)].fill(f32::MAX);
                 places.hold_queries(&pairs, queries);
             }
             for (first, vectors) in tiles(A::MANY_REGISTERS, count) {
@@ -279,7 +279,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                         query_lanes: &query_lanes[first * key_dim..end * key_dim],
                         grad: &grad[first * value_columns..end * value_columns],
                         grad_lanes: &grad_lanes[first * value_dim..end * value_dim],
-                        log_total: &log_total[first..end],
+                        lse: &lse[first..end],
                         mean: &mean[first..end],
                         d_query: &mut d_query[first * key_columns..end * key_columns],
                         queries: count.min(end) - first,
@@ -348,10 +348,10 @@ impl BackwardTile<'_> {
         let places = keys.places;
         let width = VECTORS * LANES;
         let (key_columns, value_columns) = (padded(dims.head_dim), padded(dims.value_dim));
-        let mut log_total = [A::splat(0.0); VECTORS];
+        let mut lse = [A::splat(0.0); VECTORS];
         let mut mean = [A::splat(0.0); VECTORS];
         for vector in 0..VECTORS {
-            log_total[vector] = A::load(lanes(self.log_total, vector * LANES));
+            lse[vector] = A::load(lanes(self.lse, vector * LANES));
             mean[vector] = A::load(lanes(self.mean, vector * LANES));
         }
         products::<A, VECTORS>(
@@ -362,7 +362,7 @@ impl BackwardTile<'_> {
             self.query_lanes,
             &mut Weights::<A, P, VECTORS> {
                 weights: keys.weights,
-                log_total,
+                lse,
                 places,
                 keys: keys.count,
                 pairs: PhantomData,

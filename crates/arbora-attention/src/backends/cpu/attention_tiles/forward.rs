@@ -15,7 +15,7 @@ pub(in super::super) struct Forward<'a, P> {
     pub(in super::super) pairs: P,
     pub(in super::super) inputs: AttentionInputs<'a>,
     pub(in super::super) context: Rows<'a>,
-    pub(in super::super) log_total: Rows<'a>,
+    pub(in super::super) lse: Rows<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
     /// Rows of queries. No other task has them.
     pub(in super::super) queries: &'a [usize],
@@ -160,20 +160,20 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
         }
 
         for first in (0..queries.len()).step_by(LANES) {
-            let mut log_totals = [P::NO_KEYS; LANES];
+            let mut lses = [P::NO_KEYS; LANES];
             let mut inverses = [0.0; LANES];
             if !self.keys.is_empty() {
                 let (maximum, total) = (lanes(maximum, first), lanes(total, first));
                 for lane in 0..LANES {
                     // NaN is no total of 0.
                     if P::PLAIN || total[lane] != 0.0 {
-                        log_totals[lane] = maximum[lane] + total[lane].ln();
+                        lses[lane] = maximum[lane] + total[lane].ln();
                         inverses[lane] = 1.0 / total[lane];
                     }
                 }
             }
             for (lane, &row) in queries[first..].iter().enumerate().take(LANES) {
-                self.log_total.row(row, 1)[0] = log_totals[lane];
+                self.lse.row(row, 1)[0] = lses[lane];
                 let target = self.context.row(row * value_dim, value_dim);
                 let row = (first + lane) * columns;
                 scale_row(target, &context[row..row + columns], inverses[lane]);

@@ -54,7 +54,7 @@ pub(crate) struct AttentionOutputs<'a> {
     /// `[batch, queries, heads, value_dim]`
     pub(crate) context: &'a [f32],
     /// `[batch, queries, heads]`
-    pub(crate) log_total: &'a [f32],
+    pub(crate) lse: &'a [f32],
     /// As context.
     pub(crate) grad: &'a [f32],
 }

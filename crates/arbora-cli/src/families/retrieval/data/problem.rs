@@ -14,7 +14,7 @@ pub struct Problem {
     pub queries: Tensor<3>,
     /// The truth per query.
     pub target: Target,
-    /// `[batch, queries]`, `true` = the query takes no part; `None` where all do.
+    /// `[batch, queries]`, `true` = masked out; `None` where all do.
     pub target_mask: Option<Tensor<2, Bool>>,
     /// Context tokens per example, padding not counted, the mean over the batch.
     pub tokens: f64,
