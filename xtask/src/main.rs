@@ -6,6 +6,8 @@ mod ci;
 mod data;
 mod origin;
 // The command line writes such pages and tables too. Its files are shared, since a dependency on its crate would compile burn.
+#[path = "../../crates/arbora-cli/src/atomic_file.rs"]
+mod atomic_file;
 #[path = "../../crates/arbora-cli/src/experiment/page.rs"]
 mod page;
 mod provision;
@@ -17,8 +19,6 @@ mod test_all_backends;
 #[cfg(test)]
 mod tidy;
 mod torture;
-#[path = "../../crates/arbora-cli/src/whole.rs"]
-mod whole;
 mod workspace;
 
 use std::process::ExitCode;

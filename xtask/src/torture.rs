@@ -18,7 +18,7 @@ use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::table::{table, thousands};
 use crate::test_all_backends::selection;
-use crate::{origin, page, shell, whole};
+use crate::{atomic_file, origin, page, shell};
 use counts::{Counts, Failure};
 
 /// Try what must break nothing: random problems for every operator, damaged files for every reader, commands that are
@@ -392,7 +392,7 @@ impl Campaign {
 
     fn write(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)? + "\n";
-        whole::write(&folder.join("torture.json"), json)?;
+        atomic_file::write(&folder.join("torture.json"), json)?;
         let path = folder.join("torture.md");
         page::update(&path, "# Torture", "cargo xtask torture", &self.generated())
     }

@@ -1,6 +1,6 @@
 //! Backends by name, and devices of other processes by address.
 
-use crate::quiet::without_panic;
+use crate::catch_panic::without_panic;
 use crate::remote;
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::{Device, Tensor};

@@ -14,7 +14,9 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod alone;
+mod atomic_file;
 pub mod backend;
+mod catch_panic;
 mod cli;
 #[doc(hidden)]
 pub mod doors;
@@ -25,7 +27,6 @@ mod message;
 pub mod picture;
 mod placement;
 mod progress;
-mod quiet;
 #[cfg_attr(not(feature = "remote"), path = "without_remote.rs")]
 pub mod remote;
 mod run;
@@ -33,7 +34,6 @@ mod settings;
 mod statistic;
 mod table;
 mod threads;
-mod whole;
 // For its tests: CI has the feature.
 #[cfg(all(test, feature = "remote"))]
 #[allow(dead_code)]

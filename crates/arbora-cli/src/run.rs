@@ -4,7 +4,7 @@ use crate::backend;
 use crate::families::{About, AnyTask, Family};
 use crate::message::tell;
 use crate::progress::Bar;
-use crate::{remote, settings, whole};
+use crate::{atomic_file, remote, settings};
 use anyhow::{Context as _, Error, Result, bail};
 use arbora::rl::train::{Checkpoint, Claim, TrainError, Trainer, measure};
 use arbora::tasks::TaskError;
@@ -150,7 +150,7 @@ impl<F: Family> Run<F> {
     /// If it is to start from a run that cannot be read or does not fit.
     pub fn model(&self, data: &F::Data, device: &Device) -> Result<F::Model> {
         match Checkpoint::newest(&self.folder) {
-            Ok(_) => Ok(self.config.blank(data, device)),
+            Ok(_) => Ok(self.config.untrained(data, device)),
             Err(_) => self.config.init(data, device),
         }
     }
@@ -189,9 +189,9 @@ impl<F: Family> Run<F> {
         };
         let write_made = |by: &[Made]| {
             let text = serde_json::to_string(by)? + "\n";
-            whole::write(&folder.join(MADE), text)
+            atomic_file::write(&folder.join(MADE), text)
         };
-        let write_settings = || whole::write(&folder.join(CONFIG), &settings);
+        let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
         if state != State::Absent {
             let [wanted, found] = self.wanted_and_found()?;
             if wanted != found {
@@ -364,7 +364,7 @@ impl<F: Family> TrainedRun<F> {
         about.expect_kept(folder, config != found)?;
         checkpoint.expect_fingerprint(&about.fingerprint)?;
         let (backend, device) = backend::open(backend)?;
-        let model = checkpoint.load_model(config.blank(&data, &device))?;
+        let model = checkpoint.load_model(config.untrained(&data, &device))?;
         Ok(Self {
             config,
             data,

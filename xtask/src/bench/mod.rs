@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::backend::Backend;
 use crate::page;
 use crate::provision::{self, Environment};
-use crate::{origin, shell, whole};
+use crate::{atomic_file, origin, shell};
 use numbers::Report;
 
 /// Measure tree attention beside dense attention and write the page of results.
@@ -133,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn write(results: &Results, report: &Report, root: &Path) -> Result<()> {
     let folder = root.join("docs/results");
     let json = serde_json::to_string_pretty(results)? + "\n";
-    whole::write(&folder.join("performance.json"), json)?;
+    atomic_file::write(&folder.join("performance.json"), json)?;
     let generated = format!("{}\n{}", preamble(results, report), table::page(report));
     let path = folder.join("performance.md");
     page::update(&path, "# Performance", GENERATOR, &generated)?;

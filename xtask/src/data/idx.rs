@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder, read::GzDecoder};
 
-use crate::whole;
+use crate::atomic_file;
 
 /// Grey images of one size with a label each.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
         .mtime(0)
         .write(Vec::new(), Compression::best());
     encoder.write_all(bytes)?;
-    whole::write(path, encoder.finish()?)
+    atomic_file::write(path, encoder.finish()?)
 }
 
 /// Unsigned bytes (0x08) in D axes, then each axis as a big-endian u32.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use md5::Digest;
 
-use crate::whole;
+use crate::atomic_file;
 
 /// A committed file of checksums. The first fetch of an artefact records its checksum, every later
 /// one must match it.
@@ -48,7 +48,7 @@ impl Lock {
                 println!("recorded {artefact} {digest}");
                 self.digests.insert(artefact.into(), digest.into());
                 let text = serde_json::to_string_pretty(&self.digests)? + "\n";
-                whole::write(&self.path, text)
+                atomic_file::write(&self.path, text)
             }
         }
     }

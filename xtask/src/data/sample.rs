@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::idx::Labelled;
-use crate::{shell, whole};
+use crate::{atomic_file, shell};
 
 const TRAIN_PER_CLASS: usize = 800;
 const TEST_PER_CLASS: usize = 200;
@@ -27,7 +27,7 @@ pub fn make(source: &Path) -> Result<()> {
     };
     let train = make("train", TRAIN_PER_CLASS)?;
     let test = make("t10k", TEST_PER_CLASS)?;
-    whole::write(&folder.join("NOTICE"), notice_text(train, test))?;
+    atomic_file::write(&folder.join("NOTICE"), notice_text(train, test))?;
 
     let mut size = 0;
     for entry in fs::read_dir(&folder)? {

@@ -39,9 +39,9 @@ fn eval<F: Family>(args: &EvalArgs) -> Result<ExitCode> {
     let items = common.measured(common.test_items, about.count);
     let mut means = measured(&config, &model, common.test_items, &data, &device)?;
     // Where they are counted, what is no parameter is left out: biases of balance, for instance.
-    let counted = about.facts.get("total_parameters");
+    let counted = about.static_metrics.get("total_parameters");
     let parameters = counted.map_or_else(|| model.num_params(), |count| *count as usize);
-    means.extend(about.facts);
+    means.extend(about.static_metrics);
     show(&if args.json {
         json!({
             "run": args.run.to_string_lossy(), "model": common.model, "step": step,

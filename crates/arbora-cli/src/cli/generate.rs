@@ -102,8 +102,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     }
     checkpoint.expect_fingerprint(&config.fingerprint_with(&tokenizer)?)?;
     let (backend, device) = backend::open(args.backend.as_deref())?;
-    let blank = config.blank_for(tokenizer.vocabulary(), &device);
-    let model = checkpoint.load_model(blank.place(&args.place.open()?)?)?;
+    let untrained = config.untrained_for(tokenizer.vocabulary(), &device);
+    let model = checkpoint.load_model(untrained.place(&args.place.open()?)?)?;
 
     let mut shown = match (&args.prompts[..], &prompts[..]) {
         ([text], [prompt]) if !args.json => Some(Stream {

@@ -11,10 +11,10 @@ mod search;
 mod serve;
 mod train;
 
+use crate::catch_panic::hold_panics;
 use crate::families::{AnyModel, AnyTask, Preset};
 use crate::message::tell;
 use crate::placement::PlaceArgs;
-use crate::quiet::hold_panics;
 use crate::{remote, threads};
 use anyhow::{Context as _, Error, Result};
 use arbora::models::tree_coder::GenerateError;

@@ -99,7 +99,7 @@ pub fn compare(
     let text = markdown(&rows);
     if let Some(path) = &args.markdown {
         let text = page(&text, config, args);
-        crate::whole::write(path, text)?;
+        crate::atomic_file::write(path, text)?;
     }
     if args.json {
         let searches: Vec<Value> = rows

@@ -45,12 +45,14 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
         }
     };
     let folder = run.folder.clone();
-    let account = about.account.map(|account| format!("; {account}"));
+    let data_summary = about
+        .data_summary
+        .map(|data_summary| format!("; {data_summary}"));
     tell!(
         "{} on {backend}, run folder {}{}",
         common.model,
         folder.display(),
-        account.unwrap_or_default()
+        data_summary.unwrap_or_default()
     );
     #[cfg(feature = "dashboard")]
     let (trainer, _notices) = dashboard::show(trainer, F::LIVE, args.dashboard);
@@ -72,7 +74,7 @@ fn train<F: Family>(args: &TrainArgs) -> Result<ExitCode> {
     F::draw(&[finished], &data, &device, &folder)?;
     // All test items, and also where a resumed run had no step left to evaluate.
     let mut means = measured(&config, &trained.model, common.test_items, &data, &device)?;
-    means.extend(about.facts);
+    means.extend(about.static_metrics);
     show(&if args.json {
         means.insert("seconds".into(), trained.seconds);
         let models = json!({ common.model: means });

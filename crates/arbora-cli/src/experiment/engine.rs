@@ -10,7 +10,7 @@ use crate::alone::alone;
 use crate::families::{About, Family, FamilyModel as _, Finished, named};
 use crate::message::tell;
 use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
-use crate::{backend, cli, settings, whole};
+use crate::{atomic_file, backend, cli, settings};
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::rl::train::{Checkpoint, Claim, TrainError};
 use burn::module::Module as _;
@@ -171,7 +171,7 @@ impl<F: Family> Engine<'_, F> {
         if self.asked.again && self.since.is_none() {
             std::fs::create_dir_all(&self.out)
                 .with_context(|| format!("cannot make {}", self.out.display()))?;
-            whole::write(&self.out.join(AGAIN), "")?;
+            atomic_file::write(&self.out.join(AGAIN), "")?;
             self.since = repeated_since(&self.out)?;
         }
         let own = |at: usize| match self.asked.shard {
@@ -188,9 +188,11 @@ impl<F: Family> Engine<'_, F> {
             runs.len(),
             self.out.display()
         );
-        let accounts = runs.iter().filter_map(|run| run.about.account.as_ref());
-        for account in accounts.collect::<BTreeSet<_>>() {
-            tell!("{account}");
+        let data_summaries = runs
+            .iter()
+            .filter_map(|run| run.about.data_summary.as_ref());
+        for data_summary in data_summaries.collect::<BTreeSet<_>>() {
+            tell!("{data_summary}");
         }
         let mut stopped = None;
         for (at, planned) in tries.iter().enumerate() {
@@ -541,7 +543,7 @@ impl<F: Family> Engine<'_, F> {
                 let items = config.common().test_items;
                 let measure = |model: &F::Model| -> Result<_> {
                     let mut metrics = measured(config, model, items, data, &self.device)?;
-                    metrics.extend(planned.about.facts.clone());
+                    metrics.extend(planned.about.static_metrics.clone());
                     Ok(store::finite(metrics))
                 };
                 let metrics = measure(&trained.model)?;
@@ -563,7 +565,7 @@ impl<F: Family> Engine<'_, F> {
             // The model has lost, and the others are still to be compared.
             Err(error) if diverged(&error) => {
                 tell!("{folder}: {error}");
-                let model = config.blank(data, &self.device);
+                let model = config.untrained(data, &self.device);
                 numbers
                     .entries
                     .push(self.entry(planned, None, None, &model));
@@ -583,7 +585,7 @@ impl<F: Family> Engine<'_, F> {
             }
         }
         let text = serde_json::to_string_pretty(&numbers)? + "\n";
-        whole::write(&planned.run.folder.join(store::MEASURED), &text)?;
+        atomic_file::write(&planned.run.folder.join(store::MEASURED), &text)?;
         Ok(is_stopped.then_some(Stop::Asked))
     }
 
@@ -601,7 +603,7 @@ impl<F: Family> Engine<'_, F> {
         let name = &self.experiment.rows[planned.plan.row].name;
         let end = at_random.map_or("", |_| AT_RANDOM);
         // Where they are counted, what is no parameter is left out: biases of balance, for instance.
-        let counted = planned.about.facts.get("total_parameters");
+        let counted = planned.about.static_metrics.get("total_parameters");
         let accuracies = self.accuracies().filter(|_| at_random.is_none());
         let reached = accuracies.map(|accuracy| Reached {
             accuracy,
@@ -640,7 +642,7 @@ impl<F: Family> Engine<'_, F> {
         let state = run.state(&planned.about)?;
         if state == State::Finished {
             let (checkpoint, _) = Checkpoint::newest(&run.folder)?;
-            let model = checkpoint.load_model(run.config.blank(data, &self.device))?;
+            let model = checkpoint.load_model(run.config.untrained(data, &self.device))?;
             return Ok(Some(Trained::before(model, checkpoint.state().step)));
         }
         let model = run.model(data, &self.device)?;
@@ -665,7 +667,7 @@ impl<F: Family> Engine<'_, F> {
             let mut numbers = arbora::rl::seed::step_rng(0, 0);
             self.device.sync().context("the device gave up")?;
             let started = Instant::now();
-            let queries = model.answer(batch, &mut numbers);
+            let queries = model.timed_forward(batch, &mut numbers);
             self.device.sync().context("the device gave up")?;
             times.push(started.elapsed().as_secs_f64() / queries as f64);
         }
@@ -707,7 +709,7 @@ impl<F: Family> Engine<'_, F> {
             Ok(Shown {
                 run: planned.plan.clone(),
                 settings: planned.settings.clone(),
-                facts: planned.about.facts.clone(),
+                static_metrics: planned.about.static_metrics.clone(),
                 entry: self.known.get(&planned.fingerprint).cloned(),
                 at_random: at_random.and_then(|name| self.known.get(name).cloned()),
                 times: self.times(planned)?,
@@ -738,7 +740,7 @@ impl<F: Family> Engine<'_, F> {
         let mut json = results.json();
         let written = match &self.asked.page {
             Some(page) => {
-                let folder = whole::folder_of(page);
+                let folder = atomic_file::folder_of(page);
                 let is_part = self.asked.is_part || !open.is_empty();
                 alone(folder, || {
                     self.write_page(page, &results, is_part, &mut json)
@@ -747,7 +749,7 @@ impl<F: Family> Engine<'_, F> {
                     (self.experiment.readme, open.is_empty(), &self.asked.readme)
                 {
                     let text = results.readme(&page.to_string_lossy());
-                    alone(whole::folder_of(readme), || {
+                    alone(atomic_file::folder_of(readme), || {
                         page::update(readme, "", &self.asked.made_by, &text)
                     })?;
                 }
@@ -758,9 +760,9 @@ impl<F: Family> Engine<'_, F> {
                     .with_context(|| format!("cannot make {}", self.out.display()))?;
                 let text = format!("{}\n{}", start(self.experiment), results.page());
                 alone(&self.out, || {
-                    whole::write(&self.out.join(TABLE), text)?;
+                    atomic_file::write(&self.out.join(TABLE), text)?;
                     let numbers = serde_json::to_string_pretty(&json)? + "\n";
-                    whole::write(&self.out.join(NUMBERS), numbers)
+                    atomic_file::write(&self.out.join(NUMBERS), numbers)
                 })?;
                 if self.planning.cases.is_none() {
                     self.draw(runs)?;
@@ -825,7 +827,7 @@ impl<F: Family> Engine<'_, F> {
             }
             runs.extend(others.into_values().map(|entry| json!(entry)));
         }
-        whole::write(&numbers, serde_json::to_string_pretty(json)? + "\n")
+        atomic_file::write(&numbers, serde_json::to_string_pretty(json)? + "\n")
     }
 
     /// Draws the runs of the first seed that are here, where all of them have the same data.
@@ -843,7 +845,7 @@ impl<F: Family> Engine<'_, F> {
             let is_outdated = self.is_outdated(&planned.run.folder)?;
             if is_first && !is_outdated && planned.run.state(&planned.about)? == State::Finished {
                 let (checkpoint, _) = Checkpoint::newest(&planned.run.folder)?;
-                let model = planned.run.config.blank(data, &self.device);
+                let model = planned.run.config.untrained(data, &self.device);
                 models.push((planned, checkpoint.load_model(model)?));
             }
         }

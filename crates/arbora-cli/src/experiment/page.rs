@@ -1,6 +1,6 @@
 //! Pages of which one part is written by a command and the rest by hand.
 
-use crate::whole;
+use crate::atomic_file;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::io::ErrorKind;
@@ -55,7 +55,7 @@ pub fn open(path: &Path, start: &str, command: &str) -> Result<String> {
 /// As [`open`], and when it cannot be written.
 pub fn update(path: &Path, start: &str, command: &str, generated: &str) -> Result<()> {
     let page = put_generated(&open(path, start, command)?, command, generated)?;
-    whole::write(path, page)
+    atomic_file::write(path, page)
 }
 
 #[cfg(test)]

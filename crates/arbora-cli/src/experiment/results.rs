@@ -34,7 +34,7 @@ pub struct Shown {
     pub run: Run,
     pub settings: Value,
     /// Numbers that follow from settings and data alone.
-    pub facts: BTreeMap<String, f64>,
+    pub static_metrics: BTreeMap<String, f64>,
     /// `None` where it is open.
     pub entry: Option<Entry>,
     /// With the same weights walking at random.
@@ -717,7 +717,7 @@ pub mod tests {
             let row = &experiment.rows[run.row];
             Shown {
                 settings: json!({"order": row.name, "heads": 4, "trainer": {"steps": 10, "seed": run.seed}}),
-                facts: BTreeMap::new(),
+                static_metrics: BTreeMap::new(),
                 entry: find(row.name.clone(), run.seed),
                 at_random: find(format!("{}{}", row.name, super::super::AT_RANDOM), run.seed),
                 times: (row.name == "retreever" || row.name == "ours-64").then(|| Times {

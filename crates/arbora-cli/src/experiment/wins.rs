@@ -286,7 +286,7 @@ impl Wins<'_> {
             let mut row = Vec::new();
             let tree = self.results.runs_of(self.tree_coder, case).next();
             row.extend(["active_parameters", "total_parameters"].map(|name| {
-                let count = tree.and_then(|run| run.facts.get(name));
+                let count = tree.and_then(|run| run.static_metrics.get(name));
                 count.map_or(String::new(), |count| thousands(*count as u64))
             }));
             row.extend(all.clone().map(|row| {

@@ -17,8 +17,8 @@ pub mod sequence;
 
 pub use names::{AnyModel, AnyTask, Preset, named, names};
 
+use crate::atomic_file;
 use crate::placement::NOTHING_TO_PLACE;
-use crate::whole;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::tree_coder::Placement;
 use arbora::rl::train::{TrainableModel, TrainerConfig};
@@ -149,10 +149,10 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     /// # Errors
     /// If it is to start from a run that cannot be read or does not fit.
     fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model> {
-        Ok(self.blank(data, device))
+        Ok(self.untrained(data, device))
     }
     /// A model that a checkpoint is to be loaded into.
-    fn blank(&self, data: &Self::Data, device: &Device) -> Self::Model;
+    fn untrained(&self, data: &Self::Data, device: &Device) -> Self::Model;
     /// Training batches.
     fn training(&self, data: &Self::Data) -> TrainingBatches<Self::Batch>;
     /// The fixed evaluation batches.
@@ -182,7 +182,7 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
 /// What commands ask of a model beside training and measuring it.
 pub trait FamilyModel: TrainableModel {
     /// One forward pass, from features to predictions, for the clock; how many queries it answered.
-    fn answer(&self, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
+    fn timed_forward(&self, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
 
     /// The same weights with random routes.
     ///
@@ -248,9 +248,9 @@ pub struct About {
     /// Items in the evaluation set, `None` where they are generated without end.
     pub count: Option<usize>,
     /// Numbers of the model that follow from settings and data alone, by name. They stand beside measurements.
-    pub facts: BTreeMap<String, f64>,
+    pub static_metrics: BTreeMap<String, f64>,
     /// How much data there is to train and to measure on, where that is not plain from the settings.
-    pub account: Option<String>,
+    pub data_summary: Option<String>,
     /// Files of the run's folder that keep something of the data, by name.
     pub kept: Vec<Kept>,
 }
@@ -327,7 +327,7 @@ impl Kept {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        whole::write(&folder.join(self.name), &self.contents)
+        atomic_file::write(&folder.join(self.name), &self.contents)
     }
 }
 

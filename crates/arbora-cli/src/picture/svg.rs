@@ -211,8 +211,8 @@ impl Scene {
     pub(super) fn save(&self, name: &Path) -> Result<()> {
         let svg = self.svg();
         let png = self.rasterise(&svg)?.encode_png()?;
-        crate::whole::write(&name.with_added_extension("svg"), svg)?;
-        crate::whole::write(&name.with_added_extension("png"), png)
+        crate::atomic_file::write(&name.with_added_extension("svg"), svg)?;
+        crate::atomic_file::write(&name.with_added_extension("png"), png)
     }
 }
 

@@ -6,13 +6,13 @@ mod walk;
 
 use super::{InspectArgs, show};
 use crate::alone::alone;
+use crate::atomic_file;
 use crate::families::AnyTask;
 use crate::picture::confidence::{self, ConfidencePicture};
 use crate::picture::curves::{self, Panel};
 use crate::picture::retrieval::{self as path, RetrievalPicture};
 use crate::picture::shares::{self, SharesPicture};
 use crate::run::{refuse_others, task_of};
-use crate::whole;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
@@ -92,6 +92,6 @@ impl Seen {
             return Ok(());
         }
         let text = serde_json::to_string_pretty(&self.numbers)? + "\n";
-        whole::write(&out.join(NUMBERS), text)
+        atomic_file::write(&out.join(NUMBERS), text)
     }
 }

@@ -296,7 +296,7 @@ impl LanguageConfig {
     }
 
     /// How much text there is, in one line.
-    pub fn account(&self, data: &LanguageData) -> String {
+    pub fn data_summary(&self, data: &LanguageData) -> String {
         let part = |name: &str, corpus: &Corpus, targets: usize| {
             let documents = corpus.documents().len();
             format!(

@@ -62,7 +62,7 @@ impl Family for LanguageConfig {
         self.check_text(data)?;
         let tokenizer = data.text.tokenizer();
         let counts = self.tree_coder(tokenizer.vocabulary()).parameters();
-        let facts = [
+        let static_metrics = [
             ("active_parameters", counts.active),
             ("total_parameters", counts.total),
         ];
@@ -71,16 +71,16 @@ impl Family for LanguageConfig {
             digest: Some(data.digest()),
             items: "sequences of held-out text",
             count: Some(data.text.validation_windows()),
-            facts: facts
+            static_metrics: static_metrics
                 .map(|(name, count)| (name.to_owned(), count as f64))
                 .into(),
-            account: Some(self.account(data)),
+            data_summary: Some(self.data_summary(data)),
             kept: data.kept()?,
         })
     }
 
-    fn blank(&self, data: &LanguageData, device: &Device) -> LanguageModel {
-        self.blank_for(data.text.tokenizer().vocabulary(), device)
+    fn untrained(&self, data: &LanguageData, device: &Device) -> LanguageModel {
+        self.untrained_for(data.text.tokenizer().vocabulary(), device)
     }
 
     fn training(&self, data: &LanguageData) -> TrainingBatches<LanguageBatch> {
@@ -112,7 +112,7 @@ impl Family for LanguageConfig {
 }
 
 impl FamilyModel for LanguageModel {
-    fn answer(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
+    fn timed_forward(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
         drop(self.forward(batch, rng));
         batch.text.tokens.dims().iter().product()
     }

@@ -350,7 +350,7 @@ mod tests {
         device: &Device,
     ) -> (LanguageModel, LanguageBatch, Tensor<2>, TreeCoderRouting) {
         let config = config(settings);
-        let model = config.blank_for(257, device);
+        let model = config.untrained_for(257, device);
         let batch = batch(config.prompt(), device);
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let (likelihoods, routing) = model.log_likelihood(&batch, &mut rng);
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn perplexity_follows_from_the_mean_loss_and_extremes_from_all_leaves() {
-        let model = config(&[]).blank_for(257, &Device::flex());
+        let model = config(&[]).untrained_for(257, &Device::flex());
         let means = [
             ("log_likelihood", -2.0),
             ("leaf_share.0", 0.5),
@@ -473,7 +473,7 @@ mod tests {
     #[test]
     fn selectors_do_not_decay_and_learn_at_their_rate() {
         let device = Device::flex();
-        let model = config(&["selector.rate=0.25"]).blank_for(257, &device);
+        let model = config(&["selector.rate=0.25"]).untrained_for(257, &device);
         let groups = model.parameter_groups();
         assert_eq!(groups.len(), 1);
         assert!(!groups[0].decays);
@@ -482,7 +482,7 @@ mod tests {
         assert!(!of_selectors.is_empty());
         let matches = |id| groups[0].parameters.matches(id, None);
         assert!(of_selectors.iter().all(matches));
-        let linear = config(&["model=linear-active"]).blank_for(257, &device);
+        let linear = config(&["model=linear-active"]).untrained_for(257, &device);
         assert!(linear.parameter_groups().is_empty());
     }
 }

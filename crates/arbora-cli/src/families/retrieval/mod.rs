@@ -72,13 +72,13 @@ impl Family for RetrievalConfig {
             digest: data.facts.as_ref().map(|facts| facts.sha256.clone()),
             items: data.items,
             count: data.count,
-            facts: BTreeMap::new(),
-            account: data.account.clone(),
+            static_metrics: BTreeMap::new(),
+            data_summary: data.data_summary.clone(),
             kept: data.kept()?,
         })
     }
 
-    fn blank(&self, data: &Self::Data, device: &Device) -> RetrievalModel {
+    fn untrained(&self, data: &Self::Data, device: &Device) -> RetrievalModel {
         RetrievalModel::new(self, &data.features, device)
     }
 
@@ -107,7 +107,7 @@ impl Family for RetrievalConfig {
 }
 
 impl FamilyModel for RetrievalModel {
-    fn answer(&self, batch: &Problem, rng: &mut ChaCha8Rng) -> usize {
+    fn timed_forward(&self, batch: &Problem, rng: &mut ChaCha8Rng) -> usize {
         drop(self.predict(batch, rng));
         let [examples, queries, _] = batch.queries.dims();
         examples * queries

@@ -68,8 +68,8 @@ impl Family for SequenceConfig {
             digest: None,
             items: "sequences",
             count: None,
-            facts: BTreeMap::new(),
-            account: None,
+            static_metrics: BTreeMap::new(),
+            data_summary: None,
             kept: Vec::new(),
         })
     }
@@ -78,7 +78,7 @@ impl Family for SequenceConfig {
         self.first_model(data, device)
     }
 
-    fn blank(&self, data: &Lookup, device: &Device) -> SequenceModel {
+    fn untrained(&self, data: &Lookup, device: &Device) -> SequenceModel {
         let seed = derive(self.trainer.seed, Purpose::Parameters);
         SequenceModel::new(self, self.treeformer(data).init(seed, device))
     }
@@ -116,7 +116,7 @@ impl Family for SequenceConfig {
 }
 
 impl FamilyModel for SequenceModel {
-    fn answer(&self, batch: &SequenceBatch, _: &mut ChaCha8Rng) -> usize {
+    fn timed_forward(&self, batch: &SequenceBatch, _: &mut ChaCha8Rng) -> usize {
         let [examples, tokens] = batch.lookup.tokens.dims();
         drop(self.forward(&batch.lookup, &Default::default()));
         examples * tokens

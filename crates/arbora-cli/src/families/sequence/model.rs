@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn model(config: &SequenceConfig, device: &Device) -> SequenceModel {
-        config.blank(&config.load(None).unwrap(), device)
+        config.untrained(&config.load(None).unwrap(), device)
     }
 
     fn ids<M: Module>(module: &M) -> Vec<ParamId> {

@@ -24,12 +24,12 @@ impl SequenceConfig {
         let layers = 0..self.architecture.layers;
         let Some(from) = &self.from else {
             let fresh: Vec<usize> = layers.collect();
-            return Ok(self.split(self.blank(data, device), data, device, &fresh)?);
+            return Ok(self.split(self.untrained(data, device), data, device, &fresh)?);
         };
         let (source, theirs, checkpoint) = self.source(from, data)?;
         // Of its own sequences: what mixes tokens has as many weights as these have tokens.
         let mut network = checkpoint
-            .load_model(source.blank(&theirs, device))?
+            .load_model(source.untrained(&theirs, device))?
             .into_network();
         let (had, wanted) = (source.treeformer(&theirs), self.treeformer(data));
         let seed = derive(self.trainer.seed, Purpose::Parameters);

@@ -216,7 +216,7 @@ impl LanguageConfig {
     }
 
     /// The model before its first step, for a vocabulary.
-    pub fn blank_for(&self, vocabulary: usize, device: &Device) -> LanguageModel {
+    pub fn untrained_for(&self, vocabulary: usize, device: &Device) -> LanguageModel {
         let seed = derive(self.trainer.seed, Purpose::Parameters);
         LanguageModel::new(self, self.tree_coder(vocabulary).init(seed, device))
     }

@@ -22,7 +22,7 @@ fn drawn(
         items,
         count: None,
         facts: None,
-        account: None,
+        data_summary: None,
         knows_answers: false,
         images: None,
         training,

@@ -101,7 +101,7 @@ impl ImageTask {
             items: "test images",
             count: Some(count),
             facts: Some(self.facts()),
-            account: self.changes.map(|changes| changes.to_string()),
+            data_summary: self.changes.map(|changes| changes.to_string()),
             knows_answers: false,
             training: Box::new(move |seed, step, batch_size, device| {
                 Ok(train.batch(seed, step, batch_size, device)?.into())

@@ -150,7 +150,7 @@ pub struct TaskData {
     /// Tells the data from others; `None` where they are drawn as the settings say.
     pub facts: Option<DataFacts>,
     /// What was done to the data on their way here, where that is not plain from the settings.
-    pub account: Option<String>,
+    pub data_summary: Option<String>,
     /// Whether a problem says which token answers a query.
     pub knows_answers: bool,
     /// The images behind the task, if it has any.

@@ -59,7 +59,7 @@ pub fn load(source: &Source) -> Result<TaskData> {
             training: train.series().len(),
             test: test.series().len(),
         }),
-        account: None,
+        data_summary: None,
         knows_answers: false,
         images: None,
         training: Box::new(move |seed, step, batch_size, device| {

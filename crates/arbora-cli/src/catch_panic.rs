@@ -109,7 +109,7 @@ mod tests {
         }
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "--nocapture"]);
-        command.arg("quiet::tests::a_panic_is_printed_where_nobody_catches_it");
+        command.arg("catch_panic::tests::a_panic_is_printed_where_nobody_catches_it");
         let output = command.env(CHILD, "1").output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success());
