@@ -91,6 +91,36 @@ fn every_source_says_what_is_in_it() {
     );
 }
 
+#[test]
+fn words_that_the_style_refuses_are_nowhere() {
+    let style = read(&root().join("docs/style.md"));
+    let rows = style
+        .lines()
+        .skip_while(|line| *line != "|---|---|")
+        .skip(1);
+    let words: Vec<&str> = rows
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(|words| words.split(','))
+        .map(str::trim)
+        .collect();
+    assert!(words.len() > 9, "{words:?}");
+    let (mut sources, mut pages) = (Vec::new(), vec![root().join("README.md")]);
+    files(&root().join("crates"), "rs", &mut sources);
+    files(&root().join("crates"), "md", &mut pages);
+    files(&root().join("docs/guide"), "md", &mut pages);
+    pages
+        .extend(["architecture", "reliability"].map(|name| root().join(format!("docs/{name}.md"))));
+    for path in sources.iter().chain(&pages) {
+        let text = read(path).to_lowercase();
+        let found: Vec<_> = words.iter().filter(|word| text.contains(**word)).collect();
+        assert!(
+            found.is_empty(),
+            "{}: {found:?}, docs/style.md",
+            path.display()
+        );
+    }
+}
+
 /// CI checks the backends that are passed through all at once, and of CubeCL's wgpu alone. What only graphics APIs
 /// have is a feature of its own, `adapters`.
 #[test]

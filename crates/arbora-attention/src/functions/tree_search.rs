@@ -11,11 +11,11 @@ use burn::tensor::{Int, Tensor};
 pub enum Route {
     /// The most probable child; the leftmost of equals.
     Greedy,
-    /// Drawn from the policy with the given uniform numbers in `[0, 1)`, `[batch, queries, draws]`
+    /// Drawn from the policy with the given uniforms in `[0, 1)`, `[batch, queries, draws]`
     /// with `draws` at least the number of decisions. Entry `h - 1` chooses the node at height `h`
     /// above the leaves, so that padding a batch to a higher tree changes no draw.
     Sampled(Tensor<3>),
-    /// Drawn from all real children alike, with uniform numbers as for `Sampled`: the control for a
+    /// Drawn from all real children alike, with uniforms as for `Sampled`: the control for a
     /// learned policy. The log-probability is that of the uniform choice.
     Uniform(Tensor<3>),
     /// The given path, as [`TreeSearch::path`] returns it. A step that leads to no real child of
@@ -82,8 +82,8 @@ pub fn tree_search(
     check(&query, &key, &value, &lengths, &route, &options);
     let route = match route {
         Route::Greedy => RoutePrimitive::Greedy,
-        Route::Sampled(numbers) => RoutePrimitive::Sampled(numbers.into_dispatch()),
-        Route::Uniform(numbers) => RoutePrimitive::Uniform(numbers.into_dispatch()),
+        Route::Sampled(uniforms) => RoutePrimitive::Sampled(uniforms.into_dispatch()),
+        Route::Uniform(uniforms) => RoutePrimitive::Uniform(uniforms.into_dispatch()),
         Route::Given(path) => RoutePrimitive::Given(path.into_dispatch()),
     };
     let found = <Dispatch as TreeAttentionOps>::tree_search(
@@ -137,13 +137,13 @@ fn check(
     axes.expect("lengths", "batch", &lengths.dims());
     match route {
         Route::Greedy => {}
-        Route::Sampled(numbers) | Route::Uniform(numbers) => {
-            let draws = numbers.dims()[2];
+        Route::Sampled(uniforms) | Route::Uniform(uniforms) => {
+            let draws = uniforms.dims()[2];
             let axes = axes.with("draws", draws);
-            axes.expect("uniform numbers", "batch, queries, draws", &numbers.dims());
+            axes.expect("uniforms", "batch, queries, draws", &uniforms.dims());
             assert!(
                 draws >= decisions,
-                "tree_search: axis 2 of uniform numbers: expected at least {decisions}, got {draws}"
+                "tree_search: axis 2 of uniforms: expected at least {decisions}, got {draws}"
             );
         }
         Route::Given(path) => axes.expect("path", "batch, queries, decisions + 1", &path.dims()),

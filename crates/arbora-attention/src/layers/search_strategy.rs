@@ -89,7 +89,7 @@ pub struct StrategyOutput {
     pub context: Tensor<3>,
     /// Index of the node visited at each height, `[batch, queries, paths, decisions + 1]`: the root
     /// (always 0) first, the node whose leaves are taken last. Samples come in the order of their
-    /// numbers, the paths of a beam with the most probable first.
+    /// uniforms, the paths of a beam with the most probable first.
     pub paths: Tensor<4, Int>,
     /// Log-probability of the decisions of each path at the given temperature, summed, `[batch,
     /// queries, paths]`. As in [`SearchOutput`](super::SearchOutput), a forced step counts 0.
@@ -129,21 +129,21 @@ impl TreeCrossAttention {
     ///
     /// # Shapes
     /// - queries: `[batch, queries, d_model]`
-    /// - numbers: `[batch, queries · count, draws]` uniform in `[0, 1)`, the samples of a query side by
+    /// - uniforms: `[batch, queries · count, draws]` uniform in `[0, 1)`, the samples of a query side by
     ///   side, with `draws` as for [`Route::Sampled`]; for samples alone, ignored otherwise
     /// - paths in the output: 1, `count`, or the smaller of `width` and the number of last nodes that
     ///   the shape has
     ///
     /// # Panics
     /// If a setting is out of its range (see [`SearchOptions::check`]), if samples are asked for
-    /// without numbers, or if the axes of queries, index and numbers disagree.
+    /// without uniforms, or if the axes of queries, index and uniforms disagree.
     #[track_caller]
     pub fn search_options(
         &self,
         queries: Tensor<3>,
         index: &TreeIndex,
         options: &SearchOptions,
-        numbers: Option<Tensor<3>>,
+        uniforms: Option<Tensor<3>>,
     ) -> StrategyOutput {
         if let Err(error) = options.check() {
             panic!("search_options: {error}");
@@ -158,18 +158,18 @@ impl TreeCrossAttention {
                 width => (width, None),
             },
             SearchStrategy::Samples { count: samples } => {
-                let numbers = numbers.unwrap_or_else(|| {
-                    panic!("search_options: uniform numbers: expected some for samples, got none")
+                let uniforms = uniforms.unwrap_or_else(|| {
+                    panic!("search_options: uniforms: expected some for samples, got none")
                 });
-                let got = numbers.dims();
+                let got = uniforms.dims();
                 assert!(
                     got[..2] == [batch, count * samples] && got[2] >= shape.decisions(),
-                    "search_options: uniform numbers [batch, queries * count, draws]: expected \
+                    "search_options: uniforms [batch, queries * count, draws]: expected \
                      [{batch}, {}, at least {}], got {got:?}",
                     count * samples,
                     shape.decisions()
                 );
-                (samples, Some(Route::Sampled(numbers)))
+                (samples, Some(Route::Sampled(uniforms)))
             }
         };
         index.expect(&self.attention);

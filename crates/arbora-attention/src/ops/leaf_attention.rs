@@ -1,6 +1,6 @@
 //! Options of leaf attention, and the random numbers of its dropout.
 
-/// What attention within leaves needs to know besides its tensors.
+/// Options of leaf attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeafAttentionOptions {
     /// Number of leaves. A query or key whose leaf is outside `0..leaves` is masked out.

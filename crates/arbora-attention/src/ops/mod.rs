@@ -32,7 +32,7 @@ pub enum GhostNodes {
     Published,
 }
 
-/// What a tree search needs to know besides its tensors.
+/// Options of a tree search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TreeSearchOptions {
     /// Shape of the searched trees.
@@ -57,7 +57,7 @@ impl TreeSearchOptions {
     }
 }
 
-/// What dense attention needs to know besides its tensors.
+/// Options of dense attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseAttentionOptions {
     /// The first attended row of keys and values: rows before it are not attended to, as inner nodes
@@ -73,7 +73,7 @@ impl DenseAttentionOptions {
     }
 }
 
-/// What a tree build needs to know besides its tensors.
+/// Options of a tree build.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TreeBuildOptions {
     /// Shape of the trees.
@@ -93,9 +93,9 @@ pub struct TreeBuildOptions {
 pub enum RoutePrimitive<B: Backend> {
     /// The most probable child, the leftmost of equals.
     Greedy,
-    /// Drawn from the policy with the given uniform numbers.
+    /// Drawn from the policy with the given uniforms.
     Sampled(FloatTensor<B>),
-    /// Drawn uniformly from the real children with the given uniform numbers.
+    /// Drawn uniformly from the real children with the given uniforms.
     Uniform(FloatTensor<B>),
     /// The given path.
     Given(IntTensor<B>),

@@ -162,7 +162,7 @@ fn memory_is_linear_in_the_number_of_tokens() {
 }
 
 #[test]
-#[should_panic(expected = "big-bird has no causal form")]
+#[should_panic(expected = "big-bird does not support causal masks")]
 fn a_causal_big_bird_is_refused() {
     let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let input = SelfAttentionInput::new(random([1, 4, D_MODEL], 1, &device()));
@@ -194,7 +194,7 @@ fn an_even_window_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "cache: big-bird has no causal form")]
+#[should_panic(expected = "cache: big-bird does not support causal decoding")]
 fn a_cache_is_refused() {
     let _ = layer(
         &AttentionKindConfig::BigBird(BigBirdConfig::default()),

@@ -142,7 +142,7 @@ fn more_keys_than_the_projections_have_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "linformer has no causal form")]
+#[should_panic(expected = "linformer does not support causal masks")]
 fn a_causal_linformer_is_refused() {
     let input = SelfAttentionInput::new(random([1, 4, D_MODEL], 1, &device()));
     layer(&config(false, false), &device()).forward(input.causal());
@@ -170,7 +170,7 @@ fn settings_are_read_from_json_and_unknown_ones_refused() {
 }
 
 #[test]
-#[should_panic(expected = "cache: linformer has no causal form")]
+#[should_panic(expected = "cache: linformer does not support causal decoding")]
 fn a_cache_is_refused() {
     let _ = layer(&config(false, false), &device()).cache(1, &device());
 }

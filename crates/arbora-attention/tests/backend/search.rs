@@ -537,7 +537,7 @@ fn keys_of_another_tree_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "axis 2 of uniform numbers: expected at least 2, got 1")]
+#[should_panic(expected = "axis 2 of uniforms: expected at least 2, got 1")]
 fn too_few_uniform_numbers_are_refused() {
     let shape = TokenTreeShape::new(8, 2, Layout::LeftFilled);
     search(

@@ -577,7 +577,7 @@ fn a_beam_without_a_path_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "uniform numbers: expected some for samples, got none")]
+#[should_panic(expected = "uniforms: expected some for samples, got none")]
 fn samples_without_numbers_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
     search(

@@ -64,7 +64,7 @@ impl TreeFineInput {
     }
 }
 
-/// What [`tree_fine`] needs to know besides tensors and trees. The defaults: not causal, no dropout, and the
+/// Options of [`tree_fine`]. The defaults: not causal, no dropout, and the
 /// defaults of all else.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TreeFineOptions {

@@ -115,7 +115,7 @@ impl SelfAttention {
     /// A cache for `batch` examples that has seen no token.
     ///
     /// # Panics
-    /// If the kind has no causal form.
+    /// If the kind does not support causal decoding.
     #[track_caller]
     #[must_use]
     pub fn cache(&self, batch: usize, device: &Device) -> AttentionCache {

@@ -166,7 +166,7 @@ impl Kind {
             Self::Dense(_) => CacheState::Dense(DenseCache::default()),
             Self::Performer(_) => CacheState::Performer(None),
             Self::Linformer(_) | Self::BigBird(_) => panic!(
-                "self_attention: cache: {} has no causal form, and so none token by token",
+                "self_attention: cache: {} does not support causal decoding",
                 self.name()
             ),
             Self::TreeFine(tree) => {

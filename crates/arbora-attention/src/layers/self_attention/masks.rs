@@ -47,7 +47,7 @@ impl AttentionMasks {
         );
         assert!(
             causal || !self.causal,
-            "self_attention: causal: {kind} has no causal form, got a causal mask"
+            "self_attention: causal: {kind} does not support causal masks, got one"
         );
     }
 }

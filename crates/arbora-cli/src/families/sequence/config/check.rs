@@ -92,7 +92,7 @@ impl SequenceConfig {
             )
         {
             bail!(
-                "architecture.causal: {} has no causal form",
+                "architecture.causal: {} does not support causal masks",
                 self.model.name()
             );
         }
