@@ -2,8 +2,8 @@
 //!
 //! `cargo run -p arbora-attention --example published_flops --features flex`
 
-use arbora_attention::flops::published;
+mod tables;
 
 fn main() {
-    print!("{}", published::table());
+    print!("{}", tables::table());
 }

@@ -1,10 +1,8 @@
 //! The FLOPs that the Treeformer paper ([arXiv 2208.09015](https://arxiv.org/abs/2208.09015)) printed, and what the
 //! formulas of [`CostShape`] give for them.
-//!
-//! `cargo run -p arbora-attention --example published_flops --features flex` prints the table.
 
-use super::{AttentionCost, CostShape};
-use crate::layers::BigBirdConfig;
+use arbora_attention::BigBirdConfig;
+use arbora_attention::flops::{AttentionCost, CostShape};
 
 /// One number of the paper.
 #[derive(Clone, Debug, PartialEq)]
