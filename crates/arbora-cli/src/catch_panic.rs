@@ -115,7 +115,7 @@ mod tests {
         assert!(!output.status.success());
         assert_eq!(stderr.matches("nobody catches this").count(), 1, "{stderr}");
         assert!(
-            stderr.contains("src/quiet.rs") && !stderr.contains("caught o"),
+            stderr.contains("src/catch_panic.rs") && !stderr.contains("caught o"),
             "{stderr}"
         );
     }

@@ -43,7 +43,7 @@ pub fn made(folder: &Path) -> Result<Vec<Made>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         text => text
             .map_err(Error::from)
-            .and_then(|text| Ok(serde_json::from_str(&text)?))
+            .and_then(|text| Ok(serde_json::from_str(settings::without_mark(&text))?))
             .with_context(|| format!("cannot read {}", path.display())),
     }
 }

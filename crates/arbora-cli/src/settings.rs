@@ -76,6 +76,11 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// A text without a byte order mark, which editors write.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 /// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
 /// the wrong type is reported with its key.
 fn put<C: Serialize + DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {

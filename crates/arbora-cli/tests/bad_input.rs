@@ -920,3 +920,29 @@ fn without_a_command_the_commands_are_shown() {
         "{shown}"
     );
 }
+
+#[test]
+fn pages_that_cannot_be_written_are_refused_before_a_training() {
+    let place = Place::new();
+    let compare = [
+        "compare",
+        "images",
+        "--config",
+        "tiny.json",
+        "--models",
+        "retreever",
+        "--out",
+        "out",
+    ];
+    for (page, words) in [
+        ("nowhere/page.md", ["nowhere/page.md", "no folder nowhere"]),
+        ("page.json", ["page.json", "expected a page"]),
+    ] {
+        let message = place.refuse(&[&compare[..], &["--page", page]].concat());
+        assert_says(&message, &words);
+    }
+    for hours in ["-1", "nan", "soon"] {
+        let message = place.refuse(&[&compare[..], &["--hours", hours]].concat());
+        assert_says(&message, &["--hours", hours]);
+    }
+}

@@ -447,6 +447,39 @@ fn a_record_that_burn_panics_over_is_an_error_that_names_the_checkpoint() {
     assert!(text.contains("step-00000005"), "{text}");
 }
 
+/// Puts another run into the place of its own after a step.
+struct Replaces(PathBuf);
+
+impl Progress for Replaces {
+    fn on_step(&mut self, report: &StepReport) {
+        if report.step == 6 {
+            fs::rename(self.0.join("run"), self.0.join("moved")).unwrap();
+            let other = fit(trainer(&short(), &self.0.join("run")), 3);
+            assert_eq!(other.unwrap().step, 12);
+        }
+    }
+}
+
+#[test]
+fn a_run_whose_folder_was_moved_writes_into_no_other() {
+    let place = TempDir::new().unwrap();
+    let run = place.path().join("run");
+    let trainer_at_work = trainer(&short(), &run).progress(Replaces(place.path().into()));
+    let error = fit(trainer_at_work, 1).unwrap_err();
+    assert!(
+        matches!(&error, TrainError::Replaced { path } if *path == run),
+        "{error:?}"
+    );
+    // The other is whole, and the moved one goes on where it was.
+    let (log, parameters) = uninterrupted();
+    let whole = fit(trainer(&short(), &run).resume(true), 77).unwrap();
+    assert_eq!(whole.resumed_from, Some(12));
+    let moved = place.path().join("moved");
+    let report = fit(trainer(&short(), &moved).resume(true), 77).unwrap();
+    assert_eq!(report.resumed_from, Some(5));
+    assert_eq!((metrics(&moved), bits(&report.model)), (log, parameters));
+}
+
 /// Keeps what it is told.
 #[derive(Clone, Default)]
 struct Heard(Rc<RefCell<Vec<String>>>);

@@ -77,6 +77,20 @@ pub(crate) fn is_hidden(path: &Path) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
+/// Whether what a folder lists is a file and no folder. What is neither is refused, for else it would be missing without a
+/// word: a link to nothing, for one, as tools leave that fetch large files later.
+pub(crate) fn is_file(path: &Path) -> Result<bool, TaskError> {
+    let refuse = TaskError::read(path);
+    let found = std::fs::metadata(path).map_err(&refuse)?;
+    if found.is_file() || found.is_dir() {
+        Ok(found.is_file())
+    } else {
+        Err(refuse(std::io::Error::other(
+            "it is neither a file nor a folder",
+        )))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;

@@ -65,6 +65,7 @@ enum Command {
   arbora compare lm --branching 2,3 --heights 1,2 --widths 32,64 --seeds 0,1,2
   arbora compare lm --trees 2:2:1:64,4:1:2:32 --corpora moby-dick,data/sotu --shard 1/2 --out runs/grid
   arbora compare mine.json --hours 2 --out runs/mine --page mine.md")]
+    #[command(allow_negative_numbers = true)]
     Compare(Box<compare::CompareArgs>),
     /// Measure a trained run on its test items.
     #[command(after_help = "Examples:

@@ -210,7 +210,7 @@ pub struct Asked {
     #[arg(long, value_name = "I/N", requires = "out")]
     pub shard: Option<Shard>,
     /// Begin no run after so many hours. The table has what is finished; the same command goes on.
-    #[arg(long, value_name = "H")]
+    #[arg(long, value_name = "H", value_parser = hours)]
     pub hours: Option<f64>,
     /// Train nothing: write the table of what is finished.
     #[arg(long, conflicts_with_all = ["shard", "hours", "again"], requires = "out")]
@@ -475,6 +475,15 @@ pub fn refuse_doubled<T: ToString>(
         }
     }
     Ok(())
+}
+
+fn hours(text: &str) -> Result<f64, String> {
+    let hours = text.parse::<f64>().map_err(|error| error.to_string())?;
+    if hours >= 0.0 {
+        Ok(hours)
+    } else {
+        Err(format!("expected a number from 0, got {hours}"))
+    }
 }
 
 #[cfg(test)]

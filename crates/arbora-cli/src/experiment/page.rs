@@ -39,8 +39,22 @@ pub fn with_room(text: &str, command: &str) -> String {
 /// What is at `path`, or a new page with room for what `command` makes.
 ///
 /// # Errors
-/// When there is something else there, or a page without a part of this command.
+/// When there is something else there, a page without a part of this command, or no folder for it.
 pub fn open(path: &Path, start: &str, command: &str) -> Result<String> {
+    let folder = atomic_file::folder_of(path);
+    if !folder.is_dir() {
+        bail!(
+            "{}: there is no folder {}",
+            path.display(),
+            folder.display()
+        );
+    }
+    if path.extension().is_some_and(|ending| ending == "json") {
+        bail!(
+            "{}: expected a page, as x.md: its numbers are beside it in x.json",
+            path.display()
+        );
+    }
     let page = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => with_room(start, command),
         page => page.with_context(|| format!("cannot read {}", path.display()))?,

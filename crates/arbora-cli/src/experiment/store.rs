@@ -173,7 +173,7 @@ fn read_json<T: for<'a> Deserialize<'a>>(path: &Path, what: &str) -> Result<Opti
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    let read = serde_json::from_str(&text);
+    let read = serde_json::from_str(crate::settings::without_mark(&text));
     read.with_context(|| format!("{}: {what}", path.display()))
         .map(Some)
 }

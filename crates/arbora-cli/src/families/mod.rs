@@ -301,7 +301,12 @@ impl Kept {
             (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(false),
             (Some(check), found) => {
                 let found = found.with_context(|| format!("cannot read {}", path.display()))?;
-                check(folder, &found, &self.contents).map(|()| true)
+                check(
+                    folder,
+                    crate::settings::without_mark(&found),
+                    &self.contents,
+                )
+                .map(|()| true)
             }
         }
     }

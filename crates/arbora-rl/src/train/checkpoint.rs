@@ -327,7 +327,12 @@ pub(crate) fn save<M: Module>(
     optimizer: &ModuleOptimizer,
 ) -> Result<(), TrainError> {
     let folder = run.join(FOLDER);
-    fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+    match fs::create_dir(&folder) {
+        // With the names of the logs, which are there by now.
+        Ok(()) => sync_folder(run)?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(TrainError::io(folder)(error)),
+    }
     let path = folder.join(format!("step-{:08}", state.step));
     let beside = folder.join(format!("unfinished-{:08}", state.step));
     // What a killed process left.
@@ -378,7 +383,12 @@ pub(super) fn write_through(path: &Path, bytes: &[u8]) -> Result<(), TrainError>
 
 /// Puts a folder's entries on the disk. Where a folder cannot be opened (Windows), renaming is as
 /// durable as it gets.
-fn sync_folder(path: &Path) -> Result<(), TrainError> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), TrainError> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     if cfg!(unix) {
         let folder = File::open(path).map_err(TrainError::io(path))?;
         folder.sync_all().map_err(TrainError::io(path))?;

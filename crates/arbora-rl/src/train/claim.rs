@@ -1,6 +1,6 @@
 //! Who may write into a run folder.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +14,12 @@ const LOCK: &str = "lock";
 ///
 /// The system's lock of a file `lock` in the folder says so. It ends with its process, however that ends; the file stays and
 /// means nothing by itself. Where a file system knows no locks nothing is kept out.
+///
+/// A folder that is moved or replaced, or whose file `lock` is, is not claimed any more: its trainer writes no further checkpoint.
 #[derive(Clone, Debug)]
 pub struct Claim {
     folder: PathBuf,
-    _lock: Arc<File>,
+    lock: Arc<File>,
 }
 
 impl Claim {
@@ -30,7 +32,7 @@ impl Claim {
         let folder = folder.as_ref();
         // Twice: a refusal makes nothing, and what is seen without the lock may have changed.
         refuse_taken(folder)?;
-        fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        make(folder)?;
         let claim = Self::lock(folder)?;
         refuse_taken(folder)?;
         Ok(claim)
@@ -58,6 +60,18 @@ impl Claim {
         &self.folder
     }
 
+    /// Refuses to go on where the folder is not the one that was claimed.
+    pub(super) fn expect_kept(&self) -> Result<(), TrainError> {
+        let held = self.lock.metadata();
+        let held = held.map_err(TrainError::io(&self.folder))?;
+        match fs::metadata(self.folder.join(LOCK)) {
+            Ok(found) if is_same(&held, &found) => Ok(()),
+            _ => Err(TrainError::Replaced {
+                path: self.folder.clone(),
+            }),
+        }
+    }
+
     fn lock(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(LOCK);
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -69,14 +83,44 @@ impl Claim {
                     path: folder.into(),
                 });
             }
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) if knows_no_locks(&error) => {}
             Err(TryLockError::Error(error)) => return Err(TrainError::io(path)(error)),
         }
         Ok(Self {
             folder: folder.into(),
-            _lock: Arc::new(file),
+            lock: Arc::new(file),
         })
     }
+}
+
+/// Whether both are of one file.
+#[cfg(unix)]
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Whether both are of one file: elsewhere a file that is open can be neither moved nor replaced.
+#[cfg(not(unix))]
+fn is_same(_: &Metadata, _: &Metadata) -> bool {
+    true
+}
+
+/// Whether a lock failed because the file system has none; over a network it may lack the service for them.
+fn knows_no_locks(error: &std::io::Error) -> bool {
+    let lacks_service = cfg!(unix) && error.raw_os_error() == Some(libc::ENOLCK);
+    error.kind() == ErrorKind::Unsupported || lacks_service
+}
+
+/// Makes a folder, with what is above it, and puts their names on the disk.
+fn make(folder: &Path) -> Result<(), TrainError> {
+    let missing = folder.ancestors().take_while(|above| !above.exists());
+    let missing: Vec<&Path> = missing.collect();
+    fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+    missing
+        .into_iter()
+        .filter_map(Path::parent)
+        .try_for_each(checkpoint::sync_folder)
 }
 
 fn expect_folder(path: &Path) -> Result<(), TrainError> {
@@ -117,6 +161,27 @@ mod tests {
         assert!(run.join(LOCK).exists());
         drop(Claim::begin(&run).unwrap());
         assert_eq!(Claim::resume(&run).unwrap().folder(), run);
+    }
+
+    #[test]
+    fn a_folder_that_is_moved_or_replaced_is_claimed_no_more() {
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("run");
+        let is_replaced = |claim: &Claim| {
+            let kept = claim.expect_kept();
+            matches!(kept, Err(TrainError::Replaced { path }) if path == run)
+        };
+        let claim = Claim::begin(&run).unwrap();
+        claim.expect_kept().unwrap();
+        fs::rename(&run, place.path().join("moved")).unwrap();
+        assert!(is_replaced(&claim));
+        let another = Claim::begin(&run).unwrap();
+        assert!(is_replaced(&claim));
+        another.expect_kept().unwrap();
+        fs::remove_file(run.join(LOCK)).unwrap();
+        assert!(is_replaced(&another));
+        Claim::resume(&run).unwrap().expect_kept().unwrap();
+        assert!(is_replaced(&another));
     }
 
     #[test]

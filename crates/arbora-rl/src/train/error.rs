@@ -33,6 +33,15 @@ pub enum TrainError {
         path: PathBuf,
     },
 
+    /// The run folder, or its file `lock`, is not the one that was claimed when the training began.
+    #[error(
+        "{path}: was moved or replaced, or its file lock was, while it was trained; its last checkpoint stays"
+    )]
+    Replaced {
+        /// The run folder.
+        path: PathBuf,
+    },
+
     /// There is no run or no checkpoint where one is asked for.
     #[error("{path}: no {what} here")]
     Missing {
@@ -107,8 +116,8 @@ pub enum TrainError {
         supported: u64,
     },
 
-    /// The loss or the gradient norm is NaN or infinite. The step was not applied, and the newest
-    /// checkpoint is from before it.
+    /// The loss, that of an evaluation or the gradient norm is NaN or infinite. The newest checkpoint is from
+    /// before that.
     #[error("step {step}: {what} is {value}")]
     NonFinite {
         /// The step, the first being 1.

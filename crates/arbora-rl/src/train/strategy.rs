@@ -34,6 +34,7 @@ use burn::train::{
 };
 
 use super::checkpoint::{self, CheckpointState};
+use super::claim::Claim;
 use super::log::{Line, Log};
 use super::measure::{self, Totals};
 use super::{
@@ -250,6 +251,7 @@ impl<B: 'static> DataLoaderIterator<Numbered<B>> for BatchIterator<'_, B> {
 pub(crate) struct Session {
     pub(crate) config: TrainerConfig,
     pub(crate) run: PathBuf,
+    pub(crate) claim: Claim,
     pub(crate) fingerprint: String,
     /// Steps done.
     pub(crate) step: u64,
@@ -433,6 +435,10 @@ impl Session {
         interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(1)));
 
         let metrics = totals.means(&model.model);
+        // The last update may have lost the parameters.
+        if let Some((_, loss)) = metrics.iter().find(|(name, _)| name == "loss") {
+            refuse_non_finite(self.step, "the held-out loss", *loss as f32)?;
+        }
         self.metrics.append(&Line {
             step: self.step,
             split: "valid",
@@ -461,6 +467,7 @@ impl Session {
     }
 
     pub(crate) fn save<M: TrainableModel>(&mut self, model: &Learned<M>) -> Result<(), TrainError> {
+        self.claim.expect_kept()?;
         // A checkpoint promises the lines before it: they must be on the disk first.
         self.metrics.sync()?;
         let state = CheckpointState {

@@ -204,7 +204,7 @@ impl Trainer {
         let (interrupter, mut progress) = (self.interrupter, self.progress);
         config.validate()?;
 
-        let _claim = match (self.claim, self.resume) {
+        let claim = match (self.claim, self.resume) {
             (Some(claim), _) => claim,
             (None, true) => Claim::resume(&run)?,
             (None, false) => Claim::begin(&run)?,
@@ -256,6 +256,7 @@ impl Trainer {
             metrics: Log::open(&run.join(METRICS), step)?,
             timing: Log::open(&run.join(TIMING), step)?,
             run,
+            claim,
             fingerprint,
             step,
             stop_after: self.stop_after,

@@ -94,7 +94,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
         let is_image = ["png", "jpg", "jpeg"]
             .iter()
             .any(|known| extension == *known);
-        if is_image && !files::is_hidden(&path) && path.is_file() {
+        if is_image && !files::is_hidden(&path) && files::is_file(&path)? {
             paths.push(path);
         }
     }
@@ -153,6 +153,33 @@ mod tests {
         grey(folder.path().join("a.png"), 3, 2, 10);
         let (set, changes) = ImageSet::from_folder(folder.path(), None, None).unwrap();
         assert_eq!((set.count, changes.pictures), (1, 1));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nothing_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        grey(folder.path().join("a.png"), 3, 2, 10);
+        let link = folder.path().join("b.png");
+        std::os::unix::fs::symlink("content-that-was-not-fetched", &link).unwrap();
+        let error = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
+        assert!(
+            matches!(&error, TaskError::Read { path, .. } if *path == link),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn pictures_of_other_formats_are_refused_by_format() {
+        let folder = tempfile::tempdir().unwrap();
+        let webp = [&b"RIFF"[..], &[26, 0, 0, 0], b"WEBPVP8L", &[13, 0, 0, 0]].concat();
+        fs::write(folder.path().join("a.jpg"), webp).unwrap();
+        let error = ImageSet::from_folder(folder.path(), None, None).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("a.jpg") && message.contains("WebP"),
+            "{message}"
+        );
     }
 
     #[test]

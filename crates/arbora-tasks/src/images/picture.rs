@@ -39,7 +39,11 @@ pub(super) fn open(path: &Path) -> Result<Picture, TaskError> {
     let format = image::guess_format(&bytes).map_err(unreadable(path))?;
     match format {
         ImageFormat::Jpeg => jpeg(path, bytes),
-        _ => png(path, &bytes),
+        ImageFormat::Png => png(path, &bytes),
+        other => {
+            let hint = ImageFormatHint::Exact(other);
+            Err(unreadable(path)(ImageError::Unsupported(hint.into())))
+        }
     }
 }
 

@@ -215,7 +215,7 @@ fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), TaskError> {
             continue;
         }
         let ending = path.extension().unwrap_or_default();
-        if ENDINGS.iter().any(|one| ending.eq_ignore_ascii_case(one)) && path.is_file() {
+        if ENDINGS.iter().any(|one| ending.eq_ignore_ascii_case(one)) && files::is_file(&path)? {
             found.push(path);
         }
     }

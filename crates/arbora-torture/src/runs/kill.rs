@@ -24,9 +24,10 @@ const fn of<const JOB: usize>() -> Target {
 }
 
 impl Yard {
-    /// Kills the job one to three times, each at any moment, and goes on with it.
+    /// Kills the job one to three times, each at any moment, and goes on with it. Once more if it was always done before.
     fn killed(&self, rng: &mut ChaCha8Rng) -> Result<(), String> {
         self.clear()?;
+        let mut is_killed = false;
         for _ in 0..rng.random_range(1..=3) {
             let mut command = self.command();
             let child = command.stdout(Stdio::null()).spawn();
@@ -36,12 +37,17 @@ impl Yard {
             let _ = child.kill();
             let output = child.wait_with_output();
             let output = output.map_err(|error| error.to_string())?;
-            if output.status.signal() != Some(libc::SIGKILL) && !output.status.success() {
+            let signal = output.status.signal();
+            is_killed |= signal == Some(libc::SIGKILL);
+            if signal != Some(libc::SIGKILL) && !output.status.success() {
                 return Err(said(&output));
             }
             if rng.random_bool(0.25) {
                 self.look()?;
             }
+        }
+        if !is_killed {
+            return self.killed(rng);
         }
         self.finish()
     }

@@ -215,21 +215,11 @@ impl Yard {
             }
         }
         for picture in self.job.pictures {
-            self.is_whole(picture)?;
+            let path = self.path("out").join(picture);
+            svg_is_whole(&path)?;
+            png_is_whole(&path)?;
         }
         Ok(())
-    }
-
-    /// Pictures are there and whole.
-    fn is_whole(&self, name: &str) -> Result<(), String> {
-        let path = self.path("out").join(name);
-        let svg = fs::read_to_string(path.with_extension("svg"));
-        if !svg.is_ok_and(|svg| svg.trim_end().ends_with("</svg>")) {
-            return Err(format!("{name}.svg is not whole"));
-        }
-        let png = image::open(path.with_extension("png"));
-        png.map(drop)
-            .map_err(|error| format!("{name}.png: {error}"))
     }
 
     /// What a disturbed job has left is read as whole, or refused in one line.
@@ -251,16 +241,31 @@ impl Yard {
         // A picture is there whole or not at all.
         for picture in self.job.pictures {
             let path = self.path("out").join(picture);
-            for format in ["svg", "png"] {
-                if path.with_extension(format).exists() && format == "png" {
-                    let png = image::open(path.with_extension(format));
-                    png.map(drop)
-                        .map_err(|error| format!("{picture}.png: {error}"))?;
-                }
+            if path.with_extension("svg").exists() {
+                svg_is_whole(&path)?;
+            }
+            if path.with_extension("png").exists() {
+                png_is_whole(&path)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether the picture of this name, without an ending, is there and has its end.
+fn svg_is_whole(name: &Path) -> Result<(), String> {
+    let path = name.with_extension("svg");
+    match fs::read_to_string(&path) {
+        Ok(svg) if svg.trim_end().ends_with("</svg>") => Ok(()),
+        _ => Err(format!("{} is not whole", path.display())),
+    }
+}
+
+fn png_is_whole(name: &Path) -> Result<(), String> {
+    let path = name.with_extension("png");
+    let png = image::open(&path);
+    png.map(drop)
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The command, in a folder.
