@@ -167,6 +167,7 @@ impl<F: Family> Run<F> {
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
         let claim = match state {
             State::Absent => {
+                settings::refuse_within_data(&self.config, folder, "--out")?;
                 for kept in &about.kept {
                     kept.refuse_another(folder)?;
                 }

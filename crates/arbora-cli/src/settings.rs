@@ -76,6 +76,49 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// Refuses a place within a folder of data that settings name: what is written there would become a part of them.
+///
+/// - what: names the place in the message
+///
+/// # Errors
+/// If it is there, or the working directory cannot be read.
+pub fn refuse_within_data(settings: &impl Serialize, place: &Path, what: &str) -> Result<()> {
+    let settings = serde_json::to_value(settings)?;
+    let place = resolved(place)?;
+    for data in folders(&settings["data"]) {
+        if place.starts_with(data.canonicalize()?) {
+            bail!(
+                "{what}: {} is within the data {}, and would become a part of them",
+                place.display(),
+                data.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The folders that settings name.
+fn folders(settings: &Value) -> Vec<&Path> {
+    match settings {
+        Value::Object(settings) => settings.values().flat_map(folders).collect(),
+        Value::String(text) => {
+            let path = Path::new(text);
+            let is_folder = path.is_absolute() && path.is_dir();
+            is_folder.then_some(path).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A path that may not be there yet, without links and `..` in what is.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).context("cannot read the working directory")?;
+    let there = path.ancestors().find(|above| above.exists());
+    let there = there.unwrap_or(&path);
+    let rest = path.strip_prefix(there)?;
+    Ok(there.canonicalize()?.join(rest))
+}
+
 /// A text without a byte order mark, which editors write.
 pub fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)

@@ -946,3 +946,45 @@ fn pages_that_cannot_be_written_are_refused_before_a_training() {
         assert_says(&message, &["--hours", hours]);
     }
 }
+
+#[test]
+fn runs_and_pages_within_their_data_are_refused() {
+    let place = Place::new();
+    fs::create_dir(place.path("faces")).unwrap();
+    for at in 0..6 {
+        let picture = GrayImage::from_pixel(5, 6, image::Luma([40 * at]));
+        picture.save(place.path(format!("faces/{at}.png"))).unwrap();
+    }
+    let data = r#"data={"kind":"folder","path":"faces","held_out":2}"#;
+    let train = [
+        "train",
+        "images",
+        "--config",
+        "tiny.json",
+        "--set",
+        data,
+        "--out",
+    ];
+    let compare = [
+        "compare",
+        "images",
+        "--config",
+        "tiny.json",
+        "--models",
+        "retreever",
+        "--set",
+        data,
+    ];
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("faces", place.path("link")).unwrap();
+    for out in ["faces", "faces/run", "./faces/../faces/run", "link/run"] {
+        for args in [
+            &[&train[..], &[out]].concat(),
+            &[&compare[..], &["--out", out]].concat(),
+        ] {
+            assert_says(&place.refuse(args), &["--out", "is within the data"]);
+        }
+    }
+    let page = [&compare[..], &["--out", "out", "--page", "faces/page.md"]].concat();
+    assert_says(&place.refuse(&page), &["--page", "is within the data"]);
+}

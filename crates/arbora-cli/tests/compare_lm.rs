@@ -313,7 +313,7 @@ fn a_grid_within_its_text_is_refused_since_the_table_would_become_text() {
     let place = place();
     for out in ["sea", "sea/grid"] {
         let line = place.refuse(&[&GRID[..], &["--out", out]].concat());
-        assert!(line.contains("is within the text"), "{line}");
+        assert!(line.contains("is within the data"), "{line}");
     }
 }
 

@@ -332,6 +332,8 @@ impl Embedding {
         let sequence = (config.embedding == EmbeddingKind::Sequence).then(|| SequenceEmbedding {
             positions: PositionalEncodingConfig::new(d_model)
                 .with_max_sequence_size(config.max_positions)
+                // 10,000 as published, which burn wants to be no less than the positions.
+                .with_max_timescale(config.max_positions.max(10_000))
                 .init(device),
             dropout: DropoutConfig::new(config.dropout).init(),
             layers: vec![

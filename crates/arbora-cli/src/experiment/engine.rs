@@ -97,9 +97,6 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         return Err(TrainError::NotAFolder { path: out }.into());
     }
     let mut known = Store::new();
-    if let Some(cases) = &cases {
-        cases.refuse_within(&out)?;
-    }
     if let Some(page) = &asked.page {
         page::open(page, &start(experiment), &asked.made_by)?;
         known = store::read(&page.with_extension("json"))?;
@@ -159,6 +156,13 @@ impl<F: Family> Engine<'_, F> {
             let tries = tries.map(|run| self.planned(run, &[], TRIED));
             let tries = tries.collect::<Result<Vec<_>>>()?;
             let (runs, at) = self.plan(&rates)?;
+            for planned in &runs {
+                let config = &planned.run.config;
+                settings::refuse_within_data(config, &self.out, "--out")?;
+                if let Some(page) = &self.asked.page {
+                    settings::refuse_within_data(config, page, "--page")?;
+                }
+            }
             if self.asked.plan {
                 return self.tell(&tries, &runs);
             }

@@ -266,25 +266,6 @@ impl Cases {
             _ => format!("{corpus}/{row}-k{branching}-h{height}-b{blocks}-d{width}"),
         }
     }
-
-    /// Refuses a folder within that of a text: the table would become a document of it.
-    pub fn refuse_within(&self, out: &Path) -> Result<()> {
-        let absolute =
-            |path: &Path| std::path::absolute(path).context("cannot read the working directory");
-        let out = absolute(out)?;
-        for (_, source) in &self.corpora {
-            if let TextSource::Path(path) = source
-                && out.starts_with(absolute(path)?)
-            {
-                bail!(
-                    "--out: {} is within the text {}, and would become a part of it",
-                    out.display(),
-                    path.display()
-                );
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The texts, each with the name of the folder of its runs.

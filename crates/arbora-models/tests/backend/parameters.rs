@@ -35,6 +35,15 @@ fn published_models_have_the_published_number_of_parameters() {
 }
 
 #[test]
+fn sequences_may_have_more_positions_than_the_published_timescale() {
+    let config = |positions| {
+        let model = small().with_embedding(EmbeddingKind::Sequence);
+        ReTreeverConfig::new(model.with_max_positions(positions)).init(0, &device())
+    };
+    assert_eq!(config(20_000).num_params(), config(10).num_params());
+}
+
+#[test]
 fn one_seed_gives_these_weights_on_every_backend() {
     let model = ReTreeverConfig::new(small()).init(7, &device());
     let found = parameters(&model);
