@@ -124,7 +124,7 @@ impl CostShape {
 
     /// TC-Attention with every inner node evaluated for every token, as while training: queries, keys and a reading of the
     /// nodes by the queries, `3 · 2 n (2^h - 1) d` for a binary tree. That the published numbers are these
-    /// is a fit: see [`published`](super::published).
+    /// is a fit: see the example `published_flops`.
     pub fn tree_coarse_all_nodes(&self, branching: &[usize]) -> AttentionCost {
         let mut nodes = 1;
         let mut all = 0;

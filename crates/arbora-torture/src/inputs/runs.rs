@@ -147,7 +147,7 @@ pub fn checkpoint(made: &Path) -> Result<Reader> {
     ];
     let mut reader = Reader::new(files, words, move |folder, _| {
         let (checkpoint, _) = Checkpoint::newest(folder)?;
-        checkpoint.load_model(LinearConfig::new(3, 4).init(&device).train())?;
+        checkpoint.load_model(LinearConfig::new(3, 4).init(&device))?;
         doors::load_optimizer(&checkpoint, OptimizerConfig::default().init())?;
         Ok(())
     });
