@@ -96,7 +96,8 @@ impl Yard {
         }
         succeeded(child.wait_with_output()?)?;
         let first: u64 = first.context("the run was too short to be seen")?;
-        println!("memory {first} kB after {FIRST} steps, {last} kB in the end");
+        // Standard output is for what failed.
+        eprintln!("memory {first} kB after {FIRST} steps, {last} kB in the end");
         ensure!(
             last.abs_diff(first) * 100 <= first,
             "memory was {first} kB after {FIRST} steps and {last} kB in the end"
