@@ -8,7 +8,6 @@ use arbora::rl::train::{
     Checkpoint, CheckpointState, FORMAT_VERSION, OptimizerConfig, TrainerConfig, doors,
 };
 use arbora_cli::doors as commands;
-use burn::module::Module as _;
 use burn::nn::LinearConfig;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
