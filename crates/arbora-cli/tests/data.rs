@@ -32,6 +32,19 @@ fn run_on_pictures() -> Place {
 
 const RESUME: [&str; 5] = ["train", "images", "--out", "out", "--resume"];
 
+#[test]
+fn what_an_editor_saved_with_a_byte_order_mark_is_read() {
+    let place = run_on_pictures();
+    let before = place.eval("out", &[])["metrics"].clone();
+    for name in ["config.json", "data.json", "made.json"] {
+        let path = place.path("out").join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    }
+    assert_eq!(place.eval("out", &[])["metrics"], before);
+    place.succeed(&RESUME);
+}
+
 /// Every command that reads the data of the run `out` refuses with a line that has this.
 fn all_refuse(place: &Place, expected: &str) {
     let commands: [&[&str]; 4] = [

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{IMAGES, Place, SIZE, parse};
+use common::{IMAGES, Place, SIZE, parse, stderr};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 use std::fs;
@@ -483,4 +483,23 @@ fn pictures_are_learned_as_viewers_show_them() {
         "{said}"
     );
     assert_eq!(place.json("out-shown/config.json")["data"]["channels"], 1);
+}
+
+#[test]
+fn parameters_that_the_last_update_lost_are_no_success() {
+    let place = Place::new();
+    let train = ["train", "images", "--config", "tiny.json", "--out", "out"];
+    let settings = [
+        "learning_rate=1e308",
+        "warmup_steps=0",
+        "steps=1",
+        "eval_every=1",
+    ];
+    let settings = settings.map(|setting| format!("trainer.{setting}"));
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    let output = place.run(&train.into_iter().chain(settings).collect::<Vec<_>>());
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: step 1: the held-out "), "{stderr}");
+    assert_eq!(place.checkpoints("out"), ["step-00000000"]);
 }

@@ -191,7 +191,7 @@ impl Connections {
         let _ = self.disturb(rng);
         self.tries += 1;
         self.server.is_well()?;
-        if self.tries.is_multiple_of(5000) {
+        if self.tries.is_multiple_of(500) {
             let _ = fs::remove_dir_all(self.folder.join("out"));
             let child = train(&self.folder, &self.server.url(), "out", &[]);
             let child = child.map_err(|error| error.to_string())?;

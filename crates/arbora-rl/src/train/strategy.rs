@@ -435,9 +435,10 @@ impl Session {
         interrupter.fail_on_error(events.process_valid(LearnerEvent::EndSplit(1)));
 
         let metrics = totals.means(&model.model);
-        // The last update may have lost the parameters.
-        if let Some((_, loss)) = metrics.iter().find(|(name, _)| name == "loss") {
-            refuse_non_finite(self.step, "the held-out loss", *loss as f32)?;
+        for (name, what) in JUDGED {
+            if let Some((_, value)) = metrics.iter().find(|(found, _)| found == name) {
+                refuse_non_finite(self.step, what, *value as f32)?;
+            }
         }
         self.metrics.append(&Line {
             step: self.step,
@@ -487,6 +488,13 @@ impl Session {
 fn is_due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
+
+/// Numbers of an evaluation, where a model has them, that are not finite once an update has lost its parameters. Others may
+/// be a mean of nothing.
+const JUDGED: [(&str, &str); 2] = [
+    ("loss", "the held-out loss"),
+    ("log_likelihood", "the held-out log-likelihood"),
+];
 
 fn refuse_non_finite(step: u64, what: &'static str, value: f32) -> Result<(), TrainError> {
     if value.is_finite() {

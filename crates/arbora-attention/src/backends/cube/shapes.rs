@@ -36,15 +36,15 @@ pub(super) fn tree_search(
     axes
 }
 
-/// Numbers that choose children: at least one for each decision.
-pub(super) fn draws(axes: &Axes, numbers: &Shape, options: &TreeSearchOptions) {
-    let [_, _, draws] = numbers.dims();
+/// Uniforms that choose children: at least one for each decision.
+pub(super) fn draws(axes: &Axes, uniforms: &Shape, options: &TreeSearchOptions) {
+    let [_, _, draws] = uniforms.dims();
     let decisions = options.shape.decisions();
     assert!(
         draws >= decisions,
-        "tree_search: numbers: expected at least {decisions} for a query, got {draws}"
+        "tree_search: uniforms: expected at least {decisions} for a query, got {draws}"
     );
-    axes.expect("numbers", "batch, queries", &numbers[..2]);
+    axes.expect("uniforms", "batch, queries", &uniforms[..2]);
 }
 
 /// Query, key, value and mask.
