@@ -15,3 +15,27 @@ pub(crate) fn alone<T>(folder: &Path, work: impl FnOnce() -> Result<T>) -> Resul
     drop(lock);
     done
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::time::Duration;
+
+    #[test]
+    fn work_waits_for_who_has_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        // To the system, one that is opened apart is as one of another process.
+        let other = File::open(folder.path()).unwrap();
+        other.lock().unwrap();
+        let is_free = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let work = || alone(folder.path(), || Ok(is_free.load(SeqCst)));
+            let waits = scope.spawn(work);
+            std::thread::sleep(Duration::from_millis(100));
+            is_free.store(true, SeqCst);
+            drop(other);
+            assert!(waits.join().unwrap().unwrap());
+        });
+    }
+}

@@ -6,7 +6,7 @@ use crate::message::tell;
 use crate::progress::Bar;
 use crate::{atomic_file, remote, settings};
 use anyhow::{Context as _, Error, Result, bail};
-use arbora::rl::train::{Checkpoint, Claim, TrainError, Trainer, measure};
+use arbora::rl::train::{Checkpoint, Claim, TrainError, Trainer, has_any, is_folder, measure};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use burn::train::Interrupter;
@@ -107,8 +107,7 @@ impl<F: Family> Run<F> {
     /// If its folder holds something else: another run, one with other settings or on other data, or one that cannot
     /// be continued.
     pub fn state(&self, about: &About) -> Result<State> {
-        let config = self.folder.join(CONFIG);
-        if !config.exists() {
+        if !has_any(&self.folder, &[CONFIG])? {
             refuse_taken(&self.folder)?;
             return Ok(State::Absent);
         }
@@ -280,13 +279,8 @@ pub fn measured<F: Family>(
 /// # Errors
 /// If it is no folder, or has a run in it.
 pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
-    if folder.exists() && !folder.is_dir() {
-        return Err(TrainError::NotAFolder {
-            path: folder.into(),
-        });
-    }
-    let kept = [CONFIG, "metrics.jsonl", "checkpoints"];
-    if kept.iter().any(|name| folder.join(name).exists()) {
+    is_folder(folder)?;
+    if has_any(folder, &[CONFIG, "metrics.jsonl", "checkpoints"])? {
         return Err(TrainError::RunExists {
             path: folder.into(),
         });
@@ -298,7 +292,7 @@ pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
 pub fn first_free(task: &str, what: &str) -> PathBuf {
     (1..u64::MAX)
         .map(|number| PathBuf::from(format!("runs/{task}-{what}-{number}")))
-        .find(|path| !path.exists())
+        .find(|path| !path.try_exists().unwrap_or(false))
         .expect("fewer runs than numbers")
 }
 

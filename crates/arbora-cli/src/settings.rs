@@ -113,7 +113,9 @@ fn folders(settings: &Value) -> Vec<&Path> {
 /// A path that may not be there yet, without links and `..` in what is.
 fn resolved(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).context("cannot read the working directory")?;
-    let there = path.ancestors().find(|above| above.exists());
+    let there = path
+        .ancestors()
+        .find(|above| above.try_exists().unwrap_or(false));
     let there = there.unwrap_or(&path);
     let rest = path.strip_prefix(there)?;
     Ok(there.canonicalize()?.join(rest))

@@ -315,7 +315,7 @@ fn time_series_that_do_not_fit_are_refused() {
             "got 2",
         ],
     );
-    let other = ts(whole).replace("up down", "up down left");
+    let other = ts(&whole.replace(":down", ":left")).replace("up down", "up down left");
     fs::write(place.path("test.ts"), other).unwrap();
     assert_says(
         &refuse_series(&place, &[]),
@@ -521,7 +521,7 @@ fn unknown_words_on_the_command_line_end_with_code_2() {
         let output = place.run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr(&output).starts_with("error: "), "{args:?}");
-        assert!(!place.path("runs").exists());
+        assert!(!place.path("runs").try_exists().unwrap());
     }
 }
 
@@ -831,7 +831,7 @@ fn a_system_without_threads_is_named_before_anything_is_made() {
         stderr(&output),
         "error: cannot start threads: the system gives 0, and 9 are needed\n"
     );
-    assert!(!place.path("out").exists());
+    assert!(!place.path("out").try_exists().unwrap());
 }
 
 #[test]
@@ -987,4 +987,8 @@ fn runs_and_pages_within_their_data_are_refused() {
     }
     let page = [&compare[..], &["--out", "out", "--page", "faces/page.md"]].concat();
     assert_says(&place.refuse(&page), &["--page", "is within the data"]);
+
+    place.run(&[&train[..], &["run"]].concat());
+    let inspect = ["inspect", "run", "--out", "link/looked"];
+    assert_says(&place.refuse(&inspect), &["--out", "is within the data"]);
 }

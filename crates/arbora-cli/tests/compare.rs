@@ -213,7 +213,10 @@ fn every_model_takes_the_learning_rate_with_the_highest_log_likelihood() {
         assert_eq!(last["log_likelihood"], best["log_likelihood"]);
         // The other seed has the chosen rate alone.
         for rate in rates {
-            let there = place.path(format!("out/{name}-seed1-rate{rate}")).exists();
+            let there = place
+                .path(format!("out/{name}-seed1-rate{rate}"))
+                .try_exists()
+                .unwrap();
             assert_eq!(there, rate == chosen, "{name} {rate}");
         }
         assert!(page.contains(&chosen), "{page}");
@@ -376,7 +379,7 @@ fn a_comparison_stopped_by_ctrl_c_goes_on_as_if_nothing_had_happened() {
         }
         assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
         assert!(stderr(&output).contains("--out out"), "{}", stderr(&output));
-        assert!(!place.path("out/compare.json").exists());
+        assert!(!place.path("out/compare.json").try_exists().unwrap());
         let resumed = parse(&place.succeed(&args("out")));
         for (whole, resumed) in models(&whole).into_iter().zip(models(&resumed)) {
             assert_eq!(whole["metrics"], resumed["metrics"]);
@@ -490,7 +493,10 @@ fn stored_numbers_are_not_trained_again_when_the_folder_is_gone() {
     for args in [&[][..], &["--only-table"]] {
         let output = run_file(&place, args);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert!(!place.path("out").exists(), "nothing is trained");
+        assert!(
+            !place.path("out").try_exists().unwrap(),
+            "nothing is trained"
+        );
     }
     let again = page(&place);
     for title in ["dense attention", "a tree", "at random"] {
@@ -698,7 +704,7 @@ fn hours_stop_between_runs_and_the_same_command_goes_on() {
         "{told}"
     );
     assert!(page(&place).contains("4 of 4 runs are open, and not in this table: dense-seed0"));
-    assert!(!place.path("out").exists());
+    assert!(!place.path("out").try_exists().unwrap());
     let output = run_file(&place, &["--hours", "1"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(page(&place).contains("All 4 runs are finished."));
@@ -732,7 +738,7 @@ fn shards_share_an_experiment_and_its_folder_may_lie_anywhere() {
     let second = run("2/2");
     assert_eq!(second["open"], json!([]));
     assert_eq!(names(&out).len(), 4);
-    assert!(!place.path("runs").exists());
+    assert!(!place.path("runs").try_exists().unwrap());
     // As one process would have it.
     assert_eq!(run_file(&place, &["--only-table"]).status.code(), Some(0));
     assert_eq!(place.json("page.json")["summary"], second["summary"]);

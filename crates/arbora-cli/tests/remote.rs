@@ -185,7 +185,7 @@ fn training(place: &Place, server: &Server) -> Child {
 /// Waits for a file or folder of a run.
 fn has_saved(place: &Place, name: &str) {
     let started = Instant::now();
-    while !place.path(name).exists() {
+    while !place.path(name).try_exists().unwrap() {
         assert!(started.elapsed() < Duration::from_secs(60), "no {name}");
         std::thread::sleep(Duration::from_millis(20));
     }

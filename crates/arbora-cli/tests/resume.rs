@@ -264,17 +264,60 @@ fn schedulers_and_closed_terminals_stop_a_run_as_ctrl_c_does() {
 }
 
 #[test]
+fn a_second_ctrl_c_ends_a_run_at_once() {
+    let place = Place::new();
+    let slow = ["--set".to_owned(), "batch_size=512".to_owned()];
+    let slow = [long("out"), slow.to_vec()].concat();
+    let at_once = || {
+        let _ = fs::remove_dir_all(place.path("out"));
+        let mut child = place.command(&slow).spawn().unwrap();
+        reaches(&place, &mut child, "out", 1);
+        while child.try_wait().unwrap().is_none() {
+            send(&child, "-INT");
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        // Else the step was over before the second one came.
+        !stderr(&output).contains("stopped")
+    };
+    assert!((0..ATTEMPTS).any(|_| at_once()));
+    place.succeed(&["eval", "out"]);
+}
+
+#[test]
+fn a_file_over_the_limit_of_the_process_ends_a_run_in_one_line() {
+    let place = Place::new();
+    let whole = uninterrupted(&place);
+    let mut command = within(&place, "ulimit -f 8");
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(
+        stderr(&output)
+            .lines()
+            .last()
+            .unwrap()
+            .starts_with("error: ")
+    );
+    assert_continued(&place, &whole, &parse(&place.succeed(&RESUME)));
+}
+
+/// The command of a run in `out` from a shell that did `before`.
+fn within(place: &Place, before: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{before}; exec \"$@\""), "sh"]);
+    let called = place.command(long("out"));
+    command.arg(called.get_program()).args(called.get_args());
+    command.current_dir(place.path("")).stdout(Stdio::piped());
+    command.env_remove("BURN_DEVICE");
+    command
+}
+
+#[test]
 fn a_run_that_is_to_outlive_its_terminal_does() {
     let place = Place::new();
     let whole = uninterrupted(&place);
     // As `nohup` does.
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
-    let called = place.command(long("out"));
-    command.arg(called.get_program()).args(called.get_args());
-    let output = Stdio::piped();
-    command.current_dir(place.path("")).stdout(output);
-    let mut child = command.env_remove("BURN_DEVICE").spawn().unwrap();
+    let mut child = within(&place, "trap '' HUP").spawn().unwrap();
     reaches(&place, &mut child, "out", 5);
     send(&child, "-HUP");
     let output = child.wait_with_output().unwrap();
@@ -317,7 +360,12 @@ fn a_folder_that_another_process_trains_in_is_refused_in_one_line() {
         stderr(&refused).lines().last().unwrap(),
         "error: two/retreever-seed0: another process trains this run"
     );
-    assert!(!place.path("two/retreever-seed0-before-1").exists());
+    assert!(
+        !place
+            .path("two/retreever-seed0-before-1")
+            .try_exists()
+            .unwrap()
+    );
 }
 
 #[test]

@@ -251,7 +251,12 @@ fn an_interrupted_run_saves_first_and_then_resumes_to_the_same_numbers() {
     let interrupter = trainer_at_work.interrupter();
     let report = fit(trainer_at_work.progress(StopAt(6, interrupter)), 1).unwrap();
     assert_eq!((report.step, report.interrupted), (6, true));
-    assert!(folder(run.path(), 6).join("state.json").exists());
+    assert!(
+        folder(run.path(), 6)
+            .join("state.json")
+            .try_exists()
+            .unwrap()
+    );
     let report = fit(trainer(&short(), run.path()).resume(true), 77).unwrap();
     assert_eq!(report.resumed_from, Some(6));
     assert_eq!(
@@ -682,7 +687,7 @@ fn what_is_not_there_is_missing() {
         matches!(error, TrainError::Missing { what: "run", .. }),
         "{error:?}"
     );
-    assert!(!folder.path().join("none").exists());
+    assert!(!folder.path().join("none").try_exists().unwrap());
     let loaded = load_model(folder.path(), Bandit::new(8, 1, &device()), "").unwrap_err();
     assert!(
         matches!(
@@ -797,6 +802,19 @@ fn a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_parameters() {
 }
 
 #[test]
+fn parameters_that_an_update_lost_are_not_saved() {
+    let run = TempDir::new().unwrap();
+    let mut config = short();
+    // Infinite in single precision.
+    config.learning_rate = 1e39;
+    config.checkpoint_every = 1;
+    let error = fit(trainer(&config, run.path()), 1).unwrap_err();
+    let text = "step 1: a parameter is ";
+    assert!(error.to_string().starts_with(text), "{error}");
+    assert_eq!(Checkpoint::newest(run.path()).unwrap().0.state().step, 0);
+}
+
+#[test]
 fn a_batch_that_cannot_be_made_ends_the_run_with_the_sources_own_words() {
     let broken = |seed, step, device: &Device| match step {
         2 => Err(std::io::Error::other("the disk is on fire")),
@@ -877,7 +895,7 @@ fn settings_out_of_range_are_named_before_anything_is_written() {
     for (config, setting) in cases {
         let error = fit(trainer(&config, &run), 1).unwrap_err();
         assert!(error.to_string().starts_with(setting), "{setting}: {error}");
-        assert!(!run.exists());
+        assert!(!run.try_exists().unwrap());
     }
     let unknown = serde_json::from_str::<TrainerConfig>(r#"{"learning_rat": 1}"#).unwrap_err();
     assert!(unknown.to_string().contains("learning_rat"), "{unknown}");

@@ -210,6 +210,17 @@ fn a_saved_tokenizer_comes_back_the_same_from_text_and_from_a_file() {
 }
 
 #[test]
+fn a_tokenizer_is_the_same_with_the_ends_of_lines_of_other_systems() {
+    let lines = serde_json::from_str::<serde_json::Value>(&words()).unwrap();
+    let lines = serde_json::to_string_pretty(&lines).unwrap();
+    let others = lines.replace('\n', "\r\n");
+    assert_ne!(lines, others);
+    let [one, other] =
+        [lines, others].map(|json| Tokenizer::from_json(&json).unwrap().fingerprint());
+    assert_eq!(one, other);
+}
+
+#[test]
 fn a_tokenizer_from_a_file_cuts_and_pads_nothing_and_accounts_for_every_byte() {
     let tokenizer = Tokenizer::from_json(&words()).unwrap();
     // The numbers have gaps: the last one counts.

@@ -463,7 +463,7 @@ impl Restart {
         }
         ensure!(output.status.signal().is_none(), "{}", said(&output));
         let _server = Server::start(&self.folder, port)?;
-        let begun = self.folder.join("out/config.json").exists();
+        let begun = self.folder.join("out/config.json").try_exists()?;
         let more: &[&str] = if begun { &["--resume"] } else { &[] };
         let output = train(&self.folder, &url, "out", more)?.wait_with_output()?;
         ensure!(output.status.success(), "cannot go on: {}", said(&output));

@@ -39,7 +39,8 @@ fn has_loader() -> bool {
     });
     listed
         || var_os("LD_LIBRARY_PATH").is_some_and(|path| {
-            split_paths(&path).any(|folder| folder.join("libvulkan.so.1").exists())
+            split_paths(&path)
+                .any(|folder| folder.join("libvulkan.so.1").try_exists().unwrap_or(false))
         })
 }
 

@@ -61,7 +61,10 @@ pub fn run(mut args: CompareArgs) -> Result<ExitCode> {
 /// The experiment of a file, with other seeds or rates where they are asked for.
 fn of_file(args: &CompareArgs) -> Result<Experiment> {
     let path = Path::new(&args.what);
-    if path.extension().is_none_or(|ending| ending != "json") {
+    if path
+        .extension()
+        .is_none_or(|ending| !ending.eq_ignore_ascii_case("json"))
+    {
         bail!(
             "{}: expected one of {}, or a file of an experiment (.json)",
             args.what,

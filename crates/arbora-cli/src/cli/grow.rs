@@ -12,6 +12,7 @@ use crate::run::{TrainedRun, config_of, refuse_others};
 use crate::statistic::Statistic;
 use crate::table::table;
 use anyhow::{Context as _, Result, bail};
+use arbora::rl::train::is_folder;
 use burn::tensor::Device;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -62,9 +63,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     refuse_others("grow", &args.run)?;
     let kind = fitting(args.kind, config_of::<RetrievalConfig>(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
-    if out.exists() && !out.is_dir() {
-        bail!("{}: expected a folder for the curves", out.display());
-    }
+    is_folder(out)?;
     let TrainedRun::<RetrievalConfig> {
         config,
         data,

@@ -302,6 +302,9 @@ struct ServeArgs {
 /// run folders, a disk that is full, a driver that is missing.
 pub fn main() -> ExitCode {
     arbora::rl::train::keep_freed_blocks();
+    // A file over the limit of the process (`ulimit -f`) is an error of its write then, and no end without a word.
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, std::sync::Arc::default());
     hold_panics(run)
 }
 

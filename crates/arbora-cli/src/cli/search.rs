@@ -12,14 +12,18 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+/// So many paths of each query are more than any tree has leaves, and their tensors more than any memory holds.
+const MOST_PATHS: usize = 1 << 16;
+
 /// Reads `greedy`, `samples=K` or `beam=W`.
 ///
 /// # Errors
 /// With what was expected.
 pub fn strategy(text: &str) -> Result<SearchStrategy, String> {
     let number = |text: &str| {
-        text.parse()
-            .map_err(|_| format!("expected a number of paths, got {text}"))
+        let number = text.parse().ok().filter(|number| *number <= MOST_PATHS);
+        number
+            .ok_or_else(|| format!("expected a number of paths, at most {MOST_PATHS}, got {text}"))
     };
     match text.split_once('=') {
         None if text == "greedy" => Ok(SearchStrategy::Greedy),
@@ -166,7 +170,14 @@ mod tests {
             Ok(SearchStrategy::Samples { count: 4 })
         );
         assert_eq!(strategy("beam=2"), Ok(SearchStrategy::Beam { width: 2 }));
-        for wrong in ["beam", "beam=", "beam=-1", "widest=3", "greedy=2"] {
+        for wrong in [
+            "beam",
+            "beam=",
+            "beam=-1",
+            "samples=65537",
+            "widest=3",
+            "greedy=2",
+        ] {
             assert!(
                 strategy(wrong).unwrap_err().starts_with("expected"),
                 "{wrong}"

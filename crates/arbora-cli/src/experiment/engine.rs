@@ -12,7 +12,7 @@ use crate::message::tell;
 use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
 use crate::{atomic_file, backend, cli, settings};
 use anyhow::{Context as _, Result, bail, ensure};
-use arbora::rl::train::{Checkpoint, Claim, TrainError};
+use arbora::rl::train::{Checkpoint, Claim, TrainError, has_any, is_folder};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use serde_json::{Value, json};
@@ -93,9 +93,7 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         .out
         .clone()
         .unwrap_or_else(|| first_free(&experiment.task, COMPARE));
-    if out.exists() && !out.is_dir() {
-        return Err(TrainError::NotAFolder { path: out }.into());
-    }
+    is_folder(&out)?;
     let mut known = Store::new();
     if let Some(page) = &asked.page {
         page::open(page, &start(experiment), &asked.made_by)?;
@@ -293,9 +291,8 @@ impl<F: Family> Engine<'_, F> {
         if !is_outdated {
             run_folder.state(&about)?;
         }
-        if let (Some(source), true, false) =
-            (source, run_folder.folder.join(CONFIG).exists(), is_outdated)
-        {
+        let has_begun = has_any(&run_folder.folder, &[CONFIG])?;
+        if let (Some(source), true, false) = (source, has_begun, is_outdated) {
             refuse_older(&others[source].run.folder, &run_folder.folder)?;
         }
         let from = match (source, &from) {
@@ -374,7 +371,7 @@ impl<F: Family> Engine<'_, F> {
     /// Whether the run in a folder does not have the numbers that are asked for: it is to be repeated, or another
     /// version or another backend trained it.
     fn is_outdated(&self, folder: &Path) -> Result<bool> {
-        if !folder.join(CONFIG).exists() {
+        if !has_any(folder, &[CONFIG])? {
             return Ok(false);
         }
         let is_older = match self.since {
@@ -401,7 +398,7 @@ impl<F: Family> Engine<'_, F> {
                 self.out
                     .join(format!("{}-before-{number}", planned.plan.name))
             })
-            .find(|path| !path.exists())
+            .find(|path| !path.try_exists().unwrap_or(false))
             .context("fewer runs than numbers")?;
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
@@ -683,11 +680,11 @@ impl<F: Family> Engine<'_, F> {
     /// What depends on the machine, of a run whose folder is here.
     fn times(&self, planned: &Planned<F>) -> Result<Option<Times>> {
         let folder = &planned.run.folder;
-        let path = folder.join("timing.jsonl");
-        if !path.exists() || self.is_outdated(folder)? {
+        let timing = "timing.jsonl";
+        if !has_any(folder, &[timing])? || self.is_outdated(folder)? {
             return Ok(None);
         }
-        let log = read(&path)?;
+        let log = read(&folder.join(timing))?;
         let measured = store::measured(folder)?;
         Ok(Some(Times {
             training_seconds: training_seconds(&log, u64::MAX),
@@ -907,7 +904,7 @@ fn begun(folder: &Path) -> Result<SystemTime> {
 
 /// Refuses a run from other weights than its source has now.
 fn refuse_older(source: &Path, folder: &Path) -> Result<()> {
-    if source.join(CONFIG).exists() {
+    if has_any(source, &[CONFIG])? {
         ensure!(
             begun(source)? <= begun(folder)?,
             "{}: from: {} was trained anew after this run began; move it away to train anew",

@@ -49,7 +49,10 @@ pub fn open(path: &Path, start: &str, command: &str) -> Result<String> {
             folder.display()
         );
     }
-    if path.extension().is_some_and(|ending| ending == "json") {
+    if path
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("json"))
+    {
         bail!(
             "{}: expected a page, as x.md: its numbers are beside it in x.json",
             path.display()

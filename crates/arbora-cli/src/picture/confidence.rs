@@ -265,7 +265,12 @@ mod tests {
             let svg = std::fs::read_to_string(folder.path().join(name).with_extension("svg"));
             let has_line = svg.unwrap().contains("<polyline points=");
             assert!(
-                has_line && folder.path().join(format!("{name}.png")).exists(),
+                has_line
+                    && folder
+                        .path()
+                        .join(format!("{name}.png"))
+                        .try_exists()
+                        .unwrap(),
                 "{name}"
             );
         }

@@ -12,6 +12,7 @@ use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::claim::{has_any, is_folder};
 use super::{TrainError, TrainerConfig};
 use crate::BaselineState;
 
@@ -66,7 +67,7 @@ impl Checkpoint {
         }
 
         let path = path.as_ref();
-        if !path.is_dir() {
+        if !is_folder(path)? {
             return Err(TrainError::Missing {
                 path: path.into(),
                 what: "checkpoint",
@@ -273,10 +274,8 @@ pub fn load_model<M: Module>(
     fingerprint: &str,
 ) -> Result<M, TrainError> {
     let path = path.as_ref();
-    if path.is_file() {
-        return Err(TrainError::NotAFolder { path: path.into() });
-    }
-    let checkpoint = if path.join(STATE).exists() {
+    is_folder(path)?;
+    let checkpoint = if has_any(path, &[STATE])? {
         Checkpoint::open(path)?
     } else {
         Checkpoint::newest(path)?.0
@@ -303,10 +302,11 @@ fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, TrainError> {
         let step = name
             .strip_prefix("step-")
             .and_then(|step| step.parse().ok());
-        if let Some(step) = step
-            && path.is_dir()
-        {
-            found.push((step, path));
+        let Some(step) = step else { continue };
+        match is_folder(&path) {
+            Ok(true) => found.push((step, path)),
+            Ok(false) | Err(TrainError::NotAFolder { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     found.sort_unstable();

@@ -45,8 +45,7 @@ impl Claim {
     /// [`TrainError::Io`].
     pub fn resume(folder: impl AsRef<Path>) -> Result<Self, TrainError> {
         let folder = folder.as_ref();
-        expect_folder(folder)?;
-        if !folder.exists() {
+        if !is_folder(folder)? {
             return Err(TrainError::Missing {
                 path: folder.into(),
                 what: "run",
@@ -114,7 +113,9 @@ fn knows_no_locks(error: &std::io::Error) -> bool {
 
 /// Makes a folder, with what is above it, and puts their names on the disk.
 fn make(folder: &Path) -> Result<(), TrainError> {
-    let missing = folder.ancestors().take_while(|above| !above.exists());
+    let missing = folder
+        .ancestors()
+        .take_while(|above| !above.try_exists().unwrap_or(false));
     let missing: Vec<&Path> = missing.collect();
     fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
     missing
@@ -123,18 +124,36 @@ fn make(folder: &Path) -> Result<(), TrainError> {
         .try_for_each(checkpoint::sync_folder)
 }
 
-fn expect_folder(path: &Path) -> Result<(), TrainError> {
-    if path.exists() && !path.is_dir() {
-        Err(TrainError::NotAFolder { path: path.into() })
-    } else {
-        Ok(())
+/// Whether there is a folder. Without an answer of the file system there is none: what is taken for missing would be
+/// written over.
+///
+/// # Errors
+/// [`TrainError::NotAFolder`] where something else is there, or [`TrainError::Io`] where that cannot be told.
+pub fn is_folder(path: impl AsRef<Path>) -> Result<bool, TrainError> {
+    let path = path.as_ref();
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(true),
+        Ok(_) => Err(TrainError::NotAFolder { path: path.into() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(TrainError::io(path)(error)),
     }
+}
+
+/// Whether one of the files or folders is there.
+///
+/// # Errors
+/// [`TrainError::Io`] where that cannot be told.
+pub fn has_any(folder: impl AsRef<Path>, names: &[&str]) -> Result<bool, TrainError> {
+    let mut paths = names.iter().map(|name| folder.as_ref().join(name));
+    paths.try_fold(false, |is_there, path| {
+        Ok(is_there || path.try_exists().map_err(TrainError::io(path))?)
+    })
 }
 
 /// Refuses what cannot become the folder of a new run.
 fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
-    expect_folder(folder)?;
-    if checkpoint::any(folder)? || folder.join(super::METRICS).exists() {
+    is_folder(folder)?;
+    if checkpoint::any(folder)? || has_any(folder, &[super::METRICS])? {
         return Err(TrainError::RunExists {
             path: folder.into(),
         });
@@ -158,7 +177,7 @@ mod tests {
         assert!(in_use(Claim::resume(&run)), "a clone is as good");
         drop(other);
         // The file that a dead process leaves is no obstacle.
-        assert!(run.join(LOCK).exists());
+        assert!(run.join(LOCK).try_exists().unwrap());
         drop(Claim::begin(&run).unwrap());
         assert_eq!(Claim::resume(&run).unwrap().folder(), run);
     }
@@ -189,7 +208,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let run = place.path().join("run");
         let missing = Claim::resume(&run);
-        assert!(matches!(missing, Err(TrainError::Missing { .. })) && !run.exists());
+        assert!(matches!(missing, Err(TrainError::Missing { .. })) && !run.try_exists().unwrap());
         fs::write(&run, "a file").unwrap();
         for claim in [Claim::begin(&run), Claim::resume(&run)] {
             assert!(matches!(claim, Err(TrainError::NotAFolder { .. })));
@@ -199,7 +218,7 @@ mod tests {
             fs::create_dir_all(run.join(left)).unwrap();
             let taken = Claim::begin(&run);
             assert!(matches!(taken, Err(TrainError::RunExists { .. })), "{left}");
-            assert!(!run.join(LOCK).exists(), "{left}");
+            assert!(!run.join(LOCK).try_exists().unwrap(), "{left}");
         }
     }
 }

@@ -116,8 +116,8 @@ pub enum TrainError {
         supported: u64,
     },
 
-    /// The loss, that of an evaluation or the gradient norm is NaN or infinite. The newest checkpoint is from
-    /// before that.
+    /// The loss, that of an evaluation, the gradient norm or a parameter that was to be saved is NaN or infinite. The
+    /// newest checkpoint is from before that.
     #[error("step {step}: {what} is {value}")]
     NonFinite {
         /// The step, the first being 1.

@@ -58,7 +58,7 @@ const METRICS: &str = "metrics.jsonl";
 const TIMING: &str = "timing.jsonl";
 
 pub use checkpoint::{Checkpoint, CheckpointState, FORMAT_VERSION, load_model};
-pub use claim::Claim;
+pub use claim::{Claim, has_any, is_folder};
 pub use config::{OptimizerConfig, TrainerConfig};
 pub use error::TrainError;
 pub use measure::measure;

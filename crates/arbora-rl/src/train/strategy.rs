@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress as Position};
 use burn::data::dataset::DatasetError;
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::lr_scheduler::DynLrScheduler;
 use burn::optim::lr_scheduler::constant::ConstantLr;
 use burn::optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
@@ -469,6 +469,12 @@ impl Session {
 
     pub(crate) fn save<M: TrainableModel>(&mut self, model: &Learned<M>) -> Result<(), TrainError> {
         self.claim.expect_kept()?;
+        // The update before this may have lost them; from the checkpoint before, a run can go on.
+        let mut lost = NonFinite(None);
+        model.model.visit(&mut lost);
+        if let NonFinite(Some(value)) = lost {
+            refuse_non_finite(self.step, "a parameter", value)?;
+        }
         // A checkpoint promises the lines before it: they must be on the disk first.
         self.metrics.sync()?;
         let state = CheckpointState {
@@ -482,6 +488,18 @@ impl Session {
         checkpoint::save(&self.run, &state, &model.model, &self.optimizer)?;
         self.progress.on_checkpoint(self.step);
         Ok(())
+    }
+}
+
+/// A number that is not finite among the parameters of a module, if there is one.
+struct NonFinite(Option<f32>);
+
+impl ModuleVisitor for NonFinite {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.0.is_none() {
+            let values = param.val().into_data();
+            self.0 = values.iter::<f32>().find(|value| !value.is_finite());
+        }
     }
 }
 

@@ -337,6 +337,9 @@ pub(super) mod tests {
             let whole = pixels(&jpeg);
             let scan = jpeg.windows(2).position(|two| two == [0xff, 0xda]).unwrap() + 14;
             for end in scan..jpeg.len() - 2 {
+                // As when a download ends early.
+                let zeros = vec![0; jpeg.len() - end];
+                assert!(read(&[&jpeg[..end], &zeros].concat()).is_err());
                 let early = [&jpeg[..end], &[0xff, 0xd9]].concat();
                 // Only the padding of the last byte is no part of a pixel.
                 if let Ok(picture) = read(&early) {

@@ -81,12 +81,12 @@ pub struct SeriesClassification {
 }
 
 impl SeriesClassification {
-    /// The task on a training and a test set. Their classes are matched by name: the test set may have fewer, and
-    /// in another order.
+    /// The task on a training and a test set. Their classes are matched by name: the test set may have fewer, in
+    /// another order, and others that none of its series is of.
     ///
     /// # Errors
-    /// As [`SeriesConfig::check`]; [`TaskError::SeriesSet`] if the sets differ in their channels, or the test set
-    /// has a class that the training set does not have; [`TaskError::ShortSeries`] for a series shorter than a window.
+    /// As [`SeriesConfig::check`]; [`TaskError::SeriesSet`] if the sets differ in their channels, or a series of
+    /// the test set has a class that the training set does not have; [`TaskError::ShortSeries`] for a series shorter than a window.
     pub fn new(
         train: &SeriesSet,
         test: &SeriesSet,
@@ -104,7 +104,8 @@ impl SeriesClassification {
         }
         let (means, deviations) = moments(train);
         let windows = |set: &SeriesSet, name| {
-            let numbers = set.classes().iter().map(|class| {
+            let numbers = set.series().iter().map(|series| {
+                let class = &set.classes()[series.class];
                 let number = train.classes().iter().position(|known| known == class);
                 number.ok_or_else(|| {
                     let expected = format!("those of training, {}", train.classes().join(", "));
@@ -240,7 +241,7 @@ struct Window {
 }
 
 impl Windows {
-    /// - classes: the number of each class of the set in the task
+    /// - classes: of each series, a number of the task
     fn cut(
         set: &SeriesSet,
         name: &'static str,
@@ -256,7 +257,7 @@ impl Windows {
         };
         let mut first = 0;
         for (index, series) in set.series().iter().enumerate() {
-            let (steps, class) = (set.steps(index), classes[series.class]);
+            let (steps, class) = (set.steps(index), classes[index]);
             let (window, stride) = if config.whole {
                 (steps, steps)
             } else {
@@ -432,6 +433,7 @@ mod tests {
             (test(&["a", "b"], &[0, 1]), vec![0, 1]),
             (test(&["b", "a"], &[0, 1, 0]), vec![1, 0, 1]),
             (test(&["b"], &[0]), vec![1]),
+            (test(&["c", "b", "d"], &[1]), vec![1]),
         ] {
             let task = SeriesClassification::new(&train, &test, config(4, 4)).unwrap();
             assert_eq!(task.classes(), ["a", "b"]);
@@ -457,7 +459,7 @@ mod tests {
         };
         let errors = [
             error(&one(3, &["a", "b"]), config(1, 1)),
-            error(&one(2, &["b", "c"]), config(1, 1)),
+            error(&one(2, &["c", "b"]), config(1, 1)),
             error(&set(&[5, 4]), config(5, 1)),
             error(&set(&[5]), config(0, 1)),
             error(&set(&[5]), config(1, 0)),

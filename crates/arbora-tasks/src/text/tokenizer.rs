@@ -387,7 +387,8 @@ fn lossy(ids: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that.
+/// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that, but for the
+/// ends of lines, which are no part of JSON and other systems write otherwise.
 fn exact(json: &str) -> Result<String, String> {
     let mut whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let mut is_exact = true;
@@ -403,7 +404,7 @@ fn exact(json: &str) -> Result<String, String> {
     let model = whole.get_mut("model");
     turn_off(model.and_then(|model| model.get_mut("dropout")));
     if is_exact {
-        Ok(json.into())
+        Ok(json.replace("\r\n", "\n"))
     } else {
         Ok(whole.to_string())
     }

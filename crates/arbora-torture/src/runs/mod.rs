@@ -184,7 +184,7 @@ impl Yard {
     /// Forgets what was done.
     fn clear(&self) -> Result<(), String> {
         let out = self.path("out");
-        if out.exists() {
+        if out.try_exists().unwrap_or(false) {
             fs::remove_dir_all(out).map_err(|error| error.to_string())
         } else {
             Ok(())
@@ -195,7 +195,9 @@ impl Yard {
     fn command(&self) -> Command {
         let mut command = command_of(&self.job, &self.folder);
         command.args(["--out", "out"]);
-        if self.job.words[0] == "train" && self.path("out/config.json").exists() {
+        if self.job.words[0] == "train"
+            && self.path("out/config.json").try_exists().unwrap_or(false)
+        {
             command.arg("--resume");
         }
         command
@@ -241,10 +243,10 @@ impl Yard {
         // A picture is there whole or not at all.
         for picture in self.job.pictures {
             let path = self.path("out").join(picture);
-            if path.with_extension("svg").exists() {
+            if path.with_extension("svg").try_exists().unwrap_or(false) {
                 svg_is_whole(&path)?;
             }
-            if path.with_extension("png").exists() {
+            if path.with_extension("png").try_exists().unwrap_or(false) {
                 png_is_whole(&path)?;
             }
         }

@@ -7,11 +7,13 @@ use crate::families::language::report::{leaf_name, panels, routes};
 use crate::families::language::{LanguageBatch, LanguageConfig, LanguageData, LanguageModel};
 use crate::picture::shares::{SharesPicture, SharesRow};
 use crate::run::{TrainedRun, config_of};
+use crate::settings::refuse_within_data;
 use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, rng};
 use arbora::tasks::text::{Corpus, Text};
 use arbora::tree::shape::CompleteTree;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Sequences of each part that are looked at, at most.
 const SEQUENCES: usize = 2048;
@@ -21,11 +23,12 @@ const BATCH: usize = 8;
 const ROWS: usize = 60;
 
 /// The curves of a run; and where its model has a tree, how its leaves were used.
-pub fn inspect(args: &InspectArgs) -> Result<Seen> {
+pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     if args.item.is_some() || args.query.is_some() {
         bail!("--item and --query: a run of task lm has documents, and shows all of them");
     }
     let config = config_of::<LanguageConfig>(&args.run)?;
+    refuse_within_data(&config, out, "--out")?;
     let name = config.model.name();
     let curves = panels(&[Finished {
         name,
@@ -46,6 +49,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     }
     let run =
         TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
+    refuse_within_data(&run.config, out, "--out")?;
     let tree = run.model.network().tree();
     let parts = parts(&run)?;
     let leaves = routes(&args.run, &tree)?;

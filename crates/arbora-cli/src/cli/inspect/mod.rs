@@ -13,7 +13,8 @@ use crate::picture::curves::{self, Panel};
 use crate::picture::retrieval::{self as path, RetrievalPicture};
 use crate::picture::shares::{self, SharesPicture};
 use crate::run::{refuse_others, task_of};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use arbora::rl::train::is_folder;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -29,14 +30,10 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
     if !matches!(task, AnyTask::Language(_)) {
         refuse_others("inspect", &args.run)?;
     }
-    ensure!(
-        !out.exists() || out.is_dir(),
-        "{}: expected a folder",
-        out.display()
-    );
+    is_folder(&out)?;
     let mut seen = match task {
-        AnyTask::Language(_) => language::inspect(&args)?,
-        _ => retrieval::inspect(&args)?,
+        AnyTask::Language(_) => language::inspect(&args, &out)?,
+        _ => retrieval::inspect(&args, &out)?,
     };
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     alone(&out, || seen.write(&args.run, &out))?;

@@ -9,19 +9,22 @@ use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
 use crate::picture::confidence::{ConfidencePicture, QueryDecisions};
 use crate::picture::retrieval::{ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
 use crate::run::{TrainedRun, config_of};
+use crate::settings::refuse_within_data;
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::models::{Context, Prediction, ReTreever, Target};
 use arbora::rl::seed::{Purpose, rng};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Test problems whose queries are in the picture of confidence.
 const CONFIDENCE_ITEMS: usize = 16;
 
 /// The curves of a run; and where its model has a tree, the path of a query down that and how sure it was.
-pub fn inspect(args: &InspectArgs) -> Result<Seen> {
+pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     let config = config_of::<RetrievalConfig>(&args.run)?;
+    refuse_within_data(&config, out, "--out")?;
     let name = config.model.name();
     let panels = report::panels(&[Finished {
         name,
@@ -43,6 +46,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Seen> {
     }
     let run: TrainedRun<RetrievalConfig> =
         TrainedRun::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
+    refuse_within_data(&run.config, out, "--out")?;
     let (picture, numbers) = query(&run, args.item.unwrap_or(0), args.query)?;
     pictures.push(("path", Picture::Path(picture.into())));
     pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));

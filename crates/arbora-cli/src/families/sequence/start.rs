@@ -8,7 +8,7 @@ use crate::settings::{self, difference};
 use anyhow::Result;
 use arbora::attention::{AttentionKindConfig, RouterConfig};
 use arbora::rl::seed::{Purpose, derive};
-use arbora::rl::train::{Checkpoint, TrainError};
+use arbora::rl::train::{Checkpoint, TrainError, has_any};
 use arbora::tasks::TaskError;
 use arbora::tasks::recall::Lookup;
 use burn::module::Module as _;
@@ -92,7 +92,7 @@ impl SequenceConfig {
         match AnyTask::of_run(from) {
             Some(AnyTask::Sequence(_)) => {}
             Some(task) => return other("task", &task.name(), &self.task.name()),
-            None if !from.join(CONFIG).exists() => return Err(missing().into()),
+            None if !has_any(from, &[CONFIG])? => return Err(missing().into()),
             // Reading it whole says what is wrong with it.
             None => {}
         }
