@@ -27,7 +27,7 @@ const CALLS: [(&str, &[&str]); 17] = [
     ("unlink", &["EROFS", "EIO"]),
     ("unlinkat", &["EROFS", "EIO"]),
     ("rmdir", &["EROFS", "EIO"]),
-    ("flock", &["EIO", "ENOLCK", "ENOTSUP"]),
+    ("flock", &["EIO", "ENOLCK", "EOPNOTSUPP"]),
     ("read", &["EIO"]),
     ("getdents64", &["EIO"]),
     ("ftruncate", &["EIO"]),
