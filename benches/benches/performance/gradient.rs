@@ -95,7 +95,7 @@ fn entrant(
         value: inputs.value.require_grad(),
         ..inputs
     };
-    let rows = [problem.batch, problem.queries];
+    let rows = [problem.batch, problem.queries, 1];
     let weight = random(inputs.query.dims(), 5, &device);
     let (log_prob_weight, entropy_weight) = (random(rows, 6, &device), random(rows, 7, &device));
     Entrant::new(name, move || {
@@ -104,7 +104,7 @@ fn entrant(
         if loss == Loss::Policy {
             total = total
                 + (found.log_prob * log_prob_weight.clone()).sum()
-                + (found.entropy * entropy_weight.clone()).sum();
+                + (found.entropy.expect("no beam") * entropy_weight.clone()).sum();
         }
         let gradients = total.backward();
         for input in [&inputs.query, &inputs.key, &inputs.value] {

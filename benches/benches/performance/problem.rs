@@ -1,7 +1,7 @@
 //! Inputs of searches.
 
 use crate::numbers::Cost;
-use arbora_attention::{Route, TreeSearch, TreeSearchOptions, tree_search};
+use arbora_attention::{Route, SearchOutput, TreeSearchOptions, tree_search};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -77,7 +77,9 @@ impl Problem {
             _ => random([batch, queries, heads, head_dim], 1, device),
         };
         let route = match routes {
-            Routes::Uniform => Route::Uniform(uniform([batch, queries, draws(&shape)], 4, device)),
+            Routes::Uniform => {
+                Route::Uniform(uniform([batch, queries, 1, draws(&shape)], 4, device))
+            }
             _ => Route::Greedy,
         };
         let [key, value] = index;
@@ -111,7 +113,7 @@ pub fn draws(shape: &TokenTreeShape) -> usize {
 }
 
 impl Inputs {
-    pub fn search(&self) -> TreeSearch {
+    pub fn search(&self) -> SearchOutput<4> {
         tree_search(
             self.query.clone(),
             self.key.clone(),

@@ -132,7 +132,7 @@ fn entrant(step: Step, backend: &Opened) -> Entrant<'static> {
     let queries = Tensor::<3>::zeros([batch, tokens, CLASSES], &device);
     let classes = TensorData::new(symbols, [batch, tokens]);
     let target = Target::Classes(Tensor::<2, Int>::from_data(classes, &device));
-    let numbers = uniform([batch, tokens, draws(&step.shape())], 2, &device);
+    let numbers = uniform([batch, tokens, 1, draws(&step.shape())], 2, &device);
 
     let mut model = Some(ReTreeverConfig::new(step.model()).init(0, &device).train());
     let mut optimizer = AdamConfig::new().init();

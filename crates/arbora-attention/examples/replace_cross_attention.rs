@@ -2,8 +2,7 @@
 //!
 //! `cargo run -p arbora-attention --example replace_cross_attention --features flex`
 
-use arbora_attention::{Route, TreeCrossAttention, TreeCrossAttentionConfig};
-use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
+use arbora_attention::{TreeCrossAttention, TreeCrossAttentionConfig};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
@@ -30,11 +29,7 @@ impl Reader {
     fn forward(&self, queries: Tensor<3>, tokens: Tensor<3>) -> (Tensor<3>, Tensor<1>) {
         let tokens = self.embed.forward(tokens);
         // Before: self.cross_attention.forward(MhaInput::new(queries, tokens.clone(), tokens))
-        let shape = TokenTreeShape::new(tokens.dims()[1], 2, Layout::LeftFilled);
-        let order = TokenOrder::Given.permutation(&tokens, None, &shape);
-        let tree = TokenTree::build(tokens, None, order, shape, &MeanAggregator);
-        let index = self.cross_attention.index(&tree);
-        let found = self.cross_attention.search(queries, &index, Route::Greedy);
+        let found = self.cross_attention.forward(queries, tokens);
         (
             self.output.forward(found.context),
             found.read.float().mean(),

@@ -71,7 +71,7 @@ fn main() {
 
     for step in 0..STEPS {
         let (context, query, truth) = waves(0, step, &device);
-        let shape = [BATCH, QUERIES, decisions];
+        let shape = [BATCH, QUERIES, 1, decisions];
         let numbers = sample::uniform(&mut rng(0, Purpose::Policy, step), shape, &device);
         let target = Target::Values(truth);
         let losses = model.losses(

@@ -4,8 +4,8 @@ use crate::init::seeded;
 use crate::parts::{BlockAggregator, Context, Decoder, Encoder, ModelConfig};
 use crate::prediction::{Prediction, RewardKind, Target, masked_average};
 use arbora_attention::{
-    GhostNodes, Route, SearchOptions, SearchOutput, StrategyOutput, TreeCrossAttention,
-    TreeCrossAttentionConfig, TreeIndex,
+    GhostNodes, Route, SearchOptions, SearchOutput, TreeCrossAttention, TreeCrossAttentionConfig,
+    TreeIndex,
 };
 use arbora_rl::Rollout;
 use arbora_tree::{Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
@@ -64,8 +64,6 @@ pub struct ReTreeverOutput {
 /// How [`ReTreever::losses`] trains the policy.
 #[derive(Clone, Debug)]
 pub struct LossOptions {
-    /// Routes taken per query, at least 1; the loss is their mean.
-    pub samples: usize,
     /// What the policy is rewarded for.
     pub reward: RewardKind,
     /// Uniform numbers in `0.0..1.0`, `[batch, queries]`: also teach the policy to walk where the
@@ -75,10 +73,9 @@ pub struct LossOptions {
 }
 
 impl Default for LossOptions {
-    /// As published: one route per query, the published reward, no guide.
+    /// As published: the published reward, no guide.
     fn default() -> Self {
         Self {
-            samples: 1,
             reward: RewardKind::Published,
             guide: None,
         }
@@ -158,7 +155,7 @@ impl ReTreever {
     }
 
     /// Number of choices on the way down a tree over `tokens` tokens: the uniform numbers a
-    /// [`Route::Sampled`] needs per query.
+    /// [`Route::Sampled`] needs per path.
     pub fn decisions(&self, tokens: usize) -> usize {
         TokenTreeShape::new(tokens, self.branching, self.layout).decisions()
     }
@@ -166,54 +163,38 @@ impl ReTreever {
     /// The paths to tokens of a context, for [`Route::Given`]: what an oracle would walk.
     ///
     /// - tokens: `[batch, queries]`, indices of context tokens
-    /// - returns `[batch, queries, decisions + 1]`
-    pub fn paths_to(&self, tokens: Tensor<2, Int>, context: &Context) -> Tensor<3, Int> {
-        self.tree(context).paths_to_tokens(tokens)
+    /// - returns `[batch, queries, 1, decisions + 1]`
+    pub fn paths_to(&self, tokens: Tensor<2, Int>, context: &Context) -> Tensor<4, Int> {
+        self.tree(context).paths_to_tokens(tokens).unsqueeze_dim(2)
     }
 
-    /// Answers queries by search.
+    /// Answers queries by search, along one or several paths: see [`TreeCrossAttention::search`].
     ///
     /// - queries: `[batch, queries, d_query]`
+    ///
+    /// # Panics
+    /// As [`TreeCrossAttention::search`].
     #[track_caller]
-    pub fn predict(&self, queries: Tensor<3>, index: &TreeIndex, route: Route) -> ReTreeverOutput {
-        let search = self
-            .attention
-            .search(self.encoder.embed_queries(queries), index, route);
+    pub fn predict(
+        &self,
+        queries: Tensor<3>,
+        index: &TreeIndex,
+        options: impl Into<SearchOptions>,
+    ) -> ReTreeverOutput {
+        let queries = self.encoder.embed_queries(queries);
+        let search = self.attention.search(queries, index, options);
         ReTreeverOutput {
             prediction: self.decoder.decode(search.context.clone()),
             search,
         }
     }
 
-    /// Answers queries by search along one or several paths, for inference; see
-    /// [`TreeCrossAttention::search_options`].
-    ///
-    /// - queries: `[batch, queries, d_query]`
-    /// - numbers: `[batch, queries · count, draws]` uniform in `[0, 1)`, for samples alone
-    ///
-    /// # Panics
-    /// As [`TreeCrossAttention::search_options`].
-    #[track_caller]
-    pub fn predict_options(
-        &self,
-        queries: Tensor<3>,
-        index: &TreeIndex,
-        options: &SearchOptions,
-        numbers: Option<Tensor<3>>,
-    ) -> (Prediction, StrategyOutput) {
-        let queries = self.encoder.embed_queries(queries);
-        let search = self
-            .attention
-            .search_options(queries, index, options, numbers);
-        (self.decoder.decode(search.context.clone()), search)
-    }
-
     /// The probabilities that the policy gives to the children of the nodes on a path; see
     /// [`TreeCrossAttention::policy_along`].
     ///
     /// - queries: `[batch, queries, d_query]`
-    /// - path: `[batch, queries, decisions + 1]`, as a search returns it
-    /// - returns `[batch, queries, decisions, branching]`, the decision at the root first
+    /// - path: `[batch, queries, paths, decisions + 1]`, as a search returns it
+    /// - returns `[batch, queries, paths, decisions, branching]`, the decision at the root first
     ///
     /// # Panics
     /// As [`TreeCrossAttention::policy_along`].
@@ -222,8 +203,8 @@ impl ReTreever {
         &self,
         queries: Tensor<3>,
         index: &TreeIndex,
-        path: Tensor<3, Int>,
-    ) -> Tensor<4> {
+        path: Tensor<4, Int>,
+    ) -> Tensor<5> {
         let queries = self.encoder.embed_queries(queries);
         self.attention.policy_along(queries, index, path)
     }
@@ -245,11 +226,11 @@ impl ReTreever {
     /// - queries: `[batch, queries, d_query]`
     /// - target: the truth per query
     /// - mask: `[batch, queries]`, `true` = masked out
-    /// - route: how to walk. Its tensors have `[batch, queries · samples, …]`, the samples of a
-    ///   query side by side.
+    /// - route: how to walk, at least once per query. Each of several paths is a search of its own, with a
+    ///   prediction and a reward of its own, and the loss is their mean.
     ///
     /// # Panics
-    /// If axes disagree, there are no samples, or the reward does not fit the target.
+    /// If axes disagree, there is no path, the route is a beam, or the reward does not fit the target.
     #[track_caller]
     pub fn losses(
         &self,
@@ -260,11 +241,11 @@ impl ReTreever {
         route: Route,
         options: LossOptions,
     ) -> ReTreeverLosses {
-        let samples = options.samples;
         assert!(
-            samples >= 1,
-            "retreever: samples: expected at least 1, got 0"
+            !matches!(route, Route::Beam(_)),
+            "retreever: route: expected one to learn by, got a beam"
         );
+        let samples = route.paths();
         let index = self.index(context);
         let [batch, count, _] = queries.dims();
         // Search and attention to all leaves share their weights, so they share projected queries.
@@ -272,23 +253,22 @@ impl ReTreever {
             .attention
             .attention
             .project_queries(self.encoder.embed_queries(queries));
-        let leaves = self
-            .attention
-            .attend_leaves_projected(queries.clone(), &index);
+        let leaves = self.attention.attend_leaves(queries.clone(), &index);
         let leaves = self.decoder.decode(leaves).loss(target, mask);
         let guide = options.guide.map(|numbers| {
             let path = self.attention.leaf_routes(&queries, &index, numbers);
-            let found =
-                self.attention
-                    .search_projected(queries.clone(), &index, Route::Given(path), 1.0);
+            let found = self
+                .attention
+                .search(queries.clone(), &index, Route::Given(path));
             // Per decision, so that its weight means the same at every height.
             let decisions = found.decisions.float().clamp_min(1.0);
-            -masked_average(found.log_prob / decisions, mask)
+            let per_decision = found.log_prob / decisions;
+            -masked_average(per_decision.squeeze_dim(2), mask)
         });
 
         let search = self
             .attention
-            .search_projected(queries.repeat(samples), &index, route, 1.0);
+            .search(queries.repeat(samples), &index, route.apart());
         let prediction = self.decoder.decode(search.context);
         let target = match target {
             Target::Values(values) => Target::Values(repeat_queries(values.clone(), samples)),
@@ -309,6 +289,7 @@ impl ReTreever {
             .clone()
             .map(|mask| mask.reshape([batch, count * samples]));
         let by_row = |values: Tensor<2>| values.reshape([batch * count, samples]);
+        let by_path = |values: Tensor<3>| values.reshape([batch * count, samples]);
         ReTreeverLosses {
             tree: prediction.loss(&target, flat_mask.as_ref()),
             leaves,
@@ -316,9 +297,9 @@ impl ReTreever {
             reward: by_row(prediction.reward(&target, options.reward)),
             selected: masked_average(search.selected.float(), flat_mask.as_ref()),
             rollout: Rollout {
-                log_prob: by_row(search.log_prob),
-                entropy: by_row(search.entropy),
-                decisions: by_row(search.decisions.float()),
+                log_prob: by_path(search.log_prob),
+                entropy: by_path(search.entropy.expect("no beam")),
+                decisions: by_path(search.decisions.float()),
                 mask,
             },
         }

@@ -2,7 +2,7 @@
 
 use crate::parts::Context;
 use crate::retreever::{ReTreever, ReTreeverOutput};
-use arbora_attention::{IndexError, Route, StreamingIndex, TreeIndex};
+use arbora_attention::{IndexError, SearchOptions, StreamingIndex, TreeIndex};
 use arbora_tree::{Changed, Layout, StreamError, TokenOrder, TokenTree, TokenTreeShape};
 use burn::tensor::{Device, Tensor};
 use std::path::Path;
@@ -197,8 +197,12 @@ impl<'model> ReTreeverStream<'model> {
     ///
     /// - queries: `[batch, queries, d_query]`
     #[track_caller]
-    pub fn predict(&self, queries: Tensor<3>, route: Route) -> ReTreeverOutput {
-        self.model.predict(queries, self.index(), route)
+    pub fn predict(
+        &self,
+        queries: Tensor<3>,
+        options: impl Into<SearchOptions>,
+    ) -> ReTreeverOutput {
+        self.model.predict(queries, self.index(), options)
     }
 
     /// Appends the same number of tokens to every example.

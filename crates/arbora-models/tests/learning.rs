@@ -49,7 +49,7 @@ fn retreever_overfits_one_batch() {
     let mut tree = Vec::new();
     let mut leaves = Vec::new();
     for step in 0..STEPS {
-        let route = Route::Sampled(uniforms([4, 5, 3], step, &device));
+        let route = Route::Sampled(uniforms([4, 5, 1, 3], step, &device));
         let losses = model.losses(
             &context,
             queries.clone(),

@@ -18,11 +18,10 @@ pub use leaf_attention::{
     CandidateKeys, LeafAttentionInput, LeafAttentionOutput, candidate_keys, leaf_attention,
 };
 pub use prefix_attention::{prefix_attention, prefix_sums};
-pub(crate) use several_paths::SeveralPaths;
 pub use tree_build::{BlockWeights, tree_build};
 pub use tree_coarse::{
     EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
 };
 pub use tree_fine::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
 pub(crate) use tree_fine::{RoutedRows, WithinLeaves, head_leaves, to_heads, tree_input};
-pub use tree_search::{Route, TreeSearch, tree_search};
+pub use tree_search::{Route, SearchOutput, tree_search};

@@ -141,6 +141,27 @@ impl SeveralPaths {
         Tensor::cat(way.collect(), 3)
     }
 
+    /// Real decisions of each path, `[batch, queries, paths]`: at nodes with at least two real children.
+    pub fn decisions(&self, path: &Tensor<4, Int>) -> Tensor<3, Int> {
+        let shape = &self.options.shape;
+        let [batch, queries, paths, steps] = path.dims();
+        let node = path.clone().narrow(3, 0, steps - 1);
+        let each = node.dims();
+        let length = self.length.clone().reshape([batch, queries, 1, 1]);
+        let heights = (1..steps).rev();
+        // A second child is real where its first leaf is.
+        let second = heights.map(|height| {
+            let at = node.clone().narrow(3, steps - 1 - height, 1);
+            (at * shape.group(height + 1) as i64 + 1) * shape.span(height) as i64
+        });
+        if steps == 1 {
+            return path.zeros_like().squeeze_dim(3);
+        }
+        let second = Tensor::cat(second.collect(), 3);
+        let real = second.lower(length.expand(each)).int().sum_dim(3);
+        real.reshape([batch, queries, paths])
+    }
+
     /// Attends to the union frontier of the paths to the given last nodes, `[batch, queries, paths]`
     /// in any order, with repetition: the siblings of nodes on a path that are on no path, and all
     /// leaves under the last nodes. These lie over every token exactly once.

@@ -19,7 +19,7 @@ impl TreeCrossAttention {
     /// # Shapes
     /// - queries: `[batch, queries, …]`, projected by [`attention`](Self::attention)
     /// - numbers: `[batch, queries]`, uniform in `0.0..1.0`
-    /// - returns `[batch, queries, decisions + 1]`; an example without tokens gets the leftmost path
+    /// - returns `[batch, queries, 1, decisions + 1]`; an example without tokens gets the leftmost path
     ///
     /// # Panics
     /// If `numbers` has another shape, or the index is of other weights.
@@ -29,7 +29,7 @@ impl TreeCrossAttention {
         queries: &ProjectedQueries,
         index: &TreeIndex,
         numbers: Tensor<2>,
-    ) -> Tensor<3, Int> {
+    ) -> Tensor<4, Int> {
         index.expect(&self.attention);
         let [batch, count, heads, head_dim] = queries.query.dims();
         expect("leaf_routes: numbers", numbers.dims(), [batch, count]);
@@ -60,6 +60,6 @@ impl TreeCrossAttention {
         let last = last.reshape([batch, 1, 1]).expand([batch, count, 1]);
         let leaf = leaf.min_pair(last);
 
-        paths_to_leaves(&index.shape, leaf.squeeze_dim(2))
+        paths_to_leaves(&index.shape, leaf.squeeze_dim(2)).unsqueeze_dim(2)
     }
 }

@@ -14,8 +14,8 @@ impl TreeCrossAttention {
     ///
     /// # Shapes
     /// - queries: `[batch, queries, d_model]`
-    /// - path: `[batch, queries, decisions + 1]`, as a search returns it
-    /// - returns `[batch, queries, decisions, branching]`, the decision at the root first. Ghosts have
+    /// - path: `[batch, queries, paths, decisions + 1]`, as a search returns it
+    /// - returns `[batch, queries, paths, decisions, branching]`, the decision at the root first. Ghosts have
     ///   probability 0, and so has every child of a node that is itself a ghost. The others of a
     ///   decision sum to 1, also where only one child is real and nothing was decided.
     ///
@@ -27,18 +27,23 @@ impl TreeCrossAttention {
         &self,
         queries: Tensor<3>,
         index: &TreeIndex,
-        path: Tensor<3, Int>,
-    ) -> Tensor<4> {
+        path: Tensor<4, Int>,
+    ) -> Tensor<5> {
         index.expect(&self.attention);
         let shape = &index.shape;
         let (decisions, branching) = (shape.decisions(), shape.branching());
         expect_some("policy_along: decisions", decisions);
-        let query = self.attention.project_queries(queries).query;
-        let [batch, count, heads, head_dim] = query.dims();
+        let [batch, queries_each, _] = queries.dims();
         let [examples, nodes, ..] = index.key.dims();
         expect("policy_along: axis 0 of queries", batch, examples);
-        let expected = [batch, count, decisions + 1];
+        let paths = path.dims()[2];
+        let expected = [batch, queries_each, paths, decisions + 1];
         expect("policy_along: path", path.dims(), expected);
+        // Paths of a query are those of queries side by side.
+        let queries = self.attention.project_queries(queries).repeat(paths);
+        let query = queries.query;
+        let [_, count, heads, head_dim] = query.dims();
+        let path = path.reshape([batch, count, decisions + 1]);
 
         let device = query.device();
         let group = [batch, count, branching];
@@ -61,8 +66,8 @@ impl TreeCrossAttention {
             })
             .unzip();
 
-        let children = [batch, count, decisions, branching];
-        let ghosts = Tensor::cat(ghosts, 2); // [batch, queries, decisions, branching]
+        let children = [batch, queries_each, paths, decisions, branching];
+        let ghosts = Tensor::cat(ghosts, 2); // [batch, queries · paths, decisions, branching]
         let rows = Tensor::cat(rows, 2).reshape([batch * count * decisions * branching]);
         let key = index.key.clone();
         let key = key
@@ -80,6 +85,6 @@ impl TreeCrossAttention {
         softmax(logits, 3)
             .mean_dim(1)
             .reshape(children)
-            .mask_fill(ghosts, 0.0)
+            .mask_fill(ghosts.reshape(children), 0.0)
     }
 }

@@ -5,12 +5,12 @@ use super::pre_norm_attention::{
 };
 use super::streaming_index::StreamingIndex;
 use super::tree_index::TreeIndex;
-use crate::functions::{Route, tree_search};
+use crate::functions::{Route, SearchOutput, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
-use arbora_tree::TokenTree;
+use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 /// Configuration of [`TreeCrossAttention`].
 #[derive(Config, Debug)]
@@ -57,23 +57,66 @@ impl TreeCrossAttentionConfig {
     }
 }
 
-/// What [`TreeCrossAttention::search`] returns.
+/// How a layer searches. A [`Route`] alone stands for itself at temperature 1.
 #[derive(Clone, Debug)]
-pub struct SearchOutput {
-    /// The layer's output `z`, `[batch, queries, d_model]`.
-    pub context: Tensor<3>,
-    /// Index of the node visited at each height, `[batch, queries, decisions + 1]`.
-    pub path: Tensor<3, Int>,
-    /// Log-probability of the decisions made, summed, `[batch, queries]`.
-    pub log_prob: Tensor<2>,
-    /// Entropy in nats, the mean over heads and real decisions, `[batch, queries]`.
-    pub entropy: Tensor<2>,
-    /// Real decisions, `[batch, queries]`.
-    pub decisions: Tensor<2, Int>,
-    /// Size of the selected set, `[batch, queries]`.
-    pub selected: Tensor<2, Int>,
-    /// Nodes whose keys were read, `[batch, queries]`.
-    pub read: Tensor<2, Int>,
+pub struct SearchOptions {
+    /// How paths are chosen.
+    pub route: Route,
+    /// Divides the logits of the policy, and only those: above 1 evens out the choice of a path.
+    /// Finite and above 0.
+    pub temperature: f64,
+}
+
+impl From<Route> for SearchOptions {
+    fn from(route: Route) -> Self {
+        Self {
+            route,
+            temperature: 1.0,
+        }
+    }
+}
+
+impl Default for SearchOptions {
+    /// Greedy, as published.
+    fn default() -> Self {
+        Route::Greedy.into()
+    }
+}
+
+/// Queries as a layer takes them.
+#[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a search holds one of them, and not for long"
+)]
+pub enum Queries {
+    /// `[batch, queries, d_model]`
+    Raw(Tensor<3>),
+    /// Those that [`PreNormAttention::project_queries`] of the layer's [`attention`](TreeCrossAttention::attention) has
+    /// projected, for any number of searches.
+    Projected(ProjectedQueries),
+}
+
+impl From<Tensor<3>> for Queries {
+    fn from(queries: Tensor<3>) -> Self {
+        Self::Raw(queries)
+    }
+}
+
+impl From<ProjectedQueries> for Queries {
+    fn from(queries: ProjectedQueries) -> Self {
+        Self::Projected(queries)
+    }
+}
+
+impl Queries {
+    #[track_caller]
+    fn projected(self, attention: &PreNormAttention) -> ProjectedQueries {
+        match self {
+            Self::Raw(queries) => attention.project_queries(queries),
+            Self::Projected(queries) => queries,
+        }
+    }
 }
 
 impl TreeCrossAttention {
@@ -97,49 +140,44 @@ impl TreeCrossAttention {
         StreamingIndex { tree, index }
     }
 
-    /// Searches the trees of an index with queries and attends to what the search selects.
+    /// Attends to tokens by search, with what is customary: the tokens are, as they come, the leaves of a binary
+    /// tree whose inner nodes are means, and each query takes the most probable path. Where the same tokens are
+    /// asked several times, the tree is another, or the path is learned, call [`index`](Self::index) and
+    /// [`search`](Self::search).
     ///
     /// # Shapes
     /// - queries: `[batch, queries, d_model]`
+    /// - tokens: `[batch, tokens, d_model]`
     ///
     /// # Panics
-    /// If the axes of queries, index and route disagree (see [`tree_search`](crate::tree_search)), or
+    /// If an axis does not fit the layer, or there is no token.
+    #[track_caller]
+    pub fn forward(&self, queries: Tensor<3>, tokens: Tensor<3>) -> SearchOutput {
+        let shape = TokenTreeShape::new(tokens.dims()[1], 2, Layout::LeftFilled);
+        let order = TokenOrder::Given.permutation(&tokens, None, &shape);
+        let tree = TokenTree::build(tokens, None, order, shape, &MeanAggregator);
+        self.search(queries, &self.index(&tree), Route::Greedy)
+    }
+
+    /// Searches the trees of an index, along one or several paths per query, and attends to what the search
+    /// selects: see [`tree_search`].
+    ///
+    /// # Shapes
+    /// - queries: `[batch, queries, d_model]`, or what was projected of such
+    ///
+    /// # Panics
+    /// If the axes of queries, index and route disagree or an option is out of its range (see [`tree_search`]), or
     /// the index is of other weights (see [`TreeIndex::check`]).
     #[track_caller]
-    pub fn search(&self, queries: Tensor<3>, index: &TreeIndex, route: Route) -> SearchOutput {
-        self.search_with(queries, index, route, 1.0)
-    }
-
-    /// [`search`](Self::search) with the policy's logits divided by a temperature.
-    ///
-    /// # Panics
-    /// As [`search`](Self::search), and if the temperature is not positive.
-    #[track_caller]
-    pub fn search_with(
+    pub fn search(
         &self,
-        queries: Tensor<3>,
+        queries: impl Into<Queries>,
         index: &TreeIndex,
-        route: Route,
-        temperature: f64,
-    ) -> SearchOutput {
-        let queries = self.attention.project_queries(queries);
-        self.search_projected(queries, index, route, temperature)
-    }
-
-    /// [`search_with`](Self::search_with) for queries that
-    /// [`PreNormAttention::project_queries`] of [`attention`](Self::attention) has projected.
-    ///
-    /// # Panics
-    /// As [`search_with`](Self::search_with).
-    #[track_caller]
-    pub fn search_projected(
-        &self,
-        queries: ProjectedQueries,
-        index: &TreeIndex,
-        route: Route,
-        temperature: f64,
+        options: impl Into<SearchOptions>,
     ) -> SearchOutput {
         index.expect(&self.attention);
+        let SearchOptions { route, temperature } = options.into();
+        let queries = queries.into().projected(&self.attention);
         let found = tree_search(
             queries.query.clone(),
             index.key.clone(),
@@ -152,45 +190,26 @@ impl TreeCrossAttention {
                 ..TreeSearchOptions::new(index.shape)
             },
         );
-        SearchOutput {
-            context: self.attention.project_output(found.context, queries),
-            path: found.path,
-            log_prob: found.log_prob,
-            entropy: found.entropy,
-            decisions: found.decisions,
-            selected: found.selected,
-            read: found.read,
-        }
+        let context = self
+            .attention
+            .project_output(found.context.clone(), queries);
+        found.with_context(context)
     }
 
     /// Attends to all leaves of the indexed trees: dense cross attention with the same weights.
     ///
     /// # Shapes
-    /// - queries: `[batch, queries, d_model]`
+    /// - queries: `[batch, queries, d_model]`, or what was projected of such
     /// - returns `[batch, queries, d_model]`
     ///
     /// # Panics
     /// If the axes of queries and index disagree, or the index is of other weights (see
     /// [`TreeIndex::check`]).
     #[track_caller]
-    pub fn attend_leaves(&self, queries: Tensor<3>, index: &TreeIndex) -> Tensor<3> {
-        self.attend_leaves_projected(self.attention.project_queries(queries), index)
-    }
-
-    /// [`attend_leaves`](Self::attend_leaves) for queries that
-    /// [`PreNormAttention::project_queries`] of [`attention`](Self::attention) has projected.
-    ///
-    /// # Panics
-    /// As [`attend_leaves`](Self::attend_leaves).
-    #[track_caller]
-    pub fn attend_leaves_projected(
-        &self,
-        queries: ProjectedQueries,
-        index: &TreeIndex,
-    ) -> Tensor<3> {
+    pub fn attend_leaves(&self, queries: impl Into<Queries>, index: &TreeIndex) -> Tensor<3> {
         index.expect(&self.attention);
         self.attention.attend_projected(
-            queries,
+            queries.into().projected(&self.attention),
             index.key.clone(),
             index.value.clone(),
             index.shape.offset(0),

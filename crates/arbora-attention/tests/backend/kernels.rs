@@ -136,7 +136,7 @@ fn indices<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
 type Inputs = [Tensor<4>; 3];
 
 /// What both sides of a comparison return: context, policy `[2, batch, queries]`, path, counts.
-type Found = (Tensor<4>, Tensor<3>, Tensor<3, Int>, Tensor<3, Int>);
+type Found = (Tensor<4>, Tensor<3>, Tensor<4, Int>, Tensor<3, Int>);
 
 impl Search {
     fn shape(&self) -> TokenTreeShape {
@@ -162,10 +162,10 @@ impl Search {
         ]
     }
 
-    fn uniforms(&self) -> Tensor<3> {
+    fn uniforms(&self) -> Tensor<4> {
         // More draws than decisions, which is allowed.
         let draws = self.shape().decisions() + 1;
-        uniforms([self.lengths.len(), self.queries, draws], 4, &device())
+        uniforms([self.lengths.len(), self.queries, 1, draws], 4, &device())
     }
 
     fn kernel(&self, [query, key, value]: Inputs, route: Route) -> Found {
@@ -173,18 +173,26 @@ impl Search {
         let found = tree_search(query, key, value, lengths, route, self.options());
         (
             found.context,
-            Tensor::stack(vec![found.log_prob, found.entropy], 0),
+            Tensor::stack::<4>(vec![found.log_prob, found.entropy.unwrap()], 0).squeeze_dim(3),
             found.path,
-            Tensor::stack(vec![found.decisions, found.selected, found.read], 0),
+            Tensor::stack(
+                vec![found.decisions.squeeze_dim(2), found.selected, found.read],
+                0,
+            ),
         )
     }
 
     fn reference(&self, [query, key, value]: Inputs, route: Route) -> Found {
         let route = match route {
             Route::Greedy => RoutePrimitive::Greedy,
-            Route::Sampled(numbers) => RoutePrimitive::Sampled(numbers.into_dispatch()),
-            Route::Uniform(numbers) => RoutePrimitive::Uniform(numbers.into_dispatch()),
-            Route::Given(path) => RoutePrimitive::Given(path.into_dispatch()),
+            Route::Sampled(numbers) => {
+                RoutePrimitive::Sampled(numbers.squeeze_dim::<3>(2).into_dispatch())
+            }
+            Route::Uniform(numbers) => {
+                RoutePrimitive::Uniform(numbers.squeeze_dim::<3>(2).into_dispatch())
+            }
+            Route::Given(path) => RoutePrimitive::Given(path.squeeze_dim::<3>(2).into_dispatch()),
+            Route::Beam(_) => unreachable!("no kernel has beams"),
         };
         let found = reference::tree_search::<Dispatch>(
             query.into_dispatch(),
@@ -197,13 +205,13 @@ impl Search {
         (
             Tensor::from_dispatch(found.context),
             Tensor::from_dispatch(found.policy),
-            Tensor::from_dispatch(found.path),
+            Tensor::<3, Int>::from_dispatch(found.path).unsqueeze_dim(2),
             Tensor::from_dispatch(found.counts),
         )
     }
 
     /// Paths of random children, ghosts among them.
-    fn random_path(&self) -> Tensor<3, Int> {
+    fn random_path(&self) -> Tensor<4, Int> {
         let shape = self.shape();
         let steps = shape.decisions() + 1;
         let draws = values(self.uniforms());
@@ -216,7 +224,7 @@ impl Search {
                 path[row * steps + step] = path[row * steps + step - 1] * group + child;
             }
         }
-        let data = TensorData::new(path, [self.lengths.len(), self.queries, steps]);
+        let data = TensorData::new(path, [self.lengths.len(), self.queries, 1, steps]);
         Tensor::from_data(data, &device())
     }
 
@@ -423,7 +431,7 @@ fn searches_and_attention_take_no_queries() {
         queries: 0,
         ..PLAIN
     };
-    let numbers = Tensor::<3>::zeros([4, 0, 3], &device);
+    let numbers = Tensor::<4>::zeros([4, 0, 1, 3], &device);
     let [key, value] = [case.head_dim, case.value_dim]
         .map(|dim| random([4, case.shape().nodes(), 2, dim], 1, &device));
     let query = Tensor::<4>::zeros([4, 0, 2, 3], &device);
@@ -432,8 +440,8 @@ fn searches_and_attention_take_no_queries() {
         let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let found = tree_search(query, key, value, lengths, route, case.options());
         assert_eq!(found.context.dims(), [4, 0, 2, 4]);
-        assert_eq!(found.path.dims(), [4, 0, 4]);
-        assert_eq!(found.entropy.dims(), [4, 0]);
+        assert_eq!(found.path.dims(), [4, 0, 1, 4]);
+        assert_eq!(found.entropy.unwrap().dims(), [4, 0, 1]);
         assert_eq!(found.read.dims(), [4, 0]);
     }
     let options = DenseAttentionOptions {
@@ -508,8 +516,8 @@ fn a_path_that_the_policy_hardly_takes_has_a_finite_gradient() {
         numbers(key, [1, 7, 2, 1]),
         numbers(vec![0.0; 14], [1, 7, 2, 1]),
     ];
-    let path = TensorData::new([0i64, 0].repeat(queries), [1, queries, 2]);
-    let path = Tensor::<3, Int>::from_data(path, &self::device());
+    let path = TensorData::new([0i64, 0].repeat(queries), [1, queries, 1, 2]);
+    let path = Tensor::<4, Int>::from_data(path, &self::device());
     let [of_query, ..] = gradients(inputs, |inputs| {
         let (_, policy, ..) = case.kernel(inputs, Route::Given(path));
         policy.narrow(0, 0, 1).sum() * 1e3

@@ -108,7 +108,7 @@ fn routes_carry_no_gradient_and_the_policy_learns_from_their_probability() {
         .project_queries(random([2, 3, 6], 2, &device));
     let numbers = Tensor::full([2, 3], 0.4, &device);
     let path = layer.leaf_routes(&queries, &index, numbers);
-    let found = layer.search_projected(queries, &index, Route::Given(path.clone()), 1.0);
+    let found = layer.search(queries, &index, Route::Given(path.clone()));
     assert_eq!(integers(found.path), integers(path));
     let gradients = found.log_prob.mean().backward();
     let learned = layer.attention.query.weight.val().grad(&gradients).unwrap();

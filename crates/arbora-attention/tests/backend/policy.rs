@@ -30,15 +30,18 @@ fn probabilities_along_a_path_multiply_to_its_log_probability() {
         );
         let index = layer.index(&tree);
         let decisions = tree.shape().decisions();
-        let numbers = random([3, 5, decisions], 3, &device()).abs() % 1.0;
+        let numbers = random([3, 5, 1, decisions], 3, &device()).abs() % 1.0;
         for route in [Route::Greedy, Route::Sampled(numbers)] {
             let found = layer.search(queries.clone(), &index, route);
             let policy = layer.policy_along(queries.clone(), &index, found.path.clone());
-            assert_eq!(policy.dims(), [3, 5, decisions, branching]);
-            let next = found.path.clone().slice([0..3, 0..5, 1..decisions + 1]);
+            assert_eq!(policy.dims(), [3, 5, 1, decisions, branching]);
+            let next = found
+                .path
+                .clone()
+                .slice([0..3, 0..5, 0..1, 1..decisions + 1]);
             let child = next % branching as i64;
-            let chosen = policy.gather(3, child.unsqueeze_dim(3)).log();
-            let log_prob = chosen.sum_dim(2).reshape([3, 5]);
+            let chosen = policy.gather(4, child.unsqueeze_dim(4)).log();
+            let log_prob = chosen.sum_dim(3).reshape([3, 5, 1]);
             assert_close(log_prob, found.log_prob, 1e-4, 1e-4);
         }
     }
@@ -59,7 +62,7 @@ fn probabilities_sum_to_one_and_ghosts_have_none() {
         let index = layer.index(&tree);
         let path = layer.search(queries.clone(), &index, Route::Greedy).path;
         let policy = layer.policy_along(queries.clone(), &index, path.clone());
-        let sums = policy.clone().sum_dim(3).reshape([3, 2, shape.decisions()]);
+        let sums = policy.clone().sum_dim(4).reshape([3, 2, shape.decisions()]);
         assert_close(sums.clone(), Tensor::ones_like(&sums), 1e-5, 1e-5);
 
         let path: Vec<i64> = path.into_data().iter::<i64>().collect();
@@ -79,7 +82,7 @@ fn probabilities_sum_to_one_and_ghosts_have_none() {
 }
 
 #[test]
-#[should_panic(expected = "policy_along: path: expected [1, 2, 3], got [1, 1, 3]")]
+#[should_panic(expected = "policy_along: path: expected [1, 2, 1, 3], got [1, 1, 1, 3]")]
 fn paths_of_other_queries_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = mean_tree(random([1, 8, 6], 1, &device()), &[8], 2, Layout::LeftFilled);

@@ -1,6 +1,6 @@
 //! The search on its own.
 
-use arbora_attention::{GhostNodes, Route, TreeSearch, TreeSearchOptions, tree_search};
+use arbora_attention::{GhostNodes, Route, SearchOutput, TreeSearchOptions, tree_search};
 use arbora_testing::{
     assert_close, autodiff_device, device, gradient, random, random_data, uniforms, values,
 };
@@ -12,12 +12,12 @@ fn lengths(values: &[usize], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.clone(), [values.len()]), device)
 }
 
-fn counts(counts: Tensor<2, Int>) -> Vec<i64> {
+fn counts<const D: usize>(counts: Tensor<D, Int>) -> Vec<i64> {
     counts.into_data().iter::<i64>().collect()
 }
 
 /// Searches trees of random nodes: 2 heads of 3, values of width 4.
-fn search(shape: TokenTreeShape, real: &[usize], queries: usize, route: Route) -> TreeSearch {
+fn search(shape: TokenTreeShape, real: &[usize], queries: usize, route: Route) -> SearchOutput<4> {
     let (batch, nodes, device) = (real.len(), shape.nodes(), device());
     tree_search(
         random([batch, queries, 2, 3], 1, &device) * 3.0,
@@ -84,21 +84,21 @@ fn a_single_group_of_leaves_is_dense_attention_without_decisions() {
             Default::default(),
         );
         assert_close(found.context, dense.swap_dims(1, 2), 1e-5, 1e-5);
-        assert_close(found.log_prob, Tensor::zeros([2, 3], &device), 0.0, 0.0);
-        assert_close(found.entropy, Tensor::zeros([2, 3], &device), 0.0, 0.0);
+        let nothing = Tensor::zeros([2, 3, 1], &device);
+        assert_close(found.log_prob, nothing.clone(), 0.0, 0.0);
+        assert_close(found.entropy.unwrap(), nothing, 0.0, 0.0);
     }
 }
 
 #[test]
 fn replaying_a_sampled_path_gives_the_same_result() {
     let shape = TokenTreeShape::new(23, 3, Layout::LeftFilled);
-    let numbers = uniforms([2, 6, 4], 4, &device());
+    let numbers = uniforms([2, 6, 1, 4], 4, &device());
     let sampled = search(shape, &[23, 10], 6, Route::Sampled(numbers));
     let replayed = search(shape, &[23, 10], 6, Route::Given(sampled.path.clone()));
     assert_close(replayed.context, sampled.context, 1e-6, 0.0);
     assert_close(replayed.log_prob, sampled.log_prob, 1e-6, 0.0);
-    let path = |found: Tensor<3, Int>| found.into_data().iter::<i64>().collect::<Vec<_>>();
-    assert_eq!(path(replayed.path), path(sampled.path));
+    assert_eq!(counts(replayed.path), counts(sampled.path));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn sampling_follows_the_policy() {
     let grid: Vec<f32> = (0..steps)
         .map(|step| (step as f32 + 0.5) / steps as f32)
         .collect();
-    let numbers = Tensor::from_data(TensorData::new(grid, [1, steps, 1]), &device);
+    let numbers = Tensor::from_data(TensorData::new(grid, [1, steps, 1, 1]), &device);
     let found = tree_search(
         query,
         random([1, shape.nodes(), 2, 3], 6, &device) * 2.0,
@@ -162,12 +162,12 @@ fn a_child_without_probability_is_never_drawn_and_costs_no_infinity() {
         let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();
         (path, values(found.log_prob)[0], gradient)
     };
-    let numbers = Tensor::<3>::full([1, 1, 1], just_below_one, &arbora_testing::device());
+    let numbers = Tensor::<4>::full([1, 1, 1, 1], just_below_one, &arbora_testing::device());
     let (path, log_prob, gradient) = run(Route::Sampled(numbers));
     assert_eq!((path, log_prob), (vec![0, 1], 0.0));
     assert!(gradient.is_finite());
     let unlikely =
-        Tensor::<3, Int>::from_data(TensorData::from([[[0i64, 2]]]), &arbora_testing::device());
+        Tensor::<4, Int>::from_data(TensorData::from([[[[0i64, 2]]]]), &arbora_testing::device());
     let (path, log_prob, gradient) = run(Route::Given(unlikely));
     assert_eq!(path, [0, 2]);
     assert!(log_prob.is_finite() && log_prob < -80.0, "{log_prob}");
@@ -177,7 +177,7 @@ fn a_child_without_probability_is_never_drawn_and_costs_no_infinity() {
 #[test]
 fn uniform_routes_give_every_real_child_the_same_probability() {
     let shape = TokenTreeShape::new(27, 3, Layout::LeftFilled);
-    let numbers = uniforms([2, 5, 2], 8, &device());
+    let numbers = uniforms([2, 5, 1, 2], 8, &device());
     let found = search(shape, &[27, 10], 5, Route::Uniform(numbers));
     let log_prob = values(found.log_prob);
     let third = -(3f32.ln());
@@ -201,7 +201,7 @@ fn uniform_routes_give_every_real_child_the_same_probability() {
 fn ghosts_are_never_chosen_and_forced_steps_are_free() {
     // 5 real tokens in a tree for 64: the upper steps have one real child.
     let shape = TokenTreeShape::new(64, 2, Layout::LeftFilled);
-    let near_one = Tensor::<3>::full([1, 4, 5], 0.999_999_9, &device());
+    let near_one = Tensor::<4>::full([1, 4, 1, 5], 0.999_999_9, &device());
     let found = search(shape, &[5], 4, Route::Sampled(near_one));
     let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();
     for (at, node) in path.iter().enumerate() {
@@ -220,7 +220,7 @@ fn padding_to_a_higher_tree_changes_nothing() {
     let small = TokenTreeShape::new(5, 2, Layout::LeftFilled);
     let large = TokenTreeShape::new(19, 2, Layout::LeftFilled);
     let query = random([1, 4, 2, 3], 1, &device) * 3.0;
-    let numbers = uniforms([1, 4, 4], 2, &device);
+    let numbers = uniforms([1, 4, 1, 4], 2, &device);
     let (key, value) = (
         random([1, small.nodes(), 2, 3], 3, &device),
         random([1, small.nodes(), 2, 3], 4, &device),
@@ -252,12 +252,12 @@ fn padding_to_a_higher_tree_changes_nothing() {
     let alone = run(small, key, value);
     assert_close(padded.context, alone.context, 1e-6, 0.0);
     assert_close(padded.log_prob, alone.log_prob, 1e-6, 0.0);
-    assert_close(padded.entropy, alone.entropy, 1e-6, 0.0);
+    assert_close(padded.entropy.unwrap(), alone.entropy.unwrap(), 1e-6, 0.0);
     assert_eq!(counts(padded.selected), counts(alone.selected));
-    assert_eq!(counts(padded.read.clone() - padded.decisions), {
+    assert_eq!(counts(padded.read - padded.decisions.squeeze_dim(2)), {
         // Forced steps read their one real child.
         let forced = (large.height() - small.height()) as i64;
-        let alone = counts(alone.read - alone.decisions);
+        let alone = counts(alone.read - alone.decisions.squeeze_dim(2));
         alone
             .into_iter()
             .map(|read| read + forced)
@@ -316,7 +316,7 @@ fn non_contiguous_inputs_give_the_same_result() {
     let got = run(permuted(&query), permuted(&key));
     let expected = run(query, key);
     assert_close(got.context, expected.context, 1e-6, 0.0);
-    assert_close(got.entropy, expected.entropy, 1e-6, 0.0);
+    assert_close(got.entropy.unwrap(), expected.entropy.unwrap(), 1e-6, 0.0);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn an_example_without_tokens_gets_zeros_and_finite_gradients() {
         0.0,
     );
     assert_eq!(counts(found.selected), [0, 0]);
-    let loss = found.context.sum() + found.log_prob.sum() + found.entropy.sum();
+    let loss = found.context.sum() + found.log_prob.sum() + found.entropy.unwrap().sum();
     let gradients = loss.backward();
     for gradient in [
         query.grad(&gradients).unwrap(),
@@ -364,7 +364,7 @@ fn negative_lengths_are_zero_and_negative_steps_the_first_child() {
             keys(3, 2),
             keys(4, 3),
             Tensor::from_data(integers(lengths), &device),
-            Route::Given(path.reshape([2, 3, 2])),
+            Route::Given(path.reshape([2, 3, 1, 2])),
             TreeSearchOptions::new(shape),
         )
     };
@@ -372,10 +372,7 @@ fn negative_lengths_are_zero_and_negative_steps_the_first_child() {
     assert_close(got.context, expected.context, 0.0, 0.0);
     assert_close(got.log_prob, expected.log_prob, 0.0, 0.0);
     assert_eq!(counts(got.selected), counts(expected.selected));
-    assert_eq!(
-        counts(got.path.flatten(1, 2)),
-        counts(expected.path.flatten(1, 2))
-    );
+    assert_eq!(counts(got.path), counts(expected.path));
 }
 
 #[test]
@@ -396,7 +393,8 @@ fn temperature_sharpens_the_policy_and_leaves_attention_alone() {
         )
     };
     let (plain, sharp) = (run(1.0), run(0.1));
-    let (plain_entropy, sharp_entropy) = (values(plain.entropy), values(sharp.entropy));
+    let [plain_entropy, sharp_entropy] =
+        [plain.entropy, sharp.entropy].map(|entropy| values(entropy.unwrap()));
     assert!(
         plain_entropy
             .iter()
@@ -404,7 +402,7 @@ fn temperature_sharpens_the_policy_and_leaves_attention_alone() {
             .all(|(plain, sharp)| sharp < plain)
     );
     // Where heads disagree a temperature may change the route; compare on the same one.
-    let along = |temperature, path: Tensor<3, Int>| {
+    let along = |temperature, path: Tensor<4, Int>| {
         tree_search(
             random([1, 3, 2, 3], 1, &device),
             random([1, shape.nodes(), 2, 3], 2, &device),
@@ -430,7 +428,7 @@ fn temperature_sharpens_the_policy_and_leaves_attention_alone() {
 fn gradients_match_finite_differences() {
     let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
     let plain = device();
-    let numbers = uniforms([2, 2, 2], 9, &plain);
+    let numbers = uniforms([2, 2, 1, 2], 9, &plain);
     let path = {
         let found = tree_search(
             random([2, 2, 2, 3], 1, &plain),
@@ -454,8 +452,8 @@ fn gradients_match_finite_differences() {
             TreeSearchOptions::new(shape),
         );
         (found.context * random([2, 2, 2, 3], 4, &device)).sum()
-            + (found.log_prob * random([2, 2], 5, &device)).sum()
-            + (found.entropy * random([2, 2], 6, &device)).sum()
+            + (found.log_prob * random([2, 2, 1], 5, &device)).sum()
+            + (found.entropy.unwrap() * random([2, 2, 1], 6, &device)).sum()
     };
     let nodes = [2, shape.nodes(), 2, 3];
     let other = |shape: [usize; 4], seed, like: &Tensor<4>| random(shape, seed, &like.device());
@@ -537,14 +535,14 @@ fn keys_of_another_tree_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "axis 2 of uniforms: expected at least 2, got 1")]
+#[should_panic(expected = "axis 3 of uniforms: expected at least 2, got 1")]
 fn too_few_uniform_numbers_are_refused() {
     let shape = TokenTreeShape::new(8, 2, Layout::LeftFilled);
     search(
         shape,
         &[8],
         2,
-        Route::Sampled(uniforms([1, 2, 1], 1, &device())),
+        Route::Sampled(uniforms([1, 2, 1, 1], 1, &device())),
     );
 }
 

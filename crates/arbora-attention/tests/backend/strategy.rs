@@ -2,9 +2,7 @@
 
 use crate::mean_tree;
 use crate::two_pass::layer;
-use arbora_attention::{
-    GhostNodes, Route, SearchOptions, SearchStrategy, StrategyOutput, TreeCrossAttention, flops,
-};
+use arbora_attention::{GhostNodes, Route, SearchOptions, SearchOutput, TreeCrossAttention, flops};
 use arbora_testing::{assert_close, autodiff_device, device, random, uniforms, values};
 use arbora_tree::{Layout, TokenTree, TokenTreeShape};
 use burn::module::Param;
@@ -14,12 +12,13 @@ use std::collections::BTreeSet;
 
 const BOTH: [Layout; 2] = [Layout::LeftFilled, Layout::Published];
 
-fn beam(width: usize) -> SearchOptions {
-    SearchOptions::new(SearchStrategy::Beam { width })
+/// Samples for two queries of each example, as [`Route::Sampled`] takes them.
+fn samples(batch: usize, count: usize, draws: usize) -> Route {
+    Route::Sampled(uniforms([batch, 2, count, draws], 4, &device()))
 }
 
-fn samples(count: usize) -> SearchOptions {
-    SearchOptions::new(SearchStrategy::Samples { count })
+fn at(temperature: f64, route: Route) -> SearchOptions {
+    SearchOptions { route, temperature }
 }
 
 fn integers<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
@@ -30,10 +29,9 @@ fn integers<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i64> {
 fn search(
     layer: &TreeCrossAttention,
     tree: &TokenTree,
-    options: &SearchOptions,
-    numbers: Option<Tensor<3>>,
-) -> StrategyOutput {
-    layer.search_options(queries(tree), &layer.index(tree), options, numbers)
+    options: impl Into<SearchOptions>,
+) -> SearchOutput {
+    layer.search(queries(tree), &layer.index(tree), options)
 }
 
 fn queries(tree: &TokenTree) -> Tensor<3> {
@@ -47,9 +45,9 @@ fn tree(lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
 }
 
 /// The last node of every path, by example and query.
-fn ends(output: &StrategyOutput) -> Vec<BTreeSet<usize>> {
-    let [_, _, paths, steps] = output.paths.dims();
-    integers(output.paths.clone())
+fn ends(output: &SearchOutput) -> Vec<BTreeSet<usize>> {
+    let [_, _, paths, steps] = output.path.dims();
+    integers(output.path.clone())
         .chunks(paths * steps)
         .map(|paths| {
             let last = paths.chunks(steps).map(|path| path[steps - 1] as usize);
@@ -137,7 +135,7 @@ fn attend_to_sets(
 }
 
 #[test]
-fn one_path_is_the_one_pass_search_to_the_last_bit() {
+fn a_beam_of_one_path_is_the_greedy_search_to_the_last_bit() {
     for ghosts in [GhostNodes::Masked, GhostNodes::Published] {
         let layer = layer(ghosts, &device());
         for (lengths, branching) in [
@@ -147,35 +145,50 @@ fn one_path_is_the_one_pass_search_to_the_last_bit() {
             (vec![23, 9, 0], 3),
         ] {
             let tree = tree(&lengths, branching, Layout::Published);
-            let index = layer.index(&tree);
-            let numbers = uniforms([lengths.len(), 2, 5], 3, &device());
-            let greedy = || Route::Greedy;
-            let sampled = || Route::Sampled(numbers.clone());
-            let routes: [(SearchStrategy, &dyn Fn() -> Route); 3] = [
-                (SearchStrategy::Greedy, &greedy),
-                (SearchStrategy::Beam { width: 1 }, &greedy),
-                (SearchStrategy::Samples { count: 1 }, &sampled),
-            ];
-            for (strategy, route) in routes {
-                let options = SearchOptions {
-                    strategy,
-                    temperature: 0.7,
-                };
-                let found = search(&layer, &tree, &options, Some(numbers.clone()));
-                let expected = layer.search_with(queries(&tree), &index, route(), 0.7);
-                let [batch, count, paths, steps] = found.paths.dims();
-                assert_eq!(paths, 1);
-                let path = found.paths.reshape([batch, count, steps]);
-                assert_eq!(found.context.into_data(), expected.context.into_data());
-                assert_eq!(path.into_data(), expected.path.into_data());
-                assert_eq!(
-                    found.log_prob.reshape([batch, count]).into_data(),
-                    expected.log_prob.into_data()
-                );
-                assert_eq!(found.selected.into_data(), expected.selected.into_data());
-                assert_eq!(found.read.into_data(), expected.read.into_data());
-                assert_eq!(integers(found.distinct), vec![1; batch * count]);
-            }
+            let found = search(&layer, &tree, at(0.7, Route::Beam(1)));
+            let expected = search(&layer, &tree, at(0.7, Route::Greedy));
+            assert_eq!(found.path.dims()[2], 1);
+            assert_eq!(found.context.into_data(), expected.context.into_data());
+            assert_eq!(found.path.into_data(), expected.path.into_data());
+            assert_eq!(found.log_prob.into_data(), expected.log_prob.into_data());
+            assert_eq!(integers(found.selected), integers(expected.selected));
+            assert_eq!(integers(found.read), integers(expected.read));
+            assert_eq!(integers(found.distinct), vec![1; 2 * lengths.len()]);
+        }
+    }
+}
+
+#[test]
+fn one_path_of_several_passes_is_that_of_one_pass() {
+    let layer = layer(GhostNodes::Masked, &device());
+    for (lengths, branching) in [(vec![11, 3], 2), (vec![23, 9, 0], 3)] {
+        let tree = tree(&lengths, branching, Layout::LeftFilled);
+        let once = search(&layer, &tree, at(0.7, Route::Greedy));
+        let twice = Route::Given(once.path.clone().repeat_dim(2, 2));
+        let twice = search(&layer, &tree, at(0.7, twice));
+        assert_close(twice.context, once.context, 1e-5, 1e-5);
+        assert_eq!(integers(twice.selected), integers(once.selected));
+        assert_eq!(integers(twice.read), integers(once.read));
+        let first = |of_paths: Tensor<3>| of_paths.narrow(2, 0, 1);
+        assert_close(first(twice.log_prob), once.log_prob, 1e-6, 1e-6);
+        assert_close(
+            first(twice.entropy.unwrap()),
+            once.entropy.unwrap(),
+            1e-6,
+            1e-6,
+        );
+    }
+}
+
+#[test]
+fn a_beam_counts_the_real_decisions_of_its_paths() {
+    let layer = layer(GhostNodes::Masked, &device());
+    for layout in BOTH {
+        for (lengths, branching) in [(vec![1], 2), (vec![9, 3, 0], 2), (vec![23, 10], 3)] {
+            let tree = tree(&lengths, branching, layout);
+            let found = search(&layer, &tree, Route::Beam(4));
+            let given = search(&layer, &tree, Route::Given(found.path));
+            assert_eq!(integers(found.decisions), integers(given.decisions));
         }
     }
 }
@@ -194,11 +207,7 @@ fn a_beam_as_wide_as_the_tree_is_dense_attention_to_the_leaves() {
             ] {
                 let tree = tree(&lengths, branching, layout);
                 let shape = *tree.shape();
-                let options = SearchOptions {
-                    temperature: 2.0,
-                    ..beam(1000)
-                };
-                let found = search(&layer, &tree, &options, None);
+                let found = search(&layer, &tree, at(2.0, Route::Beam(1000)));
                 let dense = layer.attend_leaves(queries(&tree), &layer.index(&tree));
                 assert_close(found.context, dense, 1e-5, 1e-5);
                 let twice = |of: &dyn Fn(usize) -> usize| -> Vec<i64> {
@@ -298,26 +307,24 @@ fn a_beam_keeps_the_most_probable_partial_paths_at_each_height() {
                         .map(move |h| shape.ancestor(leaf, h) as i64)
                 })
                 .collect();
-            let replayed =
-                Tensor::from_data(TensorData::new(replayed, [1, 2 * real, steps]), &device());
+            let replayed = Tensor::from_data(
+                TensorData::new(replayed, [1, 2 * real, 1, steps]),
+                &device(),
+            );
             let repeated = queries(&tree)
                 .reshape([1, 2, 1, 6])
                 .repeat_dim(2, real)
                 .reshape([1, 2 * real, 6]);
-            let every = layer.search_with(repeated, &index, Route::Given(replayed), temperature);
+            let every = layer.search(repeated, &index, at(temperature, Route::Given(replayed)));
             let every: Vec<f64> = values(every.log_prob)
                 .iter()
                 .map(|x| f64::from(*x))
                 .collect();
             for width in [2, 3, 5] {
-                let options = SearchOptions {
-                    temperature,
-                    ..beam(width)
-                };
-                let found = search(&layer, &tree, &options, None);
+                let found = search(&layer, &tree, at(temperature, Route::Beam(width)));
                 let log_prob = values(found.log_prob.clone());
                 let read = integers(found.read.clone());
-                let paths = integers(found.paths.clone());
+                let paths = integers(found.path.clone());
                 for query in 0..2 {
                     let every = &every[query * real..(query + 1) * real];
                     let probability: Vec<f64> = every.iter().map(|x| x.exp()).collect();
@@ -366,11 +373,10 @@ fn equally_probable_paths_are_kept_from_the_left() {
         let found = search(
             &indifferent(),
             &tree(&[tokens], branching, Layout::LeftFilled),
-            &beam(3),
-            None,
+            Route::Beam(3),
         );
-        let steps = found.paths.dims()[3];
-        let paths = integers(found.paths);
+        let steps = found.path.dims()[3];
+        let paths = integers(found.path);
         for (row, path) in paths.chunks(steps).enumerate() {
             assert_eq!(path[steps - 1], (row % 3) as i64);
         }
@@ -383,11 +389,10 @@ fn forced_steps_cost_nothing() {
     let found = search(
         &indifferent(),
         &tree(&[9], 2, Layout::LeftFilled),
-        &beam(3),
-        None,
+        Route::Beam(3),
     );
     let once = [[0, 1, 2, 4], [0, 0, 0, 0], [0, 0, 0, 1]].concat();
-    assert_eq!(integers(found.paths), once.repeat(2));
+    assert_eq!(integers(found.path), once.repeat(2));
     let half = 0.5_f32.ln();
     let expected = [half, 3.0 * half, 3.0 * half].repeat(2);
     let expected = Tensor::<1>::from_data(&expected[..], &device()).reshape([1, 2, 3]);
@@ -399,13 +404,13 @@ fn a_beam_wider_than_the_tree_of_an_example_repeats_its_first_path() {
     let layer = layer(GhostNodes::Masked, &device());
     for layout in BOTH {
         let tree = tree(&[16, 3, 0], 2, layout);
-        let found = search(&layer, &tree, &beam(6), None);
-        assert_eq!(found.paths.dims(), [3, 2, 6, 4]);
+        let found = search(&layer, &tree, Route::Beam(6));
+        assert_eq!(found.path.dims(), [3, 2, 6, 4]);
         assert_eq!(integers(found.distinct), [6, 6, 2, 2, 1, 1]);
         assert_eq!(integers(found.selected)[2..], [3, 3, 0, 0]);
         // The children of the only choice, and the leaves.
         assert_eq!(integers(found.read)[2..], [7, 7, 0, 0]);
-        let paths = integers(found.paths);
+        let paths = integers(found.path);
         let log_prob = values(found.log_prob);
         for row in [2, 3] {
             let path = |slot: usize| &paths[(row * 6 + slot) * 4..][..4];
@@ -424,20 +429,15 @@ fn a_beam_wider_than_the_tree_of_an_example_repeats_its_first_path() {
 fn samples_follow_the_routes_of_the_one_pass_search() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = tree(&[23, 10], 3, Layout::LeftFilled);
-    let numbers = uniforms([2, 8, 3], 4, &device());
-    let options = SearchOptions {
-        temperature: 1.5,
-        ..samples(4)
-    };
-    let found = search(&layer, &tree, &options, Some(numbers.clone()));
+    let route = samples(2, 4, 3);
+    let found = search(&layer, &tree, at(1.5, route.clone()));
     let repeated = queries(&tree)
         .reshape([2, 2, 1, 6])
         .repeat_dim(2, 4)
         .reshape([2, 8, 6]);
-    let route = Route::Sampled(numbers);
-    let single = layer.search_with(repeated, &layer.index(&tree), route, 1.5);
-    assert_eq!(integers(found.paths.clone()), integers(single.path));
-    assert_close(found.log_prob.reshape([2, 8]), single.log_prob, 0.0, 0.0);
+    let single = layer.search(repeated, &layer.index(&tree), at(1.5, route.apart()));
+    assert_eq!(integers(found.path.clone()), integers(single.path));
+    assert_close(found.log_prob.reshape([2, 8, 1]), single.log_prob, 0.0, 0.0);
 }
 
 #[test]
@@ -446,9 +446,9 @@ fn samples_that_coincide_count_once() {
     for layout in BOTH {
         let tree = tree(&[23, 10], 3, layout);
         let numbers = uniforms([2, 2, 1, 4], 4, &device());
-        let same = numbers.clone().repeat_dim(2, 3).reshape([2, 6, 4]);
-        let thrice = search(&layer, &tree, &samples(3), Some(same));
-        let once = search(&layer, &tree, &samples(1), Some(numbers.reshape([2, 2, 4])));
+        let same = numbers.clone().repeat_dim(2, 3);
+        let thrice = search(&layer, &tree, Route::Sampled(same));
+        let once = search(&layer, &tree, Route::Sampled(numbers));
         assert_eq!(integers(thrice.distinct), [1; 4]);
         assert_close(thrice.context, once.context, 1e-5, 1e-5);
         assert_eq!(integers(thrice.selected), integers(once.selected));
@@ -461,20 +461,19 @@ fn padding_to_a_higher_tree_changes_nothing() {
     let layer = layer(GhostNodes::Masked, &device());
     let tokens = random([2, 40, 6], 1, &device()) * 2.0;
     let short = tokens.clone().slice([0..1, 0..11, 0..6]);
-    let numbers = uniforms([2, 6, 5], 4, &device());
+    let numbers = uniforms([2, 2, 3, 5], 4, &device());
     for layout in BOTH {
         let alone = mean_tree(short.clone(), &[11], 2, layout);
         let padded = mean_tree(tokens.clone(), &[11, 40], 2, layout);
-        for options in [beam(3), samples(3)] {
-            let first = numbers.clone().slice([0..1, 0..6, 0..5]);
-            let expected = layer.search_options(
-                queries(&padded).slice([0..1, 0..2, 0..6]),
-                &layer.index(&alone),
-                &options,
-                Some(first),
-            );
-            let found = search(&layer, &padded, &options, Some(numbers.clone()));
-            let steps = [expected.paths.dims()[3], found.paths.dims()[3]];
+        let first = numbers.clone().narrow(0, 0, 1);
+        for [route, of_first] in [
+            [Route::Beam(3), Route::Beam(3)],
+            [numbers.clone(), first].map(Route::Sampled),
+        ] {
+            let queries = queries(&padded).slice([0..1, 0..2, 0..6]);
+            let expected = layer.search(queries, &layer.index(&alone), of_first);
+            let found = search(&layer, &padded, route);
+            let steps = [expected.path.dims()[3], found.path.dims()[3]];
             let first = |rows: Tensor<3>| {
                 let [_, count, width] = rows.dims();
                 rows.slice([0..1, 0..count, 0..width])
@@ -486,7 +485,7 @@ fn padding_to_a_higher_tree_changes_nothing() {
             let forced = (steps[1] - steps[0]) as i64;
             assert_eq!(integers(found.read)[..2], integers(expected.read + forced));
             assert_eq!(integers(found.distinct)[..2], integers(expected.distinct));
-            let (found, expected) = (integers(found.paths), integers(expected.paths));
+            let (found, expected) = (integers(found.path), integers(expected.path));
             for (found, expected) in found.chunks(steps[1]).zip(expected.chunks(steps[0])) {
                 let (above, found) = found.split_at(steps[1] - steps[0]);
                 assert!(above.iter().all(|node| *node == 0));
@@ -501,8 +500,7 @@ fn the_order_of_a_batch_changes_nothing() {
     let layer = layer(GhostNodes::Masked, &device());
     let tokens = random([3, 19, 6], 1, &device()) * 2.0;
     let queries = random([3, 2, 6], 2, &device());
-    let numbers = uniforms([3, 6, 4], 4, &device());
-    for options in [beam(3), samples(3)] {
+    for route in [Route::Beam(3), samples(3, 3, 4)] {
         let run = |flip: bool, lengths: &[usize]| {
             let turned = |rows: &Tensor<3>| {
                 if flip {
@@ -513,13 +511,17 @@ fn the_order_of_a_batch_changes_nothing() {
             };
             let tree = mean_tree(turned(&tokens), lengths, 3, Layout::LeftFilled);
             let index = layer.index(&tree);
-            layer.search_options(turned(&queries), &index, &options, Some(turned(&numbers)))
+            let route = match &route {
+                Route::Sampled(numbers) if flip => Route::Sampled(numbers.clone().flip([0])),
+                route => route.clone(),
+            };
+            layer.search(turned(&queries), &index, route)
         };
         let forth = run(false, &[19, 4, 12]);
         let back = run(true, &[12, 4, 19]);
         assert_close(back.context.flip([0]), forth.context, 1e-6, 1e-6);
         assert_close(back.log_prob.flip([0]), forth.log_prob, 1e-6, 1e-6);
-        assert_eq!(integers(back.paths.flip([0])), integers(forth.paths));
+        assert_eq!(integers(back.path.flip([0])), integers(forth.path));
         assert_eq!(integers(back.selected.flip([0])), integers(forth.selected));
         assert_eq!(integers(back.read.flip([0])), integers(forth.read));
     }
@@ -530,10 +532,8 @@ fn queries_are_projected_once_however_many_paths() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = tree(&[16, 9], 2, Layout::LeftFilled);
     let index = layer.index(&tree);
-    for options in [beam(3), samples(3)] {
-        let numbers = uniforms([2, 6, 3], 4, &device());
-        let (_, work) =
-            flops::count(|| layer.search_options(queries(&tree), &index, &options, Some(numbers)));
+    for route in [Route::Beam(3), samples(2, 3, 3)] {
+        let (_, work) = flops::count(|| layer.search(queries(&tree), &index, route));
         let only_queries = flops::Projections {
             query: 4,
             output: 4,
@@ -549,18 +549,17 @@ fn searching_with_recorded_gradients_gives_the_same_and_finite_gradients() {
         layer(GhostNodes::Masked, &device()),
         layer(GhostNodes::Masked, &autodiff_device()),
     );
-    for options in [beam(3), samples(3)] {
+    for route in [Route::Beam(3), samples(2, 3, 3)] {
         let run = |layer: &TreeCrossAttention, device| {
             let tokens = random([2, 19, 6], 1, &device);
             let tree = mean_tree(tokens, &[19, 4], 3, Layout::LeftFilled);
             let queries = random([2, 2, 6], 2, &device);
-            let numbers = uniforms([2, 6, 3], 4, &device);
-            layer.search_options(queries, &layer.index(&tree), &options, Some(numbers))
+            layer.search(queries, &layer.index(&tree), route.clone())
         };
         let expected = run(&plain, device());
         let found = run(&recorded, autodiff_device());
         assert_close(found.context.clone(), expected.context, 1e-5, 1e-5);
-        assert_eq!(integers(found.paths), integers(expected.paths));
+        assert_eq!(integers(found.path), integers(expected.path));
         let gradients = found.context.sum().backward();
         let weight = recorded.attention.value.weight.val();
         let gradient = values(weight.grad(&gradients).unwrap());
@@ -570,31 +569,34 @@ fn searching_with_recorded_gradients_gives_the_same_and_finite_gradients() {
 }
 
 #[test]
-#[should_panic(expected = "search_options: beam: width: expected at least 1, got 0")]
+#[should_panic(expected = "tree_search: paths: expected at least 1, got 0")]
 fn a_beam_without_a_path_is_refused() {
     let layer = layer(GhostNodes::Masked, &device());
-    search(&layer, &tree(&[9], 2, Layout::LeftFilled), &beam(0), None);
+    search(&layer, &tree(&[9], 2, Layout::LeftFilled), Route::Beam(0));
 }
 
 #[test]
-#[should_panic(expected = "uniforms: expected some for samples, got none")]
-fn samples_without_numbers_are_refused() {
+#[should_panic(
+    expected = "uniforms [batch, queries, paths, draws]: expected [1, 2, 3, 3], got [1, 1, 3, 3]"
+)]
+fn numbers_for_too_few_queries_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
-    search(
-        &layer,
-        &tree(&[9], 2, Layout::LeftFilled),
-        &samples(2),
-        None,
-    );
-}
-
-#[test]
-#[should_panic(expected = "expected [1, 6, at least 3], got [1, 2, 3]")]
-fn numbers_for_too_few_samples_are_refused() {
-    let layer = layer(GhostNodes::Masked, &device());
-    let numbers = uniforms([1, 2, 3], 4, &device());
+    let numbers = uniforms([1, 1, 3, 3], 4, &device());
     let tree = tree(&[9], 2, Layout::LeftFilled);
-    search(&layer, &tree, &samples(3), Some(numbers));
+    search(&layer, &tree, Route::Sampled(numbers));
+}
+
+#[test]
+fn temperatures_that_divide_into_no_policy_are_refused() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tree = tree(&[9], 2, Layout::LeftFilled);
+    for temperature in [0.0, -1.0, f64::INFINITY, f64::NAN] {
+        let run = || search(&layer, &tree, at(temperature, Route::Greedy));
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+        let text = refused.downcast_ref::<String>().unwrap();
+        let expected = format!("temperature: expected finite and above 0, got {temperature}");
+        assert!(text.ends_with(&expected), "{text}");
+    }
 }
 
 proptest! {
@@ -620,9 +622,9 @@ proptest! {
         let tokens = random([2, longest, 6], seed, &device());
         let tree = mean_tree(tokens, &lengths, branching, layout);
         let shape = *tree.shape();
-        let options = if sampled { samples(paths) } else { beam(paths) };
-        let numbers = uniforms([2, 2 * paths, 7], seed + 1, &device());
-        let found = search(&layer, &tree, &options, Some(numbers));
+        let numbers = uniforms([2, 2, paths, 7], seed + 1, &device());
+        let route = if sampled { Route::Sampled(numbers) } else { Route::Beam(paths) };
+        let found = search(&layer, &tree, route);
         let ends = ends(&found);
         let distinct: Vec<_> = ends.iter().map(|ends| ends.len() as i64).collect();
         prop_assert_eq!(integers(found.distinct), distinct);

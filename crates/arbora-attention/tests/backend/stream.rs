@@ -35,7 +35,7 @@ fn assert_same_answers(
     let expected = layer.search(queries.clone(), &index, Route::Greedy);
     assert_close(got.context, expected.context, 1e-5, 1e-5);
     assert_close(got.log_prob, expected.log_prob, 1e-5, 1e-5);
-    assert_close(got.entropy, expected.entropy, 1e-5, 1e-5);
+    assert_close(got.entropy.unwrap(), expected.entropy.unwrap(), 1e-5, 1e-5);
     assert_close(got.selected.float(), expected.selected.float(), 0.0, 0.0);
     assert_close(
         layer.attend_leaves(queries.clone(), memory.index()),

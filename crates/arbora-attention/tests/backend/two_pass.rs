@@ -199,13 +199,20 @@ fn check(case: Case) {
         let tree = mean_tree(tokens.clone(), &case.lengths, case.branching, case.layout);
         let (context, log_prob, entropy, path) = if one_pass {
             let route = if case.sampled {
-                Route::Sampled(numbers.clone())
+                Route::Sampled(numbers.clone().unsqueeze_dim(2))
             } else {
                 Route::Greedy
             };
             let found = layer.search(queries.clone(), &layer.index(&tree), route);
             let path: Vec<i64> = found.path.into_data().iter::<i64>().collect();
-            (found.context, found.log_prob, found.entropy, path)
+            let by_query = |of_path: Tensor<3>| of_path.squeeze_dim::<2>(2);
+            let entropy = found.entropy.unwrap();
+            (
+                found.context,
+                by_query(found.log_prob),
+                by_query(entropy),
+                path,
+            )
         } else {
             let numbers = case.sampled.then_some(&numbers);
             let found = two_pass(&layer, &tree, &case.lengths, queries.clone(), numbers);
@@ -318,7 +325,7 @@ fn published_ghosts_change_values_only_where_the_tree_is_ragged() {
                 (0..steps).map(|step| tree.shape().ancestor(tokens - 1, steps - step) as i64)
             })
             .collect();
-        let path = Tensor::<3, Int>::from_data(TensorData::new(last, [1, 4, steps]), &device());
+        let path = Tensor::<4, Int>::from_data(TensorData::new(last, [1, 4, 1, steps]), &device());
         let [masked, published] = [GhostNodes::Masked, GhostNodes::Published].map(|ghosts| {
             let layer = layer(ghosts, &device());
             layer

@@ -88,9 +88,8 @@ fn searches(args: &EvalArgs, task: AnyTask) -> Result<ExitCode> {
     if config.model != RetrievalModelKind::ReTreever {
         bail!("--search: {} has no learned route", config.model.name());
     }
-    let searches = search::options(&args.search, args.temperature)?;
     let run = TrainedRun::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
-    show(&search::compare(&run, &searches, args)?)?;
+    show(&search::compare(&run, args)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

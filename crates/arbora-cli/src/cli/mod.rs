@@ -197,13 +197,14 @@ struct EvalArgs {
         value_parser = search::strategy,
         conflicts_with = "random_route"
     )]
-    search: Vec<arbora::attention::SearchStrategy>,
+    search: Vec<crate::families::retrieval::Strategy>,
     /// Divides the policy's logits while searching: below 1 sharpens samples and beams.
     #[arg(
         long,
         default_value_t = 1.0,
         requires = "search",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = search::temperature
     )]
     temperature: f64,
     /// Also write the table of searches to this Markdown file.

@@ -3,10 +3,10 @@
 use super::EvalArgs;
 use crate::families::Family as _;
 use crate::families::retrieval::RetrievalConfig;
+use crate::families::retrieval::{Search, Strategy};
 use crate::run::TrainedRun;
 use crate::table::table;
-use anyhow::{Context as _, Result};
-use arbora::attention::{SearchOptions, SearchStrategy};
+use anyhow::Result;
 use arbora::rl::train::measure;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -19,68 +19,52 @@ const MOST_PATHS: usize = 1 << 16;
 ///
 /// # Errors
 /// With what was expected.
-pub fn strategy(text: &str) -> Result<SearchStrategy, String> {
+pub fn strategy(text: &str) -> Result<Strategy, String> {
     let number = |text: &str| {
-        let number = text.parse().ok().filter(|number| *number <= MOST_PATHS);
-        number
-            .ok_or_else(|| format!("expected a number of paths, at most {MOST_PATHS}, got {text}"))
+        let number = text.parse().ok();
+        let number = number.filter(|number| (1..=MOST_PATHS).contains(number));
+        number.ok_or_else(|| format!("expected 1 to {MOST_PATHS} paths, got {text}"))
     };
     match text.split_once('=') {
-        None if text == "greedy" => Ok(SearchStrategy::Greedy),
-        Some(("samples", count)) => Ok(SearchStrategy::Samples {
-            count: number(count)?,
-        }),
-        Some(("beam", width)) => Ok(SearchStrategy::Beam {
-            width: number(width)?,
-        }),
+        None if text == "greedy" => Ok(Strategy::Greedy),
+        Some(("samples", count)) => number(count).map(Strategy::Samples),
+        Some(("beam", width)) => number(width).map(Strategy::Beam),
         _ => Err("expected greedy, samples=K or beam=W".into()),
     }
 }
 
-/// A strategy as [`strategy`] reads it.
-fn written(strategy: &SearchStrategy) -> String {
-    match strategy {
-        SearchStrategy::Greedy => "greedy".into(),
-        SearchStrategy::Samples { count } => format!("samples={count}"),
-        SearchStrategy::Beam { width } => format!("beam={width}"),
-    }
-}
-
-fn name(search: &SearchOptions) -> String {
-    let strategy = written(&search.strategy);
-    match (search.strategy, search.temperature) {
-        (SearchStrategy::Greedy, _) | (_, 1.0) => strategy,
-        (_, temperature) => format!("{strategy}, temperature {temperature}"),
-    }
-}
-
-/// The searches asked for, checked.
+/// Reads a temperature.
 ///
 /// # Errors
-/// If there is no path to take or the temperature is not positive.
-pub fn options(strategies: &[SearchStrategy], temperature: f64) -> Result<Vec<SearchOptions>> {
-    strategies
-        .iter()
-        .map(|strategy| {
-            let options = SearchOptions {
-                strategy: *strategy,
-                temperature,
-            };
-            options.check().context("--search")?;
-            Ok(options)
-        })
-        .collect()
+/// With what was expected.
+pub fn temperature(text: &str) -> Result<f64, String> {
+    let temperature = text.parse().ok();
+    let temperature = temperature.filter(|it: &f64| it.is_finite() && *it > 0.0);
+    temperature.ok_or_else(|| "expected a finite number above 0".into())
+}
+
+/// A strategy as [`strategy`] reads it.
+fn written(strategy: &Strategy) -> String {
+    match strategy {
+        Strategy::Greedy => "greedy".into(),
+        Strategy::Samples(count) => format!("samples={count}"),
+        Strategy::Beam(width) => format!("beam={width}"),
+    }
+}
+
+fn name(search: &Search) -> String {
+    let strategy = written(&search.strategy);
+    match (search.strategy, search.temperature) {
+        (Strategy::Greedy, _) | (_, 1.0) => strategy,
+        (_, temperature) => format!("{strategy}, temperature {temperature}"),
+    }
 }
 
 /// Measures a model with each search, and says what it costs and brings.
 ///
 /// # Errors
 /// If the data cannot be measured on, or the Markdown file cannot be written.
-pub fn compare(
-    run: &TrainedRun<RetrievalConfig>,
-    searches: &[SearchOptions],
-    args: &EvalArgs,
-) -> Result<String> {
+pub fn compare(run: &TrainedRun<RetrievalConfig>, args: &EvalArgs) -> Result<String> {
     let config = &run.config;
     let problems = config.evaluation(&run.data, config.test_items, &run.device)?;
     let queries: usize = problems
@@ -88,8 +72,12 @@ pub fn compare(
         .map(|problem| problem.queries.dims()[..2].iter().product::<usize>())
         .sum();
     let mut rows: Vec<(String, BTreeMap<String, f64>)> = Vec::new();
-    for search in searches {
-        let model = run.model.clone().with_search(*search);
+    for &strategy in &args.search {
+        let search = Search {
+            strategy,
+            temperature: args.temperature,
+        };
+        let model = run.model.clone().with_search(search);
         let begun = Instant::now();
         let means = measure(&model, problems.iter().cloned(), config.trainer.seed);
         let mut means: BTreeMap<String, f64> = means.into_iter().collect();
@@ -98,7 +86,7 @@ pub fn compare(
             "microseconds_per_query".into(),
             seconds * 1e6 / queries.max(1) as f64,
         );
-        rows.push((name(search), means));
+        rows.push((name(&search), means));
     }
     let text = markdown(&rows);
     if let Some(path) = &args.markdown {
@@ -164,15 +152,13 @@ mod tests {
 
     #[test]
     fn searches_are_read_by_name_and_number_of_paths() {
-        assert_eq!(strategy("greedy"), Ok(SearchStrategy::Greedy));
-        assert_eq!(
-            strategy("samples=4"),
-            Ok(SearchStrategy::Samples { count: 4 })
-        );
-        assert_eq!(strategy("beam=2"), Ok(SearchStrategy::Beam { width: 2 }));
+        assert_eq!(strategy("greedy"), Ok(Strategy::Greedy));
+        assert_eq!(strategy("samples=4"), Ok(Strategy::Samples(4)));
+        assert_eq!(strategy("beam=2"), Ok(Strategy::Beam(2)));
         for wrong in [
             "beam",
             "beam=",
+            "beam=0",
             "beam=-1",
             "samples=65537",
             "widest=3",
@@ -186,11 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn searches_without_a_path_or_with_a_temperature_that_is_not_positive_are_refused() {
-        let none = [SearchStrategy::Beam { width: 0 }];
-        assert!(options(&none, 1.0).is_err());
-        for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(options(&[SearchStrategy::Greedy], temperature).is_err());
+    fn temperatures_that_are_not_positive_are_refused() {
+        assert_eq!(temperature("0.5"), Ok(0.5));
+        for wrong in ["0", "-1", "NaN", "inf", "warm"] {
+            assert!(temperature(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -290,7 +290,7 @@ fn answer(
     let route = match view {
         View::Random => {
             let draws = index.shape().decisions().max(1);
-            Route::Uniform(uniform(rng, [batch, count, draws], &queries.device()))
+            Route::Uniform(uniform(rng, [batch, count, 1, draws], &queries.device()))
         }
         View::Learned => Route::Greedy,
         View::AllLeaves | View::Whole => {

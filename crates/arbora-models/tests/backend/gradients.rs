@@ -28,10 +28,10 @@ fn reached(model: &ReTreever, read: impl Fn(Prediction, Tensor<2>) -> Tensor<2>)
         positions: random([1, 4, 2], 3, &device),
         mask: None,
     };
-    let left = Tensor::<3, Int>::zeros([1, 2, 2], &device);
+    let left = Tensor::<4, Int>::zeros([1, 2, 1, 2], &device);
     let queries = random([1, 2, 2], 4, &device);
     let output = model.predict(queries, &model.index(&context), Route::Given(left));
-    let log_prob = output.search.log_prob;
+    let log_prob = output.search.log_prob.squeeze_dim(2);
     let gradients = read(output.prediction, log_prob).sum().backward();
     let gradient = features.grad(&gradients).map(values);
     let gradient = gradient.unwrap_or(vec![0.0; 12]);
@@ -69,7 +69,7 @@ fn the_tree_loss_and_the_policy_teach_the_aggregator_and_the_leaves_loss_does_no
             random([2, 3, 2], 5, &device),
             &target,
             None,
-            Route::Sampled(uniforms([2, 3, 4], 7, &device)),
+            Route::Sampled(uniforms([2, 3, 1, 4], 7, &device)),
             LossOptions::default(),
         );
         let loss = match part {
@@ -111,7 +111,7 @@ fn published(tokens: usize, branching: usize, ghosts: GhostNodes) -> (f32, Vec<f
     );
     let target = Target::Values(random([2, 4, 1], 5, &device));
     let draws = model.decisions(tokens).max(1);
-    let route = Route::Sampled(uniforms([2, 4, draws], 6, &device));
+    let route = Route::Sampled(uniforms([2, 4, 1, draws], 6, &device));
     let queries = random([2, 4, 2], 7, &device);
     let losses = model.losses(
         &context,

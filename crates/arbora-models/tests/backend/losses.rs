@@ -18,8 +18,8 @@ fn truth() -> Tensor<3> {
     random([2, 3, 1], 6, &device())
 }
 
-fn numbers() -> Tensor<3> {
-    uniforms([2, 3, 4], 7, &device())
+fn numbers() -> Tensor<4> {
+    uniforms([2, 3, 1, 4], 7, &device())
 }
 
 /// Masks the last of three queries.
@@ -76,7 +76,7 @@ fn masked_queries_take_no_part_in_a_loss() {
         LossOptions::default(),
     );
     let target = Target::Values(first(truth()));
-    let route = Route::Sampled(first(numbers()));
+    let route = Route::Sampled(numbers().narrow(1, 0, 2));
     let without = model.losses(
         &context,
         first(queries()),
@@ -103,23 +103,12 @@ fn samples_with_the_same_numbers_are_copies_of_one_sample() {
     let model = ReTreeverConfig::new(small()).init(1, &device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
-    let losses = |numbers, samples| {
-        let route = Route::Sampled(numbers);
-        model.losses(
-            &context,
-            queries(),
-            &target,
-            Some(&last()),
-            route,
-            LossOptions {
-                samples,
-                ..LossOptions::default()
-            },
-        )
+    let losses = |numbers| {
+        let (route, options) = (Route::Sampled(numbers), LossOptions::default());
+        model.losses(&context, queries(), &target, Some(&last()), route, options)
     };
-    let one = losses(numbers(), 1);
-    let repeated = numbers().reshape([2, 3, 1, 4]).repeat_dim(2, 3);
-    let three = losses(repeated.reshape([2, 9, 4]), 3);
+    let one = losses(numbers());
+    let three = losses(numbers().repeat_dim(2, 3));
     assert_close(three.tree, one.tree, 1e-5, 1e-5);
     assert_close(three.leaves, one.leaves, 1e-5, 1e-5);
     assert_close(three.selected, one.selected, 1e-5, 1e-5);
@@ -201,8 +190,8 @@ fn the_copy_task_is_rewarded_by_accuracy() {
 }
 
 #[test]
-#[should_panic(expected = "retreever: samples: expected at least 1, got 0")]
-fn no_sample_is_refused() {
+#[should_panic(expected = "retreever: route: expected one to learn by, got a beam")]
+fn a_beam_is_no_route_to_learn_by() {
     let model = ReTreeverConfig::new(small()).init(1, &device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
@@ -211,11 +200,8 @@ fn no_sample_is_refused() {
         queries(),
         &target,
         None,
-        Route::Greedy,
-        LossOptions {
-            samples: 0,
-            ..LossOptions::default()
-        },
+        Route::Beam(1),
+        LossOptions::default(),
     );
 }
 
@@ -279,7 +265,7 @@ fn an_oracle_walks_to_the_tokens_it_is_told() {
     let path = model.paths_to(tokens.clone(), &context);
     let index = model.index(&context);
     let found = model.predict(queries(), &index, Route::Given(path.clone()));
-    let integers = |tensor: Tensor<3, Int>| tensor.into_data().iter::<i64>().collect::<Vec<_>>();
+    let integers = |tensor: Tensor<4, Int>| tensor.into_data().iter::<i64>().collect::<Vec<_>>();
     assert_eq!(integers(found.search.path), integers(path.clone()));
     // The leaves of the last node hold the token.
     let order: Vec<i64> = model

@@ -101,7 +101,7 @@ fn there_are_as_many_latents_as_nodes_that_a_search_selects_at_most() {
         for tokens in [1, 2, 3, 5, 10, 13] {
             let index = model.index(&points(1, tokens, None, &device()));
             let draws = model.decisions(tokens).max(1);
-            let route = Route::Sampled(uniforms([1, 64, draws], 2, &device()));
+            let route = Route::Sampled(uniforms([1, 64, 1, draws], 2, &device()));
             let output = model.predict(random([1, 64, 2], 3, &device()), &index, route);
             let most = output.search.selected.float().max().into_scalar::<f32>();
             let latents = latents_for(tokens, branching, Layout::LeftFilled);

@@ -6,7 +6,7 @@ mod model;
 pub mod report;
 
 pub use config::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
-pub use model::{RetrievalModel, Walk};
+pub use model::{RetrievalModel, Search, Strategy, Walk};
 
 use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
 use super::{column, common, named};

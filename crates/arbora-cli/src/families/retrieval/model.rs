@@ -2,7 +2,7 @@
 
 use super::data::{Features, Problem};
 use super::{RetrievalConfig, RetrievalModelKind};
-use arbora::attention::{Route, SearchOptions, SearchOutput, SearchStrategy};
+use arbora::attention::{Route, SearchOptions, SearchOutput};
 use arbora::models::prediction::masked_average;
 use arbora::models::{
     CrossAttentionModel, LossOptions, PerceiverIo, Prediction, ReTreever, RewardKind, Target,
@@ -37,6 +37,26 @@ pub enum Walk {
     Oracle,
 }
 
+/// How a trained model searches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Search {
+    /// How paths are looked for.
+    pub strategy: Strategy,
+    /// Divides the logits of the policy.
+    pub temperature: f64,
+}
+
+/// How a search looks for its paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// One path, by the most probable child at each node.
+    Greedy,
+    /// So many paths, drawn from the policy.
+    Samples(usize),
+    /// So many of the most probable paths.
+    Beam(usize),
+}
+
 /// How a model is trained and measured.
 #[derive(Clone, Copy, Debug)]
 struct Objective {
@@ -55,7 +75,7 @@ pub struct RetrievalModel {
     #[module(skip)]
     objective: Objective,
     #[module(skip)]
-    search: Option<SearchOptions>,
+    search: Option<Search>,
 }
 
 impl RetrievalModel {
@@ -97,7 +117,7 @@ impl RetrievalModel {
 
     /// The same weights measured with another search than one greedy path.
     #[must_use]
-    pub fn with_search(mut self, search: SearchOptions) -> Self {
+    pub fn with_search(mut self, search: Search) -> Self {
         self.search = Some(search);
         self
     }
@@ -128,12 +148,21 @@ impl RetrievalModel {
             Network::Dense(model) => (model.predict(queries, &model.encode(context)), None),
             Network::Perceiver(model) => (model.predict(queries, &model.encode(context)), None),
             Network::ReTreever(model) => {
-                let route = match self.objective.walk {
-                    Walk::Learned => Route::Greedy,
-                    Walk::Random => Route::Uniform(numbers(model, problem, 1, rng)),
-                    Walk::Oracle => Route::Given(oracle(model, problem)),
+                let strategy = self.search.map(|search| search.strategy);
+                let route = match (strategy, self.objective.walk) {
+                    (Some(Strategy::Beam(width)), _) => Route::Beam(width),
+                    (Some(Strategy::Samples(count)), _) => {
+                        Route::Sampled(numbers(model, problem, count, rng))
+                    }
+                    (Some(Strategy::Greedy), _) | (None, Walk::Learned) => Route::Greedy,
+                    (None, Walk::Random) => Route::Uniform(numbers(model, problem, 1, rng)),
+                    (None, Walk::Oracle) => Route::Given(oracle(model, problem)),
                 };
-                let found = model.predict(queries, &model.index(context), route);
+                let options = SearchOptions {
+                    route,
+                    temperature: self.search.map_or(1.0, |search| search.temperature),
+                };
+                let found = model.predict(queries, &model.index(context), options);
                 (found.prediction, Some(found.search))
             }
         }
@@ -148,22 +177,22 @@ impl RetrievalModel {
     }
 }
 
-/// Uniform numbers for one step, `[batch, queries · samples, decisions]`.
+/// Uniform numbers for one step, `[batch, queries, samples, decisions]`.
 fn numbers(
     model: &ReTreever,
     problem: &Problem,
     samples: usize,
     rng: &mut ChaCha8Rng,
-) -> Tensor<3> {
+) -> Tensor<4> {
     let [examples, queries, _] = problem.queries.dims();
     // A tree without decisions reads no number, but some backends refuse empty tensors.
     let draws = model.decisions(problem.context.features.dims()[1]).max(1);
-    let shape = [examples, queries * samples, draws];
+    let shape = [examples, queries, samples, draws];
     uniform(rng, shape, &problem.queries.device())
 }
 
 /// The paths to the tokens that answer the queries.
-fn oracle(model: &ReTreever, problem: &Problem) -> Tensor<3, Int> {
+fn oracle(model: &ReTreever, problem: &Problem) -> Tensor<4, Int> {
     let answers = problem.answers.clone();
     // A configuration with this control is refused for tasks without answers.
     let answers = answers.expect("a task that knows where answers lie");
@@ -210,11 +239,7 @@ impl TrainableModel for RetrievalModel {
             target,
             mask,
             route,
-            LossOptions {
-                samples: if walk == Walk::Oracle { 1 } else { samples },
-                reward,
-                guide,
-            },
+            LossOptions { reward, guide },
         );
         let mut loss = losses.tree.clone() + losses.leaves.clone() * lambda_ca;
         if let Some(guide) = &losses.guide {
@@ -250,22 +275,7 @@ impl TrainableModel for RetrievalModel {
     }
 
     fn evaluate(&self, problem: Problem, rng: &mut ChaCha8Rng) -> Vec<Measurement> {
-        let (prediction, counts) = match (&self.network, &self.search) {
-            (Network::ReTreever(model), Some(search)) => {
-                let numbers = match search.strategy {
-                    SearchStrategy::Samples { count } => Some(numbers(model, &problem, count, rng)),
-                    SearchStrategy::Greedy | SearchStrategy::Beam { .. } => None,
-                };
-                let index = model.index(&problem.context);
-                let queries = problem.queries.clone();
-                let (prediction, found) = model.predict_options(queries, &index, search, numbers);
-                (prediction, Some((found.selected, found.read)))
-            }
-            _ => {
-                let (prediction, found) = self.predict(&problem, rng);
-                (prediction, found.map(|found| (found.selected, found.read)))
-            }
-        };
+        let (prediction, found) = self.predict(&problem, rng);
         let mask = problem.target_mask.as_ref();
         let mean = |values: Tensor<2>| {
             let mean = masked_average(values, mask);
@@ -283,8 +293,8 @@ impl TrainableModel for RetrievalModel {
                 })
             }
         };
-        let (selected, read) = match counts {
-            Some((selected, read)) => (mean(selected.float()), mean(read.float())),
+        let (selected, read) = match found {
+            Some(found) => (mean(found.selected.float()), mean(found.read.float())),
             None => (self.attended(&problem), self.attended(&problem)),
         };
         let likelihood = mean(prediction.log_likelihood(&problem.target));
