@@ -6,8 +6,8 @@ use crate::numbers::Row;
 use crate::problem::{Problem, random};
 use crate::{Bench, THREADS};
 use arbora_attention::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, RoutePrimitive, TreeAttentionOps,
-    TreeBuildOptions, TreeSearchOptions, reference,
+    AttentionMask, BlockPrimitive, DenseAttentionInputs, DenseAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions, reference,
 };
 use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
@@ -150,27 +150,21 @@ fn search(problem: &Problem, device: &Device) -> Pair {
         head_dim,
     } = *problem;
     let shape = problem.shape();
-    let query = input([batch, queries, heads, head_dim], 1, 1.0, device);
-    let [key, value] =
-        [2, 3].map(|seed| input([batch, shape.nodes(), heads, head_dim], seed, 1.0, device));
-    let lengths = Tensor::<1, Int>::full([batch], tokens as i64, device).into_dispatch();
+    let nodes = [batch, shape.nodes(), heads, head_dim];
+    let inputs = TreeSearchInputs {
+        query: input([batch, queries, heads, head_dim], 1, 1.0, device),
+        key: input(nodes, 2, 1.0, device),
+        value: input(nodes, 3, 1.0, device),
+        lengths: Tensor::<1, Int>::full([batch], tokens as i64, device).into_dispatch(),
+    };
     let run = move |reference_body: bool| {
         let operator = if reference_body {
             reference::tree_search::<Dispatch>
         } else {
             <Dispatch as TreeAttentionOps>::tree_search
         };
-        let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let options = TreeSearchOptions::new(shape);
-        operator(
-            query,
-            key,
-            value,
-            lengths.clone(),
-            RoutePrimitive::Greedy,
-            options,
-        )
-        .context
+        operator(inputs.clone(), RoutePrimitive::Greedy, options).context
     };
     pair(run)
 }
@@ -183,21 +177,24 @@ fn dense(problem: &Problem, device: &Device) -> Pair {
         heads,
         head_dim,
     } = *problem;
-    let query = input([batch, queries, heads, head_dim], 1, 1.0, device);
-    let [key, value] =
-        [2, 3].map(|seed| input([batch, tokens, heads, head_dim], seed, 1.0, device));
+    let rows = [batch, tokens, heads, head_dim];
+    let inputs = DenseAttentionInputs {
+        query: input([batch, queries, heads, head_dim], 1, 1.0, device),
+        key: input(rows, 2, 1.0, device),
+        value: input(rows, 3, 1.0, device),
+        mask: AttentionMask::None,
+    };
     pair(move |reference_body| {
         let operator = if reference_body {
             reference::dense_attention::<Dispatch>
         } else {
             <Dispatch as TreeAttentionOps>::dense_attention
         };
-        let (query, key, value) = (query.clone(), key.clone(), value.clone());
         let options = DenseAttentionOptions {
             first_key: 0,
             scale: None,
         };
-        operator(query, key, value, AttentionMask::None, options).0
+        operator(inputs.clone(), options).context
     })
 }
 

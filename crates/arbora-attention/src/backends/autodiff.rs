@@ -1,9 +1,10 @@
 //! The gradient of each operator, as one step of the graph.
 
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
+    AttentionMask, AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs,
+    DenseAttentionOptions, FeedForwardGradients, FeedForwardPrimitive, LeafAttentionGradients,
+    LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive, TreeAttentionOps,
+    TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -59,6 +60,22 @@ fn tracked<B: Backend, C: CheckpointStrategy, const N: usize>(
         .stateless(output)
 }
 
+/// What attention returns as tensors of the graph, of which the context gets a gradient.
+///
+/// - nodes: of the inputs that get a gradient
+/// - gradients: theirs, in the same order, of what attention returned and of the gradient of its context
+fn attended<B: Backend, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    output: AttentionOutput<B>,
+    gradients: impl FnOnce(AttentionOutput<B>, FloatTensor<B>) -> [FloatTensor<B>; N] + Send + 'static,
+) -> AttentionOutput<Autodiff<B, C>> {
+    let AttentionOutput { context, lse } = output.clone();
+    AttentionOutput {
+        context: tracked::<B, C, N>(nodes, context, move |grad| gradients(output, grad)),
+        lse: Tracked::<B, C>::new(lse),
+    }
+}
+
 /// Without the gradient of the log-probability, which is not the policy's on a uniform route.
 fn entropy_only<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     use burn::backend::{Scalar, Slice, TensorMetadata};
@@ -105,16 +122,18 @@ const SECOND_ORDER: &str = "burn differentiates once: the gradient of a gradient
 impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for Autodiff<B, C> {
     /// Context and policy are two steps: a function of query, key and value, and one of query and key, the path given.
     fn tree_search(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        inputs: TreeSearchInputs<Self>,
         route: RoutePrimitive<Self>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<Self> {
-        let inputs = [query.node(), key.node(), value.node()];
-        let policy_inputs = [query.node(), key.node()];
-        let [query, key, value] = [query, key, value].map(|input| input.into_primitive());
+        let nodes = [inputs.query.node(), inputs.key.node(), inputs.value.node()];
+        let policy_nodes = [inputs.query.node(), inputs.key.node()];
+        let inputs = TreeSearchInputs::<B> {
+            query: inputs.query.into_primitive(),
+            key: inputs.key.into_primitive(),
+            value: inputs.value.into_primitive(),
+            lengths: inputs.lengths,
+        };
         let learned = !matches!(route, RoutePrimitive::Uniform(_));
         let route = match route {
             RoutePrimitive::Greedy => RoutePrimitive::Greedy,
@@ -122,29 +141,20 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             RoutePrimitive::Uniform(numbers) => RoutePrimitive::Uniform(numbers.into_primitive()),
             RoutePrimitive::Given(path) => RoutePrimitive::Given(path),
         };
-        let found = B::tree_search(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            lengths.clone(),
-            route,
-            options,
-        );
+        let found = B::tree_search(inputs.clone(), route, options);
+        let kept = (inputs.clone(), found.path.clone());
         let path = found.path.clone();
-        let kept = (query.clone(), key.clone(), lengths.clone(), path.clone());
-        let context = tracked::<B, C, 3>(inputs, found.context, move |grad| {
-            let of = B::tree_context_backward(query, key, value, lengths, path, grad, options);
-            [of.0, of.1, of.2]
+        let context = tracked::<B, C, 3>(nodes, found.context, move |grad| {
+            B::tree_context_backward(inputs, path, grad, options).into()
         });
-        let policy = tracked::<B, C, 2>(policy_inputs, found.policy, move |grad| {
-            let (query, key, lengths, path) = kept;
+        let policy = tracked::<B, C, 2>(policy_nodes, found.policy, move |grad| {
+            let (inputs, path) = kept;
             let grad = if learned {
                 grad
             } else {
                 entropy_only::<B>(grad)
             };
-            let of = B::tree_policy_backward(query, key, lengths, path, grad, options);
-            [of.0, of.1]
+            B::tree_policy_backward(inputs, path, grad, options).into()
         });
         TreeSearchPrimitive {
             context,
@@ -155,164 +165,116 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
     }
 
     fn tree_context_backward(
-        _query: FloatTensor<Self>,
-        _key: FloatTensor<Self>,
-        _value: FloatTensor<Self>,
-        _lengths: IntTensor<Self>,
-        _path: IntTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _options: TreeSearchOptions,
+        _: TreeSearchInputs<Self>,
+        _: IntTensor<Self>,
+        _: FloatTensor<Self>,
+        _: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         panic!("tree_context_backward: {SECOND_ORDER}");
     }
 
     fn tree_policy_backward(
-        _query: FloatTensor<Self>,
-        _key: FloatTensor<Self>,
-        _lengths: IntTensor<Self>,
-        _path: IntTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _options: TreeSearchOptions,
+        _: TreeSearchInputs<Self>,
+        _: IntTensor<Self>,
+        _: FloatTensor<Self>,
+        _: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         panic!("tree_policy_backward: {SECOND_ORDER}");
     }
 
     fn dense_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        mask: AttentionMask<Self>,
+        inputs: DenseAttentionInputs<Self>,
         options: DenseAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let inputs = [query.node(), key.node(), value.node()];
-        let [query, key, value] = [query, key, value].map(|input| input.into_primitive());
-        let mask = match mask {
-            AttentionMask::None => AttentionMask::None,
-            AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
+    ) -> AttentionOutput<Self> {
+        let nodes = [inputs.query.node(), inputs.key.node(), inputs.value.node()];
+        let inputs = DenseAttentionInputs::<B> {
+            query: inputs.query.into_primitive(),
+            key: inputs.key.into_primitive(),
+            value: inputs.value.into_primitive(),
+            mask: match inputs.mask {
+                AttentionMask::None => AttentionMask::None,
+                AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
+            },
         };
-        let (context, lse) = B::dense_attention(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            mask.clone(),
-            options,
-        );
-        let kept = (context.clone(), lse.clone());
-        let context = tracked::<B, C, 3>(inputs, context, move |grad| {
-            let (context, lse) = kept;
-            let of =
-                B::dense_attention_backward(query, key, value, mask, context, lse, grad, options);
-            [of.0, of.1, of.2]
-        });
-        (context, FloatTensor::<Self>::new(lse))
+        let output = B::dense_attention(inputs.clone(), options);
+        attended::<B, C, 3>(nodes, output, move |output, grad| {
+            B::dense_attention_backward(inputs, output, grad, options).into()
+        })
     }
 
     fn dense_attention_backward(
-        _query: FloatTensor<Self>,
-        _key: FloatTensor<Self>,
-        _value: FloatTensor<Self>,
-        _mask: AttentionMask<Self>,
-        _context: FloatTensor<Self>,
-        _lse: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _options: DenseAttentionOptions,
+        _: DenseAttentionInputs<Self>,
+        _: AttentionOutput<Self>,
+        _: FloatTensor<Self>,
+        _: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         panic!("dense_attention_backward: {SECOND_ORDER}");
     }
 
     fn leaf_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
+        inputs: LeafAttentionInputs<Self>,
         options: LeafAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let inputs = [query.node(), key.node(), value.node(), key_bias.node()];
-        let [query, key, value, key_bias] =
-            [query, key, value, key_bias].map(|input| input.into_primitive());
-        let (context, lse) = B::leaf_attention(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            key_bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            options,
-        );
-        let kept = (context.clone(), lse.clone());
-        let context = tracked::<B, C, 4>(inputs, context, move |grad| {
-            let (context, lse) = kept;
-            let of = B::leaf_attention_backward(
-                query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
-            );
+    ) -> AttentionOutput<Self> {
+        let floats = [&inputs.query, &inputs.key, &inputs.value, &inputs.key_bias];
+        let nodes = floats.map(|input| input.node());
+        let inputs = LeafAttentionInputs::<B> {
+            query: inputs.query.into_primitive(),
+            key: inputs.key.into_primitive(),
+            value: inputs.value.into_primitive(),
+            key_bias: inputs.key_bias.into_primitive(),
+            query_leaf: inputs.query_leaf,
+            key_leaf: inputs.key_leaf,
+        };
+        let output = B::leaf_attention(inputs.clone(), options);
+        attended::<B, C, 4>(nodes, output, move |output, grad| {
+            let of = B::leaf_attention_backward(inputs, output, grad, options);
             [of.query, of.key, of.value, of.key_bias]
-        });
-        (context, FloatTensor::<Self>::new(lse))
+        })
     }
 
     fn leaf_attention_backward(
-        _query: FloatTensor<Self>,
-        _key: FloatTensor<Self>,
-        _value: FloatTensor<Self>,
-        _key_bias: FloatTensor<Self>,
-        _query_leaf: IntTensor<Self>,
-        _key_leaf: IntTensor<Self>,
-        _context: FloatTensor<Self>,
-        _lse: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _options: LeafAttentionOptions,
+        _: LeafAttentionInputs<Self>,
+        _: AttentionOutput<Self>,
+        _: FloatTensor<Self>,
+        _: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
         panic!("leaf_attention_backward: {SECOND_ORDER}");
     }
 
     /// The identity of a context, which gives gates of candidates a gradient.
     fn candidate_keys(
-        context: FloatTensor<Self>,
+        inputs: CandidateInputs<Self>,
+        output: AttentionOutput<Self>,
         gate: FloatTensor<Self>,
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        candidate_leaf: IntTensor<Self>,
-        lse: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        let inputs = [context.node(), gate.node()];
-        let [context, query, key, value, lse] =
-            [context, query, key, value, lse].map(|input| input.into_primitive());
-        let output = context.clone();
+        let nodes = [output.context.node(), gate.node()];
+        let inputs = CandidateInputs::<B> {
+            query: inputs.query.into_primitive(),
+            key: inputs.key.into_primitive(),
+            value: inputs.value.into_primitive(),
+            query_leaf: inputs.query_leaf,
+            candidate_leaf: inputs.candidate_leaf,
+        };
+        let output = AttentionOutput::<B> {
+            context: output.context.into_primitive(),
+            lse: output.lse.into_primitive(),
+        };
+        let context = output.context.clone();
         let gradients = move |grad: FloatTensor<B>, [_, wants_gate]: [bool; 2]| {
-            let of_gate = wants_gate.then(|| {
-                B::candidate_keys_backward(
-                    query,
-                    key,
-                    value,
-                    query_leaf,
-                    candidate_leaf,
-                    context,
-                    lse,
-                    grad.clone(),
-                    options,
-                )
-            });
+            let of_gate = wants_gate
+                .then(|| B::candidate_keys_backward(inputs, output, grad.clone(), options));
             [Some(grad), of_gate]
         };
-        let step = Backward::<B, 2>::prepare::<C>(Step(gradients), inputs);
-        step.compute_bound().stateless(output)
+        let step = Backward::<B, 2>::prepare::<C>(Step(gradients), nodes);
+        step.compute_bound().stateless(context)
     }
 
     fn candidate_keys_backward(
-        _query: FloatTensor<Self>,
-        _key: FloatTensor<Self>,
-        _value: FloatTensor<Self>,
-        _query_leaf: IntTensor<Self>,
-        _candidate_leaf: IntTensor<Self>,
-        _context: FloatTensor<Self>,
-        _lse: FloatTensor<Self>,
-        _grad: FloatTensor<Self>,
-        _options: LeafAttentionOptions,
+        _: CandidateInputs<Self>,
+        _: AttentionOutput<Self>,
+        _: FloatTensor<Self>,
+        _: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
         panic!("candidate_keys_backward: {SECOND_ORDER}");
     }
@@ -339,11 +301,11 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
     }
 
     fn tree_build_backward(
-        _nodes: FloatTensor<Self>,
-        _lengths: IntTensor<Self>,
-        _block: BlockPrimitive<Self>,
-        _grad: FloatTensor<Self>,
-        _options: TreeBuildOptions,
+        _: FloatTensor<Self>,
+        _: IntTensor<Self>,
+        _: BlockPrimitive<Self>,
+        _: FloatTensor<Self>,
+        _: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
         panic!("tree_build_backward: {SECOND_ORDER}");
     }
@@ -368,10 +330,10 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
     }
 
     fn feed_forward_backward(
-        _rows: FloatTensor<Self>,
-        _weights: FeedForwardPrimitive<Self>,
-        _grad: FloatTensor<Self>,
-        _epsilon: f64,
+        _: FloatTensor<Self>,
+        _: FeedForwardPrimitive<Self>,
+        _: FloatTensor<Self>,
+        _: f64,
     ) -> FeedForwardGradients<Self> {
         panic!("feed_forward_backward: {SECOND_ORDER}");
     }

@@ -1,7 +1,7 @@
 //! Softmax attention of every query to all keys.
 
 use super::check::axes;
-use crate::ops::{AttentionMask, DenseAttentionOptions, TreeAttentionOps};
+use crate::ops::{AttentionMask, DenseAttentionInputs, DenseAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;
 use burn::tensor::{Bool, Tensor};
 
@@ -48,13 +48,12 @@ pub fn dense_attention(
         axes.expect("mask", "batch, rows - first_key", &mask.dims());
     }
     let keys = |mask: Tensor<2, Bool>| AttentionMask::Keys(mask.into_dispatch());
-    let mask = mask.map_or(AttentionMask::None, keys);
-    let (context, _) = <Dispatch as TreeAttentionOps>::dense_attention(
-        query.into_dispatch(),
-        key.into_dispatch(),
-        value.into_dispatch(),
-        mask,
-        options,
-    );
-    Tensor::from_dispatch(context)
+    let inputs = DenseAttentionInputs {
+        query: query.into_dispatch(),
+        key: key.into_dispatch(),
+        value: value.into_dispatch(),
+        mask: mask.map_or(AttentionMask::None, keys),
+    };
+    let output = <Dispatch as TreeAttentionOps>::dense_attention(inputs, options);
+    Tensor::from_dispatch(output.context)
 }

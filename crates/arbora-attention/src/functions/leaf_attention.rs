@@ -1,7 +1,9 @@
 //! Softmax attention of queries to the keys of their leaf.
 
 use super::check::{Axes, axes};
-use crate::ops::{LeafAttentionOptions, TreeAttentionOps};
+use crate::ops::{
+    AttentionOutput, CandidateInputs, LeafAttentionInputs, LeafAttentionOptions, TreeAttentionOps,
+};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
@@ -84,18 +86,18 @@ pub fn leaf_attention(
     let no_bias = || Tensor::zeros(key_leaf.dims(), (&key.device(), key.dtype()));
     let key_bias = input.key_bias.unwrap_or_else(no_bias);
     axes.expect("key_bias", "batch, keys, kv_heads", &key_bias.dims());
-    let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
-        input.query.into_dispatch(),
-        key.into_dispatch(),
-        input.value.into_dispatch(),
-        key_bias.into_dispatch(),
-        input.query_leaf.into_dispatch(),
-        key_leaf.into_dispatch(),
-        options,
-    );
+    let inputs = LeafAttentionInputs {
+        query: input.query.into_dispatch(),
+        key: key.into_dispatch(),
+        value: input.value.into_dispatch(),
+        key_bias: key_bias.into_dispatch(),
+        query_leaf: input.query_leaf.into_dispatch(),
+        key_leaf: key_leaf.into_dispatch(),
+    };
+    let output = <Dispatch as TreeAttentionOps>::leaf_attention(inputs, options);
     LeafAttentionOutput {
-        context: Tensor::from_dispatch(context),
-        lse: Tensor::from_dispatch(lse),
+        context: Tensor::from_dispatch(output.context),
+        lse: Tensor::from_dispatch(output.lse),
     }
 }
 
@@ -161,16 +163,20 @@ pub fn candidate_keys(
         "batch, queries, heads, value_dim",
         &context.dims(),
     );
+    let inputs = CandidateInputs {
+        query: input.query.into_dispatch(),
+        key: input.key.into_dispatch(),
+        value: input.value.into_dispatch(),
+        query_leaf: input.query_leaf.into_dispatch(),
+        candidate_leaf: input.candidate_leaf.into_dispatch(),
+    };
+    let output = AttentionOutput {
+        context: context.into_dispatch(),
+        lse: input.lse.into_dispatch(),
+    };
+    let gate = input.gate.into_dispatch();
     Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::candidate_keys(
-        context.into_dispatch(),
-        input.gate.into_dispatch(),
-        input.query.into_dispatch(),
-        input.key.into_dispatch(),
-        input.value.into_dispatch(),
-        input.query_leaf.into_dispatch(),
-        input.candidate_leaf.into_dispatch(),
-        input.lse.into_dispatch(),
-        options,
+        inputs, output, gate, options,
     ))
 }
 

@@ -2,7 +2,9 @@
 
 use super::check::axes;
 use super::several_paths::SeveralPaths;
-use crate::ops::{GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchOptions};
+use crate::ops::{
+    GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchInputs, TreeSearchOptions,
+};
 use arbora_tree::Layout;
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -225,14 +227,13 @@ fn one_path_each(
         }
         Route::Given(path) => RoutePrimitive::Given(path.squeeze_dim::<3>(2).into_dispatch()),
     };
-    let found = <Dispatch as TreeAttentionOps>::tree_search(
-        query.into_dispatch(),
-        key.into_dispatch(),
-        value.into_dispatch(),
-        lengths.into_dispatch(),
-        route,
-        options,
-    );
+    let inputs = TreeSearchInputs {
+        query: query.into_dispatch(),
+        key: key.into_dispatch(),
+        value: value.into_dispatch(),
+        lengths: lengths.into_dispatch(),
+    };
+    let found = <Dispatch as TreeAttentionOps>::tree_search(inputs, route, options);
     // Parts of the first axis lie together, so that nothing is copied where a backend has views.
     let counts = Tensor::<3, Int>::from_dispatch(found.counts);
     let count = |at: usize| counts.clone().narrow(0, at, 1).squeeze_dim::<2>(0);

@@ -2,9 +2,12 @@
 //! bodies take all else.
 
 use super::{
-    BlockPrimitive, FeedForwardPrimitive, LeafAttentionOptions, TreeBuildOptions, TreeSearchOptions,
+    AttentionOutput, BlockPrimitive, DenseAttentionInputs, FeedForwardPrimitive,
+    LeafAttentionInputs, LeafAttentionOptions, TreeBuildOptions, TreeSearchInputs,
+    TreeSearchOptions,
 };
 use arbora_tree::TokenTreeShape;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::DType;
 
@@ -21,7 +24,7 @@ pub(crate) fn are_single<'a, T: TensorMetadata + 'a>(
 }
 
 /// [`are_single`] for the weights of a block.
-pub(crate) fn is_single<B: Backend>(block: &BlockPrimitive<B>) -> bool {
+fn is_single<B: Backend>(block: &BlockPrimitive<B>) -> bool {
     let mut single = true;
     let _: BlockPrimitive<B> = block.clone().map(|weight| {
         single &= are_single([&weight]);
@@ -31,7 +34,7 @@ pub(crate) fn is_single<B: Backend>(block: &BlockPrimitive<B>) -> bool {
 }
 
 /// [`are_single`] for the weights of a feed-forward part.
-pub(crate) fn is_single_feed_forward<B: Backend>(weights: &FeedForwardPrimitive<B>) -> bool {
+fn is_single_feed_forward<B: Backend>(weights: &FeedForwardPrimitive<B>) -> bool {
     are_single([
         &weights.norm_gamma,
         &weights.norm_beta,
@@ -62,15 +65,13 @@ pub(crate) fn leaf_group(shape: &TokenTreeShape) -> usize {
     }
 }
 
-/// Whether a search can be counted in 32 bits, scratch memory and all.
-pub(crate) fn tree_search(
-    query: &impl TensorMetadata,
-    key: &impl TensorMetadata,
-    value: &impl TensorMetadata,
+/// Whether a search has single precision, and can be counted in 32 bits, scratch memory and all.
+pub(crate) fn tree_search<B: Backend>(
+    inputs: &TreeSearchInputs<B>,
     options: &TreeSearchOptions,
 ) -> bool {
-    let [batch, queries, heads, _] = query.shape().dims();
-    let [_, _, _, value_dim] = value.shape().dims();
+    let [batch, queries, heads, head_dim] = inputs.query.shape().dims();
+    let [_, _, _, value_dim] = inputs.value.shape().dims();
     let shape = &options.shape;
     let (_, slots) = slots(shape);
     let rows = batch.saturating_mul(queries);
@@ -78,37 +79,60 @@ pub(crate) fn tree_search(
         .saturating_mul(heads)
         .saturating_add(shape.branching())
         .saturating_mul(rows);
-    let features = key.shape()[3].max(value_dim).saturating_mul(heads);
+    let features = head_dim.max(value_dim).saturating_mul(heads);
     let units = slots.saturating_mul(batch).saturating_mul(features);
-    [
-        scratch,
-        units,
-        rows.saturating_mul(features),
-        rows.saturating_mul(shape.decisions() + 1),
-        shape.span(shape.height()),
-    ]
-    .into_iter()
-    .all(counted)
+    are_single([&inputs.query, &inputs.key, &inputs.value])
+        && [
+            scratch,
+            units,
+            rows.saturating_mul(features),
+            rows.saturating_mul(shape.decisions() + 1),
+            shape.span(shape.height()),
+        ]
+        .into_iter()
+        .all(counted)
 }
 
-/// Whether a unit can hold rows of a head, and 32 bits count everything.
-pub(crate) fn dense_attention(query: &impl TensorMetadata, value: &impl TensorMetadata) -> bool {
-    let [batch, queries, heads, head_dim] = query.shape().dims();
-    let [_, rows, _, value_dim] = value.shape().dims();
+/// [`tree_search`] for a gradient along a path.
+pub(crate) fn tree_search_backward<B: Backend>(
+    inputs: &TreeSearchInputs<B>,
+    path: &IntTensor<B>,
+    grad: &FloatTensor<B>,
+    options: &TreeSearchOptions,
+) -> bool {
+    let is_like_lengths = path.dtype() == inputs.lengths.dtype();
+    tree_search(inputs, options) && are_single([grad]) && is_like_lengths
+}
+
+/// Whether attention has single precision, a unit can hold rows of a head, and 32 bits count everything.
+pub(crate) fn dense_attention<B: Backend>(inputs: &DenseAttentionInputs<B>) -> bool {
+    let [batch, queries, heads, head_dim] = inputs.query.shape().dims();
+    let [_, rows, _, value_dim] = inputs.value.shape().dims();
     let widest = head_dim.max(value_dim);
     let narrowest = head_dim.min(value_dim);
     let numbers = batch
         .saturating_mul(queries.max(rows))
         .saturating_mul(heads)
         .saturating_mul(widest.max(2));
-    widest <= WIDEST_HEAD && narrowest > 0 && counted(numbers)
+    are_single([&inputs.query, &inputs.key, &inputs.value])
+        && widest <= WIDEST_HEAD
+        && narrowest > 0
+        && counted(numbers)
 }
 
-/// Whether there is anything to do, a unit can hold rows of a head, and 32 bits count everything.
-pub(crate) fn leaf_attention(
-    query: &impl TensorMetadata,
-    key: &impl TensorMetadata,
-    value: &impl TensorMetadata,
+/// [`dense_attention`] for its gradient.
+pub(crate) fn dense_attention_backward<B: Backend>(
+    inputs: &DenseAttentionInputs<B>,
+    output: &AttentionOutput<B>,
+    grad: &FloatTensor<B>,
+) -> bool {
+    dense_attention(inputs) && are_single([&output.context, &output.lse, grad])
+}
+
+/// Whether leaf attention has single precision and anything to do, a unit can hold rows of a head, and 32 bits count
+/// everything.
+pub(crate) fn leaf_attention<B: Backend>(
+    [query, key, value]: [&FloatTensor<B>; 3],
     options: &LeafAttentionOptions,
 ) -> bool {
     let [batch, queries, heads, head_dim] = query.shape().dims();
@@ -123,12 +147,27 @@ pub(crate) fn leaf_attention(
         .saturating_mul(heads)
         .saturating_mul(widest.max(4));
     let empty = query.shape().num_elements() * key.shape().num_elements() * kv_heads == 0;
-    !empty && value_dim > 0 && widest <= WIDEST_HEAD && counted(numbers)
+    are_single([query, key, value])
+        && !empty
+        && value_dim > 0
+        && widest <= WIDEST_HEAD
+        && counted(numbers)
 }
 
-/// Whether a unit can hold a head, and 32 bits count everything.
+/// [`leaf_attention`] for its gradient.
+pub(crate) fn leaf_attention_backward<B: Backend>(
+    inputs: &LeafAttentionInputs<B>,
+    output: &AttentionOutput<B>,
+    grad: &FloatTensor<B>,
+    options: &LeafAttentionOptions,
+) -> bool {
+    leaf_attention::<B>([&inputs.query, &inputs.key, &inputs.value], options)
+        && are_single([&inputs.key_bias, &output.context, &output.lse, grad])
+}
+
+/// Whether a build has single precision, a unit can hold a head, and 32 bits count everything.
 pub(crate) fn tree_build<B: Backend>(
-    rows: &impl TensorMetadata,
+    rows: &FloatTensor<B>,
     block: &BlockPrimitive<B>,
     options: &TreeBuildOptions,
 ) -> bool {
@@ -141,19 +180,24 @@ pub(crate) fn tree_build<B: Backend>(
         .map(|height| shape.width(height) * shape.group(height))
         .max()
         .unwrap_or(1);
-    let rows = slots.max(shape.nodes()).saturating_mul(batch);
-    ff > 0
+    let most = slots.max(shape.nodes()).saturating_mul(batch);
+    are_single([rows])
+        && is_single(block)
+        && ff > 0
         && dim / options.heads <= WIDEST_HEAD
-        && counted(rows.saturating_mul(widest))
+        && counted(most.saturating_mul(widest))
         && counted(shape.span(shape.height()).saturating_mul(shape.branching()))
 }
 
-/// Whether there are rows, and 32 bits count everything.
+/// Whether there are rows, all in single precision, and 32 bits count everything.
 pub(crate) fn feed_forward<B: Backend>(
-    rows: &impl TensorMetadata,
+    rows: &FloatTensor<B>,
     weights: &FeedForwardPrimitive<B>,
 ) -> bool {
     let [count, dim] = rows.shape().dims();
     let [ff, _] = weights.outer.shape().dims();
-    count > 0 && counted(count.saturating_mul(dim.max(2 * ff)))
+    are_single([rows])
+        && is_single_feed_forward(weights)
+        && count > 0
+        && counted(count.saturating_mul(dim.max(2 * ff)))
 }

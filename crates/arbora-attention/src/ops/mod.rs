@@ -12,10 +12,9 @@ pub use leaf_attention::{Dropout, LeafAttentionOptions};
 pub(crate) use leaf_attention::{pair_number, row_state};
 
 use arbora_tree::TokenTreeShape;
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
-use limits::{are_single, is_single, is_single_feed_forward};
+use limits::are_single;
 use serde::{Deserialize, Serialize};
 
 /// What final attention does with nodes over no token.
@@ -101,7 +100,21 @@ pub enum RoutePrimitive<B: Backend> {
     Given(IntTensor<B>),
 }
 
-/// What a tree search returns: [`TreeSearch`](crate::TreeSearch) on primitives.
+/// What is searched, and by what.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct TreeSearchInputs<B: Backend> {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: FloatTensor<B>,
+    /// `[batch, nodes, heads, head_dim]`
+    pub key: FloatTensor<B>,
+    /// `[batch, nodes, heads, value_dim]`
+    pub value: FloatTensor<B>,
+    /// Real tokens, `[batch]`
+    pub lengths: IntTensor<B>,
+}
+
+/// What a tree search returns.
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct TreeSearchPrimitive<B: Backend> {
@@ -123,6 +136,66 @@ pub enum AttentionMask<B: Backend> {
     None,
     /// `[batch, rows - first_key]`, `true` = masked out
     Keys(BoolTensor<B>),
+}
+
+/// What dense attention attends from and to.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct DenseAttentionInputs<B: Backend> {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: FloatTensor<B>,
+    /// `[batch, rows, heads, head_dim]`
+    pub key: FloatTensor<B>,
+    /// `[batch, rows, heads, value_dim]`
+    pub value: FloatTensor<B>,
+    /// Which keys are left out.
+    #[extension_type]
+    pub mask: AttentionMask<B>,
+}
+
+/// What attention within leaves attends from and to.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct LeafAttentionInputs<B: Backend> {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: FloatTensor<B>,
+    /// `[batch, keys, kv_heads]`, zero where there is none
+    pub key_bias: FloatTensor<B>,
+    /// `[batch, queries, heads]`
+    pub query_leaf: IntTensor<B>,
+    /// `[batch, keys, kv_heads]`
+    pub key_leaf: IntTensor<B>,
+}
+
+/// What candidate keys are weighed by: see [`candidate_keys`](crate::candidate_keys).
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct CandidateInputs<B: Backend> {
+    /// `[batch, queries, heads, head_dim]`
+    pub query: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, head_dim]`
+    pub key: FloatTensor<B>,
+    /// `[batch, keys, kv_heads, value_dim]`
+    pub value: FloatTensor<B>,
+    /// `[batch, queries, heads]`
+    pub query_leaf: IntTensor<B>,
+    /// `[batch, keys, kv_heads]`
+    pub candidate_leaf: IntTensor<B>,
+}
+
+/// What attention returns.
+#[derive(Clone, Debug, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct AttentionOutput<B: Backend> {
+    /// `[batch, queries, heads, value_dim]`
+    pub context: FloatTensor<B>,
+    /// The logarithm of the softmax's denominator, `[batch, queries, heads]`, without a gradient. In at least single
+    /// precision.
+    pub lse: FloatTensor<B>,
 }
 
 /// Gradients of attention within leaves.
@@ -286,18 +359,13 @@ pub struct TreeBuildGradients<B: Backend> {
 pub trait TreeAttentionOps: Backend {
     /// One pass from the root to the leaves that routes, scores and attends; see
     /// [`tree_search`](crate::tree_search) for shapes and meaning.
-    #[fusion(meta = |query, _, value, lengths, _, options| {
-        specs::tree_search(query, value, lengths, options)
-    })]
+    #[fusion(meta = |inputs, _, options| specs::tree_search(inputs, options))]
     fn tree_search(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        #[extension_type] inputs: TreeSearchInputs<Self>,
         #[extension_type] route: RoutePrimitive<Self>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<Self> {
-        reference::tree_search::<Self>(query, key, value, lengths, route, options)
+        reference::tree_search::<Self>(inputs, route, options)
     }
 
     /// Gradients of query, key and value through the context of a search, given its path.
@@ -305,247 +373,163 @@ pub trait TreeAttentionOps: Backend {
     /// `grad`: `[batch, queries, heads, value_dim]`, of the context.
     #[fusion(default)]
     fn tree_context_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        #[extension_type] inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &grad]) && path.dtype() == lengths.dtype();
-        if single && limits::tree_search(&query, &key, &value, &options) {
-            Self::tree_context_backward_kernel(query, key, value, lengths, path, grad, options)
+        if limits::tree_search_backward(&inputs, &path, &grad, &options) {
+            Self::tree_context_backward_kernel(inputs, path, grad, options)
         } else {
-            reference::tree_context_backward::<Self>(
-                query, key, value, lengths, path, grad, options,
-            )
+            reference::tree_context_backward::<Self>(inputs, path, grad, options)
         }
     }
 
     /// [`tree_context_backward`](Self::tree_context_backward) where kernels take it.
-    #[fusion(meta = |query, key, value, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
+    #[fusion(meta = |inputs, _, _, _| {
+        (inputs.query.clone(), inputs.key.clone(), inputs.value.clone())
+    })]
     fn tree_context_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        #[extension_type] inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        reference::tree_context_backward::<Self>(query, key, value, lengths, path, grad, options)
+        reference::tree_context_backward::<Self>(inputs, path, grad, options)
     }
 
-    /// Gradients of query and key through log-probability and entropy of a search, given its path.
+    /// Gradients of query and key through log-probability and entropy of a search, given its path. Both read no
+    /// values: any may be given for them.
     ///
     /// `grad`: `[2, batch, queries]`, of log-probability and entropy, of the type that
     /// [`TreeSearchPrimitive::policy`] has.
     #[fusion(default)]
     fn tree_policy_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        #[extension_type] inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &grad]) && path.dtype() == lengths.dtype();
-        if single && limits::tree_search(&query, &key, &key, &options) {
-            Self::tree_policy_backward_kernel(query, key, lengths, path, grad, options)
+        if limits::tree_search_backward(&inputs, &path, &grad, &options) {
+            Self::tree_policy_backward_kernel(inputs, path, grad, options)
         } else {
-            reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
+            reference::tree_policy_backward::<Self>(inputs, path, grad, options)
         }
     }
 
     /// [`tree_policy_backward`](Self::tree_policy_backward) where kernels take it.
-    #[fusion(meta = |query, key, _, _, _, _| (query.clone(), key.clone()))]
+    #[fusion(meta = |inputs, _, _, _| (inputs.query.clone(), inputs.key.clone()))]
     fn tree_policy_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        #[extension_type] inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        reference::tree_policy_backward::<Self>(query, key, lengths, path, grad, options)
+        reference::tree_policy_backward::<Self>(inputs, path, grad, options)
     }
 
     /// Attention of every query to all rows of keys from `first_key` on, without a matrix of scores
-    /// in memory; see [`dense_attention`](crate::dense_attention).
-    ///
-    /// Returns the context `[batch, queries, heads, value_dim]` and, without a gradient, the logarithm
-    /// of the softmax's denominator `[batch, queries, heads]`, 0 for a query without keys.
-    #[fusion(meta = |query, _, value, _, _| specs::attention(query, value))]
+    /// in memory; see [`dense_attention`](crate::dense_attention). The logarithm of a denominator is 0 for a query
+    /// without keys.
+    #[fusion(meta = |inputs, _| specs::attention(&inputs.query, &inputs.value))]
     fn dense_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        #[extension_type] mask: AttentionMask<Self>,
+        #[extension_type] inputs: DenseAttentionInputs<Self>,
         options: DenseAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        reference::dense_attention::<Self>(query, key, value, mask, options)
+    ) -> AttentionOutput<Self> {
+        reference::dense_attention::<Self>(inputs, options)
     }
 
-    /// Gradients of query, key and value through dense attention. `context` and `lse` are its
-    /// outputs, `grad` the gradient of its context.
+    /// Gradients of query, key and value through dense attention. `grad` is the gradient of its context.
     #[fusion(default)]
-    #[allow(clippy::too_many_arguments)]
     fn dense_attention_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        #[extension_type] mask: AttentionMask<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        #[extension_type] inputs: DenseAttentionInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
-        if single && limits::dense_attention(&query, &value) {
-            Self::dense_attention_backward_kernel(
-                query, key, value, mask, context, lse, grad, options,
-            )
+        if limits::dense_attention_backward(&inputs, &output, &grad) {
+            Self::dense_attention_backward_kernel(inputs, output, grad, options)
         } else {
-            reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+            reference::dense_attention_backward::<Self>(inputs, grad, options)
         }
     }
 
     /// [`dense_attention_backward`](Self::dense_attention_backward) where kernels take it.
-    #[fusion(meta = |query, key, value, _, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
-    #[allow(clippy::too_many_arguments)]
+    #[fusion(meta = |inputs, _, _, _| {
+        (inputs.query.clone(), inputs.key.clone(), inputs.value.clone())
+    })]
     fn dense_attention_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        #[extension_type] mask: AttentionMask<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        #[extension_type] inputs: DenseAttentionInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let _ = (context, lse);
-        reference::dense_attention_backward::<Self>(query, key, value, mask, grad, options)
+        let _ = output;
+        reference::dense_attention_backward::<Self>(inputs, grad, options)
     }
 
     /// Attention of every query to the keys of its own leaf; see
-    /// [`leaf_attention`](crate::leaf_attention) for shapes and meaning.
-    ///
-    /// `key_bias` is zero where there is none. Returns the context
-    /// `[batch, queries, heads, value_dim]` and, without a gradient and in at least single precision, the
-    /// logarithm of the softmax's denominator `[batch, queries, heads]`, `f32::MIN` for a query that sees
-    /// no key.
-    #[fusion(meta = |query, _, value, _, _, _, _| specs::attention(query, value))]
+    /// [`leaf_attention`](crate::leaf_attention) for shapes and meaning. The logarithm of a denominator is
+    /// `f32::MIN` for a query that sees no key.
+    #[fusion(meta = |inputs, _| specs::attention(&inputs.query, &inputs.value))]
     fn leaf_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
+        #[extension_type] inputs: LeafAttentionInputs<Self>,
         options: LeafAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        reference::leaf_attention::<Self>(
-            query, key, value, key_bias, query_leaf, key_leaf, options,
-        )
+    ) -> AttentionOutput<Self> {
+        reference::leaf_attention::<Self>(inputs, options)
     }
 
-    /// Gradients of query, key, value and key bias through attention within leaves. `context` and
-    /// `lse` are its outputs, `grad` the gradient of its context.
+    /// Gradients of query, key, value and key bias through attention within leaves. `grad` is the gradient of its
+    /// context.
     #[fusion(default)]
-    #[allow(clippy::too_many_arguments)]
     fn leaf_attention_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        #[extension_type] inputs: LeafAttentionInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let single =
-            are_single([&query, &key, &value, &key_bias]) && are_single([&context, &lse, &grad]);
-        if single && limits::leaf_attention(&query, &key, &value, &options) {
-            Self::leaf_attention_backward_kernel(
-                query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
-            )
+        if limits::leaf_attention_backward(&inputs, &output, &grad, &options) {
+            Self::leaf_attention_backward_kernel(inputs, output, grad, options)
         } else {
-            reference::leaf_attention_backward::<Self>(
-                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
-            )
+            reference::leaf_attention_backward::<Self>(inputs, grad, options)
         }
     }
 
     /// [`leaf_attention_backward`](Self::leaf_attention_backward) where kernels take it.
-    #[fusion(meta = |query, key, value, key_bias, _, _, _, _, _, _| {
-        specs::leaf_attention_backward(query, key, value, key_bias)
-    })]
-    #[allow(clippy::too_many_arguments)]
+    #[fusion(meta = |inputs, _, _, _| specs::leaf_attention_backward(inputs))]
     fn leaf_attention_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        #[extension_type] inputs: LeafAttentionInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let _ = (context, lse);
-        reference::leaf_attention_backward::<Self>(
-            query, key, value, key_bias, query_leaf, key_leaf, grad, options,
-        )
+        let _ = output;
+        reference::leaf_attention_backward::<Self>(inputs, grad, options)
     }
 
     /// The context, unchanged. What it does is its gradient; see
     /// [`candidate_keys`](crate::candidate_keys).
-    #[fusion(meta = |context, _, _, _, _, _, _, _, _| context.clone())]
-    #[allow(clippy::too_many_arguments, unused_variables)]
+    #[fusion(meta = |_, output, _, _| output.context.clone())]
     fn candidate_keys(
-        context: FloatTensor<Self>,
+        #[extension_type] inputs: CandidateInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         gate: FloatTensor<Self>,
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        candidate_leaf: IntTensor<Self>,
-        lse: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        context
+        let _ = (inputs, gate, options);
+        output.context
     }
 
     /// The gradient of the gates of [`candidate_keys`](Self::candidate_keys), `[batch, keys, kv_heads]`.
     /// `grad` is the gradient of its output.
-    #[fusion(meta = |_, key, _, _, _, _, _, _, _| specs::candidate_keys_backward(key))]
-    #[allow(clippy::too_many_arguments)]
+    #[fusion(meta = |inputs, _, _, _| specs::candidate_keys_backward(&inputs.key))]
     fn candidate_keys_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        candidate_leaf: IntTensor<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        #[extension_type] inputs: CandidateInputs<Self>,
+        #[extension_type] output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        reference::candidate_keys_backward::<Self>(
-            query,
-            key,
-            value,
-            query_leaf,
-            candidate_leaf,
-            context,
-            lse,
-            grad,
-            options,
-        )
+        reference::candidate_keys_backward::<Self>(inputs, output, grad, options)
     }
 
     /// All nodes of trees, bottom-up from their leaves by a transformer block; see
@@ -570,8 +554,7 @@ pub trait TreeAttentionOps: Backend {
         grad: FloatTensor<Self>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
-        let single = are_single([&nodes, &grad]) && is_single(&block);
-        if single && limits::tree_build(&nodes, &block, &options) {
+        if limits::tree_build::<Self>(&nodes, &block, &options) && are_single([&grad]) {
             Self::tree_build_backward_kernel(nodes, lengths, block, grad, options)
         } else {
             reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
@@ -611,8 +594,7 @@ pub trait TreeAttentionOps: Backend {
         grad: FloatTensor<Self>,
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
-        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
-        if single && limits::feed_forward(&rows, &weights) {
+        if limits::feed_forward::<Self>(&rows, &weights) && are_single([&grad]) {
             Self::feed_forward_backward_kernel(rows, weights, grad, epsilon)
         } else {
             reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon)

@@ -1,9 +1,10 @@
 //! Shapes and types of what the operators return, for fusion, which needs them before anything runs.
 
 use super::{
-    BlockPrimitiveMetadata, FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata,
-    LeafAttentionGradientsMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
-    TreeSearchOptions, TreeSearchPrimitiveMetadata,
+    AttentionOutputMetadata, BlockPrimitiveMetadata, FeedForwardGradientsMetadata,
+    FeedForwardPrimitiveMetadata, LeafAttentionGradientsMetadata, LeafAttentionInputsMetadata,
+    TreeBuildGradientsMetadata, TreeBuildOptions, TreeSearchInputsMetadata, TreeSearchOptions,
+    TreeSearchPrimitiveMetadata,
 };
 use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
@@ -16,28 +17,26 @@ fn at_least_single(dtype: DType) -> DType {
     }
 }
 
-/// Context, and the logarithms of the totals.
-pub(super) fn attention(query: &TensorSpec, value: &TensorSpec) -> (TensorSpec, TensorSpec) {
+pub(super) fn attention(query: &TensorSpec, value: &TensorSpec) -> AttentionOutputMetadata {
     let [batch, queries, heads, _] = query.shape.dims();
     let context = Shape::from([batch, queries, heads, value.shape[3]]);
     let lse = Shape::from([batch, queries, heads]);
-    (
-        TensorSpec::new(context, query.dtype),
-        TensorSpec::new(lse, at_least_single(query.dtype)),
-    )
+    AttentionOutputMetadata {
+        context: TensorSpec::new(context, query.dtype),
+        lse: TensorSpec::new(lse, at_least_single(query.dtype)),
+    }
 }
 
 pub(super) fn tree_search(
-    query: &TensorSpec,
-    value: &TensorSpec,
-    lengths: &TensorSpec,
+    inputs: &TreeSearchInputsMetadata,
     options: &TreeSearchOptions,
 ) -> TreeSearchPrimitiveMetadata {
+    let (query, lengths) = (&inputs.query, &inputs.lengths);
     let [batch, queries, ..] = query.shape.dims::<4>();
     let per_entry = |entries: usize| Shape::from([entries, batch, queries]);
     let path = Shape::from([batch, queries, options.shape.decisions() + 1]);
     TreeSearchPrimitiveMetadata {
-        context: attention(query, value).0,
+        context: attention(query, &inputs.value).context,
         path: TensorSpec::new(path, lengths.dtype),
         policy: TensorSpec::new(per_entry(2), at_least_single(query.dtype)),
         counts: TensorSpec::new(per_entry(3), lengths.dtype),
@@ -45,16 +44,13 @@ pub(super) fn tree_search(
 }
 
 pub(super) fn leaf_attention_backward(
-    query: &TensorSpec,
-    key: &TensorSpec,
-    value: &TensorSpec,
-    key_bias: &TensorSpec,
+    inputs: &LeafAttentionInputsMetadata,
 ) -> LeafAttentionGradientsMetadata {
     LeafAttentionGradientsMetadata {
-        query: query.clone(),
-        key: key.clone(),
-        value: value.clone(),
-        key_bias: key_bias.clone(),
+        query: inputs.query.clone(),
+        key: inputs.key.clone(),
+        value: inputs.value.clone(),
+        key_bias: inputs.key_bias.clone(),
     }
 }
 

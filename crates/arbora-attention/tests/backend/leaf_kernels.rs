@@ -1,6 +1,8 @@
 //! Attention within leaves on the backend under test against the reference bodies on the same device.
 
-use arbora_attention::ops::{LeafAttentionGradients, reference};
+use arbora_attention::ops::{
+    CandidateInputs, LeafAttentionGradients, LeafAttentionInputs, reference,
+};
 use arbora_attention::{Dropout, LeafAttentionOptions, TreeAttentionOps};
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use burn::backend::Dispatch;
@@ -88,35 +90,28 @@ impl Case {
         self.leaves(self.keys, self.kv_heads, self.seed + seed)
     }
 
+    fn inputs(&self, inputs: [Tensor<4>; 3], key_bias: Tensor<3>) -> LeafAttentionInputs<Dispatch> {
+        let [query, key, value] = inputs.map(Tensor::into_dispatch);
+        LeafAttentionInputs {
+            query,
+            key,
+            value,
+            key_bias: key_bias.into_dispatch(),
+            query_leaf: self.query_leaf().into_dispatch(),
+            key_leaf: self.key_leaf(6).into_dispatch(),
+        }
+    }
+
     fn check(&self) {
         println!("{self:?}");
         let (inputs, bias, grad) = self.floats(&device());
-        let [query, key, value] = inputs.map(Tensor::into_dispatch);
-        let (bias, grad) = (bias.into_dispatch(), grad.into_dispatch());
-        let query_leaf = self.query_leaf().into_dispatch();
-        let key_leaf = self.key_leaf(6).into_dispatch();
-        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            self.options,
-        );
-        let (expected, expected_total) = reference::leaf_attention::<Dispatch>(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            self.options,
-        );
-        close(context.clone(), expected);
+        let (inputs, grad) = (self.inputs(inputs, bias), grad.into_dispatch());
+        let output = <Dispatch as TreeAttentionOps>::leaf_attention(inputs.clone(), self.options);
+        let expected = reference::leaf_attention::<Dispatch>(inputs.clone(), self.options);
+        close(output.context.clone(), expected.context);
         assert_close(
-            Tensor::<3>::from_dispatch(lse.clone()),
-            Tensor::<3>::from_dispatch(expected_total),
+            Tensor::<3>::from_dispatch(output.lse.clone()),
+            Tensor::<3>::from_dispatch(expected.lse),
             ABSOLUTE,
             RELATIVE,
         );
@@ -127,56 +122,44 @@ impl Case {
             value: d_value,
             key_bias,
         } = <Dispatch as TreeAttentionOps>::leaf_attention_backward(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            bias,
-            query_leaf.clone(),
-            key_leaf.clone(),
-            context.clone(),
-            lse.clone(),
+            inputs.clone(),
+            output.clone(),
             grad.clone(),
             self.options,
         );
         let [expected_query, expected_key, expected_value] = {
-            let (inputs, tracked_bias, _) = self.floats(&autodiff_device());
-            let [query, key, value] = inputs.map(|input| input.require_grad());
+            let (tracked, tracked_bias, _) = self.floats(&autodiff_device());
+            let tracked = tracked.map(|input| input.require_grad());
             let tracked_bias = tracked_bias.require_grad();
-            let (context, _) = reference::leaf_attention::<Dispatch>(
-                query.clone().into_dispatch(),
-                key.clone().into_dispatch(),
-                value.clone().into_dispatch(),
-                tracked_bias.clone().into_dispatch(),
-                query_leaf.clone(),
-                key_leaf,
-                self.options,
-            );
+            let inputs = self.inputs(tracked.clone(), tracked_bias.clone());
+            let output = reference::leaf_attention::<Dispatch>(inputs, self.options);
             let (_, _, grad) = self.floats(&autodiff_device());
-            let loss = (Tensor::<4>::from_dispatch(context) * grad).sum();
+            let loss = (Tensor::<4>::from_dispatch(output.context) * grad).sum();
             let gradients = loss.backward();
             let expected = tracked_bias.grad(&gradients).expect("a gradient");
             let got = Tensor::<3>::from_dispatch(key_bias);
             assert_close(got, expected, ABSOLUTE, RELATIVE);
-            [query, key, value].map(|input| input.grad(&gradients).expect("a gradient"))
+            tracked.map(|input| input.grad(&gradients).expect("a gradient"))
         };
         close(d_query, expected_query.into_dispatch());
         close(d_key, expected_key.into_dispatch());
         close(d_value, expected_value.into_dispatch());
 
-        let candidate_leaf = self.key_leaf(7).into_dispatch();
+        let candidates = CandidateInputs {
+            query: inputs.query,
+            key: inputs.key,
+            value: inputs.value,
+            query_leaf: inputs.query_leaf,
+            candidate_leaf: self.key_leaf(7).into_dispatch(),
+        };
         let gates = [
             <Dispatch as TreeAttentionOps>::candidate_keys_backward,
             reference::candidate_keys_backward::<Dispatch>,
         ]
         .map(|operator| {
             Tensor::<3>::from_dispatch(operator(
-                query.clone(),
-                key.clone(),
-                value.clone(),
-                query_leaf.clone(),
-                candidate_leaf.clone(),
-                context.clone(),
-                lse.clone(),
+                candidates.clone(),
+                output.clone(),
                 grad.clone(),
                 self.options,
             ))
@@ -276,29 +259,12 @@ fn attention_within_leaves_is_the_same_numbers_every_time() {
         seed: 0,
     };
     let of = || {
-        let ([query, key, value], bias, grad) = case.floats(&device());
-        let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
-        let (bias, grad) = (bias.into_dispatch(), grad.into_dispatch());
-        let query_leaf = case.query_leaf().into_dispatch();
-        let key_leaf = case.key_leaf(6).into_dispatch();
-        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            case.options,
-        );
+        let (inputs, bias, grad) = case.floats(&device());
+        let (inputs, grad) = (case.inputs(inputs, bias), grad.into_dispatch());
+        let output = <Dispatch as TreeAttentionOps>::leaf_attention(inputs.clone(), case.options);
         let found = <Dispatch as TreeAttentionOps>::leaf_attention_backward(
-            query,
-            key,
-            value,
-            bias,
-            query_leaf,
-            key_leaf,
-            context,
-            lse,
+            inputs,
+            output,
             grad,
             case.options,
         );
@@ -326,29 +292,13 @@ fn the_only_key_of_a_leaf_has_all_the_weight_whatever_its_logits() {
     };
     for size in [1.0, 1e4, 1e13] {
         let ([query, key, value], bias, grad) = case.floats(&device());
-        let [query, key, value] = [query * size, key * size, value].map(Tensor::into_dispatch);
         // Of the size of the products: where these are large, what is between them is lost in another order of sums.
-        let bias = (bias * size * size).into_dispatch();
-        let query_leaf = case.query_leaf().into_dispatch();
-        let key_leaf = case.key_leaf(6).into_dispatch();
-        let (context, lse) = <Dispatch as TreeAttentionOps>::leaf_attention(
-            query.clone(),
-            key.clone(),
-            value.clone(),
-            bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            case.options,
-        );
+        let bias = bias * size * size;
+        let inputs = case.inputs([query * size, key * size, value], bias);
+        let output = <Dispatch as TreeAttentionOps>::leaf_attention(inputs.clone(), case.options);
         let found = <Dispatch as TreeAttentionOps>::leaf_attention_backward(
-            query,
-            key,
-            value,
-            bias,
-            query_leaf,
-            key_leaf,
-            context,
-            lse,
+            inputs,
+            output,
             grad.clone().into_dispatch(),
             case.options,
         );

@@ -4,7 +4,10 @@ use super::{
     Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
     powers, width,
 };
-use arbora::attention::ops::{AttentionMask, LeafAttentionGradients, reference};
+use arbora::attention::ops::{
+    AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, LeafAttentionGradients,
+    LeafAttentionInputs, reference,
+};
 use arbora::attention::{DenseAttentionOptions, Dropout, LeafAttentionOptions, TreeAttentionOps};
 use burn::backend::Dispatch;
 use burn::backend::tensor::IntTensor;
@@ -122,26 +125,38 @@ impl Operator for Dense {
     }
 
     fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [q, k, v, grad] = [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
+        let [query, key, value, grad] =
+            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
         let (mask, options) = (self.mask(place), self.options());
-        let (context, lse) =
-            Dispatch::dense_attention(q.clone(), k.clone(), v.clone(), mask.clone(), options);
-        let (found, totals) = (context.clone(), lse.clone());
-        let (q, k, v) =
-            Dispatch::dense_attention_backward(q, k, v, mask, found, totals, grad, options);
-        let found = (Tensor::from_dispatch(context), Tensor::from_dispatch(lse));
+        let attended = DenseAttentionInputs {
+            query,
+            key,
+            value,
+            mask,
+        };
+        let output = Dispatch::dense_attention(attended.clone(), options);
+        let (q, k, v) = Dispatch::dense_attention_backward(attended, output.clone(), grad, options);
+        let found = (
+            Tensor::from_dispatch(output.context),
+            Tensor::from_dispatch(output.lse),
+        );
         self.outputs(inputs, found, [q, k, v].map(Tensor::from_dispatch))
     }
 
     fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
         let tracked = [0, 1, 2].map(|at| place.tracked::<4>(&inputs[at]));
         let grad = place.tensor(&inputs[3]);
-        let [q, k, v] = tracked.clone().map(Tensor::into_dispatch);
-        let (context, lse) =
-            reference::dense_attention::<Dispatch>(q, k, v, self.mask(place), self.options());
-        let context = Tensor::<4>::from_dispatch(context);
+        let [query, key, value] = tracked.clone().map(Tensor::into_dispatch);
+        let attended = DenseAttentionInputs {
+            query,
+            key,
+            value,
+            mask: self.mask(place),
+        };
+        let output = reference::dense_attention::<Dispatch>(attended, self.options());
+        let context = Tensor::<4>::from_dispatch(output.context);
         let gradients = backward(context.clone(), grad, &tracked[0]);
-        let found = (context.inner(), Tensor::from_dispatch(lse));
+        let found = (context.inner(), Tensor::from_dispatch(output.lse));
         self.outputs(inputs, found, tracked.map(|one| gradient(&one, &gradients)))
     }
 }
@@ -259,41 +274,23 @@ impl Operator for Leaf {
     }
 
     fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [q, k, v, grad] = [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
-        let bias = place.tensor::<3>(&inputs[4]).into_dispatch();
+        let [query, key, value, grad] =
+            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
         let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
-        let (context, lse) = Dispatch::leaf_attention(
-            q.clone(),
-            k.clone(),
-            v.clone(),
-            bias.clone(),
-            query_leaf.clone(),
-            key_leaf.clone(),
-            self.options,
-        );
-        let gradients = Dispatch::leaf_attention_backward(
-            q.clone(),
-            k.clone(),
-            v.clone(),
-            bias,
-            query_leaf.clone(),
-            key_leaf,
-            context.clone(),
-            lse.clone(),
-            grad.clone(),
-            self.options,
-        );
-        let gate = Dispatch::candidate_keys_backward(
-            q,
-            k,
-            v,
+        let attended = LeafAttentionInputs {
+            query,
+            key,
+            value,
+            key_bias: place.tensor::<3>(&inputs[4]).into_dispatch(),
             query_leaf,
-            candidate_leaf,
-            context.clone(),
-            lse.clone(),
-            grad,
-            self.options,
-        );
+            key_leaf,
+        };
+        let candidates = candidates(attended.clone(), candidate_leaf);
+        let output = Dispatch::leaf_attention(attended.clone(), self.options);
+        let gradients =
+            Dispatch::leaf_attention_backward(attended, output.clone(), grad.clone(), self.options);
+        let gate =
+            Dispatch::candidate_keys_backward(candidates, output.clone(), grad, self.options);
         let LeafAttentionGradients {
             query,
             key,
@@ -302,7 +299,10 @@ impl Operator for Leaf {
         } = gradients;
         self.outputs(
             inputs,
-            (Tensor::from_dispatch(context), Tensor::from_dispatch(lse)),
+            (
+                Tensor::from_dispatch(output.context),
+                Tensor::from_dispatch(output.lse),
+            ),
             [query, key, value].map(Tensor::from_dispatch),
             [key_bias, gate].map(Tensor::from_dispatch),
         )
@@ -313,29 +313,33 @@ impl Operator for Leaf {
         let grad = place.tensor::<4>(&inputs[3]);
         let bias = place.tracked::<3>(&inputs[4]);
         let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
-        let [q, k, v] = tracked.clone().map(Tensor::into_dispatch);
-        let (context, lse) = reference::leaf_attention::<Dispatch>(
-            q,
-            k,
-            v,
-            bias.clone().into_dispatch(),
-            query_leaf.clone(),
+        let [query, key, value] = tracked.clone().map(Tensor::into_dispatch);
+        let attended = LeafAttentionInputs {
+            query,
+            key,
+            value,
+            key_bias: bias.clone().into_dispatch(),
+            query_leaf,
             key_leaf,
-            self.options,
-        );
-        let context = Tensor::<4>::from_dispatch(context);
-        let lse = Tensor::<3>::from_dispatch(lse);
+        };
+        let output = reference::leaf_attention::<Dispatch>(attended.clone(), self.options);
+        let context = Tensor::<4>::from_dispatch(output.context);
+        let lse = Tensor::<3>::from_dispatch(output.lse);
         let gradients = backward(context.clone(), grad.clone(), &bias);
         let (context, lse) = (context.inner(), lse.without_autodiff());
-        let [q, k, v] = tracked.clone().map(|one| one.inner().into_dispatch());
+        let [query, key, value] = tracked.clone().map(|one| one.inner().into_dispatch());
+        let attended = LeafAttentionInputs {
+            query,
+            key,
+            value,
+            ..attended
+        };
         let gate = reference::candidate_keys_backward::<Dispatch>(
-            q,
-            k,
-            v,
-            query_leaf,
-            candidate_leaf,
-            context.clone().into_dispatch(),
-            lse.clone().into_dispatch(),
+            candidates(attended, candidate_leaf),
+            AttentionOutput {
+                context: context.clone().into_dispatch(),
+                lse: lse.clone().into_dispatch(),
+            },
             grad.into_dispatch(),
             self.options,
         );
@@ -345,5 +349,19 @@ impl Operator for Leaf {
             tracked.map(|one| gradient(&one, &gradients)),
             [gradient(&bias, &gradients), Tensor::from_dispatch(gate)],
         )
+    }
+}
+
+/// The same rows, with other leaves for keys.
+fn candidates(
+    attended: LeafAttentionInputs<Dispatch>,
+    candidate_leaf: IntTensor<Dispatch>,
+) -> CandidateInputs<Dispatch> {
+    CandidateInputs {
+        query: attended.query,
+        key: attended.key,
+        value: attended.value,
+        query_leaf: attended.query_leaf,
+        candidate_leaf,
     }
 }

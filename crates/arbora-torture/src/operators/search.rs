@@ -4,7 +4,7 @@ use super::{
     Input, Kind, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length,
     long, powers, width,
 };
-use arbora::attention::ops::{RoutePrimitive, TreeSearchPrimitive, reference};
+use arbora::attention::ops::{RoutePrimitive, TreeSearchInputs, TreeSearchPrimitive, reference};
 use arbora::attention::{GhostNodes, TreeAttentionOps, TreeSearchOptions};
 use arbora::tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
@@ -236,33 +236,24 @@ impl Operator for TreeSearch {
     }
 
     fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [q, k, v, grad] = [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
+        let [query, key, value, grad] =
+            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
         let of_policy = place.tensor::<3>(&inputs[4]).into_dispatch();
-        let lengths = place
-            .integers(&self.lengths, [self.batch()])
-            .into_dispatch();
-        let found = Dispatch::tree_search(
-            q.clone(),
-            k.clone(),
-            v.clone(),
-            lengths.clone(),
-            self.route(place),
-            self.options,
-        );
+        let lengths = place.integers(&self.lengths, [self.batch()]);
+        let searched = TreeSearchInputs {
+            query,
+            key,
+            value,
+            lengths: lengths.into_dispatch(),
+        };
+        let found = Dispatch::tree_search(searched.clone(), self.route(place), self.options);
         let path = Tensor::<3, Int>::from_dispatch(found.path.clone());
         *self.taken.borrow_mut() = path.into_data().iter::<i64>().collect();
         let path = found.path.clone();
-        let (query, key, value) = Dispatch::tree_context_backward(
-            q.clone(),
-            k.clone(),
-            v,
-            lengths.clone(),
-            path.clone(),
-            grad,
-            self.options,
-        );
+        let (query, key, value) =
+            Dispatch::tree_context_backward(searched.clone(), path.clone(), grad, self.options);
         let (policy_query, policy_key) =
-            Dispatch::tree_policy_backward(q, k, lengths, path, of_policy, self.options);
+            Dispatch::tree_policy_backward(searched, path, of_policy, self.options);
         let gradients = [query, key, value, policy_query, policy_key];
         self.outputs(inputs, found, gradients.map(Tensor::from_dispatch))
     }
@@ -276,14 +267,13 @@ impl Operator for TreeSearch {
         let (grad, of_policy) = (place.tensor(&inputs[3]), place.tensor(&inputs[4]));
         let lengths = place.integers(&self.lengths, [self.batch()]);
         let search = |route| {
-            reference::tree_search::<Dispatch>(
-                q.clone().into_dispatch(),
-                k.clone().into_dispatch(),
-                v.clone().into_dispatch(),
-                lengths.clone().into_dispatch(),
-                route,
-                self.options,
-            )
+            let searched = TreeSearchInputs {
+                query: q.clone().into_dispatch(),
+                key: k.clone().into_dispatch(),
+                value: v.clone().into_dispatch(),
+                lengths: lengths.clone().into_dispatch(),
+            };
+            reference::tree_search::<Dispatch>(searched, route, self.options)
         };
         // Choices that are close to one another may be made in either way.
         let path = place.integers(&self.taken.borrow(), self.path_dims());

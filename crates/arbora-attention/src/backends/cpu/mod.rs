@@ -14,10 +14,11 @@ mod tree_build;
 mod tree_search;
 
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, GhostNodes, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-    reference,
+    AttentionMask, AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs,
+    DenseAttentionOptions, FeedForwardGradients, FeedForwardPrimitive, GhostNodes,
+    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions,
+    TreeSearchPrimitive, reference,
 };
 use attention_tiles::{AttentionInputs, AttentionOutputs};
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
@@ -126,7 +127,7 @@ fn write_integers<B: Backend>(
     B::int_from_data(data, device)
 }
 
-fn inputs<'a, B: HostBackend>(
+fn slices<'a, B: HostBackend>(
     query: &'a FloatTensor<B>,
     key: &'a FloatTensor<B>,
     value: &'a FloatTensor<B>,
@@ -138,11 +139,10 @@ fn inputs<'a, B: HostBackend>(
     }
 }
 
-fn outputs<'a, B: HostBackend>(
-    context: &'a FloatTensor<B>,
-    lse: &'a FloatTensor<B>,
-    grad: &'a FloatTensor<B>,
-) -> AttentionOutputs<'a> {
+/// Of context, logarithms of totals and gradient.
+fn output_slices<B: HostBackend>(
+    [context, lse, grad]: &[FloatTensor<B>; 3],
+) -> AttentionOutputs<'_> {
     AttentionOutputs {
         context: B::floats(context),
         lse: B::floats(lse),
@@ -150,17 +150,17 @@ fn outputs<'a, B: HostBackend>(
     }
 }
 
-/// A context and the logarithms of its totals, to be written.
-fn allocate_outputs<B: HostBackend>(
+/// To be written.
+fn allocate_output<B: HostBackend>(
     query: &FloatTensor<B>,
     value: &FloatTensor<B>,
-) -> (FloatTensor<B>, FloatTensor<B>) {
+) -> AttentionOutput<B> {
     let [batch, queries, heads, _] = query.shape().dims();
     let allocate = |shape| B::allocate(shape, &query.device());
-    (
-        allocate(Shape::from([batch, queries, heads, value.shape()[3]])),
-        allocate(Shape::from([batch, queries, heads])),
-    )
+    AttentionOutput {
+        context: allocate(Shape::from([batch, queries, heads, value.shape()[3]])),
+        lse: allocate(Shape::from([batch, queries, heads])),
+    }
 }
 
 fn search_dims(query: &Shape, value_dim: usize, options: &TreeSearchOptions) -> SearchDims {
@@ -235,10 +235,7 @@ fn build_dims<B: Backend>(
 /// Tensors that `HostBackend::host` refuses are left to the reference bodies.
 impl<B: HostBackend> TreeAttentionOps for B {
     fn tree_search(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        lengths: IntTensor<B>,
+        inputs: TreeSearchInputs<B>,
         route: RoutePrimitive<B>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<B> {
@@ -247,13 +244,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 B::host(numbers.clone())
             }
             RoutePrimitive::Greedy | RoutePrimitive::Given(_) => {
-                Some(B::allocate(Shape::from([0, 0, 0]), &query.device()))
+                Some(B::allocate(Shape::from([0, 0, 0]), &inputs.query.device()))
             }
         };
-        let (Some([query, key, value]), Some(numbers)) =
-            (on_host::<B, _>([&query, &key, &value]), numbers)
-        else {
-            return reference::tree_search::<B>(query, key, value, lengths, route, options);
+        let (Some([query, key, value]), Some(numbers)) = (
+            on_host::<B, _>([&inputs.query, &inputs.key, &inputs.value]),
+            numbers,
+        ) else {
+            return reference::tree_search::<B>(inputs, route, options);
         };
         let (draws, numbers) = (numbers.shape()[2], B::floats(&numbers));
         let given = match &route {
@@ -276,14 +274,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
         let mut policy = B::allocate(Shape::from([2, batch, queries]), &device);
         let mut path = vec![0; batch * queries * steps];
         let mut counts = vec![0; batch * queries * 3];
-        let dtype = lengths.dtype();
+        let dtype = inputs.lengths.dtype();
         tree_search::search(
             &dims,
             SearchInputs {
                 query: B::floats(&query),
                 key: B::floats(&key),
                 value: B::floats(&value),
-                lengths: &self::lengths::<B>(lengths),
+                lengths: &lengths::<B>(inputs.lengths),
             },
             route,
             SearchOutputs {
@@ -302,18 +300,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
     }
 
     fn tree_context_backward(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        lengths: IntTensor<B>,
+        inputs: TreeSearchInputs<B>,
         path: IntTensor<B>,
         grad: FloatTensor<B>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, value, grad]) = on_host::<B, _>([&query, &key, &value, &grad]) else {
-            return reference::tree_context_backward::<B>(
-                query, key, value, lengths, path, grad, options,
-            );
+        let floats = [&inputs.query, &inputs.key, &inputs.value, &grad];
+        let Some([query, key, value, grad]) = on_host::<B, _>(floats) else {
+            return reference::tree_context_backward::<B>(inputs, path, grad, options);
         };
         let dims = search_dims(&query.shape(), value.shape()[3], &options);
         let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
@@ -323,7 +317,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 query: B::floats(&query),
                 key: B::floats(&key),
                 value: B::floats(&value),
-                lengths: &self::lengths::<B>(lengths),
+                lengths: &lengths::<B>(inputs.lengths),
             },
             &indices::<B>(path),
             SearchGradient::Context(B::floats(&grad)),
@@ -333,15 +327,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
     }
 
     fn tree_policy_backward(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        lengths: IntTensor<B>,
+        inputs: TreeSearchInputs<B>,
         path: IntTensor<B>,
         grad: FloatTensor<B>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, grad]) = on_host::<B, _>([&query, &key, &grad]) else {
-            return reference::tree_policy_backward::<B>(query, key, lengths, path, grad, options);
+        let floats = [&inputs.query, &inputs.key, &grad];
+        let Some([query, key, grad]) = on_host::<B, _>(floats) else {
+            return reference::tree_policy_backward::<B>(inputs, path, grad, options);
         };
         // Log-probability and entropy read no values.
         let dims = search_dims(&query.shape(), key.shape()[3], &options);
@@ -352,7 +345,7 @@ impl<B: HostBackend> TreeAttentionOps for B {
                 query: B::floats(&query),
                 key: B::floats(&key),
                 value: &[],
-                lengths: &self::lengths::<B>(lengths),
+                lengths: &lengths::<B>(inputs.lengths),
             },
             &indices::<B>(path),
             SearchGradient::Policy(B::floats(&grad)),
@@ -366,115 +359,95 @@ impl<B: HostBackend> TreeAttentionOps for B {
     }
 
     fn dense_attention(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        mask: AttentionMask<B>,
+        inputs: DenseAttentionInputs<B>,
         options: DenseAttentionOptions,
-    ) -> (FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, value]) = on_host::<B, _>([&query, &key, &value]) else {
-            return reference::dense_attention::<B>(query, key, value, mask, options);
+    ) -> AttentionOutput<B> {
+        let floats = [&inputs.query, &inputs.key, &inputs.value];
+        let Some([query, key, value]) = on_host::<B, _>(floats) else {
+            return reference::dense_attention::<B>(inputs, options);
         };
         let dims = dense_dims(&query.shape(), &value.shape(), &options);
-        let (mut context, mut lse) = allocate_outputs::<B>(&query, &value);
+        let mut output = allocate_output::<B>(&query, &value);
         dense_attention::forward(
             dims,
-            inputs::<B>(&query, &key, &value),
-            key_mask::<B>(mask).as_deref(),
-            B::floats_mut(&mut context),
-            B::floats_mut(&mut lse),
+            slices::<B>(&query, &key, &value),
+            key_mask::<B>(inputs.mask).as_deref(),
+            B::floats_mut(&mut output.context),
+            B::floats_mut(&mut output.lse),
         );
-        (context, lse)
+        output
     }
 
     fn dense_attention_backward(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        mask: AttentionMask<B>,
-        context: FloatTensor<B>,
-        lse: FloatTensor<B>,
+        inputs: DenseAttentionInputs<B>,
+        output: AttentionOutput<B>,
         grad: FloatTensor<B>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, value, context, lse, grad]) =
-            on_host::<B, _>([&query, &key, &value, &context, &lse, &grad])
-        else {
-            return reference::dense_attention_backward::<B>(
-                query, key, value, mask, grad, options,
-            );
+        let floats = [&inputs.query, &inputs.key, &inputs.value];
+        let (Some([query, key, value]), Some(outputs)) = (
+            on_host::<B, _>(floats),
+            on_host::<B, _>([&output.context, &output.lse, &grad]),
+        ) else {
+            return reference::dense_attention_backward::<B>(inputs, grad, options);
         };
         let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
         dense_attention::backward(
             dense_dims(&query.shape(), &value.shape(), &options),
-            inputs::<B>(&query, &key, &value),
-            key_mask::<B>(mask).as_deref(),
-            outputs::<B>(&context, &lse, &grad),
+            slices::<B>(&query, &key, &value),
+            key_mask::<B>(inputs.mask).as_deref(),
+            output_slices::<B>(&outputs),
             gradients.each_mut().map(B::floats_mut),
         );
         gradients.into()
     }
 
     fn leaf_attention(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        key_bias: FloatTensor<B>,
-        query_leaf: IntTensor<B>,
-        key_leaf: IntTensor<B>,
+        inputs: LeafAttentionInputs<B>,
         options: LeafAttentionOptions,
-    ) -> (FloatTensor<B>, FloatTensor<B>) {
-        let Some([query, key, value, key_bias]) =
-            on_host::<B, _>([&query, &key, &value, &key_bias])
-        else {
-            return reference::leaf_attention::<B>(
-                query, key, value, key_bias, query_leaf, key_leaf, options,
-            );
+    ) -> AttentionOutput<B> {
+        let floats = [&inputs.query, &inputs.key, &inputs.value, &inputs.key_bias];
+        let Some([query, key, value, key_bias]) = on_host::<B, _>(floats) else {
+            return reference::leaf_attention::<B>(inputs, options);
         };
-        let (mut context, mut lse) = allocate_outputs::<B>(&query, &value);
+        let mut output = allocate_output::<B>(&query, &value);
         leaf_attention::forward(
             leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
             LeafInputs {
-                attention: inputs::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(query_leaf),
-                key_leaf: &integers::<B>(key_leaf),
+                attention: slices::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(inputs.query_leaf),
+                key_leaf: &integers::<B>(inputs.key_leaf),
             },
             B::floats(&key_bias),
-            B::floats_mut(&mut context),
-            B::floats_mut(&mut lse),
+            B::floats_mut(&mut output.context),
+            B::floats_mut(&mut output.lse),
         );
-        (context, lse)
+        output
     }
 
     fn leaf_attention_backward(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        key_bias: FloatTensor<B>,
-        query_leaf: IntTensor<B>,
-        key_leaf: IntTensor<B>,
-        context: FloatTensor<B>,
-        lse: FloatTensor<B>,
+        inputs: LeafAttentionInputs<B>,
+        output: AttentionOutput<B>,
         grad: FloatTensor<B>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<B> {
-        let Some([query, key, value, key_bias, context, lse, grad]) =
-            on_host::<B, _>([&query, &key, &value, &key_bias, &context, &lse, &grad])
-        else {
-            return reference::leaf_attention_backward::<B>(
-                query, key, value, key_bias, query_leaf, key_leaf, grad, options,
-            );
+        let floats = [&inputs.query, &inputs.key, &inputs.value, &inputs.key_bias];
+        let (Some([query, key, value, key_bias]), Some(outputs)) = (
+            on_host::<B, _>(floats),
+            on_host::<B, _>([&output.context, &output.lse, &grad]),
+        ) else {
+            return reference::leaf_attention_backward::<B>(inputs, grad, options);
         };
         let mut gradients = [&query, &key, &value, &key_bias].map(allocate_like::<B>);
         leaf_attention::backward(
             leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
             LeafInputs {
-                attention: inputs::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(query_leaf),
-                key_leaf: &integers::<B>(key_leaf),
+                attention: slices::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(inputs.query_leaf),
+                key_leaf: &integers::<B>(inputs.key_leaf),
             },
             B::floats(&key_bias),
-            outputs::<B>(&context, &lse, &grad),
+            output_slices::<B>(&outputs),
             gradients.each_mut().map(B::floats_mut),
         );
         let [query, key, value, key_bias] = gradients;
@@ -487,30 +460,17 @@ impl<B: HostBackend> TreeAttentionOps for B {
     }
 
     fn candidate_keys_backward(
-        query: FloatTensor<B>,
-        key: FloatTensor<B>,
-        value: FloatTensor<B>,
-        query_leaf: IntTensor<B>,
-        candidate_leaf: IntTensor<B>,
-        context: FloatTensor<B>,
-        lse: FloatTensor<B>,
+        inputs: CandidateInputs<B>,
+        output: AttentionOutput<B>,
         grad: FloatTensor<B>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<B> {
-        let Some([query, key, value, context, lse, grad]) =
-            on_host::<B, _>([&query, &key, &value, &context, &lse, &grad])
-        else {
-            return reference::candidate_keys_backward::<B>(
-                query,
-                key,
-                value,
-                query_leaf,
-                candidate_leaf,
-                context,
-                lse,
-                grad,
-                options,
-            );
+        let floats = [&inputs.query, &inputs.key, &inputs.value];
+        let (Some([query, key, value]), Some(outputs)) = (
+            on_host::<B, _>(floats),
+            on_host::<B, _>([&output.context, &output.lse, &grad]),
+        ) else {
+            return reference::candidate_keys_backward::<B>(inputs, output, grad, options);
         };
         let dims = leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options);
         let shape = Shape::from([dims.batch, dims.keys, dims.kv_heads]);
@@ -518,11 +478,11 @@ impl<B: HostBackend> TreeAttentionOps for B {
         leaf_attention::candidate_gates(
             dims,
             LeafInputs {
-                attention: inputs::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(query_leaf),
-                key_leaf: &integers::<B>(candidate_leaf),
+                attention: slices::<B>(&query, &key, &value),
+                query_leaf: &integers::<B>(inputs.query_leaf),
+                key_leaf: &integers::<B>(inputs.candidate_leaf),
             },
-            outputs::<B>(&context, &lse, &grad),
+            output_slices::<B>(&outputs),
             B::floats_mut(&mut d_gate),
         );
         d_gate

@@ -7,7 +7,7 @@
 use super::{element, empty, grid, into_contiguous, shapes, vector_size};
 use crate::functions::check::Axes;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
-use crate::ops::{AttentionMask, DenseAttentionOptions};
+use crate::ops::{AttentionMask, AttentionOutput, DenseAttentionInputs, DenseAttentionOptions};
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
@@ -523,14 +523,11 @@ impl Problem {
 }
 
 pub(super) fn attend(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    mask: AttentionMask<CubeBackend>,
+    inputs: DenseAttentionInputs<CubeBackend>,
     options: DenseAttentionOptions,
-) -> (CubeTensor, CubeTensor) {
-    let [query, key, value] = [query, key, value].map(into_contiguous);
-    let problem = Problem::new([&query, &key, &value], mask, options);
+) -> AttentionOutput<CubeBackend> {
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
+    let problem = Problem::new([&query, &key, &value], inputs.mask, options);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let context = empty(
         &query,
@@ -566,22 +563,18 @@ pub(super) fn attend(
             );
         }
     }
-    (context, lse)
+    AttentionOutput { context, lse }
 }
 
 pub(super) fn backward(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    mask: AttentionMask<CubeBackend>,
-    context: CubeTensor,
-    lse: CubeTensor,
+    inputs: DenseAttentionInputs<CubeBackend>,
+    output: AttentionOutput<CubeBackend>,
     grad: CubeTensor,
     options: DenseAttentionOptions,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let [query, key, value] = [query, key, value].map(into_contiguous);
-    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
-    let problem = Problem::new([&query, &key, &value], mask, options);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
+    let [context, lse, grad] = [output.context, output.lse, grad].map(into_contiguous);
+    let problem = Problem::new([&query, &key, &value], inputs.mask, options);
     let attended = [&context.shape(), &lse.shape(), &grad.shape()];
     shapes::attended(&problem.axes, attended);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);

@@ -20,7 +20,10 @@ use super::tree_search::position_of;
 use super::{element, empty, grid, into_contiguous, shapes, vector_size};
 use crate::functions::check::Axes;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
-use crate::ops::{LeafAttentionGradients, LeafAttentionOptions};
+use crate::ops::{
+    AttentionOutput, CandidateInputs, LeafAttentionGradients, LeafAttentionInputs,
+    LeafAttentionOptions,
+};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Slice, TensorMetadata};
 use burn::tensor::{DType, Shape};
@@ -542,8 +545,7 @@ struct Problem {
 impl Problem {
     fn new(
         [query, key, value]: [&CubeTensor; 3],
-        query_leaf: CubeTensor,
-        key_leaf: CubeTensor,
+        [query_leaf, key_leaf]: [CubeTensor; 2],
         options: LeafAttentionOptions,
     ) -> Self {
         let axes = shapes::leaf_attention([
@@ -692,16 +694,13 @@ impl Problem {
 }
 
 pub(super) fn attend(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    key_bias: CubeTensor,
-    query_leaf: CubeTensor,
-    key_leaf: CubeTensor,
+    inputs: LeafAttentionInputs<CubeBackend>,
     options: LeafAttentionOptions,
-) -> (CubeTensor, CubeTensor) {
-    let [query, key, value, key_bias] = [query, key, value, key_bias].map(into_contiguous);
-    let problem = Problem::new([&query, &key, &value], query_leaf, key_leaf, options);
+) -> AttentionOutput<CubeBackend> {
+    let floats = [inputs.query, inputs.key, inputs.value, inputs.key_bias];
+    let [query, key, value, key_bias] = floats.map(into_contiguous);
+    let leaves = [inputs.query_leaf, inputs.key_leaf];
+    let problem = Problem::new([&query, &key, &value], leaves, options);
     problem.check_bias(&key_bias);
     let (batch, queries, heads) = (problem.batch, problem.queries, problem.heads);
     let context = empty(
@@ -735,24 +734,20 @@ pub(super) fn attend(
             problem.value_dim / vector,
         );
     }
-    (context, lse)
+    AttentionOutput { context, lse }
 }
 
 pub(super) fn backward(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    key_bias: CubeTensor,
-    query_leaf: CubeTensor,
-    key_leaf: CubeTensor,
-    context: CubeTensor,
-    lse: CubeTensor,
+    inputs: LeafAttentionInputs<CubeBackend>,
+    output: AttentionOutput<CubeBackend>,
     grad: CubeTensor,
     options: LeafAttentionOptions,
 ) -> LeafAttentionGradients<CubeBackend> {
-    let [query, key, value, key_bias] = [query, key, value, key_bias].map(into_contiguous);
-    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
-    let problem = Problem::new([&query, &key, &value], query_leaf, key_leaf, options);
+    let floats = [inputs.query, inputs.key, inputs.value, inputs.key_bias];
+    let [query, key, value, key_bias] = floats.map(into_contiguous);
+    let [context, lse, grad] = [output.context, output.lse, grad].map(into_contiguous);
+    let leaves = [inputs.query_leaf, inputs.key_leaf];
+    let problem = Problem::new([&query, &key, &value], leaves, options);
     problem.check_bias(&key_bias);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
     let d_key = empty(&query, key.shape().dims::<4>(), DType::F32);
@@ -822,19 +817,15 @@ pub(super) fn backward(
 }
 
 pub(super) fn candidate_gates(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    query_leaf: CubeTensor,
-    candidate_leaf: CubeTensor,
-    context: CubeTensor,
-    lse: CubeTensor,
+    inputs: CandidateInputs<CubeBackend>,
+    output: AttentionOutput<CubeBackend>,
     grad: CubeTensor,
     options: LeafAttentionOptions,
 ) -> CubeTensor {
-    let [query, key, value] = [query, key, value].map(into_contiguous);
-    let [context, lse, grad] = [context, lse, grad].map(into_contiguous);
-    let problem = Problem::new([&query, &key, &value], query_leaf, candidate_leaf, options);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
+    let [context, lse, grad] = [output.context, output.lse, grad].map(into_contiguous);
+    let leaves = [inputs.query_leaf, inputs.candidate_leaf];
+    let problem = Problem::new([&query, &key, &value], leaves, options);
     let statistics = problem.statistics(context, lse, &grad, None);
     let (batch, keys, kv_heads) = (problem.batch, problem.keys, problem.kv_heads);
     let d_gate = empty(&query, [batch, keys, kv_heads], DType::F32);

@@ -23,12 +23,12 @@ mod shapes;
 mod tree_build;
 mod tree_search;
 
-use crate::ops::limits::{are_single, is_single, is_single_feed_forward};
+use crate::ops::limits::are_single;
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchOptions, TreeSearchPrimitive,
-    limits, reference,
+    AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs, DenseAttentionOptions,
+    FeedForwardGradients, FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionInputs,
+    LeafAttentionOptions, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
+    TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive, limits, reference,
 };
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -44,10 +44,7 @@ const TOO_MUCH: &str = "expected what kernels take, which `ops/limits.rs` says";
 
 impl TreeAttentionOps for CubeBackend {
     fn tree_search(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        inputs: TreeSearchInputs<Self>,
         route: RoutePrimitive<Self>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<Self> {
@@ -55,156 +52,100 @@ impl TreeAttentionOps for CubeBackend {
             RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => Some(numbers),
             RoutePrimitive::Greedy | RoutePrimitive::Given(_) => None,
         };
-        let floats = [&query, &key, &value].into_iter().chain(choice);
-        if are_single(floats) && limits::tree_search(&query, &key, &value, &options) {
-            tree_search::search(query, key, value, lengths, route, options)
+        if are_single(choice) && limits::tree_search(&inputs, &options) {
+            tree_search::search(inputs, route, options)
         } else {
-            reference::tree_search::<Self>(query, key, value, lengths, route, options)
+            reference::tree_search::<Self>(inputs, route, options)
         }
     }
 
     fn tree_context_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &grad]) && path.dtype == lengths.dtype;
         assert!(
-            single && limits::tree_search(&query, &key, &value, &options),
+            limits::tree_search_backward(&inputs, &path, &grad, &options),
             "tree_context_backward_kernel: {TOO_MUCH}"
         );
-        tree_search::context_backward(query, key, value, lengths, path, grad, options)
+        tree_search::context_backward(inputs, path, grad, options)
     }
 
     fn tree_policy_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        lengths: IntTensor<Self>,
+        inputs: TreeSearchInputs<Self>,
         path: IntTensor<Self>,
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &grad]) && path.dtype == lengths.dtype;
         assert!(
-            single && limits::tree_search(&query, &key, &key, &options),
+            limits::tree_search_backward(&inputs, &path, &grad, &options),
             "tree_policy_backward_kernel: {TOO_MUCH}"
         );
-        tree_search::policy_backward(query, key, lengths, path, grad, options)
+        tree_search::policy_backward(inputs, path, grad, options)
     }
 
     fn dense_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        mask: AttentionMask<Self>,
+        inputs: DenseAttentionInputs<Self>,
         options: DenseAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        if are_single([&query, &key, &value]) && limits::dense_attention(&query, &value) {
-            dense_attention::attend(query, key, value, mask, options)
+    ) -> AttentionOutput<Self> {
+        if limits::dense_attention(&inputs) {
+            dense_attention::attend(inputs, options)
         } else {
-            reference::dense_attention::<Self>(query, key, value, mask, options)
+            reference::dense_attention::<Self>(inputs, options)
         }
     }
 
     fn dense_attention_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        mask: AttentionMask<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        inputs: DenseAttentionInputs<Self>,
+        output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
         assert!(
-            single && limits::dense_attention(&query, &value),
+            limits::dense_attention_backward(&inputs, &output, &grad),
             "dense_attention_backward_kernel: {TOO_MUCH}"
         );
-        dense_attention::backward(query, key, value, mask, context, lse, grad, options)
+        dense_attention::backward(inputs, output, grad, options)
     }
 
     fn leaf_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
+        inputs: LeafAttentionInputs<Self>,
         options: LeafAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let single = are_single([&query, &key, &value, &key_bias]);
-        if single && limits::leaf_attention(&query, &key, &value, &options) {
-            leaf_attention::attend(query, key, value, key_bias, query_leaf, key_leaf, options)
+    ) -> AttentionOutput<Self> {
+        let rows = [&inputs.query, &inputs.key, &inputs.value];
+        if are_single([&inputs.key_bias]) && limits::leaf_attention::<Self>(rows, &options) {
+            leaf_attention::attend(inputs, options)
         } else {
-            reference::leaf_attention::<Self>(
-                query, key, value, key_bias, query_leaf, key_leaf, options,
-            )
+            reference::leaf_attention::<Self>(inputs, options)
         }
     }
 
     fn leaf_attention_backward_kernel(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        key_bias: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        key_leaf: IntTensor<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        inputs: LeafAttentionInputs<Self>,
+        output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        let single = are_single([&query, &key, &value, &key_bias, &context, &lse, &grad]);
         assert!(
-            single && limits::leaf_attention(&query, &key, &value, &options),
+            limits::leaf_attention_backward(&inputs, &output, &grad, &options),
             "leaf_attention_backward_kernel: {TOO_MUCH}"
         );
-        leaf_attention::backward(
-            query, key, value, key_bias, query_leaf, key_leaf, context, lse, grad, options,
-        )
+        leaf_attention::backward(inputs, output, grad, options)
     }
 
     fn candidate_keys_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        query_leaf: IntTensor<Self>,
-        candidate_leaf: IntTensor<Self>,
-        context: FloatTensor<Self>,
-        lse: FloatTensor<Self>,
+        inputs: CandidateInputs<Self>,
+        output: AttentionOutput<Self>,
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> FloatTensor<Self> {
-        let single = are_single([&query, &key, &value, &context, &lse, &grad]);
-        if single && limits::leaf_attention(&query, &key, &value, &options) {
-            leaf_attention::candidate_gates(
-                query,
-                key,
-                value,
-                query_leaf,
-                candidate_leaf,
-                context,
-                lse,
-                grad,
-                options,
-            )
+        let rows = [&inputs.query, &inputs.key, &inputs.value];
+        let single = are_single([&output.context, &output.lse, &grad]);
+        if single && limits::leaf_attention::<Self>(rows, &options) {
+            leaf_attention::candidate_gates(inputs, output, grad, options)
         } else {
-            reference::candidate_keys_backward::<Self>(
-                query,
-                key,
-                value,
-                query_leaf,
-                candidate_leaf,
-                context,
-                lse,
-                grad,
-                options,
-            )
+            reference::candidate_keys_backward::<Self>(inputs, output, grad, options)
         }
     }
 
@@ -214,8 +155,7 @@ impl TreeAttentionOps for CubeBackend {
         block: BlockPrimitive<Self>,
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
-        let single = are_single([&leaves]) && is_single(&block);
-        if single && limits::tree_build(&leaves, &block, &options) {
+        if limits::tree_build(&leaves, &block, &options) {
             tree_build::build(leaves, lengths, block, options)
         } else {
             reference::tree_build::<Self>(leaves, lengths, block, options)
@@ -229,9 +169,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
-        let single = are_single([&nodes, &grad]) && is_single(&block);
         assert!(
-            single && limits::tree_build(&nodes, &block, &options),
+            are_single([&grad]) && limits::tree_build(&nodes, &block, &options),
             "tree_build_backward_kernel: {TOO_MUCH}"
         );
         tree_build::backward(nodes, lengths, block, grad, options)
@@ -242,8 +181,7 @@ impl TreeAttentionOps for CubeBackend {
         weights: FeedForwardPrimitive<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let single = are_single([&rows]) && is_single_feed_forward(&weights);
-        if single && limits::feed_forward(&rows, &weights) {
+        if limits::feed_forward(&rows, &weights) {
             feed_forward::forward(rows, weights, epsilon)
         } else {
             reference::feed_forward::<Self>(rows, weights, epsilon)
@@ -256,9 +194,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
-        let single = are_single([&rows, &grad]) && is_single_feed_forward(&weights);
         assert!(
-            single && limits::feed_forward(&rows, &weights),
+            are_single([&grad]) && limits::feed_forward(&rows, &weights),
             "feed_forward_backward_kernel: {TOO_MUCH}"
         );
         feed_forward::backward(rows, weights, grad, epsilon)

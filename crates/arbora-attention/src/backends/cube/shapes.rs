@@ -7,16 +7,22 @@
 use crate::functions::check::{Axes, axes, expect_divisor};
 use crate::ops::{
     BlockPrimitive, DenseAttentionOptions, FeedForwardPrimitive, TreeBuildOptions,
-    TreeSearchOptions,
+    TreeSearchInputs, TreeSearchOptions,
 };
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Shape;
 
 /// Query, key, value and lengths of a search; returns what the others must agree on.
-pub(super) fn tree_search(
-    [query, key, value, lengths]: [&Shape; 4],
+pub(super) fn tree_search<B: Backend>(
+    inputs: &TreeSearchInputs<B>,
     options: &TreeSearchOptions,
 ) -> Axes {
+    let floats = [&inputs.query, &inputs.key, &inputs.value];
+    let [query, key, value] = floats.map(|tensor| tensor.shape());
+    searched([&query, &key, &value, &inputs.lengths.shape()], options)
+}
+
+fn searched([query, key, value, lengths]: [&Shape; 4], options: &TreeSearchOptions) -> Axes {
     let [batch, queries, heads, head_dim] = query.dims();
     let (nodes, value_dim) = (options.shape.nodes(), value[3]);
     let axes = axes!(
@@ -217,7 +223,7 @@ mod tests {
         ];
         // Without a gradient the width of values is theirs alone.
         refused(&tensors, &[[2, 3]], |shapes| {
-            let axes = tree_search([0, 1, 2, 3].map(|at| &shapes[at]), &options);
+            let axes = searched([0, 1, 2, 3].map(|at| &shapes[at]), &options);
             axes.expect("path", "batch, queries, decisions + 1", &shapes[4]);
         });
     }
@@ -228,7 +234,7 @@ mod tests {
         let options = TreeSearchOptions::new(shape);
         let node = Shape::from([2, shape.nodes(), 4, 6]);
         let inputs = [&Shape::from([2, 3, 4, 6]), &node, &node, &Shape::from([2])];
-        let axes = tree_search(inputs, &options);
+        let axes = searched(inputs, &options);
         let taken = |dims: [usize; 3]| {
             catch_unwind(AssertUnwindSafe(|| draws(&axes, &dims.into(), &options))).is_ok()
         };

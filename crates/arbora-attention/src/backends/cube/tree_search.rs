@@ -9,7 +9,9 @@
 use super::{element, empty, grid, into_contiguous, shapes, vector_size, zeros};
 use crate::ops::limits::{leaf_group, slots};
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
-use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
+use crate::ops::{
+    GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
+};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
@@ -806,20 +808,11 @@ impl Problem {
 }
 
 pub(super) fn search(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    lengths: CubeTensor,
+    inputs: TreeSearchInputs<CubeBackend>,
     route: RoutePrimitive<CubeBackend>,
     options: TreeSearchOptions,
 ) -> TreeSearchPrimitive<CubeBackend> {
-    let inputs = [
-        &query.shape(),
-        &key.shape(),
-        &value.shape(),
-        &lengths.shape(),
-    ];
-    let axes = shapes::tree_search(inputs, &options);
+    let axes = shapes::tree_search(&inputs, &options);
     match &route {
         RoutePrimitive::Greedy => {}
         RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
@@ -829,8 +822,9 @@ pub(super) fn search(
             axes.expect("path", "batch, queries, decisions + 1", &path.shape());
         }
     }
-    let problem = Problem::new(&query, &options);
-    let [query, key, value, lengths] = [query, key, value, lengths].map(into_contiguous);
+    let problem = Problem::new(&inputs.query, &options);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
+    let lengths = into_contiguous(inputs.lengths);
     let (batch, queries, rows) = (problem.batch, problem.queries, problem.rows());
     let (heads, steps) = (problem.heads, problem.shape.decisions() + 1);
     let value_dim = value.shape()[3];
@@ -892,26 +886,17 @@ pub(super) fn search(
 }
 
 pub(super) fn context_backward(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    lengths: CubeTensor,
+    inputs: TreeSearchInputs<CubeBackend>,
     path: CubeTensor,
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let inputs = [
-        &query.shape(),
-        &key.shape(),
-        &value.shape(),
-        &lengths.shape(),
-    ];
-    let axes = shapes::tree_search(inputs, &options);
+    let axes = shapes::tree_search(&inputs, &options);
     axes.expect("path", "batch, queries, decisions + 1", &path.shape());
     axes.expect("grad", "batch, queries, heads, value_dim", &grad.shape());
-    let problem = Problem::new(&query, &options);
-    let [query, key, value] = [query, key, value].map(into_contiguous);
-    let [lengths, path, grad] = [lengths, path, grad].map(into_contiguous);
+    let problem = Problem::new(&inputs.query, &options);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
+    let [lengths, path, grad] = [inputs.lengths, path, grad].map(into_contiguous);
     let (rows, heads) = (problem.rows(), problem.heads);
     let value_dim = value.shape()[3];
     let (_, slots) = slots(&problem.shape);
@@ -960,23 +945,21 @@ pub(super) fn context_backward(
 }
 
 pub(super) fn policy_backward(
-    query: CubeTensor,
-    key: CubeTensor,
-    lengths: CubeTensor,
+    inputs: TreeSearchInputs<CubeBackend>,
     path: CubeTensor,
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor) {
-    let inputs = [&query.shape(), &key.shape(), &key.shape(), &lengths.shape()];
-    let axes = shapes::tree_search(inputs, &options);
+    let axes = shapes::tree_search(&inputs, &options);
     axes.expect("path", "batch, queries, decisions + 1", &path.shape());
     axes.expect("grad", "2, batch, queries", &grad.shape());
     let problem = Problem {
         // The policy is over real children alone.
         ghosts: GhostNodes::Masked,
-        ..Problem::new(&query, &options)
+        ..Problem::new(&inputs.query, &options)
     };
-    let [query, key, lengths, path, grad] = [query, key, lengths, path, grad].map(into_contiguous);
+    let [query, key, lengths] = [inputs.query, inputs.key, inputs.lengths].map(into_contiguous);
+    let [path, grad] = [path, grad].map(into_contiguous);
     let (rows, heads) = (problem.rows(), problem.heads);
     let (slots, _) = slots(&problem.shape);
     let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);

@@ -2,19 +2,15 @@
 
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Mask};
-use crate::ops::{AttentionMask, DenseAttentionOptions};
+use crate::ops::{AttentionMask, AttentionOutput, DenseAttentionInputs, DenseAttentionOptions};
 use burn::backend::Backend;
-use burn::backend::tensor::FloatTensor;
 
 /// Reference of [`TreeAttentionOps::dense_attention`](crate::ops::TreeAttentionOps::dense_attention).
 pub fn dense_attention<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    mask: AttentionMask<B>,
+    inputs: DenseAttentionInputs<B>,
     options: DenseAttentionOptions,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
+) -> AttentionOutput<B> {
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Float::<B>);
     let output_dtype = query.dtype();
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, rows, _, value_dim] = value.dims();
@@ -29,17 +25,15 @@ pub fn dense_attention<B: Backend>(
     let key = attended(key);
     let dtype = query.dtype();
     if keys == 0 {
-        return (
-            query
-                .zeros([batch, queries, heads, value_dim])
-                .cast(output_dtype)
-                .0,
-            query.zeros([batch, queries, heads]).0,
-        );
+        let context = query.zeros([batch, queries, heads, value_dim]);
+        return AttentionOutput {
+            context: context.cast(output_dtype).0,
+            lse: query.zeros([batch, queries, heads]).0,
+        };
     }
 
     let logits = query.matmul(key.swap_dims(2, 3)); // [batch, heads, queries, keys]
-    let masked = match mask {
+    let masked = match inputs.mask {
         AttentionMask::None => None,
         AttentionMask::Keys(mask) => Some(
             Mask::<B>(mask)
@@ -69,11 +63,9 @@ pub fn dense_attention<B: Backend>(
             lse.fill(empty, 0.0)
         }
     };
-    (
-        context.swap_dims(1, 2).cast(output_dtype).0,
-        lse.reshape([batch, heads, queries])
-            .swap_dims(1, 2)
-            .detach()
-            .0,
-    )
+    let lse = lse.reshape([batch, heads, queries]).swap_dims(1, 2);
+    AttentionOutput {
+        context: context.swap_dims(1, 2).cast(output_dtype).0,
+        lse: lse.detach().0,
+    }
 }

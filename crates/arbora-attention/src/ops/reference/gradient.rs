@@ -3,9 +3,10 @@
 use super::{dense_attention, feed_forward, leaf_attention, tree_build, tree_search};
 use crate::ops::primitive::Float;
 use crate::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionOptions, FeedForwardGradients,
-    FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionOptions, RoutePrimitive,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchOptions,
+    AttentionMask, BlockPrimitive, DenseAttentionInputs, DenseAttentionOptions,
+    FeedForwardGradients, FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionInputs,
+    LeafAttentionOptions, RoutePrimitive, TreeBuildGradients, TreeBuildOptions, TreeSearchInputs,
+    TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -46,84 +47,91 @@ fn gradients<B: Backend, const N: usize>(
 
 /// Reference of [`TreeAttentionOps::tree_context_backward`](crate::ops::TreeAttentionOps::tree_context_backward).
 pub fn tree_context_backward<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    lengths: IntTensor<B>,
+    inputs: TreeSearchInputs<B>,
     path: IntTensor<B>,
     grad: FloatTensor<B>,
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let tracked = [query, key, value].map(track::<B>);
-    let [query, key, value] = tracked.clone();
-    let route = RoutePrimitive::Given(path);
-    let found = tree_search::<Autodiff<B>>(query, key, value, lengths, route, options);
+    let tracked = [inputs.query, inputs.key, inputs.value].map(track::<B>);
+    let found = search_along::<B>(tracked.clone(), inputs.lengths, path, options);
     gradients::<B, 3>(tracked, found.context, grad).into()
 }
 
 /// Reference of [`TreeAttentionOps::tree_policy_backward`](crate::ops::TreeAttentionOps::tree_policy_backward).
 pub fn tree_policy_backward<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    lengths: IntTensor<B>,
+    inputs: TreeSearchInputs<B>,
     path: IntTensor<B>,
     grad: FloatTensor<B>,
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let value = <Autodiff<B> as AutodiffBackend>::from_inner(key.clone());
-    let tracked = [query, key].map(track::<B>);
+    let value = <Autodiff<B> as AutodiffBackend>::from_inner(inputs.value);
+    let tracked = [inputs.query, inputs.key].map(track::<B>);
     let [query, key] = tracked.clone();
-    let route = RoutePrimitive::Given(path);
-    let found = tree_search::<Autodiff<B>>(query, key, value, lengths, route, options);
+    let found = search_along::<B>([query, key, value], inputs.lengths, path, options);
     gradients::<B, 2>(tracked, found.policy, grad).into()
+}
+
+fn search_along<B: Backend>(
+    [query, key, value]: [Tracked<B>; 3],
+    lengths: IntTensor<B>,
+    path: IntTensor<B>,
+    options: TreeSearchOptions,
+) -> TreeSearchPrimitive<Autodiff<B>> {
+    let inputs = TreeSearchInputs {
+        query,
+        key,
+        value,
+        lengths,
+    };
+    tree_search::<Autodiff<B>>(inputs, RoutePrimitive::Given(path), options)
 }
 
 /// Reference of [`TreeAttentionOps::dense_attention_backward`](crate::ops::TreeAttentionOps::dense_attention_backward).
 pub fn dense_attention_backward<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    mask: AttentionMask<B>,
+    inputs: DenseAttentionInputs<B>,
     grad: FloatTensor<B>,
     options: DenseAttentionOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-    let tracked = [query, key, value].map(track::<B>);
+    let tracked = [inputs.query, inputs.key, inputs.value].map(track::<B>);
     let [query, key, value] = tracked.clone();
-    let mask = match mask {
-        AttentionMask::None => AttentionMask::None,
-        AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
+    let inputs = DenseAttentionInputs {
+        query,
+        key,
+        value,
+        mask: match inputs.mask {
+            AttentionMask::None => AttentionMask::None,
+            AttentionMask::Keys(mask) => AttentionMask::Keys(mask),
+        },
     };
-    let (context, _) = dense_attention::<Autodiff<B>>(query, key, value, mask, options);
-    gradients::<B, 3>(tracked, context, grad).into()
+    let output = dense_attention::<Autodiff<B>>(inputs, options);
+    gradients::<B, 3>(tracked, output.context, grad).into()
 }
 
 /// Reference of [`TreeAttentionOps::leaf_attention_backward`](crate::ops::TreeAttentionOps::leaf_attention_backward).
-#[allow(clippy::too_many_arguments)]
 pub fn leaf_attention_backward<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    key_bias: FloatTensor<B>,
-    query_leaf: IntTensor<B>,
-    key_leaf: IntTensor<B>,
+    inputs: LeafAttentionInputs<B>,
     grad: FloatTensor<B>,
     options: LeafAttentionOptions,
 ) -> LeafAttentionGradients<B> {
-    if query.shape().num_elements() * key.shape().num_elements() == 0 {
+    let is_empty = inputs.query.shape().num_elements() * inputs.key.shape().num_elements() == 0;
+    let floats = [inputs.query, inputs.key, inputs.value, inputs.key_bias];
+    let [query, key, value, key_bias] = if is_empty {
         // Attention to nothing is a constant, which has nothing to differentiate.
-        let zeros = |tensor: FloatTensor<B>| Float::<B>(tensor).zeros_like().0;
-        return LeafAttentionGradients {
-            query: zeros(query),
-            key: zeros(key),
-            value: zeros(value),
-            key_bias: zeros(key_bias),
+        floats.map(|tensor| Float::<B>(tensor).zeros_like().0)
+    } else {
+        let tracked = floats.map(track::<B>);
+        let [query, key, value, key_bias] = tracked.clone();
+        let inputs = LeafAttentionInputs {
+            query,
+            key,
+            value,
+            key_bias,
+            query_leaf: inputs.query_leaf,
+            key_leaf: inputs.key_leaf,
         };
-    }
-    let tracked = [query, key, value, key_bias].map(track::<B>);
-    let [query, key, value, key_bias] = tracked.clone();
-    let (context, _) =
-        leaf_attention::<Autodiff<B>>(query, key, value, key_bias, query_leaf, key_leaf, options);
-    let [query, key, value, key_bias] = gradients::<B, 4>(tracked, context, grad);
+        let output = leaf_attention::<Autodiff<B>>(inputs, options);
+        gradients::<B, 4>(tracked, output.context, grad)
+    };
     LeafAttentionGradients {
         query,
         key,

@@ -2,7 +2,9 @@
 
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Integer, Mask};
-use crate::ops::{Dropout, LeafAttentionOptions};
+use crate::ops::{
+    AttentionOutput, CandidateInputs, Dropout, LeafAttentionInputs, LeafAttentionOptions,
+};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::TensorData;
@@ -125,16 +127,11 @@ impl Sizes {
 
 /// Reference of [`TreeAttentionOps::leaf_attention`](crate::ops::TreeAttentionOps::leaf_attention).
 pub fn leaf_attention<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    key_bias: FloatTensor<B>,
-    query_leaf: IntTensor<B>,
-    key_leaf: IntTensor<B>,
+    inputs: LeafAttentionInputs<B>,
     options: LeafAttentionOptions,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let sizes = Sizes::new::<B>(&query, &key);
-    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
+) -> AttentionOutput<B> {
+    let sizes = Sizes::new::<B>(&inputs.query, &inputs.key);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Float::<B>);
     let output_dtype = query.dtype();
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, keys, kv_heads, value_dim] = value.dims();
@@ -142,21 +139,23 @@ pub fn leaf_attention<B: Backend>(
     if sizes.is_empty() {
         let context = query.zeros([batch, queries, heads, value_dim]);
         let lse = query.zeros([batch, queries, heads]);
-        return (
-            context.cast(output_dtype).0,
-            lse.shift(f64::from(f32::MIN)).0,
-        );
+        return AttentionOutput {
+            context: context.cast(output_dtype).0,
+            lse: lse.shift(f64::from(f32::MIN)).0,
+        };
     }
 
     let dtype = query.dtype();
     let key = key.at_least_single().swap_dims(1, 2); // [batch, kv_heads, keys, head_dim]
     let value = value.at_least_single().swap_dims(1, 2);
-    let key_bias = Float::<B>(key_bias)
+    let key_bias = Float::<B>(inputs.key_bias)
         .at_least_single()
         .swap_dims(1, 2)
         .reshape([batch, kv_heads, 1, keys])
         .expand([batch, kv_heads, sizes.rows(), keys]);
-    let unseen = sizes.seen::<B>(query_leaf, key_leaf, &options).not();
+    let unseen = sizes
+        .seen::<B>(inputs.query_leaf, inputs.key_leaf, &options)
+        .not();
     let logits = sizes
         .group(query.scale(options.scale(head_dim)))
         .matmul(key.swap_dims(2, 3)) // [batch, kv_heads, rows, keys]
@@ -182,28 +181,22 @@ pub fn leaf_attention<B: Backend>(
         .add(greatest)
         .detach()
         .fill(empty, f64::from(f32::MIN));
-    (
-        context.cast(output_dtype).0,
-        sizes.ungroup(lse).reshape([batch, queries, heads]).0,
-    )
+    AttentionOutput {
+        context: context.cast(output_dtype).0,
+        lse: sizes.ungroup(lse).reshape([batch, queries, heads]).0,
+    }
 }
 
 /// Reference of
 /// [`TreeAttentionOps::candidate_keys_backward`](crate::ops::TreeAttentionOps::candidate_keys_backward).
-#[allow(clippy::too_many_arguments)]
 pub fn candidate_keys_backward<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    query_leaf: IntTensor<B>,
-    candidate_leaf: IntTensor<B>,
-    context: FloatTensor<B>,
-    lse: FloatTensor<B>,
+    inputs: CandidateInputs<B>,
+    output: AttentionOutput<B>,
     grad: FloatTensor<B>,
     options: LeafAttentionOptions,
 ) -> FloatTensor<B> {
-    let sizes = Sizes::new::<B>(&query, &key);
-    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
+    let sizes = Sizes::new::<B>(&inputs.query, &inputs.key);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Float::<B>);
     let output_dtype = key.dtype();
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, keys, kv_heads, _] = key.dims();
@@ -214,8 +207,8 @@ pub fn candidate_keys_backward<B: Backend>(
     let key = key.at_least_single().swap_dims(1, 2); // [batch, kv_heads, keys, head_dim]
     let value = value.at_least_single().swap_dims(1, 2);
     let grad = sizes.group(Float::<B>(grad).at_least_single());
-    let context = sizes.group(Float::<B>(context).at_least_single());
-    let lse = sizes.group(Float::<B>(lse).reshape([batch, queries, heads, 1]));
+    let context = sizes.group(Float::<B>(output.context).at_least_single());
+    let lse = sizes.group(Float::<B>(output.lse).reshape([batch, queries, heads, 1]));
     let matrix = [batch, kv_heads, sizes.rows(), keys];
 
     let score = sizes
@@ -225,7 +218,9 @@ pub fn candidate_keys_backward<B: Backend>(
     let weight = score.sub(lse.expand(matrix)).sigmoid();
     let mean = grad.clone().mul(context).sum(3).expand(matrix);
     let gain = grad.matmul(value.swap_dims(2, 3)).sub(mean);
-    let unseen = sizes.seen::<B>(query_leaf, candidate_leaf, &options).not();
+    let unseen = sizes
+        .seen::<B>(inputs.query_leaf, inputs.candidate_leaf, &options)
+        .not();
     weight
         .mul(gain)
         .fill(unseen, 0.0)

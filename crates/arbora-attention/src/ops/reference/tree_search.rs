@@ -3,9 +3,11 @@
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::limits::leaf_group;
 use crate::ops::primitive::{Float, Integer, Mask};
-use crate::ops::{GhostNodes, RoutePrimitive, TreeSearchOptions, TreeSearchPrimitive};
+use crate::ops::{
+    GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
+};
 use burn::backend::Backend;
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::FloatTensor;
 
 /// Reference of [`TreeAttentionOps::tree_search`](crate::ops::TreeAttentionOps::tree_search).
 ///
@@ -13,15 +15,12 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 /// inputs of the final attention, so the logits of unchosen siblings are already their final logits.
 /// Whole rows of keys are picked per level, so a query reads the nodes on its path and no others.
 pub fn tree_search<B: Backend>(
-    query: FloatTensor<B>,
-    key: FloatTensor<B>,
-    value: FloatTensor<B>,
-    lengths: IntTensor<B>,
+    inputs: TreeSearchInputs<B>,
     route: RoutePrimitive<B>,
     options: TreeSearchOptions,
 ) -> TreeSearchPrimitive<B> {
-    let (query, key, value) = (Float::<B>(query), Float::<B>(key), Float::<B>(value));
-    let lengths = Integer::<B>(lengths);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(Float::<B>);
+    let lengths = Integer::<B>(inputs.lengths);
     let TreeSearchOptions {
         shape,
         temperature,
