@@ -156,28 +156,37 @@ pub(super) fn finish<A: Arithmetic>(
     );
 }
 
+/// What [`activate`] had and made.
+pub(super) struct Activated<'a> {
+    pub rows: &'a [f32],
+    pub normed: &'a [f32],
+    pub moments: &'a [[f32; 2]],
+    /// Turns into its gradient.
+    pub hidden: &'a mut [f32],
+}
+
 /// Gradients of the rows, and of all parameters but the last bias, added to what those are.
 ///
-/// - rows, normed, moments: of [`activate`]
-/// - hidden: of [`activate`]; turns into its gradient
+/// - activated: of [`activate`]
 /// - d_outputs: `[groups, dim]`, the gradient of each row of the group, all the same
-/// - gated, d_gated: `[groups, ff]`, to work in
+/// - gated: twice `[groups, ff]`, to work in
 /// - d_rows: fully written
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn differentiate<A: Arithmetic>(
     groups: impl Iterator<Item = Range<usize>>,
     weights: &FeedForward<&[f32]>,
-    rows: &[f32],
-    normed: &[f32],
-    moments: &[[f32; 2]],
-    hidden: &mut [f32],
+    activated: Activated<'_>,
     d_outputs: &[f32],
-    gated: &mut [f32],
-    d_gated: &mut [f32],
+    [gated, d_gated]: [&mut [f32]; 2],
     d_rows: &mut [f32],
     gradients: &mut FeedForward<&mut [f32]>,
 ) {
+    let Activated {
+        rows,
+        normed,
+        moments,
+        hidden,
+    } = activated;
     let (dim, ff) = (weights.dim(), weights.ff());
     multiply(
         d_gated,
@@ -454,13 +463,14 @@ impl Kernel for Backward<'_> {
         differentiate::<A>(
             alone(count),
             weights,
-            rows,
-            normed,
-            &scratch.moments,
-            hidden,
+            Activated {
+                rows,
+                normed,
+                moments: &scratch.moments,
+                hidden,
+            },
             self.grad,
-            &mut scratch.gated,
-            &mut scratch.d_gated,
+            [&mut scratch.gated, &mut scratch.d_gated],
             self.d_rows,
             &mut gradients,
         );

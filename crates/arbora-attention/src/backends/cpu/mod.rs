@@ -229,6 +229,7 @@ fn build_dims<B: Backend>(
         heads: options.heads,
         ff: block.outer.shape()[0],
         epsilon: options.epsilon as f32,
+        detach: options.detach_children,
     }
 }
 
@@ -533,7 +534,6 @@ impl<B: HostBackend> TreeAttentionOps for B {
             B::floats(&nodes),
             &self::lengths::<B>(lengths),
             &Block::new(weights.iter().map(B::floats)),
-            options.detach_children,
             B::floats(&grad),
             B::floats_mut(&mut leaves),
             d_weights.iter_mut().map(B::floats_mut).collect(),
