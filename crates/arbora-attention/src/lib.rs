@@ -5,10 +5,11 @@
 //! trees ([`SelfAttention`], [`tree_fine()`]), into a model of your own. The trees come from
 //! [`arbora_tree`]; how the discrete route learns is in `arbora-rl`, which this crate does not know.
 //!
-//! - [`ops`]: [`TreeAttentionOps`], the operators as a backend extension. Each has a default body in
+//! - [`ops`]: [`TreeAttentionOps`](ops::TreeAttentionOps), the operators as a backend extension. Each has a default body in
 //!   plain backend operations. That body is the reference and the oracle of the tests; a backend
 //!   overrides it with a kernel.
 //! - [`functions`]: the tensor functions that users call.
+//! - [`baselines`]: published ways of attending that trees are compared with.
 //! - [`layers`]: modules, each with a config, `init` and `forward`-like methods.
 //! - [`flops`]: counting of work.
 //! - [`cpu_kernels()`]: the vector instructions and threads of the kernels on the CPU.
@@ -34,6 +35,6 @@ pub use backends::{CpuKernels, cpu_kernels};
 pub use functions::*;
 pub use layers::*;
 pub use ops::{
-    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeAttentionOps,
-    TreeBuildOptions, TreeSearchOptions,
+    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeBuildOptions,
+    TreeSearchOptions,
 };

@@ -1,7 +1,7 @@
 //! The FLOPs that the Treeformer paper ([arXiv 2208.09015](https://arxiv.org/abs/2208.09015)) printed, and what the
 //! formulas of [`CostShape`] give for them.
 
-use arbora_attention::BigBirdConfig;
+use arbora_attention::baselines::BigBirdConfig;
 use arbora_attention::flops::{AttentionCost, CostShape};
 
 /// One number of the paper.

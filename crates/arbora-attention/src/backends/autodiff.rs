@@ -2,9 +2,10 @@
 
 use crate::ops::{
     AttentionMask, AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs,
-    DenseAttentionOptions, FeedForwardGradients, FeedForwardPrimitive, LeafAttentionGradients,
-    LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive, TreeAttentionOps,
-    TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
+    DenseAttentionOptions, FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive,
+    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions,
+    TreeSearchPrimitive,
 };
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -309,7 +310,9 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
     ) -> TreeBuildGradients<Self> {
         panic!("tree_build_backward: {SECOND_ORDER}");
     }
+}
 
+impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Autodiff<B, C> {
     fn feed_forward(
         rows: FloatTensor<Self>,
         weights: FeedForwardPrimitive<Self>,

@@ -4,7 +4,9 @@
 //! With fusion, `Remote` is `Fusion` over a router. That router must have no implementation of its own: the one
 //! that is generated for `Fusion` would then apply, and send operators by name to a server that knows none.
 
-use crate::ops::TreeAttentionOps;
+use crate::ops::{FeedForwardOps, TreeAttentionOps};
 use burn::backend::Remote;
 
 impl TreeAttentionOps for Remote {}
+
+impl FeedForwardOps for Remote {}

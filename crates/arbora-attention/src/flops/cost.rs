@@ -1,7 +1,8 @@
 //! What one call of attention costs, counted from its shape.
 
 use crate::functions::check::expect;
-use crate::layers::{BigBirdConfig, Kind, SelfAttention, TreeScope};
+use crate::layers::baselines::BigBirdConfig;
+use crate::layers::{Kind, SelfAttention, TreeScope};
 use std::iter::Sum;
 use std::ops::Add;
 

@@ -1,7 +1,7 @@
 //! The second half of a transformer block as one operator: a normalisation and a gated feed-forward part.
 
 use super::check::axes;
-use crate::ops::{FeedForwardPrimitive, TreeAttentionOps};
+use crate::ops::{FeedForwardOps, FeedForwardPrimitive};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -60,7 +60,7 @@ pub fn feed_forward<const D: usize>(
         outer_bias: weights.outer_bias.into_dispatch(),
     };
     let rows: Tensor<2> = input.reshape([rows, dim]);
-    let output: Tensor<2> = Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::feed_forward(
+    let output: Tensor<2> = Tensor::from_dispatch(<Dispatch as FeedForwardOps>::feed_forward(
         rows.into_dispatch(),
         weights,
         epsilon,

@@ -1,5 +1,6 @@
 //! The operators of tree attention, declared on burn's `Backend`.
 
+mod feed_forward;
 mod leaf_attention;
 pub(crate) mod limits;
 mod primitive;
@@ -7,6 +8,7 @@ pub mod reference;
 #[cfg(feature = "fusion")]
 mod specs;
 
+pub use feed_forward::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive};
 pub use leaf_attention::{Dropout, LeafAttentionOptions};
 #[cfg(feature = "cpu-kernels")]
 pub(crate) use leaf_attention::{pair_number, row_state};
@@ -270,54 +272,6 @@ impl<B: Backend> BlockPrimitive<B> {
     }
 }
 
-/// The weights of a gated feed-forward part and of the normalisation before it:
-/// [`FeedForwardWeights`](crate::FeedForwardWeights) on primitives. `dim` is the width of rows and
-/// `ff` that of the hidden layer.
-#[derive(Clone, Debug, ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub struct FeedForwardPrimitive<B: Backend> {
-    /// Scale of the normalisation, `[dim]`
-    pub norm_gamma: FloatTensor<B>,
-    /// Shift of the normalisation, `[dim]`
-    pub norm_beta: FloatTensor<B>,
-    /// `W_1`, values and gates side by side, `[dim, 2 ff]`
-    pub inner: FloatTensor<B>,
-    /// `b_1`, `[2 ff]`
-    pub inner_bias: FloatTensor<B>,
-    /// `W_2`, `[ff, dim]`
-    pub outer: FloatTensor<B>,
-    /// `b_2`, `[dim]`
-    pub outer_bias: FloatTensor<B>,
-}
-
-impl<B: Backend> FeedForwardPrimitive<B> {
-    /// The same function of every weight.
-    pub fn map<C: Backend>(
-        self,
-        mut function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
-    ) -> FeedForwardPrimitive<C> {
-        FeedForwardPrimitive {
-            norm_gamma: function(self.norm_gamma),
-            norm_beta: function(self.norm_beta),
-            inner: function(self.inner),
-            inner_bias: function(self.inner_bias),
-            outer: function(self.outer),
-            outer_bias: function(self.outer_bias),
-        }
-    }
-}
-
-/// Gradients of a feed-forward part.
-#[derive(Clone, Debug, ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub struct FeedForwardGradients<B: Backend> {
-    /// `[rows, dim]`
-    pub rows: FloatTensor<B>,
-    /// Of every weight.
-    #[extension_type]
-    pub weights: FeedForwardPrimitive<B>,
-}
-
 /// Gradients of a tree build.
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
@@ -571,44 +525,5 @@ pub trait TreeAttentionOps: Backend {
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
         reference::tree_build_backward::<Self>(nodes, lengths, block, grad, options)
-    }
-
-    /// A normalisation and a gated feed-forward part with a residual, row by row; see
-    /// [`feed_forward`](crate::feed_forward).
-    ///
-    /// `rows`: `[rows, dim]`, as the returned.
-    #[fusion(meta = |rows, _, _| rows.clone())]
-    fn feed_forward(
-        rows: FloatTensor<Self>,
-        #[extension_type] weights: FeedForwardPrimitive<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
-        reference::feed_forward::<Self>(rows, weights, epsilon)
-    }
-
-    /// Gradients of rows and weights through a feed-forward part. `grad` is the gradient of its output.
-    #[fusion(default)]
-    fn feed_forward_backward(
-        rows: FloatTensor<Self>,
-        #[extension_type] weights: FeedForwardPrimitive<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FeedForwardGradients<Self> {
-        if limits::feed_forward::<Self>(&rows, &weights) && are_single([&grad]) {
-            Self::feed_forward_backward_kernel(rows, weights, grad, epsilon)
-        } else {
-            reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon)
-        }
-    }
-
-    /// [`feed_forward_backward`](Self::feed_forward_backward) where kernels take it.
-    #[fusion(meta = |rows, weights, _, _| specs::feed_forward_backward(rows, weights))]
-    fn feed_forward_backward_kernel(
-        rows: FloatTensor<Self>,
-        #[extension_type] weights: FeedForwardPrimitive<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FeedForwardGradients<Self> {
-        reference::feed_forward_backward::<Self>(rows, weights, grad, epsilon)
     }
 }

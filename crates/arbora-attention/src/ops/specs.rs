@@ -1,10 +1,10 @@
 //! Shapes and types of what the operators return, for fusion, which needs them before anything runs.
 
+use super::feed_forward::{FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata};
 use super::{
-    AttentionOutputMetadata, BlockPrimitiveMetadata, FeedForwardGradientsMetadata,
-    FeedForwardPrimitiveMetadata, LeafAttentionGradientsMetadata, LeafAttentionInputsMetadata,
-    TreeBuildGradientsMetadata, TreeBuildOptions, TreeSearchInputsMetadata, TreeSearchOptions,
-    TreeSearchPrimitiveMetadata,
+    AttentionOutputMetadata, BlockPrimitiveMetadata, LeafAttentionGradientsMetadata,
+    LeafAttentionInputsMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
+    TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata,
 };
 use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};

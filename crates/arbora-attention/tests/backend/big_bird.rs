@@ -1,7 +1,8 @@
 //! Block-sparse attention.
 
 use crate::kinds::{self, D_MODEL, layer};
-use arbora_attention::{AttentionKindConfig, BigBirdConfig, SelfAttention, SelfAttentionInput};
+use arbora_attention::baselines::BigBirdConfig;
+use arbora_attention::{AttentionKindConfig, SelfAttention, SelfAttentionInput};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use proptest::prelude::*;

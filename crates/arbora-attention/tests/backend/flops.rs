@@ -1,11 +1,9 @@
 //! What layers say that they cost.
 
 use crate::kinds::{D_MODEL, HEADS, layer};
+use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::flops::{CostShape, RunCost};
-use arbora_attention::{
-    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, SelfAttentionInput,
-    TreeCoarseConfig, TreeFineConfig,
-};
+use arbora_attention::{AttentionKindConfig, SelfAttentionInput, TreeCoarseConfig, TreeFineConfig};
 use arbora_testing::{device, padding, random, values};
 
 #[test]

@@ -1,13 +1,14 @@
 //! Every operator of the backend under test against the reference bodies on the same device: values, and
 //! gradients against what burn's autodiff makes of the reference.
 
+use arbora_attention::ops::TreeAttentionOps;
 use arbora_attention::ops::{
     AttentionMask, BlockPrimitive, DenseAttentionInputs, RoutePrimitive, TreeBuildOptions,
     TreeSearchInputs, reference,
 };
 use arbora_attention::{
-    BlockWeights, DenseAttentionOptions, GhostNodes, Route, TreeAttentionOps, TreeSearchOptions,
-    dense_attention, tree_build, tree_search,
+    BlockWeights, DenseAttentionOptions, GhostNodes, Route, TreeSearchOptions, dense_attention,
+    tree_build, tree_search,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, uniforms, values};
 use arbora_tree::{Layout, TokenTreeShape};

@@ -1,8 +1,9 @@
 //! What every way of attending must do, whatever it computes.
 
+use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::{
-    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, SelfAttention,
-    SelfAttentionConfig, SelfAttentionInput, TreeCoarseConfig, TreeFineConfig,
+    AttentionKindConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput, TreeCoarseConfig,
+    TreeFineConfig,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, random_data, values};

@@ -1,7 +1,8 @@
 //! Attention to learned mixtures of keys.
 
 use crate::kinds::{self, D_MODEL, HEADS, layer};
-use arbora_attention::{AttentionKindConfig, Kind, Linformer, LinformerConfig, SelfAttentionInput};
+use arbora_attention::baselines::{Linformer, LinformerConfig};
+use arbora_attention::{AttentionKindConfig, Kind, SelfAttentionInput};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};

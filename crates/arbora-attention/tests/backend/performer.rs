@@ -1,9 +1,9 @@
 //! Attention from random features.
 
 use crate::kinds::{self, D_MODEL, HEADS, layer};
+use arbora_attention::baselines::PerformerConfig;
 use arbora_attention::{
-    AttentionKindConfig, Kind, PerformerConfig, SelfAttention, SelfAttentionConfig,
-    SelfAttentionInput,
+    AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, random_data, values};

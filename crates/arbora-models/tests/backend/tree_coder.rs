@@ -4,9 +4,9 @@ use crate::parameters;
 use crate::tree_coder_oracle::{
     assert_near, join_chunks, learning, rows, run, select_one_hot, small, tokens,
 };
+use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::{
-    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, RouterConfig,
-    TreeCoarseConfig, TreeFineConfig, TreeScope, TreeSharing,
+    AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig, TreeScope, TreeSharing,
 };
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::tree_coder::{

@@ -1,6 +1,7 @@
 //! Continuing prompts with a TreeCoder, on a device.
 
-use arbora_attention::{AttentionKindConfig, PerformerConfig, TreeCoarseConfig, TreeFineConfig};
+use arbora_attention::baselines::PerformerConfig;
+use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::tree_coder::{
     Finish, GREEDY_EPSILON, GenerateOptions, Generated, LeafHead, RouteOn, SelectorBalance,
     SelectorConfig, SelectorGradient, SelectorKind,

@@ -1,7 +1,8 @@
 //! What a TreeCoder must not see: tokens to come, and padding.
 
 use crate::tree_coder_oracle::{assert_near, control, rows, run, small, tokens};
-use arbora_attention::{AttentionKindConfig, PerformerConfig, TreeCoarseConfig, TreeFineConfig};
+use arbora_attention::baselines::PerformerConfig;
+use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::tree_coder::{RouteOn, SelectorConfig, SelectorKind};
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
 use arbora_testing::{device, values};

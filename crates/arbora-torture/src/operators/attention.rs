@@ -4,11 +4,12 @@ use super::{
     Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
     powers, width,
 };
+use arbora::attention::ops::TreeAttentionOps;
 use arbora::attention::ops::{
     AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, LeafAttentionGradients,
     LeafAttentionInputs, reference,
 };
-use arbora::attention::{DenseAttentionOptions, Dropout, LeafAttentionOptions, TreeAttentionOps};
+use arbora::attention::{DenseAttentionOptions, Dropout, LeafAttentionOptions};
 use burn::backend::Dispatch;
 use burn::backend::tensor::IntTensor;
 use burn::tensor::{Bool, Tensor, TensorData};

@@ -3,10 +3,12 @@
 use super::{
     Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
 };
+use arbora::attention::TreeBuildOptions;
+use arbora::attention::ops::TreeAttentionOps;
 use arbora::attention::ops::{
-    BlockPrimitive, FeedForwardGradients, FeedForwardPrimitive, TreeBuildGradients, reference,
+    BlockPrimitive, FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, TreeBuildGradients,
+    reference,
 };
-use arbora::attention::{TreeAttentionOps, TreeBuildOptions};
 use arbora::tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
 use burn::backend::tensor::{FloatTensor, IntTensor};

@@ -12,6 +12,9 @@ use super::rows::{
     layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp};
+use super::{HostBackend, allocate_like, on_host};
+use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
+use burn::backend::tensor::FloatTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -496,6 +499,70 @@ fn check(operation: &str, rows: &[f32], weights: &FeedForward<&[f32]>, others: u
         "{operation}: outputs or gradients: expected {}, got {others}",
         rows.len()
     );
+}
+
+/// All weights in this process's memory, in the order in which `map` goes over them, or none.
+fn feed_forward_on_host<B: HostBackend>(
+    weights: &FeedForwardPrimitive<B>,
+) -> Option<Vec<FloatTensor<B>>> {
+    let mut host = Vec::new();
+    weights.clone().map::<B>(|weight| {
+        host.push(B::host(weight.clone()));
+        weight
+    });
+    host.into_iter().collect()
+}
+
+impl<B: HostBackend> FeedForwardOps for B {
+    fn feed_forward(
+        rows: FloatTensor<B>,
+        weights: FeedForwardPrimitive<B>,
+        epsilon: f64,
+    ) -> FloatTensor<B> {
+        let (Some([rows]), Some(host)) = (
+            on_host::<B, _>([&rows]),
+            feed_forward_on_host::<B>(&weights),
+        ) else {
+            return reference::feed_forward::<B>(rows, weights, epsilon);
+        };
+        let mut outputs = allocate_like::<B>(&rows);
+        forward(
+            B::floats(&rows),
+            &FeedForward::new(host.iter().map(B::floats)),
+            epsilon as f32,
+            B::floats_mut(&mut outputs),
+        );
+        outputs
+    }
+
+    fn feed_forward_backward(
+        rows: FloatTensor<B>,
+        weights: FeedForwardPrimitive<B>,
+        grad: FloatTensor<B>,
+        epsilon: f64,
+    ) -> FeedForwardGradients<B> {
+        let (Some([rows, grad]), Some(host)) = (
+            on_host::<B, _>([&rows, &grad]),
+            feed_forward_on_host::<B>(&weights),
+        ) else {
+            return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
+        };
+        let mut d_rows = allocate_like::<B>(&rows);
+        let mut d_weights: Vec<_> = host.iter().map(allocate_like::<B>).collect();
+        backward(
+            B::floats(&rows),
+            &FeedForward::new(host.iter().map(B::floats)),
+            B::floats(&grad),
+            epsilon as f32,
+            B::floats_mut(&mut d_rows),
+            d_weights.iter_mut().map(B::floats_mut).collect(),
+        );
+        let mut d_weights = d_weights.into_iter();
+        FeedForwardGradients {
+            rows: d_rows,
+            weights: weights.map(|_| d_weights.next().expect("there is one for each weight")),
+        }
+    }
 }
 
 #[cfg(test)]

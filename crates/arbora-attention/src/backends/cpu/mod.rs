@@ -15,17 +15,15 @@ mod tree_search;
 
 use crate::ops::{
     AttentionMask, AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs,
-    DenseAttentionOptions, FeedForwardGradients, FeedForwardPrimitive, GhostNodes,
-    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive,
-    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions,
-    TreeSearchPrimitive, reference,
+    DenseAttentionOptions, GhostNodes, LeafAttentionGradients, LeafAttentionInputs,
+    LeafAttentionOptions, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
+    TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive, reference,
 };
 use attention_tiles::{AttentionInputs, AttentionOutputs};
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, try_read_sync};
 use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseDims;
-use feed_forward::FeedForward;
 use leaf_attention::{LeafDims, LeafInputs};
 pub(super) use simd::instructions;
 use tree_build::{Block, BuildDims};
@@ -59,18 +57,6 @@ fn on_host<B: HostBackend, const N: usize>(
 fn block_on_host<B: HostBackend>(block: &BlockPrimitive<B>) -> Option<Vec<FloatTensor<B>>> {
     let mut host = Vec::new();
     block.clone().map::<B>(|weight| {
-        host.push(B::host(weight.clone()));
-        weight
-    });
-    host.into_iter().collect()
-}
-
-/// As [`block_on_host`].
-fn feed_forward_on_host<B: HostBackend>(
-    weights: &FeedForwardPrimitive<B>,
-) -> Option<Vec<FloatTensor<B>>> {
-    let mut host = Vec::new();
-    weights.clone().map::<B>(|weight| {
         host.push(B::host(weight.clone()));
         weight
     });
@@ -542,56 +528,6 @@ impl<B: HostBackend> TreeAttentionOps for B {
         TreeBuildGradients {
             leaves,
             block: block.map(|_| d_weights.next().expect("there is one for each weight")),
-        }
-    }
-
-    fn feed_forward(
-        rows: FloatTensor<B>,
-        weights: FeedForwardPrimitive<B>,
-        epsilon: f64,
-    ) -> FloatTensor<B> {
-        let (Some([rows]), Some(host)) = (
-            on_host::<B, _>([&rows]),
-            feed_forward_on_host::<B>(&weights),
-        ) else {
-            return reference::feed_forward::<B>(rows, weights, epsilon);
-        };
-        let mut outputs = allocate_like::<B>(&rows);
-        feed_forward::forward(
-            B::floats(&rows),
-            &FeedForward::new(host.iter().map(B::floats)),
-            epsilon as f32,
-            B::floats_mut(&mut outputs),
-        );
-        outputs
-    }
-
-    fn feed_forward_backward(
-        rows: FloatTensor<B>,
-        weights: FeedForwardPrimitive<B>,
-        grad: FloatTensor<B>,
-        epsilon: f64,
-    ) -> FeedForwardGradients<B> {
-        let (Some([rows, grad]), Some(host)) = (
-            on_host::<B, _>([&rows, &grad]),
-            feed_forward_on_host::<B>(&weights),
-        ) else {
-            return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
-        };
-        let mut d_rows = allocate_like::<B>(&rows);
-        let mut d_weights: Vec<_> = host.iter().map(allocate_like::<B>).collect();
-        feed_forward::backward(
-            B::floats(&rows),
-            &FeedForward::new(host.iter().map(B::floats)),
-            B::floats(&grad),
-            epsilon as f32,
-            B::floats_mut(&mut d_rows),
-            d_weights.iter_mut().map(B::floats_mut).collect(),
-        );
-        let mut d_weights = d_weights.into_iter();
-        FeedForwardGradients {
-            rows: d_rows,
-            weights: weights.map(|_| d_weights.next().expect("there is one for each weight")),
         }
     }
 }

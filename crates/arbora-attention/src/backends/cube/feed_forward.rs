@@ -6,10 +6,12 @@
 use super::tree_build::{
     buffer, gate_backward_kernel, gate_kernel, normalize_backward_kernel, product, transposed,
 };
-use super::{empty, grid, into_contiguous, shapes};
-use crate::ops::{FeedForwardGradients, FeedForwardPrimitive};
+use super::{TOO_MUCH, empty, grid, into_contiguous, shapes};
+use crate::ops::limits::{self, are_single};
+use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
@@ -210,5 +212,32 @@ pub(super) fn backward(
             outer: of_weight(&found.gated, &grad),
             outer_bias: of_vector(grad),
         },
+    }
+}
+
+impl FeedForwardOps for CubeBackend {
+    fn feed_forward(
+        rows: FloatTensor<Self>,
+        weights: FeedForwardPrimitive<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if limits::feed_forward(&rows, &weights) {
+            forward(rows, weights, epsilon)
+        } else {
+            reference::feed_forward::<Self>(rows, weights, epsilon)
+        }
+    }
+
+    fn feed_forward_backward_kernel(
+        rows: FloatTensor<Self>,
+        weights: FeedForwardPrimitive<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FeedForwardGradients<Self> {
+        assert!(
+            are_single([&grad]) && limits::feed_forward(&rows, &weights),
+            "feed_forward_backward_kernel: {TOO_MUCH}"
+        );
+        backward(rows, weights, grad, epsilon)
     }
 }

@@ -26,9 +26,9 @@ mod tree_search;
 use crate::ops::limits::are_single;
 use crate::ops::{
     AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs, DenseAttentionOptions,
-    FeedForwardGradients, FeedForwardPrimitive, LeafAttentionGradients, LeafAttentionInputs,
-    LeafAttentionOptions, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
-    TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive, limits, reference,
+    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive,
+    TreeAttentionOps, TreeBuildGradients, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions,
+    TreeSearchPrimitive, limits, reference,
 };
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -174,31 +174,6 @@ impl TreeAttentionOps for CubeBackend {
             "tree_build_backward_kernel: {TOO_MUCH}"
         );
         tree_build::backward(nodes, lengths, block, grad, options)
-    }
-
-    fn feed_forward(
-        rows: FloatTensor<Self>,
-        weights: FeedForwardPrimitive<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
-        if limits::feed_forward(&rows, &weights) {
-            feed_forward::forward(rows, weights, epsilon)
-        } else {
-            reference::feed_forward::<Self>(rows, weights, epsilon)
-        }
-    }
-
-    fn feed_forward_backward_kernel(
-        rows: FloatTensor<Self>,
-        weights: FeedForwardPrimitive<Self>,
-        grad: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FeedForwardGradients<Self> {
-        assert!(
-            are_single([&grad]) && limits::feed_forward(&rows, &weights),
-            "feed_forward_backward_kernel: {TOO_MUCH}"
-        );
-        feed_forward::backward(rows, weights, grad, epsilon)
     }
 }
 

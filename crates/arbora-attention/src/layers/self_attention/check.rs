@@ -1,6 +1,6 @@
 //! What types alone do not check.
 
-use super::big_bird::BigBirdConfig;
+use super::baselines::BigBirdConfig;
 use super::kind::AttentionKindConfig;
 use super::router::{RouterConfig, TreeScope, TreeSharing};
 use arbora_tree::routing::Surrogate;
@@ -137,9 +137,8 @@ impl RouterConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        AlignmentConfig, LinformerConfig, PerformerConfig, TreeCoarseConfig, TreeFineConfig,
-    };
+    use super::super::baselines::{LinformerConfig, PerformerConfig};
+    use super::super::{AlignmentConfig, TreeCoarseConfig, TreeFineConfig};
     use super::*;
 
     fn router(of: impl FnOnce(&mut RouterConfig)) -> AttentionKindConfig {

@@ -1,9 +1,9 @@
 //! The kinds of self-attention, and what a layer asks of each.
 
-use super::big_bird::{BigBird, BigBirdConfig};
+use super::baselines::{BigBird, BigBirdConfig};
+use super::baselines::{Linformer, LinformerConfig};
+use super::baselines::{Performer, PerformerConfig};
 use super::cache::{CacheState, DenseCache, FineCache};
-use super::linformer::{Linformer, LinformerConfig};
-use super::performer::{Performer, PerformerConfig};
 use super::router::RoutingReport;
 use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};

@@ -1,29 +1,24 @@
 //! Multi-head attention whose way of attending is one of several kinds.
 
 mod alignment;
-mod big_bird;
+pub mod baselines;
 mod cache;
 mod check;
 mod dense;
 mod folded_tree_coarse;
 mod grow;
 mod kind;
-mod linformer;
 mod masks;
 mod pages;
-mod performer;
 mod router;
 mod tree_coarse;
 mod tree_fine;
 
-pub use big_bird::{BigBird, BigBirdConfig};
 pub use cache::AttentionCache;
 pub use check::AttentionConfigError;
 pub use folded_tree_coarse::FoldedTreeCoarse;
 pub use kind::{AttentionKindConfig, Kind};
-pub use linformer::{Linformer, LinformerConfig};
 pub use masks::AttentionMasks;
-pub use performer::{Performer, PerformerConfig};
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
 pub use tree_coarse::{TreeCoarse, TreeCoarseConfig};
 pub use tree_fine::{TreeFine, TreeFineConfig};

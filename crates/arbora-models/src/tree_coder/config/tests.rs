@@ -1,9 +1,8 @@
 //! Which settings are refused.
 
 use super::*;
-use arbora_attention::{
-    BigBirdConfig, LinformerConfig, PerformerConfig, TreeFineConfig, TreeScope,
-};
+use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
+use arbora_attention::{TreeFineConfig, TreeScope};
 
 fn config() -> TreeCoderConfig {
     TreeCoderConfig::new(7, 32)

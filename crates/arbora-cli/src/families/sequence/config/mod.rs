@@ -5,10 +5,8 @@ mod preset;
 
 use super::data::SequenceSource;
 use anyhow::Result;
-use arbora::attention::{
-    AttentionKindConfig, BigBirdConfig, LinformerConfig, PerformerConfig, RouterConfig,
-    TreeCoarseConfig, TreeFineConfig,
-};
+use arbora::attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
+use arbora::attention::{AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora::models::TreeformerConfig;
 use arbora::models::init::stable_hash;
 use arbora::rl::train::TrainerConfig;

@@ -7,10 +7,8 @@ use super::{
 use crate::families::Preset;
 use crate::families::sequence::data::SequenceSource;
 use anyhow::{Result, bail};
-use arbora::attention::{
-    AlignmentConfig, BigBirdConfig, LinformerConfig, PerformerConfig, RouterConfig,
-    TreeCoarseConfig, TreeFineConfig,
-};
+use arbora::attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
+use arbora::attention::{AlignmentConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora::rl::train::{OptimizerConfig, TrainerConfig};
 use arbora::tasks::recall::{NeedleConfig, RecallConfig, Stage};
 use arbora::tree::routing::Surrogate;

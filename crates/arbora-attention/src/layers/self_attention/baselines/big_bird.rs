@@ -1,6 +1,6 @@
 //! BigBird: attention between neighbouring blocks of tokens, and to blocks that are random or global.
 
-use super::kind::Projected;
+use super::super::kind::Projected;
 use crate::functions::masked_attention::dense_by_group;
 use crate::functions::prefix_attention::with_zero_rows;
 use burn::module::Module;
@@ -90,7 +90,7 @@ impl BigBirdConfig {
         (self.global + self.window + self.random).min(blocks)
     }
 
-    pub(super) fn init(&self) -> BigBird {
+    pub(in super::super) fn init(&self) -> BigBird {
         BigBird {
             config: self.clone(),
         }
@@ -130,7 +130,7 @@ impl BigBird {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+    pub(in super::super) fn attend(&self, input: Projected) -> Tensor<4> {
         let (query, key, value) = (input.query, input.key, input.value);
         let masks = input.masks;
         masks.only("big-bird", false);

@@ -1,6 +1,6 @@
 //! Performer: linear attention by positive random features.
 
-use super::kind::{CachedRows, HeadSizes, Projected};
+use super::super::kind::{CachedRows, HeadSizes, Projected};
 use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
 use crate::functions::prefix_attention;
 use burn::module::{Module, RunningState};
@@ -70,7 +70,7 @@ pub struct Performer {
 
 impl PerformerConfig {
     /// Draws the directions on the host.
-    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Performer {
+    pub(in super::super) fn init(&self, sizes: HeadSizes, device: &Device) -> Performer {
         let rows = self.draw(sizes.head_dim); // [features, head_dim]
         let rows = TensorData::new(rows, [self.features, sizes.head_dim]);
         let directions = Tensor::<2>::from_data(rows, device).transpose();
@@ -129,7 +129,7 @@ impl Performer {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+    pub(in super::super) fn attend(&self, input: Projected) -> Tensor<4> {
         input.masks.only("performer", true);
         let (dtype, masks) = (input.query.dtype(), input.masks);
         let query = self.query_features(at_least_single(input.query));
@@ -145,7 +145,7 @@ impl Performer {
 
     /// Causal attention of the next tokens to those of the cache and to themselves. The cache sums over the keys so
     /// far, `[batch, kv_heads, features, head_dim + 1]`.
-    pub(super) fn attend_cached(
+    pub(in super::super) fn attend_cached(
         &self,
         rows: CachedRows,
         cache: &mut Option<Tensor<4>>,

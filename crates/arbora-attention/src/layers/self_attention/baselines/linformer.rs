@@ -1,6 +1,6 @@
 //! Linformer: attention to learned mixtures of the keys.
 
-use super::kind::{HeadSizes, Projected};
+use super::super::kind::{HeadSizes, Projected};
 use crate::functions::masked_attention::{dense_by_group, without_padding};
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -53,7 +53,7 @@ pub struct Linformer {
 
 impl LinformerConfig {
     /// Initialises as burn's linear layers do. A model that seeds its linear layers seeds these with them.
-    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Linformer {
+    pub(in super::super) fn init(&self, sizes: HeadSizes, device: &Device) -> Linformer {
         let projections = || {
             let count = if self.per_head { sizes.kv_heads } else { 1 };
             let linear = LinearConfig::new(self.max_tokens, self.rank).with_bias(false);
@@ -78,7 +78,7 @@ impl Linformer {
     }
 
     #[track_caller]
-    pub(super) fn attend(&self, input: Projected) -> Tensor<4> {
+    pub(in super::super) fn attend(&self, input: Projected) -> Tensor<4> {
         input.masks.only("linformer", false);
         let keys = input.key.dims()[1];
         assert!(
