@@ -96,6 +96,21 @@ fn every_source_says_what_is_in_it() {
 }
 
 #[test]
+fn sources_have_at_most_600_lines_before_their_tests() {
+    let mut sources = Vec::new();
+    for folder in ["crates", "xtask/src"] {
+        files(&root().join(folder), "rs", &mut sources);
+    }
+    let is_source = |path: &&PathBuf| path.components().any(|part| part.as_os_str() == "src");
+    for path in sources.iter().filter(is_source) {
+        let text = read(path);
+        let is_test = |line: &&str| line.starts_with("#[cfg(") && line.contains("test");
+        let lines = text.lines().take_while(|line| !is_test(line)).count();
+        assert!(lines <= 600, "{}: {lines}", path.display());
+    }
+}
+
+#[test]
 fn words_that_the_style_refuses_are_nowhere() {
     let style = read(&root().join("docs/style.md"));
     let rows = style

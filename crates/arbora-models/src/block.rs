@@ -97,20 +97,18 @@ impl TransformerBlock {
 
     /// The tokens after this block, and all that attention found.
     ///
-    /// - tokens: `[batch, tokens, d_model]`
-    /// - input: what attention is asked, given the normalised tokens: masks, surrogate, seed
+    /// - input: tokens `[batch, tokens, d_model]`, and what attention is asked beside them: masks, surrogate, seed.
+    ///   A context is attended to as it is, not normalised.
     ///
     /// # Panics
     /// As [`SelfAttention::forward`].
     #[track_caller]
-    pub fn forward(
-        &self,
-        tokens: Tensor<3>,
-        input: impl FnOnce(Tensor<3>) -> SelfAttentionInput,
-    ) -> (Tensor<3>, SelfAttentionOutput) {
-        let attended = self
-            .attention
-            .forward(input(self.attention_norm.forward(tokens.clone())));
+    pub fn forward(&self, input: SelfAttentionInput) -> (Tensor<3>, SelfAttentionOutput) {
+        let tokens = input.tokens.clone();
+        let attended = self.attention.forward(SelfAttentionInput {
+            tokens: self.attention_norm.forward(tokens.clone()),
+            ..input
+        });
         let tokens = tokens + self.dropout.forward(attended.context.clone());
         let mapped = self
             .feed_forward

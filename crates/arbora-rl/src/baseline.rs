@@ -46,7 +46,7 @@ impl BaselineConfig {
     /// If a setting is out of range: see [`validate`](Self::validate).
     #[track_caller]
     pub fn init(&self) -> Baseline {
-        if let Err(error) = self.validate() {
+        if let Err(error) = self.check() {
             panic!("BaselineConfig::init: {error}");
         }
         Baseline {
@@ -59,7 +59,7 @@ impl BaselineConfig {
     ///
     /// # Errors
     /// With the first setting that is not.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         match *self {
             Self::Constant { value } if !value.is_finite() => {
                 Err(ConfigError::new("baseline.value", "a finite number", value))

@@ -71,17 +71,17 @@ pub struct ConfigError {
     /// The setting, as it is written in a configuration.
     pub setting: &'static str,
     /// What it may be.
-    pub expected: &'static str,
+    pub expected: String,
     /// What it is.
     pub got: String,
 }
 
 impl ConfigError {
     /// The error of a setting with a value that it may not have.
-    pub fn new(setting: &'static str, expected: &'static str, got: impl ToString) -> Self {
+    pub fn new(setting: &'static str, expected: impl Into<String>, got: impl ToString) -> Self {
         Self {
             setting,
-            expected,
+            expected: expected.into(),
             got: got.to_string(),
         }
     }

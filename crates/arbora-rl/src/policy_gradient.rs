@@ -32,7 +32,7 @@ impl PolicyGradientConfig {
     /// If a setting is out of range: see [`validate`](Self::validate).
     #[track_caller]
     pub fn init(&self) -> PolicyGradient {
-        if let Err(error) = self.validate() {
+        if let Err(error) = self.check() {
             panic!("PolicyGradientConfig::init: {error}");
         }
         PolicyGradient {
@@ -45,7 +45,7 @@ impl PolicyGradientConfig {
     ///
     /// # Errors
     /// With the first setting that is not.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         if !(self.entropy_weight.is_finite() && self.entropy_weight >= 0.0) {
             let expected = "a finite number of at least 0";
             return Err(ConfigError::new(
@@ -54,7 +54,7 @@ impl PolicyGradientConfig {
                 self.entropy_weight,
             ));
         }
-        self.baseline.validate()
+        self.baseline.check()
     }
 }
 

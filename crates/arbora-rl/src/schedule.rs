@@ -50,7 +50,7 @@ impl Cosine {
     ///
     /// # Errors
     /// With the first setting that is not.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         for (setting, rate) in [("base", self.base), ("final_rate", self.final_rate)] {
             if !(rate.is_finite() && rate >= 0.0) {
                 let expected = "a finite learning rate of at least 0";
@@ -106,11 +106,11 @@ mod tests {
 
     #[test]
     fn a_negative_or_infinite_rate_is_refused_by_name() {
-        let error = cosine(-1.0, 0, 4, 0.0).validate().unwrap_err();
+        let error = cosine(-1.0, 0, 4, 0.0).check().unwrap_err();
         assert_eq!(
             error.to_string(),
             "base: expected a finite learning rate of at least 0, got -1"
         );
-        assert!(cosine(1.0, 0, 4, f64::INFINITY).validate().is_err());
+        assert!(cosine(1.0, 0, 4, f64::INFINITY).check().is_err());
     }
 }

@@ -32,11 +32,21 @@ impl Purpose {
 
 /// The seed of one purpose, derived from the seed of the run.
 pub fn derive(seed: u64, purpose: Purpose) -> u64 {
-    // SplitMix64's finaliser: neighbouring seeds must not give related sequences.
-    let mut mixed = seed.wrapping_add(purpose.tag().wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+    // Neighbouring seeds must not give related sequences.
+    mix(spread(seed, purpose.tag()))
+}
+
+/// The seed at a place in a row of seeds, far from all others of it: the states of SplitMix64, which are not mixed.
+pub fn spread(seed: u64, place: u64) -> u64 {
+    seed.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): every
+/// bit of the result depends on all bits of the value.
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ (value >> 31)
 }
 
 /// The generator of one step for one purpose.

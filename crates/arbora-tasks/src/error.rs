@@ -5,6 +5,18 @@ use std::path::{Path, PathBuf};
 use crate::series::SeriesProblem;
 use crate::text::TextError;
 
+/// A setting that is out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: expected {expected}, got {got}")]
+pub struct ConfigError {
+    /// The setting, as it is written in a configuration.
+    pub setting: &'static str,
+    /// What it may be.
+    pub expected: String,
+    /// What it is.
+    pub got: String,
+}
+
 /// Why data was refused. Each message names the file, key or example, what was expected and what
 /// came.
 #[derive(Debug, thiserror::Error)]
@@ -144,16 +156,9 @@ pub enum TaskError {
         /// What it is.
         got: String,
     },
-    /// A configuration key has a value out of range.
-    #[error("{key}: expected {expected}, got {got}")]
-    Config {
-        /// The key.
-        key: &'static str,
-        /// The range it should be in.
-        expected: String,
-        /// Its value.
-        got: usize,
-    },
+    /// A setting is out of its range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A number that is given is out of its range.
     #[error("{key}: expected {expected}, got {got}")]
     Number {
@@ -260,11 +265,11 @@ impl TaskError {
     }
 
     pub(crate) fn config(key: &'static str, expected: impl Into<String>, got: usize) -> Self {
-        Self::Config {
-            key,
+        Self::Config(ConfigError {
+            setting: key,
             expected: expected.into(),
-            got,
-        }
+            got: got.to_string(),
+        })
     }
 
     pub(crate) fn series_set(what: impl Into<String>, expected: String, got: String) -> Self {

@@ -59,4 +59,4 @@ pub mod shuffle;
 pub mod text;
 
 pub use batch::{RegressionBatch, RegressionExample};
-pub use error::TaskError;
+pub use error::{ConfigError, TaskError};

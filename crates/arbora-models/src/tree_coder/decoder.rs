@@ -1,4 +1,25 @@
 //! Sequences fed to a TreeCoder token by token.
+//!
+//! What becomes of a sequence:
+//!
+//! ```text
+//!             fewer tokens than the route reads
+//!              ┌──────────┐
+//!              ▼          │ feed: computed anew, whole, without a cache
+//! add ───► unrouted ──────┘
+//!              │ feed: enough tokens, or the route reads none
+//!              ▼
+//!    ┌───► in a group: one route, one length, caches along the route ◄────┐
+//!    │         │ feed                                                     │
+//!    │         │   others of the group get no, or other, tokens: split ───┤
+//!    │         │   routes part, at a node or where a chunk begins: split ─┤
+//!    │         └── all go on together ────────────────────────────────────┘
+//!    │
+//!    └──── clear: out of its group, without tokens, unrouted again
+//! ```
+//!
+//! A chunk ([`RouteOn::PreviousChunk`]) begins with the route that the sums of hidden states of the chunk before it decide; caches
+//! of nodes that a sequence leaves stay with it, and go on when it comes back.
 
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{hash_leaf, random_leaf};

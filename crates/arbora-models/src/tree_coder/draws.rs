@@ -3,7 +3,7 @@
 //! What an item draws depends on the seed of the call, the depth and the number of the item alone: neither on
 //! which other items share its node, nor on the backend.
 
-use arbora_rl::seed::{Purpose, derive, step_rng};
+use arbora_rl::seed::{Purpose, derive, mix, spread, step_rng};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -63,12 +63,8 @@ pub(super) fn place_seed(seed: u64, place: usize) -> u64 {
     mixed(seed ^ mixed(place as u64 + 1))
 }
 
-/// SplitMix64's finaliser.
 fn mixed(value: u64) -> u64 {
-    let mut mixed = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
+    mix(spread(value, 1))
 }
 
 #[cfg(test)]

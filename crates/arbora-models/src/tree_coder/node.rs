@@ -83,13 +83,11 @@ impl Node {
     ) -> (Tensor<3>, Vec<Option<RoutingReport>>) {
         let mut reports = Vec::with_capacity(self.blocks.len());
         for (place, block) in self.blocks.iter().enumerate() {
-            let (next, attended) = block.forward(hidden, |tokens| {
-                let mut asked = SelfAttentionInput::new(tokens);
-                asked.masks.padding = input.padding.clone();
-                asked.masks.causal = input.causal;
-                asked.seed = input.seed.map(|seed| seed.wrapping_add(place as u64));
-                asked
-            });
+            let mut asked = SelfAttentionInput::new(hidden);
+            asked.masks.padding = input.padding.clone();
+            asked.masks.causal = input.causal;
+            asked.seed = input.seed.map(|seed| seed.wrapping_add(place as u64));
+            let (next, attended) = block.forward(asked);
             hidden = next;
             reports.push(attended.routing);
         }

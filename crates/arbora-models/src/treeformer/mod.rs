@@ -7,6 +7,7 @@ pub use mixing::LocalMixing;
 use crate::block::{TransformerBlock, TransformerBlockConfig};
 use crate::init::{Initialization, seeded};
 use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
+use arbora_rl::seed::spread;
 use arbora_tree::routing::Surrogate;
 use burn::config::Config;
 use burn::module::{Module, ParamId};
@@ -189,7 +190,7 @@ impl Treeformer {
             if layers.contains(&layer) {
                 let attention = block.attention.clone();
                 let mut attention = attention.with_kind(&kind.for_layer(layer), &device);
-                let seed = layer_seed(seed, layer);
+                let seed = spread(seed, layer as u64);
                 attention.kind = seeded(attention.kind, seed, Initialization::Unit);
                 block.attention = attention;
             }
@@ -230,7 +231,7 @@ impl Treeformer {
             if layer < last {
                 // What comes next sees what these trees make of the tokens.
                 let block = self.blocks[layer].valid();
-                hidden = block.forward(hidden, |tokens| plain.input(tokens, None)).0;
+                hidden = block.forward(plain.input(hidden, None)).0;
             }
         }
         self
@@ -265,12 +266,10 @@ impl Treeformer {
         let mut hidden = self.embed(tokens, padding.as_ref());
         let mut routing = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (next, attended) = block.forward(hidden, |tokens| {
-                let mut input = self.input(tokens, padding.clone());
-                input.surrogate = options.surrogate;
-                input.seed = options.seed.map(|seed| layer_seed(seed, layer));
-                input
-            });
+            let mut input = self.input(hidden, padding.clone());
+            input.surrogate = options.surrogate;
+            input.seed = options.seed.map(|seed| spread(seed, layer as u64));
+            let (next, attended) = block.forward(input);
             hidden = next;
             routing.push(attended.routing);
         }
@@ -320,9 +319,4 @@ impl Treeformer {
         }
         self.dropout.forward(hidden)
     }
-}
-
-/// A seed of a layer of its own, far from those of other layers and calls.
-fn layer_seed(seed: u64, layer: usize) -> u64 {
-    seed.wrapping_add((layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }

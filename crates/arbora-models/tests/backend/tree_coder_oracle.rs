@@ -80,12 +80,9 @@ pub fn assert_near(got: &[f32], expected: &[f32]) {
 /// The blocks of a node, on whole sequences.
 pub fn node(node: &Node, tokens: Tensor<3>, causal: bool) -> Tensor<3> {
     node.blocks.iter().fold(tokens, |tokens, block| {
-        let asked = |tokens| {
-            let mut asked = SelfAttentionInput::new(tokens);
-            asked.masks.causal = causal;
-            asked
-        };
-        block.forward(tokens, asked).0
+        let mut asked = SelfAttentionInput::new(tokens);
+        asked.masks.causal = causal;
+        block.forward(asked).0
     })
 }
 

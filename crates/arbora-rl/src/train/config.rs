@@ -142,7 +142,7 @@ impl TrainerConfig {
     ///
     /// # Errors
     /// With the first setting that is not.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         const AT_LEAST_0: &str = "a finite number of at least 0";
         let rates = [
             ("learning_rate", self.learning_rate),
@@ -189,6 +189,6 @@ impl TrainerConfig {
         if self.keep_checkpoints == 0 {
             return Err(ConfigError::new("keep_checkpoints", "at least 1", 0));
         }
-        self.policy_gradient.validate()
+        self.policy_gradient.check()
     }
 }

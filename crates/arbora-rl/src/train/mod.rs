@@ -49,6 +49,7 @@ mod log;
 mod measure;
 mod memory;
 mod model;
+mod silent;
 mod strategy;
 mod trainer;
 

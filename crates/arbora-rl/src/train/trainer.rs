@@ -14,7 +14,8 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use super::checkpoint::{self, Checkpoint};
 use super::claim::Claim;
 use super::log::Log;
-use super::strategy::{Batches, Learned, NamedNumber, Session, Shared, Silent, Steps};
+use super::silent::{NamedNumber, Silent};
+use super::strategy::{Batches, Learned, Session, Shared, Steps};
 use super::{
     BatchSource, EvaluationReport, EvaluationSource, METRICS, Progress, TIMING, TrainError,
     TrainableModel, TrainerConfig,
@@ -202,7 +203,7 @@ impl Trainer {
         let started = Instant::now();
         let (config, run, fingerprint) = (self.config, self.run, self.fingerprint);
         let (interrupter, mut progress) = (self.interrupter, self.progress);
-        config.validate()?;
+        config.check()?;
 
         let claim = match (self.claim, self.resume) {
             (Some(claim), _) => claim,

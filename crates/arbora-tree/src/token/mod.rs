@@ -1,8 +1,10 @@
 //! The node tensors of a token tree.
 
+mod changed;
 mod stream;
 
-pub use stream::{Changed, StreamError};
+pub use changed::Changed;
+pub use stream::StreamError;
 
 use crate::order::int_tensor;
 use crate::shape::TokenTreeShape;

@@ -9,21 +9,21 @@ use thiserror::Error;
 /// A setting of attention that is out of its range.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{setting}: expected {expected}, got {got}")]
-pub struct AttentionConfigError {
+pub struct ConfigError {
     /// The setting, as it is written in the configuration of its kind.
     pub setting: &'static str,
     /// What it may be.
-    pub expected: &'static str,
+    pub expected: String,
     /// What it is.
     pub got: String,
 }
 
-type Checked = Result<(), AttentionConfigError>;
+type Checked = Result<(), ConfigError>;
 
 fn refused(setting: &'static str, expected: &'static str, got: impl ToString) -> Checked {
-    Err(AttentionConfigError {
+    Err(ConfigError {
         setting,
-        expected,
+        expected: expected.into(),
         got: got.to_string(),
     })
 }

@@ -15,7 +15,7 @@ mod tree_coarse;
 mod tree_fine;
 
 pub use cache::AttentionCache;
-pub use check::AttentionConfigError;
+pub use check::ConfigError;
 pub use folded_tree_coarse::FoldedTreeCoarse;
 pub use kind::{AttentionKindConfig, Kind};
 pub use masks::AttentionMasks;

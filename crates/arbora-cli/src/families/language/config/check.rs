@@ -54,7 +54,7 @@ impl LanguageConfig {
         self.check_policy()?;
         let trainer = &self.trainer;
         trainer
-            .validate()
+            .check()
             .map_err(|error| anyhow!("trainer.{error}"))
     }
 
@@ -81,7 +81,7 @@ impl LanguageConfig {
     fn check_policy(&self) -> Result<()> {
         let policy = &self.trainer.policy_gradient;
         policy
-            .validate()
+            .check()
             .map_err(|error| anyhow!("trainer.policy_gradient.{error}"))?;
         let learns = self.model.learns() && self.selector.gradient == SelectorGradient::Reinforce;
         let needs = match policy.baseline {

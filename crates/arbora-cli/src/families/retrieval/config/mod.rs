@@ -252,10 +252,10 @@ impl RetrievalConfig {
         let trainer = &self.trainer;
         trainer
             .policy_gradient
-            .validate()
+            .check()
             .map_err(|error| anyhow!("trainer.policy_gradient.{error}"))?;
         trainer
-            .validate()
+            .check()
             .map_err(|error| anyhow!("trainer.{error}"))
     }
 

@@ -284,7 +284,7 @@ fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// A refused setting by its path in the configuration, as `--set` takes it.
 fn with_path(section: &str, error: TaskError) -> anyhow::Error {
     match error {
-        TaskError::Config { .. } => anyhow!("{section}.{error}"),
+        TaskError::Config(_) => anyhow!("{section}.{error}"),
         _ => error.into(),
     }
 }

@@ -98,7 +98,7 @@ impl SequenceConfig {
         }
         let trainer = &self.trainer;
         trainer
-            .validate()
+            .check()
             .map_err(|error| anyhow!("trainer.{error}"))
     }
 }
