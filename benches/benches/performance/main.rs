@@ -18,6 +18,7 @@ mod floor;
 mod gpu;
 mod gradient;
 mod layer;
+mod leaf;
 mod machine;
 mod measure;
 mod numbers;
@@ -43,12 +44,13 @@ type Section = fn(&mut Bench);
 
 /// What is measured, by the names that `--only` takes. Memory comes first: what the allocator keeps would
 /// hide it.
-const SECTIONS: [(&str, Section); 6] = [
+const SECTIONS: [(&str, Section); 7] = [
     (scaling::SECTION, scaling::measure),
     ("search", search::measure),
     ("layer", layer::measure),
     ("gradient", gradient::measure),
     ("training", training::measure),
+    ("leaf", leaf::measure),
     ("gpu", gpu::measure),
 ];
 

@@ -43,7 +43,7 @@ impl BaselineConfig {
     /// A baseline that has seen no batch.
     ///
     /// # Panics
-    /// If a setting is out of range: see [`validate`](Self::validate).
+    /// If a setting is out of range: see [`check`](Self::check).
     #[track_caller]
     pub fn init(&self) -> Baseline {
         if let Err(error) = self.check() {

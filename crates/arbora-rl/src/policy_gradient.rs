@@ -29,7 +29,7 @@ impl PolicyGradientConfig {
     /// An estimator that has seen no batch.
     ///
     /// # Panics
-    /// If a setting is out of range: see [`validate`](Self::validate).
+    /// If a setting is out of range: see [`check`](Self::check).
     #[track_caller]
     pub fn init(&self) -> PolicyGradient {
         if let Err(error) = self.check() {

@@ -33,7 +33,7 @@ pub struct Args {
     /// Fewer samples and smaller shapes: minutes less, and no numbers to keep.
     #[arg(long)]
     quick: bool,
-    /// Only these sections: search, layer, scaling, gradient, training, gpu.
+    /// Only these sections: search, layer, scaling, gradient, training, leaf, gpu.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The backends to measure.

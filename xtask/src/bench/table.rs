@@ -7,7 +7,7 @@ use crate::table::thousands;
 use super::numbers::{BreakEven, Report, Row, Target};
 
 /// The benchmark's sections, with what their tables are about.
-const SECTIONS: [(&str, &str); 6] = [
+const SECTIONS: [(&str, &str); 7] = [
     (
         "search",
         "Tree search, index given, beside the core of dense attention",
@@ -22,6 +22,10 @@ const SECTIONS: [(&str, &str); 6] = [
         "Forward and backward, beside libtorch's autograd of its fused attention",
     ),
     ("training", "Training step"),
+    (
+        "leaf",
+        "Attention of one leaf beside dense attention, each by its own kernels",
+    ),
     (
         "gpu",
         "Kernels of CubeCL beside the reference compositions on the same device",

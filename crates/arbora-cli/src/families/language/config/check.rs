@@ -53,9 +53,7 @@ impl LanguageConfig {
         ])?;
         self.check_policy()?;
         let trainer = &self.trainer;
-        trainer
-            .check()
-            .map_err(|error| anyhow!("trainer.{error}"))
+        trainer.check().map_err(|error| anyhow!("trainer.{error}"))
     }
 
     /// What selectors read must not be what is predicted, and must leave something to predict.

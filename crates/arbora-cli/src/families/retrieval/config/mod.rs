@@ -254,9 +254,7 @@ impl RetrievalConfig {
             .policy_gradient
             .check()
             .map_err(|error| anyhow!("trainer.policy_gradient.{error}"))?;
-        trainer
-            .check()
-            .map_err(|error| anyhow!("trainer.{error}"))
+        trainer.check().map_err(|error| anyhow!("trainer.{error}"))
     }
 
     /// Checks what depends on the data.

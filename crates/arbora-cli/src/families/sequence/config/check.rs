@@ -97,8 +97,6 @@ impl SequenceConfig {
             );
         }
         let trainer = &self.trainer;
-        trainer
-            .check()
-            .map_err(|error| anyhow!("trainer.{error}"))
+        trainer.check().map_err(|error| anyhow!("trainer.{error}"))
     }
 }
