@@ -24,11 +24,10 @@
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{hash_leaf, random_leaf};
 use super::generate::GenerateError;
-use super::group::{Decided, Group, places, places_of};
-use super::route::choose;
+use super::group::{Group, places, places_of};
+use super::route::{Decided, Gate, choose};
 use super::{TreeCoder, TreeCoderOptions};
 use burn::module::Module;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::collections::BTreeMap;
 
@@ -367,10 +366,9 @@ impl Decoder {
         }
         let mut left = left.to_device(&home);
         if depth > 0
-            && let Some(weight) = &group.weights[depth - 1]
+            && let Some(gate) = &group.gates[depth - 1]
         {
-            let weight = weight.clone().cast(left.dtype()).reshape([members, 1, 1]);
-            left = hidden.clone() + (left - hidden) * weight;
+            left = gate.take(0..members, hidden, left);
         }
         if depth == height {
             for &member in &group.members {
@@ -396,7 +394,7 @@ impl Decoder {
         let pooled = left.clone().mean_dim(1).squeeze_dim(1);
         let decided = self.decide(&group, depth, pooled);
         let mut parts = Vec::new();
-        for (part, at) in group.part(decided) {
+        for (part, at) in group.part(decided, self.model.config().branching) {
             let hidden = if at.len() == members {
                 left.clone()
             } else {
@@ -415,7 +413,7 @@ impl Decoder {
         let device = self.model.embedding.weight.val().device();
         let before = std::mem::take(&mut group.sums);
         group.path.truncate(1);
-        group.weights.clear();
+        group.gates.clear();
         let rows: Vec<usize> = (0..group.members.len()).collect();
         let mut parts = vec![(group, rows)];
         for depth in 0..height {
@@ -426,7 +424,7 @@ impl Decoder {
                     None => Tensor::zeros([rows.len(), d_model], &device),
                 };
                 let decided = self.decide(&group, depth, pooled);
-                for (part, at) in group.part(decided) {
+                for (part, at) in group.part(decided, self.model.config().branching) {
                     next.push((part, at.iter().map(|&row| rows[row]).collect()));
                 }
             }
@@ -440,12 +438,12 @@ impl Decoder {
     /// - pooled: what the selector reads, `[members, d_model]`
     fn decide(&mut self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
         let config = self.model.config();
-        let branching = config.branching;
         let home = pooled.device();
         let index = group.path[depth];
         let device = self.model.node(depth, index).device();
         let selector = self.model.selector(depth, index);
-        let scores = selector.forward(pooled.to_device(&device));
+        let scores = selector.forward(pooled.to_device(&device)).to_device(&home);
+        let mut margins = vec![f64::INFINITY; group.members.len()];
         let children: Vec<usize> = match config.selector.kind {
             SelectorKind::Learned => {
                 let place = self.model.tree().offset(depth) + index;
@@ -456,11 +454,10 @@ impl Decoder {
                     });
                 let bias = bias.as_deref().map(Vec::as_slice);
                 let scores = host(scores.clone());
-                let rows = group.members.iter().zip(scores.chunks(branching));
-                rows.map(|(&member, scores)| {
+                let rows = margins.iter_mut().zip(scores.chunks(config.branching));
+                rows.map(|(margin, scores)| {
                     let choice = choose(scores, bias);
-                    let margin = &mut self.sequences[member].margin;
-                    *margin = margin.min(choice.margin);
+                    *margin = choice.margin;
                     choice.child
                 })
                 .collect()
@@ -474,15 +471,15 @@ impl Decoder {
         };
         // The other ways to learn take all of what a child adds.
         let is_scaled = config.selector.gradient == SelectorGradient::ScaledDelta;
-        let weights = is_scaled.then(|| {
-            let of_children = places(&children, &device).reshape([children.len(), 1]);
-            let weights = softmax(scores, 1).gather(1, of_children);
-            weights.squeeze_dim(1).to_device(&home)
-        });
+        let gate = is_scaled.then(|| Gate::by_probability(scores, &children));
+        for (&member, margin) in group.members.iter().zip(&margins) {
+            let closest = &mut self.sequences[member].margin;
+            *closest = closest.min(*margin);
+        }
         Decided {
-            branching,
             children,
-            weights,
+            margins,
+            gate,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::TreeCoder;
 use super::config::{SelectorGradient, SelectorKind};
 use super::draws::place_seed;
-use super::items::{Group, Items};
+use super::items::{Items, NodeItems};
 use super::node::NodeInput;
 use super::route::Gate;
 use arbora_attention::RoutingReport;
@@ -216,7 +216,7 @@ impl TreeCoder {
     pub(super) fn run_node(
         &self,
         place: usize,
-        group: &mut Group,
+        group: &mut NodeItems,
         (chunks, home): (usize, &Device),
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,

@@ -1,6 +1,7 @@
 //! Sequences that are decoded together.
 
 use super::items::indices;
+use super::route::{Decided, Gate};
 use arbora_attention::AttentionCache;
 use burn::tensor::{Device, Int, Tensor};
 use std::collections::BTreeMap;
@@ -14,21 +15,13 @@ pub(super) struct Group {
     pub tokens: usize,
     /// Where they are, at each depth that is decided; the root is.
     pub path: Vec<usize>,
-    /// How much of what the node at each depth below the root adds is taken, `[members]`; `None`: all.
-    pub weights: Vec<Option<Tensor<1>>>,
+    /// The gates of the node at each depth below the root, of the members; `None`: all of what it adds is taken.
+    pub gates: Vec<Option<Gate>>,
     /// Of the blocks of the nodes that they were at, by place in level order.
     pub caches: BTreeMap<usize, Vec<AttentionCache>>,
     /// Sums of hidden states over the tokens of the present chunk after each depth but the last, `[members,
     /// d_model]`.
     pub sums: Vec<Tensor<2>>,
-}
-
-/// Where the members of a group go.
-pub(super) struct Decided {
-    pub branching: usize,
-    pub children: Vec<usize>,
-    /// `[members]`; `None`: all of what a child adds is taken.
-    pub weights: Option<Tensor<1>>,
 }
 
 impl Group {
@@ -38,7 +31,7 @@ impl Group {
             members,
             tokens: 0,
             path: vec![0],
-            weights: Vec::new(),
+            gates: Vec::new(),
             caches: BTreeMap::new(),
             sums: Vec::new(),
         }
@@ -49,8 +42,8 @@ impl Group {
         if rows.len() == self.members.len() {
             return self.clone();
         }
-        let weights = self.weights.iter().map(Option::as_ref);
-        let weights = weights.map(|weights| weights.map(|weights| selected(weights, rows)));
+        let gates = self.gates.iter().map(Option::as_ref);
+        let gates = gates.map(|gate| gate.map(|gate| gate.select(rows)));
         let caches = self.caches.iter().map(|(place, caches)| {
             let caches = caches.iter().map(|cache| cache.select(rows)).collect();
             (*place, caches)
@@ -59,23 +52,21 @@ impl Group {
             members: rows.iter().map(|&row| self.members[row]).collect(),
             tokens: self.tokens,
             path: self.path.clone(),
-            weights: weights.collect(),
+            gates: gates.collect(),
             caches: caches.collect(),
             sums: self.sums.iter().map(|sum| selected(sum, rows)).collect(),
         }
     }
 
     /// The members that go to each child, with their places.
-    pub fn part(self, decided: Decided) -> Vec<(Self, Vec<usize>)> {
-        let branching = decided.branching;
+    pub fn part(self, decided: Decided, branching: usize) -> Vec<(Self, Vec<usize>)> {
         let rows_of = places_of(decided.children.iter().copied());
         let parts = rows_of.into_iter().map(|(child, rows)| {
             let mut part = self.take(&rows);
             let node = part.path[part.path.len() - 1] * branching + child;
             part.path.push(node);
-            let weights = decided.weights.as_ref();
-            part.weights
-                .push(weights.map(|weights| selected(weights, &rows)));
+            let gate = decided.gate.as_ref();
+            part.gates.push(gate.map(|gate| gate.select(&rows)));
             (part, rows)
         });
         parts.collect()

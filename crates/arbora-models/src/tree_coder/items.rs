@@ -9,7 +9,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 #[derive(Clone)]
 pub(super) struct Items {
     /// The items of each node that has some, by node.
-    pub groups: Vec<Group>,
+    pub groups: Vec<NodeItems>,
     /// Items of a sequence.
     pub chunks: usize,
     /// Whether each item has a token that is not padding; `None`: all have.
@@ -25,7 +25,7 @@ pub(super) struct Items {
 /// Hidden states go from a node to its children without meeting those of others: the backward pass of a part of a
 /// tensor writes the whole tensor, which is then no larger than the parent's.
 #[derive(Clone)]
-pub(super) struct Group {
+pub(super) struct NodeItems {
     pub node: usize,
     /// Increasing. Sequence-major: item `i` is chunk `i % chunks` of sequence `i / chunks`.
     pub items: Vec<usize>,
@@ -64,7 +64,7 @@ impl Items {
             let none = Tensor::ones([batch, missing], &home);
             padding = Some(Tensor::cat(vec![given, none], 1));
         }
-        let root = Group {
+        let root = NodeItems {
             node: 0,
             items: (0..batch * chunks).collect(),
             rows: hidden.reshape([batch * chunks, chunk, width]),
@@ -182,7 +182,7 @@ impl Items {
     }
 }
 
-impl Group {
+impl NodeItems {
     /// Brings the hidden states to a device.
     pub fn move_to(&mut self, device: &Device) {
         self.rows = self.rows.clone().to_device(device);

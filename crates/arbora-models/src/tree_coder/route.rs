@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// The gate of each item before what a child adds.
+#[derive(Clone, Debug)]
 pub(super) enum Gate {
     /// It is multiplied with these, `[items]`.
     Scale(Tensor<1>),
@@ -37,11 +38,19 @@ impl Gate {
         }
     }
 
-    /// Of rows in another order.
-    fn select(self, rows: Tensor<1, Int>) -> Self {
+    /// By the probability of the child that each row takes.
+    ///
+    /// - scores: `[rows, children]`
+    pub fn by_probability(scores: Tensor<2>, children: &[usize]) -> Self {
+        Self::Scale(of_children(softmax(scores, 1), children))
+    }
+
+    /// Of some rows, in any order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let select = |gate: &Tensor<1>| gate.clone().select(0, places(rows, &gate.device()));
         match self {
-            Self::Scale(part) => Self::Scale(part.select(0, rows)),
-            Self::StraightThrough(zero) => Self::StraightThrough(zero.select(0, rows)),
+            Self::Scale(scale) => Self::Scale(select(scale)),
+            Self::StraightThrough(zero) => Self::StraightThrough(select(zero)),
         }
     }
 }
@@ -109,13 +118,19 @@ fn entropy(scores: &[f32]) -> f64 {
         .sum::<f64>()
 }
 
-/// What the selectors of a level made of their items, row by row.
-struct Decided {
-    children: Vec<usize>,
+/// The number of the child that each row takes, `[rows, children]` -> `[rows]`.
+fn of_children(numbers: Tensor<2>, children: &[usize]) -> Tensor<1> {
+    let chosen = places(children, &numbers.device()).reshape([children.len(), 1]);
+    numbers.gather(1, chosen).squeeze_dim(1)
+}
+
+/// Where rows go from the nodes of a level, in a batch or while decoding.
+pub(super) struct Decided {
+    pub children: Vec<usize>,
     /// Of the decisions of evaluation; infinite where there is none to take.
-    margins: Vec<f64>,
-    entropy: f64,
-    gate: Option<Gate>,
+    pub margins: Vec<f64>,
+    /// `None`: all of what a child adds is taken.
+    pub gate: Option<Gate>,
 }
 
 impl TreeCoder {
@@ -196,13 +211,13 @@ impl TreeCoder {
             let children = items.order().map(|item| tree.path(leaves[item])[depth]);
             children.collect()
         });
-        let decided = self.route_level(depth, items, fixed, options, routing);
+        let (decided, entropy) = self.route_level(depth, items, fixed, options, routing);
         let children = decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
             margins: vec![f64::INFINITY; children.len()],
-            entropy: decided.entropy,
+            entropy,
         };
         let rows = items.order().zip(items.nodes());
         for (row, (item, node)) in rows.enumerate() {
@@ -216,9 +231,11 @@ impl TreeCoder {
         if moved.is_sorted() {
             return Some(gate);
         }
-        Some(gate.select(places(&moved, &items.home)))
+        Some(gate.select(&moved))
     }
 
+    /// Also returns the mean entropy of the selectors, in nats.
+    ///
     /// - given: children that are not to be chosen, row by row
     fn route_level(
         &self,
@@ -227,7 +244,7 @@ impl TreeCoder {
         given: Option<Vec<usize>>,
         options: &TreeCoderOptions,
         routing: &mut TreeCoderRouting,
-    ) -> Decided {
+    ) -> (Decided, f64) {
         let config = &self.config.selector;
         let k = self.config.branching;
         let home = items.home.clone();
@@ -331,10 +348,9 @@ impl TreeCoder {
             add(&mut routing.balance_loss, loss);
         }
 
-        let chosen = places(&children, &home).reshape([rows, 1]);
-        let of_chosen = |numbers: Tensor<2>| numbers.gather(1, chosen.clone()).squeeze_dim::<1>(1);
+        let of_chosen = |numbers: Tensor<2>| of_children(numbers, &children);
         let gate = match config.gradient {
-            SelectorGradient::ScaledDelta => Some(Gate::Scale(of_chosen(softmax(scores, 1)))),
+            SelectorGradient::ScaledDelta => Some(Gate::by_probability(scores, &children)),
             SelectorGradient::ValuePreserving if is_training => {
                 // Its derivative is that of p / stop(p), and stays bounded where a bias chose a child with p = 0.
                 let log = of_chosen(log_softmax(scores, 1));
@@ -360,17 +376,18 @@ impl TreeCoder {
             | SelectorGradient::Reinforce
             | SelectorGradient::Soft => None,
         };
-        Decided {
+        let entropy = if is_learned {
+            let counts = items.order().map(|item| items.is_real(item));
+            mean_entropy(host.chunks(k), counts)
+        } else {
+            0.0
+        };
+        let decided = Decided {
             children,
             margins,
-            entropy: if is_learned {
-                let counts = items.order().map(|item| items.is_real(item));
-                mean_entropy(host.chunks(k), counts)
-            } else {
-                0.0
-            },
             gate,
-        }
+        };
+        (decided, entropy)
     }
 
     /// `[items, branching]`, row by row, in single precision.
