@@ -5,7 +5,7 @@ use crate::ops::primitive::Float;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 
-/// Reference of [`TreeAttentionOps::feed_forward`](crate::ops::TreeAttentionOps::feed_forward).
+/// Reference of [`FeedForwardOps::feed_forward`](crate::ops::FeedForwardOps::feed_forward).
 pub fn feed_forward<B: Backend>(
     rows: FloatTensor<B>,
     weights: FeedForwardPrimitive<B>,

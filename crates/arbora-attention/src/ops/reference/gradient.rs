@@ -158,7 +158,7 @@ pub fn tree_build_backward<B: Backend>(
     }
 }
 
-/// Reference of [`TreeAttentionOps::feed_forward_backward`](crate::ops::TreeAttentionOps::feed_forward_backward).
+/// Reference of [`FeedForwardOps::feed_forward_backward`](crate::ops::FeedForwardOps::feed_forward_backward).
 pub fn feed_forward_backward<B: Backend>(
     rows: FloatTensor<B>,
     weights: FeedForwardPrimitive<B>,
