@@ -6,8 +6,9 @@ use crate::numbers::Row;
 use crate::problem::{Problem, random};
 use crate::{Bench, THREADS};
 use arbora_attention::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionInputs, DenseAttentionOptions, RoutePrimitive,
-    TreeAttentionOps, TreeBuildOptions, TreeSearchInputs, TreeSearchOptions, reference,
+    AttentionMask, BlockPrimitive, DenseAttentionInputs, DenseAttentionOptions,
+    FeedForwardPrimitive, RoutePrimitive, TreeAttentionOps, TreeBuildOptions, TreeSearchInputs,
+    TreeSearchOptions, reference,
 };
 use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
@@ -219,12 +220,14 @@ fn build(problem: &Problem, device: &Device) -> Pair {
         value: matrix(dim, dim, 6),
         output: matrix(dim, dim, 7),
         output_bias: vector(dim, 8),
-        feed_forward_norm_gamma: vector(dim, 9),
-        feed_forward_norm_beta: vector(dim, 10),
-        inner: matrix(dim, 2 * ff, 11),
-        inner_bias: vector(2 * ff, 12),
-        outer: matrix(ff, dim, 13),
-        outer_bias: vector(dim, 14),
+        feed_forward: FeedForwardPrimitive {
+            norm_gamma: vector(dim, 9),
+            norm_beta: vector(dim, 10),
+            inner: matrix(dim, 2 * ff, 11),
+            inner_bias: vector(2 * ff, 12),
+            outer: matrix(ff, dim, 13),
+            outer_bias: vector(dim, 14),
+        },
     };
     pair(move |reference_body| {
         let operator = if reference_body {

@@ -224,7 +224,6 @@ impl Block {
 
     fn weights(&self) -> BlockWeights {
         let attention = &self.attention;
-        let feed_forward = self.feed_forward.weights();
         BlockWeights {
             norm_gamma: attention.norm.gamma.val(),
             norm_beta: shift(&attention.norm),
@@ -233,12 +232,7 @@ impl Block {
             value: attention.value.weight.val(),
             output: attention.output.weight.val(),
             output_bias: bias(&attention.output),
-            feed_forward_norm_gamma: feed_forward.norm_gamma,
-            feed_forward_norm_beta: feed_forward.norm_beta,
-            inner: feed_forward.inner,
-            inner_bias: feed_forward.inner_bias,
-            outer: feed_forward.outer,
-            outer_bias: feed_forward.outer_bias,
+            feed_forward: self.feed_forward.weights(),
         }
     }
 }

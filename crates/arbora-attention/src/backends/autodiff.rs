@@ -89,6 +89,7 @@ fn entropy_only<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
 
 /// All weights of a block, in a fixed order.
 fn weights<B: Backend>(block: BlockPrimitive<B>) -> [FloatTensor<B>; 13] {
+    let [a, b, c, d, e, f] = feed_forward_weights(block.feed_forward);
     [
         block.norm_gamma,
         block.norm_beta,
@@ -97,12 +98,12 @@ fn weights<B: Backend>(block: BlockPrimitive<B>) -> [FloatTensor<B>; 13] {
         block.value,
         block.output,
         block.output_bias,
-        block.feed_forward_norm_gamma,
-        block.feed_forward_norm_beta,
-        block.inner,
-        block.inner_bias,
-        block.outer,
-        block.outer_bias,
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
     ]
 }
 

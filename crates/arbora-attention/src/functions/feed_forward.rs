@@ -1,6 +1,6 @@
 //! The second half of a transformer block as one operator: a normalisation and a gated feed-forward part.
 
-use super::check::axes;
+use super::check::{Axes, axes};
 use crate::ops::{FeedForwardOps, FeedForwardPrimitive};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -22,6 +22,35 @@ pub struct FeedForwardWeights {
     pub outer: Tensor<2>,
     /// `b_2`, `[dim]`
     pub outer_bias: Tensor<1>,
+}
+
+impl FeedForwardWeights {
+    /// The same on primitives.
+    pub fn into_dispatch(self) -> FeedForwardPrimitive<Dispatch> {
+        FeedForwardPrimitive {
+            norm_gamma: self.norm_gamma.into_dispatch(),
+            norm_beta: self.norm_beta.into_dispatch(),
+            inner: self.inner.into_dispatch(),
+            inner_bias: self.inner_bias.into_dispatch(),
+            outer: self.outer.into_dispatch(),
+            outer_bias: self.outer_bias.into_dispatch(),
+        }
+    }
+
+    /// - axes: `dim`, `ff` and `2 ff`
+    #[track_caller]
+    pub(super) fn check(&self, axes: &Axes) {
+        for (name, width, vector) in [
+            ("norm_gamma", "dim", &self.norm_gamma),
+            ("norm_beta", "dim", &self.norm_beta),
+            ("inner_bias", "2 ff", &self.inner_bias),
+            ("outer_bias", "dim", &self.outer_bias),
+        ] {
+            axes.expect(name, width, &vector.dims());
+        }
+        axes.expect("inner", "dim, 2 ff", &self.inner.dims());
+        axes.expect("outer", "ff, dim", &self.outer.dims());
+    }
 }
 
 /// The second half of a transformer block: a normalisation, and a gated feed-forward part with a
@@ -51,18 +80,10 @@ pub fn feed_forward<const D: usize>(
     let shape = input.dims();
     let dim = check(shape, &weights);
     let rows: usize = shape[..D - 1].iter().product();
-    let weights = FeedForwardPrimitive::<Dispatch> {
-        norm_gamma: weights.norm_gamma.into_dispatch(),
-        norm_beta: weights.norm_beta.into_dispatch(),
-        inner: weights.inner.into_dispatch(),
-        inner_bias: weights.inner_bias.into_dispatch(),
-        outer: weights.outer.into_dispatch(),
-        outer_bias: weights.outer_bias.into_dispatch(),
-    };
     let rows: Tensor<2> = input.reshape([rows, dim]);
     let output: Tensor<2> = Tensor::from_dispatch(<Dispatch as FeedForwardOps>::feed_forward(
         rows.into_dispatch(),
-        weights,
+        weights.into_dispatch(),
         epsilon,
     ));
     output.reshape(shape)
@@ -80,15 +101,6 @@ fn check<const D: usize>(shape: [usize; D], weights: &FeedForwardWeights) -> usi
         "feed_forward: dim and ff: expected at least 1, got {dim} and {ff}"
     );
     let axes = axes!("feed_forward", dim, ff).with("2 ff", 2 * ff);
-    for (name, width, vector) in [
-        ("norm_gamma", "dim", &weights.norm_gamma),
-        ("norm_beta", "dim", &weights.norm_beta),
-        ("inner_bias", "2 ff", &weights.inner_bias),
-        ("outer_bias", "dim", &weights.outer_bias),
-    ] {
-        axes.expect(name, width, &vector.dims());
-    }
-    axes.expect("inner", "dim, 2 ff", &weights.inner.dims());
-    axes.expect("outer", "ff, dim", &weights.outer.dims());
+    weights.check(&axes);
     dim
 }

@@ -1,6 +1,7 @@
 //! Embeddings of all nodes of a token tree, from its leaves up.
 
 use super::check::{axes, expect_divisor};
+use super::feed_forward::FeedForwardWeights;
 use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -24,18 +25,24 @@ pub struct BlockWeights {
     pub output: Tensor<2>,
     /// `b_o`, `[dim]`
     pub output_bias: Tensor<1>,
-    /// Scale of the normalisation before the feed-forward layer, `[dim]`
-    pub feed_forward_norm_gamma: Tensor<1>,
-    /// Shift of the normalisation before the feed-forward layer, `[dim]`
-    pub feed_forward_norm_beta: Tensor<1>,
-    /// `W_1`, values and gates side by side, `[dim, 2 ff]`
-    pub inner: Tensor<2>,
-    /// `b_1`, `[2 ff]`
-    pub inner_bias: Tensor<1>,
-    /// `W_2`, `[ff, dim]`
-    pub outer: Tensor<2>,
-    /// `b_2`, `[dim]`
-    pub outer_bias: Tensor<1>,
+    /// The feed-forward part, with the normalisation before it.
+    pub feed_forward: FeedForwardWeights,
+}
+
+impl BlockWeights {
+    /// The same on primitives.
+    pub fn into_dispatch(self) -> BlockPrimitive<Dispatch> {
+        BlockPrimitive {
+            norm_gamma: self.norm_gamma.into_dispatch(),
+            norm_beta: self.norm_beta.into_dispatch(),
+            query: self.query.into_dispatch(),
+            key: self.key.into_dispatch(),
+            value: self.value.into_dispatch(),
+            output: self.output.into_dispatch(),
+            output_bias: self.output_bias.into_dispatch(),
+            feed_forward: self.feed_forward.into_dispatch(),
+        }
+    }
 }
 
 /// Builds all nodes of a batch of token trees, bottom-up: the summary of a node is the mean of what a
@@ -67,25 +74,10 @@ pub fn tree_build(
     options: TreeBuildOptions,
 ) -> Tensor<3> {
     check(&leaves, &lengths, &block, &options);
-    let block = BlockPrimitive::<Dispatch> {
-        norm_gamma: block.norm_gamma.into_dispatch(),
-        norm_beta: block.norm_beta.into_dispatch(),
-        query: block.query.into_dispatch(),
-        key: block.key.into_dispatch(),
-        value: block.value.into_dispatch(),
-        output: block.output.into_dispatch(),
-        output_bias: block.output_bias.into_dispatch(),
-        feed_forward_norm_gamma: block.feed_forward_norm_gamma.into_dispatch(),
-        feed_forward_norm_beta: block.feed_forward_norm_beta.into_dispatch(),
-        inner: block.inner.into_dispatch(),
-        inner_bias: block.inner_bias.into_dispatch(),
-        outer: block.outer.into_dispatch(),
-        outer_bias: block.outer_bias.into_dispatch(),
-    };
     Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::tree_build(
         leaves.into_dispatch(),
         lengths.into_dispatch(),
-        block,
+        block.into_dispatch(),
         options,
     ))
 }
@@ -98,7 +90,7 @@ fn check(
     options: &TreeBuildOptions,
 ) {
     let [batch, _, dim] = leaves.dims();
-    let [ff, _] = block.outer.dims();
+    let [ff, _] = block.feed_forward.outer.dims();
     let axes = axes!("tree_build", batch, dim, ff)
         .with("leaves", options.shape.width(0))
         .with("2 ff", 2 * ff);
@@ -108,18 +100,6 @@ fn check(
         ("norm_gamma", "dim", &block.norm_gamma),
         ("norm_beta", "dim", &block.norm_beta),
         ("output_bias", "dim", &block.output_bias),
-        (
-            "feed_forward_norm_gamma",
-            "dim",
-            &block.feed_forward_norm_gamma,
-        ),
-        (
-            "feed_forward_norm_beta",
-            "dim",
-            &block.feed_forward_norm_beta,
-        ),
-        ("inner_bias", "2 ff", &block.inner_bias),
-        ("outer_bias", "dim", &block.outer_bias),
     ] {
         axes.expect(name, width, &vector.dims());
     }
@@ -128,10 +108,9 @@ fn check(
         ("key", "dim, dim", &block.key),
         ("value", "dim, dim", &block.value),
         ("output", "dim, dim", &block.output),
-        ("inner", "dim, 2 ff", &block.inner),
-        ("outer", "ff, dim", &block.outer),
     ] {
         axes.expect(name, sizes, &matrix.dims());
     }
+    block.feed_forward.check(&axes);
     expect_divisor("tree_build: heads", options.heads, dim);
 }

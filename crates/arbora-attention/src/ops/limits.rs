@@ -172,7 +172,7 @@ pub(crate) fn tree_build<B: Backend>(
     options: &TreeBuildOptions,
 ) -> bool {
     let [batch, _, dim] = rows.shape().dims();
-    let [ff, _] = block.outer.shape().dims();
+    let [ff, _] = block.feed_forward.outer.shape().dims();
     let shape = &options.shape;
     let group = shape.branching().max(shape.leaf_group());
     let widest = (3 * dim).max(2 * ff).max(options.heads * group);

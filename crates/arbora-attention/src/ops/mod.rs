@@ -234,18 +234,9 @@ pub struct BlockPrimitive<B: Backend> {
     pub output: FloatTensor<B>,
     /// `b_o`, `[dim]`
     pub output_bias: FloatTensor<B>,
-    /// Scale of the normalisation before the feed-forward layer, `[dim]`
-    pub feed_forward_norm_gamma: FloatTensor<B>,
-    /// Shift of the normalisation before the feed-forward layer, `[dim]`
-    pub feed_forward_norm_beta: FloatTensor<B>,
-    /// `W_1`, values and gates side by side, `[dim, 2 ff]`
-    pub inner: FloatTensor<B>,
-    /// `b_1`, `[2 ff]`
-    pub inner_bias: FloatTensor<B>,
-    /// `W_2`, `[ff, dim]`
-    pub outer: FloatTensor<B>,
-    /// `b_2`, `[dim]`
-    pub outer_bias: FloatTensor<B>,
+    /// The feed-forward part, with the normalisation before it.
+    #[extension_type]
+    pub feed_forward: FeedForwardPrimitive<B>,
 }
 
 impl<B: Backend> BlockPrimitive<B> {
@@ -262,12 +253,7 @@ impl<B: Backend> BlockPrimitive<B> {
             value: function(self.value),
             output: function(self.output),
             output_bias: function(self.output_bias),
-            feed_forward_norm_gamma: function(self.feed_forward_norm_gamma),
-            feed_forward_norm_beta: function(self.feed_forward_norm_beta),
-            inner: function(self.inner),
-            inner_bias: function(self.inner_bias),
-            outer: function(self.outer),
-            outer_bias: function(self.outer_bias),
+            feed_forward: self.feed_forward.map(function),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Building trees by a transformer block, against the block composed of plain tensor operations.
 
-use arbora_attention::{BlockWeights, TreeBuildOptions, tree_build};
+use arbora_attention::{BlockWeights, FeedForwardWeights, TreeBuildOptions, tree_build};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data, values};
 use arbora_tree::token::masked_mean;
@@ -39,12 +39,14 @@ fn weights(device: &Device) -> BlockWeights {
         value: matrix(DIM, DIM, 5),
         output: matrix(DIM, DIM, 6),
         output_bias: vector(DIM, 7, 0.0),
-        feed_forward_norm_gamma: vector(DIM, 8, 1.0),
-        feed_forward_norm_beta: vector(DIM, 9, 0.0),
-        inner: matrix(DIM, 2 * FF, 10),
-        inner_bias: vector(2 * FF, 11, 0.0),
-        outer: matrix(FF, DIM, 12),
-        outer_bias: vector(DIM, 13, 0.0),
+        feed_forward: FeedForwardWeights {
+            norm_gamma: vector(DIM, 8, 1.0),
+            norm_beta: vector(DIM, 9, 0.0),
+            inner: matrix(DIM, 2 * FF, 10),
+            inner_bias: vector(2 * FF, 11, 0.0),
+            outer: matrix(FF, DIM, 12),
+            outer_bias: vector(DIM, 13, 0.0),
+        },
     }
 }
 
@@ -97,12 +99,10 @@ impl Aggregator for Composed {
             .reshape([groups, siblings, DIM]);
         let bias = |bias: &Tensor<1>| bias.clone().unsqueeze::<3>();
         let y = linear(context, &block.output) + bias(&block.output_bias) + normed;
-        let (gamma, beta) = (
-            &block.feed_forward_norm_gamma,
-            &block.feed_forward_norm_beta,
-        );
-        let normed = normalise(y, gamma, beta, epsilon);
-        let inner = linear(normed.clone(), &block.inner) + bias(&block.inner_bias);
+        let part = &block.feed_forward;
+        let normed = normalise(y, &part.norm_gamma, &part.norm_beta, epsilon);
+        let inner = linear(normed.clone(), &part.inner) + bias(&part.inner_bias);
+        let fed = |gated| linear(gated, &part.outer) + bias(&part.outer_bias);
         let part = |first: usize| {
             inner
                 .clone()
@@ -112,7 +112,7 @@ impl Aggregator for Composed {
         let gate = part(FF);
         let gelu = gate.clone() * ((gate / 2f64.sqrt()).erf() + 1.0) / 2.0;
         let gated = part(0) * gelu;
-        let output = linear(gated, &block.outer) + bias(&block.outer_bias) + normed;
+        let output = fed(gated) + normed;
         masked_mean(output, mask)
     }
 }
@@ -164,10 +164,10 @@ fn gradients(
         ("norm_gamma", &block.norm_gamma),
         ("norm_beta", &block.norm_beta),
         ("output_bias", &block.output_bias),
-        ("feed_forward_norm_gamma", &block.feed_forward_norm_gamma),
-        ("feed_forward_norm_beta", &block.feed_forward_norm_beta),
-        ("inner_bias", &block.inner_bias),
-        ("outer_bias", &block.outer_bias),
+        ("feed_forward.norm_gamma", &block.feed_forward.norm_gamma),
+        ("feed_forward.norm_beta", &block.feed_forward.norm_beta),
+        ("inner_bias", &block.feed_forward.inner_bias),
+        ("outer_bias", &block.feed_forward.outer_bias),
     ] {
         all.push((name, vector.grad(&found).map(values)));
     }
@@ -176,8 +176,8 @@ fn gradients(
         ("key", &block.key),
         ("value", &block.value),
         ("output", &block.output),
-        ("inner", &block.inner),
-        ("outer", &block.outer),
+        ("inner", &block.feed_forward.inner),
+        ("outer", &block.feed_forward.outer),
     ] {
         all.push((name, matrix.grad(&found).map(values)));
     }
@@ -327,8 +327,11 @@ fn inputs_need_not_be_contiguous() {
     };
     let block = BlockWeights {
         query: turned(block.query),
-        inner: turned(block.inner),
-        outer: turned(block.outer),
+        feed_forward: FeedForwardWeights {
+            inner: turned(block.feed_forward.inner),
+            outer: turned(block.feed_forward.outer),
+            ..block.feed_forward
+        },
         ..block
     };
     let data = TensorData::new(values(leaves.swap_dims(1, 2)), [2, DIM, 6]);

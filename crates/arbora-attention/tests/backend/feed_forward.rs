@@ -1,6 +1,6 @@
 //! The feed-forward part against its reference body on the same device, and against finite differences.
 
-use arbora_attention::ops::{FeedForwardPrimitive, reference};
+use arbora_attention::ops::reference;
 use arbora_attention::{FeedForwardWeights, feed_forward};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data};
@@ -46,17 +46,9 @@ fn kernel(rows: Tensor<2>, weights: FeedForwardWeights) -> Tensor<2> {
 }
 
 fn composed(rows: Tensor<2>, weights: FeedForwardWeights) -> Tensor<2> {
-    let weights = FeedForwardPrimitive::<Dispatch> {
-        norm_gamma: weights.norm_gamma.into_dispatch(),
-        norm_beta: weights.norm_beta.into_dispatch(),
-        inner: weights.inner.into_dispatch(),
-        inner_bias: weights.inner_bias.into_dispatch(),
-        outer: weights.outer.into_dispatch(),
-        outer_bias: weights.outer_bias.into_dispatch(),
-    };
     Tensor::from_dispatch(reference::feed_forward::<Dispatch>(
         rows.into_dispatch(),
-        weights,
+        weights.into_dispatch(),
         EPSILON,
     ))
 }

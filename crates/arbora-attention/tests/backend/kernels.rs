@@ -3,12 +3,12 @@
 
 use arbora_attention::ops::TreeAttentionOps;
 use arbora_attention::ops::{
-    AttentionMask, BlockPrimitive, DenseAttentionInputs, RoutePrimitive, TreeBuildOptions,
-    TreeSearchInputs, reference,
+    AttentionMask, DenseAttentionInputs, RoutePrimitive, TreeBuildOptions, TreeSearchInputs,
+    reference,
 };
 use arbora_attention::{
-    BlockWeights, DenseAttentionOptions, GhostNodes, Route, TreeSearchOptions, dense_attention,
-    tree_build, tree_search,
+    BlockWeights, DenseAttentionOptions, FeedForwardWeights, GhostNodes, Route, TreeSearchOptions,
+    dense_attention, tree_build, tree_search,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, uniforms, values};
 use arbora_tree::{Layout, TokenTreeShape};
@@ -861,12 +861,14 @@ impl Build {
             value: matrix(dim, dim, 6),
             output: matrix(dim, dim, 7),
             output_bias: vector(dim, 8),
-            feed_forward_norm_gamma: vector(dim, 9) + 1.0,
-            feed_forward_norm_beta: vector(dim, 10),
-            inner: matrix(dim, 2 * ff, 11),
-            inner_bias: vector(2 * ff, 12),
-            outer: matrix(ff, dim, 13),
-            outer_bias: vector(dim, 14),
+            feed_forward: FeedForwardWeights {
+                norm_gamma: vector(dim, 9) + 1.0,
+                norm_beta: vector(dim, 10),
+                inner: matrix(dim, 2 * ff, 11),
+                inner_bias: vector(2 * ff, 12),
+                outer: matrix(ff, dim, 13),
+                outer_bias: vector(dim, 14),
+            },
         }
     }
 
@@ -876,25 +878,10 @@ impl Build {
     }
 
     fn reference(&self, leaves: Tensor<3>, block: BlockWeights) -> Tensor<3> {
-        let block = BlockPrimitive::<Dispatch> {
-            norm_gamma: block.norm_gamma.into_dispatch(),
-            norm_beta: block.norm_beta.into_dispatch(),
-            query: block.query.into_dispatch(),
-            key: block.key.into_dispatch(),
-            value: block.value.into_dispatch(),
-            output: block.output.into_dispatch(),
-            output_bias: block.output_bias.into_dispatch(),
-            feed_forward_norm_gamma: block.feed_forward_norm_gamma.into_dispatch(),
-            feed_forward_norm_beta: block.feed_forward_norm_beta.into_dispatch(),
-            inner: block.inner.into_dispatch(),
-            inner_bias: block.inner_bias.into_dispatch(),
-            outer: block.outer.into_dispatch(),
-            outer_bias: block.outer_bias.into_dispatch(),
-        };
         Tensor::from_dispatch(reference::tree_build::<Dispatch>(
             leaves.into_dispatch(),
             integers(self.lengths, &device()).into_dispatch(),
-            block,
+            block.into_dispatch(),
             self.options(),
         ))
     }
@@ -917,13 +904,16 @@ impl Build {
             value: matrix(weights.value),
             output: matrix(weights.output),
             output_bias: vector(weights.output_bias),
-            feed_forward_norm_gamma: vector(weights.feed_forward_norm_gamma),
-            feed_forward_norm_beta: vector(weights.feed_forward_norm_beta),
-            inner: matrix(weights.inner),
-            inner_bias: vector(weights.inner_bias),
-            outer: matrix(weights.outer),
-            outer_bias: vector(weights.outer_bias),
+            feed_forward: FeedForwardWeights {
+                norm_gamma: vector(weights.feed_forward.norm_gamma),
+                norm_beta: vector(weights.feed_forward.norm_beta),
+                inner: matrix(weights.feed_forward.inner),
+                inner_bias: vector(weights.feed_forward.inner_bias),
+                outer: matrix(weights.feed_forward.outer),
+                outer_bias: vector(weights.feed_forward.outer_bias),
+            },
         };
+        let part = &block.feed_forward;
         let nodes = build(leaves.clone(), block.clone());
         let factors = random(nodes.dims(), 15, &device);
         let gradients = (nodes * factors).sum().backward();
@@ -936,18 +926,12 @@ impl Build {
             ("value", flat(&block.value, &gradients)),
             ("output", flat(&block.output, &gradients)),
             ("output_bias", flat(&block.output_bias, &gradients)),
-            (
-                "feed_forward_norm_gamma",
-                flat(&block.feed_forward_norm_gamma, &gradients),
-            ),
-            (
-                "feed_forward_norm_beta",
-                flat(&block.feed_forward_norm_beta, &gradients),
-            ),
-            ("inner", flat(&block.inner, &gradients)),
-            ("inner_bias", flat(&block.inner_bias, &gradients)),
-            ("outer", flat(&block.outer, &gradients)),
-            ("outer_bias", flat(&block.outer_bias, &gradients)),
+            ("feed-forward gamma", flat(&part.norm_gamma, &gradients)),
+            ("feed-forward beta", flat(&part.norm_beta, &gradients)),
+            ("inner", flat(&part.inner, &gradients)),
+            ("inner_bias", flat(&part.inner_bias, &gradients)),
+            ("outer", flat(&part.outer, &gradients)),
+            ("outer_bias", flat(&part.outer_bias, &gradients)),
         ]
     }
 }
@@ -996,8 +980,11 @@ fn non_contiguous_leaves_and_weights_build_the_same_tree() {
     let block = BlockWeights {
         query: transposed(weights.query.clone()),
         key: transposed(weights.key.clone()),
-        inner: transposed(weights.inner.clone()),
-        outer: transposed(weights.outer.clone()),
+        feed_forward: FeedForwardWeights {
+            inner: transposed(weights.feed_forward.inner.clone()),
+            outer: transposed(weights.feed_forward.outer.clone()),
+            ..weights.feed_forward.clone()
+        },
         ..weights.clone()
     };
     let got = case.kernel(stored.swap_dims(0, 1), block);

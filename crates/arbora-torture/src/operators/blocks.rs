@@ -122,12 +122,14 @@ impl TreeBuild {
             value: next(),
             output: next(),
             output_bias: next(),
-            feed_forward_norm_gamma: next(),
-            feed_forward_norm_beta: next(),
-            inner: next(),
-            inner_bias: next(),
-            outer: next(),
-            outer_bias: next(),
+            feed_forward: FeedForwardPrimitive {
+                norm_gamma: next(),
+                norm_beta: next(),
+                inner: next(),
+                inner_bias: next(),
+                outer: next(),
+                outer_bias: next(),
+            },
         }
     }
 

@@ -213,7 +213,7 @@ fn build_dims<B: Backend>(
         batch,
         dim,
         heads: options.heads,
-        ff: block.outer.shape()[0],
+        ff: block.feed_forward.outer.shape()[0],
         epsilon: options.epsilon as f32,
         detach: options.detach_children,
     }

@@ -121,7 +121,7 @@ pub(super) fn tree_build<B: Backend>(
     options: &TreeBuildOptions,
 ) {
     let [batch, _, dim] = rows[0].1.dims();
-    let [ff, _] = block.outer.shape().dims();
+    let [ff, _] = block.feed_forward.outer.shape().dims();
     let axes = axes!("tree_build", batch, dim, ff)
         .with("leaves", options.shape.width(0))
         .with("nodes", options.shape.nodes())

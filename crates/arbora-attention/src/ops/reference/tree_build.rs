@@ -3,7 +3,7 @@
 use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
 use super::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::primitive::{Float, Integer, Mask};
-use crate::ops::{BlockPrimitive, FeedForwardPrimitive, TreeBuildOptions};
+use crate::ops::{BlockPrimitive, TreeBuildOptions};
 use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
@@ -79,14 +79,6 @@ struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     fn new(block: BlockPrimitive<B>, options: &TreeBuildOptions) -> Self {
-        let feed_forward = FeedForwardPrimitive::<B> {
-            norm_gamma: block.feed_forward_norm_gamma,
-            norm_beta: block.feed_forward_norm_beta,
-            inner: block.inner,
-            inner_bias: block.inner_bias,
-            outer: block.outer,
-            outer_bias: block.outer_bias,
-        };
         Self {
             norm: Norm::new(block.norm_gamma, block.norm_beta, options.epsilon),
             query: matrix(block.query),
@@ -94,7 +86,7 @@ impl<B: Backend> Block<B> {
             value: matrix(block.value),
             output: matrix(block.output),
             output_bias: row(block.output_bias),
-            feed_forward: FeedForward::new(feed_forward, options.epsilon),
+            feed_forward: FeedForward::new(block.feed_forward, options.epsilon),
             heads: options.heads,
         }
     }

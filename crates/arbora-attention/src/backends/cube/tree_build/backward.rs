@@ -1,6 +1,7 @@
 //! Its gradients.
 
 use super::*;
+use crate::ops::FeedForwardPrimitive;
 
 /// One unit per number of the slots: the gradient of what a parent is the mean of, zero for ghosts.
 #[cube(launch_unchecked)]
@@ -326,12 +327,14 @@ pub(crate) fn backward(
                 value: columns(dim),
                 output,
                 output_bias: vector(output_bias),
-                feed_forward_norm_gamma: vector(feed_forward_norm_gamma),
-                feed_forward_norm_beta: vector(feed_forward_norm_beta),
-                inner,
-                inner_bias: vector(inner_bias),
-                outer,
-                outer_bias: vector(outer_bias),
+                feed_forward: FeedForwardPrimitive {
+                    norm_gamma: vector(feed_forward_norm_gamma),
+                    norm_beta: vector(feed_forward_norm_beta),
+                    inner,
+                    inner_bias: vector(inner_bias),
+                    outer,
+                    outer_bias: vector(outer_bias),
+                },
             }
         }
     };
@@ -370,7 +373,7 @@ impl Build {
             );
         }
 
-        let d_gated = product(&d_fed, &transposed(&block.outer));
+        let d_gated = product(&d_fed, &transposed(&block.feed_forward.outer));
         let d_inner = self.empty(rows, 2 * ff);
         let (count, cube) = grid(&d_inner, rows * ff);
         // SAFETY: a unit writes its own value and gate, and reads the same, `ff` apart in rows of `2 * ff`.
@@ -380,7 +383,7 @@ impl Build {
                 count,
                 cube,
                 buffer(&found.inner),
-                buffer(&block.inner_bias),
+                buffer(&block.feed_forward.inner_bias),
                 buffer(&d_gated),
                 buffer(&d_inner),
                 ff,
@@ -388,10 +391,10 @@ impl Build {
             );
         }
 
-        let through_inner = product(&d_inner, &transposed(&block.inner));
+        let through_inner = product(&d_inner, &transposed(&block.feed_forward.inner));
         let [d_residual, d_norm_factor, d_attended] = self.normalize_backward(
             &found.attended,
-            &block.feed_forward_norm_gamma,
+            &block.feed_forward.norm_gamma,
             &d_fed,
             &through_inner,
         );

@@ -309,7 +309,7 @@ impl Build {
         options: TreeBuildOptions,
     ) -> Self {
         let [batch, _, dim] = nodes.shape().dims();
-        let [ff, _] = block.outer.shape().dims();
+        let [ff, _] = block.feed_forward.outer.shape().dims();
         let block: BlockPrimitive<CubeBackend> = block.map(into_contiguous);
         let pairs = CubeBackend::float_cat(vec![block.key.clone(), block.value.clone()], 1);
         Self {
@@ -434,15 +434,15 @@ impl Build {
                 buffer(&attended),
                 buffer(&block.output_bias),
                 buffer(&normalized),
-                buffer(&block.feed_forward_norm_gamma),
-                buffer(&block.feed_forward_norm_beta),
+                buffer(&block.feed_forward.norm_gamma),
+                buffer(&block.feed_forward.norm_beta),
                 buffer(&residual),
                 self.sizes(below, rows),
                 epsilon,
             );
         }
 
-        let inner = product(&residual, &block.inner);
+        let inner = product(&residual, &block.feed_forward.inner);
         let gated = self.empty(rows, ff);
         let (count, cube) = grid(&gated, rows * ff);
         // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
@@ -452,7 +452,7 @@ impl Build {
                 count,
                 cube,
                 buffer(&inner),
-                buffer(&block.inner_bias),
+                buffer(&block.feed_forward.inner_bias),
                 buffer(&gated),
                 ff,
                 rows * ff,
@@ -480,7 +480,7 @@ impl Build {
         let Activations {
             residual, gated, ..
         } = self.activations(height);
-        let fed = product(&gated, &self.block.outer);
+        let fed = product(&gated, &self.block.feed_forward.outer);
         let units = self.batch * self.options.shape.width(height) * self.dim;
         let (count, cube) = grid(&fed, units);
         // SAFETY: a unit writes one number of one stored parent, and reads rows of that parent's group, all of whose slots there are.
@@ -490,7 +490,7 @@ impl Build {
                 count,
                 cube,
                 buffer(&fed),
-                buffer(&self.block.outer_bias),
+                buffer(&self.block.feed_forward.outer_bias),
                 buffer(&residual),
                 buffer(&self.lengths),
                 buffer(&self.nodes),
