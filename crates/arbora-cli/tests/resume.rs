@@ -266,7 +266,7 @@ fn schedulers_and_closed_terminals_stop_a_run_as_ctrl_c_does() {
 #[test]
 fn a_second_ctrl_c_ends_a_run_at_once() {
     let place = Place::new();
-    let slow = ["--set".to_owned(), "batch_size=512".to_owned()];
+    let slow = ["--set".to_owned(), "batch_size=4096".to_owned()];
     let slow = [long("out"), slow.to_vec()].concat();
     let at_once = || {
         let _ = fs::remove_dir_all(place.path("out"));
