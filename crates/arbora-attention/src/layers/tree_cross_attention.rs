@@ -140,9 +140,9 @@ impl TreeCrossAttention {
         StreamingIndex { tree, index }
     }
 
-    /// Attends to tokens by search, with what is customary: the tokens are, as they come, the leaves of a binary
-    /// tree whose inner nodes are means, and each query takes the most probable path. Where the same tokens are
-    /// asked several times, the tree is another, or the path is learned, call [`index`](Self::index) and
+    /// Builds a tree over tokens, indexes and searches it, with defaults: the tokens are the leaves of a binary tree, in
+    /// their order, an inner node is the mean of its children, and each query takes the most probable path. To ask the
+    /// same tokens several times, or for another tree or route, call [`index`](Self::index) and
     /// [`search`](Self::search).
     ///
     /// # Shapes

@@ -53,6 +53,39 @@ fn attending_to_leaves_is_dense_attention_to_the_tokens() {
 }
 
 #[test]
+fn forward_searches_a_binary_tree_of_means_greedily() {
+    let layer = layer(GhostNodes::Masked, &device());
+    for tokens in [1, 9] {
+        let context = random([2, tokens, 6], 1, &device());
+        let queries = random([2, 4, 6], 2, &device());
+        let tree = mean_tree(context.clone(), &[tokens; 2], 2, Layout::LeftFilled);
+        let expected = layer.search(queries.clone(), &layer.index(&tree), Route::Greedy);
+        let found = layer.forward(queries, context);
+        assert_close(found.context, expected.context, 0.0, 0.0);
+        assert_close(found.path.float(), expected.path.float(), 0.0, 0.0);
+    }
+}
+
+#[test]
+fn queries_that_are_projected_already_find_the_same() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let tree = mean_tree(
+        random([2, 9, 6], 1, &device()),
+        &[9, 5],
+        2,
+        Layout::LeftFilled,
+    );
+    let index = layer.index(&tree);
+    let queries = random([2, 4, 6], 2, &device());
+    let projected = layer.attention.project_queries(queries.clone());
+    let raw = layer.search(queries.clone(), &index, Route::Greedy);
+    let found = layer.search(projected.clone(), &index, Route::Greedy);
+    assert_close(found.context, raw.context, 0.0, 0.0);
+    let leaves = layer.attend_leaves(projected, &index);
+    assert_close(leaves, layer.attend_leaves(queries, &index), 0.0, 0.0);
+}
+
+#[test]
 fn a_search_that_covers_all_leaves_equals_dense_attention() {
     let layer = layer(GhostNodes::Masked, &device());
     let tokens = random([2, 5, 6], 1, &device());
