@@ -10,9 +10,9 @@
 
 mod common;
 
-use arbora_attention::{
-    DenseAttentionOptions, Route, TreeSearchOptions, dense_attention, tree_search,
-};
+use arbora_attention::Route;
+use arbora_attention::functions::{dense_attention, tree_search};
+use arbora_attention::ops::{DenseAttentionOptions, TreeSearchOptions};
 use arbora_cli::picture::curves::{self, Panel, Scale, Series};
 use arbora_rl::sample::uniform;
 use arbora_rl::seed::step_rng;

@@ -9,10 +9,8 @@
 
 mod common;
 
-use arbora_attention::{
-    DenseAttentionOptions, LeafAttentionInput, LeafAttentionOptions, dense_attention,
-    leaf_attention,
-};
+use arbora_attention::functions::{LeafAttentionInput, dense_attention, leaf_attention};
+use arbora_attention::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use arbora_rl::sample::uniform;
 use arbora_rl::seed::step_rng;
 use burn::tensor::{Device, Int, Tensor};

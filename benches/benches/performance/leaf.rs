@@ -5,10 +5,8 @@ use crate::measure::{Entrant, contest};
 use crate::numbers::Row;
 use crate::problem::{Problem, random};
 use crate::{Bench, THREADS};
-use arbora_attention::{
-    DenseAttentionOptions, LeafAttentionInput, LeafAttentionOptions, dense_attention,
-    leaf_attention,
-};
+use arbora_attention::functions::{LeafAttentionInput, dense_attention, leaf_attention};
+use arbora_attention::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use burn::tensor::{Device, Int, Tensor};
 use std::hint::black_box;
 

@@ -1,7 +1,9 @@
 //! Inputs of searches.
 
 use crate::numbers::Cost;
-use arbora_attention::{Route, SearchOutput, TreeSearchOptions, tree_search};
+use arbora_attention::functions::tree_search;
+use arbora_attention::ops::TreeSearchOptions;
+use arbora_attention::{Route, SearchOutput};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 

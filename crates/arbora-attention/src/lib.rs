@@ -2,7 +2,7 @@
 //! them, and layers.
 //!
 //! Depend on this crate to put tree cross attention, or self-attention within the leaves of learned
-//! trees ([`SelfAttention`], [`tree_fine()`]), into a model of your own. The trees come from
+//! trees ([`SelfAttention`], [`tree_fine()`](functions::tree_fine())), into a model of your own. The trees come from
 //! [`arbora_tree`]; how the discrete route learns is in `arbora-rl`, which this crate does not know.
 //!
 //! - [`ops`]: [`TreeAttentionOps`](ops::TreeAttentionOps), the operators as a backend extension. Each has a default body in
@@ -32,9 +32,6 @@ pub mod layers;
 pub mod ops;
 
 pub use backends::{CpuKernels, cpu_kernels};
-pub use functions::*;
+pub use functions::{EmptyLeaf, EmptyNode, Route, SearchOutput};
 pub use layers::*;
-pub use ops::{
-    DenseAttentionOptions, Dropout, GhostNodes, LeafAttentionOptions, TreeBuildOptions,
-    TreeSearchOptions,
-};
+pub use ops::{Dropout, GhostNodes};

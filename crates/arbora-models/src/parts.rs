@@ -2,10 +2,9 @@
 
 use crate::init::Initialization;
 use crate::prediction::{HeadKind, Prediction};
-use arbora_attention::{
-    BlockWeights, FeedForwardWeights, PreNormAttention, PreNormAttentionConfig, TreeBuildOptions,
-    feed_forward, tree_build,
-};
+use arbora_attention::functions::{BlockWeights, FeedForwardWeights, feed_forward, tree_build};
+use arbora_attention::ops::TreeBuildOptions;
+use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
 use arbora_tree::token::masked_mean;
 use arbora_tree::{Aggregator, TokenTreeShape};
 use burn::config::Config;

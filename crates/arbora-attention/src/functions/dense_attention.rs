@@ -9,7 +9,7 @@ use burn::tensor::{Bool, Tensor};
 /// and the attention of leaves while training.
 ///
 /// Rows of queries, keys and values hold all heads side by side, as projections leave them and as
-/// [`tree_search`](crate::tree_search) takes them. No matrix of scores is held in memory where a
+/// [`tree_search`](crate::functions::tree_search) takes them. No matrix of scores is held in memory where a
 /// backend has a kernel: for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; there for
 /// heads and values up to 256 numbers, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and
 /// double precision, wider heads on GPUs, tch on other devices) takes a reference body of tensor

@@ -9,7 +9,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// Search along several paths per query, composed of burn's tensor functions: what
-/// [`tree_search`](crate::tree_search) takes, but for the route.
+/// [`tree_search`](crate::functions::tree_search) takes, but for the route.
 ///
 /// No step holds a row per node of a tree in memory: at most the children of the nodes on the paths.
 pub(crate) struct SeveralPaths {

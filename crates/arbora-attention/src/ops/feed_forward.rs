@@ -8,7 +8,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, backend_extension};
 
 /// The weights of a gated feed-forward part and of the normalisation before it:
-/// [`FeedForwardWeights`](crate::FeedForwardWeights) on primitives. `dim` is the width of rows and
+/// [`FeedForwardWeights`](crate::functions::FeedForwardWeights) on primitives. `dim` is the width of rows and
 /// `ff` that of the hidden layer.
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
@@ -76,7 +76,7 @@ pub struct FeedForwardGradients<B: Backend> {
 )]
 pub trait FeedForwardOps: Backend {
     /// A normalisation and a gated feed-forward part with a residual, row by row; see
-    /// [`feed_forward`](crate::feed_forward).
+    /// [`feed_forward`](crate::functions::feed_forward).
     ///
     /// `rows`: `[rows, dim]`, as the returned.
     #[fusion(meta = |rows, _, _| rows.clone())]

@@ -173,7 +173,7 @@ pub struct LeafAttentionInputs<B: Backend> {
     pub key_leaf: IntTensor<B>,
 }
 
-/// What candidate keys are weighed by: see [`candidate_keys`](crate::candidate_keys).
+/// What candidate keys are weighed by: see [`candidate_keys`](crate::functions::candidate_keys).
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct CandidateInputs<B: Backend> {
@@ -215,7 +215,7 @@ pub struct LeafAttentionGradients<B: Backend> {
 }
 
 /// The weights of the transformer block that summarises siblings:
-/// [`BlockWeights`](crate::BlockWeights) on primitives. `dim` is the width of nodes and `ff` that of
+/// [`BlockWeights`](crate::functions::BlockWeights) on primitives. `dim` is the width of nodes and `ff` that of
 /// the feed-forward layer.
 #[derive(Clone, Debug, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
@@ -298,7 +298,7 @@ pub struct TreeBuildGradients<B: Backend> {
 )]
 pub trait TreeAttentionOps: Backend {
     /// One pass from the root to the leaves that routes, scores and attends; see
-    /// [`tree_search`](crate::tree_search) for shapes and meaning.
+    /// [`tree_search`](crate::functions::tree_search) for shapes and meaning.
     #[fusion(meta = |inputs, _, options| specs::tree_search(inputs, options))]
     fn tree_search(
         #[extension_type] inputs: TreeSearchInputs<Self>,
@@ -369,7 +369,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// Attention of every query to all rows of keys from `first_key` on, without a matrix of scores
-    /// in memory; see [`dense_attention`](crate::dense_attention). The logarithm of a denominator is 0 for a query
+    /// in memory; see [`dense_attention`](crate::functions::dense_attention). The logarithm of a denominator is 0 for a query
     /// without keys.
     #[fusion(meta = |inputs, _| specs::attention(&inputs.query, &inputs.value))]
     fn dense_attention(
@@ -409,7 +409,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// Attention of every query to the keys of its own leaf; see
-    /// [`leaf_attention`](crate::leaf_attention) for shapes and meaning. The logarithm of a denominator is
+    /// [`leaf_attention`](crate::functions::leaf_attention) for shapes and meaning. The logarithm of a denominator is
     /// `f32::MIN` for a query that sees no key.
     #[fusion(meta = |inputs, _| specs::attention(&inputs.query, &inputs.value))]
     fn leaf_attention(
@@ -448,7 +448,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// The context, unchanged. What it does is its gradient; see
-    /// [`candidate_keys`](crate::candidate_keys).
+    /// [`candidate_keys`](crate::functions::candidate_keys).
     #[fusion(meta = |_, output, _, _| output.context.clone())]
     fn candidate_keys(
         #[extension_type] inputs: CandidateInputs<Self>,
@@ -473,7 +473,7 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// All nodes of trees, bottom-up from their leaves by a transformer block; see
-    /// [`tree_build`](crate::tree_build).
+    /// [`tree_build`](crate::functions::tree_build).
     #[fusion(meta = |leaves, _, _, options| specs::tree_build(leaves, options))]
     fn tree_build(
         leaves: FloatTensor<Self>,

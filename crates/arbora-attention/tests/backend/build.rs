@@ -1,6 +1,7 @@
 //! Building trees by a transformer block, against the block composed of plain tensor operations.
 
-use arbora_attention::{BlockWeights, FeedForwardWeights, TreeBuildOptions, tree_build};
+use arbora_attention::functions::{BlockWeights, FeedForwardWeights, tree_build};
+use arbora_attention::ops::TreeBuildOptions;
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data, values};
 use arbora_tree::token::masked_mean;

@@ -1,7 +1,7 @@
 //! The feed-forward part against its reference body on the same device, and against finite differences.
 
+use arbora_attention::functions::{FeedForwardWeights, feed_forward};
 use arbora_attention::ops::reference;
-use arbora_attention::{FeedForwardWeights, feed_forward};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data};
 use burn::backend::Dispatch;

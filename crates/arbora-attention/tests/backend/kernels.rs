@@ -1,15 +1,16 @@
 //! Every operator of the backend under test against the reference bodies on the same device: values, and
 //! gradients against what burn's autodiff makes of the reference.
 
+use arbora_attention::functions::{
+    BlockWeights, FeedForwardWeights, dense_attention, tree_build, tree_search,
+};
 use arbora_attention::ops::TreeAttentionOps;
 use arbora_attention::ops::{
     AttentionMask, DenseAttentionInputs, RoutePrimitive, TreeBuildOptions, TreeSearchInputs,
     reference,
 };
-use arbora_attention::{
-    BlockWeights, DenseAttentionOptions, FeedForwardWeights, GhostNodes, Route, TreeSearchOptions,
-    dense_attention, tree_build, tree_search,
-};
+use arbora_attention::ops::{DenseAttentionOptions, TreeSearchOptions};
+use arbora_attention::{GhostNodes, Route};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, uniforms, values};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;

@@ -1,9 +1,11 @@
 //! Attention within leaves against its definition, computed on the host in double precision.
 
-use arbora_attention::{
-    CandidateKeys, DenseAttentionOptions, Dropout, LeafAttentionInput, LeafAttentionOptions,
-    LeafAttentionOutput, candidate_keys, dense_attention, leaf_attention,
+use arbora_attention::Dropout;
+use arbora_attention::functions::{
+    CandidateKeys, LeafAttentionInput, LeafAttentionOutput, candidate_keys, dense_attention,
+    leaf_attention,
 };
+use arbora_attention::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};

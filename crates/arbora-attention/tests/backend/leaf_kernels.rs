@@ -1,10 +1,11 @@
 //! Attention within leaves on the backend under test against the reference bodies on the same device.
 
+use arbora_attention::Dropout;
+use arbora_attention::ops::LeafAttentionOptions;
 use arbora_attention::ops::TreeAttentionOps;
 use arbora_attention::ops::{
     CandidateInputs, LeafAttentionGradients, LeafAttentionInputs, reference,
 };
-use arbora_attention::{Dropout, LeafAttentionOptions};
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Int, Tensor, TensorData};

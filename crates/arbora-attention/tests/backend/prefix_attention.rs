@@ -1,6 +1,6 @@
 //! Causal attention without a softmax.
 
-use arbora_attention::{prefix_attention, prefix_sums};
+use arbora_attention::functions::{prefix_attention, prefix_sums};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data};
 use burn::tensor::{Bool, Tensor};

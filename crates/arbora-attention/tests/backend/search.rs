@@ -1,6 +1,8 @@
 //! The search on its own.
 
-use arbora_attention::{GhostNodes, Route, SearchOutput, TreeSearchOptions, tree_search};
+use arbora_attention::functions::tree_search;
+use arbora_attention::ops::TreeSearchOptions;
+use arbora_attention::{GhostNodes, Route, SearchOutput};
 use arbora_testing::{
     assert_close, autodiff_device, device, gradient, random, random_data, uniforms, values,
 };

@@ -1,7 +1,8 @@
 //! TC-attention as functions of routes.
 
-use arbora_attention::{
-    EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
+use arbora_attention::EmptyNode;
+use arbora_attention::functions::{
+    NodeIndicators, TreeCoarseOptions, TreeCoarseState, tree_coarse, tree_coarse_relaxed,
 };
 use arbora_testing::{assert_close, device, random, values};
 use arbora_tree::CompleteTree;

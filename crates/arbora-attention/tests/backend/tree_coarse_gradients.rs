@@ -1,8 +1,9 @@
 //! Gradients of TC-attention: to routes, values and the weights of depths.
 
 use crate::tree_coarse::{Leaves, POLICIES, every_pair, indicators, options};
-use arbora_attention::{
-    EmptyNode, NodeIndicators, TreeCoarseOptions, tree_coarse, tree_coarse_relaxed,
+use arbora_attention::EmptyNode;
+use arbora_attention::functions::{
+    NodeIndicators, TreeCoarseOptions, tree_coarse, tree_coarse_relaxed,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random, random_data, values};

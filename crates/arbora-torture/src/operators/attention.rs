@@ -4,12 +4,13 @@ use super::{
     Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
     powers, width,
 };
+use arbora::attention::Dropout;
 use arbora::attention::ops::TreeAttentionOps;
 use arbora::attention::ops::{
     AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, LeafAttentionGradients,
     LeafAttentionInputs, reference,
 };
-use arbora::attention::{DenseAttentionOptions, Dropout, LeafAttentionOptions};
+use arbora::attention::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use burn::backend::Dispatch;
 use burn::backend::tensor::IntTensor;
 use burn::tensor::{Bool, Tensor, TensorData};

@@ -3,8 +3,8 @@
 use super::{
     Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
 };
-use arbora::attention::TreeBuildOptions;
 use arbora::attention::ops::TreeAttentionOps;
+use arbora::attention::ops::TreeBuildOptions;
 use arbora::attention::ops::{
     BlockPrimitive, FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, TreeBuildGradients,
     reference,

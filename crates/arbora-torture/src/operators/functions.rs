@@ -1,7 +1,8 @@
 //! Functions that are composed of operators of the backend, beside their definitions on the host.
 
 use super::{Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, width};
-use arbora::attention::{EmptyNode, TreeCoarseOptions, prefix_attention, tree_coarse};
+use arbora::attention::EmptyNode;
+use arbora::attention::functions::{TreeCoarseOptions, prefix_attention, tree_coarse};
 use arbora::tree::{CompleteTree, NO_LEAF, RoutingTreeConfig};
 use burn::tensor::{Bool, Tensor, TensorData};
 use rand::Rng as _;

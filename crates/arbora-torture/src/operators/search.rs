@@ -4,9 +4,10 @@ use super::{
     Input, Kind, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length,
     long, powers, width,
 };
+use arbora::attention::GhostNodes;
 use arbora::attention::ops::TreeAttentionOps;
+use arbora::attention::ops::TreeSearchOptions;
 use arbora::attention::ops::{RoutePrimitive, TreeSearchInputs, TreeSearchPrimitive, reference};
-use arbora::attention::{GhostNodes, TreeSearchOptions};
 use arbora::tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor, TensorData};

@@ -52,7 +52,7 @@ pub struct TreeCoarseOptions {
 /// Costs `tokens · value_dim` for the sums of leaves and for one row per query, and `leaves · height · value_dim`
 /// for the table of those rows. Causal means differ from query to query, and cost `tokens · (64 + height) · value_dim` and a
 /// table of all nodes per 64 tokens. The sums of leaves, and the gradients of rows that several queries read, are
-/// added in the order of tokens by the kernels of [`leaf_attention`](crate::leaf_attention()), so the same call gives
+/// added in the order of tokens by the kernels of [`leaf_attention`](crate::functions::leaf_attention()), so the same call gives
 /// the same bits. On GPUs these kernels also read every leaf number once per leaf. Where they do not exist (values in
 /// double precision; on GPUs more than 256 numbers per value) sums cost `tokens · leaves · value_dim`.
 ///

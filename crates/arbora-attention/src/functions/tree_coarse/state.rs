@@ -98,7 +98,7 @@ impl TreeCoarseState {
 
     /// What queries in leaves `[batch, queries, heads]` get from the keys so far:
     /// `[batch, queries, heads, value_dim]`, 0 for a negative leaf. `alpha` as in
-    /// [`tree_coarse`](crate::tree_coarse).
+    /// [`tree_coarse`](crate::functions::tree_coarse).
     ///
     /// Reads `height + 1` rows per query.
     ///
@@ -123,7 +123,7 @@ impl TreeCoarseState {
     }
 
     /// Causal TC-attention of new tokens, each to all keys so far and to the new ones up to itself, which are
-    /// remembered: what [`tree_coarse`](crate::tree_coarse) gives for these tokens with `causal`.
+    /// remembered: what [`tree_coarse`](crate::functions::tree_coarse) gives for these tokens with `causal`.
     ///
     /// # Shapes
     /// - query_leaves: `[batch, new, heads]`

@@ -114,7 +114,7 @@ pub struct TreeFineOutput {
 ///   Queries compare what they got with what they would have got in their next best leaves, at the
 ///   price of one attention more for each, mixed by weights that are 0 in value. Keys learn by their
 ///   weight in their own leaf, through the logarithm of its probability, and by what they would change
-///   in the next best ones ([`candidate_keys`](crate::candidate_keys)). What a query adds to the
+///   in the next best ones ([`candidate_keys`](crate::functions::candidate_keys)). What a query adds to the
 ///   gradient of a route is bounded by the gradient of its context times the size of values. With one
 ///   candidate no route gets a gradient: the softmax over one is constant, and only auxiliary losses
 ///   train the trees.

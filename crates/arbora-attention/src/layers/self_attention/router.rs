@@ -60,7 +60,7 @@ pub struct RouterConfig {
     /// Whether rows are divided by their root mean square before the tree.
     pub normalize: bool,
     /// What the gradient of a route is, unless a call says otherwise. What each means for attention within
-    /// leaves, and where it gives none, is told at [`tree_fine`](crate::tree_fine()).
+    /// leaves, and where it gives none, is told at [`tree_fine`](crate::functions::tree_fine()).
     pub surrogate: Surrogate,
     /// Whether the report carries a balance loss. It evaluates the nodes on the way of every token.
     pub balance_loss: bool,

@@ -96,11 +96,11 @@ impl TreeCoarseConfig {
 }
 
 /// The mean of the values in each node on a query's path, weighted by depth: TC-Attention of
-/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.2. See [`tree_coarse`](crate::tree_coarse()).
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.2. See [`tree_coarse`](crate::functions::tree_coarse()).
 ///
 /// On a device without autodiff the routes are hard, whatever the surrogate. On an autodiff device every surrogate
 /// gives every node of each depth a gradient
-/// ([`tree_coarse_relaxed`](crate::tree_coarse_relaxed)): by the scores of
+/// ([`tree_coarse_relaxed`](crate::functions::tree_coarse_relaxed)): by the scores of
 /// [`RoutingTree::node_scores`], at a cost linear in the number of tokens. `TopMargin` therefore takes all nodes and
 /// ignores its number of candidates. With `Soft` the value is relaxed as well; with the others it stays that of
 /// the hard routes.

@@ -46,7 +46,7 @@ impl TreeFineConfig {
 }
 
 /// Attention of every query to the keys of its own leaf: TF-Attention of
-/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1. See [`tree_fine`](crate::tree_fine()).
+/// [Treeformer](https://arxiv.org/abs/2208.09015), section 3.1. See [`tree_fine`](crate::functions::tree_fine()).
 #[derive(Module, Debug)]
 pub struct TreeFine {
     /// The trees.

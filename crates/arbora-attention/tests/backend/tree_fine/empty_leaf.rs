@@ -2,7 +2,8 @@
 
 use super::host::{self, Host};
 use super::{ZERO, integers, tree};
-use arbora_attention::{EmptyLeaf, TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
+use arbora_attention::EmptyLeaf;
+use arbora_attention::functions::{TreeFineInput, TreeFineOptions, TreeFineOutput, tree_fine};
 use arbora_testing::{autodiff_device, device, padding, random, values};
 use arbora_tree::RoutingTree;
 use burn::tensor::{Device, Tensor};

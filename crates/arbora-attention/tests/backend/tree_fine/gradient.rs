@@ -5,7 +5,7 @@
 
 use super::host::{self, Host};
 use super::{ZERO, input, last_leaf_tree, tree};
-use arbora_attention::{TreeFineInput, TreeFineOptions, tree_fine};
+use arbora_attention::functions::{TreeFineInput, TreeFineOptions, tree_fine};
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use arbora_tree::{RoutingTree, Surrogate};
 use burn::module::Module;

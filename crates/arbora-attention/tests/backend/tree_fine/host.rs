@@ -1,6 +1,6 @@
 //! Attention within leaves on the host, in double precision: by definition, and with relaxed indicators.
 
-use arbora_attention::{TreeFineInput, TreeFineOutput};
+use arbora_attention::functions::{TreeFineInput, TreeFineOutput};
 use burn::tensor::{Bool, Int, Tensor};
 
 pub(super) struct Host {

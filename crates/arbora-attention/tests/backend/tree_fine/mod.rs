@@ -5,9 +5,9 @@ mod gradient;
 mod host;
 mod properties;
 
-use arbora_attention::{
-    DenseAttentionOptions, EmptyLeaf, TreeFineInput, TreeFineOptions, dense_attention, tree_fine,
-};
+use arbora_attention::EmptyLeaf;
+use arbora_attention::functions::{TreeFineInput, TreeFineOptions, dense_attention, tree_fine};
+use arbora_attention::ops::DenseAttentionOptions;
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Growth, RoutingTree, RoutingTreeConfig, Surrogate};
 use burn::tensor::{DType, Device, Int, Tensor};

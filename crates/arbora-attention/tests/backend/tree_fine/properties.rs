@@ -3,7 +3,8 @@
 use super::empty_leaf::expected;
 use super::host::{self, Host};
 use super::{POLICIES, tree};
-use arbora_attention::{EmptyLeaf, TreeFineInput, TreeFineOptions, tree_fine};
+use arbora_attention::EmptyLeaf;
+use arbora_attention::functions::{TreeFineInput, TreeFineOptions, tree_fine};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{RoutingTree, Surrogate};
 use burn::tensor::{Device, Tensor};

@@ -1,4 +1,4 @@
-//! The build itself.
+//! The build of trees, level by level from the leaves.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Its gradients.
+//! Gradients of tree search along its paths: through the context, and through log-probability and entropy.
 
 use super::*;
 

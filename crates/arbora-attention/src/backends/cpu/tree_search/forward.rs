@@ -1,8 +1,8 @@
-//! The search itself.
+//! The search of trees: the walk of a block of queries, and attention to what it selects.
 
 use super::*;
 
-/// Searches; see [`tree_search`](crate::tree_search).
+/// Searches; see [`tree_search`](crate::functions::tree_search).
 pub(crate) fn search(
     dims: &SearchDims,
     inputs: SearchInputs<'_>,

@@ -1,4 +1,4 @@
-//! Its gradients.
+//! Gradients of dense attention.
 
 use super::*;
 

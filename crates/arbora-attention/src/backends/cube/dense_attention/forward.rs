@@ -1,4 +1,4 @@
-//! Attention itself.
+//! Dense attention, forward.
 
 use super::*;
 

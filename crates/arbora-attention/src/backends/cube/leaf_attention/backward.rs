@@ -1,4 +1,4 @@
-//! Its gradients, and those of candidate keys.
+//! Gradients of attention within leaves, and those of candidate keys.
 
 use super::*;
 

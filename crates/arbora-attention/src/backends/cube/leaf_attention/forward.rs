@@ -1,4 +1,4 @@
-//! Attention itself.
+//! Attention within leaves, forward.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Its gradients.
+//! Gradients of a tree build, level by level from the root.
 
 use super::*;
 use crate::ops::FeedForwardPrimitive;

@@ -1,4 +1,4 @@
-//! The search itself.
+//! The search of trees: one unit per query, then the context feature by feature.
 
 use super::*;
 
