@@ -383,7 +383,7 @@ impl<F: Family> TrainedRun<F> {
 /// # Errors
 /// If there is no such folder, or no settings of this version in it.
 pub fn config_of<F: Family>(folder: &Path) -> Result<F> {
-    if !folder.is_dir() {
+    if !is_folder(folder)? {
         bail!("{}: expected a run folder", folder.display());
     }
     settings::read(&folder.join(CONFIG))

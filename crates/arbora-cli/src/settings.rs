@@ -6,6 +6,7 @@ use arbora::tasks::{TaskError, text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Puts a configuration file (JSON, any part of the whole) and single settings (`trainer.steps=100`)
@@ -85,7 +86,9 @@ pub fn read_text(path: &Path) -> Result<String> {
 pub fn refuse_within_data(settings: &impl Serialize, place: &Path, what: &str) -> Result<()> {
     let settings = serde_json::to_value(settings)?;
     let place = resolved(place)?;
-    for data in folders(&settings["data"]) {
+    let mut found = Vec::new();
+    folders(&settings["data"], &mut found)?;
+    for data in found {
         if place.starts_with(data.canonicalize()?) {
             bail!(
                 "{what}: {} is within the data {}, and would become a part of them",
@@ -98,27 +101,44 @@ pub fn refuse_within_data(settings: &impl Serialize, place: &Path, what: &str) -
 }
 
 /// The folders that settings name.
-fn folders(settings: &Value) -> Vec<&Path> {
+fn folders<'a>(settings: &'a Value, found: &mut Vec<&'a Path>) -> Result<()> {
     match settings {
-        Value::Object(settings) => settings.values().flat_map(folders).collect(),
-        Value::String(text) => {
+        Value::Object(settings) => settings.values().try_for_each(|one| folders(one, found)),
+        Value::String(text) if Path::new(text).is_absolute() => {
             let path = Path::new(text);
-            let is_folder = path.is_absolute() && path.is_dir();
-            is_folder.then_some(path).into_iter().collect()
+            match std::fs::metadata(path) {
+                Ok(data) if data.is_dir() => found.push(path),
+                Ok(_) => {}
+                Err(error) if is_missing(&error) => {}
+                Err(error) => {
+                    let cannot = || format!("cannot read {}", path.display());
+                    return Err(error).with_context(cannot);
+                }
+            }
+            Ok(())
         }
-        _ => Vec::new(),
+        _ => Ok(()),
     }
+}
+
+/// Whether an error says that nothing is at a path.
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// A path that may not be there yet, without links and `..` in what is.
 fn resolved(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).context("cannot read the working directory")?;
-    let there = path
-        .ancestors()
-        .find(|above| above.try_exists().unwrap_or(false));
-    let there = there.unwrap_or(&path);
-    let rest = path.strip_prefix(there)?;
-    Ok(there.canonicalize()?.join(rest))
+    for there in path.ancestors() {
+        match there.canonicalize() {
+            Ok(known) => return Ok(known.join(path.strip_prefix(there)?)),
+            Err(error) if is_missing(&error) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", there.display()));
+            }
+        }
+    }
+    Ok(path)
 }
 
 /// A text without a byte order mark, which editors write.

@@ -549,7 +549,10 @@ fn output_paths_that_are_taken_are_refused() {
         &["file: expected a folder for the run"],
     );
     assert_says(&refuse("file/run", &[]), &["file/run"]);
-    assert_says(&refuse("file", &["--resume"]), &["file: no run to resume"]);
+    assert_says(
+        &refuse("file", &["--resume"]),
+        &["file: expected a folder for the run"],
+    );
     assert_says(&refuse("out", &[]), &["out: already holds a run"]);
 
     // A folder with parts of a run.
@@ -572,7 +575,7 @@ fn runs_that_are_not_there_are_refused() {
     );
     assert_says(
         &place.refuse(&["eval", "tiny.json"]),
-        &["expected a run folder"],
+        &["tiny.json: expected a folder for the run"],
     );
     fs::create_dir(place.path("out")).unwrap();
     assert_says(&place.refuse(&RESUME), &["cannot read out/config.json"]);

@@ -246,8 +246,21 @@ impl ReTreever {
             "retreever: route: expected one to learn by, got a beam"
         );
         let samples = route.paths();
-        let index = self.index(context);
+        assert!(
+            samples > 0,
+            "retreever: paths of the route: expected at least 1, got 0"
+        );
         let [batch, count, _] = queries.dims();
+        let got = match &route {
+            Route::Sampled(numbers) | Route::Uniform(numbers) => numbers.dims(),
+            Route::Given(path) => path.dims(),
+            Route::Greedy | Route::Beam(_) => [batch, count, samples, 0],
+        };
+        assert!(
+            got[..2] == [batch, count],
+            "retreever: route [batch, queries, paths, ..]: expected [{batch}, {count}, ..], got {got:?}"
+        );
+        let index = self.index(context);
         // Search and attention to all leaves share their weights, so they share projected queries.
         let queries = self
             .attention

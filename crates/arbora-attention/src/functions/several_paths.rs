@@ -154,9 +154,6 @@ impl SeveralPaths {
             let at = node.clone().narrow(3, steps - 1 - height, 1);
             (at * shape.group(height + 1) as i64 + 1) * shape.span(height) as i64
         });
-        if steps == 1 {
-            return path.zeros_like().squeeze_dim(3);
-        }
         let second = Tensor::cat(second.collect(), 3);
         let real = second.lower(length.expand(each)).int().sum_dim(3);
         real.reshape([batch, queries, paths])

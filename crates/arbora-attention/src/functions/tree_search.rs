@@ -27,8 +27,8 @@ pub enum Route {
     /// the node before it is moved to the nearest real one.
     Given(Tensor<4, Int>),
     /// The paths that are left after keeping, at each height, so many of the most probable partial paths, at
-    /// least 1. Of equally probable ones the one further left is kept. No gradient flows through the
-    /// log-probabilities.
+    /// least 1. Of equally probable ones the one further left is kept. Of several paths no gradient flows through
+    /// the log-probabilities; one path is that of the greedy search.
     Beam(usize),
 }
 
@@ -97,10 +97,13 @@ pub struct SearchOutput<const D: usize = 3> {
 }
 
 impl<const D: usize> SearchOutput<D> {
-    /// The same with another context.
-    pub(crate) fn with_context<const E: usize>(self, context: Tensor<E>) -> SearchOutput<E> {
+    /// The same with what is made of its context.
+    pub(crate) fn map_context<const E: usize>(
+        self,
+        function: impl FnOnce(Tensor<D>) -> Tensor<E>,
+    ) -> SearchOutput<E> {
         SearchOutput {
-            context,
+            context: function(self.context),
             path: self.path,
             log_prob: self.log_prob,
             entropy: self.entropy,

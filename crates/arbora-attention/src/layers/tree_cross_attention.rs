@@ -141,9 +141,9 @@ impl TreeCrossAttention {
     }
 
     /// Builds a tree over tokens, indexes and searches it, with defaults: the tokens are the leaves of a binary tree, in
-    /// their order, an inner node is the mean of its children, and each query takes the most probable path. To ask the
-    /// same tokens several times, or for another tree or route, call [`index`](Self::index) and
-    /// [`search`](Self::search).
+    /// their order, an inner node is the mean of its children, and each query takes the most probable path. All tokens are
+    /// real. For padded batches, other trees, tokens that are asked several times, and to train the policy, call
+    /// [`index`](Self::index) and [`search`](Self::search).
     ///
     /// # Shapes
     /// - queries: `[batch, queries, d_model]`
@@ -190,10 +190,7 @@ impl TreeCrossAttention {
                 ..TreeSearchOptions::new(index.shape)
             },
         );
-        let context = self
-            .attention
-            .project_output(found.context.clone(), queries);
-        found.with_context(context)
+        found.map_context(|context| self.attention.project_output(context, queries))
     }
 
     /// Attends to all leaves of the indexed trees: dense cross attention with the same weights.

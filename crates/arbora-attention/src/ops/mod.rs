@@ -338,8 +338,8 @@ pub trait TreeAttentionOps: Backend {
         reference::tree_context_backward::<Self>(inputs, path, grad, options)
     }
 
-    /// Gradients of query and key through log-probability and entropy of a search, given its path. Both read no
-    /// values: any may be given for them.
+    /// Gradients of query and key through log-probability and entropy of a search, given its path. Values are not
+    /// read, but fit as in a search.
     ///
     /// `grad`: `[2, batch, queries]`, of log-probability and entropy, of the type that
     /// [`TreeSearchPrimitive::policy`] has.

@@ -48,6 +48,25 @@ fn probabilities_along_a_path_multiply_to_its_log_probability() {
 }
 
 #[test]
+fn probabilities_along_several_paths_are_those_along_each() {
+    let layer = layer(GhostNodes::Masked, &device());
+    let queries = random([3, 2, 6], 2, &device()) * 3.0;
+    let tree = mean_tree(
+        random([3, 19, 6], 1, &device()),
+        &LENGTHS,
+        3,
+        Layout::LeftFilled,
+    );
+    let index = layer.index(&tree);
+    let path = layer.search(queries.clone(), &index, Route::Beam(3)).path;
+    let all = layer.policy_along(queries.clone(), &index, path.clone());
+    for at in 0..3 {
+        let one = layer.policy_along(queries.clone(), &index, path.clone().narrow(2, at, 1));
+        assert_close(all.clone().narrow(2, at, 1), one, 1e-6, 1e-6);
+    }
+}
+
+#[test]
 fn probabilities_sum_to_one_and_ghosts_have_none() {
     let layer = layer(GhostNodes::Masked, &device());
     let queries = random([3, 2, 6], 2, &device());

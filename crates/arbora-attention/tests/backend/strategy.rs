@@ -160,9 +160,13 @@ fn a_beam_of_one_path_is_the_greedy_search_to_the_last_bit() {
 
 #[test]
 fn one_path_of_several_passes_is_that_of_one_pass() {
-    let layer = layer(GhostNodes::Masked, &device());
-    for (lengths, branching) in [(vec![11, 3], 2), (vec![23, 9, 0], 3)] {
-        let tree = tree(&lengths, branching, Layout::LeftFilled);
+    let cases = [(vec![1], 2), (vec![11, 3], 2), (vec![23, 9, 0], 3)];
+    for (ghosts, (lengths, branching)) in [GhostNodes::Masked, GhostNodes::Published]
+        .into_iter()
+        .flat_map(|ghosts| cases.clone().map(|case| (ghosts, case)))
+    {
+        let layer = layer(ghosts, &device());
+        let tree = tree(&lengths, branching, Layout::Published);
         let once = search(&layer, &tree, at(0.7, Route::Greedy));
         let twice = Route::Given(once.path.clone().repeat_dim(2, 2));
         let twice = search(&layer, &tree, at(0.7, twice));
@@ -438,6 +442,34 @@ fn samples_follow_the_routes_of_the_one_pass_search() {
     let single = layer.search(repeated, &layer.index(&tree), at(1.5, route.apart()));
     assert_eq!(integers(found.path.clone()), integers(single.path));
     assert_close(found.log_prob.reshape([2, 8, 1]), single.log_prob, 0.0, 0.0);
+}
+
+#[test]
+fn policies_of_several_samples_have_the_gradients_of_one_each() {
+    let device = autodiff_device();
+    let layer = layer(GhostNodes::Masked, &device);
+    let tokens = random([2, 19, 6], 1, &device);
+    let route = samples(2, 3, 3);
+    let gradient = |apart: bool| {
+        let tree = mean_tree(tokens.clone(), &[19, 4], 3, Layout::LeftFilled);
+        let queries = random([2, 2, 6], 2, &device);
+        let index = layer.index(&tree);
+        let found = if apart {
+            let queries = layer.attention.project_queries(queries).repeat(3);
+            layer.search(queries, &index, route.clone().apart())
+        } else {
+            layer.search(queries, &index, route.clone())
+        };
+        let of_paths = found.log_prob.reshape([12]) + found.entropy.unwrap().reshape([12]) * 0.5;
+        let weights = random([12], 5, &device);
+        let gradients = (of_paths * weights).sum().backward();
+        let of = |weight: Tensor<2>| weight.grad(&gradients).unwrap();
+        [&layer.attention.query, &layer.attention.key].map(|linear| of(linear.weight.val()))
+    };
+    for (got, expected) in gradient(false).into_iter().zip(gradient(true)) {
+        assert!(values(expected.clone()).iter().any(|x| *x != 0.0));
+        assert_close(got, expected, 1e-5, 1e-5);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// So many paths of each query are more than any tree has leaves, and their tensors more than any memory holds.
+/// So many paths of each query are more than a memory holds.
 const MOST_PATHS: usize = 1 << 16;
 
 /// Reads `greedy`, `samples=K` or `beam=W`.

@@ -7,6 +7,7 @@ use crate::message::tell;
 use crate::run::{Run, config_of, first_free, is_taken, measured, refuse_taken};
 use crate::settings::{difference_but_places, layered};
 use anyhow::{Result, bail};
+use arbora::rl::train::is_folder;
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -130,7 +131,7 @@ fn configure<F: Family>(args: &TrainArgs) -> Result<F> {
 /// The settings of the run in a folder. One of another family is refused by the name of its task, before its settings
 /// are read as what they are not.
 fn resumed<F: Family>(folder: &Path, asked: AnyTask) -> Result<F> {
-    if !folder.is_dir() {
+    if !is_folder(folder)? {
         bail!("{}: no run to resume here", folder.display());
     }
     match AnyTask::of_run(folder) {

@@ -442,7 +442,7 @@ impl Decoder {
         let index = group.path[depth];
         let device = self.model.node(depth, index).device();
         let selector = self.model.selector(depth, index);
-        let scores = selector.forward(pooled.to_device(&device)).to_device(&home);
+        let scores = selector.forward(pooled.to_device(&device));
         let mut margins = vec![f64::INFINITY; group.members.len()];
         let children: Vec<usize> = match config.selector.kind {
             SelectorKind::Learned => {
@@ -471,7 +471,7 @@ impl Decoder {
         };
         // The other ways to learn take all of what a child adds.
         let is_scaled = config.selector.gradient == SelectorGradient::ScaledDelta;
-        let gate = is_scaled.then(|| Gate::by_probability(scores, &children));
+        let gate = is_scaled.then(|| Gate::by_probability(scores.to_device(&home), &children));
         for (&member, margin) in group.members.iter().zip(&margins) {
             let closest = &mut self.sequences[member].margin;
             *closest = closest.min(*margin);

@@ -206,6 +206,31 @@ fn a_beam_is_no_route_to_learn_by() {
 }
 
 #[test]
+fn routes_without_a_path_or_of_other_queries_are_refused() {
+    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let context = points(2, 9, None, &device());
+    let target = Target::Values(truth());
+    for (route, expected) in [
+        (Route::Beam(0), "expected one to learn by, got a beam"),
+        (
+            Route::Sampled(numbers().narrow(1, 0, 2)),
+            "expected [2, 3, ..], got [2, 2, 1, 4]",
+        ),
+        (
+            Route::Sampled(numbers().reshape([2, 1, 3, 4])),
+            "expected [2, 3, ..], got [2, 1, 3, 4]",
+        ),
+    ] {
+        let options = LossOptions::default();
+        let run = || model.losses(&context, queries(), &target, None, route, options);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+        let text = refused.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| refused.downcast_ref::<&str>().copied());
+        assert!(text.unwrap().contains(expected), "{text:?}");
+    }
+}
+
+#[test]
 fn a_guide_is_the_cross_entropy_per_decision_of_the_path_that_attention_draws() {
     let model = ReTreeverConfig::new(small()).init(1, &device());
     let context = points(2, 8, None, &device());

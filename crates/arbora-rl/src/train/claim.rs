@@ -124,8 +124,8 @@ fn make(folder: &Path) -> Result<(), TrainError> {
         .try_for_each(checkpoint::sync_folder)
 }
 
-/// Whether there is a folder. Without an answer of the file system there is none: what is taken for missing would be
-/// written over.
+/// Whether there is a folder. An error of the file system is no proof that it is missing, and is returned: what is taken for
+/// missing would be written over.
 ///
 /// # Errors
 /// [`TrainError::NotAFolder`] where something else is there, or [`TrainError::Io`] where that cannot be told.

@@ -387,8 +387,8 @@ fn lossy(ids: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that, but for the
-/// ends of lines, which are no part of JSON and other systems write otherwise.
+/// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that, but for
+/// CRLF between tokens of JSON, which becomes LF: a file has one fingerprint on all systems.
 fn exact(json: &str) -> Result<String, String> {
     let mut whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let mut is_exact = true;

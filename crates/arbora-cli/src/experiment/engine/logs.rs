@@ -1,4 +1,4 @@
-//! What the folder of a run says.
+//! What the log of a run says: when it began, its last evaluation, how long it trained, when it was good enough.
 
 use super::*;
 

@@ -246,13 +246,14 @@ impl<F: Family> Engine<'_, F> {
         }
         // It is nobody's to write into.
         drop(Claim::resume(folder)?);
-        let kept = (1..u64::MAX)
-            .map(|number| {
-                self.out
-                    .join(format!("{}-before-{number}", planned.plan.name))
-            })
-            .find(|path| !path.try_exists().unwrap_or(false))
-            .context("fewer runs than numbers")?;
+        let names = (1..u64::MAX).map(|number| format!("{}-before-{number}", planned.plan.name));
+        let mut kept = PathBuf::new();
+        for name in names {
+            kept = self.out.join(&name);
+            if !has_any(&self.out, &[&name])? {
+                break;
+            }
+        }
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
         tell!(

@@ -1,4 +1,4 @@
-//! Columns of tables.
+//! Which columns the tables of an experiment have, and how their numbers are scaled and titled.
 
 use super::*;
 
