@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Calls on files, and how each can fail beside the end of the process.
-const CALLS: [(&str, &[&str]); 17] = [
+const CALLS: [(&str, &[&str]); 18] = [
     ("openat", &["ENOSPC", "EROFS", "EACCES", "EMFILE"]),
     ("mkdir", &["ENOSPC", "EROFS", "EACCES"]),
     ("write", &["ENOSPC", "EIO"]),
@@ -31,6 +31,7 @@ const CALLS: [(&str, &[&str]); 17] = [
     ("read", &["EIO"]),
     ("getdents64", &["EIO"]),
     ("ftruncate", &["EIO"]),
+    ("readlink", &["EIO", "EACCES"]),
     ("close", &[]),
 ];
 
