@@ -28,7 +28,7 @@ const STEPS: usize = 9;
 fn config() -> TreeCoderConfig {
     TreeCoderConfig::new(VOCABULARY, TOKENS)
         .with_d_model(128)
-        .with_heads(4)
+        .with_n_heads(4)
         .with_d_ff(vec![512])
         .with_height(HEIGHT)
 }

@@ -42,7 +42,7 @@ impl Layer {
         let config = ModelConfig::new(width, width, HeadKind::Classes { count: 2 })
             .with_d_model(width)
             .with_d_ff(D_FF)
-            .with_heads(problem.heads);
+            .with_n_heads(problem.heads);
         Self {
             problem,
             device: device.clone(),

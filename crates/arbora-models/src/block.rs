@@ -27,12 +27,12 @@ pub struct TransformerBlockConfig {
     /// Width of tokens.
     pub d_model: usize,
     /// Query heads; must divide `d_model`.
-    pub heads: usize,
+    pub n_heads: usize,
     /// Width inside the MLP.
     pub d_ff: usize,
-    /// Key and value heads, which must divide `heads`; `None` means as many.
+    /// Key and value heads, which must divide `n_heads`; `None` means as many.
     #[config(default = "None")]
-    pub kv_heads: Option<usize>,
+    pub n_kv_heads: Option<usize>,
     /// Dropout in the MLP, and after attention and MLP.
     #[config(default = 0.0)]
     pub dropout: f64,
@@ -45,14 +45,14 @@ impl TransformerBlockConfig {
     /// Initialises the block on a device, with burn's weights: models draw their own over them.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, or `kv_heads` does not divide `heads`.
+    /// If `n_heads` does not divide `d_model`, or `n_kv_heads` does not divide `n_heads`.
     #[track_caller]
     pub fn init(&self, device: &Device) -> TransformerBlock {
         let norm = || RmsNormConfig::new(self.d_model).init(device);
         TransformerBlock {
             attention_norm: norm(),
-            attention: SelfAttentionConfig::new(self.d_model, self.heads)
-                .with_kv_heads(self.kv_heads)
+            attention: SelfAttentionConfig::new(self.d_model, self.n_heads)
+                .with_n_kv_heads(self.n_kv_heads)
                 .with_kind(self.attention.clone())
                 .init(device),
             feed_forward_norm: norm(),

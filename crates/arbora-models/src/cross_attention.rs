@@ -30,13 +30,13 @@ impl CrossAttentionConfig {
     /// Initialises the model. One seed gives the same weights on every backend.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, or an embedding has no layer.
+    /// If `n_heads` does not divide `d_model`, or an embedding has no layer.
     #[track_caller]
     pub fn init(&self, seed: u64, device: &Device) -> CrossAttentionModel {
         let model = &self.model;
         let dense = CrossAttentionModel {
             encoder: Encoder::new(model, device),
-            attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
+            attention: PreNormAttentionConfig::new(model.d_model, model.n_heads).init(device),
             decoder: Decoder::new(model, device),
         };
         seeded(dense, seed, model.initialization)

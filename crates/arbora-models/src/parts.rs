@@ -47,7 +47,7 @@ pub struct ModelConfig {
     pub d_ff: usize,
     /// Number of attention heads; must divide `d_model`.
     #[config(default = 4)]
-    pub heads: usize,
+    pub n_heads: usize,
     /// How tokens and queries are embedded.
     #[config(default = "EmbeddingKind::Points")]
     pub embedding: EmbeddingKind,
@@ -188,7 +188,7 @@ impl Block {
     #[track_caller]
     pub fn new(config: &ModelConfig, device: &Device) -> Self {
         Self {
-            attention: PreNormAttentionConfig::new(config.d_model, config.heads).init(device),
+            attention: PreNormAttentionConfig::new(config.d_model, config.n_heads).init(device),
             feed_forward: FeedForward::new(config, device),
         }
     }
@@ -281,7 +281,7 @@ impl Aggregator for BlockAggregator {
         let attention = &self.block.attention;
         let options = TreeBuildOptions {
             shape: *shape,
-            heads: attention.heads,
+            heads: attention.n_heads,
             epsilon: LayerNormConfig::new(attention.d_model).epsilon,
             detach_children: self.detach_children,
         };

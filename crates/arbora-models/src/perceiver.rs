@@ -46,7 +46,7 @@ impl PerceiverIoConfig {
     /// Initialises the model. One seed gives the same weights on every backend.
     ///
     /// # Panics
-    /// If there is no latent, `heads` does not divide `d_model`, or an embedding has no layer.
+    /// If there is no latent, `n_heads` does not divide `d_model`, or an embedding has no layer.
     #[track_caller]
     pub fn init(&self, seed: u64, device: &Device) -> PerceiverIo {
         assert!(
@@ -60,7 +60,7 @@ impl PerceiverIoConfig {
             encoder: Encoder::new(model, device),
             latents: Param::from_data(latents, device),
             read: Block::new(model, device),
-            attention: PreNormAttentionConfig::new(model.d_model, model.heads).init(device),
+            attention: PreNormAttentionConfig::new(model.d_model, model.n_heads).init(device),
             decoder: Decoder::new(model, device),
         };
         seeded(perceiver, seed, model.initialization)

@@ -104,7 +104,7 @@ impl ReTreeverConfig {
     /// Initialises the model. One seed gives the same weights on every backend.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, the branching factor is below 2, published ghosts are
+    /// If `n_heads` does not divide `d_model`, the branching factor is below 2, published ghosts are
     /// asked for with another layout, or an embedding has no layer.
     #[track_caller]
     pub fn init(&self, seed: u64, device: &Device) -> ReTreever {
@@ -122,7 +122,7 @@ impl ReTreeverConfig {
         let retreever = ReTreever {
             encoder: Encoder::new(model, device),
             aggregator: BlockAggregator::new(model, self.detach_children, device),
-            attention: TreeCrossAttentionConfig::new(model.d_model, model.heads)
+            attention: TreeCrossAttentionConfig::new(model.d_model, model.n_heads)
                 .with_ghosts(self.ghosts)
                 .init(device),
             decoder: Decoder::new(model, device),

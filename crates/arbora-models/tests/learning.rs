@@ -21,7 +21,7 @@ fn small() -> ModelConfig {
     ModelConfig::new(3, 2, head)
         .with_d_model(16)
         .with_d_ff(16)
-        .with_heads(2)
+        .with_n_heads(2)
         .with_encoder_layers(1)
 }
 

@@ -18,7 +18,7 @@ fn small() -> ModelConfig {
     ModelConfig::new(3, 2, head)
         .with_d_model(8)
         .with_d_ff(8)
-        .with_heads(2)
+        .with_n_heads(2)
         .with_encoder_layers(1)
 }
 

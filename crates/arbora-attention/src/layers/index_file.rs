@@ -266,7 +266,7 @@ impl Contents {
         };
         // Before the layer's weights: of another size they differ anyway, and this says how.
         for (name, expected, got) in [
-            ("heads", heads, layer.attention.heads),
+            ("heads", heads, layer.attention.n_heads),
             (
                 "width",
                 heads.saturating_mul(head_dim),

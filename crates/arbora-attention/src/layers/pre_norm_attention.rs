@@ -27,7 +27,7 @@ pub struct PreNormAttentionConfig {
     /// Width of queries and tokens.
     pub d_model: usize,
     /// Number of heads; must divide `d_model`.
-    pub heads: usize,
+    pub n_heads: usize,
     /// What is added to the attention's output.
     #[config(default = "QueryResidual::Normalized")]
     pub residual: QueryResidual,
@@ -53,7 +53,7 @@ pub struct PreNormAttention {
     /// `W_o`, `[d_model, d_model]`, with bias.
     pub output: Linear,
     /// Number of heads.
-    pub heads: usize,
+    pub n_heads: usize,
     /// Width of queries and tokens.
     pub d_model: usize,
     /// What is added to the attention's output.
@@ -65,10 +65,10 @@ impl PreNormAttentionConfig {
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`.
+    /// If `n_heads` does not divide `d_model`.
     #[track_caller]
     pub fn init(&self, device: &Device) -> PreNormAttention {
-        expect_divisor("pre_norm_attention: heads", self.heads, self.d_model);
+        expect_divisor("pre_norm_attention: n_heads", self.n_heads, self.d_model);
         let linear = |bias| LinearConfig::new(self.d_model, self.d_model).with_bias(bias);
         PreNormAttention {
             norm: LayerNormConfig::new(self.d_model).init(device),
@@ -76,7 +76,7 @@ impl PreNormAttentionConfig {
             key: linear(false).init(device),
             value: linear(false).init(device),
             output: linear(true).init(device),
-            heads: self.heads,
+            n_heads: self.n_heads,
             d_model: self.d_model,
             residual: self.residual,
         }
@@ -201,7 +201,7 @@ impl PreNormAttention {
     /// `[batch, rows, d_model]` -> `[batch, rows, heads, head_dim]`
     fn by_head(&self, projected: Tensor<3>) -> Tensor<4> {
         let [batch, count, _] = projected.dims();
-        projected.reshape([batch, count, self.heads, self.d_model / self.heads])
+        projected.reshape([batch, count, self.n_heads, self.d_model / self.n_heads])
     }
 
     #[track_caller]

@@ -18,7 +18,7 @@ pub struct TreeCrossAttentionConfig {
     /// Width of queries and nodes.
     pub d_model: usize,
     /// Number of heads; must divide `d_model`.
-    pub heads: usize,
+    pub n_heads: usize,
     /// What is added to the attention's output.
     #[config(default = "QueryResidual::NormalizedAndRaw")]
     pub residual: QueryResidual,
@@ -44,10 +44,10 @@ impl TreeCrossAttentionConfig {
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`.
+    /// If `n_heads` does not divide `d_model`.
     #[track_caller]
     pub fn init(&self, device: &Device) -> TreeCrossAttention {
-        let attention = PreNormAttentionConfig::new(self.d_model, self.heads)
+        let attention = PreNormAttentionConfig::new(self.d_model, self.n_heads)
             .with_residual(self.residual)
             .init(device);
         TreeCrossAttention {

@@ -148,12 +148,12 @@ impl ContextWeights {
         Self {
             key: attention.key.clone(),
             value: attention.value.clone(),
-            heads: attention.heads,
+            heads: attention.n_heads,
         }
     }
 
     fn clone_unless_same(&self, attention: &PreNormAttention) -> Option<Self> {
-        let same = self.heads == attention.heads
+        let same = self.heads == attention.n_heads
             && same_linear(&self.key, &attention.key)
             && same_linear(&self.value, &attention.value);
         (!same).then(|| self.clone())

@@ -14,7 +14,7 @@ const TOKENS: usize = 20;
 fn layer(kind: AttentionKindConfig) -> SelfAttention {
     with_fixed_projections(
         SelfAttentionConfig::new(12, 4)
-            .with_kv_heads(Some(2))
+            .with_n_kv_heads(Some(2))
             .with_kind(kind)
             .init(&device()),
     )

@@ -14,7 +14,7 @@ fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAtte
     let kind = AttentionKindConfig::TreeFine(TreeFineConfig::new(branching));
     with_fixed_projections(
         SelfAttentionConfig::new(8, 4)
-            .with_kv_heads(Some(kv_heads))
+            .with_n_kv_heads(Some(kv_heads))
             .with_kind(kind)
             .init(device),
     )

@@ -16,7 +16,7 @@ pub const HEADS: usize = 4;
 /// Attention with two key and value heads, whose parameters are the same on every backend.
 pub fn layer(kind: &AttentionKindConfig, device: &Device) -> SelfAttention {
     SelfAttentionConfig::new(D_MODEL, HEADS)
-        .with_kv_heads(Some(2))
+        .with_n_kv_heads(Some(2))
         .with_kind(kind.clone())
         .init(device)
         .map(&mut HostWeights::default())

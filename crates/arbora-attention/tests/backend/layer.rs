@@ -118,7 +118,7 @@ fn queries_without_any_token_get_a_zero_attention_output_and_finite_gradients() 
 }
 
 #[test]
-#[should_panic(expected = "pre_norm_attention: heads: expected a divisor of 6, got 4")]
+#[should_panic(expected = "pre_norm_attention: n_heads: expected a divisor of 6, got 4")]
 fn heads_must_divide_the_width() {
     TreeCrossAttentionConfig::new(6, 4).init(&device());
 }

@@ -20,7 +20,7 @@ fn integers<const D: usize>(tensor: Tensor<D, Int>) -> Vec<usize> {
 fn attention(tokens: &Tensor<3>, queries: &Tensor<3>, length: usize) -> Vec<Vec<f32>> {
     let layer = layer(GhostNodes::Masked, &device()).attention;
     let [_, count, width] = queries.dims();
-    let heads = layer.heads;
+    let heads = layer.n_heads;
     let split = |rows: Tensor<3>| {
         let [batch, count, _] = rows.dims();
         rows.reshape([batch, count, heads, width / heads])

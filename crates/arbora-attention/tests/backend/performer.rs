@@ -227,7 +227,7 @@ fn directions_are_saved_and_not_trained() {
         _ => panic!("not a Performer"),
     };
     let other = SelfAttentionConfig::new(D_MODEL, HEADS)
-        .with_kv_heads(Some(2))
+        .with_n_kv_heads(Some(2))
         .with_kind(config(12, 9))
         .init(&device());
     assert_ne!(trained(&layer), trained(&other));

@@ -29,7 +29,7 @@ const SURROGATES: [Surrogate; 3] = [
 pub fn layer(config: TreeCoarseConfig, kv_heads: usize, device: &Device) -> SelfAttention {
     with_fixed_projections(
         SelfAttentionConfig::new(8, 4)
-            .with_kv_heads(Some(kv_heads))
+            .with_n_kv_heads(Some(kv_heads))
             .with_kind(AttentionKindConfig::TreeCoarse(config))
             .init(device),
     )

@@ -22,11 +22,11 @@
 //! of nodes that a sequence leaves stay with it, and go on when it comes back.
 
 use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
-use super::draws::{hash_leaf, random_leaf};
 use super::generate::GenerateError;
-use super::group::{Group, places, places_of};
-use super::route::{Decided, Gate, choose};
+use super::route::{Decided, Gate, Scores, children_of, fixed_leaf};
+use super::routes::{Carried, Group, Routes, select};
 use super::{TreeCoder, TreeCoderOptions};
+use arbora_attention::AttentionCache;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::collections::BTreeMap;
@@ -46,9 +46,8 @@ pub struct Decoder {
     model: TreeCoder,
     is_cached: bool,
     sequences: Vec<Sequence>,
-    groups: Vec<Group>,
-    /// Of loss-free balancing, by node in level order: read back once each.
-    biases: BTreeMap<usize, Vec<f32>>,
+    /// Sequences of one length that took the same route so far.
+    groups: Vec<Group<Decoding>>,
 }
 
 #[derive(Debug)]
@@ -73,22 +72,47 @@ impl Sequence {
     }
 }
 
-/// Tokens that are to be fed to a group, of equally many for each member.
-struct Task {
-    group: Group,
-    tokens: Vec<Vec<u32>>,
-    /// Whether the chunk that begins here has its route.
-    is_routed: bool,
+/// What is kept of the sequences of a group.
+#[derive(Clone, Debug, Default)]
+struct Decoding {
+    /// Tokens that are to be fed, equally many for each.
+    fed: Vec<Vec<u32>>,
+    /// Tokens of each so far.
+    tokens: usize,
+    /// Where they are below the root, at each depth that is decided, with the gate there.
+    path: Vec<(usize, Option<Gate>)>,
+    /// Of the blocks of the nodes that they were at, by place in level order.
+    caches: BTreeMap<usize, Vec<AttentionCache>>,
+    /// Sums of hidden states over the tokens of the present chunk after each depth but the last, `[members, d_model]`.
+    sums: Vec<Tensor<2>>,
+    /// Of the tokens that are being fed, `[members, tokens, d_model]`; at the end, of the last one.
+    hidden: Option<Tensor<3>>,
 }
 
-impl TreeCoder {
-    /// Feeds sequences to the model token by token. The decoder has a copy of the model without dropout, off the
-    /// autodiff device; tensors are shared. Biases of loss-free balancing are read once, when they are first needed.
-    ///
-    /// # Errors
-    /// If the model is not causal, what selectors read is not, or its classes are not its vocabulary.
-    pub fn decoder(&self) -> Result<Decoder, GenerateError> {
-        let config = self.config();
+impl Carried for Decoding {
+    fn select(&self, rows: &[usize]) -> Self {
+        let path = self.path.iter().map(|(node, gate)| {
+            let gate = gate.as_ref().map(|gate| gate.select(rows));
+            (*node, gate)
+        });
+        let caches = self.caches.iter().map(|(place, caches)| {
+            let caches = caches.iter().map(|cache| cache.select(rows)).collect();
+            (*place, caches)
+        });
+        Self {
+            fed: rows.iter().map(|&row| self.fed[row].clone()).collect(),
+            tokens: self.tokens,
+            path: path.collect(),
+            caches: caches.collect(),
+            sums: self.sums.iter().map(|sum| select(sum, rows)).collect(),
+            hidden: self.hidden.as_ref().map(|hidden| select(hidden, rows)),
+        }
+    }
+}
+
+impl Decoder {
+    pub(super) fn new(model: &TreeCoder) -> Result<Self, GenerateError> {
+        let config = model.config();
         if !config.causal {
             return Err(GenerateError::NotCausal);
         }
@@ -106,17 +130,14 @@ impl TreeCoder {
         let is_soft = config.height > 0
             && config.selector.kind == SelectorKind::Learned
             && config.selector.gradient == SelectorGradient::Soft;
-        Ok(Decoder {
-            model: self.valid(),
+        Ok(Self {
+            model: model.valid(),
             is_cached: !is_soft,
             sequences: Vec::new(),
             groups: Vec::new(),
-            biases: BTreeMap::new(),
         })
     }
-}
 
-impl Decoder {
     /// The same without caches: every call computes each sequence it is fed anew and on its own. What caches are
     /// measured against.
     ///
@@ -225,21 +246,22 @@ impl Decoder {
             .into_iter()
             .partition::<Vec<_>, _>(|group| count_of[group.members[0]] > 0);
         self.groups = waiting;
-        let fresh = fresh.into_values().map(Group::new);
-        for group in active.into_iter().chain(fresh) {
-            let tokens = group.members.iter().map(|&member| {
-                let all = &self.sequences[member].tokens;
-                all[group.tokens..].to_vec()
-            });
-            let task = Task {
-                tokens: tokens.collect(),
-                group,
-                is_routed: false,
-            };
-            for (group, last) in self.advance(task) {
-                let rows = self.predict(&group, last);
+        let fresh = fresh.into_values();
+        let fresh = fresh.map(|members| Group::at_root(members, Decoding::default()));
+        let mut pending: Vec<Group<Decoding>> = active.into_iter().chain(fresh).collect();
+        for group in &mut pending {
+            let so_far = group.state.tokens;
+            let members = group.members.iter();
+            let fed = members.map(|&member| self.sequences[member].tokens[so_far..].to_vec());
+            group.state.fed = fed.collect();
+        }
+        while let Some(mut group) = pending.pop() {
+            if group.state.fed[0].is_empty() {
+                let rows = self.predict(&mut group);
                 logits.extend(group.members.iter().copied().zip(rows));
                 self.groups.push(group);
+            } else {
+                pending.extend(self.advance(group));
             }
         }
         let of_sequence = fed.iter().map(|(sequence, _)| {
@@ -262,16 +284,15 @@ impl Decoder {
     fn split_groups(&mut self, of: impl Fn(usize) -> usize) {
         let groups = std::mem::take(&mut self.groups);
         for group in groups {
-            let rows_of = places_of(group.members.iter().map(|&member| of(member)));
-            let parts = rows_of.values().map(|rows| group.take(rows));
-            self.groups.extend(parts);
+            let parts = group.split(group.members.iter().map(|&member| of(member)));
+            self.groups.extend(parts.into_iter().map(|(_, part)| part));
         }
     }
 
     /// Logits after the last token of a sequence, without a cache.
     fn recompute(&mut self, sequence: usize) -> Vec<f32> {
+        let device = self.home();
         let state = &mut self.sequences[sequence];
-        let device = self.model.embedding.weight.val().device();
         let tokens = rows_of_tokens(std::slice::from_ref(&state.tokens), &device);
         let options = TreeCoderOptions {
             seed: state.seed,
@@ -286,235 +307,190 @@ impl Decoder {
         host(output.logits.narrow(1, tokens - 1, 1))
     }
 
-    /// Feeds a group. Returns what became of it, with the hidden states of the last token, `[members, 1, d_model]`.
-    fn advance(&mut self, task: Task) -> Vec<(Group, Tensor<3>)> {
-        let config = self.model.config().clone();
-        let device = self.model.embedding.weight.val().device();
-        let mut done = Vec::new();
-        let mut tasks = vec![task];
-        while let Some(Task {
-            group,
-            tokens,
-            is_routed,
-        }) = tasks.pop()
-        {
-            let left = tokens[0].len();
-            let count = match config.route_on {
-                RouteOn::FirstN { tokens } if config.height > 0 && group.tokens == 0 => {
-                    tokens.min(left)
-                }
-                RouteOn::PreviousChunk { tokens: chunk } if config.height > 0 => {
-                    if group.tokens.is_multiple_of(chunk) && !is_routed {
-                        let parts = self.route_chunk(group, chunk);
-                        tasks.extend(parts.into_iter().map(|(group, rows)| Task {
-                            group,
-                            tokens: rows.iter().map(|&row| tokens[row].clone()).collect(),
-                            is_routed: true,
-                        }));
-                        continue;
-                    }
-                    left.min(chunk - group.tokens % chunk)
-                }
-                _ => left,
-            };
-            let now: Vec<&[u32]> = tokens.iter().map(|tokens| &tokens[..count]).collect();
-            let now = rows_of_tokens(&now, &device);
-            let hidden = self.model.embed(now, group.tokens);
-            let rows = (0..group.members.len()).collect();
-            for (mut group, rows, hidden) in self.pass(group, rows, 0, hidden) {
-                group.tokens += count;
-                if count == left {
-                    done.push((group, hidden.narrow(1, count - 1, 1)));
-                    continue;
-                }
-                let tokens = rows.iter().map(|&row| tokens[row][count..].to_vec());
-                tasks.push(Task {
-                    group,
-                    tokens: tokens.collect(),
-                    is_routed: false,
-                });
-            }
-        }
-        done
+    /// Where decisions are taken.
+    fn home(&self) -> Device {
+        self.model.embedding.weight.val().device()
     }
 
-    /// Runs hidden states `[members, new tokens, d_model]` of a group from a depth to the leaves, and decides its route
-    /// where it has none. Returns the groups it becomes, with the places of their members in `rows`, and their hidden
-    /// states.
-    fn pass(
-        &mut self,
-        mut group: Group,
-        rows: Vec<usize>,
-        depth: usize,
-        hidden: Tensor<3>,
-    ) -> Vec<(Group, Vec<usize>, Tensor<3>)> {
-        let height = self.model.config().height;
-        let home = hidden.device();
-        let members = rows.len();
-        let place = self.model.tree().offset(depth) + group.path[depth];
+    /// Feeds a group its tokens, up to where a route may change. Returns the groups that it becomes.
+    fn advance(&mut self, group: Group<Decoding>) -> Vec<Group<Decoding>> {
+        let config = self.model.config();
+        let (height, chunk) = (config.height, config.chunk());
+        let (so_far, left) = (group.state.tokens, group.state.fed[0].len());
+        let count = match (config.route_on, chunk) {
+            (RouteOn::FirstN { tokens }, _) if height > 0 && so_far == 0 => tokens.min(left),
+            (_, Some(chunk)) => left.min(chunk - so_far % chunk),
+            _ => left,
+        };
+        let home = self.home();
+        let mut routes = Routes {
+            groups: vec![group],
+            home: home.clone(),
+        };
+        if let Some(chunk) = chunk
+            && so_far.is_multiple_of(chunk)
+        {
+            self.route_chunk(&mut routes, chunk);
+        }
+        for Group { state, .. } in &mut routes.groups {
+            let fed = state.fed.iter_mut();
+            let now: Vec<Vec<u32>> = fed.map(|fed| fed.drain(..count).collect()).collect();
+            let now = rows_of_tokens(&now, &home);
+            state.hidden = Some(self.model.embed(now, so_far));
+        }
+        for depth in 0..=height {
+            if depth > 0 && routes.groups[0].state.path.len() < depth {
+                let hidden = routes.groups.iter().map(|group| &group.state.hidden);
+                let hidden = hidden.map(|hidden| hidden.clone().expect("tokens are being fed"));
+                let pooled = hidden.map(|hidden| hidden.mean_dim(1).squeeze_dim(1));
+                let pooled = pooled.collect();
+                self.decide(depth - 1, &mut routes, pooled);
+            }
+            for group in &mut routes.groups {
+                (group.node, group.gate) = match depth {
+                    0 => (0, None),
+                    _ => group.state.path[depth - 1].clone(),
+                };
+                self.run(depth, group, &home);
+            }
+        }
+        for Group {
+            node,
+            members,
+            state,
+            ..
+        } in &mut routes.groups
+        {
+            for &member in &*members {
+                // Of a chunk that goes on, the leaf is there already.
+                let leaves = &mut self.sequences[member].leaves;
+                leaves.truncate(chunk.map_or(0, |chunk| so_far / chunk));
+                leaves.push(*node);
+            }
+            state.tokens += count;
+            let hidden = state.hidden.take();
+            state.hidden = hidden.map(|hidden| hidden.narrow(1, count - 1, 1));
+        }
+        routes.groups
+    }
+
+    /// Runs the node of a group on its hidden states.
+    fn run(&self, depth: usize, group: &mut Group<Decoding>, home: &Device) {
+        let config = self.model.config();
+        let place = self.model.tree().offset(depth) + group.node;
         let node = &self.model.nodes[place];
         let device = node.device();
-        let caches = group.caches.entry(place).or_insert_with(|| {
+        let state = &mut group.state;
+        let caches = state.caches.entry(place).or_insert_with(|| {
             let blocks = node.blocks.iter();
+            let rows = group.members.len();
             blocks
-                .map(|block| block.attention.cache(members, &device))
+                .map(|block| block.attention.cache(rows, &device))
                 .collect()
         });
-        let mut left = hidden.clone().to_device(&device);
+        let entered = state.hidden.take().expect("tokens are being fed");
+        let mut left = entered.clone().to_device(&device);
         for (block, cache) in node.blocks.iter().zip(caches) {
             left = block.forward_cached(left, cache);
         }
-        let mut left = left.to_device(&home);
-        if depth > 0
-            && let Some(gate) = &group.gates[depth - 1]
-        {
-            left = gate.take(0..members, hidden, left);
+        let mut left = left.to_device(home);
+        if let Some(gate) = &group.gate {
+            left = gate.apply(entered, left);
         }
-        if depth == height {
-            for &member in &group.members {
-                // Of a chunk that goes on, the leaf is there already.
-                let chunk = self.model.config().chunk();
-                let chunk = chunk.map_or(0, |tokens| group.tokens / tokens);
-                let leaves = &mut self.sequences[member].leaves;
-                leaves.truncate(chunk);
-                leaves.push(group.path[height]);
-            }
-            return vec![(group, rows, left)];
-        }
-        if let RouteOn::PreviousChunk { .. } = self.model.config().route_on {
+        if depth < config.height && config.chunk().is_some() {
             let sum: Tensor<2> = left.clone().sum_dim(1).squeeze_dim(1);
-            match group.sums.get_mut(depth) {
+            match state.sums.get_mut(depth) {
                 Some(so_far) => *so_far = so_far.clone() + sum,
-                None => group.sums.push(sum),
+                None => state.sums.push(sum),
             }
         }
-        if group.path.len() > depth + 1 {
-            return self.pass(group, rows, depth + 1, left);
-        }
-        let pooled = left.clone().mean_dim(1).squeeze_dim(1);
-        let decided = self.decide(&group, depth, pooled);
-        let mut parts = Vec::new();
-        for (part, at) in group.part(decided, self.model.config().branching) {
-            let hidden = if at.len() == members {
-                left.clone()
-            } else {
-                left.clone().select(0, places(&at, &home))
-            };
-            let rows = at.iter().map(|&row| rows[row]).collect();
-            parts.extend(self.pass(part, rows, depth + 1, hidden));
-        }
-        parts
+        state.hidden = Some(left);
     }
 
-    /// Decides the route of the chunk that begins, from what the chunk before it left behind. Returns the groups with
-    /// the places of their members.
-    fn route_chunk(&mut self, mut group: Group, chunk: usize) -> Vec<(Group, Vec<usize>)> {
+    /// Decides the route of the chunk that begins, from what the chunk before it left behind.
+    fn route_chunk(&mut self, routes: &mut Routes<Decoding>, chunk: usize) {
         let (height, d_model) = (self.model.config().height, self.model.config().d_model);
-        let device = self.model.embedding.weight.val().device();
-        let before = std::mem::take(&mut group.sums);
-        group.path.truncate(1);
-        group.gates.clear();
-        let rows: Vec<usize> = (0..group.members.len()).collect();
-        let mut parts = vec![(group, rows)];
-        for depth in 0..height {
-            let mut next = Vec::new();
-            for (group, rows) in parts {
-                let pooled = match before.get(depth) {
-                    Some(sum) => sum.clone().select(0, places(&rows, &device)) / chunk as f64,
-                    None => Tensor::zeros([rows.len(), d_model], &device),
-                };
-                let decided = self.decide(&group, depth, pooled);
-                for (part, at) in group.part(decided, self.model.config().branching) {
-                    next.push((part, at.iter().map(|&row| rows[row]).collect()));
-                }
-            }
-            parts = next;
+        for group in &mut routes.groups {
+            group.node = 0;
+            group.state.path.clear();
         }
-        parts
+        for depth in 0..height {
+            let groups = routes.groups.iter();
+            let pooled = groups.map(|group| match group.state.sums.get(depth) {
+                Some(sum) => sum.clone() / chunk as f64,
+                None => Tensor::zeros([group.members.len(), d_model], &routes.home),
+            });
+            let pooled = pooled.collect();
+            self.decide(depth, routes, pooled);
+        }
+        for group in &mut routes.groups {
+            group.state.sums.clear();
+        }
     }
 
-    /// Chooses the children of a group at a depth, as evaluation does.
+    /// Chooses the children of groups at a depth, as evaluation does, and sends them there.
     ///
-    /// - pooled: what the selector reads, `[members, d_model]`
-    fn decide(&mut self, group: &Group, depth: usize, pooled: Tensor<2>) -> Decided {
+    /// - pooled: what the selector of each reads, `[members, d_model]`
+    fn decide(&mut self, depth: usize, routes: &mut Routes<Decoding>, pooled: Vec<Tensor<2>>) {
         let config = self.model.config();
-        let home = pooled.device();
-        let index = group.path[depth];
-        let device = self.model.node(depth, index).device();
-        let selector = self.model.selector(depth, index);
-        let scores = selector.forward(pooled.to_device(&device));
-        let mut margins = vec![f64::INFINITY; group.members.len()];
-        let children: Vec<usize> = match config.selector.kind {
-            SelectorKind::Learned => {
-                let place = self.model.tree().offset(depth) + index;
-                let bias = matches!(config.selector.balance, SelectorBalance::LossFree { .. })
-                    .then(|| {
-                        let of_node = self.biases.entry(place);
-                        of_node.or_insert_with(|| host(selector.decision_bias()))
-                    });
-                let bias = bias.as_deref().map(Vec::as_slice);
-                let scores = host(scores.clone());
-                let rows = margins.iter_mut().zip(scores.chunks(config.branching));
-                rows.map(|(margin, scores)| {
-                    let choice = choose(scores, bias);
-                    *margin = choice.margin;
-                    choice.child
-                })
-                .collect()
-            }
-            SelectorKind::Random | SelectorKind::Hash => {
-                let tree = self.model.tree();
-                let leaves = group.members.iter();
-                let leaves = leaves.map(|&member| self.fixed_leaf(group, member));
-                leaves.map(|leaf| tree.path(leaf)[depth]).collect()
-            }
+        let selectors = &config.selector;
+        let is_learned = selectors.kind == SelectorKind::Learned;
+        let is_biased = is_learned && matches!(selectors.balance, SelectorBalance::LossFree { .. });
+        let scores = Scores::new(&self.model, depth, routes, pooled, is_biased);
+        let (children, margins) = if is_learned {
+            let host = scores.read();
+            let choices = host.choose(&host.scores);
+            let margins = choices.iter().map(|choice| choice.margin).collect();
+            (children_of(&choices), margins)
+        } else {
+            let tree = self.model.tree();
+            let groups = routes.groups.iter();
+            let leaves = groups.flat_map(|group| {
+                let members = group.members.iter();
+                members.map(|&member| self.fixed_leaf(group.state.tokens, member))
+            });
+            let children = leaves.map(|leaf| tree.path(leaf)[depth]);
+            (children.collect(), vec![f64::INFINITY; routes.count()])
         };
         // The other ways to learn take all of what a child adds.
-        let is_scaled = config.selector.gradient == SelectorGradient::ScaledDelta;
-        let gate = is_scaled.then(|| Gate::by_probability(scores.to_device(&home), &children));
-        for (&member, margin) in group.members.iter().zip(&margins) {
+        let is_scaled = selectors.gradient == SelectorGradient::ScaledDelta;
+        let gate = is_scaled.then(|| Gate::by_probability(scores.tensor, &children));
+        for (member, margin) in routes.members().zip(&margins) {
             let closest = &mut self.sequences[member].margin;
             *closest = closest.min(*margin);
         }
-        Decided {
+        let decided = Decided {
             children,
             margins,
             gate,
-        }
-    }
-
-    /// The leaf of the routed item that begins, where it is not learned.
-    fn fixed_leaf(&self, group: &Group, member: usize) -> usize {
-        let config = self.model.config();
-        let leaves = self.model.tree().leaves();
-        let Sequence { seed, tokens, .. } = &self.sequences[member];
-        let (item, read) = match config.route_on {
-            RouteOn::PreviousChunk { tokens: chunk } => (
-                group.tokens / chunk,
-                group.tokens.saturating_sub(chunk)..group.tokens,
-            ),
-            RouteOn::FirstN { tokens } => (0, 0..tokens),
-            RouteOn::LastToken | RouteOn::MeanAll => {
-                unreachable!("a decoder is not made for routes that are not causal")
-            }
         };
-        match config.selector.kind {
-            SelectorKind::Random => random_leaf(*seed, item, leaves),
-            SelectorKind::Hash | SelectorKind::Learned => {
-                hash_leaf(tokens[read].iter().map(|&token| u64::from(token)), leaves)
-            }
+        routes.send(&decided, config.branching);
+        for group in &mut routes.groups {
+            group.state.path.push((group.node, group.gate.take()));
         }
     }
 
-    /// Logits `[members][vocabulary]` from hidden states `[members, 1, d_model]` after the leaf of a group.
-    fn predict(&self, group: &Group, last: Tensor<3>) -> Vec<Vec<f32>> {
+    /// The leaf of the routed item that begins after so many tokens, where no selector decides.
+    fn fixed_leaf(&self, so_far: usize, member: usize) -> usize {
         let config = self.model.config();
+        let Sequence { seed, tokens, .. } = &self.sequences[member];
+        let item = config.chunk().map_or(0, |chunk| so_far / chunk);
+        let read = config.route_on.read(item, tokens.len());
+        let read = tokens[read].iter().map(|&token| u64::from(token));
+        let leaves = self.model.tree().leaves();
+        fixed_leaf(config.selector.kind, (*seed, item), read, leaves)
+    }
+
+    /// Logits `[members][vocabulary]` after the last token of a group.
+    fn predict(&self, group: &mut Group<Decoding>) -> Vec<Vec<f32>> {
+        let config = self.model.config();
+        let last = group.state.hidden.take().expect("tokens were fed");
         let logits = match &self.model.head {
             Some(head) => head.forward(last),
             None => {
-                let leaf = group.path[config.height];
-                let device = self.model.node(config.height, leaf).device();
-                self.model.predict_alone(leaf, last.to_device(&device))
+                let device = self.model.node(config.height, group.node).device();
+                self.model
+                    .predict_alone(group.node, last.to_device(&device))
             }
         };
         host(logits)

@@ -3,9 +3,9 @@
 use super::TreeCoder;
 use super::config::{SelectorGradient, SelectorKind};
 use super::draws::place_seed;
-use super::items::{Items, NodeItems};
+use super::items::{Hidden, Items};
 use super::node::NodeInput;
-use super::route::Gate;
+use super::routes::Group;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
@@ -138,16 +138,20 @@ impl TreeCoder {
         }
         let hidden = self.embed(tokens.clone(), 0);
         let items = Items::new(hidden, padding.clone(), &self.config);
-        let mut routing = TreeCoderRouting {
-            chunks: items.chunks,
-            leaves: Vec::new(),
-            real: items.real.clone(),
-            levels: Vec::with_capacity(self.config.height),
-            activations: vec![0; self.tree().nodes()],
-            balance_loss: None,
-            log_prob: None,
-            entropy: None,
-            attention: Vec::new(),
+        let mut pass = Pass {
+            model: self,
+            options,
+            routing: TreeCoderRouting {
+                chunks: items.chunks,
+                leaves: Vec::new(),
+                real: items.real.clone(),
+                levels: Vec::with_capacity(self.config.height),
+                activations: vec![0; self.tree().nodes()],
+                balance_loss: None,
+                log_prob: None,
+                entropy: None,
+                attention: Vec::new(),
+            },
         };
         let selector = &self.config.selector;
         let hidden = match (selector.kind, selector.gradient) {
@@ -156,89 +160,21 @@ impl TreeCoder {
                     options.leaves.is_none(),
                     "tree_coder: options.leaves: expected none with soft selectors, which run all leaves"
                 );
-                self.mixture(items, options, &mut routing)
+                pass.mixture(items)
             }
             _ => {
-                let fixed = self.fixed_leaves(&tokens, &padding, options, items.count());
-                self.routed(items, fixed.as_deref(), options, &mut routing)
+                let fixed = pass.fixed_leaves(&tokens, &padding, items.chunks);
+                pass.routed(items, fixed.as_deref())
             }
         };
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => hidden,
         };
-        TreeCoderOutput { logits, routing }
-    }
-
-    /// Runs every item along its own path.
-    ///
-    /// - returns hidden states, or logits where every leaf has a head, `[batch, tokens, d_model or classes]`
-    fn routed(
-        &self,
-        mut items: Items,
-        fixed: Option<&[usize]>,
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> Tensor<3> {
-        let (height, tree) = (self.config.height, self.tree());
-        let mut gate: Option<Gate> = None;
-        for depth in 0..=height {
-            let mut start = 0;
-            for group in &mut items.groups {
-                let count = group.items.len();
-                let place = tree.offset(depth) + group.node;
-                routing.activations[place] += count;
-                let left =
-                    self.run_node(place, group, (items.chunks, &items.home), options, routing);
-                group.rows = match &gate {
-                    None => left,
-                    Some(gate) => gate.take(start..start + count, group.rows.clone(), left),
-                };
-                start += count;
-            }
-            if depth < height {
-                gate = self.descend(depth, &mut items, fixed, options, routing);
-            }
+        TreeCoderOutput {
+            logits,
+            routing: pass.routing,
         }
-        routing.leaves = vec![0; items.count()];
-        for (item, leaf) in items.order().zip(items.nodes()) {
-            routing.leaves[item] = leaf;
-        }
-        let outputs = items.groups.iter();
-        let outputs = outputs.map(|group| self.predict_alone(group.node, group.rows.clone()));
-        items.sequences(outputs.collect())
-    }
-
-    /// What comes out of a node, on its device, to which its items are brought: `[items, tokens of an item, d_model]`.
-    ///
-    /// - place: of the node in level order
-    /// - chunks, home: of the items
-    pub(super) fn run_node(
-        &self,
-        place: usize,
-        group: &mut NodeItems,
-        (chunks, home): (usize, &Device),
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> Tensor<3> {
-        let node = &self.nodes[place];
-        group.move_to(&node.device());
-        let (rows, reports) = group.run(chunks, |rows, padding| {
-            let input = NodeInput {
-                padding,
-                causal: self.config.causal,
-                seed: Some(place_seed(options.seed, place)),
-            };
-            node.forward(rows, &input)
-        });
-        let at_home = |loss: Option<Tensor<1>>| loss.map(|loss| loss.to_device(home));
-        let reports = reports.into_iter().flatten().map(|report| RoutingReport {
-            balance_loss: at_home(report.balance_loss),
-            alignment_loss: at_home(report.alignment_loss),
-            ..report
-        });
-        routing.attention.extend(reports);
-        rows
     }
 
     /// The logits of a leaf that has a head of its own, and the rows as they are where all share one.
@@ -249,5 +185,79 @@ impl TreeCoder {
             None => rows,
             Some(head) => head.forward(rows),
         }
+    }
+}
+
+/// One call of [`TreeCoder::forward`].
+pub(super) struct Pass<'a> {
+    pub model: &'a TreeCoder,
+    pub options: &'a TreeCoderOptions,
+    /// What is known of the routes so far.
+    pub routing: TreeCoderRouting,
+}
+
+impl Pass<'_> {
+    /// Runs every item along its own path.
+    ///
+    /// - fixed: leaves that are not to be chosen, by item
+    /// - returns hidden states, or logits where every leaf has a head, `[batch, tokens, d_model or classes]`
+    fn routed(&mut self, mut items: Items, fixed: Option<&[usize]>) -> Tensor<3> {
+        let height = self.model.config.height;
+        for depth in 0..=height {
+            let (chunks, home) = (items.chunks, items.routes.home.clone());
+            for group in &mut items.routes.groups {
+                let left = self.run_node(depth, group, chunks, &home);
+                group.state.rows = match &group.gate {
+                    None => left,
+                    Some(gate) => gate.apply(group.state.rows.clone(), left),
+                };
+            }
+            if depth < height {
+                self.descend(depth, &mut items, fixed);
+            }
+        }
+        let routes = &items.routes;
+        self.routing.leaves = vec![0; routes.count()];
+        for (item, leaf) in routes.members().zip(routes.nodes()) {
+            self.routing.leaves[item] = leaf;
+        }
+        let outputs = routes.groups.iter();
+        let outputs = outputs.map(|group| {
+            let rows = group.state.rows.clone();
+            self.model.predict_alone(group.node, rows)
+        });
+        items.sequences(outputs.collect())
+    }
+
+    /// What comes out of a node, on its device, to which its items are brought: `[items, tokens of an item, d_model]`.
+    ///
+    /// - chunks: of a sequence
+    pub fn run_node(
+        &mut self,
+        depth: usize,
+        group: &mut Group<Hidden>,
+        chunks: usize,
+        home: &Device,
+    ) -> Tensor<3> {
+        let place = self.model.tree().offset(depth) + group.node;
+        let node = &self.model.nodes[place];
+        self.routing.activations[place] += group.members.len();
+        group.state.move_to(&node.device());
+        let (rows, reports) = group.run(chunks, |rows, padding| {
+            let input = NodeInput {
+                padding,
+                causal: self.model.config.causal,
+                seed: Some(place_seed(self.options.seed, place)),
+            };
+            node.forward(rows, &input)
+        });
+        let at_home = |loss: Option<Tensor<1>>| loss.map(|loss| loss.to_device(home));
+        let reports = reports.into_iter().flatten().map(|report| RoutingReport {
+            balance_loss: at_home(report.balance_loss),
+            alignment_loss: at_home(report.alignment_loss),
+            ..report
+        });
+        self.routing.attention.extend(reports);
+        rows
     }
 }

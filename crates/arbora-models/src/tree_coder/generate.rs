@@ -218,127 +218,95 @@ impl GenerateOptions {
     }
 }
 
-impl TreeCoder {
-    /// Continues prompts. None of them has an influence on another: each gets what it gets alone with the seed
-    /// `seed + its index`, up to the rounding of sums over batches of another size.
-    ///
-    /// Routes are chosen, and weigh what children add, as in evaluation:
-    ///
-    /// - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt is not what the model was trained for:
-    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of
-    ///   them.
-    /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
-    /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
-    ///   that text may be longer than the context. Random routes are drawn anew.
-    ///
-    /// Prompts of one length that take the same route advance together, see [`Decoder`](super::Decoder). A prompt that
-    /// has ended costs nothing more.
-    ///
-    /// # Errors
-    /// If the model is not a causal language model, an option is out of range, a prompt is empty, longer than the
-    /// context or has a token that is not in the vocabulary, or logits are not finite.
-    pub fn generate(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerateOptions,
-    ) -> Result<Vec<Generated>, GenerateError> {
-        self.generate_each(prompts, options, |_| {})
+/// [`TreeCoder::generate_each`].
+pub(super) fn continued(
+    model: &TreeCoder,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(NewToken),
+) -> Result<Vec<Generated>, GenerateError> {
+    options.check()?;
+    let config = model.config();
+    let most = config.kept_on_reroute(config.context + 1, 0);
+    if options.reroute.is_some() && most >= config.context {
+        let expected = "a context longer than what the route reads";
+        let got = format!("a context of {}", config.context);
+        return Err(ConfigError::new("reroute", expected, got).into());
     }
-
-    /// As [`generate`](Self::generate), and tells of each token as soon as it is there: of all prompts in turn, the
-    /// first tokens first.
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate). Tokens that came before were told of.
-    pub fn generate_each(
-        &self,
-        prompts: &[Vec<u32>],
-        options: &GenerateOptions,
-        mut on_token: impl FnMut(NewToken),
-    ) -> Result<Vec<Generated>, GenerateError> {
-        options.check()?;
-        let config = self.config();
-        let most = config.kept_on_reroute(config.context + 1, 0);
-        if options.reroute.is_some() && most >= config.context {
-            let expected = "a context longer than what the route reads";
-            let got = format!("a context of {}", config.context);
-            return Err(ConfigError::new("reroute", expected, got).into());
-        }
-        let mut decoder = self.decoder()?;
-        if !options.cache {
-            decoder = decoder.without_cache();
-        }
-        check_prompts(prompts, config)?;
-        let mut running: Vec<Continuation> = prompts
+    let mut decoder = model.decoder()?;
+    if !options.cache {
+        decoder = decoder.without_cache();
+    }
+    check_prompts(prompts, config)?;
+    let mut running: Vec<Continuation> = prompts
+        .iter()
+        .enumerate()
+        .map(|(index, prompt)| {
+            let seed = options.seed.wrapping_add(index as u64);
+            decoder.add(seed);
+            Continuation {
+                next: prompt.clone(),
+                since: 0,
+                begun: 0,
+                seed,
+                done: None,
+                found: Generated {
+                    tokens: Vec::new(),
+                    finish: Finish::Length,
+                    leaves: Vec::new(),
+                    log_probabilities: Vec::new(),
+                    smallest_margin: f64::INFINITY,
+                    smallest_route_margin: f64::INFINITY,
+                    short_prompt: prompt.len() < config.route_on.prompt(),
+                },
+            }
+        })
+        .collect();
+    loop {
+        let fed: Vec<(usize, &[u32])> = running
             .iter()
             .enumerate()
-            .map(|(index, prompt)| {
-                let seed = options.seed.wrapping_add(index as u64);
-                decoder.add(seed);
-                Continuation {
-                    next: prompt.clone(),
-                    since: 0,
-                    begun: 0,
-                    seed,
-                    done: None,
-                    found: Generated {
-                        tokens: Vec::new(),
-                        finish: Finish::Length,
-                        leaves: Vec::new(),
-                        log_probabilities: Vec::new(),
-                        smallest_margin: f64::INFINITY,
-                        smallest_route_margin: f64::INFINITY,
-                        short_prompt: prompt.len() < config.route_on.prompt(),
-                    },
-                }
-            })
+            .filter(|(_, one)| one.done.is_none())
+            .map(|(prompt, one)| (prompt, one.next.as_slice()))
             .collect();
-        loop {
-            let fed: Vec<(usize, &[u32])> = running
-                .iter()
-                .enumerate()
-                .filter(|(_, one)| one.done.is_none())
-                .map(|(prompt, one)| (prompt, one.next.as_slice()))
-                .collect();
-            if fed.is_empty() {
-                break;
+        if fed.is_empty() {
+            break;
+        }
+        let logits = decoder.feed(&fed)?;
+        let fed: Vec<usize> = fed.into_iter().map(|(prompt, _)| prompt).collect();
+        for (prompt, logits) in fed.into_iter().zip(logits) {
+            let one = &mut running[prompt];
+            let mut new = one.draw(prompt, &logits, options)?;
+            let length = decoder.tokens(prompt).len();
+            new.finish = one.finish(options, length >= config.context);
+            on_token(new);
+            one.done = new.finish;
+            let kept = options
+                .reroute
+                .filter(|after| one.since >= *after || length >= config.context)
+                .map(|after| config.kept_on_reroute(length + 1, after))
+                .filter(|kept| *kept <= length && one.done.is_none());
+            one.next = vec![new.token];
+            if let Some(kept) = kept {
+                let before = decoder.tokens(prompt);
+                one.next = [&before[length + 1 - kept..], &one.next].concat();
+                one.since = 0;
             }
-            let logits = decoder.feed(&fed)?;
-            let fed: Vec<usize> = fed.into_iter().map(|(prompt, _)| prompt).collect();
-            for (prompt, logits) in fed.into_iter().zip(logits) {
-                let one = &mut running[prompt];
-                let mut new = one.draw(prompt, &logits, options)?;
-                let length = decoder.tokens(prompt).len();
-                new.finish = one.finish(options, length >= config.context);
-                on_token(new);
-                one.done = new.finish;
-                let kept = options
-                    .reroute
-                    .filter(|after| one.since >= *after || length >= config.context)
-                    .map(|after| config.kept_on_reroute(length + 1, after))
-                    .filter(|kept| *kept <= length && one.done.is_none());
-                one.next = vec![new.token];
-                if let Some(kept) = kept {
-                    let before = decoder.tokens(prompt);
-                    one.next = [&before[length + 1 - kept..], &one.next].concat();
-                    one.since = 0;
-                }
-                let of_routes = &mut one.found.smallest_route_margin;
-                *of_routes = of_routes.min(decoder.route_margin(prompt));
-                if kept.is_some() || one.done.is_some() {
-                    one.found.leaves.extend(decoder.leaves(prompt));
-                    one.begun += 1;
-                    decoder.clear(prompt);
-                    decoder.reseed(prompt, place_seed(one.seed, one.begun));
-                }
+            let of_routes = &mut one.found.smallest_route_margin;
+            *of_routes = of_routes.min(decoder.route_margin(prompt));
+            if kept.is_some() || one.done.is_some() {
+                one.found.leaves.extend(decoder.leaves(prompt));
+                one.begun += 1;
+                decoder.clear(prompt);
+                decoder.reseed(prompt, place_seed(one.seed, one.begun));
             }
         }
-        let finished = running.into_iter().map(|one| Generated {
-            finish: one.done.unwrap_or(one.found.finish),
-            ..one.found
-        });
-        Ok(finished.collect())
     }
+    let finished = running.into_iter().map(|one| Generated {
+        finish: one.done.unwrap_or(one.found.finish),
+        ..one.found
+    });
+    Ok(finished.collect())
 }
 
 fn check_prompts(prompts: &[Vec<u32>], config: &TreeCoderConfig) -> Result<(), GenerateError> {

@@ -1,34 +1,25 @@
-//! Routed items: sequences, or chunks of sequences, each with the others that are at the same node.
+//! Routed items of a batch: sequences, or chunks of sequences.
 
 use super::TreeCoderConfig;
 use super::config::RouteOn;
-use super::group::places;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use super::routes::{Carried, Group, Routes, indices, select};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
-/// All items of a batch. Their *rows* are numbered node by node, and within a node by item.
+/// All items of a batch, sequence-major: item `i` is chunk `i % chunks` of sequence `i / chunks`.
 #[derive(Clone)]
 pub(super) struct Items {
-    /// The items of each node that has some, by node.
-    pub groups: Vec<NodeItems>,
+    pub routes: Routes<Hidden>,
     /// Items of a sequence.
     pub chunks: usize,
     /// Whether each item has a token that is not padding; `None`: all have.
     pub real: Option<Vec<bool>>,
     /// Tokens of a sequence; the last chunk may hold fewer than the others.
     tokens: usize,
-    /// Where decisions are taken and sequences put together again.
-    pub home: Device,
 }
 
-/// The items of one node.
-///
-/// Hidden states go from a node to its children without meeting those of others: the backward pass of a part of a
-/// tensor writes the whole tensor, which is then no larger than the parent's.
+/// The hidden states of the items of a group.
 #[derive(Clone)]
-pub(super) struct NodeItems {
-    pub node: usize,
-    /// Increasing. Sequence-major: item `i` is chunk `i % chunks` of sequence `i / chunks`.
-    pub items: Vec<usize>,
+pub(super) struct Hidden {
     /// `[items, tokens of an item, d_model]`
     pub rows: Tensor<3>,
     /// `[items, tokens of an item]`, 1 = padding. Numbers, since backends store booleans in several ways that they
@@ -64,24 +55,17 @@ impl Items {
             let none = Tensor::ones([batch, missing], &home);
             padding = Some(Tensor::cat(vec![given, none], 1));
         }
-        let root = NodeItems {
-            node: 0,
-            items: (0..batch * chunks).collect(),
+        let root = Hidden {
             rows: hidden.reshape([batch * chunks, chunk, width]),
             padding: padding.map(|padding| padding.reshape([batch * chunks, chunk])),
         };
+        let groups = vec![Group::at_root((0..batch * chunks).collect(), root)];
         Self {
-            groups: vec![root],
+            routes: Routes { groups, home },
             chunks,
             real,
             tokens,
-            home,
         }
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.groups.iter().map(|group| group.items.len()).sum()
     }
 
     /// Whether an item has a token that is not padding.
@@ -89,75 +73,39 @@ impl Items {
         self.real.as_ref().is_none_or(|real| real[item])
     }
 
-    /// The item of each row.
-    pub fn order(&self) -> impl Iterator<Item = usize> {
-        self.groups
-            .iter()
-            .flat_map(|group| group.items.iter().copied())
-    }
-
-    /// The node of each row.
-    pub fn nodes(&self) -> impl Iterator<Item = usize> {
-        self.groups
-            .iter()
-            .flat_map(|group| std::iter::repeat_n(group.node, group.items.len()))
-    }
-
     /// What the selector of each node reads, `[items of the node, d_model]`.
     pub fn pooled(&self, route_on: RouteOn) -> Vec<Tensor<2>> {
-        let pooled = self.groups.iter().map(|group| group.pooled(route_on));
+        let (groups, home) = (&self.routes.groups, &self.routes.home);
+        let pooled = groups.iter().map(|group| group.state.pooled(route_on));
         let RouteOn::PreviousChunk { .. } = route_on else {
             return pooled.collect();
         };
-        let mut means: Vec<Tensor<2>> = pooled.map(|mean| mean.to_device(&self.home)).collect();
+        let mut means: Vec<Tensor<2>> = pooled.map(|mean| mean.to_device(home)).collect();
         let [_, width] = means[0].dims();
-        means.push(Tensor::zeros([1, width], &self.home));
+        means.push(Tensor::zeros([1, width], home));
         let means = Tensor::cat(means, 0);
         let row_of = self.row_of_item();
         let previous = |item: &usize| match item % self.chunks {
             // The row of zeros.
-            0 => row_of.len() as i64,
+            0 => row_of.len(),
             _ => row_of[item - 1],
         };
-        self.groups
-            .iter()
+        let groups = groups.iter();
+        groups
             .map(|group| {
-                let previous = group.items.iter().map(previous).collect();
-                means.clone().select(0, indices(previous, &self.home))
+                let previous: Vec<usize> = group.members.iter().map(previous).collect();
+                select(&means, &previous)
             })
             .collect()
-    }
-
-    /// Sends every row to a child of its node.
-    ///
-    /// - children: of each row
-    /// - returns which row each one was before
-    pub fn send(&mut self, children: &[usize], branching: usize) -> Vec<usize> {
-        let mut sent = Vec::new();
-        let mut moved = Vec::with_capacity(children.len());
-        let mut start = 0;
-        for group in std::mem::take(&mut self.groups) {
-            let count = group.items.len();
-            let of_group = &children[start..start + count];
-            for child in 0..branching {
-                let rows: Vec<usize> = (0..count).filter(|row| of_group[*row] == child).collect();
-                if rows.is_empty() {
-                    continue;
-                }
-                moved.extend(rows.iter().map(|row| start + row));
-                sent.push(group.part(group.node * branching + child, &rows));
-            }
-            start += count;
-        }
-        self.groups = sent;
-        moved
     }
 
     /// Hidden states or logits as sequences in the order of the batch, `[batch, tokens, ..]`.
     ///
     /// - rows: of each node, `[items of the node, tokens of an item, ..]`
     pub fn sequences(&self, rows: Vec<Tensor<3>>) -> Tensor<3> {
-        let rows = rows.into_iter().map(|rows| rows.to_device(&self.home));
+        let rows = rows
+            .into_iter()
+            .map(|rows| rows.to_device(&self.routes.home));
         let rows = self.by_item(joined(rows.collect()));
         let [items, chunk, width] = rows.dims();
         rows.reshape([items / self.chunks, self.chunks * chunk, width])
@@ -166,29 +114,34 @@ impl Items {
 
     /// What rows have, `[rows, ..]`, in the order of items.
     pub fn by_item<const D: usize>(&self, rows: Tensor<D>) -> Tensor<D> {
-        if self.order().is_sorted() {
+        if self.routes.members().is_sorted() {
             rows
         } else {
-            rows.select(0, indices(self.row_of_item(), &self.home))
+            select(&rows, &self.row_of_item())
         }
     }
 
-    fn row_of_item(&self) -> Vec<i64> {
-        let mut row_of = vec![0; self.count()];
-        for (row, item) in self.order().enumerate() {
-            row_of[item] = row as i64;
+    fn row_of_item(&self) -> Vec<usize> {
+        let mut row_of = vec![0; self.routes.count()];
+        for (row, item) in self.routes.members().enumerate() {
+            row_of[item] = row;
         }
         row_of
     }
 }
 
-impl NodeItems {
-    /// Brings the hidden states to a device.
-    pub fn move_to(&mut self, device: &Device) {
-        self.rows = self.rows.clone().to_device(device);
-        self.padding = self.padding.take().map(|padding| padding.to_device(device));
+impl Carried for Hidden {
+    fn select(&self, rows: &[usize]) -> Self {
+        let from = indices(rows, &self.rows.device());
+        let padding = self.padding.clone();
+        Self {
+            rows: self.rows.clone().select(0, from.clone()),
+            padding: padding.map(|padding| padding.select(0, from)),
+        }
     }
+}
 
+impl Group<Hidden> {
     /// Runs a node on the rows: it gets them as sequences `[sequences, tokens, d_model]` with their padding. Chunks of
     /// one sequence are one sequence there.
     ///
@@ -198,13 +151,13 @@ impl NodeItems {
         chunks: usize,
         node: impl FnOnce(Tensor<3>, Option<Tensor<2, Bool>>) -> (Tensor<3>, R),
     ) -> (Tensor<3>, R) {
-        let (rows, padding) = (self.rows.clone(), self.padding.clone());
+        let Hidden { rows, padding } = self.state.clone();
         if chunks == 1 {
             return node(rows, padding.map(mask));
         }
         let device = rows.device();
         let [count, chunk, width] = rows.dims();
-        let of_chunks = Places::new(&self.items, chunks);
+        let of_chunks = Places::new(&self.members, chunks);
         let (sequences, longest) = (of_chunks.sequences, of_chunks.longest);
         let of_row = of_chunks.of_row;
         let joined = [sequences, longest * chunk];
@@ -215,12 +168,12 @@ impl NodeItems {
             return (rows.reshape([count, chunk, width]), report);
         }
         // One more row, of padding, stands where a sequence has fewer chunks here than another.
-        let mut from = vec![count as i64; sequences * longest];
+        let mut from = vec![count; sequences * longest];
         for (row, &place) in of_row.iter().enumerate() {
-            from[place] = row as i64;
+            from[place] = row;
         }
-        let from = indices(from, &device);
-        let of_row = places(&of_row, &device);
+        let from = indices(&from, &device);
+        let of_row = indices(&of_row, &device);
         let padding = padding.unwrap_or_else(|| Tensor::zeros([count, chunk], &device));
         let all = Tensor::ones([1, chunk], &device);
         let padding = Tensor::cat(vec![padding, all], 0)
@@ -237,6 +190,14 @@ impl NodeItems {
             .reshape([sequences * longest, chunk, width])
             .select(0, of_row);
         (rows, report)
+    }
+}
+
+impl Hidden {
+    /// Brings it to a device.
+    pub fn move_to(&mut self, device: &Device) {
+        self.rows = self.rows.clone().to_device(device);
+        self.padding = self.padding.take().map(|padding| padding.to_device(device));
     }
 
     /// What says where an item goes, or with [`RouteOn::PreviousChunk`] the item after it: `[items, d_model]`.
@@ -273,23 +234,6 @@ impl NodeItems {
                     .expand([items, 1, width]);
                 self.rows.clone().gather(1, last).squeeze_dim(1)
             }
-        }
-    }
-
-    /// Some of the rows, at another node.
-    fn part(&self, node: usize, rows: &[usize]) -> Self {
-        if rows.len() == self.items.len() {
-            return Self {
-                node,
-                ..self.clone()
-            };
-        }
-        let from = places(rows, &self.rows.device());
-        Self {
-            node,
-            items: rows.iter().map(|&row| self.items[row]).collect(),
-            rows: self.rows.clone().select(0, from.clone()),
-            padding: self.padding.clone().map(|padding| padding.select(0, from)),
         }
     }
 }
@@ -346,11 +290,6 @@ fn joined(mut parts: Vec<Tensor<3>>) -> Tensor<3> {
         1 => parts.swap_remove(0),
         _ => Tensor::cat(parts, 0),
     }
-}
-
-pub(super) fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }
 
 /// `true` where the number is not 0.

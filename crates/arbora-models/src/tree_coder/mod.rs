@@ -5,12 +5,12 @@ mod decoder;
 mod draws;
 mod forward;
 mod generate;
-mod group;
 mod items;
 mod node;
 mod parameters;
 mod placement;
 mod route;
+mod routes;
 mod sampling;
 mod selector;
 mod soft;
@@ -155,5 +155,88 @@ impl TreeCoder {
         let positions = self.positions.forward(places.reshape([1, count]));
         self.dropout
             .forward(self.embedding.forward(tokens) + positions)
+    }
+
+    /// Feeds sequences to the model token by token. The decoder has a copy of the model without dropout, off the
+    /// autodiff device; tensors are shared.
+    ///
+    /// # Errors
+    /// If the model is not causal, what selectors read is not, or its classes are not its vocabulary.
+    pub fn decoder(&self) -> Result<Decoder, GenerateError> {
+        Decoder::new(self)
+    }
+
+    /// Continues prompts. None of them has an influence on another: each gets what it gets alone with the seed
+    /// `seed + its index`, up to the rounding of sums over batches of another size.
+    ///
+    /// Routes are chosen, and weigh what children add, as in evaluation:
+    ///
+    /// - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt is not what the model was trained for:
+    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of
+    ///   them.
+    /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
+    /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
+    ///   that text may be longer than the context. Random routes are drawn anew.
+    ///
+    /// Prompts of one length that take the same route advance together, see [`Decoder`](Decoder). A prompt that
+    /// has ended costs nothing more.
+    ///
+    /// # Errors
+    /// If the model is not a causal language model, an option is out of range, a prompt is empty, longer than the
+    /// context or has a token that is not in the vocabulary, or logits are not finite.
+    pub fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generated>, GenerateError> {
+        self.generate_each(prompts, options, |_| {})
+    }
+
+    /// As [`generate`](Self::generate), and tells of each token as soon as it is there: of all prompts in turn, the
+    /// first tokens first.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate). Tokens that came before were told of.
+    pub fn generate_each(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        on_token: impl FnMut(NewToken),
+    ) -> Result<Vec<Generated>, GenerateError> {
+        generate::continued(self, prompts, options, on_token)
+    }
+
+    /// Moves nodes to the devices that compute them from now on. A model that records gradients goes on doing so.
+    ///
+    /// [`forward`](Self::forward) and its backward pass send the hidden states of the sequences that reach a node
+    /// to its device and back home, and nothing else of size: where every leaf has a head of its own and is placed,
+    /// logits come home as well. Weights, their gradients and the state of an optimiser stay with the node.
+    ///
+    /// Clones share running state, which moves with the first of them that is placed: the biases of loss-free balancing,
+    /// and what trees and random features of attention keep. The others then cannot run, so place before cloning, or
+    /// load weights into a model of its own.
+    ///
+    /// # Errors
+    /// If the tree does not have a node of the placement.
+    pub fn place(mut self, placement: &Placement) -> Result<Self, PlacementError> {
+        let tree = self.tree();
+        placement.check(&tree)?;
+        let names = (0..=tree.height())
+            .flat_map(|depth| (0..tree.width(depth)).map(move |index| (depth, index)));
+        self.nodes = self
+            .nodes
+            .into_iter()
+            .zip(names)
+            .map(|(node, (depth, index))| {
+                match placement.device(&NodeName::of(&tree, depth, index)) {
+                    None => node,
+                    Some(device) if node.device().is_autodiff() => {
+                        node.fork(&device.clone().autodiff())
+                    }
+                    Some(device) => node.fork(device),
+                }
+            })
+            .collect();
+        Ok(self)
     }
 }

@@ -94,6 +94,12 @@ impl Node {
         (hidden, reports)
     }
 
+    /// What chooses a child of an inner node.
+    pub(super) fn selector(&self) -> &Selector {
+        let selector = self.selector.as_ref();
+        selector.expect("inner nodes have selectors")
+    }
+
     /// The device that the node is on.
     pub fn device(&self) -> Device {
         self.blocks[0].attention.query.weight.val().device()

@@ -93,14 +93,14 @@ impl TreeCoderConfig {
         let missing = |config: &Self| target as i64 - config.parameters().total as i64;
         let mut best = of_width(self.d_model);
         loop {
-            let wider = of_width(best.d_model + self.heads);
+            let wider = of_width(best.d_model + self.n_heads);
             if missing(&wider).abs() >= missing(&best).abs() {
                 break;
             }
             best = wider;
         }
         // Where MLPs are too narrow to give enough back, the model before lacks something instead.
-        let before = of_width(best.d_model.max(self.d_model + self.heads) - self.heads);
+        let before = of_width(best.d_model.max(self.d_model + self.n_heads) - self.n_heads);
         let [closest, before] = [best, before].map(|config| config.filled(target));
         if missing(&closest).abs() <= missing(&before).abs() {
             closest
@@ -157,9 +157,9 @@ fn linear(inputs: usize, outputs: usize) -> usize {
 }
 
 fn block(config: &TransformerBlockConfig) -> usize {
-    let (d_model, heads, d_ff) = (config.d_model, config.heads, config.d_ff);
+    let (d_model, heads, d_ff) = (config.d_model, config.n_heads, config.d_ff);
     let head_dim = d_model / heads;
-    let kv_heads = config.kv_heads.unwrap_or(heads);
+    let kv_heads = config.n_kv_heads.unwrap_or(heads);
     let projections = 2 * linear(d_model, d_model) + 2 * linear(d_model, kv_heads * head_dim);
     let feed_forward = linear(d_model, d_ff) + linear(d_ff, d_model);
     let own = match &config.attention {
@@ -219,7 +219,7 @@ mod tests {
         ) -> TreeCoderConfig {
             let level = |numbers: Vec<usize>| if each { numbers[..=height].to_vec() } else { numbers[..1].to_vec() };
             TreeCoderConfig::new(vocabulary, 32)
-                .with_heads(heads)
+                .with_n_heads(heads)
                 .with_d_model(heads * head_dim)
                 .with_branching(branching)
                 .with_height(height)

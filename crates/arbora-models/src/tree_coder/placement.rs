@@ -1,8 +1,6 @@
 //! Which device computes which node of a tree.
 
-use super::TreeCoder;
 use arbora_tree::shape::CompleteTree;
-use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -184,42 +182,6 @@ impl Placement {
                 leaf: NodeName::of(tree, tree.height(), tree.width(tree.height()) - 1),
             }),
         }
-    }
-}
-
-impl TreeCoder {
-    /// Moves nodes to the devices that compute them from now on. A model that records gradients goes on doing so.
-    ///
-    /// [`forward`](Self::forward) and its backward pass send the hidden states of the sequences that reach a node
-    /// to its device and back home, and nothing else of size: where every leaf has a head of its own and is placed,
-    /// logits come home as well. Weights, their gradients and the state of an optimiser stay with the node.
-    ///
-    /// Clones share running state, which moves with the first of them that is placed: the biases of loss-free balancing,
-    /// and what trees and random features of attention keep. The others then cannot run, so place before cloning, or
-    /// load weights into a model of its own.
-    ///
-    /// # Errors
-    /// If the tree does not have a node of the placement.
-    pub fn place(mut self, placement: &Placement) -> Result<Self, PlacementError> {
-        let tree = self.tree();
-        placement.check(&tree)?;
-        let names = (0..=tree.height())
-            .flat_map(|depth| (0..tree.width(depth)).map(move |index| (depth, index)));
-        self.nodes = self
-            .nodes
-            .into_iter()
-            .zip(names)
-            .map(|(node, (depth, index))| {
-                match placement.device(&NodeName::of(&tree, depth, index)) {
-                    None => node,
-                    Some(device) if node.device().is_autodiff() => {
-                        node.fork(&device.clone().autodiff())
-                    }
-                    Some(device) => node.fork(device),
-                }
-            })
-            .collect();
-        Ok(self)
     }
 }
 

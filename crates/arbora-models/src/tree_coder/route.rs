@@ -1,14 +1,13 @@
 //! How the children of a level are chosen, and what is taken of them.
 
 use super::TreeCoder;
-use super::config::{RouteOn, SelectorBalance, SelectorGradient, SelectorKind};
+use super::config::{SelectorBalance, SelectorGradient, SelectorKind};
 use super::draws::{gumbel, hash_leaf, random_leaf, sampled_child};
-use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
-use super::group::places;
+use super::forward::{LevelRouting, Pass};
 use super::items::Items;
+use super::routes::{Carried, Routes, indices, select};
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// The gate of each item before what a child adds.
@@ -21,15 +20,14 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    /// - rows: which these are, of all
-    /// - entered: what came to the child, `[rows, tokens, d_model]`
+    /// - entered: what came to the child, `[items, tokens, d_model]`
     /// - left: what came out of it
-    pub fn take(&self, rows: Range<usize>, entered: Tensor<3>, left: Tensor<3>) -> Tensor<3> {
+    pub fn apply(&self, entered: Tensor<3>, left: Tensor<3>) -> Tensor<3> {
         let (device, dtype) = (left.device(), left.dtype());
         let per_item = |numbers: &Tensor<1>| {
-            let numbers = numbers.clone().narrow(0, rows.start, rows.len());
-            let numbers = numbers.to_device(&device).cast(dtype);
-            numbers.reshape([rows.len(), 1, 1])
+            let [items] = numbers.dims();
+            let numbers = numbers.clone().to_device(&device).cast(dtype);
+            numbers.reshape([items, 1, 1])
         };
         let added = left.clone() - entered.clone();
         match self {
@@ -47,10 +45,18 @@ impl Gate {
 
     /// Of some rows, in any order.
     pub fn select(&self, rows: &[usize]) -> Self {
-        let select = |gate: &Tensor<1>| gate.clone().select(0, places(rows, &gate.device()));
+        self.map(|numbers| select(numbers, rows))
+    }
+
+    /// Of rows that follow each other.
+    pub fn narrow(&self, rows: Range<usize>) -> Self {
+        self.map(|numbers| numbers.clone().narrow(0, rows.start, rows.len()))
+    }
+
+    fn map(&self, of: impl FnOnce(&Tensor<1>) -> Tensor<1>) -> Self {
         match self {
-            Self::Scale(scale) => Self::Scale(select(scale)),
-            Self::StraightThrough(zero) => Self::StraightThrough(select(zero)),
+            Self::Scale(scale) => Self::Scale(of(scale)),
+            Self::StraightThrough(zero) => Self::StraightThrough(of(zero)),
         }
     }
 }
@@ -120,7 +126,7 @@ fn entropy(scores: &[f32]) -> f64 {
 
 /// The number of the child that each row takes, `[rows, children]` -> `[rows]`.
 fn of_children(numbers: Tensor<2>, children: &[usize]) -> Tensor<1> {
-    let chosen = places(children, &numbers.device()).reshape([children.len(), 1]);
+    let chosen = indices(children, &numbers.device()).reshape([children.len(), 1]);
     numbers.gather(1, chosen).squeeze_dim(1)
 }
 
@@ -133,180 +139,240 @@ pub(super) struct Decided {
     pub gate: Option<Gate>,
 }
 
-impl TreeCoder {
-    /// The leaves of all items where no selector has a say: given ones, chance, and hashes.
-    pub(super) fn fixed_leaves(
-        &self,
-        tokens: &Tensor<2, Int>,
-        padding: &Option<Tensor<2, Bool>>,
-        options: &TreeCoderOptions,
-        items: usize,
-    ) -> Option<Vec<usize>> {
-        let leaves = self.tree().leaves();
-        match (&options.leaves, self.config.selector.kind) {
-            (Some(given), _) => {
-                assert_eq!(
-                    given.len(),
-                    items,
-                    "tree_coder: options.leaves: axis 0 (items): expected {items}, got {}",
-                    given.len()
-                );
-                if let Some(leaf) = given.iter().find(|leaf| **leaf >= leaves) {
-                    panic!(
-                        "tree_coder: options.leaves: expected leaves below {leaves}, got {leaf}"
-                    );
-                }
-                Some(given.clone())
+/// What the selectors of a level say of its rows.
+pub(super) struct Scores {
+    /// `[rows, children]`, at home and in single precision.
+    pub tensor: Tensor<2>,
+    /// The biases of loss-free balancing of each group, `[1, children]`; empty where they are not asked for.
+    biases: Vec<Tensor<2>>,
+    /// Rows of each group.
+    counts: Vec<usize>,
+}
+
+impl Scores {
+    /// Asks the selectors at a depth.
+    ///
+    /// - pooled: what that of each group reads, `[rows of the group, d_model]`
+    pub fn new<S: Carried>(
+        model: &TreeCoder,
+        depth: usize,
+        routes: &Routes<S>,
+        pooled: Vec<Tensor<2>>,
+        is_biased: bool,
+    ) -> Self {
+        let config = model.config();
+        let mut biases = Vec::new();
+        let scores = routes.groups.iter().zip(pooled).map(|(group, pooled)| {
+            let pooled = if config.selector.detach {
+                pooled.detach()
+            } else {
+                pooled
+            };
+            let node = model.node(depth, group.node);
+            let selector = node.selector();
+            let scores = selector.forward(pooled.to_device(&node.device()));
+            if !is_biased {
+                return scores.to_device(&routes.home);
             }
-            (None, SelectorKind::Learned) => None,
-            (None, SelectorKind::Random) => Some(
-                (0..items)
-                    .map(|item| random_leaf(options.seed, item, leaves))
-                    .collect(),
-            ),
-            (None, SelectorKind::Hash) => Some(self.hashed(tokens, padding)),
+            let bias = selector.decision_bias().cast(scores.dtype());
+            // Of a kind with the scores: a constant where these record gradients.
+            let options = (&scores.device(), scores.dtype());
+            let bias = Tensor::zeros([1, config.branching], options) + bias.unsqueeze_dim(0);
+            // One trip home, wherever the node is.
+            let both = Tensor::cat(vec![scores, bias], 0).to_device(&routes.home);
+            let count = group.members.len();
+            biases.push(both.clone().narrow(0, count, 1));
+            both.narrow(0, 0, count)
+        });
+        Self {
+            tensor: Tensor::cat(scores.collect(), 0),
+            biases,
+            counts: routes
+                .groups
+                .iter()
+                .map(|group| group.members.len())
+                .collect(),
         }
     }
 
-    /// The leaf of each item by the tokens that a selector would read, padding left out.
-    fn hashed(&self, tokens: &Tensor<2, Int>, padding: &Option<Tensor<2, Bool>>) -> Vec<usize> {
-        let [batch, count] = tokens.dims();
-        let leaves = self.tree().leaves();
-        let ids: Vec<i64> = tokens.clone().into_data().iter().collect();
-        let masked: Vec<bool> = match padding {
-            Some(padding) => padding.clone().into_data().iter().collect(),
-            None => vec![false; batch * count],
-        };
-        let route_on = self.config.route_on;
-        let chunks = self.config.items(count);
-        let read = (0..batch * chunks).map(|item| {
-            let (sequence, chunk) = (item / chunks, item % chunks);
-            let places = match route_on {
-                RouteOn::FirstN { tokens } => 0..tokens.min(count),
-                RouteOn::PreviousChunk { .. } if chunk == 0 => 0..0,
-                RouteOn::PreviousChunk { tokens } => (chunk - 1) * tokens..chunk * tokens,
-                RouteOn::LastToken | RouteOn::MeanAll => 0..count,
-            };
-            sequence * count + places.start..sequence * count + places.end
-        });
-        read.map(|places| {
-            let kept = places.filter(|place| !masked[*place]);
-            hash_leaf(kept.map(|place| ids[place] as u64), leaves)
+    /// Reads them from the device, scores and biases at once.
+    pub fn read(&self) -> HostScores {
+        let [rows, children] = self.tensor.dims();
+        let read = std::iter::once(&self.tensor).chain(&self.biases);
+        let read = read.map(|tensor| tensor.clone().without_autodiff());
+        let data = Tensor::cat(read.collect(), 0).into_data();
+        let mut scores: Vec<f32> = data.iter().collect();
+        let biases = scores.split_off(rows * children);
+        HostScores {
+            scores,
+            biases,
+            children,
+            counts: self.counts.clone(),
+        }
+    }
+}
+
+/// The same on the host.
+pub(super) struct HostScores {
+    /// `[rows][children]`
+    pub scores: Vec<f32>,
+    /// `[groups][children]`, or empty
+    biases: Vec<f32>,
+    children: usize,
+    counts: Vec<usize>,
+}
+
+impl HostScores {
+    /// What is chosen for each row by these scores, or the same with noise.
+    pub fn choose(&self, scores: &[f32]) -> Vec<Choice> {
+        let counts = self.counts.iter().enumerate();
+        let group_of = counts.flat_map(|(group, &count)| std::iter::repeat_n(group, count));
+        let rows = group_of.zip(scores.chunks(self.children));
+        rows.map(|(group, scores)| {
+            let bias = self.biases.chunks(self.children).nth(group);
+            choose(scores, bias)
         })
         .collect()
     }
+}
 
-    /// Chooses the children of all items at a depth and sends them there. Returns how much of what the children
-    /// add is to be taken; `None`: all.
-    pub(super) fn descend(
+/// The leaf of an item for which no selector decides.
+///
+/// - tokens: those that a selector would read
+pub(super) fn fixed_leaf(
+    kind: SelectorKind,
+    (seed, item): (u64, usize),
+    tokens: impl IntoIterator<Item = u64>,
+    leaves: usize,
+) -> usize {
+    match kind {
+        SelectorKind::Random => random_leaf(seed, item, leaves),
+        SelectorKind::Hash | SelectorKind::Learned => hash_leaf(tokens, leaves),
+    }
+}
+
+impl Pass<'_> {
+    /// The leaves of all items where no selector has a say: given ones, chance, and hashes of their tokens.
+    pub fn fixed_leaves(
         &self,
-        depth: usize,
-        items: &mut Items,
-        fixed: Option<&[usize]>,
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> Option<Gate> {
-        let tree = self.tree();
+        tokens: &Tensor<2, Int>,
+        padding: &Option<Tensor<2, Bool>>,
+        chunks: usize,
+    ) -> Option<Vec<usize>> {
+        let config = self.model.config();
+        let leaves = self.model.tree().leaves();
+        let [batch, count] = tokens.dims();
+        let items = batch * chunks;
+        if let Some(given) = &self.options.leaves {
+            assert_eq!(
+                given.len(),
+                items,
+                "tree_coder: options.leaves: axis 0 (items): expected {items}, got {}",
+                given.len()
+            );
+            if let Some(leaf) = given.iter().find(|leaf| **leaf >= leaves) {
+                panic!("tree_coder: options.leaves: expected leaves below {leaves}, got {leaf}");
+            }
+            return Some(given.clone());
+        }
+        let kind = config.selector.kind;
+        if kind == SelectorKind::Learned {
+            return None;
+        }
+        // Read for hashes alone.
+        let is_hash = kind == SelectorKind::Hash;
+        let ids: Vec<i64> = if is_hash {
+            tokens.clone().into_data().iter().collect()
+        } else {
+            Vec::new()
+        };
+        let masked: Vec<bool> = match padding {
+            Some(padding) if is_hash => padding.clone().into_data().iter().collect(),
+            _ => vec![false; batch * count],
+        };
+        let leaf = |item: usize| {
+            let read = config.route_on.read(item % chunks, count);
+            let start = item / chunks * count;
+            let read = read.map(|place| start + place);
+            let kept = read.filter(|place| !masked[*place]);
+            let tokens = kept.map(|place| ids[place] as u64);
+            fixed_leaf(kind, (self.options.seed, item), tokens, leaves)
+        };
+        Some((0..items).map(leaf).collect())
+    }
+
+    /// Chooses the children of all items at a depth and sends them there.
+    pub fn descend(&mut self, depth: usize, items: &mut Items, fixed: Option<&[usize]>) {
+        let tree = self.model.tree();
         let fixed: Option<Vec<usize>> = fixed.map(|leaves| {
-            let children = items.order().map(|item| tree.path(leaves[item])[depth]);
-            children.collect()
+            let members = items.routes.members();
+            members.map(|item| tree.path(leaves[item])[depth]).collect()
         });
-        let (decided, entropy) = self.route_level(depth, items, fixed, options, routing);
-        let children = decided.children;
+        let (decided, entropy) = self.decide(depth, items, fixed);
+        let children = &decided.children;
         let mut level = LevelRouting {
             nodes: vec![0; children.len()],
             children: vec![0; children.len()],
             margins: vec![f64::INFINITY; children.len()],
             entropy,
         };
-        let rows = items.order().zip(items.nodes());
+        let rows = items.routes.members().zip(items.routes.nodes());
         for (row, (item, node)) in rows.enumerate() {
             level.nodes[item] = node;
             level.children[item] = children[row];
             level.margins[item] = decided.margins[row];
         }
-        routing.levels.push(level);
-        let moved = items.send(&children, self.config.branching);
-        let gate = decided.gate?;
-        if moved.is_sorted() {
-            return Some(gate);
-        }
-        Some(gate.select(&moved))
+        self.routing.levels.push(level);
+        let branching = self.model.config().branching;
+        items.routes.send(&decided, branching);
     }
 
     /// Also returns the mean entropy of the selectors, in nats.
     ///
     /// - given: children that are not to be chosen, row by row
-    fn route_level(
-        &self,
-        depth: usize,
-        items: &Items,
-        given: Option<Vec<usize>>,
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> (Decided, f64) {
-        let config = &self.config.selector;
-        let k = self.config.branching;
-        let home = items.home.clone();
+    fn decide(&mut self, depth: usize, items: &Items, given: Option<Vec<usize>>) -> (Decided, f64) {
+        let config = self.model.config();
+        let (k, height) = (config.branching, config.height as f64);
+        let selectors = &config.selector;
+        let routes = &items.routes;
+        let (rows, home) = (routes.count(), &routes.home);
         let is_training = home.is_autodiff();
-        let rows = items.count();
         let is_fixed = given.is_some();
-        let is_learned = config.kind == SelectorKind::Learned;
-        let is_biased = !is_fixed && matches!(config.balance, SelectorBalance::LossFree { .. });
-        let (scores, biases) = self.scores_and_biases(depth, items, is_biased);
+        let is_learned = selectors.kind == SelectorKind::Learned;
+        let is_biased = !is_fixed && matches!(selectors.balance, SelectorBalance::LossFree { .. });
+        let pooled = items.pooled(config.route_on);
+        let asked = Scores::new(self.model, depth, routes, pooled, is_biased);
         // One read per level, and none where neither a decision nor its entropy is asked for.
-        let host: Vec<f32> = if is_fixed && !is_learned {
-            Vec::new()
-        } else {
-            let read = std::iter::once(scores.clone()).chain(biases);
-            let read = read.map(Tensor::without_autodiff).collect();
-            Tensor::cat(read, 0).into_data().iter().collect()
-        };
-        let (host, biases) = host.split_at(host.len().min(rows * k));
-        let of_node = items.groups.iter().map(|group| group.node);
-        let biases: HashMap<usize, &[f32]> = of_node.zip(biases.chunks(k)).collect();
-
-        let choose_all = |scores: &[f32]| -> Vec<Choice> {
-            let rows = items.nodes().zip(scores.chunks(k));
-            rows.map(|(node, scores)| choose(scores, biases.get(&node).copied()))
-                .collect()
-        };
-        let children_of = |choices: &[Choice]| -> Vec<usize> {
-            choices.iter().map(|choice| choice.child).collect()
-        };
+        let host = (is_learned || !is_fixed).then(|| asked.read());
+        let scores = asked.tensor;
         let mut noisy = scores.clone();
-        let mut with_noise = Vec::new();
-        if let SelectorGradient::GumbelStraightThrough { .. } = config.gradient
+        let mut noise = Vec::new();
+        if let SelectorGradient::GumbelStraightThrough { .. } = selectors.gradient
             && is_training
         {
-            let noise: Vec<f32> = items
-                .order()
-                .flat_map(|item| gumbel(options.seed, depth, item, k))
+            let of_items = routes.members();
+            noise = of_items
+                .flat_map(|item| gumbel(self.options.seed, depth, item, k))
                 .collect();
-            // Nothing was read where the children are given.
-            with_noise = host
-                .iter()
-                .zip(&noise)
-                .map(|(one, noise)| one + noise)
-                .collect();
-            let noise = TensorData::new(noise, [rows, k]);
-            noisy = noisy + Tensor::from_data(noise, (&home, scores.dtype()));
+            let data = TensorData::new(noise.clone(), [rows, k]);
+            noisy = noisy + Tensor::from_data(data, (home, scores.dtype()));
         }
         // Balance is of what evaluation would choose, as Switch Transformers count it: noise and samples spread items
         // evenly over children that are all but equally likely, of which evaluation takes one and the same.
-        let (children, counted, margins) = match given {
-            Some(given) => (given.clone(), given, vec![f64::INFINITY; rows]),
-            None => {
-                let choices = choose_all(host);
+        let (children, counted, margins) = match (given, &host) {
+            (None, Some(host)) => {
+                let choices = host.choose(&host.scores);
                 let counted = children_of(&choices);
-                let children = match config.gradient {
+                let children = match selectors.gradient {
                     SelectorGradient::GumbelStraightThrough { .. } if is_training => {
-                        children_of(&choose_all(&with_noise))
+                        let noisy = host.scores.iter().zip(&noise);
+                        let noisy: Vec<f32> = noisy.map(|(score, noise)| score + noise).collect();
+                        children_of(&host.choose(&noisy))
                     }
                     SelectorGradient::Reinforce if is_training => {
-                        let rows = items.order().zip(host.chunks(k));
+                        let rows = routes.members().zip(host.scores.chunks(k));
                         rows.map(|(item, scores)| {
-                            sampled_child(options.seed, depth, item, &probabilities(scores))
+                            sampled_child(self.options.seed, depth, item, &probabilities(scores))
                         })
                         .collect()
                     }
@@ -315,41 +381,52 @@ impl TreeCoder {
                 let margins = choices.iter().map(|choice| choice.margin).collect();
                 (children, counted, margins)
             }
+            (given, _) => {
+                let given = given.expect("what is not given is read");
+                (given.clone(), given, vec![f64::INFINITY; rows])
+            }
         };
         let mut left = counted.as_slice();
-        let loads: Vec<Vec<usize>> = items
+        let loads: Vec<Vec<usize>> = routes
             .groups
             .iter()
             .map(|group| {
-                let (of_group, others) = left.split_at(group.items.len());
+                let (of_group, others) = left.split_at(group.members.len());
                 left = others;
                 let mut loads = vec![0; k];
-                for (item, child) in group.items.iter().zip(of_group) {
+                for (item, child) in group.members.iter().zip(of_group) {
                     loads[*child] += usize::from(items.is_real(*item));
                 }
                 loads
             })
             .collect();
         if is_training && !is_fixed {
-            for (group, loads) in items.groups.iter().zip(&loads) {
-                self.selector(depth, group.node)
-                    .track_balance(config.balance, loads);
+            for (group, loads) in routes.groups.iter().zip(&loads) {
+                let selector = self.model.node(depth, group.node).selector();
+                selector.track_balance(selectors.balance, loads);
             }
         }
-        if let SelectorBalance::SwitchLoss { weight } = config.balance
+        if let SelectorBalance::SwitchLoss { weight } = selectors.balance
             && is_learned
         {
-            let counts = items.groups.iter().zip(&loads).map(|(group, loads)| {
-                let real = group.items.iter().map(|item| items.is_real(*item));
+            let counts = routes.groups.iter().zip(&loads).map(|(group, loads)| {
+                let real = group.members.iter().map(|item| items.is_real(*item));
                 (real.collect(), loads.as_slice())
             });
             let loss = switch_loss(softmax(scores.clone(), 1), &counts.collect::<Vec<_>>())
-                * (weight / self.config.height as f64);
-            add(&mut routing.balance_loss, loss);
+                * (weight / height);
+            add(&mut self.routing.balance_loss, loss);
         }
+        let entropy = match &host {
+            Some(host) if is_learned => {
+                let counts = routes.members().map(|item| items.is_real(item));
+                mean_entropy(host.scores.chunks(k), counts)
+            }
+            _ => 0.0,
+        };
 
         let of_chosen = |numbers: Tensor<2>| of_children(numbers, &children);
-        let gate = match config.gradient {
+        let gate = match selectors.gradient {
             SelectorGradient::ScaledDelta => Some(Gate::by_probability(scores, &children)),
             SelectorGradient::ValuePreserving if is_training => {
                 // Its derivative is that of p / stop(p), and stays bounded where a bias chose a child with p = 0.
@@ -366,21 +443,15 @@ impl TreeCoder {
                 let log = log_softmax(scores, 1);
                 let entropies = (log.clone().exp() * log.clone()).sum_dim(1).squeeze_dim(1);
                 let log_prob = items.by_item(of_chosen(log));
-                let entropies = items.by_item(entropies) * -(self.config.height as f64).recip();
-                add(&mut routing.log_prob, log_prob);
-                add(&mut routing.entropy, entropies);
+                let entropies = items.by_item(entropies) * -height.recip();
+                add(&mut self.routing.log_prob, log_prob);
+                add(&mut self.routing.entropy, entropies);
                 None
             }
             SelectorGradient::ValuePreserving
             | SelectorGradient::GumbelStraightThrough { .. }
             | SelectorGradient::Reinforce
             | SelectorGradient::Soft => None,
-        };
-        let entropy = if is_learned {
-            let counts = items.order().map(|item| items.is_real(item));
-            mean_entropy(host.chunks(k), counts)
-        } else {
-            0.0
         };
         let decided = Decided {
             children,
@@ -389,51 +460,10 @@ impl TreeCoder {
         };
         (decided, entropy)
     }
+}
 
-    /// `[items, branching]`, row by row, in single precision.
-    pub(super) fn scores(&self, depth: usize, items: &Items) -> Tensor<2> {
-        self.scores_and_biases(depth, items, false).0
-    }
-
-    /// Scores as [`scores`](Self::scores) gives them, and where they are asked for the biases of loss-free balancing,
-    /// `[1, branching]` for each node. Both of a node come home as one tensor: one trip, wherever the node is.
-    fn scores_and_biases(
-        &self,
-        depth: usize,
-        items: &Items,
-        is_biased: bool,
-    ) -> (Tensor<2>, Vec<Tensor<2>>) {
-        let pooled = items.pooled(self.config.route_on);
-        let mut biases = Vec::new();
-        let scores = items.groups.iter().zip(pooled).map(|(group, pooled)| {
-            let pooled = if self.config.selector.detach {
-                pooled.detach()
-            } else {
-                pooled
-            };
-            let pooled = pooled.to_device(&group.rows.device());
-            let selector = self.selector(depth, group.node);
-            let scores = selector.forward(pooled);
-            if !is_biased {
-                return scores.to_device(&items.home);
-            }
-            let bias = selector.decision_bias().cast(scores.dtype());
-            // Of a kind with the scores: a constant where these record gradients.
-            let options = (&scores.device(), scores.dtype());
-            let bias = Tensor::zeros([1, self.config.branching], options) + bias.unsqueeze_dim(0);
-            let both = Tensor::cat(vec![scores, bias], 0).to_device(&items.home);
-            let count = group.items.len();
-            biases.push(both.clone().narrow(0, count, 1));
-            both.narrow(0, 0, count)
-        });
-        let scores = Tensor::cat(scores.collect(), 0);
-        (scores, biases)
-    }
-
-    pub(super) fn selector(&self, depth: usize, index: usize) -> &super::Selector {
-        let selector = self.node(depth, index).selector.as_ref();
-        selector.expect("inner nodes have selectors")
-    }
+pub(super) fn children_of(choices: &[Choice]) -> Vec<usize> {
+    choices.iter().map(|choice| choice.child).collect()
 }
 
 /// Adds the numbers of a level to those of the levels before it.

@@ -1,45 +1,39 @@
 //! All children at once, weighted by their probabilities.
 
-use super::TreeCoder;
-use super::forward::{LevelRouting, TreeCoderOptions, TreeCoderRouting};
+use super::forward::{LevelRouting, Pass};
 use super::items::Items;
-use super::route::{choose, mean_entropy};
+use super::route::{Scores, choose, mean_entropy};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
-impl TreeCoder {
+impl Pass<'_> {
     /// Runs every node on every item. What comes out of a subtree is the mixture of what comes out of its children's:
     /// hidden states with a shared head, logits with a head per leaf. The route that is told is the greedy one.
     ///
     /// - returns hidden states or logits, `[batch, tokens, d_model or classes]`
-    pub(super) fn mixture(
-        &self,
-        items: Items,
-        options: &TreeCoderOptions,
-        routing: &mut TreeCoderRouting,
-    ) -> Tensor<3> {
-        let config = &self.config;
-        let (k, height, tree) = (config.branching, config.height, self.tree());
-        let count = items.count();
-        let home = items.home.clone();
+    pub fn mixture(&mut self, items: Items) -> Tensor<3> {
+        let config = self.model.config();
+        let (k, height) = (config.branching, config.height);
+        let count = items.routes.count();
+        let (chunks, home) = (items.chunks, items.routes.home.clone());
         let mut greedy = vec![0; count];
         let mut weights: Vec<Vec<Tensor<2>>> = Vec::with_capacity(height);
         let mut level = vec![items];
         for depth in 0..=height {
             for (index, items) in level.iter_mut().enumerate() {
-                let place = tree.offset(depth) + index;
-                routing.activations[place] += count;
-                let of_items = (items.chunks, &home);
-                let group = &mut items.groups[0];
+                let group = &mut items.routes.groups[0];
                 group.node = index;
-                group.rows = self.run_node(place, group, of_items, options, routing);
+                group.state.rows = self.run_node(depth, group, chunks, &home);
             }
             if depth == height {
                 break;
             }
             let scores: Vec<Tensor<2>> = level
                 .iter()
-                .map(|items| self.scores(depth, items))
+                .map(|items| {
+                    let pooled = items.pooled(config.route_on);
+                    Scores::new(self.model, depth, &items.routes, pooled, false).tensor
+                })
                 .collect();
             let host: Vec<f32> = Tensor::cat(scores.clone(), 0).into_data().iter().collect();
             let children: Vec<&[f32]> = greedy
@@ -57,7 +51,7 @@ impl TreeCoder {
             for (node, child) in greedy.iter_mut().zip(&children) {
                 *node = *node * k + child;
             }
-            routing.levels.push(LevelRouting {
+            self.routing.levels.push(LevelRouting {
                 margins: vec![f64::INFINITY; children.len()],
                 nodes,
                 children,
@@ -74,12 +68,13 @@ impl TreeCoder {
                 .flat_map(|items| std::iter::repeat_n(items, k))
                 .collect();
         }
-        routing.leaves = greedy;
+        self.routing.leaves = greedy;
         let mut values: Vec<Tensor<3>> = level
             .iter()
             .map(|items| {
-                let leaf = &items.groups[0];
-                let value = self.predict_alone(leaf.node, leaf.rows.clone());
+                let leaf = &items.routes.groups[0];
+                let rows = leaf.state.rows.clone();
+                let value = self.model.predict_alone(leaf.node, rows);
                 value.to_device(&home)
             })
             .collect();

@@ -30,10 +30,10 @@ pub struct TreeformerConfig {
     pub d_model: usize,
     /// Query heads; must divide `d_model`.
     #[config(default = 2)]
-    pub heads: usize,
-    /// Key and value heads, which must divide `heads`; `None` means as many.
+    pub n_heads: usize,
+    /// Key and value heads, which must divide `n_heads`; `None` means as many.
     #[config(default = "None")]
-    pub kv_heads: Option<usize>,
+    pub n_kv_heads: Option<usize>,
     /// Transformer blocks.
     #[config(default = 1)]
     pub layers: usize,
@@ -110,8 +110,8 @@ impl TreeformerConfig {
     /// Initialises the model on a device. Weights depend on the seed alone, not on the backend.
     ///
     /// # Panics
-    /// If `vocabulary`, `classes`, `d_model` or `layers` is 0, `dense_layers` is above `layers`, `heads` does
-    /// not divide `d_model`, or `kv_heads` does not divide `heads`.
+    /// If `vocabulary`, `classes`, `d_model` or `layers` is 0, `dense_layers` is above `layers`, `n_heads` does
+    /// not divide `d_model`, or `n_kv_heads` does not divide `n_heads`.
     #[track_caller]
     pub fn init(&self, seed: u64, device: &Device) -> Treeformer {
         for (name, value) in [
@@ -147,8 +147,8 @@ impl TreeformerConfig {
     }
 
     fn block(&self, layer: usize) -> TransformerBlockConfig {
-        TransformerBlockConfig::new(self.d_model, self.heads, self.d_ff)
-            .with_kv_heads(self.kv_heads)
+        TransformerBlockConfig::new(self.d_model, self.n_heads, self.d_ff)
+            .with_n_kv_heads(self.n_kv_heads)
             .with_dropout(self.dropout)
             .with_attention(self.kind(layer))
     }

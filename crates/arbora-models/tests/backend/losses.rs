@@ -151,7 +151,7 @@ fn the_copy_task_is_rewarded_by_accuracy() {
     let model = ModelConfig::new(4, 4, HeadKind::Classes { count: 4 })
         .with_d_model(8)
         .with_d_ff(8)
-        .with_heads(2)
+        .with_n_heads(2)
         .with_encoder_layers(0)
         .with_embedding(EmbeddingKind::Sequence)
         .with_max_positions(16);

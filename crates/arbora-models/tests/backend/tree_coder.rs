@@ -289,7 +289,7 @@ fn parameters_are_counted_as_the_model_has_them() {
             let model = config.init(1, &device());
             let blocks: usize = model.nodes.iter().map(|node| node.blocks.len()).sum();
             let directions = match config.attention {
-                AttentionKindConfig::Performer(_) => config.d_model / config.heads * 5,
+                AttentionKindConfig::Performer(_) => config.d_model / config.n_heads * 5,
                 _ => saved,
             };
             let expected = model.num_params() - biases - blocks * directions;

@@ -158,7 +158,7 @@ fn decoding_gives_the_logits_of_one_call_with_every_selector_and_head() {
             let config = small(2, route_on)
                 .with_selector(selector)
                 .with_blocks(vec![1, 2, 1])
-                .with_kv_heads(Some(1))
+                .with_n_kv_heads(Some(1))
                 .with_head(LeafHead::PerLeaf);
             assert_decodes(&config, &[4, 5, 8]);
         }

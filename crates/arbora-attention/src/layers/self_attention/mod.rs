@@ -38,11 +38,11 @@ pub struct SelfAttentionConfig {
     /// Width of tokens.
     pub d_model: usize,
     /// Number of query heads; must divide `d_model`.
-    pub heads: usize,
-    /// Number of key and value heads, which must divide `heads`; `None` means as many. Query head `h`
-    /// reads key and value head `h / (heads / kv_heads)`.
+    pub n_heads: usize,
+    /// Number of key and value heads, which must divide `n_heads`; `None` means as many. Query head `h`
+    /// reads key and value head `h / (n_heads / n_kv_heads)`.
     #[config(default = "None")]
-    pub kv_heads: Option<usize>,
+    pub n_kv_heads: Option<usize>,
     /// How queries attend.
     #[config(default = "AttentionKindConfig::Dense")]
     pub kind: AttentionKindConfig,
@@ -158,17 +158,17 @@ impl SelfAttentionConfig {
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `heads` does not divide `d_model`, if `kv_heads` does not divide `heads`, or with a setting of the kind
+    /// If `n_heads` does not divide `d_model`, if `n_kv_heads` does not divide `n_heads`, or with a setting of the kind
     /// that is out of its range, see [`AttentionKindConfig::check`].
     #[track_caller]
     pub fn init(&self, device: &Device) -> SelfAttention {
-        let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        expect_divisor("self_attention: heads", self.heads, self.d_model);
-        expect_divisor("self_attention: kv_heads", kv_heads, self.heads);
+        let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
+        expect_divisor("self_attention: n_heads", self.n_heads, self.d_model);
+        expect_divisor("self_attention: n_kv_heads", kv_heads, self.n_heads);
         let sizes = HeadSizes {
-            heads: self.heads,
+            heads: self.n_heads,
             kv_heads,
-            head_dim: self.d_model / self.heads,
+            head_dim: self.d_model / self.n_heads,
         };
         let linear = |width: usize| {
             LinearConfig::new(self.d_model, width)

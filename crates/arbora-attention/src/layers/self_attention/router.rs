@@ -3,8 +3,10 @@
 use super::kind::HeadSizes;
 use crate::functions::tree_input;
 use arbora_tree::routing::{LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate};
+use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 /// What shares one tree.
@@ -32,13 +34,16 @@ pub enum TreeSharing {
 }
 
 /// How much of dense attention the routes are aligned with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct AlignmentConfig {
     /// Query rows and key rows drawn per call; all rows where there are no more. Memory grows with
     /// `rows · keys`: as many rows as tokens make every pair, as dense attention does.
     pub rows: usize,
 }
+
+impl Config for AlignmentConfig {}
 
 impl Default for AlignmentConfig {
     fn default() -> Self {
@@ -47,7 +52,8 @@ impl Default for AlignmentConfig {
 }
 
 /// Configuration of a [`Router`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterConfig {
     /// Branching factor per level, root first, each at least 2. Empty: one leaf, and attention within it
@@ -72,6 +78,8 @@ pub struct RouterConfig {
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,
 }
+
+impl Config for RouterConfig {}
 
 impl Default for RouterConfig {
     fn default() -> Self {

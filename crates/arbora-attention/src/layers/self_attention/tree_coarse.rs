@@ -9,12 +9,15 @@ use crate::functions::{
     tree_coarse, tree_coarse_relaxed, tree_input,
 };
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
+use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor};
+use derive_setters::Setters;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Configuration of [`TreeCoarse`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct TreeCoarseConfig {
     /// The trees, and how they learn. Unlike elsewhere the defaults are separate trees for queries and keys, whose rows are
@@ -28,6 +31,8 @@ pub struct TreeCoarseConfig {
     /// Whether every head weighs depths by itself.
     pub per_head_alpha: bool,
 }
+
+impl Config for TreeCoarseConfig {}
 
 impl Default for TreeCoarseConfig {
     fn default() -> Self {

@@ -8,12 +8,15 @@ use crate::functions::{
     head_leaves, tree_fine,
 };
 use crate::ops::Dropout;
+use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of [`TreeFine`].
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct TreeFineConfig {
     /// The trees, and how they learn.
@@ -25,6 +28,8 @@ pub struct TreeFineConfig {
     /// called.
     pub dropout: f64,
 }
+
+impl Config for TreeFineConfig {}
 
 impl TreeFineConfig {
     /// The defaults with the given branching factors, root first.

@@ -23,7 +23,7 @@ fn fine(branching: &[usize]) -> TreeFineConfig {
 
 fn layer(kind: AttentionKindConfig, device: &Device) -> SelfAttention {
     let layer = SelfAttentionConfig::new(12, 4)
-        .with_kv_heads(Some(2))
+        .with_n_kv_heads(Some(2))
         .with_kind(kind)
         .init(device);
     with_fixed_projections(layer)

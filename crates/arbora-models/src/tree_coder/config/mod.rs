@@ -6,6 +6,7 @@ use arbora_rl::ConfigError;
 use arbora_tree::shape::CompleteTree;
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Which hidden states a selector reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,6 +31,15 @@ pub enum RouteOn {
 }
 
 impl RouteOn {
+    /// Which tokens of a sequence of `count` say where one of its chunks goes.
+    pub(super) fn read(self, chunk: usize, count: usize) -> Range<usize> {
+        match self {
+            Self::FirstN { tokens } => 0..tokens.min(count),
+            Self::PreviousChunk { tokens } => chunk.saturating_sub(1) * tokens..chunk * tokens,
+            Self::LastToken | Self::MeanAll => 0..count,
+        }
+    }
+
     /// Whether a causal model that is routed so can be trained to predict each next token after the prompt, and
     /// can generate.
     pub fn is_causal(self) -> bool {
@@ -153,10 +163,10 @@ pub struct TreeCoderConfig {
     pub d_model: usize,
     /// Query heads; must divide `d_model`.
     #[config(default = 2)]
-    pub heads: usize,
-    /// Key and value heads, which must divide `heads`; `None` means as many.
+    pub n_heads: usize,
+    /// Key and value heads, which must divide `n_heads`; `None` means as many.
     #[config(default = "None")]
-    pub kv_heads: Option<usize>,
+    pub n_kv_heads: Option<usize>,
     /// Children of every node that has some; at least 2.
     #[config(default = 2)]
     pub branching: usize,
@@ -201,23 +211,27 @@ impl TreeCoderConfig {
             ("context", self.context),
             ("classes", self.classes.unwrap_or(1)),
             ("d_model", self.d_model),
-            ("heads", self.heads),
+            ("n_heads", self.n_heads),
         ] {
             if value == 0 {
                 return Err(ConfigError::new(setting, "at least 1", 0));
             }
         }
-        if !self.d_model.is_multiple_of(self.heads) {
+        if !self.d_model.is_multiple_of(self.n_heads) {
             return Err(ConfigError::new(
-                "heads",
+                "n_heads",
                 "a divisor of d_model",
-                self.heads,
+                self.n_heads,
             ));
         }
-        if let Some(kv_heads) = self.kv_heads
-            && (kv_heads == 0 || !self.heads.is_multiple_of(kv_heads))
+        if let Some(kv_heads) = self.n_kv_heads
+            && (kv_heads == 0 || !self.n_heads.is_multiple_of(kv_heads))
         {
-            return Err(ConfigError::new("kv_heads", "a divisor of heads", kv_heads));
+            return Err(ConfigError::new(
+                "n_kv_heads",
+                "a divisor of n_heads",
+                kv_heads,
+            ));
         }
         if self.branching < 2 {
             return Err(ConfigError::new("branching", "at least 2", self.branching));
@@ -270,9 +284,9 @@ impl TreeCoderConfig {
     }
 
     fn check_attention(&self) -> Result<(), ConfigError> {
-        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
         self.attention
-            .check(self.heads, kv_heads)
+            .check(self.n_heads, kv_heads)
             .map_err(|error| {
                 let got = format!("{} = {}", error.setting, error.got);
                 ConfigError::new("attention", error.expected, got)
@@ -358,8 +372,8 @@ impl TreeCoderConfig {
     /// - place: of the block in its node
     /// - layer: a number that no other block of the model has
     pub(super) fn block(&self, depth: usize, place: usize, layer: usize) -> TransformerBlockConfig {
-        TransformerBlockConfig::new(self.d_model, self.heads, self.d_ff_of(depth, place))
-            .with_kv_heads(self.kv_heads)
+        TransformerBlockConfig::new(self.d_model, self.n_heads, self.d_ff_of(depth, place))
+            .with_n_kv_heads(self.n_kv_heads)
             .with_dropout(self.dropout)
             .with_attention(self.attention.for_layer(layer))
     }

@@ -3,8 +3,10 @@
 use super::super::kind::Projected;
 use crate::functions::masked_attention::dense_by_group;
 use crate::functions::prefix_attention::with_zero_rows;
+use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
+use derive_setters::Setters;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Takes padding, in self-attention. Refuses causal masks, masks of pairs, cross-attention and sequences without
 /// tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct BigBirdConfig {
     /// Tokens per block.
@@ -32,6 +35,8 @@ pub struct BigBirdConfig {
     /// Which layer of a model this is: layers with different numbers draw different blocks.
     pub layer: u64,
 }
+
+impl Config for BigBirdConfig {}
 
 impl Default for BigBirdConfig {
     fn default() -> Self {

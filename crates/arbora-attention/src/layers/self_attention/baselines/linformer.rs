@@ -2,16 +2,19 @@
 
 use super::super::kind::{HeadSizes, Projected};
 use crate::functions::masked_attention::{dense_by_group, without_padding};
+use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 /// Settings of Linformer ([arXiv 2006.04768](https://arxiv.org/abs/2006.04768)): every query attends to `rank`
 /// learned mixtures of keys instead of to the keys.
 ///
 /// Takes padding. Refuses causal masks and masks of pairs: a mixture has no position.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct LinformerConfig {
     /// Most keys; a shorter input uses the weights of the first ones.
@@ -24,6 +27,8 @@ pub struct LinformerConfig {
     /// Whether keys and values are mixed by the same weights ("key-value sharing").
     pub share_key_value: bool,
 }
+
+impl Config for LinformerConfig {}
 
 impl Default for LinformerConfig {
     fn default() -> Self {

@@ -3,8 +3,10 @@
 use super::super::kind::{CachedRows, HeadSizes, Projected};
 use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
 use crate::functions::prefix_attention;
+use burn::config::Config;
 use burn::module::{Module, RunningState};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
+use derive_setters::Setters;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -26,7 +28,8 @@ const MASKED: f64 = -1e30;
 /// from random features (FAVOR+).
 ///
 /// Takes padding and causal masks. Refuses masks of pairs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
 pub struct PerformerConfig {
     /// Number of random features, the paper's `m`. The error of the estimate falls with its square root.
@@ -39,6 +42,8 @@ pub struct PerformerConfig {
     /// Which layer of a model this is: layers with different numbers draw different directions.
     pub layer: u64,
 }
+
+impl Config for PerformerConfig {}
 
 impl Default for PerformerConfig {
     fn default() -> Self {

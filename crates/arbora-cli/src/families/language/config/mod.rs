@@ -179,8 +179,8 @@ impl LanguageConfig {
             .with_detach(self.selector.detach);
         TreeCoderConfig::new(vocabulary, self.data.window)
             .with_d_model(a.d_model)
-            .with_heads(a.heads)
-            .with_kv_heads(Some(a.kv_heads))
+            .with_n_heads(a.heads)
+            .with_n_kv_heads(Some(a.kv_heads))
             .with_branching(a.branching)
             .with_height(a.height)
             .with_blocks(a.blocks.clone())

@@ -289,7 +289,7 @@ impl RetrievalConfig {
             .with_embedding(features.embedding)
             .with_d_model(a.d_model)
             .with_d_ff(a.d_ff)
-            .with_heads(a.heads)
+            .with_n_heads(a.heads)
             .with_embedding_depth(a.embedding_depth)
             .with_encoder_layers(a.encoder_layers)
             .with_dropout(a.dropout)

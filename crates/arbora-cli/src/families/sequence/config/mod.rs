@@ -229,8 +229,8 @@ impl SequenceConfig {
         let a = &self.architecture;
         TreeformerConfig::new(lookup.vocabulary(), lookup.classes())
             .with_d_model(a.d_model)
-            .with_heads(a.heads)
-            .with_kv_heads(Some(a.kv_heads))
+            .with_n_heads(a.heads)
+            .with_n_kv_heads(Some(a.kv_heads))
             .with_layers(a.layers)
             .with_d_ff(a.d_ff)
             .with_max_positions(if a.positions { lookup.length() } else { 0 })
