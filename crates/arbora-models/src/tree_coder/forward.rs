@@ -8,7 +8,7 @@ use super::node::NodeInput;
 use super::routes::Group;
 use arbora_attention::RoutingReport;
 use arbora_rl::Rollout;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, assert_shape};
 
 /// What [`TreeCoder::forward`] takes beside tokens.
 #[derive(Clone, Debug, Default)]
@@ -130,11 +130,8 @@ impl TreeCoder {
         options: &TreeCoderOptions,
     ) -> TreeCoderOutput {
         if let Some(padding) = &padding {
-            let (expected, got) = (tokens.dims(), padding.dims());
-            assert_eq!(
-                got, expected,
-                "tree_coder: padding: expected axes {expected:?}, as tokens have, got {got:?}"
-            );
+            let [batch, count] = tokens.dims();
+            assert_shape!(*padding, [batch, count]);
         }
         let hidden = self.embed(tokens.clone(), 0);
         let items = Items::new(hidden, padding.clone(), &self.config);

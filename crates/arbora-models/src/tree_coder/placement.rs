@@ -189,26 +189,6 @@ impl Placement {
 mod tests {
     use super::*;
 
-    fn name(text: &str) -> NodeName {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn names_are_paths_of_child_numbers() {
-        assert_eq!(name("root").path(), [0; 0]);
-        assert_eq!(name("2.0.11").path(), [2, 0, 11]);
-        for text in ["root", "0", "1.0", "2.0.11"] {
-            assert_eq!(name(text).to_string(), text);
-        }
-        let huge = "9".repeat(20);
-        for text in [
-            "", "0.", ".0", "0..1", "-1", "+1", "Root", "0.a", "0 .1", &huge,
-        ] {
-            let error = NodeName::from_str(text).unwrap_err();
-            assert!(matches!(error, PlacementError::Name { .. }), "{text}");
-        }
-    }
-
     #[test]
     fn every_node_of_a_tree_has_one_name() {
         let tree = CompleteTree::uniform(3, 2);

@@ -15,7 +15,7 @@ use burn::nn::{
     Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm,
     RmsNormConfig,
 };
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor, assert_shape};
 use std::ops::Range;
 
 /// Configuration of [`Treeformer`].
@@ -303,13 +303,7 @@ impl Treeformer {
             hidden = hidden + positions.forward(places);
         }
         if let Some(padding) = padding {
-            let got = padding.dims();
-            assert_eq!(
-                got,
-                [batch, count],
-                "treeformer: padding [batch, tokens]: expected {:?}, got {got:?}",
-                [batch, count]
-            );
+            assert_shape!(*padding, [batch, count]);
             let width = hidden.dims()[2];
             let padding = padding.clone().reshape([batch, count, 1]);
             hidden = hidden.mask_fill(padding.expand([batch, count, width]), 0.0);

@@ -1,8 +1,12 @@
 //! Which settings are refused.
 
-use super::*;
 use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
-use arbora_attention::{TreeFineConfig, TreeScope};
+use arbora_attention::{AttentionKindConfig, TreeFineConfig, TreeScope};
+use arbora_models::TreeCoderConfig;
+use arbora_models::tree_coder::{
+    LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient,
+};
+use burn::config::Config;
 
 fn config() -> TreeCoderConfig {
     TreeCoderConfig::new(7, 32)

@@ -427,6 +427,3 @@ impl SelectorConfig {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
