@@ -5,7 +5,7 @@
 //! ```text
 //!             fewer tokens than the route reads
 //!              ┌──────────┐
-//!              ▼          │ feed: computed anew, whole, without a cache
+//!              ▼          │ feed: recomputed whole, without a cache
 //! add ───► unrouted ──────┘
 //!              │ feed: enough tokens, or the route reads none
 //!              ▼
@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 /// the same route so far advance together; where their routes part, so do their caches. With
 /// [`RouteOn::PreviousChunk`] a sequence that comes back to a node goes on with what the node remembers of it.
 ///
-/// While a sequence has fewer tokens than [`RouteOn::FirstN`] reads, its route is not settled: it is computed anew
+/// While a sequence has fewer tokens than [`RouteOn::FirstN`] reads, its route may change, so it is recomputed
 /// at each call. So is, at every length, a model of [`SelectorGradient::Soft`], which has no route.
 #[derive(Debug)]
 pub struct Decoder {
