@@ -55,7 +55,7 @@ impl RouteOn {
     }
 }
 
-/// Who chooses children.
+/// How children are chosen.
 ///
 /// Trees of all kinds have the same selectors, and take of a child what [`SelectorGradient`] says of its probability:
 /// the controls differ in the decisions alone. With [`SelectorGradient::Reinforce`] and [`SelectorGradient::Soft`] they
@@ -137,7 +137,7 @@ pub struct SelectorConfig {
     pub detach: bool,
 }
 
-/// Whose probabilities a leaf gives.
+/// Which head a leaf predicts with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeafHead {
@@ -195,7 +195,7 @@ pub struct TreeCoderConfig {
     /// The selectors.
     #[config(default = "SelectorConfig::new()")]
     pub selector: SelectorConfig,
-    /// Whose probabilities a leaf gives.
+    /// Which head a leaf predicts with.
     #[config(default = "LeafHead::Shared")]
     pub head: LeafHead,
 }

@@ -138,7 +138,7 @@ impl Decoder {
         })
     }
 
-    /// The same without caches: every call computes each sequence it is fed anew and on its own. What caches are
+    /// The same without caches: every call recomputes each whole sequence by itself. What caches are
     /// measured against.
     ///
     /// # Panics

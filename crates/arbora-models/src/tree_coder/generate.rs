@@ -44,9 +44,9 @@ pub struct GenerateOptions {
     /// Of what is drawn. The prompt with index `i` draws as it would alone with the seed `seed + i`.
     #[config(default = 0)]
     pub seed: u64,
-    /// After how many new tokens a sequence begins anew, on a route of its own, with its last tokens as the prompt.
+    /// After how many new tokens a sequence starts again, on a new route, with its last tokens as the prompt.
     /// Of more tokens than half a context it keeps as many as that; of fewer, all but so many of the oldest; but never
-    /// fewer than the route reads ([`RouteOn::FirstN`] and [`RouteOn::PreviousChunk`]), and it does not begin anew
+    /// fewer than the route reads ([`RouteOn::FirstN`] and [`RouteOn::PreviousChunk`]), and it does not start again
     /// before it has more. The route reads the first tokens of what is kept, not the newest. Earlier where the context
     /// is full. `None`: never, and a full context ends the continuation.
     #[config(default = "None")]
@@ -327,7 +327,7 @@ fn check_prompts(prompts: &[Vec<u32>], config: &TreeCoderConfig) -> Result<(), G
 }
 
 impl TreeCoderConfig {
-    /// Tokens that a sequence keeps of so many when it begins anew on another route.
+    /// Tokens that a sequence keeps of so many when it starts again on another route.
     ///
     /// - after: new tokens after which it does
     fn kept_on_reroute(&self, tokens: usize, after: usize) -> usize {
@@ -351,7 +351,7 @@ struct Continuation {
     next: Vec<u32>,
     /// New tokens since the sequence began.
     since: usize,
-    /// How often the sequence began anew, which random routes depend on.
+    /// How often the sequence started again, which random routes depend on.
     begun: usize,
     /// Of what is drawn.
     seed: u64,

@@ -172,11 +172,11 @@ impl TreeCoder {
     /// Routes are chosen, and weigh what children add, as in evaluation:
     ///
     /// - [`RouteOn::FirstN`]: by the first tokens of the prompt. A shorter prompt is not what the model was trained for:
-    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen anew at each of
+    ///   [`Generated::short_prompt`] says so, and until there are enough tokens the route is chosen again at each of
     ///   them.
     /// - [`RouteOn::PreviousChunk`]: for each chunk when it begins, by the chunk before it.
-    /// - With [`GenerateOptions::reroute`] a sequence begins anew with its last tokens, on the route that these choose, so
-    ///   that text may be longer than the context. Random routes are drawn anew.
+    /// - With [`GenerateOptions::reroute`] a sequence starts again with its last tokens, on the route that these choose, so
+    ///   that text may be longer than the context. Random routes are drawn again.
     ///
     /// Prompts of one length that take the same route advance together, see [`Decoder`](Decoder). A prompt that
     /// has ended costs nothing more.

@@ -139,18 +139,18 @@ pub(super) struct Decided {
     pub gate: Option<Gate>,
 }
 
-/// What the selectors of a level say of its rows.
+/// The scores that the selectors of a level give its rows.
 pub(super) struct Scores {
     /// `[rows, children]`, at home and in single precision.
     pub tensor: Tensor<2>,
-    /// The biases of loss-free balancing of each group, `[1, children]`; empty where they are not asked for.
+    /// The biases of loss-free balancing of each group, `[1, children]`; empty where none is added.
     biases: Vec<Tensor<2>>,
     /// Rows of each group.
     counts: Vec<usize>,
 }
 
 impl Scores {
-    /// Asks the selectors at a depth.
+    /// Computes the scores of the selectors at a depth.
     ///
     /// - pooled: what that of each group reads, `[rows of the group, d_model]`
     pub fn new<S: Carried>(

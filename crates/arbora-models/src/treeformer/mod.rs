@@ -164,7 +164,7 @@ impl TreeformerConfig {
 }
 
 impl Treeformer {
-    /// Another way of attending in some layers, freshly initialised. All other weights, and so the
+    /// Another kind of attention in some layers, freshly initialised. All other weights, and so the
     /// optimiser's state for them, stay: how a dense model becomes a Treeformer.
     ///
     /// Trees and random features depend on the seeds in `kind` and the layer. Other weights that a kind brings
