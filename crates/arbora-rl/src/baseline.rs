@@ -1,5 +1,6 @@
 //! Baselines that are subtracted from rewards.
 
+use burn::config::Config;
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub enum BaselineConfig {
     /// ([Rennie et al. 2017](https://arxiv.org/abs/1612.00563), section 3.1).
     SelfCritical,
 }
+
+impl Config for BaselineConfig {}
 
 impl BaselineConfig {
     /// A baseline that has seen no batch.

@@ -1,13 +1,16 @@
 //! The learning rate as a pure function of the step.
 
+use burn::config::Config;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
 
 /// Linear warm-up, then half a cosine from `base` to `final_rate`
 /// ([Loshchilov and Hutter 2017](https://arxiv.org/abs/1608.03983), without restarts).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct Cosine {
     /// The rate after warm-up.
     pub base: f64,
@@ -30,6 +33,8 @@ impl Default for Cosine {
         }
     }
 }
+
+impl Config for Cosine {}
 
 impl Cosine {
     /// The rate of step `step`, the first being 0.

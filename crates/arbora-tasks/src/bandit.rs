@@ -9,10 +9,12 @@
 //! predictions from context: Garnelo and others, [Neural Processes](https://arxiv.org/abs/1807.01622),
 //! 2018.
 
+use burn::config::Config;
 use burn::tensor::Device;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -132,8 +134,9 @@ fn assert_arm(operation: &str, arm: usize) {
 }
 
 /// How many interactions are shown and how many contexts are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct BanditConfig {
     /// The least number of interactions in the context. Default 1: a loop begins with one.
     pub min_context: usize,
@@ -153,6 +156,8 @@ impl Default for BanditConfig {
         }
     }
 }
+
+impl Config for BanditConfig {}
 
 impl BanditConfig {
     /// Checks that there is something to show and something to ask for.

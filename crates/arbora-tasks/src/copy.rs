@@ -3,9 +3,11 @@
 //! Source: Tree Cross Attention (arXiv 2309.17388), §4.1, "random mirrored". A task for which dense
 //! attention is perfect and for which every query needs one particular token.
 
+use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::{TaskError, error::check_batch};
@@ -34,8 +36,9 @@ pub struct Curriculum {
 }
 
 /// Configuration of [`SequenceCopy`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct CopyConfig {
     /// Length of the whole sequence, N: the first half is the context, the second half is asked for.
     /// Even, at least 4.
@@ -56,6 +59,8 @@ impl Default for CopyConfig {
         }
     }
 }
+
+impl Config for CopyConfig {}
 
 impl CopyConfig {
     /// Whether every setting is in its range.

@@ -9,10 +9,12 @@
 
 use std::f64::consts::PI;
 
+use burn::config::Config;
 use burn::tensor::Device;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -204,8 +206,9 @@ fn cholesky(mut matrix: Vec<f64>, count: usize) -> Option<Vec<f64>> {
 /// With n = `max_points` (50 as published), the number of context points is uniform over
 /// `min_context ..= n - 1 - min_targets` (3 to 46) and then the number of targets is uniform over
 /// `min_targets ..= n - 1 - context` (3 to 49 - context), both the same for a whole batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct GpConfig {
     /// Which functions. Default `rbf`.
     pub kernel: Kernel,
@@ -227,6 +230,8 @@ impl Default for GpConfig {
         }
     }
 }
+
+impl Config for GpConfig {}
 
 impl GpConfig {
     /// Checks that there is something to show and something to ask for.

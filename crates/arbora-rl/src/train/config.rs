@@ -1,7 +1,9 @@
 //! Settings of a trainer.
 
+use burn::config::Config;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::ParameterGroup;
@@ -12,8 +14,9 @@ use crate::{ConfigError, PolicyGradientConfig};
 ///
 /// The defaults are the published ones of Tree Cross Attention, with the global-norm clipping of
 /// its smaller tasks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct TrainerConfig {
     /// Number of steps of the whole run. The learning rate falls over exactly these.
     pub steps: u64,
@@ -60,11 +63,14 @@ impl Default for TrainerConfig {
     }
 }
 
+impl Config for TrainerConfig {}
+
 /// Settings of Adam ([Kingma and Ba 2015](https://arxiv.org/abs/1412.6980)), or of AdamW
 /// ([Loshchilov and Hutter 2019](https://arxiv.org/abs/1711.05101)) where `weight_decay` is
 /// positive.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct OptimizerConfig {
     /// Decay of the first moment.
     pub beta_1: f32,
@@ -86,6 +92,8 @@ impl Default for OptimizerConfig {
         }
     }
 }
+
+impl Config for OptimizerConfig {}
 
 impl OptimizerConfig {
     /// The optimizer, without state.

@@ -1,8 +1,10 @@
 //! Image completion.
 
+use burn::config::Config;
 use burn::tensor::Device;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::ImageSet;
@@ -24,8 +26,9 @@ const X_DIM: usize = 2;
 /// `min_targets ..= n - 1 - context` (3 to 199 - context), as in
 /// [Tree Cross Attention](https://arxiv.org/abs/2309.17388), section 4, and the neural processes
 /// before it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct ImageCompletionConfig {
     /// Context and targets together stay below this many pixels. Default 200.
     pub max_points: usize,
@@ -48,6 +51,8 @@ impl Default for ImageCompletionConfig {
         }
     }
 }
+
+impl Config for ImageCompletionConfig {}
 
 impl ImageCompletionConfig {
     /// Checks that there is something to show and something to ask for.

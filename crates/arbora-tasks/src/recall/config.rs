@@ -1,6 +1,8 @@
 //! Settings of lookups.
 
 use crate::TaskError;
+use burn::config::Config;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 /// Most tokens of a sequence, and most symbols of each sort.
@@ -20,8 +22,9 @@ pub struct Stage {
 }
 
 /// Configuration of [`Lookup::recall`](super::Lookup::recall), multi-query associative recall.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct RecallConfig {
     /// Tokens of a sequence: two for each pair, and the rest are queries.
     pub length: usize,
@@ -48,6 +51,8 @@ impl Default for RecallConfig {
     }
 }
 
+impl Config for RecallConfig {}
+
 impl RecallConfig {
     /// Whether every setting is in its range.
     ///
@@ -63,8 +68,9 @@ impl RecallConfig {
 }
 
 /// Configuration of [`Lookup::needle`](super::Lookup::needle), needles in a haystack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct NeedleConfig {
     /// Tokens of a sequence.
     pub length: usize,
@@ -95,6 +101,8 @@ impl Default for NeedleConfig {
         }
     }
 }
+
+impl Config for NeedleConfig {}
 
 impl NeedleConfig {
     /// Whether every setting is in its range.

@@ -1,14 +1,17 @@
 //! Classification of windows.
 
+use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::SeriesSet;
 use crate::{TaskError, error::check_batch, shuffle};
 
 /// How series are cut into windows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct SeriesConfig {
     /// Steps of a window. Default 50.
     pub window: usize,
@@ -29,6 +32,8 @@ impl Default for SeriesConfig {
         }
     }
 }
+
+impl Config for SeriesConfig {}
 
 impl SeriesConfig {
     /// Checks that windows have steps and that each starts after the one before.

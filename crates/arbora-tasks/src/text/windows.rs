@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::{Corpus, check_share};
@@ -14,8 +16,9 @@ use crate::{TaskError, error::check_batch, shuffle};
 const MOST: usize = 1 << 20;
 
 /// How a corpus becomes windows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct TextConfig {
     /// Tokens of a window, each of which predicts the next one. Default 256.
     pub window: usize,
@@ -35,6 +38,8 @@ impl Default for TextConfig {
         }
     }
 }
+
+impl Config for TextConfig {}
 
 impl TextConfig {
     /// Whether every setting is in its range.
