@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 
 use arbora_tasks::TaskError;
-use arbora_tasks::text::{Corpus, Document, Text, TextConfig, TextError, Tokenizer};
+use arbora_tasks::text::{Corpus, Document, Text, TextConfig, Tokenizer};
 use proptest::prelude::*;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -302,7 +302,7 @@ fn what_its_library_panics_over_is_refused() {
     json["model"] = serde_json::from_str(&parts("{\"a\":0,\"b\":1,\"ab\":2}")).unwrap();
     let error = Tokenizer::from_json(&json.to_string()).unwrap_err();
     assert!(
-        matches!(&error, TaskError::Text(TextError::TokenizerJson { .. })),
+        error.to_string().starts_with("not a tokenizer: "),
         "{error}"
     );
     let mut json: serde_json::Value = serde_json::from_str(&words()).unwrap();
@@ -310,7 +310,7 @@ fn what_its_library_panics_over_is_refused() {
     let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
     let error = tokenizer.encode("the whale").unwrap_err();
     assert!(
-        matches!(&error, TaskError::Text(TextError::Tokenize { .. })),
+        error.to_string().starts_with("the tokenizer cannot encode"),
         "{error}"
     );
 }
@@ -337,7 +337,7 @@ fn damaged_tokenizers_are_refused_by_name() {
         fs::write(&path, damaged).unwrap();
         let error = Tokenizer::from_file(&path).unwrap_err();
         assert!(
-            matches!(&error, TaskError::Text(TextError::TokenizerFile { .. })),
+            matches!(&error, TaskError::File { .. }),
             "{error:?}"
         );
         assert!(

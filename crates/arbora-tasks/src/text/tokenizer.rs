@@ -21,7 +21,6 @@ use tokenizers::{
     Trainer as _,
 };
 
-use super::TextError;
 use super::continuation::{Known, complete};
 use crate::{TaskError, files};
 
@@ -95,24 +94,21 @@ impl Tokenizer {
     /// in a text is that token.
     ///
     /// # Errors
-    /// [`TaskError::Read`] and [`TextError::NotUtf8`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer, two
-    /// symbols with one number, or a number of 2^20 or above.
+    /// [`TaskError::Read`] if the file cannot be read; [`TaskError::File`] if it is not UTF-8 or holds no
+    /// tokenizer, two symbols with one number, or a number of 2^20 or above.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
-        let problem = |problem| TextError::TokenizerFile {
-            path: path.into(),
-            problem,
-        };
-        Ok(Self::parse(&files::read_text(path)?).map_err(problem)?)
+        let json = files::read_text(path)?;
+        Self::parse(&json).map_err(|problem| TaskError::file(path, not_a_tokenizer(problem)))
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote, or the text of a `tokenizer.json`, as
     /// [`Tokenizer::from_file`] does.
     ///
     /// # Errors
-    /// [`TextError::TokenizerJson`] if the text is no tokenizer that [`Tokenizer::from_file`] takes.
+    /// [`TaskError::Text`] if the text is no tokenizer that [`Tokenizer::from_file`] takes.
     pub fn from_json(json: &str) -> Result<Self, TaskError> {
-        Ok(Self::parse(json).map_err(|problem| TextError::TokenizerJson { problem })?)
+        Self::parse(json).map_err(|problem| TaskError::Text(not_a_tokenizer(problem)))
     }
 
     /// Trains byte-level byte-pair encoding, as GPT-2 has it: a text is cut into words, numbers and
@@ -184,7 +180,7 @@ impl Tokenizer {
         };
         let json = model.to_string(false).map_err(|error| error.to_string());
         let tokenizer = json.and_then(|json| Self::of_model(model, json));
-        Ok(tokenizer.map_err(|problem| TextError::TokenizerJson { problem })?)
+        tokenizer.map_err(|problem| TaskError::Text(not_a_tokenizer(problem)))
     }
 
     fn parse(json: &str) -> Result<Self, String> {
@@ -261,7 +257,7 @@ impl Tokenizer {
     /// tokenizer is not byte-level, the first one has its bytes.
     ///
     /// # Errors
-    /// [`TextError::Tokenize`] if a tokenizer from a file refuses the text.
+    /// [`TaskError::Text`] if a tokenizer from a file refuses the text.
     pub fn encode(&self, text: &str) -> Result<Encoded, TaskError> {
         let Kind::Model {
             model, byte_level, ..
@@ -291,7 +287,7 @@ impl Tokenizer {
     /// part of a text, become U+FFFD.
     ///
     /// # Errors
-    /// [`TextError::Tokenize`] if the decoder of a tokenizer from a file refuses the tokens.
+    /// [`TaskError::Text`] if the decoder of a tokenizer from a file refuses the tokens.
     ///
     /// # Panics
     /// If a number is not below [`Tokenizer::vocabulary`].
@@ -309,8 +305,7 @@ impl Tokenizer {
             // Some decoders of the library fail over nothing.
             Kind::Model { .. } if ids.is_empty() => Ok(String::new()),
             Kind::Model { model, .. } => {
-                let text = guarded(|| model.decode(&ids, false));
-                Ok(text.map_err(refused("decode these tokens"))?)
+                guarded(|| model.decode(&ids, false)).map_err(refused("decode these tokens"))
             }
         }
     }
@@ -423,8 +418,12 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
 }
 
 /// What a tokenizer cannot do, given what it said.
-fn refused(action: &'static str) -> impl Fn(String) -> TextError {
-    move |problem| TextError::Tokenize { action, problem }
+fn refused(action: &str) -> impl Fn(String) -> TaskError {
+    move |problem| TaskError::Text(format!("the tokenizer cannot {action}: {problem}"))
+}
+
+fn not_a_tokenizer(problem: String) -> String {
+    format!("not a tokenizer: {problem}")
 }
 
 /// The bytes of each token, from where tokens lie in the text: up to its end, from the end of those before.

@@ -9,8 +9,9 @@ use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::{Corpus, check_share};
-use super::{TextError, Tokenizer};
-use crate::{TaskError, error::check_batch, shuffle};
+use super::Tokenizer;
+use crate::batch::{batches_in_order, pad, padding_mask};
+use crate::{TaskError, shuffle};
 
 /// Most tokens of a window.
 const MOST: usize = 1 << 20;
@@ -98,7 +99,7 @@ impl Text {
     /// The windows of a corpus, split by [`TextConfig::validation`].
     ///
     /// # Errors
-    /// As [`TextConfig::check`], [`Corpus::split`] and [`Tokenizer::encode`]; [`TextError::NoTokens`] if the
+    /// As [`TextConfig::check`], [`Corpus::split`] and [`Tokenizer::encode`]; [`TaskError::Text`] if the
     /// tokenizer has no token for a whole part.
     pub fn new(
         corpus: &Corpus,
@@ -188,8 +189,7 @@ impl Text {
         batch_size: usize,
         device: &Device,
     ) -> Result<TextBatch, TaskError> {
-        check_batch(batch_size)?;
-        let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size);
+        let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size)?;
         Ok(self.windows_of(&self.train, indices, device))
     }
 
@@ -248,43 +248,30 @@ impl Text {
         batches: usize,
         batch_size: usize,
     ) -> Result<impl ExactSizeIterator<Item = Range<usize>> + use<>, TaskError> {
-        check_batch(batch_size)?;
-        let count = self.validation_windows();
-        let all = count.div_ceil(batch_size);
-        let batches = batches.min(all);
-        Ok((0..batches).map(move |number| {
-            let first = number * all / batches * batch_size;
-            first..count.min(first + batch_size)
-        }))
+        let all: Vec<_> = batches_in_order(self.validation_windows(), batch_size)?.collect();
+        let batches = batches.min(all.len());
+        Ok((0..batches).map(move |number| all[number * all.len() / batches].clone()))
     }
 
     fn windows_of(&self, part: &Part, indices: Vec<usize>, device: &Device) -> TextBatch {
         let shape = [indices.len(), self.window];
         let filler = i64::from(self.tokenizer.end_of_document());
-        let windows = || indices.iter().map(|&index| part.windows[index]);
-        let mut tokens = Vec::with_capacity(shape[0] * shape[1]);
-        let mut targets = Vec::with_capacity(shape[0] * shape[1]);
-        let mut ignored = Vec::with_capacity(shape[0] * shape[1]);
-        let mut bytes = Vec::with_capacity(shape[0] * shape[1]);
-        for (row, window) in windows().enumerate() {
-            let end = (row + 1) * self.window;
-            let ids = |range: Range<usize>| part.ids[range].iter().map(|&id| i64::from(id));
-            tokens.extend(ids(window.tokens()));
-            tokens.resize(end, filler);
-            targets.extend(ids(window.targets()));
-            targets.resize(end, filler);
-            ignored.resize(end - self.window + window.count, false);
-            ignored.resize(end, true);
-            bytes.extend_from_slice(&part.bytes[window.targets()]);
-            bytes.resize(end, 0);
-        }
+        let windows: Vec<Window> = indices.iter().map(|&index| part.windows[index]).collect();
+        let ids = |range: fn(Window) -> Range<usize>| {
+            let rows = windows.iter().map(|&window| &part.ids[range(window)]);
+            let rows = rows.map(|ids| ids.iter().map(|&id| i64::from(id)));
+            let ids = TensorData::new(pad(rows, self.window, filler), shape);
+            Tensor::from_data(ids, device)
+        };
+        let bytes = windows.iter().map(|window| &part.bytes[window.targets()]);
+        let counts: Vec<usize> = windows.iter().map(|window| window.count).collect();
         TextBatch {
-            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
-            targets: Tensor::from_data(TensorData::new(targets, shape), device),
-            ignored: Tensor::from_data(TensorData::new(ignored, shape), device),
-            counts: windows().map(|window| window.count).collect(),
-            bytes,
-            documents: windows().map(|window| window.document).collect(),
+            tokens: ids(Window::tokens),
+            targets: ids(Window::targets),
+            ignored: padding_mask(&counts, self.window, device),
+            counts,
+            bytes: pad(bytes.map(|bytes| bytes.iter().copied()), self.window, 0),
+            documents: windows.iter().map(|window| window.document).collect(),
             indices,
         }
     }
@@ -327,7 +314,7 @@ impl Window {
 impl Part {
     fn new(
         corpus: &Corpus,
-        name: &'static str,
+        name: &str,
         tokenizer: &Tokenizer,
         config: TextConfig,
     ) -> Result<Self, TaskError> {
@@ -349,7 +336,9 @@ impl Part {
             ends.push(part.ids.len());
         }
         if part.ids.is_empty() {
-            return Err(TextError::NoTokens { part: name }.into());
+            return Err(TaskError::Text(format!(
+                "the tokenizer gives no token for any document of the {name} text"
+            )));
         }
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let documents: Vec<_> = starts.zip(ends.iter().copied()).enumerate().collect();
@@ -399,39 +388,6 @@ mod tests {
     use super::*;
     use crate::text::Document;
     use proptest::prelude::*;
-
-    #[cfg(feature = "flex")]
-    #[test]
-    fn some_batches_are_spread_over_the_whole_part() {
-        let corpus = |length: usize| {
-            let document = Document {
-                name: String::new(),
-                text: "x".repeat(length),
-            };
-            Corpus::from_documents(vec![document]).unwrap()
-        };
-        let config = TextConfig {
-            window: 2,
-            ..Default::default()
-        };
-        // 21 windows: 10 batches of 2 and one of 1.
-        let text = Text::from_parts(&corpus(2), &corpus(42), Tokenizer::bytes(), config).unwrap();
-        let device = Device::flex();
-        let first = |batches: usize| -> Vec<usize> {
-            let batches = text.spread_eval_batches(batches, 2, &device).unwrap();
-            batches.map(|batch| batch.indices[0]).collect()
-        };
-        assert!(first(0).is_empty());
-        assert_eq!(first(1), [0]);
-        assert_eq!(first(4), [0, 4, 10, 16]);
-        assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
-        assert_eq!(first(99), first(11));
-        let targets = |batches: usize, skipped: usize| {
-            text.spread_targets_after(batches, 2, skipped).unwrap()
-        };
-        assert_eq!((targets(0, 0), targets(4, 0), targets(4, 1)), (0, 16, 8));
-        assert_eq!((targets(99, 0), targets(99, 2)), (42, 0));
-    }
 
     proptest! {
         #[test]
