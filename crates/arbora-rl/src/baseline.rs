@@ -64,14 +64,14 @@ impl BaselineConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
         match *self {
-            Self::Constant { value } if !value.is_finite() => {
-                Err(ConfigError::new("baseline.value", "a finite number", value))
+            Self::Constant { value } => {
+                let holds = value.is_finite();
+                ConfigError::unless(holds, "baseline.value", "a finite number", value)
             }
-            Self::MovingAverage { decay } if !(0.0..1.0).contains(&decay) => Err(ConfigError::new(
-                "baseline.decay",
-                "a number in 0.0..1.0",
-                decay,
-            )),
+            Self::MovingAverage { decay } => {
+                let holds = (0.0..1.0).contains(&decay);
+                ConfigError::unless(holds, "baseline.decay", "a number in 0.0..1.0", decay)
+            }
             _ => Ok(()),
         }
     }

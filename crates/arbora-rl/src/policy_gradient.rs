@@ -51,14 +51,7 @@ impl PolicyGradientConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if !(self.entropy_weight.is_finite() && self.entropy_weight >= 0.0) {
-            let expected = "a finite number of at least 0";
-            return Err(ConfigError::new(
-                "entropy_weight",
-                expected,
-                self.entropy_weight,
-            ));
-        }
+        ConfigError::unless_at_least_0("entropy_weight", self.entropy_weight)?;
         self.baseline.check()
     }
 }

@@ -17,8 +17,8 @@ use rand_distr::StandardNormal;
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use crate::draws::{Purpose, generator};
-use crate::error::{check_batch, check_points};
+use crate::draws;
+use crate::error::check_points;
 use crate::{RegressionBatch, RegressionExample, TaskError};
 
 /// How many arms there are.
@@ -212,8 +212,7 @@ impl BanditRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<RegressionBatch, TaskError> {
-        check_batch(batch_size)?;
-        let mut rng = generator(seed, Purpose::Training, step);
+        let mut rng = draws::training(seed, step, batch_size)?;
         Ok(self.draw(&mut rng, batch_size, device))
     }
 
@@ -229,12 +228,9 @@ impl BanditRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<>, TaskError> {
-        check_batch(batch_size)?;
         let (task, device) = (*self, device.clone());
-        Ok((0..batches).map(move |index| {
-            let mut rng = generator(seed, Purpose::Evaluation, index as u64);
-            task.draw(&mut rng, batch_size, &device)
-        }))
+        let streams = draws::evaluation(seed, batches, batch_size)?;
+        Ok(streams.map(move |mut rng| task.draw(&mut rng, batch_size, &device)))
     }
 
     fn draw(&self, rng: &mut ChaCha8Rng, batch_size: usize, device: &Device) -> RegressionBatch {

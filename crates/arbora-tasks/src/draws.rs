@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::TaskError;
-use crate::error::check_points;
+use crate::error::{check_batch, check_points};
 
 /// What a stream of random numbers is for. Evaluation never repeats the draws of training, even with
 /// the same seed.
@@ -20,6 +20,22 @@ pub(crate) fn generator(seed: u64, purpose: Purpose, stream: u64) -> ChaCha8Rng 
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ ((purpose as u64) << 32));
     rng.set_stream(stream);
     rng
+}
+
+/// The stream of a training step whose batch is drawn.
+pub(crate) fn training(seed: u64, step: u64, batch_size: usize) -> Result<ChaCha8Rng, TaskError> {
+    check_batch(batch_size)?;
+    Ok(generator(seed, Purpose::Training, step))
+}
+
+/// The stream of each evaluation batch that is drawn.
+pub(crate) fn evaluation(
+    seed: u64,
+    batches: usize,
+    batch_size: usize,
+) -> Result<impl ExactSizeIterator<Item = ChaCha8Rng>, TaskError> {
+    check_batch(batch_size)?;
+    Ok((0..batches).map(move |index| generator(seed, Purpose::Evaluation, index as u64)))
 }
 
 /// How many context points and targets there may be.

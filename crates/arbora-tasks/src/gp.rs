@@ -17,8 +17,7 @@ use rand_distr::StandardNormal;
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use crate::draws::{PointCounts, Purpose, generator};
-use crate::error::check_batch;
+use crate::draws::{self, PointCounts};
 use crate::{RegressionBatch, RegressionExample, TaskError};
 
 /// Points lie in [-2, 2).
@@ -299,8 +298,7 @@ impl GpRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<RegressionBatch, TaskError> {
-        check_batch(batch_size)?;
-        let mut rng = generator(seed, Purpose::Training, step);
+        let mut rng = draws::training(seed, step, batch_size)?;
         Ok(self.draw(&mut rng, batch_size, device))
     }
 
@@ -318,12 +316,9 @@ impl GpRegression {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<>, TaskError> {
-        check_batch(batch_size)?;
         let (task, device) = (*self, device.clone());
-        Ok((0..batches).map(move |index| {
-            let mut rng = generator(seed, Purpose::Evaluation, index as u64);
-            task.draw(&mut rng, batch_size, &device)
-        }))
+        let streams = draws::evaluation(seed, batches, batch_size)?;
+        Ok(streams.map(move |mut rng| task.draw(&mut rng, batch_size, &device)))
     }
 
     fn draw(&self, rng: &mut ChaCha8Rng, batch_size: usize, device: &Device) -> RegressionBatch {

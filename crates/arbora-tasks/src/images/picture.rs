@@ -94,11 +94,7 @@ fn jpeg(path: &Path, mut bytes: Vec<u8>) -> Result<Picture, TaskError> {
     check_size(path, [height, width], (width * height * channels) as u64)?;
     decoder.set_options(options.jpeg_set_out_colorspace(to));
     let pixels = decoder.decode().map_err(|error| refuse(&error))?;
-    let (width, height) = (width as u32, height as u32);
-    let image = match to {
-        ColorSpace::Luma => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
-        _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
-    };
+    let image = opaque(width as u32, height as u32, channels, pixels);
     let image = image.ok_or_else(|| refuse(&CUT))?;
     let printed = matches!(from, Some(ColorSpace::CMYK | ColorSpace::YCCK));
     Ok(Picture {
@@ -150,39 +146,38 @@ fn png_exif(bytes: &[u8]) -> Option<Option<&[u8]>> {
     }
 }
 
+/// A picture from its bytes: grey of one channel, colour of three.
+fn opaque(width: u32, height: u32, channels: usize, bytes: Vec<u8>) -> Option<DynamicImage> {
+    if channels == 1 {
+        GrayImage::from_raw(width, height, bytes).map(DynamicImage::from)
+    } else {
+        RgbImage::from_raw(width, height, bytes).map(DynamicImage::from)
+    }
+}
+
 /// A decoded picture as a viewer shows it.
 fn shown(image: DynamicImage, exif: Option<&[u8]>) -> Picture {
     let color = image.color();
     let deep = color.bytes_per_pixel() > color.channel_count();
     let mut transparent = false;
-    let mut on_white = |value: u8, alpha: u8| {
-        transparent |= alpha < 255;
-        let (value, alpha) = (u32::from(value), u32::from(alpha));
-        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-    };
     let (width, height) = (image.width(), image.height());
-    let mut image = match (color.has_color(), color.has_alpha()) {
-        (false, false) => image.into_luma8().into(),
-        (true, false) => image.into_rgb8().into(),
-        (false, true) => {
-            let from = image.into_luma_alpha8();
-            GrayImage::from_fn(width, height, |x, y| {
-                let [value, alpha] = from.get_pixel(x, y).0;
-                [on_white(value, alpha)].into()
-            })
-            .into()
-        }
-        (true, true) => {
-            let from = image.into_rgba8();
-            RgbImage::from_fn(width, height, |x, y| {
-                let [red, green, blue, alpha] = from.get_pixel(x, y).0;
-                [red, green, blue]
-                    .map(|value| on_white(value, alpha))
-                    .into()
-            })
-            .into()
-        }
+    let channels = if color.has_color() { 3 } else { 1 };
+    let mut bytes = match (color.has_color(), color.has_alpha()) {
+        (false, false) => image.into_luma8().into_raw(),
+        (true, false) => image.into_rgb8().into_raw(),
+        (false, true) => image.into_luma_alpha8().into_raw(),
+        (true, true) => image.into_rgba8().into_raw(),
     };
+    if color.has_alpha() {
+        let on_white = bytes.chunks_exact(channels + 1).flat_map(|pixel| {
+            let alpha = u32::from(pixel[channels]);
+            transparent |= alpha < 255;
+            let mixed = move |value| (u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
+            pixel[..channels].iter().map(move |&value| mixed(value) as u8)
+        });
+        bytes = on_white.collect();
+    }
+    let mut image = opaque(width, height, channels, bytes).expect("a value per channel and pixel");
     let turn = exif.and_then(Orientation::from_exif_chunk);
     let turn = turn.unwrap_or(Orientation::NoTransforms);
     DynamicImage::apply_orientation(&mut image, turn);

@@ -49,13 +49,6 @@ struct Layout {
     queries: usize,
 }
 
-/// A sequence on the host.
-struct Sequence {
-    tokens: Vec<i64>,
-    /// By query.
-    answers: Vec<i64>,
-}
-
 impl Lookup {
     /// Multi-query associative recall: pairs at the front, then keys drawn from those shown, each asking for
     /// its value.
@@ -171,25 +164,20 @@ impl Layout {
     ) -> Result<LookupBatch, TaskError> {
         check_batch(batch_size)?;
         let body = self.length - self.queries;
-        let mut tokens = Vec::with_capacity(batch_size * self.length);
-        let mut classes = Vec::with_capacity(batch_size * self.length);
-        for _ in 0..batch_size {
-            let sequence = self.sequence(&mut rng);
-            tokens.extend(sequence.tokens);
-            classes.extend(std::iter::repeat_n(0, body));
-            classes.extend(sequence.answers);
-        }
+        let sequences = (0..batch_size).map(|_| self.sequence(&mut rng));
+        let (tokens, classes): (Vec<_>, Vec<_>) = sequences.unzip();
         let shape = [batch_size, self.length];
         let ignored_targets: Vec<bool> = (0..self.length).map(|place| place < body).collect();
         let ignored_targets = TensorData::new(ignored_targets, [1, self.length]);
         Ok(LookupBatch {
-            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
-            classes: Tensor::from_data(TensorData::new(classes, shape), device),
+            tokens: Tensor::from_data(TensorData::new(tokens.concat(), shape), device),
+            classes: Tensor::from_data(TensorData::new(classes.concat(), shape), device),
             target_mask: Tensor::<2, Bool>::from_data(ignored_targets, device).expand(shape),
         })
     }
 
-    fn sequence(&self, rng: &mut ChaCha8Rng) -> Sequence {
+    /// Tokens and classes of one sequence.
+    fn sequence(&self, rng: &mut ChaCha8Rng) -> (Vec<i64>, Vec<i64>) {
         let body = self.length - self.queries;
         let (first_value, first_filler) = (self.keys, self.keys + self.values);
         let mut tokens: Vec<i64> = match self.fillers {
@@ -210,14 +198,13 @@ impl Layout {
             tokens[place + before] = *key;
             tokens[place + before + 1] = first_value as i64 + value;
         }
-        let answers = (0..self.queries)
-            .map(|_| {
-                let (key, value) = pairs[rng.random_range(0..self.pairs)];
-                tokens.push(key);
-                value
-            })
-            .collect();
-        Sequence { tokens, answers }
+        let mut classes = vec![0; body];
+        for _ in 0..self.queries {
+            let (key, value) = pairs[rng.random_range(0..self.pairs)];
+            tokens.push(key);
+            classes.push(value);
+        }
+        (tokens, classes)
     }
 }
 

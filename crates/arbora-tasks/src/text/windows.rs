@@ -1,5 +1,6 @@
 //! Windows of tokens, in batches.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -340,41 +341,23 @@ impl Part {
                 "the tokenizer gives no token for any document of the {name} text"
             )));
         }
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        let documents: Vec<_> = starts.zip(ends.iter().copied()).enumerate().collect();
-        if config.mix_documents {
-            let mut documents = documents.iter();
-            let mut current = documents.next();
-            part.cut(0..part.ids.len(), config.window, |start| {
-                while let Some((_, (_, end))) = current
-                    && start >= *end
-                {
-                    current = documents.next();
-                }
-                current.map_or(0, |(document, _)| *document)
-            });
+        let ranges: Vec<Range<usize>> = if config.mix_documents {
+            vec![0..part.ids.len()]
         } else {
-            for (document, (start, end)) in documents {
-                part.cut(start..end, config.window, |_| document);
-            }
+            let starts = iter::once(0).chain(ends.iter().copied());
+            starts.zip(&ends).map(|(start, end)| start..*end).collect()
+        };
+        for range in ranges {
+            // The last token is a target only.
+            let last = range.end.saturating_sub(1);
+            let starts = (range.start..last).step_by(config.window);
+            part.windows.extend(starts.map(|start| Window {
+                start,
+                count: config.window.min(last - start),
+                document: ends.partition_point(|&end| end <= start),
+            }));
         }
         Ok(part)
-    }
-
-    /// Windows in which each token of the range but the last predicts the next.
-    fn cut(
-        &mut self,
-        range: Range<usize>,
-        window: usize,
-        mut document: impl FnMut(usize) -> usize,
-    ) {
-        let last = range.end.saturating_sub(1);
-        self.windows
-            .extend((range.start..last).step_by(window).map(|start| Window {
-                start,
-                count: window.min(last - start),
-                document: document(start),
-            }));
     }
 
     fn targets(&self, skipped: usize) -> usize {
