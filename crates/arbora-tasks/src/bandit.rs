@@ -11,10 +11,10 @@
 
 use burn::config::Config;
 use burn::tensor::Device;
+use derive_setters::Setters;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::draws;

@@ -79,12 +79,13 @@ impl RegressionBatch {
         }
         check_batch(examples.len())?;
         for (at, example) in examples.iter().enumerate() {
-            let [context, targets] = example
-                .count_points([x_dim, y_dim])
-                .map_err(|problem| TaskError::Example {
-                    example: at,
-                    problem,
-                })?;
+            let [context, targets] =
+                example
+                    .count_points([x_dim, y_dim])
+                    .map_err(|problem| TaskError::Example {
+                        example: at,
+                        problem,
+                    })?;
             if context == 0 {
                 let place = format!("example {at}");
                 return Err(TaskError::EmptyContext { place });

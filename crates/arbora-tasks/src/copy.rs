@@ -3,10 +3,12 @@
 //! Source: Tree Cross Attention (arXiv 2309.17388), §4.1, "random mirrored". A task for which dense
 //! attention is perfect and for which every query needs one particular token.
 
+use std::ops::Range;
+
 use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use rand::Rng;
 use derive_setters::Setters;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::TaskError;
@@ -120,24 +122,22 @@ pub struct CopyBatch {
 }
 
 impl CopyBatch {
-    /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn context_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(|place, part, _| place >= part)
+        self.mask(self.taking_part..self.classes.dims()[1])
     }
 
-    /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn target_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(|place, part, context| place < context - part)
+        self.mask(0..self.classes.dims()[1] - self.taking_part)
     }
 
-    fn mask(&self, masked: impl Fn(usize, usize, usize) -> bool) -> Option<Tensor<2, Bool>> {
-        let [batch, context] = self.classes.dims();
-        if self.taking_part == context {
+    fn mask(&self, masked: Range<usize>) -> Option<Tensor<2, Bool>> {
+        if masked.is_empty() {
             return None;
         }
-        let row: Vec<bool> = (0..context)
-            .map(|place| masked(place, self.taking_part, context))
-            .collect();
+        let [batch, context] = self.classes.dims();
+        let row: Vec<bool> = (0..context).map(|place| masked.contains(&place)).collect();
         let row = TensorData::new(row, [1, context]);
         Some(Tensor::<2, Bool>::from_data(row, &self.classes.device()).expand([batch, context]))
     }

@@ -151,11 +151,18 @@ pub(crate) fn check_batch(batch_size: usize) -> Result<(), TaskError> {
 /// Refuses settings without context points, or without targets.
 ///
 /// - context, targets: the setting that says how many there are, and how many
-pub(crate) fn check_points(context: (&str, usize), targets: (&str, usize)) -> Result<(), TaskError> {
+pub(crate) fn check_points(
+    context: (&str, usize),
+    targets: (&str, usize),
+) -> Result<(), TaskError> {
     let place = |setting: &str| format!("{setting} = 0");
     match (context, targets) {
-        ((setting, 0), _) => Err(TaskError::EmptyContext { place: place(setting) }),
-        (_, (setting, 0)) => Err(TaskError::NoTargets { place: place(setting) }),
+        ((setting, 0), _) => Err(TaskError::EmptyContext {
+            place: place(setting),
+        }),
+        (_, (setting, 0)) => Err(TaskError::NoTargets {
+            place: place(setting),
+        }),
         _ => Ok(()),
     }
 }

@@ -19,8 +19,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
     decompress(path, std::fs::read(path).map_err(TaskError::read(path))?)
 }
 
-/// The text of a file, decompressed if it is gzip, without a byte order mark.
-pub(crate) fn read_text(path: &Path) -> Result<String, TaskError> {
+/// The text of a file of any kind: decompressed if it is gzip, without a byte order mark, otherwise unchanged.
+///
+/// # Errors
+/// [`TaskError::Read`] if the file cannot be read; [`TaskError::File`] if it is damaged or not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String, TaskError> {
+    let path = path.as_ref();
     text(path, read(path)?)
 }
 
@@ -34,9 +38,7 @@ pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskErr
     MultiGzDecoder::new(bytes.as_slice())
         .take(most + 1)
         .read_to_end(&mut raw)
-        .map_err(|error| {
-            TaskError::file(path, format!("the gzip stream is damaged: {error}"))
-        })?;
+        .map_err(|error| TaskError::file(path, format!("the gzip stream is damaged: {error}")))?;
     if raw.len() as u64 <= most {
         return Ok(raw);
     }

@@ -336,10 +336,7 @@ fn damaged_tokenizers_are_refused_by_name() {
     ] {
         fs::write(&path, damaged).unwrap();
         let error = Tokenizer::from_file(&path).unwrap_err();
-        assert!(
-            matches!(&error, TaskError::File { .. }),
-            "{error:?}"
-        );
+        assert!(matches!(&error, TaskError::File { .. }), "{error:?}");
         assert!(
             error
                 .to_string()

@@ -2,9 +2,9 @@
 
 use burn::config::Config;
 use burn::tensor::Device;
+use derive_setters::Setters;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::ImageSet;

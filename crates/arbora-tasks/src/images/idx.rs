@@ -13,7 +13,10 @@ pub(super) fn images(path: &Path, bytes: &[u8]) -> Result<ImageSet, TaskError> {
     let ([count, height, width], pixels) = parse(path, bytes, "count, height, width")?;
     for (axis, size) in [("count", count), ("height", height), ("width", width)] {
         if size == 0 {
-            return Err(TaskError::file(path, format!("the axis {axis} has length 0")));
+            return Err(TaskError::file(
+                path,
+                format!("the axis {axis} has length 0"),
+            ));
         }
     }
     Ok(ImageSet {

@@ -173,7 +173,9 @@ fn shown(image: DynamicImage, exif: Option<&[u8]>) -> Picture {
             let alpha = u32::from(pixel[channels]);
             transparent |= alpha < 255;
             let mixed = move |value| (u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
-            pixel[..channels].iter().map(move |&value| mixed(value) as u8)
+            pixel[..channels]
+                .iter()
+                .map(move |&value| mixed(value) as u8)
         });
         bytes = on_white.collect();
     }

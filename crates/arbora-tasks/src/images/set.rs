@@ -100,9 +100,8 @@ impl ImageSet {
     /// # Errors
     /// [`TaskError::Set`] with the first contradiction.
     pub fn check(&self) -> Result<(), TaskError> {
-        let refuse = |what, expected: &str, got: usize| {
-            Err(TaskError::set("image", what, expected, got))
-        };
+        let refuse =
+            |what, expected: &str, got: usize| Err(TaskError::set("image", what, expected, got));
         for (what, size) in [
             ("count", self.count),
             ("height", self.height),

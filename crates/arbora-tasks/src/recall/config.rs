@@ -63,7 +63,8 @@ impl RecallConfig {
         check_stages(&self.curriculum, 3, self.length)?;
         // At most `MOST` pairs are left, so the product is small.
         let least = 2 * self.pairs + 1;
-        check_length(self.length, least, "two tokens for each pair, and a query")
+        let holds = ": two tokens for each pair, and a query";
+        in_range("length", self.length, least, holds)
     }
 }
 
@@ -111,15 +112,12 @@ impl NeedleConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), TaskError> {
         check_symbols("needles", self.needles, self.keys, self.values)?;
-        in_range("fillers", self.fillers, 1)?;
-        in_range("queries", self.queries, 1)?;
+        in_range("fillers", self.fillers, 1, "")?;
+        in_range("queries", self.queries, 1, "")?;
         let least = 2 * self.needles + self.queries;
         check_stages(&self.curriculum, least, self.length)?;
-        check_length(
-            self.length,
-            least,
-            "two tokens for each needle, and the queries",
-        )
+        let holds = ": two tokens for each needle, and the queries";
+        in_range("length", self.length, least, holds)
     }
 }
 
@@ -138,29 +136,21 @@ fn check_stages(stages: &[Stage], least: usize, length: usize) -> Result<(), Tas
 }
 
 fn check_symbols(
-    pairs_key: &'static str,
+    pairs_setting: &'static str,
     pairs: usize,
     keys: usize,
     values: usize,
 ) -> Result<(), TaskError> {
-    in_range(pairs_key, pairs, 1)?;
-    in_range("values", values, 2)?;
-    in_range("keys", keys, pairs)
+    in_range(pairs_setting, pairs, 1, "")?;
+    in_range("values", values, 2, "")?;
+    in_range("keys", keys, pairs, "")
 }
 
-fn in_range(key: &'static str, got: usize, least: usize) -> Result<(), TaskError> {
+/// - why: the limits, for the message
+fn in_range(setting: &'static str, got: usize, least: usize, why: &str) -> Result<(), TaskError> {
     if (least..=MOST).contains(&got) {
-        Ok(())
-    } else {
-        Err(TaskError::config(key, format!("{least} to {MOST}"), got))
-    }
-}
-
-/// - holds: what needs `least` tokens
-fn check_length(length: usize, least: usize, holds: &str) -> Result<(), TaskError> {
-    if (least..=MOST).contains(&length) {
         return Ok(());
     }
-    let expected = format!("{least} to {MOST}: {holds}");
-    Err(TaskError::config("length", expected, length))
+    let expected = format!("{least} to {MOST}{why}");
+    Err(TaskError::config(setting, expected, got))
 }

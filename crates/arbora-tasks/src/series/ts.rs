@@ -120,8 +120,8 @@ impl Reader {
             }
             for (step, text) in list.split(',').enumerate() {
                 let value = number(text.trim());
-                values[step * count + channel] =
-                    value.map_err(|problem| format!("channel {channel}, step {step}: {problem}"))?;
+                values[step * count + channel] = value
+                    .map_err(|problem| format!("channel {channel}, step {step}: {problem}"))?;
             }
         }
         let class = class.trim();

@@ -123,11 +123,7 @@ impl Corpus {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
-        hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        format!("{:x}", hasher.finalize())
     }
 
     /// The training and the validation part, which has about the share `validation` of the bytes.

@@ -32,19 +32,8 @@ pub mod sample;
 mod tokenizer;
 mod windows;
 
+pub use crate::files::read_text;
 pub use continuation::{Continuation, Continued};
 pub use corpus::{Corpus, Document};
 pub use tokenizer::{Encoded, Tokenizer};
 pub use windows::{Text, TextBatch, TextConfig};
-
-use std::path::Path;
-
-use crate::{TaskError, files};
-
-/// The text of a file of any kind: decompressed if it is gzip, without a byte order mark, otherwise unchanged.
-///
-/// # Errors
-/// [`TaskError::Read`] if the file cannot be read; [`TaskError::File`] if it is damaged or not UTF-8.
-pub fn read_text(path: impl AsRef<Path>) -> Result<String, TaskError> {
-    files::read_text(path.as_ref())
-}

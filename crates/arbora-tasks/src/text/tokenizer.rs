@@ -348,8 +348,7 @@ impl Tokenizer {
 
     /// SHA-256 of [`Tokenizer::to_json`] in hexadecimal: tokenizers with the same fingerprint are the same.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.to_json());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", Sha256::digest(self.to_json()))
     }
 }
 

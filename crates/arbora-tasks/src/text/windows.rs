@@ -9,8 +9,8 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use super::corpus::{Corpus, check_share};
 use super::Tokenizer;
+use super::corpus::{Corpus, check_share};
 use crate::batch::{batches_in_order, pad, padding_mask};
 use crate::{TaskError, shuffle};
 

@@ -264,7 +264,9 @@ fn bad_requests_are_refused() {
         Err(TaskError::EmptyBatch)
     ));
     let messages = [(0, 0), (0, 36), (2, 3)].map(|(index, context)| {
-        let error = task.whole_image(index, context, 0, &Device::flex()).unwrap_err();
+        let error = task
+            .whole_image(index, context, 0, &Device::flex())
+            .unwrap_err();
         error.to_string()
     });
     let expected = [

@@ -62,8 +62,7 @@ fn damaged_missing_and_empty_sources_are_refused_by_name() {
     let error = |name: &str| Corpus::open(path.join(name)).unwrap_err().to_string();
     write(path, "bad.txt", b"ab\xc3\xa9\xffz");
     assert!(
-        error("bad.txt")
-            .ends_with("bad.txt: expected UTF-8 text, got the byte 0xff at position 4"),
+        error("bad.txt").ends_with("bad.txt: expected UTF-8 text, got the byte 0xff at position 4"),
         "{}",
         error("bad.txt")
     );
@@ -75,9 +74,7 @@ fn damaged_missing_and_empty_sources_are_refused_by_name() {
     write(path, "wide.txt", b"\xff\xfea\0");
     assert!(error("wide.txt").contains("wide.txt: expected UTF-8 text, got UTF-16"));
     write(path, "void/a.txt", b"");
-    assert!(
-        error("void").ends_with("void: expected text, got 1 documents without a character")
-    );
+    assert!(error("void").ends_with("void: expected text, got 1 documents without a character"));
 }
 
 #[test]

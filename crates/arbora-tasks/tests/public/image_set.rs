@@ -33,9 +33,7 @@ fn a_split_that_leaves_a_side_empty_is_refused() {
         let error = set(10).split(held_out, 0).unwrap_err().to_string();
         assert_eq!(
             error,
-            format!(
-                "held_out: expected between 1 and one less than the 10 images, got {held_out}"
-            )
+            format!("held_out: expected between 1 and one less than the 10 images, got {held_out}")
         );
     }
 }

@@ -140,7 +140,6 @@ fn the_defaults_are_as_hard_as_the_task_is_meant_to_be() {
     assert_eq!((needle.vocabulary(), needle.classes()), (256, 64));
 }
 
-
 #[test]
 fn settings_that_leave_no_room_or_repeat_keys_are_refused() {
     let recall = |change: fn(&mut RecallConfig)| {

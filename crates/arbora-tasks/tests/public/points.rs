@@ -25,7 +25,8 @@ impl HostPoints {
         let rows = |tensor: Tensor<3>| {
             let [_, points, dim] = tensor.dims();
             let values = values(tensor);
-            let row = |(at, count): (usize, &usize)| values[at * points * dim..][..count * dim].to_vec();
+            let row =
+                |(at, count): (usize, &usize)| values[at * points * dim..][..count * dim].to_vec();
             counts.iter().enumerate().map(row).collect::<Vec<_>>()
         };
         Self {

@@ -17,7 +17,11 @@ fn the_sample_is_large_enough_and_balanced() {
         assert_eq!(counts, [set.count / 10; 10]);
     }
     train.check_same_size(&test).unwrap();
-    assert!(images::sample::LICENSE.contains("MIT"), "{}", images::sample::LICENSE);
+    assert!(
+        images::sample::LICENSE.contains("MIT"),
+        "{}",
+        images::sample::LICENSE
+    );
 }
 
 #[test]
@@ -41,7 +45,11 @@ fn the_sample_is_complete_and_balanced() {
         [first[0], first[6], first[12]],
         [0.079106, 0.079106, -0.903497]
     );
-    assert!(series::sample::LICENSE.contains("BSD 3-Clause"), "{}", series::sample::LICENSE);
+    assert!(
+        series::sample::LICENSE.contains("BSD 3-Clause"),
+        "{}",
+        series::sample::LICENSE
+    );
 }
 
 #[test]
@@ -54,5 +62,9 @@ fn the_book_is_whole() {
     let text = &book.documents()[2].text;
     assert!(text.contains("\n\nCall me Ishmael. Some years ago—never mind"));
     assert_eq!(book.bytes(), 1_216_278);
-    assert!(text::sample::LICENSE.contains("Public Domain"), "{}", text::sample::LICENSE);
+    assert!(
+        text::sample::LICENSE.contains("Public Domain"),
+        "{}",
+        text::sample::LICENSE
+    );
 }

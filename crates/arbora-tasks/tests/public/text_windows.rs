@@ -25,9 +25,8 @@ fn some_batches_are_spread_over_the_whole_part() {
     assert_eq!(first(4), [0, 4, 10, 16]);
     assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
     assert_eq!(first(99), first(11));
-    let targets = |batches: usize, skipped: usize| {
-        text.spread_targets_after(batches, 2, skipped).unwrap()
-    };
+    let targets =
+        |batches: usize, skipped: usize| text.spread_targets_after(batches, 2, skipped).unwrap();
     assert_eq!((targets(0, 0), targets(4, 0), targets(4, 1)), (0, 16, 8));
     assert_eq!((targets(99, 0), targets(99, 2)), (42, 0));
 }

@@ -133,8 +133,7 @@ fn damaged_rows_are_refused_with_their_line() {
 
 #[test]
 fn sets_without_classes_or_series_are_refused() {
-    let none =
-        "there are no classes: expected a header line `@classLabel true` and their names";
+    let none = "there are no classes: expected a header line `@classLabel true` and their names";
     for header in ["@targetlabel true", "@classLabel false", "@classLabel true"] {
         assert_eq!(
             message(read(format!("{header}\n@data\n1:2\n").as_bytes())),

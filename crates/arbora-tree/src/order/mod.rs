@@ -12,7 +12,8 @@ mod points;
 pub(crate) use self::directions::normal_draws;
 use self::points::Points;
 use crate::shape::TokenTreeShape;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use crate::tensors::{counting, expect_equal, int_tensor};
+use burn::tensor::{Bool, Int, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -112,26 +113,13 @@ impl TokenOrder {
         shape: &TokenTreeShape,
     ) -> Tensor<2, Int> {
         let [batch, tokens, dim] = points.dims();
-        assert_eq!(
-            tokens,
-            shape.tokens(),
-            "token_order: axis 1 of points: expected {}, got {tokens}",
-            shape.tokens()
-        );
+        expect_equal("token_order: axis 1 of points", shape.tokens(), tokens);
         if let Some(mask) = mask {
-            assert_eq!(
-                mask.dims(),
-                [batch, tokens],
-                "token_order: mask: expected {:?}, got {:?}",
-                [batch, tokens],
-                mask.dims()
-            );
+            expect_equal("token_order: mask", [batch, tokens], mask.dims());
         }
         let device = points.device();
         if *self == Self::Given && mask.is_none() {
-            return Tensor::arange(0..tokens as i64, &device)
-                .reshape([1, tokens])
-                .expand([batch, tokens]);
+            return counting([batch, tokens], &device);
         }
         let points: Vec<f32> = match self.reads() {
             OrderInput::Nothing => Vec::new(),
@@ -207,15 +195,6 @@ impl TokenOrder {
             }
         }
     }
-}
-
-/// `values` as an integer tensor of the device's own integer type.
-pub(crate) fn int_tensor<const D: usize>(
-    values: Vec<i64>,
-    shape: [usize; D],
-    device: &Device,
-) -> Tensor<D, Int> {
-    Tensor::from_data(TensorData::new(values, shape), device)
 }
 
 fn sort_by_coordinate(tokens: &mut [usize], points: &[f32], dim: usize, axis: usize) {

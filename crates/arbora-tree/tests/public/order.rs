@@ -160,8 +160,7 @@ fn learned_order_improves_on_its_seeds_by_iterations() {
                 };
                 let centre = [mean(0), mean(1)];
                 let distance = |t: &usize| {
-                    (points[2 * t] - centre[0]).powi(2)
-                        + (points[2 * t + 1] - centre[1]).powi(2)
+                    (points[2 * t] - centre[0]).powi(2) + (points[2 * t + 1] - centre[1]).powi(2)
                 };
                 child.iter().map(distance).sum::<f32>()
             })
