@@ -151,10 +151,7 @@ impl Baseline {
             }
             BaselineConfig::BatchMean => {
                 let total = reward.clone().sum().unsqueeze::<2>();
-                let count = keep.clone().sum().unsqueeze::<2>();
-                let others = (count - 1.0).clamp_min(1.0);
-                let baseline = (total - reward.clone()) / others;
-                reward - baseline
+                less_others(reward, total, keep.clone().sum().unsqueeze::<2>())
             }
             BaselineConfig::LeaveOneOut => {
                 assert!(
@@ -163,9 +160,7 @@ impl Baseline {
                      got {samples}"
                 );
                 let total = reward.clone().sum_dim(1);
-                let others = (keep.clone().sum_dim(1) - 1.0).clamp_min(1.0);
-                let baseline = (total - reward.clone()) / others;
-                reward - baseline
+                less_others(reward, total, keep.clone().sum_dim(1))
             }
             BaselineConfig::SelfCritical => {
                 let greedy = greedy_reward.unwrap_or_else(|| {
@@ -232,4 +227,10 @@ impl Baseline {
         let numbers = [state.weighted_sum_bits, state.weight_bits];
         self.average = Average::Host(numbers.map(f32::from_bits));
     }
+}
+
+/// Each reward less the mean of the others, given the sum and the count of all.
+fn less_others(reward: Tensor<2>, total: Tensor<2>, count: Tensor<2>) -> Tensor<2> {
+    let others = (total - reward.clone()) / (count - 1.0).clamp_min(1.0);
+    reward - others
 }

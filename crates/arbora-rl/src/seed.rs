@@ -10,30 +10,19 @@ use rand_chacha::ChaCha8Rng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Which examples enter a batch, and how they are cut.
-    Data,
+    Data = 1,
     /// Which decisions a policy takes in training.
-    Policy,
+    Policy = 2,
     /// Anything drawn while evaluating.
-    Evaluation,
+    Evaluation = 3,
     /// Initial values of parameters.
-    Parameters,
-}
-
-impl Purpose {
-    const fn tag(self) -> u64 {
-        match self {
-            Self::Data => 1,
-            Self::Policy => 2,
-            Self::Evaluation => 3,
-            Self::Parameters => 4,
-        }
-    }
+    Parameters = 4,
 }
 
 /// The seed of one purpose, derived from the seed of the run.
 pub fn derive(seed: u64, purpose: Purpose) -> u64 {
     // Neighbouring seeds must not give related sequences.
-    mix(spread(seed, purpose.tag()))
+    mix(spread(seed, purpose as u64))
 }
 
 /// The seed at a place in a row of seeds, far from all others of it: the states of SplitMix64, which are not mixed.

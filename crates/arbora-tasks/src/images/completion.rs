@@ -87,8 +87,6 @@ pub struct ImageCompletion {
     config: ImageCompletionConfig,
     /// Coordinates of every pixel, row-major: no division per point.
     coordinates: Vec<[f32; X_DIM]>,
-    /// The value of every byte.
-    values: [f32; 256],
 }
 
 /// One image with all its pixels as targets, for pictures. See [`ImageCompletion::whole_image`].
@@ -126,7 +124,6 @@ impl ImageCompletion {
             coordinates: (0..set.pixels_per_image())
                 .map(|at| [row(at), column(at)])
                 .collect(),
-            values: std::array::from_fn(|byte| (byte as f64 / 255.0 - 0.5) as f32),
             set,
             config,
         })
@@ -158,11 +155,6 @@ impl ImageCompletion {
         let indices = shuffle::batch_indices(self.set.count, seed, step, batch_size)?;
         let rng = generator(seed, Purpose::Training, step);
         Ok(self.draw(rng, indices, device))
-    }
-
-    /// How many batches [`eval_batches`](Self::eval_batches) yields.
-    pub fn eval_batch_count(&self, batch_size: usize) -> usize {
-        self.set.count.div_ceil(batch_size.max(1))
     }
 
     /// Fixed batches over the whole set in its order, each image once. The last batch may be smaller.
@@ -262,7 +254,9 @@ impl ImageCompletion {
             let bytes = pixels
                 .iter()
                 .flat_map(|&at| &image[at * channels..(at + 1) * channels]);
-            bytes.map(|&byte| self.values[usize::from(byte)]).collect()
+            bytes
+                .map(|&byte| (f64::from(byte) / 255.0 - 0.5) as f32)
+                .collect()
         };
         RegressionExample {
             context_x: x(context),

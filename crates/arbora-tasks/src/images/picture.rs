@@ -172,7 +172,8 @@ fn shown(image: DynamicImage, exif: Option<&[u8]>) -> Picture {
         let on_white = bytes.chunks_exact(channels + 1).flat_map(|pixel| {
             let alpha = u32::from(pixel[channels]);
             transparent |= alpha < 255;
-            let mixed = move |value| (u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
+            let mixed =
+                move |value: u8| (u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
             pixel[..channels]
                 .iter()
                 .map(move |&value| mixed(value) as u8)

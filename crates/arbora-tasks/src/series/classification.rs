@@ -106,16 +106,7 @@ impl SeriesClassification {
         }
         let (means, deviations) = moments(train);
         let windows = |set: &SeriesSet, name| {
-            let numbers = set.series().iter().map(|series| {
-                let class = &set.classes()[series.class];
-                let number = train.classes().iter().position(|known| known == class);
-                number.ok_or_else(|| {
-                    let expected = format!("those of training, {}", train.classes().join(", "));
-                    TaskError::set("series", "classes of the test set", expected, class)
-                })
-            });
-            let numbers = numbers.collect::<Result<Vec<usize>, _>>()?;
-            Windows::cut(set, name, config, &means, &deviations, &numbers)
+            Windows::cut(set, name, config, [&means, &deviations], train.classes())
         };
         Ok(Self {
             train: windows(train, "training")?,
@@ -237,14 +228,13 @@ struct Window {
 }
 
 impl Windows {
-    /// - classes: of each series, a number of the task
+    /// - classes: of the task
     fn cut(
         set: &SeriesSet,
         name: &str,
         config: SeriesConfig,
-        means: &[f64],
-        deviations: &[f64],
-        classes: &[usize],
+        [means, deviations]: [&[f64]; 2],
+        classes: &[String],
     ) -> Result<Self, TaskError> {
         let mut cut = Self {
             channels: set.channels(),
@@ -253,7 +243,12 @@ impl Windows {
         };
         let mut first = 0;
         for (index, series) in set.series().iter().enumerate() {
-            let (steps, class) = (set.steps(index), classes[index]);
+            let (steps, class) = (set.steps(index), &set.classes()[series.class]);
+            let number = classes.iter().position(|known| known == class);
+            let class = number.ok_or_else(|| {
+                let expected = format!("those of training, {}", classes.join(", "));
+                TaskError::set("series", "classes of the test set", expected, class)
+            })?;
             let (window, stride) = if config.whole {
                 (steps, steps)
             } else {

@@ -8,7 +8,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -70,12 +69,6 @@ pub struct Encoded {
     /// How many bytes of the text each token stands for; together exactly all of them, unless there are no
     /// tokens.
     pub bytes: Vec<u32>,
-}
-
-/// How a tokenizer without a model is written.
-#[derive(Deserialize)]
-struct Head {
-    kind: Option<String>,
 }
 
 impl Tokenizer {
@@ -184,12 +177,13 @@ impl Tokenizer {
     }
 
     fn parse(json: &str) -> Result<Self, String> {
-        let head: Head = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        match head.kind.as_deref() {
+        let whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        // A tokenizer without a model is written as its kind.
+        match whole["kind"].as_str() {
             Some("bytes") => Ok(Self::bytes()),
             Some(other) => Err(format!("expected the kind `bytes` or none, got `{other}`")),
             None => {
-                let json = exact(json)?;
+                let json = exact(json, whole);
                 let model = guarded(|| tokenizers::Tokenizer::from_str(&json))?;
                 Self::of_model(model, json)
             }
@@ -383,8 +377,9 @@ fn lossy(ids: &[u32]) -> String {
 
 /// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that, but for
 /// CRLF between tokens of JSON, which becomes LF: a file has one fingerprint on all systems.
-fn exact(json: &str) -> Result<String, String> {
-    let mut whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+///
+/// - whole: the same, parsed
+fn exact(json: &str, mut whole: Value) -> String {
     let mut is_exact = true;
     let mut turn_off = |place: Option<&mut Value>| {
         if let Some(place) = place.filter(|place| !place.is_null()) {
@@ -398,9 +393,9 @@ fn exact(json: &str) -> Result<String, String> {
     let model = whole.get_mut("model");
     turn_off(model.and_then(|model| model.get_mut("dropout")));
     if is_exact {
-        Ok(json.replace("\r\n", "\n"))
+        json.replace("\r\n", "\n")
     } else {
-        Ok(whole.to_string())
+        whole.to_string()
     }
 }
 

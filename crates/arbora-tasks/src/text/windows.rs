@@ -152,22 +152,12 @@ impl Text {
         self.validation.windows.len()
     }
 
-    /// How many targets an epoch of training has: padding is none.
-    pub fn train_targets(&self) -> usize {
-        self.train.targets(0)
-    }
-
-    /// The same without the first targets of every window, `skipped` of each.
+    /// How many targets an epoch of training has, without the first `skipped` of each window; padding is none.
     pub fn train_targets_after(&self, skipped: usize) -> usize {
         self.train.targets(skipped)
     }
 
-    /// How many targets evaluation has: padding is none.
-    pub fn validation_targets(&self) -> usize {
-        self.validation.targets(0)
-    }
-
-    /// The same without the first targets of every window, `skipped` of each.
+    /// How many targets evaluation has, without the first `skipped` of each window; padding is none.
     pub fn validation_targets_after(&self, skipped: usize) -> usize {
         self.validation.targets(skipped)
     }
