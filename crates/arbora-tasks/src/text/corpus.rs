@@ -223,18 +223,3 @@ pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, TaskError> {
     let text = files::text(path, bytes)?;
     Ok(text.replace("\r\n", "\n"))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn no_character_is_lost_or_doubled_by_a_cut(text in ".{2,80}", share in 0.01f64..0.99) {
-            let at = cut(&text, share);
-            prop_assert!(text.is_char_boundary(at));
-            prop_assert!(at >= (text.len() as f64 * (1.0 - share)) as usize);
-        }
-    }
-}

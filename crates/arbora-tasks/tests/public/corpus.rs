@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use arbora_tasks::text::{Corpus, Document};
+use proptest::prelude::*;
 
 fn corpus(texts: &[&str]) -> Corpus {
     let documents = texts.iter().enumerate().map(|(at, text)| Document {
@@ -126,4 +127,16 @@ fn few_documents_are_cut_before_white_space() {
         error.contains("part of 1 bytes in 1 documents is empty"),
         "{error}"
     );
+}
+
+proptest! {
+    #[test]
+    fn no_character_is_lost_or_doubled_by_a_cut(text in ".{2,80}", share in 0.01f64..0.99) {
+        // A part may be left without a character.
+        if let Ok((train, validation)) = corpus(&[&text]).split(share) {
+            let parts: Vec<&str> = train.texts().chain(validation.texts()).collect();
+            prop_assert!(parts[0].len() >= (text.len() as f64 * (1.0 - share)) as usize);
+            prop_assert_eq!(parts.concat(), text);
+        }
+    }
 }

@@ -42,3 +42,20 @@ fn utf_16_is_refused_by_its_name() {
         assert!(error.ends_with(expected), "{error}");
     }
 }
+
+#[test]
+fn a_small_stream_that_unpacks_to_very_much_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("zeros.gz");
+    let zeros = vec![0; 1 << 28];
+    std::fs::write(&path, packed(&zeros)).unwrap();
+    assert_eq!(read_text(&path).unwrap().len(), zeros.len());
+    // It is not read to its end, which is none.
+    let more = [packed(&zeros), packed(b"12"), b"no stream".to_vec()].concat();
+    std::fs::write(&path, more).unwrap();
+    let error = read_text(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("zeros.gz: the gzip stream unpacks to more"),
+        "{error}"
+    );
+}

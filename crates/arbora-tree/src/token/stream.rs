@@ -69,7 +69,7 @@ pub enum StreamError {
 
 /// # Streams
 ///
-/// Append and update make anew the changed leaves and their ancestors and nothing else: for one token
+/// Append and update recompute the changed leaves and their ancestors and nothing else: for one token
 /// `O(b log N)` rows are read and `O(log N)` nodes aggregated; neighbouring tokens share ancestors. The
 /// nodes equal those of a tree built at once, up to rounding.
 ///
@@ -329,7 +329,7 @@ impl TokenTree {
         TokenTreeShape::new(grown, branching, self.shape.layout())
     }
 
-    /// Replaces leaves, and aggregates their ancestors anew.
+    /// Replaces leaves, and aggregates their ancestors again.
     ///
     /// `leaves` are sorted `(example, leaf)`, `tokens` `[leaves, dim]` their vectors. `lengths` and
     /// `shape` are those after the change. Everything is computed before anything is written, so that
