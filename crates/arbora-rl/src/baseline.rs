@@ -1,5 +1,6 @@
 //! Baselines that are subtracted from rewards.
 
+use burn::config::Config;
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub enum BaselineConfig {
     SelfCritical,
 }
 
+impl Config for BaselineConfig {}
+
 impl BaselineConfig {
     /// A baseline that has seen no batch.
     ///
@@ -61,14 +64,14 @@ impl BaselineConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
         match *self {
-            Self::Constant { value } if !value.is_finite() => {
-                Err(ConfigError::new("baseline.value", "a finite number", value))
+            Self::Constant { value } => {
+                let holds = value.is_finite();
+                ConfigError::unless(holds, "baseline.value", "a finite number", value)
             }
-            Self::MovingAverage { decay } if !(0.0..1.0).contains(&decay) => Err(ConfigError::new(
-                "baseline.decay",
-                "a number in 0.0..1.0",
-                decay,
-            )),
+            Self::MovingAverage { decay } => {
+                let holds = (0.0..1.0).contains(&decay);
+                ConfigError::unless(holds, "baseline.decay", "a number in 0.0..1.0", decay)
+            }
             _ => Ok(()),
         }
     }
@@ -148,10 +151,7 @@ impl Baseline {
             }
             BaselineConfig::BatchMean => {
                 let total = reward.clone().sum().unsqueeze::<2>();
-                let count = keep.clone().sum().unsqueeze::<2>();
-                let others = (count - 1.0).clamp_min(1.0);
-                let baseline = (total - reward.clone()) / others;
-                reward - baseline
+                less_others(reward, total, keep.clone().sum().unsqueeze::<2>())
             }
             BaselineConfig::LeaveOneOut => {
                 assert!(
@@ -160,9 +160,7 @@ impl Baseline {
                      got {samples}"
                 );
                 let total = reward.clone().sum_dim(1);
-                let others = (keep.clone().sum_dim(1) - 1.0).clamp_min(1.0);
-                let baseline = (total - reward.clone()) / others;
-                reward - baseline
+                less_others(reward, total, keep.clone().sum_dim(1))
             }
             BaselineConfig::SelfCritical => {
                 let greedy = greedy_reward.unwrap_or_else(|| {
@@ -229,4 +227,10 @@ impl Baseline {
         let numbers = [state.weighted_sum_bits, state.weight_bits];
         self.average = Average::Host(numbers.map(f32::from_bits));
     }
+}
+
+/// Each reward less the mean of the others, given the sum and the count of all.
+fn less_others(reward: Tensor<2>, total: Tensor<2>, count: Tensor<2>) -> Tensor<2> {
+    let others = (total - reward.clone()) / (count - 1.0).clamp_min(1.0);
+    reward - others
 }

@@ -27,10 +27,7 @@
 //! use arbora_rl::{BaselineConfig, PolicyGradientConfig, Rollout};
 //! use burn::tensor::Tensor;
 //! # fn example(log_prob: Tensor<2>, entropy: Tensor<2>, reward: Tensor<2>, task_loss: Tensor<1>) {
-//! let config = PolicyGradientConfig {
-//!     baseline: BaselineConfig::LeaveOneOut,
-//!     ..Default::default()
-//! };
+//! let config = PolicyGradientConfig::default().with_baseline(BaselineConfig::LeaveOneOut);
 //! let mut policy_gradient = config.init();
 //! // One decision per sequence, four sequences per row.
 //! let decisions = log_prob.ones_like();
@@ -61,7 +58,6 @@ pub mod train;
 pub use baseline::{Baseline, BaselineConfig, BaselineState};
 pub use clip::{clip_global_norm, global_norm};
 pub use policy_gradient::{PolicyGradient, PolicyGradientConfig, PolicyGradientOutput};
-pub use reward::Reward;
 pub use rollout::Rollout;
 
 /// A setting that is out of its range.
@@ -84,5 +80,29 @@ impl ConfigError {
             expected: expected.into(),
             got: got.to_string(),
         }
+    }
+
+    /// Refuses a setting unless `holds`.
+    pub(crate) fn unless(
+        holds: bool,
+        setting: &'static str,
+        expected: &str,
+        got: impl ToString,
+    ) -> Result<(), Self> {
+        if holds {
+            Ok(())
+        } else {
+            Err(Self::new(setting, expected, got))
+        }
+    }
+
+    /// Refuses a number that is negative, infinite or NaN.
+    pub(crate) fn unless_at_least_0<T>(setting: &'static str, got: T) -> Result<(), Self>
+    where
+        T: Into<f64> + Copy + ToString,
+    {
+        let number: f64 = got.into();
+        let holds = number.is_finite() && number >= 0.0;
+        Self::unless(holds, setting, "a finite number of at least 0", got)
     }
 }

@@ -1,13 +1,16 @@
 //! The loss of a policy whose rewards are known.
 
+use burn::config::Config;
 use burn::tensor::Tensor;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::{Baseline, BaselineConfig, ConfigError, Rollout, check};
 
 /// Configuration of a [`PolicyGradient`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct PolicyGradientConfig {
     /// What is subtracted from the reward.
     pub baseline: BaselineConfig,
@@ -24,6 +27,8 @@ impl Default for PolicyGradientConfig {
         }
     }
 }
+
+impl Config for PolicyGradientConfig {}
 
 impl PolicyGradientConfig {
     /// An estimator that has seen no batch.
@@ -46,14 +51,7 @@ impl PolicyGradientConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if !(self.entropy_weight.is_finite() && self.entropy_weight >= 0.0) {
-            let expected = "a finite number of at least 0";
-            return Err(ConfigError::new(
-                "entropy_weight",
-                expected,
-                self.entropy_weight,
-            ));
-        }
+        ConfigError::unless_at_least_0("entropy_weight", self.entropy_weight)?;
         self.baseline.check()
     }
 }

@@ -11,27 +11,6 @@ use burn::tensor::{Int, Tensor};
 
 use crate::check;
 
-/// A reward of predictions `P` against targets `T`.
-///
-/// Every closure `Fn(&P, &T) -> Tensor<2>` is one.
-pub trait Reward<P, T> {
-    /// One reward per row and sample, `[rows, samples]`; higher is better.
-    ///
-    /// The result may carry history: [`evaluate`] removes it.
-    fn reward(&self, prediction: &P, target: &T) -> Tensor<2>;
-}
-
-impl<P, T, F: Fn(&P, &T) -> Tensor<2>> Reward<P, T> for F {
-    fn reward(&self, prediction: &P, target: &T) -> Tensor<2> {
-        self(prediction, target)
-    }
-}
-
-/// The reward of a prediction without its history, `[rows, samples]`.
-pub fn evaluate<P, T>(reward: &impl Reward<P, T>, prediction: &P, target: &T) -> Tensor<2> {
-    reward.reward(prediction, target).detach()
-}
-
 /// Log-density of `value` under independent normal distributions, summed over the last axis,
 /// differentiable: the likelihood that a model is trained with.
 ///

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use arbora_rl::train::{
-    Checkpoint, Claim, EvaluationReport, Measurement, NoEvaluation, OptimizerConfig,
-    ParameterGroup, Progress, StepOutput, StepReport, TrainError, TrainReport, TrainableModel,
-    Trainer, TrainerConfig, load_model,
+    Checkpoint, Claim, EvaluationReport, Measurement, OptimizerConfig, ParameterGroup, Progress,
+    StepOutput, StepReport, TrainError, TrainReport, TrainableModel, Trainer, TrainerConfig,
+    load_model, no_evaluation,
 };
 use arbora_rl::{BaselineConfig, PolicyGradientConfig};
 use bandit::{Bandit, contexts, held_out};
@@ -936,7 +936,7 @@ fn a_model_without_decisions_trains_on_its_task_loss() {
         value: Param::from_data(TensorData::from([0.0f32]), &device()),
     };
     let report = Trainer::new(config, run.path(), "slope")
-        .fit(slope, data, NoEvaluation::new(), &device())
+        .fit(slope, data, no_evaluation(), &device())
         .unwrap();
     let learned = report.model.value.val().into_scalar::<f32>();
     assert!((learned - 3.0).abs() < 0.01, "{learned}");
@@ -1037,21 +1037,11 @@ fn fit_indifferent(slope: f64, weight_decay: f32) -> [f32; 3] {
     let trainer = || Trainer::new(config.clone(), run.path(), "indifferent");
     trainer()
         .stop_after(Some(2))
-        .fit(
-            Indifferent::new(slope),
-            batches,
-            NoEvaluation::new(),
-            &device(),
-        )
+        .fit(Indifferent::new(slope), batches, no_evaluation(), &device())
         .unwrap();
     let report = trainer()
         .resume(true)
-        .fit(
-            Indifferent::new(slope),
-            batches,
-            NoEvaluation::new(),
-            &device(),
-        )
+        .fit(Indifferent::new(slope), batches, no_evaluation(), &device())
         .unwrap();
     report.model.numbers()
 }

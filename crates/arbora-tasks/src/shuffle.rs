@@ -1,5 +1,8 @@
 //! A seeded permutation that is evaluated one position at a time.
 
+use crate::TaskError;
+use crate::error::check_batch;
+
 /// A pseudo-random permutation of `0..len`: each epoch of a data set in its own order.
 ///
 /// Position `i` is computed alone, in constant expected time and without a table, so a batch costs
@@ -69,7 +72,13 @@ impl Shuffle {
 
 /// The items of training batch `step`: epochs over `0..len`, each in an order of its own, cut into
 /// batches. A batch that ends one epoch begins the next.
-pub(crate) fn batch_indices(len: usize, seed: u64, step: u64, batch_size: usize) -> Vec<usize> {
+pub(crate) fn batch_indices(
+    len: usize,
+    seed: u64,
+    step: u64,
+    batch_size: usize,
+) -> Result<Vec<usize>, TaskError> {
+    check_batch(batch_size)?;
     let first = u128::from(step) * batch_size as u128;
     let mut epoch = (first / len as u128) as u64;
     let mut position = (first % len as u128) as usize;
@@ -84,7 +93,7 @@ pub(crate) fn batch_indices(len: usize, seed: u64, step: u64, batch_size: usize)
         indices.push(shuffle.get(position));
         position += 1;
     }
-    indices
+    Ok(indices)
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
@@ -93,45 +102,4 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     value ^ (value >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn order(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
-        let shuffle = Shuffle::new(len, seed, epoch);
-        (0..len).map(|position| shuffle.get(position)).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn every_element_comes_exactly_once(len in 1usize..400, seed: u64, epoch: u64) {
-            let mut order = order(len, seed, epoch);
-            order.sort_unstable();
-            prop_assert_eq!(order, (0..len).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn epochs_and_seeds_have_orders_of_their_own() {
-        assert_ne!(order(100, 1, 0), order(100, 1, 1));
-        assert_ne!(order(100, 1, 0), order(100, 2, 0));
-        assert_eq!(order(100, 1, 0), order(100, 1, 0));
-    }
-
-    #[test]
-    fn elements_land_on_every_position_about_equally_often() {
-        // 6,000 epochs of 5 elements: each cell expects 1,200 with a standard deviation of 31.
-        let mut counts = [[0u32; 5]; 5];
-        for epoch in 0..6_000 {
-            for (position, element) in order(5, 7, epoch).into_iter().enumerate() {
-                counts[position][element] += 1;
-            }
-        }
-        for count in counts.as_flattened() {
-            assert!((1_040..1_360).contains(count), "counts {counts:?}");
-        }
-    }
 }

@@ -341,3 +341,40 @@ proptest! {
         prop_assert!(tried >= 20, "{tried}");
     }
 }
+
+#[test]
+fn what_may_become_a_stop_or_a_character_is_held_back() {
+    let bytes = Tokenizer::bytes();
+    let stops = ["\n\n", "END", "early", "late", "ly and late"].map(String::from);
+    let certain = |text: &[u8], stops: &[String]| {
+        let mut continuation = Continuation::new(&bytes, &[], stops).unwrap();
+        text.iter().for_each(|&byte| continuation.push(byte.into()));
+        let certain = continuation.certain().unwrap();
+        assert!(continuation.whole().unwrap().text.starts_with(&certain));
+        certain
+    };
+    for (text, expected) in [
+        (&b"abc"[..], "abc"),
+        (b"abc\n", "abc"),
+        (b"abc\nd", "abc\nd"),
+        (b"abc\n\nd", "abc"),
+        (b"abcEN", "abc"),
+        (b"abcENd", "abcENd"),
+        (b"abcEND and END", "abc"),
+        (b"an early and a late one", "an "),
+        (b"unduly and late", "undu"),
+        // The stop that is there is not the first one, if "ly and late" is.
+        (b"unduly and lat", "undu"),
+        (b"ab\xc3", "ab"),
+        (b"ab\xff", "ab"),
+        (b"ab\xff.", "ab\u{fffd}."),
+        ("é".as_bytes(), "é"),
+    ] {
+        assert_eq!(certain(text, &stops), expected, "{text:?}");
+    }
+    assert_eq!(certain(b"ab\n", &[]), "ab\n");
+    let nested = ["cd", "abcde"].map(String::from);
+    assert_eq!(certain(b".abcd", &nested), ".");
+    assert_eq!(certain(b".abcdf", &nested), ".ab");
+    assert_eq!(certain(b"ab", &[String::new()]), "");
+}

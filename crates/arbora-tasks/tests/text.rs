@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 
 use arbora_tasks::TaskError;
-use arbora_tasks::text::{Corpus, Document, Text, TextConfig, TextError, Tokenizer};
+use arbora_tasks::text::{Corpus, Document, Text, TextConfig, Tokenizer};
 use proptest::prelude::*;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -302,7 +302,7 @@ fn what_its_library_panics_over_is_refused() {
     json["model"] = serde_json::from_str(&parts("{\"a\":0,\"b\":1,\"ab\":2}")).unwrap();
     let error = Tokenizer::from_json(&json.to_string()).unwrap_err();
     assert!(
-        matches!(&error, TaskError::Text(TextError::TokenizerJson { .. })),
+        error.to_string().starts_with("not a tokenizer: "),
         "{error}"
     );
     let mut json: serde_json::Value = serde_json::from_str(&words()).unwrap();
@@ -310,7 +310,7 @@ fn what_its_library_panics_over_is_refused() {
     let tokenizer = Tokenizer::from_json(&json.to_string()).unwrap();
     let error = tokenizer.encode("the whale").unwrap_err();
     assert!(
-        matches!(&error, TaskError::Text(TextError::Tokenize { .. })),
+        error.to_string().starts_with("the tokenizer cannot encode"),
         "{error}"
     );
 }
@@ -336,10 +336,7 @@ fn damaged_tokenizers_are_refused_by_name() {
     ] {
         fs::write(&path, damaged).unwrap();
         let error = Tokenizer::from_file(&path).unwrap_err();
-        assert!(
-            matches!(&error, TaskError::Text(TextError::TokenizerFile { .. })),
-            "{error:?}"
-        );
+        assert!(matches!(&error, TaskError::File { .. }), "{error:?}");
         assert!(
             error
                 .to_string()
@@ -418,8 +415,8 @@ fn the_bundled_book_is_split_by_chapters() {
     let share = validation.bytes() as f64 / book.bytes() as f64;
     assert!((0.1..0.12).contains(&share), "{share}");
     // Every byte but the first of a document is a target, and so is every end of a document.
-    assert_eq!(text.validation_targets(), validation.bytes());
-    assert_eq!(text.train_targets(), train.bytes());
+    assert_eq!(text.validation_targets_after(0), validation.bytes());
+    assert_eq!(text.train_targets_after(0), train.bytes());
     assert_eq!(
         text.validation_bytes() as usize,
         validation.bytes() - validation.documents().len()

@@ -31,6 +31,8 @@ pub mod order;
 pub mod routing;
 pub mod shape;
 #[cfg(feature = "tensor")]
+mod tensors;
+#[cfg(feature = "tensor")]
 pub mod token;
 
 #[cfg(feature = "tensor")]

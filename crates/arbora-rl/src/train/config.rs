@@ -1,7 +1,9 @@
 //! Settings of a trainer.
 
+use burn::config::Config;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::ParameterGroup;
@@ -12,8 +14,9 @@ use crate::{ConfigError, PolicyGradientConfig};
 ///
 /// The defaults are the published ones of Tree Cross Attention, with the global-norm clipping of
 /// its smaller tasks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct TrainerConfig {
     /// Number of steps of the whole run. The learning rate falls over exactly these.
     pub steps: u64,
@@ -60,11 +63,14 @@ impl Default for TrainerConfig {
     }
 }
 
+impl Config for TrainerConfig {}
+
 /// Settings of Adam ([Kingma and Ba 2015](https://arxiv.org/abs/1412.6980)), or of AdamW
 /// ([Loshchilov and Hutter 2019](https://arxiv.org/abs/1711.05101)) where `weight_decay` is
 /// positive.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct OptimizerConfig {
     /// Decay of the first moment.
     pub beta_1: f32,
@@ -86,6 +92,8 @@ impl Default for OptimizerConfig {
         }
     }
 }
+
+impl Config for OptimizerConfig {}
 
 impl OptimizerConfig {
     /// The optimizer, without state.
@@ -118,6 +126,21 @@ impl OptimizerConfig {
         })
     }
 
+    /// Whether every setting is in its range.
+    fn check(&self) -> Result<(), ConfigError> {
+        let (epsilon, weight_decay) = (self.epsilon, self.weight_decay);
+        for (setting, beta) in [
+            ("optimizer.beta_1", self.beta_1),
+            ("optimizer.beta_2", self.beta_2),
+        ] {
+            let holds = (0.0..1.0).contains(&beta);
+            ConfigError::unless(holds, setting, "a number in 0.0..1.0", beta)?;
+        }
+        let holds = epsilon.is_finite() && epsilon > 0.0;
+        ConfigError::unless(holds, "optimizer.epsilon", "a positive number", epsilon)?;
+        ConfigError::unless_at_least_0("optimizer.weight_decay", weight_decay)
+    }
+
     fn with_decay(&self, weight_decay: f32) -> AdamWConfig {
         AdamWConfig::new()
             .with_beta_1(self.beta_1)
@@ -143,52 +166,16 @@ impl TrainerConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        const AT_LEAST_0: &str = "a finite number of at least 0";
-        let rates = [
-            ("learning_rate", self.learning_rate),
-            ("final_learning_rate", self.final_learning_rate),
-            ("lambda_rl", self.lambda_rl),
-        ];
-        for (setting, value) in rates {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(ConfigError::new(setting, AT_LEAST_0, value));
-            }
+        ConfigError::unless_at_least_0("learning_rate", self.learning_rate)?;
+        ConfigError::unless_at_least_0("final_learning_rate", self.final_learning_rate)?;
+        ConfigError::unless_at_least_0("lambda_rl", self.lambda_rl)?;
+        self.optimizer.check()?;
+        if let Some(norm) = self.clip_norm {
+            let holds = norm.is_finite() && norm > 0.0;
+            ConfigError::unless(holds, "clip_norm", "a positive number or none", norm)?;
         }
-        let (epsilon, weight_decay) = (self.optimizer.epsilon, self.optimizer.weight_decay);
-        for (setting, beta) in [
-            ("optimizer.beta_1", self.optimizer.beta_1),
-            ("optimizer.beta_2", self.optimizer.beta_2),
-        ] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(ConfigError::new(setting, "a number in 0.0..1.0", beta));
-            }
-        }
-        if !(epsilon.is_finite() && epsilon > 0.0) {
-            return Err(ConfigError::new(
-                "optimizer.epsilon",
-                "a positive number",
-                epsilon,
-            ));
-        }
-        if !(weight_decay.is_finite() && weight_decay >= 0.0) {
-            return Err(ConfigError::new(
-                "optimizer.weight_decay",
-                AT_LEAST_0,
-                weight_decay,
-            ));
-        }
-        if let Some(norm) = self.clip_norm
-            && !(norm.is_finite() && norm > 0.0)
-        {
-            return Err(ConfigError::new(
-                "clip_norm",
-                "a positive number or none",
-                norm,
-            ));
-        }
-        if self.keep_checkpoints == 0 {
-            return Err(ConfigError::new("keep_checkpoints", "at least 1", 0));
-        }
+        let keeps = self.keep_checkpoints > 0;
+        ConfigError::unless(keeps, "keep_checkpoints", "at least 1", 0)?;
         self.policy_gradient.check()
     }
 }

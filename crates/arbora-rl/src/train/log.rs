@@ -11,11 +11,11 @@ use super::TrainError;
 use super::checkpoint::write_through;
 
 /// One line of a log. Training numbers are single precision and print as such.
-pub(crate) struct Line<'a, T> {
-    pub(crate) step: u64,
-    pub(crate) split: &'static str,
-    pub(crate) learning_rate: Option<f64>,
-    pub(crate) numbers: &'a [(String, T)],
+struct Line<'a, T> {
+    step: u64,
+    split: &'static str,
+    learning_rate: Option<f64>,
+    numbers: &'a [(String, T)],
 }
 
 impl<T: Serialize> Serialize for Line<'_, T> {
@@ -79,8 +79,20 @@ impl Log {
 
     /// Appends a line. It has reached the operating system when this returns, so a killed process
     /// loses nothing.
-    pub(crate) fn append(&mut self, line: &Line<impl Serialize>) -> Result<(), TrainError> {
-        let mut text = serde_json::to_vec(line).map_err(TrainError::other_io(&self.path))?;
+    pub(crate) fn append(
+        &mut self,
+        step: u64,
+        split: &'static str,
+        numbers: &[(String, impl Serialize)],
+        learning_rate: Option<f64>,
+    ) -> Result<(), TrainError> {
+        let line = Line {
+            step,
+            split,
+            learning_rate,
+            numbers,
+        };
+        let mut text = serde_json::to_vec(&line).map_err(TrainError::other_io(&self.path))?;
         text.push(b'\n');
         self.file
             .write_all(&text)

@@ -1,6 +1,6 @@
 //! The trainer of models that yield rollouts (feature `train`).
 //!
-//! - [`TrainableModel`]: what a model must do; [`BatchSource`] and [`EvaluationSource`]: its data
+//! - [`TrainableModel`]: what a model must do
 //! - [`TrainerConfig`], [`Trainer`]: one run
 //! - [`Checkpoint`], [`load_model`]: what a run leaves behind; [`Claim`]: who may write it
 //! - [`Progress`]: watching a run
@@ -65,7 +65,7 @@ pub use error::TrainError;
 pub use measure::measure;
 pub use memory::keep_freed_blocks;
 pub use model::{
-    BatchSource, Decisions, EvaluationReport, EvaluationSource, Measurement, NoEvaluation,
-    ParameterGroup, Progress, StepOutput, StepReport, TrainableModel,
+    Decisions, EvaluationReport, Measurement, ParameterGroup, Progress, StepOutput, StepReport,
+    TrainableModel, no_evaluation,
 };
 pub use trainer::{TrainReport, Trainer};

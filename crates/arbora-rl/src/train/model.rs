@@ -1,7 +1,7 @@
 //! What a trainer asks of a model.
 
+use std::convert::Infallible;
 use std::fmt::Display;
-use std::marker::PhantomData;
 
 use burn::module::{Module, ModuleDisplay, ParamGroup};
 use burn::tensor::{Device, Tensor};
@@ -123,104 +123,11 @@ impl Measurement {
     }
 }
 
-/// Where training batches come from.
-///
-/// Every closure `Fn(u64, u64, &Device) -> Result<Batch, Error>` is one.
-pub trait BatchSource: Send + Sync + 'static {
-    /// What one step works on.
-    type Batch: Send + 'static;
-    /// Why a batch cannot be made.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// The batch of a step, the first being 0, as a function of `seed` and `step` alone.
-    ///
-    /// `seed` is the run's seed for data: [`crate::seed::step_rng`] turns it and the step into a
-    /// generator.
-    ///
-    /// # Errors
-    /// Whatever keeps the batch from being made. It ends the run.
-    fn batch(&self, seed: u64, step: u64, device: &Device) -> Result<Self::Batch, Self::Error>;
-}
-
-impl<F, B, E> BatchSource for F
-where
-    F: Fn(u64, u64, &Device) -> Result<B, E> + Send + Sync + 'static,
-    B: Send + 'static,
-    E: std::error::Error + Send + Sync + 'static,
-{
-    type Batch = B;
-    type Error = E;
-
-    fn batch(&self, seed: u64, step: u64, device: &Device) -> Result<B, E> {
-        self(seed, step, device)
-    }
-}
-
-/// Where evaluation batches come from: a fixed list.
-///
-/// Every pair of a count and a closure `Fn(u64, &Device) -> Result<Batch, Error>` is one.
-pub trait EvaluationSource: Send + Sync + 'static {
-    /// What one evaluation works on.
-    type Batch: Send + 'static;
-    /// Why a batch cannot be made.
-    type Error: std::error::Error + Send + Sync + 'static;
-
-    /// Number of batches. With 0 there is no evaluation.
-    fn batches(&self) -> u64;
-
-    /// The batch at `index`, in `0..batches()`, the same at every call.
-    ///
-    /// # Errors
-    /// Whatever keeps the batch from being made. It ends the run.
-    fn batch(&self, index: u64, device: &Device) -> Result<Self::Batch, Self::Error>;
-}
-
-impl<F, B, E> EvaluationSource for (u64, F)
-where
-    F: Fn(u64, &Device) -> Result<B, E> + Send + Sync + 'static,
-    B: Send + 'static,
-    E: std::error::Error + Send + Sync + 'static,
-{
-    type Batch = B;
-    type Error = E;
-
-    fn batches(&self) -> u64 {
-        self.0
-    }
-
-    fn batch(&self, index: u64, device: &Device) -> Result<B, E> {
-        (self.1)(index, device)
-    }
-}
-
-/// No evaluation at all.
-#[derive(Clone, Copy, Debug)]
-pub struct NoEvaluation<B>(PhantomData<fn() -> B>);
-
-impl<B> NoEvaluation<B> {
-    /// No evaluation of batches `B`.
-    pub const fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<B> Default for NoEvaluation<B> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<B: Send + 'static> EvaluationSource for NoEvaluation<B> {
-    type Batch = B;
-    type Error = std::convert::Infallible;
-
-    fn batches(&self) -> u64 {
-        0
-    }
-
-    fn batch(&self, index: u64, _device: &Device) -> Result<B, Self::Error> {
-        panic!("NoEvaluation::batch: index: expected none, got {index}")
-    }
+/// No evaluation: what [`Trainer::fit`](super::Trainer::fit) takes where there are no batches for it.
+pub fn no_evaluation<B>() -> (u64, impl Fn(u64, &Device) -> Result<B, Infallible>) {
+    (0, |index, _: &Device| {
+        panic!("no_evaluation: index: expected none, got {index}")
+    })
 }
 
 /// What one training step did.

@@ -29,31 +29,33 @@ impl NamedNumber {
             state: NumericMetricState::default(),
         }
     }
-}
 
-/// The numbers of a step or a batch with their weights, as burn's metrics take them.
-pub(crate) struct Named(Vec<(String, f64, f64)>);
-
-impl Adaptor<Named> for Scalars {
-    fn adapt(&self) -> Named {
-        let named = self.named().into_iter();
-        Named(
-            named
-                .map(|(name, value)| (name, value.into(), 1.0))
-                .collect(),
-        )
+    fn format(&self) -> FormatOptions {
+        FormatOptions::new(self.name.clone()).precision(4)
     }
 }
 
-impl Adaptor<Named> for Measured {
-    fn adapt(&self) -> Named {
+/// The numbers of a step or a batch with their weights, as burn's metrics take them.
+type Weighted = Vec<(String, f64, f64)>;
+
+impl Adaptor<Weighted> for Scalars {
+    fn adapt(&self) -> Weighted {
+        let named = self.named().into_iter();
+        named
+            .map(|(name, value)| (name, value.into(), 1.0))
+            .collect()
+    }
+}
+
+impl Adaptor<Weighted> for Measured {
+    fn adapt(&self) -> Weighted {
         let mean = |m: &Measurement| (m.name.clone(), m.sum / m.weight, m.weight);
-        Named(self.0.iter().map(mean).collect())
+        self.0.iter().map(mean).collect()
     }
 }
 
 impl Metric for NamedNumber {
-    type Input = Named;
+    type Input = Weighted;
 
     fn name(&self) -> MetricName {
         self.name.clone()
@@ -69,20 +71,18 @@ impl Metric for NamedNumber {
 
     fn update(
         &mut self,
-        item: &Named,
+        item: &Weighted,
         _metadata: &MetricMetadata,
     ) -> Result<SerializedEntry, burn::tensor::TensorReadError> {
-        if let Some((_, value, weight)) = item.0.iter().find(|(name, ..)| *name == *self.name) {
+        if let Some((_, value, weight)) = item.iter().find(|(name, ..)| *name == *self.name) {
             self.state
                 .update(*value, (*weight).round().max(1.0) as usize);
         }
-        let options = FormatOptions::new(self.name.clone()).precision(4);
-        Ok(self.state.compute_update(options))
+        Ok(self.state.compute_update(self.format()))
     }
 
     fn compute(&mut self) -> Result<SerializedEntry, burn::tensor::TensorReadError> {
-        let options = FormatOptions::new(self.name.clone()).precision(4);
-        Ok(self.state.compute_final(options))
+        Ok(self.state.compute_final(self.format()))
     }
 
     fn clear(&mut self) {

@@ -24,7 +24,7 @@ use burn::train::{
 
 use super::checkpoint::{self, CheckpointState};
 use super::claim::Claim;
-use super::log::{Line, Log};
+use super::log::Log;
 use super::measure::{self, Totals};
 use super::{
     Decisions, EvaluationReport, Measurement, ParameterGroup, Progress, StepReport, TrainError,
@@ -252,20 +252,12 @@ pub(crate) struct Session {
     pub(crate) progress: Box<dyn Progress>,
     pub(crate) device: Device,
     pub(crate) last_evaluation: Option<EvaluationReport>,
-}
-
-/// How the loop ended, handed back beside burn's own result.
-pub(crate) struct Outcome {
-    pub(crate) step: u64,
-    pub(crate) last_evaluation: Option<EvaluationReport>,
-    pub(crate) result: Result<(), TrainError>,
+    /// How the loop ended, beside burn's own result.
+    pub(crate) result: Option<Result<(), TrainError>>,
 }
 
 /// The loop over steps in place of burn's loop over epochs.
-pub(crate) struct Steps {
-    pub(crate) session: RefCell<Option<Session>>,
-    pub(crate) outcome: Rc<RefCell<Option<Outcome>>>,
-}
+pub(crate) struct Steps(pub(crate) Rc<RefCell<Session>>);
 
 impl<M: TrainableModel> SupervisedLearningStrategy<Learned<M>> for Steps {
     fn fit(
@@ -278,9 +270,7 @@ impl<M: TrainableModel> SupervisedLearningStrategy<Learned<M>> for Steps {
     ) -> (Learned<M>, SupervisedTrainingEventProcessor<Learned<M>>) {
         let mut model = learner.model();
         let mut events = components.event_processor;
-        let session = self.session.borrow_mut().take();
-        // burn calls `fit` once per launch, and the trainer makes one strategy per launch.
-        let mut session = session.expect("a strategy serves one run");
+        let mut session = self.0.borrow_mut();
         let train = train.to_device(&session.device);
         let valid = valid.to_device(&session.device.clone().without_autodiff());
         let result = session.run(
@@ -290,11 +280,8 @@ impl<M: TrainableModel> SupervisedLearningStrategy<Learned<M>> for Steps {
             &mut events,
             &components.interrupter,
         );
-        *self.outcome.borrow_mut() = Some(Outcome {
-            step: session.step,
-            last_evaluation: session.last_evaluation.take(),
-            result,
-        });
+        session.result = Some(result);
+        drop(session);
         (model, events)
     }
 }
@@ -354,12 +341,7 @@ impl Session {
             self.step = step;
 
             let seconds = started.elapsed().as_secs_f64();
-            self.metrics.append(&Line {
-                step,
-                split: "train",
-                learning_rate: Some(rate),
-                numbers: &metrics,
-            })?;
+            self.metrics.append(step, "train", &metrics, Some(rate))?;
             self.log_seconds("train", seconds)?;
             let lr = Some(ModuleLearningRate::from(rate));
             let event = TrainingItem::new(item, batches.progress(), Some(step as usize), lr);
@@ -429,12 +411,7 @@ impl Session {
                 refuse_non_finite(self.step, what, *value as f32)?;
             }
         }
-        self.metrics.append(&Line {
-            step: self.step,
-            split: "valid",
-            learning_rate: None,
-            numbers: &metrics,
-        })?;
+        self.metrics.append(self.step, "valid", &metrics, None)?;
         let seconds = started.elapsed().as_secs_f64();
         self.log_seconds("valid", seconds)?;
         let report = EvaluationReport {
@@ -448,12 +425,8 @@ impl Session {
     }
 
     fn log_seconds(&mut self, split: &'static str, seconds: f64) -> Result<(), TrainError> {
-        self.timing.append(&Line {
-            step: self.step,
-            split,
-            learning_rate: None,
-            numbers: &[("seconds".into(), seconds)],
-        })
+        let numbers = [("seconds".to_string(), seconds)];
+        self.timing.append(self.step, split, &numbers, None)
     }
 
     pub(crate) fn save<M: TrainableModel>(&mut self, model: &Learned<M>) -> Result<(), TrainError> {

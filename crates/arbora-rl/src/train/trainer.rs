@@ -1,6 +1,7 @@
 //! The loop of training: steps, evaluations, checkpoints.
 
 use std::cell::RefCell;
+use std::error::Error;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,8 +18,7 @@ use super::log::Log;
 use super::silent::{NamedNumber, Silent};
 use super::strategy::{Batches, Learned, Session, Shared, Steps};
 use super::{
-    BatchSource, EvaluationReport, EvaluationSource, METRICS, Progress, TIMING, TrainError,
-    TrainableModel, TrainerConfig,
+    EvaluationReport, METRICS, Progress, TIMING, TrainError, TrainableModel, TrainerConfig,
 };
 use crate::seed::{self, Purpose};
 
@@ -182,23 +182,31 @@ impl Trainer {
     /// `model` may live on any device, in training or validation mode; it is moved, unless the run is to
     /// [keep its devices](Self::keep_devices). `device` need not record gradients.
     ///
+    /// - train: the batch of a seed and a step, the first being 0, on a device. It may depend on nothing else. The
+    ///   seed is that of the run for data; [`step_rng`](seed::step_rng) turns it and the step into a generator
+    /// - valid: how many batches an evaluation has (with 0 there is none, see [`no_evaluation`](super::no_evaluation)),
+    ///   and the batch at an index, the same at every call
+    ///
     /// # Errors
     /// Any [`TrainError`]. The run folder keeps its checkpoints and its log up to the last whole
     /// step.
     ///
     /// # Panics
     /// As the model and the estimator do when shapes disagree.
-    pub fn fit<M, S, V>(
+    pub fn fit<M, T, V>(
         self,
         model: M,
-        train: S,
-        valid: V,
+        train: impl Fn(u64, u64, &Device) -> Result<M::Batch, T> + Send + Sync + 'static,
+        valid: (
+            u64,
+            impl Fn(u64, &Device) -> Result<M::Batch, V> + Send + Sync + 'static,
+        ),
         device: &Device,
     ) -> Result<TrainReport<M>, TrainError>
     where
         M: TrainableModel,
-        S: BatchSource<Batch = M::Batch>,
-        V: EvaluationSource<Batch = M::Batch>,
+        T: Error + Send + Sync + 'static,
+        V: Error + Send + Sync + 'static,
     {
         let started = Instant::now();
         let (config, run, fingerprint) = (self.config, self.run, self.fingerprint);
@@ -266,6 +274,7 @@ impl Trainer {
             progress,
             device: train_device.clone(),
             last_evaluation: None,
+            result: None,
             config,
         };
         if resumed_from.is_none() {
@@ -277,27 +286,20 @@ impl Trainer {
         let batches = Batches::new(
             train_device.clone(),
             step..config.steps,
-            move |step, device| train.batch(data_seed, step, device),
+            move |step, device| train(data_seed, step, device),
         );
-        let evaluation = Batches::new(
-            train_device.without_autodiff(),
-            0..valid.batches(),
-            move |index, device| valid.batch(index, device),
-        );
+        let evaluation = Batches::new(train_device.without_autodiff(), 0..valid.0, valid.1);
         // The strategy has the optimizer that trains; burn's learner wants one of its own.
         let learner = Learner::new(
             learned,
             config.optimizer.init(),
             ConstantLr::from(config.learning_rate),
         );
-        let outcome = Rc::new(RefCell::new(None));
+        let session = Rc::new(RefCell::new(session));
         // burn wants the strategy in an `Arc` and calls it on this very thread, so that whoever
         // watches the run need not be `Send`.
         #[allow(clippy::arc_with_non_send_sync)]
-        let strategy = Arc::new(Steps {
-            session: RefCell::new(Some(session)),
-            outcome: outcome.clone(),
-        });
+        let strategy = Arc::new(Steps(session.clone()));
         let mut training = SupervisedTraining::new("", Arc::new(batches), Arc::new(evaluation))
             .with_application_logger(None)
             .with_metric_logger(Silent)
@@ -312,19 +314,18 @@ impl Trainer {
         };
         let result = training.launch(learner);
 
-        let outcome = outcome.borrow_mut().take();
-        let outcome = outcome
-            .ok_or_else(|| TrainError::Device("burn-train did not run the strategy".into()))?;
-        outcome.result?;
+        let mut session = session.borrow_mut();
+        let ended = session.result.take();
+        ended.ok_or_else(|| TrainError::Device("burn-train did not run the strategy".into()))??;
         if let Some(error) = result.error {
             return Err(TrainError::Device(error.to_string()));
         }
         Ok(TrainReport {
             model: result.model.model,
-            step: outcome.step,
-            interrupted: outcome.step < config.steps,
+            step: session.step,
+            interrupted: session.step < config.steps,
             resumed_from,
-            evaluation: outcome.last_evaluation,
+            evaluation: session.last_evaluation.take(),
             seconds: started.elapsed().as_secs_f64(),
         })
     }

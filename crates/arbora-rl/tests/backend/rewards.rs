@@ -1,6 +1,6 @@
 //! Rewards against formulas on the host.
 
-use arbora_rl::reward::{self, Reward};
+use arbora_rl::reward;
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use burn::tensor::Tensor;
 
@@ -95,16 +95,6 @@ fn rewards_of_tracked_predictions_carry_no_history() {
         0.0,
         0.0,
     );
-}
-
-#[test]
-fn any_closure_is_a_reward() {
-    fn of<R: Reward<Tensor<2>, f32>>(reward: R, prediction: &Tensor<2>) -> Tensor<2> {
-        reward::evaluate(&reward, prediction, &2.0)
-    }
-    let prediction = Tensor::<2>::ones([2, 2], &device());
-    let got = of(|p: &Tensor<2>, scale: &f32| p.clone() * *scale, &prediction);
-    assert_close(got, prediction * 2.0, 0.0, 0.0);
 }
 
 #[test]

@@ -1,18 +1,17 @@
 //! Image completion.
 
+use burn::config::Config;
 use burn::tensor::Device;
+use derive_setters::Setters;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::ImageSet;
-use crate::{
-    RegressionBatch, TaskError,
-    batch::{HostBatch, HostPoints},
-    draws::{PointCounts, Purpose, generator},
-    error::check_batch,
-    shuffle,
-};
+use crate::batch::batches_in_order;
+use crate::draws::{PointCounts, Purpose, generator};
+use crate::error::check_points;
+use crate::{RegressionBatch, RegressionExample, TaskError, shuffle};
 
 /// Coordinates of a pixel: row and column.
 const X_DIM: usize = 2;
@@ -24,8 +23,9 @@ const X_DIM: usize = 2;
 /// `min_targets ..= n - 1 - context` (3 to 199 - context), as in
 /// [Tree Cross Attention](https://arxiv.org/abs/2309.17388), section 4, and the neural processes
 /// before it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct ImageCompletionConfig {
     /// Context and targets together stay below this many pixels. Default 200.
     pub max_points: usize,
@@ -48,6 +48,8 @@ impl Default for ImageCompletionConfig {
         }
     }
 }
+
+impl Config for ImageCompletionConfig {}
 
 impl ImageCompletionConfig {
     /// Checks that there is something to show and something to ask for.
@@ -85,8 +87,6 @@ pub struct ImageCompletion {
     config: ImageCompletionConfig,
     /// Coordinates of every pixel, row-major: no division per point.
     coordinates: Vec<[f32; X_DIM]>,
-    /// The value of every byte.
-    values: [f32; 256],
 }
 
 /// One image with all its pixels as targets, for pictures. See [`ImageCompletion::whole_image`].
@@ -124,7 +124,6 @@ impl ImageCompletion {
             coordinates: (0..set.pixels_per_image())
                 .map(|at| [row(at), column(at)])
                 .collect(),
-            values: std::array::from_fn(|byte| (byte as f64 / 255.0 - 0.5) as f32),
             set,
             config,
         })
@@ -153,18 +152,9 @@ impl ImageCompletion {
         batch_size: usize,
         device: &Device,
     ) -> Result<RegressionBatch, TaskError> {
-        Ok(self.host_batch(seed, step, batch_size)?.upload(device))
-    }
-
-    fn host_batch(&self, seed: u64, step: u64, batch_size: usize) -> Result<HostBatch, TaskError> {
-        check_batch(batch_size)?;
-        let indices = shuffle::batch_indices(self.set.count, seed, step, batch_size);
-        Ok(self.draw(&mut generator(seed, Purpose::Training, step), indices))
-    }
-
-    /// How many batches [`eval_batches`](Self::eval_batches) yields.
-    pub fn eval_batch_count(&self, batch_size: usize) -> usize {
-        self.set.count.div_ceil(batch_size.max(1))
+        let indices = shuffle::batch_indices(self.set.count, seed, step, batch_size)?;
+        let rng = generator(seed, Purpose::Training, step);
+        Ok(self.draw(rng, indices, device))
     }
 
     /// Fixed batches over the whole set in its order, each image once. The last batch may be smaller.
@@ -180,21 +170,12 @@ impl ImageCompletion {
         batch_size: usize,
         device: &Device,
     ) -> Result<impl ExactSizeIterator<Item = RegressionBatch> + use<'a>, TaskError> {
-        check_batch(batch_size)?;
         let device = device.clone();
-        Ok((0..self.eval_batch_count(batch_size)).map(move |index| {
-            let batch = self.host_eval_batch(seed, index, batch_size);
-            batch.upload(&device)
+        let batches = batches_in_order(self.set.count, batch_size)?.enumerate();
+        Ok(batches.map(move |(index, images)| {
+            let rng = generator(seed, Purpose::Evaluation, index as u64);
+            self.draw(rng, images.collect(), &device)
         }))
-    }
-
-    fn host_eval_batch(&self, seed: u64, index: usize, batch_size: usize) -> HostBatch {
-        let first = index * batch_size;
-        let indices = (first..self.set.count.min(first + batch_size)).collect();
-        self.draw(
-            &mut generator(seed, Purpose::Evaluation, index as u64),
-            indices,
-        )
     }
 
     /// One image, `context` of its pixels as context and all of its pixels as targets.
@@ -212,96 +193,76 @@ impl ImageCompletion {
         seed: u64,
         device: &Device,
     ) -> Result<WholeImage, TaskError> {
-        let (batch, observed) = self.host_whole_image(index, context, seed)?;
-        let truth = batch.target.example(0).1.to_vec();
-        Ok(WholeImage {
-            batch: batch.upload(device),
-            observed,
-            truth,
-        })
-    }
-
-    fn host_whole_image(
-        &self,
-        index: usize,
-        context: usize,
-        seed: u64,
-    ) -> Result<(HostBatch, Vec<bool>), TaskError> {
         let image = self.set.image(index)?;
         let pixels = self.set.pixels_per_image();
-        if context == 0 {
-            return Err(TaskError::empty_context("context"));
-        }
+        check_points(("context", context), ("targets", pixels))?;
         if context > pixels {
             let expected = format!("at most {pixels}, the pixels of an image");
             return Err(TaskError::config("context", expected, context));
         }
-        let mut order: Vec<usize> = (0..pixels).collect();
+        let all: Vec<usize> = (0..pixels).collect();
+        let mut order = all.clone();
         let mut rng = generator(seed, Purpose::Picture, index as u64);
         let picked = pick(&mut rng, &mut order, context);
         let mut observed = vec![false; pixels];
         picked.iter().for_each(|&pixel| observed[pixel] = true);
-        let mut batch = HostBatch {
-            context: HostPoints::new(vec![context], X_DIM, self.set.channels),
-            target: HostPoints::new(vec![pixels], X_DIM, self.set.channels),
-            indices: vec![index],
-        };
-        self.fill(image, picked.iter().copied(), batch.context.example_mut(0));
-        self.fill(image, 0..pixels, batch.target.example_mut(0));
-        Ok((batch, observed))
+        let example = self.example(image, picked, &all);
+        Ok(WholeImage {
+            batch: self.padded(std::slice::from_ref(&example), vec![index], device),
+            observed,
+            truth: example.target_y,
+        })
     }
 
     /// Draws numbers of pixels, then pixels of each image.
-    fn draw(&self, rng: &mut ChaCha8Rng, indices: Vec<usize>) -> HostBatch {
-        let numbers = self.config.counts();
-        let (contexts, targets) = if self.config.ragged {
-            indices.iter().map(|_| numbers.draw(rng)).unzip()
+    fn draw(&self, mut rng: ChaCha8Rng, indices: Vec<usize>, device: &Device) -> RegressionBatch {
+        let counts = self.config.counts();
+        let counts: Vec<(usize, usize)> = if self.config.ragged {
+            indices.iter().map(|_| counts.draw(&mut rng)).collect()
         } else {
-            let (context, targets) = numbers.draw(rng);
-            (vec![context; indices.len()], vec![targets; indices.len()])
-        };
-        let mut batch = HostBatch {
-            context: HostPoints::new(contexts, X_DIM, self.set.channels),
-            target: HostPoints::new(targets, X_DIM, self.set.channels),
-            indices,
+            vec![counts.draw(&mut rng); indices.len()]
         };
         // A shuffled table stays a permutation, so one table serves every image of the batch.
         let mut order: Vec<usize> = (0..self.set.pixels_per_image()).collect();
         let size = self.set.pixels_per_image() * self.set.channels;
-        for (example, &index) in batch.indices.iter().enumerate() {
-            let image = &self.set.pixels[index * size..(index + 1) * size];
-            let context = batch.context.counts[example];
-            let picked = pick(rng, &mut order, context + batch.target.counts[example]);
-            let (context, targets) = picked.split_at(context);
-            self.fill(
-                image,
-                context.iter().copied(),
-                batch.context.example_mut(example),
-            );
-            self.fill(
-                image,
-                targets.iter().copied(),
-                batch.target.example_mut(example),
-            );
-        }
-        batch
+        let examples: Vec<_> = indices
+            .iter()
+            .zip(counts)
+            .map(|(&index, (context, targets))| {
+                let image = &self.set.pixels[index * size..(index + 1) * size];
+                let picked = pick(&mut rng, &mut order, context + targets);
+                self.example(image, &picked[..context], &picked[context..])
+            })
+            .collect();
+        self.padded(&examples, indices, device)
     }
 
-    /// Writes coordinates and values of `pixels` of one image.
-    fn fill(
+    fn padded(
         &self,
-        image: &[u8],
-        pixels: impl Iterator<Item = usize>,
-        (x, y): (&mut [f32], &mut [f32]),
-    ) {
+        examples: &[RegressionExample],
+        indices: Vec<usize>,
+        device: &Device,
+    ) -> RegressionBatch {
+        RegressionBatch::padded(examples, [X_DIM, self.set.channels], indices, device)
+    }
+
+    /// Coordinates and values of some pixels of an image.
+    fn example(&self, image: &[u8], context: &[usize], targets: &[usize]) -> RegressionExample {
         let channels = self.set.channels;
-        let rows = x.chunks_exact_mut(X_DIM).zip(y.chunks_exact_mut(channels));
-        for (pixel, (x, y)) in pixels.zip(rows) {
-            x.copy_from_slice(&self.coordinates[pixel]);
-            let bytes = &image[pixel * channels..(pixel + 1) * channels];
-            for (value, &byte) in y.iter_mut().zip(bytes) {
-                *value = self.values[usize::from(byte)];
-            }
+        let x = |pixels: &[usize]| pixels.iter().flat_map(|&at| self.coordinates[at]).collect();
+        let y = |pixels: &[usize]| {
+            let bytes = pixels
+                .iter()
+                .flat_map(|&at| &image[at * channels..(at + 1) * channels]);
+            bytes
+                .map(|&byte| (f64::from(byte) / 255.0 - 0.5) as f32)
+                .collect()
+        };
+        RegressionExample {
+            context_x: x(context),
+            context_y: y(context),
+            target_x: x(targets),
+            target_y: y(targets),
         }
     }
 }
@@ -313,268 +274,4 @@ fn pick<'a>(rng: &mut ChaCha8Rng, order: &'a mut [usize], count: usize) -> &'a [
         order.swap(at, from);
     }
     &order[..count]
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    const HEIGHT: usize = 5;
-    const WIDTH: usize = 7;
-
-    /// Every pixel of every channel of an image has a value of its own.
-    fn set(count: usize, channels: usize) -> ImageSet {
-        let size = HEIGHT * WIDTH * channels;
-        ImageSet {
-            pixels: (0..count * size)
-                .map(|at| (at % size) as u8 + (at / size) as u8)
-                .collect(),
-            count,
-            height: HEIGHT,
-            width: WIDTH,
-            channels,
-            labels: None,
-        }
-    }
-
-    fn config(max_points: usize) -> ImageCompletionConfig {
-        ImageCompletionConfig {
-            max_points,
-            ..Default::default()
-        }
-    }
-
-    fn task(count: usize, channels: usize, ragged: bool) -> ImageCompletion {
-        let config = ImageCompletionConfig {
-            ragged,
-            ..config(20)
-        };
-        ImageCompletion::new(set(count, channels), config).unwrap()
-    }
-
-    /// The pixel at the coordinates `x`.
-    fn pixel(x: &[f32]) -> usize {
-        let at = |x: f32, size: usize| ((x + 1.0) / 2.0 * (size - 1) as f32).round() as usize;
-        at(x[0], HEIGHT) * WIDTH + at(x[1], WIDTH)
-    }
-
-    fn check(task: &ImageCompletion, batch: &HostBatch) {
-        let channels = task.set.channels;
-        for (example, &index) in batch.indices.iter().enumerate() {
-            let image = task.set.image(index).unwrap();
-            let mut seen = HashSet::new();
-            for points in [&batch.context, &batch.target] {
-                let (x, y) = points.example(example);
-                assert_eq!(x.len() / 2, points.counts[example]);
-                for (x, y) in x.chunks(2).zip(y.chunks(channels)) {
-                    assert!(
-                        x.iter().all(|x| (-1.0..=1.0).contains(x)),
-                        "coordinates {x:?}"
-                    );
-                    let pixel = pixel(x);
-                    assert!(seen.insert(pixel), "pixel {pixel} was drawn twice");
-                    for (value, byte) in y.iter().zip(&image[pixel * channels..]) {
-                        assert!((value - (f32::from(*byte) / 255.0 - 0.5)).abs() < 1e-6);
-                        assert!((-0.5..=0.5).contains(value));
-                    }
-                }
-            }
-            let (context, targets) = (batch.context.counts[example], batch.target.counts[example]);
-            assert!(context >= 3 && targets >= 3 && context + targets < 20);
-        }
-    }
-
-    #[test]
-    fn pixels_are_distinct_and_carry_their_own_values() {
-        for channels in [1, 3] {
-            for ragged in [false, true] {
-                let task = task(4, channels, ragged);
-                for step in 0..200 {
-                    check(&task, &task.host_batch(1, step, 3).unwrap());
-                }
-                for index in 0..2 {
-                    check(&task, &task.host_eval_batch(1, index, 3));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_batch_is_a_pure_function_of_seed_and_step() {
-        let task = task(10, 1, false);
-        let batch = |seed, step| task.host_batch(seed, step, 4).unwrap();
-        let first = batch(3, 17);
-        batch(3, 18);
-        assert_eq!(batch(3, 17), first);
-        assert_ne!(batch(3, 18).context, first.context);
-        assert_ne!(batch(4, 17).context, first.context);
-    }
-
-    #[test]
-    fn numbers_of_pixels_are_shared_over_a_batch_unless_ragged() {
-        for ragged in [false, true] {
-            let batch = task(8, 1, ragged).host_batch(0, 0, 8).unwrap();
-            for counts in [batch.context.counts, batch.target.counts] {
-                let differs = counts.iter().any(|&count| count != counts[0]);
-                assert_eq!(differs, ragged, "{counts:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn both_ends_of_the_published_ranges_are_drawn() {
-        // max_points = 9: context in 3..=5; targets in 3..=5, 3..=4 and 3..=3.
-        let task = ImageCompletion::new(set(1, 1), config(9)).unwrap();
-        let mut drawn: Vec<_> = (0..500)
-            .map(|step| task.host_batch(0, step, 1).unwrap())
-            .map(|batch| (batch.context.counts[0], batch.target.counts[0]))
-            .collect();
-        drawn.sort_unstable();
-        drawn.dedup();
-        assert_eq!(drawn, [(3, 3), (3, 4), (3, 5), (4, 3), (4, 4), (5, 3)]);
-        // The least value that the configuration allows.
-        let least = ImageCompletion::new(set(1, 1), config(7)).unwrap();
-        let batch = least.host_batch(0, 0, 1).unwrap();
-        assert_eq!((batch.context.counts[0], batch.target.counts[0]), (3, 3));
-    }
-
-    #[test]
-    fn every_image_comes_once_per_epoch_across_batch_borders() {
-        let task = task(10, 1, false);
-        let indices: Vec<usize> = (0..10)
-            .flat_map(|step| task.host_batch(5, step, 3).unwrap().indices)
-            .collect();
-        for epoch in indices.chunks(10) {
-            let mut epoch = epoch.to_vec();
-            epoch.sort_unstable();
-            assert_eq!(epoch, (0..10).collect::<Vec<_>>());
-        }
-        assert_ne!(indices[..10], indices[10..20]);
-    }
-
-    #[test]
-    fn a_batch_may_be_larger_than_the_set() {
-        let batch = task(2, 1, false).host_batch(0, 0, 7).unwrap();
-        assert_eq!(batch.indices.len(), 7);
-        let ones = batch.indices.iter().filter(|&&index| index == 1).count();
-        assert!((3..=4).contains(&ones));
-    }
-
-    #[test]
-    fn the_last_step_of_all_has_a_batch() {
-        let batch = task(3, 1, false).host_batch(u64::MAX, u64::MAX, 2).unwrap();
-        assert_eq!(batch.indices.len(), 2);
-    }
-
-    #[test]
-    fn evaluation_shows_each_image_once_in_order_and_repeats_itself() {
-        let task = task(7, 1, false);
-        assert_eq!(task.eval_batch_count(3), 3);
-        let batches = || [0, 1, 2].map(|index| task.host_eval_batch(2, index, 3));
-        let indices = batches().map(|batch| batch.indices);
-        assert_eq!(indices, [vec![0, 1, 2], vec![3, 4, 5], vec![6]]);
-        assert_eq!(batches(), batches());
-    }
-
-    #[test]
-    fn evaluation_draws_other_pixels_than_training_with_the_same_seed() {
-        let task = ImageCompletion::new(set(1, 1), config(20)).unwrap();
-        let evaluation = task.host_eval_batch(2, 0, 1);
-        for step in 0..5 {
-            let training = task.host_batch(2, step, 1).unwrap();
-            assert_ne!(training.context, evaluation.context);
-        }
-    }
-
-    #[test]
-    fn a_whole_image_has_all_pixels_as_targets_in_order() {
-        let task = task(3, 3, false);
-        let (batch, observed) = task.host_whole_image(2, 6, 1).unwrap();
-        let (x, y) = batch.target.example(0);
-        let order: Vec<usize> = x.chunks(2).map(pixel).collect();
-        assert_eq!(order, (0..HEIGHT * WIDTH).collect::<Vec<_>>());
-        assert_eq!(y[0], 2.0 / 255.0 - 0.5);
-        assert_eq!(x[..2], [-1.0, -1.0]);
-        assert_eq!(x[x.len() - 2..], [1.0, 1.0]);
-        let shown: Vec<usize> = batch.context.example(0).0.chunks(2).map(pixel).collect();
-        assert_eq!(shown.len(), 6);
-        assert!(shown.iter().all(|&pixel| observed[pixel]));
-        assert_eq!(observed.iter().filter(|&&observed| observed).count(), 6);
-        let (more, _) = task.host_whole_image(2, 9, 1).unwrap();
-        assert_eq!(more.context.example(0).0[..12], *batch.context.example(0).0);
-    }
-
-    #[test]
-    fn images_one_pixel_high_or_wide_have_finite_coordinates() {
-        for (height, width) in [(1, 35), (35, 1)] {
-            let set = ImageSet {
-                height,
-                width,
-                ..set(1, 1)
-            };
-            let task = ImageCompletion::new(set, config(10)).unwrap();
-            let (batch, _) = task.host_whole_image(0, 35, 0).unwrap();
-            let (x, _) = batch.target.example(0);
-            let (flat, long) = if height == 1 { (0, 1) } else { (1, 0) };
-            assert!(x.chunks(2).all(|x| x[flat] == 0.0));
-            assert_eq!((x[long], x[68 + long]), (-1.0, 1.0));
-        }
-    }
-
-    #[test]
-    fn configurations_that_show_or_ask_nothing_are_refused() {
-        let refused = |change: fn(&mut ImageCompletionConfig)| {
-            let mut changed = config(20);
-            change(&mut changed);
-            let error = ImageCompletion::new(set(1, 1), changed).unwrap_err();
-            error.to_string()
-        };
-        let messages = [
-            refused(|config| config.min_context = 0),
-            refused(|config| config.min_targets = 0),
-            refused(|config| config.max_points = 6),
-            refused(|config| config.max_points = 36),
-        ];
-        let expected = [
-            "min_context = 0: the context is empty; at least one point is needed",
-            "min_targets = 0: there are no targets; at least one point is needed",
-            "max_points: expected more than min_context + min_targets = 6, got 6",
-            "max_points: expected at most 35, the pixels of an image of 5x7, got 36",
-        ];
-        assert_eq!(messages, expected);
-        ImageCompletion::new(set(1, 1), config(35)).unwrap();
-    }
-
-    #[test]
-    fn contradictory_sets_are_refused() {
-        let broken = ImageSet {
-            pixels: vec![0; 5],
-            ..set(1, 1)
-        };
-        assert!(matches!(
-            ImageCompletion::new(broken, config(20)).unwrap_err(),
-            TaskError::ImageSet { what: "pixels", .. }
-        ));
-    }
-
-    #[test]
-    fn bad_requests_are_refused() {
-        let task = task(2, 1, false);
-        assert!(matches!(
-            task.host_batch(0, 0, 0),
-            Err(TaskError::EmptyBatch)
-        ));
-        let messages = [(0, 0), (0, 36), (2, 3)].map(|(index, context)| {
-            let error = task.host_whole_image(index, context, 0).unwrap_err();
-            error.to_string()
-        });
-        let expected = [
-            "context = 0: the context is empty; at least one point is needed",
-            "context: expected at most 35, the pixels of an image, got 36",
-            "image 2: expected an index below 2",
-        ];
-        assert_eq!(messages, expected);
-    }
 }

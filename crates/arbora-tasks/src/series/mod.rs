@@ -12,4 +12,3 @@ mod ts;
 
 pub use classification::{SeriesBatch, SeriesClassification, SeriesConfig};
 pub use set::{Series, SeriesSet};
-pub use ts::SeriesProblem;

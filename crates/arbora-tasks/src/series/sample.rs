@@ -31,32 +31,3 @@ fn read(bytes: &[u8]) -> SeriesSet {
         .and_then(|bytes| ts::parse(path, &bytes))
         .expect("the bundled sample is intact")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sample_is_complete_and_balanced() {
-        let (train, test) = load();
-        for set in [&train, &test] {
-            assert_eq!((set.len(), set.channels()), (40, 6));
-            assert_eq!(
-                set.classes(),
-                ["Standing", "Running", "Walking", "Badminton"]
-            );
-            for class in 0..4 {
-                let series = set.series().iter().filter(|series| series.class == class);
-                assert_eq!(series.count(), 10);
-            }
-            assert!(set.series().iter().all(|series| series.values.len() == 600));
-        }
-        // The first steps of the first two channels of the training file.
-        let first = &train.series()[0].values;
-        assert_eq!(
-            [first[0], first[6], first[12]],
-            [0.079106, 0.079106, -0.903497]
-        );
-        assert!(LICENSE.contains("BSD 3-Clause"), "{LICENSE}");
-    }
-}

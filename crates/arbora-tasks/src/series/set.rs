@@ -33,12 +33,12 @@ impl SeriesSet {
     /// values of a channel separated by commas.
     ///
     /// # Errors
-    /// - [`TaskError::Read`] and [`TaskError::Gzip`] for files that cannot be read, and
-    ///   [`TextError::Utf16`](crate::text::TextError::Utf16) for those in that encoding
-    /// - [`TaskError::SeriesFile`], with file, line and a [`SeriesProblem`](super::SeriesProblem),
-    ///   for missing and non-finite values, channels of different lengths within a row, another
-    ///   number of channels than the header or the first row has, classes that the header does not
-    ///   name, sets without classes (regression), series with time stamps and files without series
+    /// - [`TaskError::Read`] and [`TaskError::File`] for files that cannot be read, are damaged or are
+    ///   UTF-16
+    /// - [`TaskError::SeriesFile`], with file and line, for missing and non-finite values, channels of
+    ///   different lengths within a row, another number of channels than the header or the first row
+    ///   has, classes that the header does not name, sets without classes (regression), series with
+    ///   time stamps and files without series
     pub fn from_ts(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         ts::parse(path.as_ref(), &files::read(path.as_ref())?)
     }
@@ -46,7 +46,7 @@ impl SeriesSet {
     /// A set of one's own series.
     ///
     /// # Errors
-    /// [`TaskError::SeriesSet`] without series, classes or channels, for a series that is empty or no
+    /// [`TaskError::Set`] without series, classes or channels, for a series that is empty or no
     /// whole number of steps, for a class out of range and for values that are not finite.
     pub fn from_series(
         series: Vec<Series>,
@@ -54,7 +54,7 @@ impl SeriesSet {
         classes: Vec<String>,
     ) -> Result<Self, TaskError> {
         let refuse = |what: String, expected: String, got: &dyn ToString| {
-            Err(TaskError::series_set(what, expected, got.to_string()))
+            Err(TaskError::set("series", what, expected, got.to_string()))
         };
         for (what, count) in [
             ("series", series.len()),
@@ -122,51 +122,5 @@ impl SeriesSet {
     #[track_caller]
     pub fn steps(&self, index: usize) -> usize {
         self.series[index].values.len() / self.channels
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(series: Vec<Series>, channels: usize, classes: &[&str]) -> String {
-        let classes = classes.iter().map(ToString::to_string).collect();
-        SeriesSet::from_series(series, channels, classes)
-            .unwrap_err()
-            .to_string()
-    }
-
-    fn series(values: &[f32], class: usize) -> Series {
-        Series {
-            values: values.to_vec(),
-            class,
-        }
-    }
-
-    #[test]
-    fn contradictory_series_are_refused() {
-        let good = || series(&[1.0, 2.0], 0);
-        let errors = [
-            error(vec![], 2, &["a"]),
-            error(vec![good()], 0, &["a"]),
-            error(vec![good()], 2, &[]),
-            error(vec![good(), series(&[1.0], 0)], 2, &["a"]),
-            error(vec![series(&[], 0)], 2, &["a"]),
-            error(vec![series(&[1.0, 2.0], 1)], 2, &["a"]),
-            error(vec![series(&[1.0, 2.0, 3.0, f32::NAN], 0)], 2, &["a"]),
-        ];
-        let expected = [
-            "series: expected at least 1, got 0",
-            "channels: expected at least 1, got 0",
-            "classes: expected at least 1, got 0",
-            "values of series 1: expected a multiple of 2, at least one step, got 1",
-            "values of series 0: expected a multiple of 2, at least one step, got 0",
-            "class of series 0: expected below 1, got 1",
-            "series 0, step 1, channel 1: expected a finite value, got NaN",
-        ];
-        assert_eq!(
-            errors,
-            expected.map(|message| format!("series set: {message}"))
-        );
     }
 }

@@ -14,7 +14,7 @@
 //!     name: "pangram".into(),
 //!     text: "the quick brown fox jumps over the lazy dog. ".repeat(20),
 //! }])?;
-//! let config = TextConfig { window: 16, ..TextConfig::default() };
+//! let config = TextConfig::default().with_window(16);
 //! let (train, _) = corpus.split(config.validation)?;
 //! let tokenizer = Tokenizer::train_bpe(300, train.texts())?;
 //! let text = Text::new(&corpus, tokenizer, config)?;
@@ -27,27 +27,13 @@
 
 mod continuation;
 mod corpus;
-mod error;
 #[cfg(feature = "sample")]
 pub mod sample;
 mod tokenizer;
 mod windows;
 
+pub use crate::files::read_text;
 pub use continuation::{Continuation, Continued};
 pub use corpus::{Corpus, Document};
-pub use error::TextError;
 pub use tokenizer::{Encoded, Tokenizer};
 pub use windows::{Text, TextBatch, TextConfig};
-
-use std::path::Path;
-
-use crate::{TaskError, files};
-
-/// The text of a file of any kind: decompressed if it is gzip, without a byte order mark, otherwise unchanged.
-///
-/// # Errors
-/// [`TaskError::Read`], [`TaskError::Gzip`] and [`TaskError::GzipSize`] if the file cannot be read;
-/// [`TextError::NotUtf8`] and [`TextError::Utf16`] if it is not UTF-8.
-pub fn read_text(path: impl AsRef<Path>) -> Result<String, TaskError> {
-    files::read_text(path.as_ref())
-}

@@ -27,21 +27,3 @@ pub(super) fn load() -> Corpus {
         .and_then(|text| Corpus::from_documents(text.split(BETWEEN).map(document).collect()))
         .expect("the bundled sample is intact")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_book_is_whole() {
-        let book = load();
-        let names: Vec<_> = book.documents().iter().map(|one| &one.name).collect();
-        assert_eq!(names.len(), 138);
-        assert_eq!(names[2], "CHAPTER 1. Loomings.");
-        assert_eq!(names[136], "CHAPTER 135. The Chase.—Third Day.");
-        let text = &book.documents()[2].text;
-        assert!(text.contains("\n\nCall me Ishmael. Some years ago—never mind"));
-        assert_eq!(book.bytes(), 1_216_278);
-        assert!(LICENSE.contains("Public Domain"), "{LICENSE}");
-    }
-}

@@ -8,7 +8,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -21,7 +20,6 @@ use tokenizers::{
     Trainer as _,
 };
 
-use super::TextError;
 use super::continuation::{Known, complete};
 use crate::{TaskError, files};
 
@@ -73,12 +71,6 @@ pub struct Encoded {
     pub bytes: Vec<u32>,
 }
 
-/// How a tokenizer without a model is written.
-#[derive(Deserialize)]
-struct Head {
-    kind: Option<String>,
-}
-
 impl Tokenizer {
     /// Every byte is a token: 256 symbols and the end of a document.
     pub fn bytes() -> Self {
@@ -95,24 +87,21 @@ impl Tokenizer {
     /// in a text is that token.
     ///
     /// # Errors
-    /// [`TaskError::Read`] and [`TextError::NotUtf8`] if the file cannot be read; [`TextError::TokenizerFile`] if it holds no tokenizer, two
-    /// symbols with one number, or a number of 2^20 or above.
+    /// [`TaskError::Read`] if the file cannot be read; [`TaskError::File`] if it is not UTF-8 or holds no
+    /// tokenizer, two symbols with one number, or a number of 2^20 or above.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TaskError> {
         let path = path.as_ref();
-        let problem = |problem| TextError::TokenizerFile {
-            path: path.into(),
-            problem,
-        };
-        Ok(Self::parse(&files::read_text(path)?).map_err(problem)?)
+        let json = files::read_text(path)?;
+        Self::parse(&json).map_err(|problem| TaskError::file(path, not_a_tokenizer(problem)))
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote, or the text of a `tokenizer.json`, as
     /// [`Tokenizer::from_file`] does.
     ///
     /// # Errors
-    /// [`TextError::TokenizerJson`] if the text is no tokenizer that [`Tokenizer::from_file`] takes.
+    /// [`TaskError::Text`] if the text is no tokenizer that [`Tokenizer::from_file`] takes.
     pub fn from_json(json: &str) -> Result<Self, TaskError> {
-        Ok(Self::parse(json).map_err(|problem| TextError::TokenizerJson { problem })?)
+        Self::parse(json).map_err(|problem| TaskError::Text(not_a_tokenizer(problem)))
     }
 
     /// Trains byte-level byte-pair encoding, as GPT-2 has it: a text is cut into words, numbers and
@@ -184,16 +173,17 @@ impl Tokenizer {
         };
         let json = model.to_string(false).map_err(|error| error.to_string());
         let tokenizer = json.and_then(|json| Self::of_model(model, json));
-        Ok(tokenizer.map_err(|problem| TextError::TokenizerJson { problem })?)
+        tokenizer.map_err(|problem| TaskError::Text(not_a_tokenizer(problem)))
     }
 
     fn parse(json: &str) -> Result<Self, String> {
-        let head: Head = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        match head.kind.as_deref() {
+        let whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        // A tokenizer without a model is written as its kind.
+        match whole["kind"].as_str() {
             Some("bytes") => Ok(Self::bytes()),
             Some(other) => Err(format!("expected the kind `bytes` or none, got `{other}`")),
             None => {
-                let json = exact(json)?;
+                let json = exact(json, whole);
                 let model = guarded(|| tokenizers::Tokenizer::from_str(&json))?;
                 Self::of_model(model, json)
             }
@@ -261,7 +251,7 @@ impl Tokenizer {
     /// tokenizer is not byte-level, the first one has its bytes.
     ///
     /// # Errors
-    /// [`TextError::Tokenize`] if a tokenizer from a file refuses the text.
+    /// [`TaskError::Text`] if a tokenizer from a file refuses the text.
     pub fn encode(&self, text: &str) -> Result<Encoded, TaskError> {
         let Kind::Model {
             model, byte_level, ..
@@ -291,7 +281,7 @@ impl Tokenizer {
     /// part of a text, become U+FFFD.
     ///
     /// # Errors
-    /// [`TextError::Tokenize`] if the decoder of a tokenizer from a file refuses the tokens.
+    /// [`TaskError::Text`] if the decoder of a tokenizer from a file refuses the tokens.
     ///
     /// # Panics
     /// If a number is not below [`Tokenizer::vocabulary`].
@@ -309,8 +299,7 @@ impl Tokenizer {
             // Some decoders of the library fail over nothing.
             Kind::Model { .. } if ids.is_empty() => Ok(String::new()),
             Kind::Model { model, .. } => {
-                let text = guarded(|| model.decode(&ids, false));
-                Ok(text.map_err(refused("decode these tokens"))?)
+                guarded(|| model.decode(&ids, false)).map_err(refused("decode these tokens"))
             }
         }
     }
@@ -353,8 +342,7 @@ impl Tokenizer {
 
     /// SHA-256 of [`Tokenizer::to_json`] in hexadecimal: tokenizers with the same fingerprint are the same.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.to_json());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", Sha256::digest(self.to_json()))
     }
 }
 
@@ -389,8 +377,9 @@ fn lossy(ids: &[u32]) -> String {
 
 /// The text of a tokenizer without what would lose or invent text; unchanged where there is nothing of that, but for
 /// CRLF between tokens of JSON, which becomes LF: a file has one fingerprint on all systems.
-fn exact(json: &str) -> Result<String, String> {
-    let mut whole: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+///
+/// - whole: the same, parsed
+fn exact(json: &str, mut whole: Value) -> String {
     let mut is_exact = true;
     let mut turn_off = |place: Option<&mut Value>| {
         if let Some(place) = place.filter(|place| !place.is_null()) {
@@ -404,9 +393,9 @@ fn exact(json: &str) -> Result<String, String> {
     let model = whole.get_mut("model");
     turn_off(model.and_then(|model| model.get_mut("dropout")));
     if is_exact {
-        Ok(json.replace("\r\n", "\n"))
+        json.replace("\r\n", "\n")
     } else {
-        Ok(whole.to_string())
+        whole.to_string()
     }
 }
 
@@ -423,8 +412,12 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
 }
 
 /// What a tokenizer cannot do, given what it said.
-fn refused(action: &'static str) -> impl Fn(String) -> TextError {
-    move |problem| TextError::Tokenize { action, problem }
+fn refused(action: &str) -> impl Fn(String) -> TaskError {
+    move |problem| TaskError::Text(format!("the tokenizer cannot {action}: {problem}"))
+}
+
+fn not_a_tokenizer(problem: String) -> String {
+    format!("not a tokenizer: {problem}")
 }
 
 /// The bytes of each token, from where tokens lie in the text: up to its end, from the end of those before.

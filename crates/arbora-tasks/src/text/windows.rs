@@ -1,21 +1,26 @@
 //! Windows of tokens, in batches.
 
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::config::Config;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
+use super::Tokenizer;
 use super::corpus::{Corpus, check_share};
-use super::{TextError, Tokenizer};
-use crate::{TaskError, error::check_batch, shuffle};
+use crate::batch::{batches_in_order, pad, padding_mask};
+use crate::{TaskError, shuffle};
 
 /// Most tokens of a window.
 const MOST: usize = 1 << 20;
 
 /// How a corpus becomes windows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_")]
 pub struct TextConfig {
     /// Tokens of a window, each of which predicts the next one. Default 256.
     pub window: usize,
@@ -35,6 +40,8 @@ impl Default for TextConfig {
         }
     }
 }
+
+impl Config for TextConfig {}
 
 impl TextConfig {
     /// Whether every setting is in its range.
@@ -93,7 +100,7 @@ impl Text {
     /// The windows of a corpus, split by [`TextConfig::validation`].
     ///
     /// # Errors
-    /// As [`TextConfig::check`], [`Corpus::split`] and [`Tokenizer::encode`]; [`TextError::NoTokens`] if the
+    /// As [`TextConfig::check`], [`Corpus::split`] and [`Tokenizer::encode`]; [`TaskError::Text`] if the
     /// tokenizer has no token for a whole part.
     pub fn new(
         corpus: &Corpus,
@@ -145,22 +152,12 @@ impl Text {
         self.validation.windows.len()
     }
 
-    /// How many targets an epoch of training has: padding is none.
-    pub fn train_targets(&self) -> usize {
-        self.train.targets(0)
-    }
-
-    /// The same without the first targets of every window, `skipped` of each.
+    /// How many targets an epoch of training has, without the first `skipped` of each window; padding is none.
     pub fn train_targets_after(&self, skipped: usize) -> usize {
         self.train.targets(skipped)
     }
 
-    /// How many targets evaluation has: padding is none.
-    pub fn validation_targets(&self) -> usize {
-        self.validation.targets(0)
-    }
-
-    /// The same without the first targets of every window, `skipped` of each.
+    /// How many targets evaluation has, without the first `skipped` of each window; padding is none.
     pub fn validation_targets_after(&self, skipped: usize) -> usize {
         self.validation.targets(skipped)
     }
@@ -183,8 +180,7 @@ impl Text {
         batch_size: usize,
         device: &Device,
     ) -> Result<TextBatch, TaskError> {
-        check_batch(batch_size)?;
-        let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size);
+        let indices = shuffle::batch_indices(self.train_windows(), seed, step, batch_size)?;
         Ok(self.windows_of(&self.train, indices, device))
     }
 
@@ -243,43 +239,30 @@ impl Text {
         batches: usize,
         batch_size: usize,
     ) -> Result<impl ExactSizeIterator<Item = Range<usize>> + use<>, TaskError> {
-        check_batch(batch_size)?;
-        let count = self.validation_windows();
-        let all = count.div_ceil(batch_size);
-        let batches = batches.min(all);
-        Ok((0..batches).map(move |number| {
-            let first = number * all / batches * batch_size;
-            first..count.min(first + batch_size)
-        }))
+        let all: Vec<_> = batches_in_order(self.validation_windows(), batch_size)?.collect();
+        let batches = batches.min(all.len());
+        Ok((0..batches).map(move |number| all[number * all.len() / batches].clone()))
     }
 
     fn windows_of(&self, part: &Part, indices: Vec<usize>, device: &Device) -> TextBatch {
         let shape = [indices.len(), self.window];
         let filler = i64::from(self.tokenizer.end_of_document());
-        let windows = || indices.iter().map(|&index| part.windows[index]);
-        let mut tokens = Vec::with_capacity(shape[0] * shape[1]);
-        let mut targets = Vec::with_capacity(shape[0] * shape[1]);
-        let mut ignored = Vec::with_capacity(shape[0] * shape[1]);
-        let mut bytes = Vec::with_capacity(shape[0] * shape[1]);
-        for (row, window) in windows().enumerate() {
-            let end = (row + 1) * self.window;
-            let ids = |range: Range<usize>| part.ids[range].iter().map(|&id| i64::from(id));
-            tokens.extend(ids(window.tokens()));
-            tokens.resize(end, filler);
-            targets.extend(ids(window.targets()));
-            targets.resize(end, filler);
-            ignored.resize(end - self.window + window.count, false);
-            ignored.resize(end, true);
-            bytes.extend_from_slice(&part.bytes[window.targets()]);
-            bytes.resize(end, 0);
-        }
+        let windows: Vec<Window> = indices.iter().map(|&index| part.windows[index]).collect();
+        let ids = |range: fn(Window) -> Range<usize>| {
+            let rows = windows.iter().map(|&window| &part.ids[range(window)]);
+            let rows = rows.map(|ids| ids.iter().map(|&id| i64::from(id)));
+            let ids = TensorData::new(pad(rows, self.window, filler), shape);
+            Tensor::from_data(ids, device)
+        };
+        let bytes = windows.iter().map(|window| &part.bytes[window.targets()]);
+        let counts: Vec<usize> = windows.iter().map(|window| window.count).collect();
         TextBatch {
-            tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
-            targets: Tensor::from_data(TensorData::new(targets, shape), device),
-            ignored: Tensor::from_data(TensorData::new(ignored, shape), device),
-            counts: windows().map(|window| window.count).collect(),
-            bytes,
-            documents: windows().map(|window| window.document).collect(),
+            tokens: ids(Window::tokens),
+            targets: ids(Window::targets),
+            ignored: padding_mask(&counts, self.window, device),
+            counts,
+            bytes: pad(bytes.map(|bytes| bytes.iter().copied()), self.window, 0),
+            documents: windows.iter().map(|window| window.document).collect(),
             indices,
         }
     }
@@ -322,7 +305,7 @@ impl Window {
 impl Part {
     fn new(
         corpus: &Corpus,
-        name: &'static str,
+        name: &str,
         tokenizer: &Tokenizer,
         config: TextConfig,
     ) -> Result<Self, TaskError> {
@@ -344,132 +327,31 @@ impl Part {
             ends.push(part.ids.len());
         }
         if part.ids.is_empty() {
-            return Err(TextError::NoTokens { part: name }.into());
+            return Err(TaskError::Text(format!(
+                "the tokenizer gives no token for any document of the {name} text"
+            )));
         }
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        let documents: Vec<_> = starts.zip(ends.iter().copied()).enumerate().collect();
-        if config.mix_documents {
-            let mut documents = documents.iter();
-            let mut current = documents.next();
-            part.cut(0..part.ids.len(), config.window, |start| {
-                while let Some((_, (_, end))) = current
-                    && start >= *end
-                {
-                    current = documents.next();
-                }
-                current.map_or(0, |(document, _)| *document)
-            });
+        let ranges: Vec<Range<usize>> = if config.mix_documents {
+            vec![0..part.ids.len()]
         } else {
-            for (document, (start, end)) in documents {
-                part.cut(start..end, config.window, |_| document);
-            }
+            let starts = iter::once(0).chain(ends.iter().copied());
+            starts.zip(&ends).map(|(start, end)| start..*end).collect()
+        };
+        for range in ranges {
+            // The last token is a target only.
+            let last = range.end.saturating_sub(1);
+            let starts = (range.start..last).step_by(config.window);
+            part.windows.extend(starts.map(|start| Window {
+                start,
+                count: config.window.min(last - start),
+                document: ends.partition_point(|&end| end <= start),
+            }));
         }
         Ok(part)
-    }
-
-    /// Windows in which each token of the range but the last predicts the next.
-    fn cut(
-        &mut self,
-        range: Range<usize>,
-        window: usize,
-        mut document: impl FnMut(usize) -> usize,
-    ) {
-        let last = range.end.saturating_sub(1);
-        self.windows
-            .extend((range.start..last).step_by(window).map(|start| Window {
-                start,
-                count: window.min(last - start),
-                document: document(start),
-            }));
     }
 
     fn targets(&self, skipped: usize) -> usize {
         let windows = self.windows.iter();
         windows.map(|window| window.targets_after(skipped)).sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::text::Document;
-    use proptest::prelude::*;
-
-    #[cfg(feature = "flex")]
-    #[test]
-    fn some_batches_are_spread_over_the_whole_part() {
-        let corpus = |length: usize| {
-            let document = Document {
-                name: String::new(),
-                text: "x".repeat(length),
-            };
-            Corpus::from_documents(vec![document]).unwrap()
-        };
-        let config = TextConfig {
-            window: 2,
-            ..Default::default()
-        };
-        // 21 windows: 10 batches of 2 and one of 1.
-        let text = Text::from_parts(&corpus(2), &corpus(42), Tokenizer::bytes(), config).unwrap();
-        let device = Device::flex();
-        let first = |batches: usize| -> Vec<usize> {
-            let batches = text.spread_eval_batches(batches, 2, &device).unwrap();
-            batches.map(|batch| batch.indices[0]).collect()
-        };
-        assert!(first(0).is_empty());
-        assert_eq!(first(1), [0]);
-        assert_eq!(first(4), [0, 4, 10, 16]);
-        assert_eq!(first(11), (0..21).step_by(2).collect::<Vec<_>>());
-        assert_eq!(first(99), first(11));
-        let targets = |batches: usize, skipped: usize| {
-            text.spread_targets_after(batches, 2, skipped).unwrap()
-        };
-        assert_eq!((targets(0, 0), targets(4, 0), targets(4, 1)), (0, 16, 8));
-        assert_eq!((targets(99, 0), targets(99, 2)), (42, 0));
-    }
-
-    proptest! {
-        #[test]
-        fn every_token_but_first_ones_is_a_target_exactly_once(
-            texts in prop::collection::vec(".{1,20}", 1..6),
-            window in 1usize..9,
-            mix_documents: bool,
-        ) {
-            let documents = texts.iter().map(|text| Document {
-                name: String::new(),
-                text: text.clone(),
-            });
-            let corpus = Corpus::from_documents(documents.collect()).unwrap();
-            let tokenizer = Tokenizer::bytes();
-            let config = TextConfig { window, mix_documents, ..Default::default() };
-            let part = Part::new(&corpus, "training", &tokenizer, config).unwrap();
-
-            let mut expected = Vec::new();
-            let mut owners = Vec::new();
-            for (document, text) in texts.iter().enumerate() {
-                let first = !mix_documents || document == 0;
-                expected.push(usize::from(!first));
-                // The rest of the text and the end of the document.
-                expected.resize(expected.len() + text.len(), 1);
-                owners.resize(expected.len(), document);
-            }
-            let mut scored = vec![0; part.ids.len()];
-            for at in &part.windows {
-                prop_assert!((1..=window).contains(&at.count));
-                prop_assert_eq!(at.document, owners[at.start]);
-                at.targets().for_each(|target| scored[target] += 1);
-                if !mix_documents {
-                    prop_assert!(at.targets().all(|target| owners[target] == at.document));
-                }
-            }
-            prop_assert_eq!(scored, expected);
-            let after = |skipped: usize| {
-                let windows = part.windows.iter().flat_map(|at| at.targets().skip(skipped));
-                windows.count()
-            };
-            for skipped in 0..=window {
-                prop_assert_eq!(part.targets(skipped), after(skipped));
-            }
-        }
     }
 }

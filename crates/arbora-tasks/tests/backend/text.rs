@@ -67,7 +67,7 @@ fn windows_have_tokens_of_one_document_and_padding_at_their_ends() {
     assert_eq!(batches[1].documents, [2]);
     assert_eq!(batches[1].indices, [3]);
     assert_eq!(
-        (text.validation_targets(), text.validation_bytes()),
+        (text.validation_targets_after(0), text.validation_bytes()),
         (12, 9)
     );
 }
@@ -86,7 +86,7 @@ fn mixed_documents_follow_each_other_in_one_stream() {
     assert_eq!(batch.documents, [0, 0, 1, 2]);
     assert_eq!(batch.counts, [4, 4, 4, 2]);
     assert_eq!(
-        (text.validation_targets(), text.validation_bytes()),
+        (text.validation_targets_after(0), text.validation_bytes()),
         (14, 11)
     );
 }

@@ -26,16 +26,8 @@ struct Clusters<'a> {
     points: &'a Points,
     /// Most clusters of a node.
     most: usize,
-    /// Clusters of the node at hand.
-    count: usize,
-    /// By cluster, `dim` per cluster.
-    centres: Vec<f64>,
-    /// By cluster, `dim` per cluster: its centre less that of cluster 0.
-    normals: Vec<f64>,
-    /// By cluster: where halfway between the two centres is along that normal.
-    offsets: Vec<f64>,
-    /// By cluster: its number of tokens.
-    sizes: Vec<usize>,
+    /// Of the clusters of the node at hand.
+    centres: Vec<Vec<f64>>,
     /// By token and cluster, `most` per token: half of what the squared distance to cluster 0
     /// exceeds the squared distance to that cluster by. Differences are linear in the point, which
     /// saves a pass per cluster, and are exactly 0 where centres coincide.
@@ -51,11 +43,7 @@ impl<'a> Clusters<'a> {
         Self {
             points,
             most,
-            count: 0,
-            centres: vec![0.0; most * points.dim()],
-            normals: vec![0.0; most * points.dim()],
-            offsets: vec![0.0; most],
-            sizes: vec![0; most],
+            centres: Vec::new(),
             lead: vec![0.0; tokens * most],
             nearest: vec![0; tokens],
             key: vec![0.0; tokens],
@@ -75,58 +63,46 @@ impl<'a> Clusters<'a> {
         self.fill_children(node, span);
     }
 
-    fn centre(&self, cluster: usize) -> &[f64] {
-        let dim = self.points.dim();
-        &self.centres[cluster * dim..(cluster + 1) * dim]
-    }
-
-    fn centre_mut(&mut self, cluster: usize) -> &mut [f64] {
-        let dim = self.points.dim();
-        &mut self.centres[cluster * dim..(cluster + 1) * dim]
-    }
-
     /// Farthest-point seeds (Gonzalez 1985): the token farthest from the centroid, then each time
     /// the token farthest from the seeds so far.
     fn seed(&mut self, node: &[usize], count: usize) {
         let points = self.points;
-        self.count = count;
         let mut seed = points.farthest(node, &points.centroid(node));
-        self.centre_mut(0).copy_from_slice(points.row(seed));
+        self.centres = vec![points.row(seed).to_vec()];
         for token in node {
             self.key[*token] = f64::INFINITY;
         }
-        for cluster in 1..count {
+        for _ in 1..count {
             seed = greatest(node, |token| {
                 let distance = squared_distance(points.row(token), points.row(seed));
                 self.key[token] = self.key[token].min(distance);
                 self.key[token]
             });
-            self.centre_mut(cluster).copy_from_slice(points.row(seed));
+            self.centres.push(points.row(seed).to_vec());
         }
     }
 
     /// Assigns each token to its nearest centre, the first among equals. Returns whether any token
     /// changed.
     fn assign(&mut self, node: &[usize]) -> bool {
-        let dim = self.points.dim();
-        for cluster in 1..self.count {
-            let (base, centre) = (self.centre(0), self.centre(cluster));
-            // Half the difference of squared norms, exactly 0 where the centres coincide.
-            let offset = sum_of_terms(centre, base, |a, b| 0.5 * (a + b) * (a - b));
-            self.offsets[cluster] = offset;
-            for axis in 0..dim {
-                self.normals[cluster * dim + axis] =
-                    self.centres[cluster * dim + axis] - self.centres[axis];
-            }
-        }
+        let base = &self.centres[0];
+        // Each centre less that of cluster 0, and where halfway between the two is along that: half
+        // the difference of squared norms, exactly 0 where the centres coincide.
+        let halves = self.centres.iter().map(|centre| {
+            let normal: Vec<f64> = centre.iter().zip(base).map(|(a, b)| a - b).collect();
+            (
+                normal,
+                sum_of_terms(centre, base, |a, b| 0.5 * (a + b) * (a - b)),
+            )
+        });
+        let halves: Vec<(Vec<f64>, f64)> = halves.collect();
         let mut changed = false;
         for token in node {
             let row = self.points.row(*token);
             let lead = &mut self.lead[token * self.most..(token + 1) * self.most];
             let mut best = 0;
-            for cluster in 1..self.count {
-                let normal = &self.normals[cluster * dim..(cluster + 1) * dim];
-                lead[cluster] = dot(row, normal) - self.offsets[cluster];
+            for (cluster, (normal, offset)) in halves.iter().enumerate().skip(1) {
+                lead[cluster] = dot(row, normal) - offset;
                 if lead[cluster] > lead[best] {
                     best = cluster;
                 }
@@ -137,31 +113,25 @@ impl<'a> Clusters<'a> {
         changed
     }
 
-    fn count_sizes(&mut self, node: &[usize]) {
-        self.sizes.fill(0);
+    /// Tokens of each cluster.
+    fn sizes(&self, node: &[usize]) -> Vec<usize> {
+        let mut sizes = vec![0; self.centres.len()];
         for token in node {
-            self.sizes[self.nearest[*token]] += 1;
+            sizes[self.nearest[*token]] += 1;
         }
+        sizes
     }
 
     /// Moves each centre to the mean of its tokens (Lloyd 1982). One without tokens stays.
     fn move_centres(&mut self, node: &[usize]) {
-        self.count_sizes(node);
-        for cluster in 0..self.count {
-            if self.sizes[cluster] > 0 {
-                self.centre_mut(cluster).fill(0.0);
-            }
-        }
-        let points = self.points;
+        let mut sums = vec![vec![0.0; self.points.dim()]; self.centres.len()];
         for token in node {
-            let cluster = self.nearest[*token];
-            add(self.centre_mut(cluster), points.row(*token));
+            add(&mut sums[self.nearest[*token]], self.points.row(*token));
         }
-        for cluster in 0..self.count {
-            let size = self.sizes[cluster];
+        let sizes = self.sizes(node);
+        for ((centre, sum), size) in self.centres.iter_mut().zip(sums).zip(sizes) {
             if size > 0 {
-                let centre = self.centre_mut(cluster);
-                centre.iter_mut().for_each(|sum| *sum /= size as f64);
+                *centre = sum.iter().map(|sum| sum / size as f64).collect();
             }
         }
     }
@@ -170,9 +140,9 @@ impl<'a> Clusters<'a> {
     /// than the others. A child takes the `span` tokens that would lose most by going to the best
     /// cluster among those left.
     fn fill_children(&mut self, node: &mut [usize], span: usize) {
-        self.count_sizes(node);
-        let mut clusters: Vec<usize> = (0..self.count).collect();
-        clusters.sort_by_key(|cluster| (Reverse(self.sizes[*cluster]), *cluster));
+        let sizes = self.sizes(node);
+        let mut clusters: Vec<usize> = (0..sizes.len()).collect();
+        clusters.sort_by_key(|cluster| (Reverse(sizes[*cluster]), *cluster));
         for (placed, cluster) in clusters[..clusters.len() - 1].iter().enumerate() {
             let unplaced = &mut node[placed * span..];
             for token in unplaced.iter() {

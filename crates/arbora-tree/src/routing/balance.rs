@@ -1,6 +1,7 @@
 //! How evenly tokens spread over leaves, and what pulls them apart.
 
 use super::{Routing, RoutingTree, Surrogate};
+use crate::tensors::expect_equal;
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
@@ -22,12 +23,10 @@ impl LeafCounts {
     #[track_caller]
     pub fn new(queries: &Routing, keys: &Routing) -> Self {
         let (queries, keys) = (leaf_counts(queries), leaf_counts(keys));
-        assert_eq!(
+        expect_equal(
+            "leaf_counts: batch, trees and leaves of keys",
             queries.dims(),
             keys.dims(),
-            "leaf_counts: batch, trees and leaves of keys: expected {:?}, got {:?}",
-            queries.dims(),
-            keys.dims()
         );
         Self { queries, keys }
     }
@@ -122,10 +121,10 @@ impl RoutingTree {
         let (rows, heads) = self.rows("balance_loss", x);
         let expected = [heads.batch, heads.tokens, heads.heads];
         let [batch, tokens, routed, _] = routing.path.dims();
-        assert!(
-            [batch, tokens, routed] == expected,
-            "balance_loss: routing [batch, tokens, heads]: expected {expected:?}, got {:?}",
-            [batch, tokens, routed]
+        expect_equal(
+            "balance_loss: routing [batch, tokens, heads]",
+            expected,
+            [batch, tokens, routed],
         );
         let path = heads.to_rows(routing.path.clone()); // [trees, rows, height + 1]
         let device = path.device();

@@ -127,25 +127,22 @@ impl RoutingTree {
         let mut nodes = vec![0usize; trees * count];
         let mut split = Vec::with_capacity(self.levels.len());
         for (depth, level) in std::mem::take(&mut self.levels).into_iter().enumerate() {
-            let width = self.shape.width(depth);
-            let branching = level.branching();
-            let with_bias = |level: RoutingLevel, bias| {
-                if depth >= first {
-                    level.with_bias(bias)
-                } else {
-                    level
-                }
+            let (width, branching) = (self.shape.width(depth), level.branching());
+            let outputs = trees * level::outputs(&self.shape, depth);
+            let per_node = outputs / (trees * width);
+            let is_split = depth >= first;
+            let mut biases = vec![0.0f32; outputs];
+            let level = if is_split {
+                level.with_bias(biases.clone())
+            } else {
+                level
             };
-            let zeros = vec![0.0; trees * level::outputs(&self.shape, depth)];
-            let level = with_bias(level, zeros);
             let functions = level.functions().constant();
             let logits = functions.logits(rows.clone()).into_data();
             let logits: Vec<f32> = logits.iter::<f32>().collect();
-            let per_node = logits.len() / (trees * count * width);
             let at =
                 |row: usize, node: usize| &logits[(row * width + node) * per_node..][..per_node];
-            let mut biases = vec![0.0f32; trees * width * per_node];
-            if depth >= first {
+            if is_split {
                 for tree in 0..trees {
                     let mut members = vec![Vec::new(); width];
                     for row in tree * count..(tree + 1) * count {
@@ -170,7 +167,11 @@ impl RoutingTree {
                 };
                 *node = *node * branching + child;
             }
-            split.push(with_bias(level, biases));
+            split.push(if is_split {
+                level.with_bias(biases)
+            } else {
+                level
+            });
         }
         self.levels = split;
         self

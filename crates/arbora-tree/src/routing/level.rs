@@ -1,7 +1,7 @@
 //! One level of a routing tree: the linear functions of its nodes.
 
-use super::counting;
 use crate::shape::CompleteTree;
+use crate::tensors::counting;
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};

@@ -40,10 +40,11 @@ pub use route::{Candidates, NO_LEAF, Routing};
 pub use surrogate::Surrogate;
 
 use crate::shape::CompleteTree;
+use crate::tensors::expect_equal;
 use burn::config::Config;
 use burn::module::{Module, ParamId};
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
+use burn::tensor::{Bool, Device, FloatDType, Tensor};
 
 /// Configuration of a [`RoutingTree`].
 #[derive(Config, Debug)]
@@ -218,11 +219,7 @@ impl RoutingTree {
     #[track_caller]
     fn rows(&self, operation: &str, x: Tensor<4>) -> (Tensor<3>, Heads) {
         let [batch, tokens, heads, dim] = x.dims();
-        assert!(
-            dim == self.dim,
-            "{operation}: axis 3 of x: expected {}, got {dim}",
-            self.dim
-        );
+        expect_equal(format_args!("{operation}: axis 3 of x"), self.dim, dim);
         let heads = Heads::new(operation, [batch, tokens, heads], self.trees);
         let mut x = heads.to_rows(x.cast(FloatDType::F32));
         if self.normalize {
@@ -290,26 +287,13 @@ impl Heads {
     /// A mask of tokens as a mask of `[batch, tokens, heads, width]`.
     #[track_caller]
     fn spread(self, operation: &str, mask: Tensor<2, Bool>, width: usize) -> Tensor<4, Bool> {
-        let expected = [self.batch, self.tokens];
-        assert!(
-            mask.dims() == expected,
-            "{operation}: mask: expected {expected:?}, got {:?}",
-            mask.dims()
+        let [batch, tokens] = [self.batch, self.tokens];
+        expect_equal(
+            format_args!("{operation}: mask"),
+            [batch, tokens],
+            mask.dims(),
         );
-        mask.reshape([self.batch, self.tokens, 1, 1]).expand([
-            self.batch,
-            self.tokens,
-            self.heads,
-            width,
-        ])
+        mask.reshape([batch, tokens, 1, 1])
+            .expand([batch, tokens, self.heads, width])
     }
-}
-
-/// 0, 1, 2, … along the last axis of a tensor of the given shape.
-fn counting<const D: usize>(dims: [usize; D], device: &Device) -> Tensor<D, Int> {
-    let mut row = [1; D];
-    row[D - 1] = dims[D - 1];
-    Tensor::<1, Int>::arange(0..dims[D - 1] as i64, device)
-        .reshape(row)
-        .expand(dims)
 }

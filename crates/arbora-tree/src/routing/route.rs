@@ -1,8 +1,9 @@
 //! Which leaf a token reaches, and which leaves come close.
 
 use super::level::{children, first_maximum, margin_terms, margins};
-use super::{Heads, RoutingTree, counting};
+use super::{Heads, RoutingTree};
 use crate::shape::CompleteTree;
+use crate::tensors::counting;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// The leaf of a masked token.

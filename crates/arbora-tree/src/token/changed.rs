@@ -2,10 +2,11 @@
 
 use super::stream::grow;
 use crate::shape::TokenTreeShape;
+use crate::tensors::expect_equal;
 use burn::tensor::Tensor;
 use core::ops::Range;
 
-/// The nodes that an append or an update made anew: what an index needs in order to follow.
+/// The nodes that an append or an update recomputed: what an index needs in order to follow.
 #[derive(Clone, Debug)]
 pub struct Changed {
     pub(super) before: TokenTreeShape,
@@ -63,19 +64,13 @@ impl Changed {
     #[track_caller]
     pub fn apply<const D: usize>(&self, stored: Tensor<D>, rows: Option<Tensor<D>>) -> Tensor<D> {
         let count = self.runs.iter().map(Run::rows).sum::<usize>();
-        for (name, expected, got) in [
-            ("stored", self.before.nodes(), stored.dims()[1]),
-            (
-                "rows",
-                count,
-                rows.as_ref().map_or(0, |rows| rows.dims()[1]),
-            ),
-        ] {
-            assert_eq!(
-                got, expected,
-                "token_tree: axis 1 of {name}: expected {expected}, got {got}"
-            );
-        }
+        let given = rows.as_ref().map_or(0, |rows| rows.dims()[1]);
+        expect_equal(
+            "token_tree: axis 1 of stored",
+            self.before.nodes(),
+            stored.dims()[1],
+        );
+        expect_equal("token_tree: axis 1 of rows", count, given);
         let mut stored = grow(stored, &self.before, &self.after);
         let Some(rows) = rows else {
             return stored;

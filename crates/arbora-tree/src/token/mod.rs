@@ -6,8 +6,8 @@ mod stream;
 pub use changed::Changed;
 pub use stream::StreamError;
 
-use crate::order::int_tensor;
 use crate::shape::TokenTreeShape;
+use crate::tensors::{expect_equal, int_tensor};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// Summarises the children of a node: the encoder of inner nodes.
@@ -62,12 +62,10 @@ pub trait Aggregator {
             }
             let children_mask = level_mask.reshape([batch * width, group]);
             let parents = self.aggregate(children, children_mask);
-            assert_eq!(
+            expect_equal(
+                "token_tree: aggregator's output",
+                [batch * width, dim],
                 parents.dims(),
-                [batch * width, dim],
-                "token_tree: aggregator's output: expected {:?}, got {:?}",
-                [batch * width, dim],
-                parents.dims()
             );
             level_mask = mask_at(height);
             level = zero_masked(parents.reshape([batch, width, dim]), level_mask.clone());
@@ -141,22 +139,10 @@ impl TokenTree {
     ) -> Self {
         let [batch, count, dim] = tokens.dims();
         let device = tokens.device();
-        assert_eq!(
-            count,
-            shape.tokens(),
-            "token_tree: axis 1 of tokens: expected {}, got {count}",
-            shape.tokens()
-        );
-        for (name, dims) in [
-            ("order", Some(order.dims())),
-            ("mask", mask.as_ref().map(Tensor::dims)),
-        ] {
-            assert!(
-                dims.is_none_or(|dims| dims == [batch, count]),
-                "token_tree: {name}: expected {:?}, got {:?}",
-                [batch, count],
-                dims.unwrap_or_default()
-            );
+        expect_equal("token_tree: axis 1 of tokens", shape.tokens(), count);
+        expect_equal("token_tree: order", [batch, count], order.dims());
+        if let Some(mask) = &mask {
+            expect_equal("token_tree: mask", [batch, count], mask.dims());
         }
         let lengths = match &mask {
             Some(mask) => mask.clone().bool_not().int().sum_dim(1).squeeze_dim(1),
@@ -165,12 +151,10 @@ impl TokenTree {
         let leaves = select_rows(tokens, order.clone()); // [batch, tokens, dim]
         let leaves = pad_rows(leaves, shape.width(0));
         let nodes = aggregator.nodes(leaves, lengths.clone(), &shape);
-        assert_eq!(
+        expect_equal(
+            "token_tree: aggregator's nodes",
+            [batch, shape.nodes(), dim],
             nodes.dims(),
-            [batch, shape.nodes(), dim],
-            "token_tree: aggregator's nodes: expected {:?}, got {:?}",
-            [batch, shape.nodes(), dim],
-            nodes.dims()
         );
         Self {
             shape,

@@ -2,8 +2,8 @@
 
 use super::changed::{Changed, add_runs};
 use super::{Aggregator, TokenTree};
-use crate::order::int_tensor;
 use crate::shape::{Layout, TokenTreeShape};
+use crate::tensors::{counting, expect_equal, int_tensor};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use thiserror::Error;
 
@@ -69,7 +69,7 @@ pub enum StreamError {
 
 /// # Streams
 ///
-/// Append and update make anew the changed leaves and their ancestors and nothing else: for one token
+/// Append and update recompute the changed leaves and their ancestors and nothing else: for one token
 /// `O(b log N)` rows are read and `O(log N)` nodes aggregated; neighbouring tokens share ancestors. The
 /// nodes equal those of a tree built at once, up to rounding.
 ///
@@ -108,15 +108,8 @@ impl TokenTree {
     #[track_caller]
     pub fn from_nodes(nodes: Tensor<3>, lengths: Vec<usize>, shape: TokenTreeShape) -> Self {
         let [batch, count, _] = nodes.dims();
-        for (name, expected, got) in [
-            ("axis 1 of nodes", shape.nodes(), count),
-            ("lengths", batch, lengths.len()),
-        ] {
-            assert_eq!(
-                got, expected,
-                "token_tree: {name}: expected {expected}, got {got}"
-            );
-        }
+        expect_equal("token_tree: axis 1 of nodes", shape.nodes(), count);
+        expect_equal("token_tree: lengths", batch, lengths.len());
         for (example, length) in lengths.iter().enumerate() {
             assert!(
                 *length <= shape.tokens(),
@@ -129,7 +122,7 @@ impl TokenTree {
             shape,
             nodes,
             lengths: length_tensor(&lengths, &device),
-            order: given_order(batch, &shape, &device),
+            order: counting([batch, shape.tokens()], &device),
             stream: Some(lengths),
             max_tokens: None,
         }
@@ -218,16 +211,9 @@ impl TokenTree {
     ) -> Result<Changed, StreamError> {
         let [batch, new, dim] = tokens.dims();
         let [trees, _, width] = self.nodes.dims();
-        for (name, expected, got) in [
-            ("axis 0 of tokens", trees, batch),
-            ("axis 2 of tokens", width, dim),
-            ("counts", trees, counts.len()),
-        ] {
-            assert_eq!(
-                got, expected,
-                "token_tree: append: {name}: expected {expected}, got {got}"
-            );
-        }
+        expect_equal("token_tree: append: axis 0 of tokens", trees, batch);
+        expect_equal("token_tree: append: axis 2 of tokens", width, dim);
+        expect_equal("token_tree: append: counts", trees, counts.len());
         for (example, count) in counts.iter().enumerate() {
             assert!(
                 *count <= new,
@@ -277,12 +263,8 @@ impl TokenTree {
     ) -> Result<Changed, StreamError> {
         let [count, dim] = tokens.dims();
         let [batch, _, width] = self.nodes.dims();
-        for (axis, expected, got) in [(0, leaves.len(), count), (1, width, dim)] {
-            assert_eq!(
-                got, expected,
-                "token_tree: update: axis {axis} of tokens: expected {expected}, got {got}"
-            );
-        }
+        expect_equal("token_tree: update: axis 0 of tokens", leaves.len(), count);
+        expect_equal("token_tree: update: axis 1 of tokens", width, dim);
         let lengths = self.stream_lengths()?;
         let mut rows: Vec<usize> = (0..leaves.len()).collect();
         rows.sort_unstable_by_key(|row| leaves[*row]);
@@ -328,10 +310,7 @@ impl TokenTree {
             }
         }
         let lengths = self.lengths.clone().into_data();
-        let lengths: Vec<usize> = lengths
-            .iter::<i64>()
-            .map(|length| length as usize)
-            .collect();
+        let lengths: Vec<usize> = lengths.iter::<i64>().map(|one| one as usize).collect();
         self.stream = Some(lengths.clone());
         Ok(lengths)
     }
@@ -350,7 +329,7 @@ impl TokenTree {
         TokenTreeShape::new(grown, branching, self.shape.layout())
     }
 
-    /// Replaces leaves, and aggregates their ancestors anew.
+    /// Replaces leaves, and aggregates their ancestors again.
     ///
     /// `leaves` are sorted `(example, leaf)`, `tokens` `[leaves, dim]` their vectors. `lengths` and
     /// `shape` are those after the change. Everything is computed before anything is written, so that
@@ -395,12 +374,7 @@ impl TokenTree {
                 self.children(&parents, &touched, level.take(), &lengths, &shape, height);
             let rows = aggregator.aggregate(children, mask);
             let expected = [parents.len(), self.nodes.dims()[2]];
-            assert_eq!(
-                rows.dims(),
-                expected,
-                "token_tree: aggregator's output: expected {expected:?}, got {:?}",
-                rows.dims()
-            );
+            expect_equal("token_tree: aggregator's output", expected, rows.dims());
             add_runs(&mut runs, &parents, shape.offset(height));
             levels.push(rows.clone());
             level = Some(rows);
@@ -419,7 +393,7 @@ impl TokenTree {
         self.nodes = changed.apply(nodes, rows);
         if before != shape {
             let [batch, ..] = self.nodes.dims();
-            self.order = given_order(batch, &shape, &self.order.device());
+            self.order = counting([batch, shape.tokens()], &self.order.device());
         }
         self.lengths = length_tensor(&lengths, &self.lengths.device());
         self.shape = shape;
@@ -447,46 +421,30 @@ impl TokenTree {
         } else {
             0
         };
-        // Rows side by side: touched ones, those of the tree, and one of zeros for all ghosts.
-        enum Source {
-            Touched(usize),
-            Stored(usize),
-            Ghost,
-        }
+        // Rows side by side: one of zeros for all ghosts, touched ones, those of the tree.
         let mut stored = Vec::new();
-        let mut sources = Vec::with_capacity(parents.len() * group);
+        let mut rows = Vec::with_capacity(parents.len() * group);
         for (example, parent) in parents {
             for child in parent * group..(parent + 1) * group {
-                sources.push(if let Ok(row) = touched.binary_search(&(*example, child)) {
-                    Source::Touched(row)
+                rows.push(if let Ok(row) = touched.binary_search(&(*example, child)) {
+                    (1 + row) as i64
                 } else if child.saturating_mul(span) < lengths[*example] {
                     stored.push((example * count + offset + child) as i64);
-                    Source::Stored(stored.len() - 1)
+                    (touched.len() + stored.len()) as i64
                 } else {
-                    Source::Ghost
+                    0
                 });
             }
         }
-        let (first_stored, ghost) = (touched.len(), touched.len() + stored.len());
-        let rows = sources.iter().map(|source| match source {
-            Source::Touched(row) => *row as i64,
-            Source::Stored(row) => (first_stored + row) as i64,
-            Source::Ghost => ghost as i64,
-        });
-        let masked: Vec<bool> = sources
-            .iter()
-            .map(|source| matches!(source, Source::Ghost))
-            .collect();
+        let masked: Vec<bool> = rows.iter().map(|row| *row == 0).collect();
 
-        let mut parts: Vec<Tensor<2>> = level.into_iter().collect();
+        let mut parts = vec![Tensor::zeros([1, dim], (&device, self.nodes.dtype()))];
+        parts.extend(level);
         if !stored.is_empty() {
-            parts.push(pick(
-                self.nodes.clone().reshape([batch * count, dim]),
-                stored,
-            ));
+            let nodes = self.nodes.clone().reshape([batch * count, dim]);
+            parts.push(pick(nodes, stored));
         }
-        parts.push(Tensor::zeros([1, dim], (&device, self.nodes.dtype())));
-        let children = pick(Tensor::cat(parts, 0), rows.collect());
+        let children = pick(Tensor::cat(parts, 0), rows);
         let dims = [parents.len(), group];
         (
             children.reshape([dims[0], dims[1], dim]),
@@ -531,12 +489,4 @@ fn length_tensor(lengths: &[usize], device: &Device) -> Tensor<1, Int> {
     let lengths: Vec<i64> = lengths.iter().map(|length| *length as i64).collect();
     let batch = lengths.len();
     int_tensor(lengths, [batch], device)
-}
-
-/// The order of tokens as they are given, `[batch, shape.tokens()]`.
-fn given_order(batch: usize, shape: &TokenTreeShape, device: &Device) -> Tensor<2, Int> {
-    let tokens = shape.tokens();
-    Tensor::<1, Int>::arange(0..tokens as i64, device)
-        .reshape([1, tokens])
-        .expand([batch, tokens])
 }
