@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 /// The root of the workspace.
 pub fn root() -> PathBuf {
@@ -78,6 +79,38 @@ pub fn output(command: &mut Command) -> Result<String> {
         String::from_utf8_lossy(&out.stderr).trim()
     );
     String::from_utf8(out.stdout).with_context(|| format!("output of `{}`", shown(command)))
+}
+
+/// A program that cargo has compiled.
+#[derive(Deserialize)]
+pub struct Artifact {
+    pub manifest_path: PathBuf,
+    pub target: Target,
+    pub executable: PathBuf,
+}
+
+/// What a program is compiled of.
+#[derive(Deserialize)]
+pub struct Target {
+    pub name: String,
+    /// `test`, `bin` and others.
+    pub kind: Vec<String>,
+}
+
+/// The programs that a call of cargo compiles. What it says about that goes to the terminal.
+///
+/// # Errors
+/// When cargo cannot be started or `what` does not compile.
+pub fn compiled(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.context("cannot start cargo")?;
+    ensure!(output.status.success(), "{what} does not compile");
+    // Messages about other things lack a field.
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    Ok(messages
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
 }
 
 /// Whether `program` can be started from here.

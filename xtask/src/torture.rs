@@ -15,8 +15,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::columns::{Column, table};
 use crate::provision::{self, Environment};
-use crate::table::{table, thousands};
+use crate::table::thousands;
 use crate::test_all_backends::selection;
 use crate::{atomic_file, origin, page, shell};
 use counts::{Counts, Failure};
@@ -131,23 +132,6 @@ impl Part {
     /// Whether it is tried where no part is asked for: one try of the others takes longer than that.
     fn is_bounded(self) -> bool {
         self != Self::Long
-    }
-}
-
-impl Args {
-    /// As without options.
-    pub fn bounded() -> Self {
-        Self {
-            minutes: MINUTES,
-            count: None,
-            only: None,
-            target: None,
-            seed: None,
-            index: None,
-            sanitizer: Sanitizer::default(),
-            release: false,
-            page: false,
-        }
     }
 }
 
@@ -314,49 +298,30 @@ fn compile(args: &Args, environment: &mut Environment) -> Result<PathBuf> {
         cargo.args(["test", "--no-run", "--test", "itself", "--test", "backend"]);
         cargo.args(selection(&Backend::TESTED)?);
     }
-    cargo.args(["--message-format", "json-render-diagnostics"]);
-    environment.apply(&mut cargo);
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot start cargo")?;
-    ensure!(output.status.success(), "the program does not compile");
-
-    /// What cargo says of something that it compiled.
-    #[derive(Deserialize)]
-    struct Artifact {
-        executable: PathBuf,
-    }
-    // Messages about other things have none.
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    let mut found = messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok());
-    let found = found.find(|found| found.executable.ends_with("torture"));
-    Ok(found.context("cargo compiled no program")?.executable)
+    let found = shell::compiled(environment.apply(&mut cargo), "the program")?;
+    let mut paths = found.into_iter().map(|found| found.executable);
+    let program = paths.find(|path| path.ends_with("torture"));
+    program.context("cargo compiled no program")
 }
 
 /// One table of what was tried.
 fn tried(rows: &[(Sanitizer, &Counts)]) -> String {
-    let titles = [
-        "part",
-        "target",
-        "tried",
-        "failed",
-        "panics of libraries, contained",
-        "per second",
-    ];
-    let mut cells = vec![titles.map(String::from).to_vec()];
-    cells.extend(rows.iter().map(|(sanitizer, counts)| {
-        vec![
-            sanitizer.of(&counts.part),
-            counts.target.clone(),
-            thousands(counts.tried),
-            thousands(counts.failed),
-            thousands(counts.contained.values().sum()),
+    let columns: [Column<(Sanitizer, &Counts)>; 6] = [
+        ("part", |(sanitizer, counts)| sanitizer.of(&counts.part)),
+        ("target", |(_, counts)| counts.target.clone()),
+        ("tried", |(_, counts)| thousands(counts.tried)),
+        ("failed", |(_, counts)| thousands(counts.failed)),
+        ("panics of libraries, contained", |(_, counts)| {
+            thousands(counts.contained.values().sum())
+        }),
+        ("per second", |(_, counts)| {
             match counts.tried as f64 / counts.seconds.max(1e-9) {
                 few if few < 10.0 => format!("{few:.1}"),
                 many => thousands(many as u64),
-            },
-        ]
-    }));
-    table(&cells, 2)
+            }
+        }),
+    ];
+    table(rows, 2, &columns)
 }
 
 impl Campaign {
@@ -403,50 +368,37 @@ impl Campaign {
         let rows: Vec<(Sanitizer, &Counts)> =
             rows.map(|one| (one.sanitizer, &one.counts)).collect();
         let mut text = tried(&rows);
-        let failures = |total: &Total| -> String {
-            let told = total.counts.failures.iter();
-            let line = |Failure {
-                            seed,
-                            index,
-                            reason,
-                        }: &Failure| {
-                let Counts { part, target, .. } = &total.counts;
-                format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n")
-            };
-            told.map(line).collect()
-        };
-        let failures: String = self.totals.iter().map(failures).collect();
+        let (mut failures, mut contained) = (String::new(), String::new());
+        for Total { counts, .. } in &self.totals {
+            let Counts { part, target, .. } = counts;
+            for Failure {
+                seed,
+                index,
+                reason,
+            } in &counts.failures
+            {
+                failures += &format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n");
+            }
+            for (panic, times) in &counts.contained {
+                let times = thousands(*times);
+                contained += &format!("- {part}, {target}, {times} times: {panic}\n");
+            }
+        }
         if !failures.is_empty() {
             text += &format!("\nThe first failures of each target and run:\n\n{failures}");
         }
-        let contained = |total: &Total| -> String {
-            let panics = total.counts.contained.iter();
-            let line = |(panic, times): (&String, &u64)| {
-                let Counts { part, target, .. } = &total.counts;
-                format!("- {part}, {target}, {} times: {panic}\n", thousands(*times))
-            };
-            panics.map(line).collect()
-        };
-        let contained: String = self.totals.iter().map(contained).collect();
         if !contained.is_empty() {
             text += &format!("\nPanics of libraries that became errors:\n\n{contained}");
         }
-        let mut cells = vec![
-            ["code", "day", "seed", "minutes", "tried", "failed"]
-                .map(String::from)
-                .to_vec(),
+        let columns: [Column<Run>; 6] = [
+            ("code", |run| run.sanitizer.of(&run.commit)),
+            ("day", |run| run.date.clone()),
+            ("seed", |run| run.seed.to_string()),
+            ("minutes", |run| format!("{:.0}", run.minutes)),
+            ("tried", |run| thousands(run.tried)),
+            ("failed", |run| thousands(run.failed)),
         ];
-        cells.extend(self.runs.iter().map(|run| {
-            vec![
-                run.sanitizer.of(&run.commit),
-                run.date.clone(),
-                run.seed.to_string(),
-                format!("{:.0}", run.minutes),
-                thousands(run.tried),
-                thousands(run.failed),
-            ]
-        }));
-        text + &format!("\nRuns:\n\n{}", table(&cells, 2))
+        text + &format!("\nRuns:\n\n{}", table(&self.runs, 2, &columns))
     }
 }
 

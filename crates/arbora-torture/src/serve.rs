@@ -1,7 +1,7 @@
 //! What a server of devices receives: connections that say nothing, half of something or anything, and its own death.
 
 use crate::frame::{Target, Tries};
-use crate::runs::{arbora, said};
+use crate::runs::{arbora, is_one_line, resident, said};
 use anyhow::{Context as _, Result, ensure};
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
@@ -17,16 +17,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What is tried.
-pub const TARGETS: [Target; 2] = [
-    Target {
-        name: "connections",
-        begin: |folder| Connections::begin(folder),
-    },
-    Target {
-        name: "restart",
-        begin: |folder| Restart::begin(folder),
-    },
-];
+pub fn targets() -> Vec<Target> {
+    vec![
+        Target::new("connections", Connections::begin),
+        Target::new("restart", Restart::begin),
+    ]
+}
 
 /// A server must answer, and a client must see that its server is gone, within this.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -89,14 +85,7 @@ impl Server {
             Ok(_) => {}
             Err(error) => return Err(format!("the server does not answer: {error}")),
         }
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.map_err(failed)?;
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = kilobytes.and_then(|text| text.trim().split(' ').next());
-        let bytes = kilobytes
-            .and_then(|text| text.parse::<u64>().ok())
-            .map(|count| count << 10);
-        match bytes {
+        match resident(&self.child).map(|kilobytes| kilobytes << 10) {
             Some(bytes) if bytes <= MOST_BYTES => Ok(()),
             bytes => Err(format!("the server takes {bytes:?} bytes")),
         }
@@ -113,19 +102,9 @@ impl Drop for Server {
 /// A training of two steps by the devices of a server; how it ended.
 fn train(folder: &Path, url: &str, out: &str, more: &[&str]) -> std::io::Result<Child> {
     let mut command = arbora(folder);
-    command.args([
-        "train",
-        "images",
-        "--config",
-        "settings.json",
-        "--backend",
-        url,
-    ]);
-    command
-        .args(["--out", out])
-        .args(more)
-        .stdout(Stdio::null());
-    command.spawn()
+    command.args(["train", "images", "--config", "settings.json"]);
+    command.args(["--backend", url, "--out", out]);
+    command.args(more).stdout(Stdio::null()).spawn()
 }
 
 /// Images and settings, for a task whose operations burn can send to a server.
@@ -141,10 +120,8 @@ fn settings(folder: &Path, steps: u64) -> Result<()> {
     settings["data"] = json!({"kind": "idx", "train": "train.idx", "test": "test.idx"});
     settings["points"] = json!({"min_context": 3, "min_targets": 3, "max_points": 12});
     settings["trainer"]["steps"] = steps.into();
-    Ok(fs::write(
-        folder.join("settings.json"),
-        settings.to_string(),
-    )?)
+    let file = folder.join("settings.json");
+    Ok(fs::write(file, settings.to_string())?)
 }
 
 /// What a client says to a server on one connection: how it begins, and the messages after that.
@@ -455,7 +432,8 @@ impl Restart {
         }
         let waited = killed.elapsed();
         let output = child.wait_with_output()?;
-        let is_line = told_once(&output);
+        let is_line =
+            is_one_line(&output) && !String::from_utf8_lossy(&output.stderr).contains("panicked");
         match output.status.code() {
             Some(0) => {}
             Some(1 | 2) if is_line && waited <= PROMPT => {}
@@ -471,13 +449,4 @@ impl Restart {
         ensure!(log == self.log, "another log");
         Ok(())
     }
-}
-
-/// Whether the last line, and no other, says what went wrong.
-fn told_once(output: &Output) -> bool {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let is_error = |line: &str| line.starts_with("error: ");
-    text.lines().filter(|line| is_error(line)).count() == 1
-        && text.lines().last().is_some_and(is_error)
-        && !text.contains("panicked")
 }

@@ -16,28 +16,31 @@ use rand_chacha::ChaCha8Rng;
 use std::fs;
 use std::path::Path;
 
-/// What is tried.
-pub const TARGETS: [Target; 16] = [
-    target("idx", |folder| begin(folder, data::idx)),
-    target("images", |folder| begin(folder, data::images)),
-    target("ts", |folder| begin(folder, data::series)),
-    target("text", |folder| begin(folder, data::text)),
-    target("tokenizer", |folder| begin(folder, data::tokenizer)),
-    target("config", |folder| begin(folder, runs::settings)),
-    target("config-begun", |folder| begin(folder, runs::begun)),
-    target("config-layer", |folder| begin(folder, runs::layer)),
-    target("metrics", |folder| begin(folder, runs::log)),
-    target("records", |folder| begin(folder, runs::records)),
-    target("checkpoint", |folder| begin(folder, runs::checkpoint)),
-    target("burnpack", |folder| begin(folder, models::burnpack)),
-    target("safetensors", |folder| begin(folder, models::safetensors)),
-    target("index", |folder| begin(folder, models::index)),
-    target("placement", |folder| begin(folder, runs::placement)),
-    target("experiment", |folder| begin(folder, runs::experiment)),
-];
+/// Makes a reader, with a folder to make its files in.
+type Make = fn(&Path) -> Result<Reader>;
 
-const fn target(name: &'static str, begin: fn(&Path) -> Result<Tries>) -> Target {
-    Target { name, begin }
+/// What is tried.
+pub fn targets() -> Vec<Target> {
+    let readers: [(&'static str, Make); 16] = [
+        ("idx", data::idx),
+        ("images", data::images),
+        ("ts", data::series),
+        ("text", data::text),
+        ("tokenizer", data::tokenizer),
+        ("config", runs::settings),
+        ("config-begun", runs::begun),
+        ("config-layer", runs::layer),
+        ("metrics", runs::log),
+        ("records", runs::records),
+        ("checkpoint", runs::checkpoint),
+        ("burnpack", models::burnpack),
+        ("safetensors", models::safetensors),
+        ("index", models::index),
+        ("placement", runs::placement),
+        ("experiment", runs::experiment),
+    ];
+    let target = |(name, make)| Target::new(name, move |folder| begin(folder, make));
+    readers.map(target).into()
 }
 
 /// A reader, and what it reads.
@@ -75,10 +78,10 @@ impl Reader {
     }
 }
 
-fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Tries> {
+fn begin(folder: &Path, make: Make) -> Result<Tries> {
     let made = folder.join("made");
     fs::create_dir(&made)?;
-    let mut reader = reader(&made)?;
+    let mut reader = make(&made)?;
     let folder = folder.join("input");
     let write = |(name, bytes): &(String, Vec<u8>)| -> Result<()> {
         let path = folder.join(name);

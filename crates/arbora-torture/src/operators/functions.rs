@@ -1,36 +1,23 @@
 //! Functions that are composed of operators of the backend, beside their definitions on the host.
 
-use super::{Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, width};
+use super::{
+    Float, Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, integers, mask, product,
+    width,
+};
 use arbora::attention::EmptyNode;
 use arbora::attention::functions::{TreeCoarseOptions, prefix_attention, tree_coarse};
 use arbora::tree::{CompleteTree, NO_LEAF, RoutingTreeConfig};
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 
-/// Values on the host as an output.
-fn output(name: &'static str, values: Vec<f64>, dims: &[usize], unit: f64) -> Output {
-    Output {
-        name,
-        values: values.into_iter().map(|value| value as f32).collect(),
-        dims: dims.to_vec(),
-        examples: Some(0),
-        heads: None,
-        unit,
-        tolerance: super::TOLERANCE,
-    }
-}
-
-/// A row of `[batch, rows, heads, width]`.
-fn row(numbers: &Numbers, [batch, row, head]: [usize; 3]) -> &[f32] {
-    let [rows, heads, width] = [1, 2, 3].map(|axis| numbers.dims[axis]);
-    &numbers.values[((batch * rows + row) * heads + head) * width..][..width]
-}
-
-fn product(one: &[f32], other: &[f32]) -> f64 {
-    let both = one.iter().zip(other);
-    both.map(|(one, other)| f64::from(*one) * f64::from(*other))
-        .sum()
+/// What a function comes to on the host.
+fn found(values: Vec<f64>, dims: [usize; 4]) -> Vec<Numbers> {
+    let values = values.into_iter().map(|value| value as f32).collect();
+    vec![Numbers {
+        values,
+        dims: dims.into(),
+    }]
 }
 
 #[derive(Debug)]
@@ -77,13 +64,17 @@ impl Operator for Prefix {
         ]
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [query, key, value] = [0, 1, 2].map(|at| place.tensor::<4>(&inputs[at]));
-        let context = prefix_attention(query, key, value);
-        vec![Output::new("context", context, inputs[2].scale).by_heads(2, self.group)]
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        vec![Output::new("context", scales[2]).by_heads(self.group)]
     }
 
-    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn kernel(&self, inputs: Vec<Float>, _: &Device) -> Vec<Numbers> {
+        let [query, key, value] =
+            [0, 1, 2].map(|at| Tensor::<4>::from_dispatch(inputs[at].clone()));
+        vec![prefix_attention(query, key, value).into_data().into()]
+    }
+
+    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         let [query, key, value] = [&inputs[0], &inputs[1], &inputs[2]];
         let (heads, width) = (self.kv_heads * self.group, self.widths[1]);
         let mut context = Vec::new();
@@ -93,8 +84,8 @@ impl Operator for Prefix {
                     let mut sum = vec![0.0; width];
                     for seen in 0..=at + self.keys - self.queries {
                         let own = [batch, seen, head / self.group];
-                        let weight = product(row(query, [batch, at, head]), row(key, own));
-                        for (sum, value) in sum.iter_mut().zip(row(value, own)) {
+                        let weight = product(query.row([batch, at, head]), key.row(own));
+                        for (sum, value) in sum.iter_mut().zip(value.row(own)) {
                             *sum += weight * f64::from(*value);
                         }
                     }
@@ -102,8 +93,7 @@ impl Operator for Prefix {
                 }
             }
         }
-        let dims = [self.batch, self.queries, heads, width];
-        vec![output("context", context, &dims, value.scale)]
+        found(context, [self.batch, self.queries, heads, width])
     }
 }
 
@@ -165,36 +155,35 @@ impl Operator for Route {
         inputs
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let x = place.tensor::<4>(&inputs[0]);
+    fn outputs(&self, _: &[f64]) -> Vec<Output> {
+        vec![Output::new("path", 0.0), Output::new("margins", 1.0)]
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
         let mut tree = RoutingTreeConfig::new(self.dim, self.branching.clone())
             .with_trees(self.trees)
             .with_normalize(self.normalize)
-            .init(&place.device);
-        for depth in 0..self.branching.len() {
-            let weight = place.tensor::<3>(&inputs[1 + 2 * depth]);
-            let bias = place.tensor::<2>(&inputs[2 + 2 * depth]);
+            .init(device);
+        for (depth, parameters) in inputs[1..].chunks(2).enumerate() {
+            let weight = Tensor::<3>::from_dispatch(parameters[0].clone());
+            let bias = Tensor::<2>::from_dispatch(parameters[1].clone());
             tree = tree.with_parameters(depth, weight, bias);
         }
-        let mask = self.mask.clone().map(|mask| {
-            let data = TensorData::new(mask, [self.batch, self.tokens]);
-            Tensor::<2, Bool>::from_data(data, &place.device)
-        });
-        let routing = tree.route(x, mask);
-        vec![
-            Output::new("path", routing.path.float(), 0.0),
-            Output::new("margins", routing.margins, 1.0),
-        ]
+        let mask = mask(self.mask.as_ref(), [self.batch, self.tokens], device);
+        let routing = tree.route(Tensor::<4>::from_dispatch(inputs[0].clone()), mask);
+        [routing.path.into_data(), routing.margins.into_data()]
+            .map(Numbers::from)
+            .into()
     }
 
     /// There is nothing to compare: `check` follows the path.
-    fn reference(&self, _: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn reference(&self, _: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         Vec::new()
     }
 
     fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<(), String> {
         let (shape, height) = (self.shape(), self.branching.len());
-        for (at, path) in found[0].values.chunks(height + 1).enumerate() {
+        for (at, path) in found[0].numbers.values.chunks(height + 1).enumerate() {
             let (token, head) = (at / self.heads, at % self.heads);
             if self.mask.as_ref().is_some_and(|mask| mask[token]) {
                 if path.iter().all(|node| *node == NO_LEAF as f32) {
@@ -324,22 +313,25 @@ impl Operator for Coarse {
         vec![value.by_heads(1), alpha.shared()]
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let (value, alpha) = (place.tensor::<4>(&inputs[0]), place.tensor::<2>(&inputs[1]));
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        vec![Output::new("context", scales[0]).by_heads(self.group)]
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
         let of_queries = [self.batch, self.queries, self.heads()];
         let of_keys = [self.batch, self.keys, self.kv_heads];
         let context = tree_coarse(
-            place.integers(&self.query_leaf, of_queries),
-            place.integers(&self.key_leaf, of_keys),
-            value,
-            alpha,
+            integers(&self.query_leaf, of_queries, device),
+            integers(&self.key_leaf, of_keys, device),
+            Tensor::<4>::from_dispatch(inputs[0].clone()),
+            Tensor::<2>::from_dispatch(inputs[1].clone()),
             &CompleteTree::new(self.branching.clone()),
             self.options,
         );
-        vec![Output::new("context", context, inputs[0].scale).by_heads(2, self.group)]
+        vec![context.into_data().into()]
     }
 
-    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         let tree = CompleteTree::new(self.branching.clone());
         let (heads, width) = (self.heads(), self.value_dim);
         let mut context = Vec::new();
@@ -366,7 +358,7 @@ impl Operator for Coarse {
                 if !keys.is_empty() {
                     mean = vec![0.0; width];
                     for key in &keys {
-                        let value = row(&inputs[0], [batch, *key, kv_head]);
+                        let value = inputs[0].row([batch, *key, kv_head]);
                         for (mean, value) in mean.iter_mut().zip(value) {
                             *mean += f64::from(*value) / keys.len() as f64;
                         }
@@ -382,7 +374,6 @@ impl Operator for Coarse {
             }
             context.extend(sum);
         }
-        let dims = [self.batch, self.queries, heads, width];
-        vec![output("context", context, &dims, inputs[0].scale)]
+        found(context, [self.batch, self.queries, heads, width])
     }
 }

@@ -1,26 +1,15 @@
 //! `kill -9` at random moments.
 
-use super::{JOBS, Yard, said};
+use super::{Yard, said, targets_of};
 use crate::frame::{Target, Tries};
-use anyhow::Result;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::Stdio;
 
 /// Every job.
-pub const TARGETS: [Target; JOBS.len()] = [of::<0>(), of::<1>(), of::<2>(), of::<3>(), of::<4>()];
-
-const fn of<const JOB: usize>() -> Target {
-    fn begin<const JOB: usize>(folder: &Path) -> Result<Tries> {
-        let yard = Yard::new(folder, JOBS[JOB])?;
-        Ok(Tries::drawn(move |rng| yard.killed(rng)))
-    }
-    Target {
-        name: JOBS[JOB].name,
-        begin: begin::<JOB>,
-    }
+pub fn targets() -> Vec<Target> {
+    targets_of(|yard| Ok(Tries::drawn(move |rng| yard.killed(rng))))
 }
 
 impl Yard {
