@@ -52,9 +52,6 @@ fn quoted(word: &str) -> String {
 }
 
 /// Runs a command to its end with the terminal's output.
-///
-/// # Errors
-/// When the program cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status();
     let status = status.with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -63,9 +60,6 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a command and returns its standard output. Its standard error is shown only when it fails.
-///
-/// # Errors
-/// When the program cannot be started, fails, or writes something other than UTF-8.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command
         .stdin(Stdio::null())
@@ -98,9 +92,6 @@ pub struct Target {
 }
 
 /// The programs that a call of cargo compiles. What it says about that goes to the terminal.
-///
-/// # Errors
-/// When cargo cannot be started or `what` does not compile.
 pub fn compiled(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
     cargo.args(["--message-format", "json-render-diagnostics"]);
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();

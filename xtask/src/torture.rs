@@ -20,7 +20,7 @@ use crate::provision::{self, Environment};
 use crate::table::thousands;
 use crate::test_all_backends::selection;
 use crate::{atomic_file, origin, page, shell};
-use counts::{Counts, Failure};
+use counts::Counts;
 
 /// Try what must break nothing: random problems for every operator, damaged files for every reader, commands that are
 /// killed or whose system calls fail, servers that receive anything. The part `long` is for --only: it takes hours.
@@ -371,12 +371,8 @@ impl Campaign {
         let (mut failures, mut contained) = (String::new(), String::new());
         for Total { counts, .. } in &self.totals {
             let Counts { part, target, .. } = counts;
-            for Failure {
-                seed,
-                index,
-                reason,
-            } in &counts.failures
-            {
+            for failure in &counts.failures {
+                let (seed, index, reason) = (failure.seed, failure.index, &failure.reason);
                 failures += &format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n");
             }
             for (panic, times) in &counts.contained {
@@ -404,6 +400,7 @@ impl Campaign {
 
 #[cfg(test)]
 mod tests {
+    use super::counts::Failure;
     use super::*;
 
     fn counts(target: &str, tried: u64, failed: u64) -> Counts {

