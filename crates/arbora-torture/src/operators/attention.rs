@@ -10,7 +10,6 @@ use arbora::attention::ops::{
     LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, TreeAttentionOps, reference,
 };
 use burn::backend::Dispatch;
-use burn::backend::tensor::IntTensor;
 use burn::tensor::{Device, Tensor};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;

@@ -173,7 +173,7 @@ impl From<TensorData> for Numbers {
     fn from(data: TensorData) -> Self {
         Self {
             values: data.iter::<f32>().collect(),
-            dims: data.shape.to_vec(),
+            dims: data.shape().to_vec(),
         }
     }
 }
