@@ -61,17 +61,20 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command and returns its standard output. Its standard error is shown only when it fails.
 pub fn output(command: &mut Command) -> Result<String> {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    ensure!(
-        out.status.success(),
-        "`{}` failed ({})\n{}",
-        shown(command),
-        out.status,
-        String::from_utf8_lossy(&out.stderr).trim()
-    );
+    read(command, Stdio::piped())
+}
+
+/// Runs a command and returns its standard output. Its standard error goes to the terminal.
+pub fn told(command: &mut Command) -> Result<String> {
+    read(command, Stdio::inherit())
+}
+
+fn read(command: &mut Command, errors: Stdio) -> Result<String> {
+    let out = command.stdin(Stdio::null()).stderr(errors).output();
+    let out = out.with_context(|| format!("cannot start `{}`", shown(command)))?;
+    let errors = String::from_utf8_lossy(&out.stderr);
+    let failure = format!("`{}` failed ({})\n{errors}", shown(command), out.status);
+    ensure!(out.status.success(), "{}", failure.trim_end());
     String::from_utf8(out.stdout).with_context(|| format!("output of `{}`", shown(command)))
 }
 
@@ -94,14 +97,12 @@ pub struct Target {
 /// The programs that a call of cargo compiles. What it says about that goes to the terminal.
 pub fn compiled(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
     cargo.args(["--message-format", "json-render-diagnostics"]);
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot start cargo")?;
-    ensure!(output.status.success(), "{what} does not compile");
+    let messages = told(cargo).with_context(|| format!("{what} does not compile"))?;
     // Messages about other things lack a field.
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    Ok(messages
-        .filter_map(|line| serde_json::from_slice(line).ok())
-        .collect())
+    let programs = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(programs.collect())
 }
 
 /// Whether `program` can be started from here.

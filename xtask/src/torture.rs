@@ -7,7 +7,7 @@ mod counts;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -128,11 +128,6 @@ impl Part {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
-
-    /// Whether it is tried where no part is asked for: one try of the others takes longer than that.
-    fn is_bounded(self) -> bool {
-        self != Self::Long
-    }
 }
 
 /// All runs of a campaign: the numbers behind the page.
@@ -181,12 +176,10 @@ pub fn run(args: &Args) -> Result<()> {
     let program = compile(args, &mut environment)?;
     let parts: Vec<Part> = match args.only {
         Some(part) => vec![part],
-        None => {
-            let parts = Part::value_variants().iter().copied();
-            parts
-                .filter(|part| part.is_bounded() && sanitizer.watches(*part))
-                .collect()
-        }
+        // One try of what is long takes longer than that.
+        None => (Part::value_variants().iter().copied())
+            .filter(|part| *part != Part::Long && sanitizer.watches(*part))
+            .collect(),
     };
     let watched = parts.iter().all(|part| sanitizer.watches(*part));
     ensure!(
@@ -250,18 +243,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// What a part of the program counts.
 fn counts(command: &mut Command) -> Result<Vec<Counts>> {
     // Failures are told as they come, through standard error.
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output();
-    let output = output.with_context(|| format!("cannot start `{}`", shell::shown(command)))?;
-    let status = output.status;
-    ensure!(
-        status.success(),
-        "`{}` failed ({status})",
-        shell::shown(command)
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = shell::told(command)?;
     let last = text.lines().last().unwrap_or_default();
     serde_json::from_str(last).with_context(|| format!("output of `{}`", shell::shown(command)))
 }

@@ -7,7 +7,7 @@ mod libtest;
 mod report;
 
 use std::io::{BufRead, BufReader, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -94,7 +94,6 @@ pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
 }
 
 fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary>> {
-    let packages = workspace::packages()?;
     let mut cargo = shell::cargo();
     cargo.args(["test", "--no-run", "--test", "backend"]);
     environment.apply(cargo.args(selection(backends)?));
@@ -105,12 +104,12 @@ fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary
         if one.target.name != "backend" || one.target.kind != ["test"] {
             continue;
         }
-        let mut packages = packages.iter();
-        let package = packages.find(|package| package.manifest_path == one.manifest_path);
-        let package = package.context("cargo compiled a suite of an unknown package")?;
+        // A crate lies in a folder of its name.
+        let folder = one.manifest_path.parent().context("it is in a folder")?;
+        let package = folder.file_name().unwrap_or_default();
         binaries.push(Binary {
-            package: package.name.clone(),
-            folder: one.manifest_path.parent().unwrap_or(Path::new("")).into(),
+            package: package.to_string_lossy().into_owned(),
+            folder: folder.into(),
             path: one.executable,
         });
     }
