@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What one try does, by its index and a stream of random numbers of its own; what it did that it must not.
-type Attempt = Box<dyn FnMut(u64, &mut ChaCha8Rng) -> Result<(), String>>;
+/// What one try does, by its index and a stream of random numbers of its own; the error is what it did that it must not.
+type Attempt = Box<dyn FnMut(u64, &mut ChaCha8Rng) -> Result<()>>;
 
 /// Tries of a target.
 pub struct Tries {
@@ -30,7 +30,7 @@ pub struct Tries {
 
 impl Tries {
     /// As many as one likes, each drawn at random.
-    pub fn drawn(mut attempt: impl FnMut(&mut ChaCha8Rng) -> Result<(), String> + 'static) -> Self {
+    pub fn drawn(mut attempt: impl FnMut(&mut ChaCha8Rng) -> Result<()> + 'static) -> Self {
         Self {
             attempt: Box::new(move |_, rng| attempt(rng)),
             count: u64::MAX,
@@ -40,13 +40,13 @@ impl Tries {
     /// One for each of `list`, in this order.
     pub fn listed<T: 'static>(
         list: Vec<T>,
-        mut attempt: impl FnMut(&T) -> Result<(), String> + 'static,
+        mut attempt: impl FnMut(&T) -> Result<()> + 'static,
     ) -> Self {
         Self {
             count: list.len() as u64,
             attempt: Box::new(move |index, _| {
                 let one = list.get(index as usize);
-                attempt(one.ok_or_else(|| format!("--index: expected one below {}", list.len()))?)
+                attempt(one.with_context(|| format!("--index: expected one below {}", list.len()))?)
             }),
         }
     }
@@ -179,10 +179,9 @@ fn scratch() -> Result<tempfile::TempDir> {
 fn once(target: &Target, seed: u64, index: u64) -> Result<()> {
     let folder = scratch()?;
     let mut tries = (target.begin)(folder.path())?;
-    match (tries.attempt)(index, &mut random(target, seed, index)) {
-        Ok(()) => println!("{} {index}: as it should be", target.name),
-        Err(reason) => bail!("{} {index}: {reason}", target.name),
-    }
+    (tries.attempt)(index, &mut random(target, seed, index))
+        .with_context(|| format!("{} {index}", target.name))?;
+    println!("{} {index}: as it should be", target.name);
     Ok(())
 }
 
@@ -223,7 +222,7 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
         let panic = panic_seen().take();
         let told: Option<Told> = match result {
             Ok(Ok(())) => panic.map(|panic| (None, panic)),
-            Ok(Err(reason)) => Some((Some(index), reason)),
+            Ok(Err(reason)) => Some((Some(index), format!("{reason:#}"))),
             Err(_) => Some((
                 Some(index),
                 format!("panics: {}", panic.unwrap_or_default()),

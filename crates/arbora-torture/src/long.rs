@@ -16,9 +16,7 @@ pub fn targets() -> Vec<Target> {
     let target = |(name, work): (&'static str, fn(&Yard) -> Result<()>)| {
         Target::new(name, move |folder| {
             let yard = Yard::new(folder)?;
-            Ok(Tries::drawn(move |_| {
-                work(&yard).map_err(|error| format!("{error:#}"))
-            }))
+            Ok(Tries::drawn(move |_| work(&yard)))
         })
     };
     kinds.map(target).into()

@@ -2,7 +2,7 @@
 
 use crate::frame::{Target, Tries};
 use crate::runs::{arbora, is_one_line, resident, said};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
 use rand_chacha::ChaCha8Rng;
@@ -67,12 +67,11 @@ impl Server {
     }
 
     /// It is there, answers, and takes a bearable amount of memory.
-    fn is_well(&mut self) -> Result<(), String> {
-        let failed = |error: std::io::Error| error.to_string();
-        if let Some(status) = self.child.try_wait().map_err(failed)? {
+    fn is_well(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
             let log = fs::read_to_string(&self.errors).unwrap_or_default();
             let last = log.lines().last().unwrap_or_default();
-            return Err(format!("the server ended: {status}: {last}"));
+            bail!("the server ended: {status}: {last}");
         }
         let answered = || -> std::io::Result<usize> {
             let mut stream = TcpStream::connect_timeout(&self.address, PROMPT)?;
@@ -80,15 +79,12 @@ impl Server {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n")?;
             stream.read(&mut [0; 64])
         };
-        match answered() {
-            Ok(0) => return Err("the server closes without an answer".into()),
-            Ok(_) => {}
-            Err(error) => return Err(format!("the server does not answer: {error}")),
-        }
-        match resident(&self.child).map(|kilobytes| kilobytes << 10) {
-            Some(bytes) if bytes <= MOST_BYTES => Ok(()),
-            bytes => Err(format!("the server takes {bytes:?} bytes")),
-        }
+        let answer = answered().context("the server does not answer")?;
+        ensure!(answer > 0, "the server closes without an answer");
+        let bytes = resident(&self.child).map(|kilobytes| kilobytes << 10);
+        let is_bearable = bytes.is_some_and(|bytes| bytes <= MOST_BYTES);
+        ensure!(is_bearable, "the server takes {bytes:?} bytes");
+        Ok(())
     }
 }
 
@@ -157,30 +153,26 @@ impl Connections {
             if result.is_err() {
                 connections.open.clear();
                 let folder = &connections.folder;
-                connections.server = Server::start(folder, 0).map_err(|error| error.to_string())?;
+                connections.server = Server::start(folder, 0)?;
             }
             result
         }))
     }
 
-    fn attempt(&mut self, rng: &mut ChaCha8Rng) -> Result<(), String> {
+    fn attempt(&mut self, rng: &mut ChaCha8Rng) -> Result<()> {
         // What the server does with a connection is its own: it may close it at any word.
         let _ = self.disturb(rng);
         self.tries += 1;
         self.server.is_well()?;
         if self.tries.is_multiple_of(500) {
             let _ = fs::remove_dir_all(self.folder.join("out"));
-            let child = train(&self.folder, &self.server.url(), "out", &[]);
-            let child = child.map_err(|error| error.to_string())?;
-            let output = child
-                .wait_with_output()
-                .map_err(|error| error.to_string())?;
-            if !output.status.success() {
-                return Err(format!(
-                    "the server does not compute any more: {}",
-                    said(&output)
-                ));
-            }
+            let child = train(&self.folder, &self.server.url(), "out", &[])?;
+            let output = child.wait_with_output()?;
+            let said = said(&output);
+            ensure!(
+                output.status.success(),
+                "the server does not compute any more: {said}"
+            );
         }
         Ok(())
     }
@@ -408,9 +400,7 @@ impl Restart {
             log: fs::read(folder.join("whole/metrics.jsonl"))?,
             length: begun.elapsed(),
         };
-        Ok(Tries::drawn(move |rng| {
-            restart.attempt(rng).map_err(|error| format!("{error:#}"))
-        }))
+        Ok(Tries::drawn(move |rng| restart.attempt(rng)))
     }
 
     fn attempt(&self, rng: &mut ChaCha8Rng) -> Result<()> {
@@ -426,7 +416,7 @@ impl Restart {
             if killed.elapsed() > 3 * PROMPT {
                 child.kill()?;
                 child.wait()?;
-                anyhow::bail!("a client does not see that its server is gone");
+                bail!("a client does not see that its server is gone");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -437,7 +427,7 @@ impl Restart {
         match output.status.code() {
             Some(0) => {}
             Some(1 | 2) if is_line && waited <= PROMPT => {}
-            _ => anyhow::bail!("after {} ms: {}", waited.as_millis(), said(&output)),
+            _ => bail!("after {} ms: {}", waited.as_millis(), said(&output)),
         }
         ensure!(output.status.signal().is_none(), "{}", said(&output));
         let _server = Server::start(&self.folder, port)?;

@@ -10,7 +10,7 @@ mod mutate;
 mod runs;
 
 use crate::frame::{Target, Tries};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::fs;
@@ -89,20 +89,20 @@ fn begin(folder: &Path, make: Make) -> Result<Tries> {
         whole.with_context(|| format!("{name} is whole and is refused"))?;
     }
     Ok(Tries::drawn(move |rng| {
-        let failed = |error: anyhow::Error| format!("the harness fails: {error:#}");
+        let failed = "the harness fails";
         // The try before has left its damage.
-        write(&folder, &reader.files).map_err(failed)?;
+        write(&folder, &reader.files).context(failed)?;
         let (name, whole) = &reader.files[rng.random_range(0..reader.files.len())];
         let (_, other) = &reader.files[rng.random_range(0..reader.files.len())];
         let bytes = damage(whole, other, reader.words, rng);
         let changed = match reader.mend.filter(|_| rng.random_range(0..8) > 0) {
             None => vec![(name.clone(), bytes)],
-            Some(mend) => mend(&folder, name, bytes).map_err(failed)?,
+            Some(mend) => mend(&folder, name, bytes).context(failed)?,
         };
-        write(&folder, &changed).map_err(failed)?;
+        write(&folder, &changed).context(failed)?;
         match (reader.read)(&folder, name) {
             Ok(()) => Ok(()),
-            Err(error) => told(&format!("{error:#}"), &folder, name),
+            Err(error) => told(&error, &folder, name),
         }
     }))
 }
@@ -126,11 +126,10 @@ fn damage(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -> V
     }
 }
 
-/// Whether a message says which file it is about. That it is one line, the command line sees to.
-fn told(message: &str, folder: &Path, name: &str) -> Result<(), String> {
-    if message.contains(&*folder.to_string_lossy()) || message.contains(name) {
-        Ok(())
-    } else {
-        Err(format!("is refused without its name: {message}"))
-    }
+/// Whether an error says which file it is about. That it is one line, the command line sees to.
+fn told(error: &anyhow::Error, folder: &Path, name: &str) -> Result<()> {
+    let message = format!("{error:#}");
+    let is_named = message.contains(&*folder.to_string_lossy()) || message.contains(name);
+    ensure!(is_named, "is refused without its name: {message}");
+    Ok(())
 }

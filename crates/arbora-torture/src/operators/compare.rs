@@ -1,6 +1,7 @@
 //! What outputs must be beside those of the reference, and beside those of inputs of which one is no number.
 
 use super::{Numbers, Output, TOLERANCE};
+use anyhow::{Result, bail, ensure};
 
 /// Whether outputs are the same where the poison must not come.
 pub fn contained(
@@ -8,7 +9,7 @@ pub fn contained(
     poisoned: &[Output],
     example: usize,
     head: Option<usize>,
-) -> Result<(), String> {
+) -> Result<()> {
     for (clean, poisoned) in clean.iter().zip(poisoned) {
         let Some(axis) = clean.examples else {
             continue;
@@ -25,10 +26,10 @@ pub fn contained(
                     _ => true,
                 };
             if !own && one.to_bits() != other.to_bits() {
-                return Err(format!(
+                bail!(
                     "{}: what is no number in example {example} makes {other} of {one} at {at}",
                     clean.name
-                ));
+                );
             }
         }
     }
@@ -37,7 +38,7 @@ pub fn contained(
 
 /// Whether outputs that NaN alters show it: a model whose numbers are lost must not go on as if they were not. A query that
 /// takes another path reads other numbers, and then one of its outputs shows it.
-pub fn seen(clean: &[Output], poisoned: &[Output]) -> Result<(), String> {
+pub fn seen(clean: &[Output], poisoned: &[Output]) -> Result<()> {
     let altered: Vec<&Output> = clean
         .iter()
         .zip(poisoned)
@@ -47,32 +48,28 @@ pub fn seen(clean: &[Output], poisoned: &[Output]) -> Result<(), String> {
         })
         .map(|(_, poisoned)| poisoned)
         .collect();
-    let mut names = altered.iter().map(|output| output.name);
-    let hidden = if names.clone().any(|name| matches!(name, "path" | "counts")) {
+    let names: Vec<&str> = altered.iter().map(|output| output.name).collect();
+    let hidden = if names.contains(&"path") || names.contains(&"counts") {
         altered.iter().all(|output| output.is_finite())
     } else {
         altered.iter().any(|output| output.is_finite())
     };
-    if hidden && !altered.is_empty() {
-        let names: Vec<&str> = names.by_ref().collect();
-        Err(format!("NaN alters {names:?} and is not seen"))
-    } else {
-        Ok(())
-    }
+    ensure!(
+        altered.is_empty() || !hidden,
+        "NaN alters {names:?} and is not seen"
+    );
+    Ok(())
 }
 
 /// Whether outputs are those of the reference.
-pub fn close(got: &[Output], expected: &[Numbers]) -> Result<(), String> {
+pub fn close(got: &[Output], expected: &[Numbers]) -> Result<()> {
     let both = || got.iter().zip(expected);
     let together = both().filter(|(got, _)| got.is_together);
     let together = together.fold(0.0, |largest: f64, (_, one)| largest.max(one.largest()));
     for (got, expected) in both() {
         let dims = &got.numbers.dims;
         if *dims != expected.dims {
-            return Err(format!(
-                "{}: {dims:?}, expected {:?}",
-                got.name, expected.dims
-            ));
+            bail!("{}: {dims:?}, expected {:?}", got.name, expected.dims);
         }
         let unit = if got.is_together {
             got.unit.max(together)
@@ -87,10 +84,10 @@ pub fn close(got: &[Output], expected: &[Numbers]) -> Result<(), String> {
             // False for what is no number.
             let is_close = distance <= allowed;
             if !is_close {
-                return Err(format!(
+                bail!(
                     "{}: {one} at {at}, expected {other} within {allowed:e}",
                     got.name
-                ));
+                );
             }
         }
     }

@@ -4,6 +4,7 @@ use super::{
     Float, Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, integers, mask, product,
     width,
 };
+use anyhow::{Result, bail, ensure};
 use arbora::attention::EmptyNode;
 use arbora::attention::functions::{TreeCoarseOptions, prefix_attention, tree_coarse};
 use arbora::tree::{CompleteTree, NO_LEAF, RoutingTreeConfig};
@@ -181,16 +182,14 @@ impl Operator for Route {
         Vec::new()
     }
 
-    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<(), String> {
+    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<()> {
         let (shape, height) = (self.shape(), self.branching.len());
         for (at, path) in found[0].numbers.values.chunks(height + 1).enumerate() {
             let (token, head) = (at / self.heads, at % self.heads);
             if self.mask.as_ref().is_some_and(|mask| mask[token]) {
-                if path.iter().all(|node| *node == NO_LEAF as f32) {
-                    continue;
-                } else {
-                    return Err(format!("token {token} is masked and has a path"));
-                }
+                let is_absent = path.iter().all(|node| *node == NO_LEAF as f32);
+                ensure!(is_absent, "token {token} is masked and has a path");
+                continue;
             }
             let tree = head / (self.heads / self.trees);
             let x = &inputs[0].values[at * self.dim..][..self.dim];
@@ -209,7 +208,7 @@ impl Operator for Route {
                     || !children.contains(&(next as usize))
                     || next < 0.0
                 {
-                    return Err(format!("path {path:?} does not follow the tree"));
+                    bail!("path {path:?} does not follow the tree");
                 }
                 if !matches!(kind, Kind::Plain | Kind::Scaled) {
                     continue;
@@ -230,9 +229,9 @@ impl Operator for Route {
                 let taken = logits[next as usize - children.start];
                 let margin = 1e-4 * (1.0 + most.abs() + self.dim as f64);
                 if taken < most - margin {
-                    return Err(format!(
+                    bail!(
                         "path {path:?} takes a child of {taken} at depth {depth} where another has {most}"
-                    ));
+                    );
                 }
             }
         }

@@ -20,7 +20,7 @@ mod functions;
 mod search;
 
 use crate::frame::{Target, Tries};
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -67,7 +67,7 @@ trait Operator: std::fmt::Debug + Sized {
     /// The same by its definition; none where there is nothing to compare.
     fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers>;
     /// What else must hold of what the operator gives, whatever the numbers are.
-    fn check(&self, _: &[Numbers], _: &[Output], _: Kind) -> Result<(), String> {
+    fn check(&self, _: &[Numbers], _: &[Output], _: Kind) -> Result<()> {
         Ok(())
     }
 }
@@ -235,7 +235,7 @@ impl Output {
 }
 
 /// One problem.
-fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), String> {
+fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<()> {
     let problem = O::draw(rng);
     let kind = match rng.random_range(0..10) {
         0..=4 => Kind::Plain,
@@ -269,11 +269,11 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
             .collect()
     };
     let found = by_kernel(&numbers, &mut place);
-    let about = |error: String| format!("{error}; {kind:?} {problem:?}");
+    let about = |error: Error| anyhow!("{error}; {kind:?} {problem:?}");
     problem.check(&numbers, &found, kind).map_err(about)?;
     for output in &found {
         if !output.is_finite() {
-            return Err(about(format!("{} is not finite", output.name)));
+            return Err(about(anyhow!("{} is not finite", output.name)));
         }
     }
     let mut own = inputs.iter().zip(&numbers);
@@ -283,7 +283,7 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
         return if values.all(|value| *value == 0.0) {
             Ok(())
         } else {
-            Err(about("nothing has a gradient".into()))
+            Err(about(anyhow!("nothing has a gradient")))
         };
     }
     match kind {

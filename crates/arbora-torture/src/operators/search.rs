@@ -4,6 +4,7 @@ use super::{
     Float, Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, gradients, integers,
     length, long, powers, product, width,
 };
+use anyhow::{Result, ensure};
 use arbora::attention::GhostNodes;
 use arbora::attention::ops::{
     RoutePrimitive, TreeAttentionOps, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
@@ -97,7 +98,7 @@ impl TreeSearch {
     }
 
     /// Whether the search went where there are tokens, and greedily where it was to.
-    fn check_path(&self, path: &[f32], inputs: &[Numbers], kind: Kind) -> Result<(), String> {
+    fn check_path(&self, path: &[f32], inputs: &[Numbers], kind: Kind) -> Result<()> {
         let (shape, steps) = (&self.options.shape, self.steps());
         for (row, path) in path.chunks(steps).enumerate() {
             let example = row / self.queries;
@@ -106,29 +107,22 @@ impl TreeSearch {
                 let height = shape.height() - step;
                 let node = path[step] as usize;
                 let nodes = tokens.div_ceil(shape.span(height)).max(1);
-                if node >= nodes {
-                    return Err(format!(
-                        "path {path:?} of query {row} leads to a node over no token"
-                    ));
-                }
+                let told = || format!("path {path:?} of query {row}");
+                ensure!(node < nodes, "{} leads to a node over no token", told());
                 if step == 0 {
                     continue;
                 }
                 let group = shape.group(height + 1);
                 let first = path[step - 1] as usize * group;
-                if !(first..first + group).contains(&node) {
-                    return Err(format!(
-                        "path {path:?} of query {row} does not follow the tree"
-                    ));
-                }
+                let is_child = (first..first + group).contains(&node);
+                ensure!(is_child, "{} does not follow the tree", told());
                 let compared = matches!(kind, Kind::Plain | Kind::Scaled);
                 if self.way == Way::Greedy && compared {
                     let real = (nodes - first).min(group);
                     let policy = self.policy(row, shape.offset(height) + first, real, inputs);
                     let best = policy.iter().fold(0.0, |best: f64, one| best.max(*one));
-                    if policy[node - first] < best - MARGIN {
-                        return Err(format!("path {path:?} of query {row} is not greedy"));
-                    }
+                    let is_worse = policy[node - first] < best - MARGIN;
+                    ensure!(!is_worse, "{} is not greedy", told());
                 }
             }
         }
@@ -275,11 +269,12 @@ impl Operator for TreeSearch {
         all(found, of_inputs)
     }
 
-    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<(), String> {
+    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<()> {
         let mut values = found.iter().flat_map(|output| &output.numbers.values);
-        if self.queries == 0 && values.any(|value| *value != 0.0) {
-            return Err("without queries something has a gradient".into());
-        }
+        ensure!(
+            self.queries > 0 || values.all(|value| *value == 0.0),
+            "without queries something has a gradient"
+        );
         self.check_path(&found[2].numbers.values, inputs, kind)
     }
 }

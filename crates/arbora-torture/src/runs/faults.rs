@@ -59,7 +59,7 @@ struct Fault {
 
 /// Everything that can happen to every call of a job on its own files.
 fn faults(yard: &Yard) -> Result<Vec<Fault>> {
-    yard.clear().map_err(anyhow::Error::msg)?;
+    yard.clear()?;
     let trace = yard.path("trace");
     let mut command = traced(yard, "%file,%desc");
     command.arg("-y").arg("-o").arg(&trace);
@@ -126,14 +126,13 @@ fn called(mut strace: Command, yard: &Yard) -> Command {
 
 impl Yard {
     /// Lets one call fail, or be the last, and goes on with the job.
-    fn failing(&self, Fault { name, number, what }: &Fault) -> Result<(), String> {
+    fn failing(&self, Fault { name, number, what }: &Fault) -> Result<()> {
         self.clear()?;
         let mut command = traced(self, name);
         command.args(["-e", &format!("inject={name}:{what}:when={number}")]);
         let what = format!("{name} number {number}, {what}");
         command.args(["-o", "/dev/null"]);
-        let output = called(command, self).output();
-        let output = output.map_err(|error| error.to_string())?;
+        let output = called(command, self).output()?;
         let is_fine = match output.status.code() {
             // Whether it matters is seen below.
             Some(0) => true,
@@ -141,10 +140,7 @@ impl Yard {
             Some(code) => code == 128 + libc::SIGKILL,
             None => output.status.signal() == Some(libc::SIGKILL),
         };
-        if !is_fine {
-            return Err(format!("{what}: {}", said(&output)));
-        }
-        self.look().map_err(|reason| format!("{what}: {reason}"))?;
-        self.finish().map_err(|reason| format!("{what}: {reason}"))
+        ensure!(is_fine, "{what}: {}", said(&output));
+        self.look().and_then(|()| self.finish()).context(what)
     }
 }

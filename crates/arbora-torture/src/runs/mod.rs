@@ -7,7 +7,7 @@ pub mod faults;
 pub mod kill;
 
 use crate::frame::{Target, Tries};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -183,13 +183,12 @@ impl Yard {
     }
 
     /// Forgets what was done.
-    fn clear(&self) -> Result<(), String> {
+    fn clear(&self) -> Result<()> {
         let out = self.path("out");
         if out.try_exists().unwrap_or(false) {
-            fs::remove_dir_all(out).map_err(|error| error.to_string())
-        } else {
-            Ok(())
+            fs::remove_dir_all(out)?;
         }
+        Ok(())
     }
 
     /// The command that begins the job or goes on with it.
@@ -205,35 +204,29 @@ impl Yard {
     }
 
     /// Does the rest of the job undisturbed. All is as if nothing had happened.
-    fn finish(&self) -> Result<(), String> {
-        let output = self.command().output().map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(format!("cannot go on: {}", said(&output)));
-        }
+    fn finish(&self) -> Result<()> {
+        let output = self.command().output()?;
+        ensure!(output.status.success(), "cannot go on: {}", said(&output));
         for (run, whole) in self.job.runs.iter().zip(&self.logs) {
             let path = self.path("out").join(run).join("metrics.jsonl");
-            let log = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            if log != *whole {
-                return Err(format!("{}: another log", path.display()));
-            }
+            let log = fs::read(&path).with_context(|| path.display().to_string())?;
+            ensure!(log == *whole, "{}: another log", path.display());
         }
         self.pictures_are_whole(false)
     }
 
     /// What a disturbed job has left is read as whole, or refused in one line.
-    fn look(&self) -> Result<(), String> {
+    fn look(&self) -> Result<()> {
         for run in self.job.runs {
             let mut eval = arbora(&self.folder);
-            let output = eval
-                .arg("eval")
+            eval.arg("eval")
                 .arg(Path::new("out").join(run))
-                .arg("--json")
-                .output();
-            let output = output.map_err(|error| error.to_string())?;
+                .arg("--json");
+            let output = eval.output()?;
             match output.status.code() {
                 Some(0) if serde_json::from_slice::<Value>(&output.stdout).is_ok() => {}
                 Some(2) if is_one_line(&output) => {}
-                _ => return Err(format!("eval of {run}: {}", said(&output))),
+                _ => bail!("eval of {run}: {}", said(&output)),
             }
         }
         self.pictures_are_whole(true)
@@ -242,7 +235,7 @@ impl Yard {
     /// Whether each picture of the job has its end.
     ///
     /// - may_lack: it may not be there at all
-    fn pictures_are_whole(&self, may_lack: bool) -> Result<(), String> {
+    fn pictures_are_whole(&self, may_lack: bool) -> Result<()> {
         for picture in self.job.pictures {
             for ending in ["svg", "png"] {
                 let path = self.path("out").join(picture).with_extension(ending);
@@ -254,9 +247,7 @@ impl Yard {
                         .is_ok_and(|svg| svg.trim_end().ends_with("</svg>")),
                     _ => image::open(&path).is_ok(),
                 };
-                if !is_whole {
-                    return Err(format!("{} is not whole", path.display()));
-                }
+                ensure!(is_whole, "{} is not whole", path.display());
             }
         }
         Ok(())
