@@ -21,6 +21,14 @@ fn found(values: Vec<f64>, dims: [usize; 4]) -> Vec<Numbers> {
     }]
 }
 
+/// Mostly a few, sometimes more than are in one chunk of pairs or of causal means.
+fn count_of_keys(rng: &mut ChaCha8Rng) -> usize {
+    match rng.random_range(0..8) {
+        0 => rng.random_range(60..140),
+        _ => rng.random_range(1..20),
+    }
+}
+
 #[derive(Debug)]
 pub struct Prefix {
     batch: usize,
@@ -33,11 +41,7 @@ pub struct Prefix {
 
 impl Operator for Prefix {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let keys = match rng.random_range(0..8) {
-            // More than a chunk of pairs.
-            0 => rng.random_range(60..140),
-            _ => rng.random_range(1..20),
-        };
+        let keys = count_of_keys(rng);
         Self {
             batch: rng.random_range(1..4),
             queries: rng.random_range(1..=keys),
@@ -49,19 +53,15 @@ impl Operator for Prefix {
     }
 
     fn inputs(&self) -> Vec<Input> {
-        let Self {
-            batch,
-            queries,
-            keys,
-            kv_heads,
-            group,
-            widths: [features, value_dim],
-        } = *self;
-        let heads = kv_heads * group;
+        let [features, value_dim] = self.widths;
+        let rows = |count, heads, width| [self.batch, count, heads, width];
+        let (group, kv_heads) = (self.group, self.kv_heads);
+        let query = rows(self.queries, kv_heads * group, features);
+        let [key, value] = [features, value_dim].map(|width| rows(self.keys, kv_heads, width));
         vec![
-            Input::new([batch, queries, heads, features], 10, Scaling::To).by_heads(group),
-            Input::new([batch, keys, kv_heads, features], 10, Scaling::Fro).by_heads(1),
-            Input::new([batch, keys, kv_heads, value_dim], 10, Scaling::Free).by_heads(1),
+            Input::new(query, 10, Scaling::To).by_heads(group),
+            Input::new(key, 10, Scaling::Fro).by_heads(1),
+            Input::new(value, 10, Scaling::Free).by_heads(1),
         ]
     }
 
@@ -203,14 +203,12 @@ impl Operator for Route {
                 let (branching, node) = (self.branching[depth], path[depth] as usize);
                 let children = node * branching..(node + 1) * branching;
                 let next = path[depth + 1];
-                if path[depth] < 0.0
-                    || node >= shape.width(depth)
-                    || !children.contains(&(next as usize))
-                    || next < 0.0
-                {
-                    bail!("path {path:?} does not follow the tree");
-                }
-                if !matches!(kind, Kind::Plain | Kind::Scaled) {
+                let is_path = path[depth] >= 0.0
+                    && next >= 0.0
+                    && node < shape.width(depth)
+                    && children.contains(&(next as usize));
+                ensure!(is_path, "path {path:?} does not follow the tree");
+                if !kind.is_compared() {
                     continue;
                 }
                 let (weight, bias) = (&inputs[1 + 2 * depth], &inputs[2 + 2 * depth]);
@@ -262,11 +260,7 @@ impl Coarse {
 
 impl Operator for Coarse {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let keys = match rng.random_range(0..8) {
-            // More than a chunk of causal means.
-            0 => rng.random_range(60..140),
-            _ => rng.random_range(1..20),
-        };
+        let keys = count_of_keys(rng);
         let (batch, queries) = (rng.random_range(1..4), rng.random_range(1..=keys));
         let (kv_heads, group) = (rng.random_range(1..3), rng.random_range(1..3));
         let height = rng.random_range(0..4);
@@ -338,22 +332,17 @@ impl Operator for Coarse {
             let (token, head) = (at / heads, at % heads);
             let (batch, query) = (token / self.queries, token % self.queries);
             let kv_head = head / self.group;
-            let mut sum = vec![0.0; width];
-            let mut mean = vec![0.0; width];
+            let last = if self.options.causal {
+                query + self.keys - self.queries
+            } else {
+                self.keys - 1
+            };
+            let leaf = |key| self.key_leaf[(batch * self.keys + key) * self.kv_heads + kv_head];
+            let (mut sum, mut mean) = (vec![0.0; width], vec![0.0; width]);
             for depth in 0..=tree.height() {
                 let span = (tree.leaves() / tree.width(depth)) as i64;
-                let last = if self.options.causal {
-                    query + self.keys - self.queries
-                } else {
-                    self.keys - 1
-                };
-                let keys: Vec<usize> = (0..=last)
-                    .filter(|key| {
-                        let leaf =
-                            self.key_leaf[(batch * self.keys + key) * self.kv_heads + kv_head];
-                        leaf >= 0 && *own >= 0 && leaf / span == own / span
-                    })
-                    .collect();
+                let is_near = |leaf| leaf >= 0 && *own >= 0 && leaf / span == own / span;
+                let keys: Vec<usize> = (0..=last).filter(|key| is_near(leaf(*key))).collect();
                 if !keys.is_empty() {
                     mean = vec![0.0; width];
                     for key in &keys {

@@ -80,6 +80,13 @@ enum Kind {
     Poisoned,
 }
 
+impl Kind {
+    /// Whether what is found is compared with what is expected of the numbers.
+    fn is_compared(self) -> bool {
+        matches!(self, Self::Plain | Self::Scaled)
+    }
+}
+
 /// A tensor of numbers that an operator takes.
 struct Input {
     dims: Vec<usize>,

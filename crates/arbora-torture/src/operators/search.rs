@@ -116,8 +116,7 @@ impl TreeSearch {
                 let first = path[step - 1] as usize * group;
                 let is_child = (first..first + group).contains(&node);
                 ensure!(is_child, "{} does not follow the tree", told());
-                let compared = matches!(kind, Kind::Plain | Kind::Scaled);
-                if self.way == Way::Greedy && compared {
+                if self.way == Way::Greedy && kind.is_compared() {
                     let real = (nodes - first).min(group);
                     let policy = self.policy(row, shape.offset(height) + first, real, inputs);
                     let best = policy.iter().fold(0.0, |best: f64, one| best.max(*one));
