@@ -166,11 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
     let before = if args.page { read()?.runs.len() } else { 0 };
     let seed = args.seed.unwrap_or(before as u64);
     // The page is about the code as it was when the tries began.
-    let made = if args.page {
-        Some((origin::commit()?, origin::today()?))
-    } else {
-        None
-    };
+    let made = args.page.then(origin::now).transpose()?;
     let mut environment = Environment::default();
     let sanitizer = args.sanitizer;
     let program = compile(args, &mut environment)?;
