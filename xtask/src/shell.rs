@@ -65,7 +65,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a command and returns its standard output. Its standard error goes to the terminal.
-pub fn told(command: &mut Command) -> Result<String> {
+pub fn stdout(command: &mut Command) -> Result<String> {
     read(command, Stdio::inherit())
 }
 
@@ -97,7 +97,7 @@ pub struct Target {
 /// The programs that a call of cargo compiles. What it says about that goes to the terminal.
 pub fn compiled(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
     cargo.args(["--message-format", "json-render-diagnostics"]);
-    let messages = told(cargo).with_context(|| format!("{what} does not compile"))?;
+    let messages = stdout(cargo).with_context(|| format!("{what} does not compile"))?;
     // Messages about other things lack a field.
     let programs = messages
         .lines()

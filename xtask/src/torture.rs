@@ -239,7 +239,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// What a part of the program counts.
 fn counts(command: &mut Command) -> Result<Vec<Counts>> {
     // Failures are told as they come, through standard error.
-    let text = shell::told(command)?;
+    let text = shell::stdout(command)?;
     let last = text.lines().last().unwrap_or_default();
     serde_json::from_str(last).with_context(|| format!("output of `{}`", shell::shown(command)))
 }
