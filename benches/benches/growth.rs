@@ -8,8 +8,6 @@
 //! On burn-flex, one thread. Memory is what the process's allocator handed out at the highest point of
 //! one call, less what it had handed out before: exact, unlike resident pages.
 
-mod common;
-
 use arbora_attention::Route;
 use arbora_attention::functions::{dense_attention, tree_search};
 use arbora_attention::ops::{DenseAttentionOptions, TreeSearchOptions};
@@ -24,6 +22,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -56,6 +55,9 @@ const EXPONENTS: std::ops::RangeInclusive<u32> = 7..=17;
 /// Queries of one call, of every kind of attention.
 const QUERIES: usize = 256;
 
+/// Calls whose median is taken.
+const CALLS: usize = 9;
+
 /// What is measured, by name.
 const KINDS: [&str; 3] = [
     "tree search",
@@ -76,9 +78,19 @@ fn measure(mut call: impl FnMut()) -> Measured {
     call();
     let bytes = PEAK.load(Relaxed).saturating_sub(before) as f64 / QUERIES as f64;
     Measured {
-        microseconds: common::median_seconds(call) * 1e6 / QUERIES as f64,
+        microseconds: median_seconds(call) * 1e6 / QUERIES as f64,
         bytes,
     }
+}
+
+fn median_seconds(mut call: impl FnMut()) -> f64 {
+    let mut seconds = [0.0; CALLS].map(|_: f64| {
+        let start = Instant::now();
+        call();
+        start.elapsed().as_secs_f64()
+    });
+    seconds.sort_by(f64::total_cmp);
+    seconds[CALLS / 2]
 }
 
 fn at(tokens: usize, device: &Device) -> [Measured; 3] {

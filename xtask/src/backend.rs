@@ -46,10 +46,4 @@ impl Backend {
             Self::Cpu => "cpu",
         }
     }
-
-    /// Whether it computes through wgpu, as a graphics API that has adapters.
-    #[cfg(test)]
-    pub fn is_graphics(self) -> bool {
-        matches!(self, Self::Wgpu | Self::Vulkan | Self::Webgpu | Self::Metal)
-    }
 }

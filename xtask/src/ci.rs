@@ -8,8 +8,7 @@ use anyhow::Result;
 use crate::backend::Backend;
 use crate::provision::{self, Environment};
 use crate::shell::{cargo, run as run_command, shown};
-use crate::test_all_backends::{self, selection};
-use crate::torture;
+use crate::test_all_backends::selection;
 use crate::workspace::{self, Package};
 
 /// Every check of a change, cheapest first. Stops at the first failure.
@@ -28,8 +27,8 @@ struct Step {
 enum Task {
     Provision,
     Cargo(Box<Command>),
-    Suite,
-    Torture,
+    /// A task of this program.
+    Own(&'static str),
 }
 
 /// Runs the steps up to the first that fails.
@@ -39,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
         for step in &steps {
             match &step.task {
                 Task::Cargo(command) => println!("{:<28} {}", step.name, shown(command)),
-                Task::Provision | Task::Suite | Task::Torture => println!("{}", step.name),
+                Task::Provision | Task::Own(_) => println!("{}", step.name),
             }
         }
         return Ok(());
@@ -72,11 +71,7 @@ impl Task {
                 .iter()
                 .try_for_each(|&one| provision::provide(one, environment)),
             Self::Cargo(mut command) => run_command(environment.apply(&mut command)),
-            Self::Suite => test_all_backends::run(&test_all_backends::Args {
-                backends: Backend::TESTED.to_vec(),
-                filter: None,
-            }),
-            Self::Torture => torture::run(&torture::Args::bounded()),
+            Self::Own(name) => crate::Task::named(name).run(),
         }
     }
 }
@@ -114,8 +109,8 @@ fn steps() -> Result<Vec<Step>> {
     step("other backends", others);
     let flex = Some(("BURN_DEVICE", "flex"));
     step("tests on flex", command("test", everything, flex));
-    step("torture, three minutes", Task::Torture);
-    step("suite on every backend", Task::Suite);
+    step("torture, three minutes", Task::Own("torture"));
+    step("suite on every backend", Task::Own("test-all-backends"));
     Ok(steps)
 }
 

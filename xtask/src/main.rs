@@ -3,6 +3,7 @@
 mod backend;
 mod bench;
 mod ci;
+mod columns;
 mod data;
 mod origin;
 // The command line writes such pages and tables too. Its files are shared, since a dependency on its crate would compile burn.
@@ -16,13 +17,12 @@ mod shell;
 #[path = "../../crates/arbora-cli/src/table.rs"]
 mod table;
 mod test_all_backends;
-#[cfg(test)]
-mod tidy;
 mod torture;
 mod workspace;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Development tasks of the Arbora workspace.
@@ -44,17 +44,27 @@ enum Task {
     Torture(torture::Args),
 }
 
+impl Task {
+    /// As it is without options.
+    fn named(name: &str) -> Self {
+        Cli::parse_from(["cargo xtask", name]).task
+    }
+
+    fn run(&self) -> Result<()> {
+        match self {
+            Self::Provision(args) => provision::run(args),
+            Self::TestAllBackends(args) => test_all_backends::run(args),
+            Self::Ci(args) => ci::run(args),
+            Self::Data(args) => data::run(args),
+            Self::Bench(args) => bench::run(args),
+            Self::Reproduce(args) => reproduce::run(args),
+            Self::Torture(args) => torture::run(args),
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let result = match Cli::parse().task {
-        Task::Provision(args) => provision::run(&args),
-        Task::TestAllBackends(args) => test_all_backends::run(&args),
-        Task::Ci(args) => ci::run(&args),
-        Task::Data(args) => data::run(&args),
-        Task::Bench(args) => bench::run(&args),
-        Task::Reproduce(args) => reproduce::run(&args),
-        Task::Torture(args) => torture::run(&args),
-    };
-    match result {
+    match Cli::parse().task.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

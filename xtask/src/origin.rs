@@ -6,8 +6,13 @@ use anyhow::Result;
 
 use crate::shell;
 
+/// The code and the day that numbers of now are of.
+pub fn now() -> Result<(String, String)> {
+    Ok((commit()?, today()?))
+}
+
 /// The commit that is checked out, and whether the code is another.
-pub fn commit() -> Result<String> {
+fn commit() -> Result<String> {
     let git =
         |args: &[&str]| shell::output(Command::new("git").current_dir(shell::root()).args(args));
     let commit = git(&["rev-parse", "--short", "HEAD"])?;
@@ -20,7 +25,7 @@ pub fn commit() -> Result<String> {
 }
 
 /// The day, in universal time.
-pub fn today() -> Result<String> {
+fn today() -> Result<String> {
     let date = shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
     Ok(date.trim().to_string())
 }

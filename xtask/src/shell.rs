@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 /// The root of the workspace.
 pub fn root() -> PathBuf {
@@ -51,9 +52,6 @@ fn quoted(word: &str) -> String {
 }
 
 /// Runs a command to its end with the terminal's output.
-///
-/// # Errors
-/// When the program cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status();
     let status = status.with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -62,22 +60,49 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a command and returns its standard output. Its standard error is shown only when it fails.
-///
-/// # Errors
-/// When the program cannot be started, fails, or writes something other than UTF-8.
 pub fn output(command: &mut Command) -> Result<String> {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    ensure!(
-        out.status.success(),
-        "`{}` failed ({})\n{}",
-        shown(command),
-        out.status,
-        String::from_utf8_lossy(&out.stderr).trim()
-    );
+    read(command, Stdio::piped())
+}
+
+/// Runs a command and returns its standard output. Its standard error goes to the terminal.
+pub fn stdout(command: &mut Command) -> Result<String> {
+    read(command, Stdio::inherit())
+}
+
+fn read(command: &mut Command, errors: Stdio) -> Result<String> {
+    let out = command.stdin(Stdio::null()).stderr(errors).output();
+    let out = out.with_context(|| format!("cannot start `{}`", shown(command)))?;
+    let errors = String::from_utf8_lossy(&out.stderr);
+    let failure = format!("`{}` failed ({})\n{errors}", shown(command), out.status);
+    ensure!(out.status.success(), "{}", failure.trim_end());
     String::from_utf8(out.stdout).with_context(|| format!("output of `{}`", shown(command)))
+}
+
+/// A program that cargo has compiled.
+#[derive(Deserialize)]
+pub struct Artifact {
+    pub manifest_path: PathBuf,
+    pub target: Target,
+    pub executable: PathBuf,
+}
+
+/// What a program is compiled of.
+#[derive(Deserialize)]
+pub struct Target {
+    pub name: String,
+    /// `test`, `bin` and others.
+    pub kind: Vec<String>,
+}
+
+/// The programs that a call of cargo compiles. What it says about that goes to the terminal.
+pub fn compiled(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    let messages = stdout(cargo).with_context(|| format!("{what} does not compile"))?;
+    // Messages about other things lack a field.
+    let programs = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(programs.collect())
 }
 
 /// Whether `program` can be started from here.

@@ -7,7 +7,7 @@ mod counts;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -15,11 +15,12 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::columns::{Column, table};
 use crate::provision::{self, Environment};
-use crate::table::{table, thousands};
+use crate::table::thousands;
 use crate::test_all_backends::selection;
 use crate::{atomic_file, origin, page, shell};
-use counts::{Counts, Failure};
+use counts::Counts;
 
 /// Try what must break nothing: random problems for every operator, damaged files for every reader, commands that are
 /// killed or whose system calls fail, servers that receive anything. The part `long` is for --only: it takes hours.
@@ -127,28 +128,6 @@ impl Part {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
-
-    /// Whether it is tried where no part is asked for: one try of the others takes longer than that.
-    fn is_bounded(self) -> bool {
-        self != Self::Long
-    }
-}
-
-impl Args {
-    /// As without options.
-    pub fn bounded() -> Self {
-        Self {
-            minutes: MINUTES,
-            count: None,
-            only: None,
-            target: None,
-            seed: None,
-            index: None,
-            sanitizer: Sanitizer::default(),
-            release: false,
-            page: false,
-        }
-    }
 }
 
 /// All runs of a campaign: the numbers behind the page.
@@ -187,22 +166,16 @@ pub fn run(args: &Args) -> Result<()> {
     let before = if args.page { read()?.runs.len() } else { 0 };
     let seed = args.seed.unwrap_or(before as u64);
     // The page is about the code as it was when the tries began.
-    let made = if args.page {
-        Some((origin::commit()?, origin::today()?))
-    } else {
-        None
-    };
+    let made = args.page.then(origin::now).transpose()?;
     let mut environment = Environment::default();
     let sanitizer = args.sanitizer;
     let program = compile(args, &mut environment)?;
     let parts: Vec<Part> = match args.only {
         Some(part) => vec![part],
-        None => {
-            let parts = Part::value_variants().iter().copied();
-            parts
-                .filter(|part| part.is_bounded() && sanitizer.watches(*part))
-                .collect()
-        }
+        // One try of what is long takes longer than that.
+        None => (Part::value_variants().iter().copied())
+            .filter(|part| *part != Part::Long && sanitizer.watches(*part))
+            .collect(),
     };
     let watched = parts.iter().all(|part| sanitizer.watches(*part));
     ensure!(
@@ -266,18 +239,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// What a part of the program counts.
 fn counts(command: &mut Command) -> Result<Vec<Counts>> {
     // Failures are told as they come, through standard error.
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output();
-    let output = output.with_context(|| format!("cannot start `{}`", shell::shown(command)))?;
-    let status = output.status;
-    ensure!(
-        status.success(),
-        "`{}` failed ({status})",
-        shell::shown(command)
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = shell::stdout(command)?;
     let last = text.lines().last().unwrap_or_default();
     serde_json::from_str(last).with_context(|| format!("output of `{}`", shell::shown(command)))
 }
@@ -314,49 +276,30 @@ fn compile(args: &Args, environment: &mut Environment) -> Result<PathBuf> {
         cargo.args(["test", "--no-run", "--test", "itself", "--test", "backend"]);
         cargo.args(selection(&Backend::TESTED)?);
     }
-    cargo.args(["--message-format", "json-render-diagnostics"]);
-    environment.apply(&mut cargo);
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot start cargo")?;
-    ensure!(output.status.success(), "the program does not compile");
-
-    /// What cargo says of something that it compiled.
-    #[derive(Deserialize)]
-    struct Artifact {
-        executable: PathBuf,
-    }
-    // Messages about other things have none.
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    let mut found = messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok());
-    let found = found.find(|found| found.executable.ends_with("torture"));
-    Ok(found.context("cargo compiled no program")?.executable)
+    let found = shell::compiled(environment.apply(&mut cargo), "the program")?;
+    let mut paths = found.into_iter().map(|found| found.executable);
+    let program = paths.find(|path| path.ends_with("torture"));
+    program.context("cargo compiled no program")
 }
 
 /// One table of what was tried.
 fn tried(rows: &[(Sanitizer, &Counts)]) -> String {
-    let titles = [
-        "part",
-        "target",
-        "tried",
-        "failed",
-        "panics of libraries, contained",
-        "per second",
-    ];
-    let mut cells = vec![titles.map(String::from).to_vec()];
-    cells.extend(rows.iter().map(|(sanitizer, counts)| {
-        vec![
-            sanitizer.of(&counts.part),
-            counts.target.clone(),
-            thousands(counts.tried),
-            thousands(counts.failed),
-            thousands(counts.contained.values().sum()),
+    let columns: [Column<(Sanitizer, &Counts)>; 6] = [
+        ("part", |(sanitizer, counts)| sanitizer.of(&counts.part)),
+        ("target", |(_, counts)| counts.target.clone()),
+        ("tried", |(_, counts)| thousands(counts.tried)),
+        ("failed", |(_, counts)| thousands(counts.failed)),
+        ("panics of libraries, contained", |(_, counts)| {
+            thousands(counts.contained.values().sum())
+        }),
+        ("per second", |(_, counts)| {
             match counts.tried as f64 / counts.seconds.max(1e-9) {
                 few if few < 10.0 => format!("{few:.1}"),
                 many => thousands(many as u64),
-            },
-        ]
-    }));
-    table(&cells, 2)
+            }
+        }),
+    ];
+    table(rows, 2, &columns)
 }
 
 impl Campaign {
@@ -403,55 +346,39 @@ impl Campaign {
         let rows: Vec<(Sanitizer, &Counts)> =
             rows.map(|one| (one.sanitizer, &one.counts)).collect();
         let mut text = tried(&rows);
-        let failures = |total: &Total| -> String {
-            let told = total.counts.failures.iter();
-            let line = |Failure {
-                            seed,
-                            index,
-                            reason,
-                        }: &Failure| {
-                let Counts { part, target, .. } = &total.counts;
-                format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n")
-            };
-            told.map(line).collect()
-        };
-        let failures: String = self.totals.iter().map(failures).collect();
+        let (mut failures, mut contained) = (String::new(), String::new());
+        for Total { counts, .. } in &self.totals {
+            let Counts { part, target, .. } = counts;
+            for failure in &counts.failures {
+                let (seed, index, reason) = (failure.seed, failure.index, &failure.reason);
+                failures += &format!("- {part}, {target}, seed {seed}, index {index}: {reason}\n");
+            }
+            for (panic, times) in &counts.contained {
+                let times = thousands(*times);
+                contained += &format!("- {part}, {target}, {times} times: {panic}\n");
+            }
+        }
         if !failures.is_empty() {
             text += &format!("\nThe first failures of each target and run:\n\n{failures}");
         }
-        let contained = |total: &Total| -> String {
-            let panics = total.counts.contained.iter();
-            let line = |(panic, times): (&String, &u64)| {
-                let Counts { part, target, .. } = &total.counts;
-                format!("- {part}, {target}, {} times: {panic}\n", thousands(*times))
-            };
-            panics.map(line).collect()
-        };
-        let contained: String = self.totals.iter().map(contained).collect();
         if !contained.is_empty() {
             text += &format!("\nPanics of libraries that became errors:\n\n{contained}");
         }
-        let mut cells = vec![
-            ["code", "day", "seed", "minutes", "tried", "failed"]
-                .map(String::from)
-                .to_vec(),
+        let columns: [Column<Run>; 6] = [
+            ("code", |run| run.sanitizer.of(&run.commit)),
+            ("day", |run| run.date.clone()),
+            ("seed", |run| run.seed.to_string()),
+            ("minutes", |run| format!("{:.0}", run.minutes)),
+            ("tried", |run| thousands(run.tried)),
+            ("failed", |run| thousands(run.failed)),
         ];
-        cells.extend(self.runs.iter().map(|run| {
-            vec![
-                run.sanitizer.of(&run.commit),
-                run.date.clone(),
-                run.seed.to_string(),
-                format!("{:.0}", run.minutes),
-                thousands(run.tried),
-                thousands(run.failed),
-            ]
-        }));
-        text + &format!("\nRuns:\n\n{}", table(&cells, 2))
+        text + &format!("\nRuns:\n\n{}", table(&self.runs, 2, &columns))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::counts::Failure;
     use super::*;
 
     fn counts(target: &str, tried: u64, failed: u64) -> Counts {

@@ -1,7 +1,6 @@
 //! What `cargo metadata` says about the workspace.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -13,7 +12,6 @@ use crate::shell;
 #[derive(Default, Deserialize)]
 pub struct Package {
     pub name: String,
-    pub manifest_path: PathBuf,
     /// What each feature switches on.
     pub features: BTreeMap<String, Vec<String>>,
     /// The registries it may go to: none given means any.
@@ -28,9 +26,6 @@ impl Package {
 }
 
 /// The members of the workspace.
-///
-/// # Errors
-/// When a manifest is not valid.
 pub fn packages() -> Result<Vec<Package>> {
     #[derive(Deserialize)]
     struct Metadata {

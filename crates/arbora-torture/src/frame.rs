@@ -8,19 +8,18 @@ use crate::heap;
 use anyhow::{Context as _, Result, bail};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What one try does, by its index and a stream of random numbers of its own; what it did that it must not.
-type Attempt = Box<dyn FnMut(u64, &mut ChaCha8Rng) -> Result<(), String>>;
+/// What one try does, by its index and a stream of random numbers of its own; the error is what it did that it must not.
+type Attempt = Box<dyn FnMut(u64, &mut ChaCha8Rng) -> Result<()>>;
 
 /// Tries of a target.
 pub struct Tries {
@@ -31,7 +30,7 @@ pub struct Tries {
 
 impl Tries {
     /// As many as one likes, each drawn at random.
-    pub fn drawn(mut attempt: impl FnMut(&mut ChaCha8Rng) -> Result<(), String> + 'static) -> Self {
+    pub fn drawn(mut attempt: impl FnMut(&mut ChaCha8Rng) -> Result<()> + 'static) -> Self {
         Self {
             attempt: Box::new(move |_, rng| attempt(rng)),
             count: u64::MAX,
@@ -41,25 +40,34 @@ impl Tries {
     /// One for each of `list`, in this order.
     pub fn listed<T: 'static>(
         list: Vec<T>,
-        mut attempt: impl FnMut(&T) -> Result<(), String> + 'static,
+        mut attempt: impl FnMut(&T) -> Result<()> + 'static,
     ) -> Self {
         Self {
             count: list.len() as u64,
             attempt: Box::new(move |index, _| {
                 let one = list.get(index as usize);
-                attempt(one.ok_or_else(|| format!("--index: expected one below {}", list.len()))?)
+                attempt(one.with_context(|| format!("--index: expected one below {}", list.len()))?)
             }),
         }
     }
 }
 
 /// What is tried.
-#[derive(Clone, Copy)]
 pub struct Target {
-    /// Its name on the command line and in tables.
-    pub name: &'static str,
-    /// Makes ready for many tries, in a folder that it has for itself and that is in memory.
-    pub begin: fn(&Path) -> Result<Tries>,
+    name: &'static str,
+    begin: Box<dyn Fn(&Path) -> Result<Tries> + Send + Sync>,
+}
+
+impl Target {
+    /// - name: on the command line and in tables
+    /// - begin: makes ready for many tries, in a folder that it has for itself and that is in memory
+    pub fn new(
+        name: &'static str,
+        begin: impl Fn(&Path) -> Result<Tries> + Send + Sync + 'static,
+    ) -> Self {
+        let begin = Box::new(begin);
+        Self { name, begin }
+    }
 }
 
 /// What a call asks of a part.
@@ -91,18 +99,6 @@ pub struct Asked {
     pub position: Option<PathBuf>,
 }
 
-impl Asked {
-    /// The same, where a try is whole processes.
-    ///
-    /// - longest: seconds that it may take
-    pub fn patient(&self, longest: f64) -> Self {
-        Self {
-            longest,
-            ..self.clone()
-        }
-    }
-}
-
 /// A target that ends so many processes is left.
 const MOST_ENDS: u64 = 50;
 /// Failures that are told, of each target.
@@ -110,9 +106,16 @@ const MOST_TOLD: usize = 10;
 
 /// Tries all targets of a part, as many at a time as there are cores; `None` from a process that is one of its own.
 ///
+/// - longest: seconds that one try may take
+///
 /// # Errors
 /// If no target has the name that is asked for, or no process can be started.
-pub fn run(part: &str, targets: &[Target], asked: &Asked) -> Result<Option<Vec<Counts>>> {
+pub fn run(
+    part: &str,
+    targets: &[Target],
+    asked: &Asked,
+    longest: f64,
+) -> Result<Option<Vec<Counts>>> {
     let chosen: Vec<&Target> = targets
         .iter()
         .filter(|target| asked.target.as_ref().is_none_or(|name| name == target.name))
@@ -130,20 +133,24 @@ pub fn run(part: &str, targets: &[Target], asked: &Asked) -> Result<Option<Vec<C
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
     let workers = workers.min(chosen.len());
     let seconds = asked.seconds * workers as f64 / chosen.len() as f64;
-    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(target) = chosen.get(next.fetch_add(1, Relaxed)) {
-                    let counts = counted(part, target, asked, seconds);
-                    let mut found = found.lock().expect("no worker panics while it holds this");
-                    found.push((target.name, counts));
-                }
-            });
-        }
+    let next = AtomicUsize::new(0);
+    // What is next until there is no more, each with its place.
+    let work = || -> Vec<(usize, Result<Counts>)> {
+        let one = || {
+            let at = next.fetch_add(1, Relaxed);
+            let target = chosen.get(at)?;
+            Some((at, counted(part, target, asked, seconds, longest)))
+        };
+        std::iter::from_fn(one).collect()
+    };
+    let mut found: Vec<(usize, Result<Counts>)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let found = workers.into_iter().map(|worker| worker.join());
+        found
+            .flat_map(|found| found.expect("no worker panics"))
+            .collect()
     });
-    let mut found = found.into_inner().expect("as above");
-    found.sort_by_key(|(name, _)| targets.iter().position(|target| target.name == *name));
+    found.sort_by_key(|(at, _)| *at);
     let counts = found.into_iter().map(|(_, counts)| counts);
     counts.collect::<Result<_>>().map(Some)
 }
@@ -161,12 +168,8 @@ fn random(target: &Target, seed: u64, index: u64) -> ChaCha8Rng {
 
 /// A folder for the files of a target: in memory where the system has such a place.
 fn scratch() -> Result<tempfile::TempDir> {
-    let shared = Path::new("/dev/shm");
-    let place = if shared.is_dir() {
-        shared.to_path_buf()
-    } else {
-        std::env::temp_dir()
-    };
+    let memory = Some(PathBuf::from("/dev/shm")).filter(|place| place.is_dir());
+    let place = memory.unwrap_or_else(std::env::temp_dir);
     let mut builder = tempfile::Builder::new();
     builder.prefix("arbora-torture-");
     builder.tempdir_in(place).context("cannot make a folder")
@@ -176,15 +179,21 @@ fn scratch() -> Result<tempfile::TempDir> {
 fn once(target: &Target, seed: u64, index: u64) -> Result<()> {
     let folder = scratch()?;
     let mut tries = (target.begin)(folder.path())?;
-    match (tries.attempt)(index, &mut random(target, seed, index)) {
-        Ok(()) => println!("{} {index}: as it should be", target.name),
-        Err(reason) => bail!("{} {index}: {reason}", target.name),
-    }
+    (tries.attempt)(index, &mut random(target, seed, index))
+        .with_context(|| format!("{} {index}", target.name))?;
+    println!("{} {index}: as it should be", target.name);
     Ok(())
 }
 
-/// Panics since the last look, and the first of them.
-static PANICS: Mutex<(u64, String)> = Mutex::new((0, String::new()));
+/// The first panic since the last look.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+fn panic_seen() -> MutexGuard<'static, Option<String>> {
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a process of tries prints of one, as a line of JSON: that it failed, or without its index that a panic was contained.
+type Told = (Option<u64>, String);
 
 /// Tries until the time is over, in a process that may end before.
 fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
@@ -195,11 +204,8 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
         let place = panic.location().map(ToString::to_string);
         let place = place.unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no reason given");
-        let (count, first) = &mut *PANICS.lock().unwrap_or_else(|held| held.into_inner());
-        if *count == 0 {
-            *first = format!("{} ({})", without_numbers(message), short(&place));
-        }
-        *count += 1;
+        panic_seen()
+            .get_or_insert_with(|| format!("{} ({})", without_numbers(message), short(&place)));
     }));
     heap::limit();
     let begun = Instant::now();
@@ -213,20 +219,17 @@ fn tries(target: &Target, asked: &Asked, position: &Path) -> Result<()> {
         let result = catch_unwind(AssertUnwindSafe(|| {
             attempt(index, &mut random(target, asked.seed, index))
         }));
-        let (count, first) =
-            std::mem::take(&mut *PANICS.lock().unwrap_or_else(|held| held.into_inner()));
-        let reason = match result {
-            Ok(Ok(())) => {
-                if count > 0 {
-                    println!("contained {}", line(&first));
-                }
-                None
-            }
-            Ok(Err(reason)) => Some(reason),
-            Err(_) => Some(format!("panics: {first}")),
+        let panic = panic_seen().take();
+        let told: Option<Told> = match result {
+            Ok(Ok(())) => panic.map(|panic| (None, panic)),
+            Ok(Err(reason)) => Some((Some(index), format!("{reason:#}"))),
+            Err(_) => Some((
+                Some(index),
+                format!("panics: {}", panic.unwrap_or_default()),
+            )),
         };
-        if let Some(reason) = reason {
-            println!("{index} {}", line(&reason));
+        if let Some((index, reason)) = told {
+            println!("{}", serde_json::to_string(&(index, line(&reason)))?);
         }
         index += 1;
     }
@@ -244,7 +247,13 @@ fn line(text: &str) -> String {
 }
 
 /// The tries of a target in processes of their own.
-fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<Counts> {
+fn counted(
+    part: &str,
+    target: &Target,
+    asked: &Asked,
+    seconds: f64,
+    longest: f64,
+) -> Result<Counts> {
     let begun = Instant::now();
     let mut counts = Counts {
         part: part.into(),
@@ -266,11 +275,13 @@ fn counted(part: &str, target: &Target, asked: &Asked, seconds: f64) -> Result<C
         if let Some(end) = end {
             command.args(["--count", &(end - from).to_string()]);
         }
-        let mut told = |index: Option<u64>, reason: String| match index {
-            None => *counts.contained.entry(reason).or_default() += 1,
-            Some(index) => fail(&mut counts, asked.seed, index, reason),
-        };
-        let (at, reason) = process(command, asked.longest, &mut told)?;
+        let (told, at, reason) = process(command, longest)?;
+        for (index, reason) in told {
+            match index {
+                None => *counts.contained.entry(reason).or_default() += 1,
+                Some(index) => fail(&mut counts, asked.seed, index, reason),
+            }
+        }
         counts.tried += at - from;
         from = at;
         let Some(reason) = reason else {
@@ -320,87 +331,56 @@ fn fail(counts: &mut Counts, seed: u64, index: u64, reason: String) {
     }
 }
 
-/// Runs a process of tries to its end. Returns the try that it came to, and why it ended if that was before its time.
-fn process(
-    mut command: Command,
-    longest: f64,
-    told: &mut dyn FnMut(Option<u64>, String),
-) -> Result<(u64, Option<String>)> {
+/// Runs a process of tries to its end. Returns what it told, the try that it came to, and why it ended if that was before its
+/// time.
+fn process(mut command: Command, longest: f64) -> Result<(Vec<Told>, u64, Option<String>)> {
     let folder = scratch()?;
-    let path = folder.path().join("position");
-    std::fs::write(&path, [])?;
-    let position = File::open(&path)?;
+    let [position, told, said] = ["position", "told", "said"].map(|name| folder.path().join(name));
+    fs::write(&position, [])?;
     // Nothing while the process makes ready.
     let at = || -> Result<Option<u64>> {
-        let mut bytes = [0; 8];
-        match position.read_at(&mut bytes, 0)? {
-            8 => Ok(Some(u64::from_le_bytes(bytes))),
-            _ => Ok(None),
-        }
+        let bytes = fs::read(&position)?;
+        Ok(bytes.try_into().ok().map(u64::from_le_bytes))
     };
-    command.arg("--position").arg(&path);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start a process")?;
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
-    let (told_lines, said, status) = std::thread::scope(|scope| {
-        let lines = scope.spawn(|| {
-            let lines = output
-                .into_iter()
-                .flat_map(|output| BufReader::new(output).lines());
-            let lines: Vec<String> = lines.map_while(Result::ok).collect();
-            lines
-        });
-        let said = scope.spawn(|| {
-            let mut text = Vec::new();
-            // The end of a long message is what counts, and half a message is better than none.
-            let _ = errors.map(|mut errors| errors.read_to_end(&mut text));
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        let mut last = (None, Instant::now());
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break Ok::<_, anyhow::Error>(Some(status));
-            }
-            let now = at()?;
-            if now != last.0 {
-                last = (now, Instant::now());
-            } else if now.is_some() && last.1.elapsed().as_secs_f64() > longest {
-                child.kill()?;
-                child.wait()?;
-                break Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        };
-        let lines = lines.join().expect("reading does not panic");
-        let said = said.join().expect("reading does not panic");
-        Ok::<_, anyhow::Error>((lines, said, status?))
-    })?;
-    for one in told_lines {
-        match one.split_once(' ') {
-            Some(("contained", reason)) => told(None, reason.into()),
-            Some((index, reason)) => match index.parse() {
-                Ok(index) => told(Some(index), reason.into()),
-                Err(_) => bail!("a process of tries printed {one}"),
-            },
-            None => bail!("a process of tries printed {one}"),
+    command
+        .arg("--position")
+        .arg(&position)
+        .stdin(Stdio::null());
+    command.stdout(File::create(&told)?);
+    command.stderr(File::create(&said)?);
+    let mut child = command.spawn().context("cannot start a process")?;
+    let mut last = (None, Instant::now());
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
         }
-    }
+        let now = at()?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        } else if now.is_some() && last.1.elapsed().as_secs_f64() > longest {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     let reason = match status {
         Some(status) if status.success() => None,
-        Some(status) => Some(why(status, &said)),
+        Some(status) => Some(why(status, &String::from_utf8_lossy(&fs::read(said)?))),
         None => Some(format!("hangs: took over {longest} s")),
     };
-    match (at()?, reason) {
-        (Some(at), reason) => Ok((at, reason)),
-        (None, reason) => bail!(
-            "a process of tries did not begin: {}",
-            reason.unwrap_or_default()
-        ),
-    }
+    let told: Result<Vec<Told>> = fs::read_to_string(told)?
+        .lines()
+        .map(|line| {
+            let told = serde_json::from_str(line);
+            told.with_context(|| format!("a process of tries printed {line}"))
+        })
+        .collect();
+    let Some(at) = at()? else {
+        let reason = reason.unwrap_or_default();
+        bail!("a process of tries did not begin: {reason}")
+    };
+    Ok((told?, at, reason))
 }
 
 /// Why a process ended, by how it did and what it said.

@@ -1,7 +1,7 @@
 //! A run of many steps: its memory stays what it is, and stopping it again and again changes nothing.
 
 use crate::frame::{Target, Tries};
-use crate::runs::{arbora, copy, said};
+use crate::runs::{arbora, copy, resident, said};
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -10,31 +10,22 @@ use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 /// What is tried: each for hours.
-pub const TARGETS: [Target; 2] = [
-    Target {
-        name: "memory",
-        begin: |folder| {
+pub fn targets() -> Vec<Target> {
+    let kinds: [(&'static str, fn(&Yard) -> Result<()>); 2] =
+        [("memory", Yard::memory), ("resumed", Yard::resumed)];
+    let target = |(name, work): (&'static str, fn(&Yard) -> Result<()>)| {
+        Target::new(name, move |folder| {
             let yard = Yard::new(folder)?;
-            Ok(tried(move || yard.memory()))
-        },
-    },
-    Target {
-        name: "resumed",
-        begin: |folder| {
-            let yard = Yard::new(folder)?;
-            Ok(tried(move || yard.resumed()))
-        },
-    },
-];
+            Ok(Tries::drawn(move |_| work(&yard)))
+        })
+    };
+    kinds.map(target).into()
+}
 
 /// How many steps, where they are not to be this many.
 const STEPS: &str = "ARBORA_TORTURE_STEPS";
 /// Steps after which memory must stay what it is, and between stops.
 const FIRST: u64 = 1000;
-
-fn tried(work: impl Fn() -> Result<()> + 'static) -> Tries {
-    Tries::drawn(move |_| work().map_err(|error| format!("{error:#}")))
-}
 
 /// A folder for runs of one kind.
 struct Yard {
@@ -77,15 +68,8 @@ impl Yard {
         let mut first = None;
         let mut last = 0;
         while child.try_wait()?.is_none() {
-            let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
-            let resident = status.ok().and_then(|status| {
-                let line = status
-                    .lines()
-                    .find_map(|line| line.strip_prefix("VmRSS:"))?;
-                line.trim().split(' ').next()?.parse::<u64>().ok()
-            });
             let lines = self.lines("out");
-            if let Some(resident) = resident
+            if let Some(resident) = resident(&child)
                 && lines > FIRST + 10
                 && lines < self.steps
             {

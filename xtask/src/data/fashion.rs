@@ -13,11 +13,8 @@ use crate::shell;
 
 const PACKAGE: &str = "dataset-fashion-mnist";
 
-/// Fills `folder` with the four gzipped IDX files and the licence.
-///
-/// # Errors
-/// Without Debian's package tools, or when a checksum differs.
-pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+/// Fills `folder` with the four gzipped IDX files.
+pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     ensure!(
         shell::have("apt-get") && shell::have("dpkg-deb"),
         "it comes from the Debian package {PACKAGE}, which needs apt-get and dpkg-deb \
@@ -47,11 +44,9 @@ pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
             fs::copy(&packed, folder.join(format!("{name}.gz")))?;
         }
     }
-    let readme = format!(
+    Ok(format!(
         "Fashion-MNIST, from the Debian package {PACKAGE}.\n\
          Source: https://github.com/zalandoresearch/fashion-mnist\n\n{}",
         sample::FASHION_MNIST_LICENSE
-    );
-    fs::write(folder.join("NOTICE"), readme)?;
-    Ok(())
+    ))
 }

@@ -22,9 +22,6 @@ pub struct Labelled {
 
 impl Labelled {
     /// Reads `{part}-images-idx3-ubyte.gz` and `{part}-labels-idx1-ubyte.gz` of a folder.
-    ///
-    /// # Errors
-    /// When a file is missing, is not IDX, or the counts differ.
     pub fn read(folder: &Path, part: &str) -> Result<Self> {
         let pixels = gunzip(&images_of(folder, part))?;
         let ([count, height, width], pixels) = split_header::<3>(&pixels)
@@ -48,9 +45,6 @@ impl Labelled {
     }
 
     /// Writes the pair of files that [`Labelled::read`] reads. The same data gives the same bytes.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
     pub fn write(&self, folder: &Path, part: &str) -> Result<()> {
         let count = self.images.len();
         let mut pixels = header([count, self.size[0], self.size[1]]);
@@ -62,10 +56,7 @@ impl Labelled {
     }
 
     /// The first `per_class` images of each class in their order, interleaved by class, so that
-    /// every prefix of the result is balanced too.
-    ///
-    /// # Errors
-    /// When a class from 0 to the largest has fewer images.
+    /// every prefix of the result is balanced too. Fails when a class from 0 to the largest has fewer.
     pub fn balanced(&self, per_class: usize) -> Result<Self> {
         let largest = self.labels.iter().max();
         let mut members = vec![Vec::new(); largest.map_or(0, |&label| usize::from(label) + 1)];
@@ -111,9 +102,6 @@ fn labels_of(folder: &Path, part: &str) -> PathBuf {
 }
 
 /// The uncompressed bytes of a gzip file.
-///
-/// # Errors
-/// When the file is missing or damaged.
 pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| GzDecoder::new(file).read_to_end(&mut bytes));
@@ -122,9 +110,6 @@ pub fn gunzip(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Writes at level 9 and without a time stamp or a name.
-///
-/// # Errors
-/// When the file cannot be written.
 pub fn gzip(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut encoder = GzBuilder::new()
         .mtime(0)

@@ -19,9 +19,6 @@ pub struct Lock {
 
 impl Lock {
     /// Reads the lock file. A missing file is an empty one.
-    ///
-    /// # Errors
-    /// When the file cannot be read or is not a JSON object of strings.
     pub fn open(path: &Path) -> Result<Self> {
         let digests = match fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text)
@@ -33,10 +30,7 @@ impl Lock {
         Ok(Self { path, digests })
     }
 
-    /// Compares the digest of `artefact` with the recorded one, or records it.
-    ///
-    /// # Errors
-    /// When the digests differ, or the file cannot be written.
+    /// Compares the digest of `artefact` with the recorded one, or records it where there is none.
     pub fn check(&mut self, artefact: &str, digest: &str) -> Result<()> {
         match self.digests.get(artefact) {
             Some(expected) if expected == digest => Ok(()),
@@ -60,9 +54,6 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// [`sha256`] of all that a reader gives, for what is too large for memory.
-///
-/// # Errors
-/// When reading fails.
 pub fn sha256_of(reader: &mut impl io::Read) -> io::Result<String> {
     let mut hasher = sha2::Sha256::new();
     io::copy(reader, &mut hasher)?;

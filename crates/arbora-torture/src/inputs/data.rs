@@ -224,17 +224,15 @@ pub fn tokenizer(_: &Path) -> Result<Reader> {
             "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true}
         }),
     );
+    let metaspace = json!({
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true
+    });
     let unigram = whole(
         json!({
             "type": "Unigram", "unk_id": 0, "byte_fallback": false,
             "vocab": [["<unk>", 0.0], ["▁", -2.0], ["a", -3.0], ["ll", -4.5], ["▁me", -5.0]]
         }),
-        json!({
-            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
-                "split": true},
-            "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
-                "split": true}
-        }),
+        json!({"pre_tokenizer": metaspace, "decoder": metaspace}),
     );
     let files = [
         ("bytes.json", Tokenizer::bytes().to_json()),

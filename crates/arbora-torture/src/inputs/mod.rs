@@ -10,34 +10,37 @@ mod mutate;
 mod runs;
 
 use crate::frame::{Target, Tries};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::fs;
 use std::path::Path;
 
-/// What is tried.
-pub const TARGETS: [Target; 16] = [
-    target("idx", |folder| begin(folder, data::idx)),
-    target("images", |folder| begin(folder, data::images)),
-    target("ts", |folder| begin(folder, data::series)),
-    target("text", |folder| begin(folder, data::text)),
-    target("tokenizer", |folder| begin(folder, data::tokenizer)),
-    target("config", |folder| begin(folder, runs::settings)),
-    target("config-begun", |folder| begin(folder, runs::begun)),
-    target("config-layer", |folder| begin(folder, runs::layer)),
-    target("metrics", |folder| begin(folder, runs::log)),
-    target("records", |folder| begin(folder, runs::records)),
-    target("checkpoint", |folder| begin(folder, runs::checkpoint)),
-    target("burnpack", |folder| begin(folder, models::burnpack)),
-    target("safetensors", |folder| begin(folder, models::safetensors)),
-    target("index", |folder| begin(folder, models::index)),
-    target("placement", |folder| begin(folder, runs::placement)),
-    target("experiment", |folder| begin(folder, runs::experiment)),
-];
+/// Makes a reader, with a folder to make its files in.
+type Make = fn(&Path) -> Result<Reader>;
 
-const fn target(name: &'static str, begin: fn(&Path) -> Result<Tries>) -> Target {
-    Target { name, begin }
+/// What is tried.
+pub fn targets() -> Vec<Target> {
+    let readers: [(&'static str, Make); 16] = [
+        ("idx", data::idx),
+        ("images", data::images),
+        ("ts", data::series),
+        ("text", data::text),
+        ("tokenizer", data::tokenizer),
+        ("config", runs::settings),
+        ("config-begun", runs::begun),
+        ("config-layer", runs::layer),
+        ("metrics", runs::log),
+        ("records", runs::records),
+        ("checkpoint", runs::checkpoint),
+        ("burnpack", models::burnpack),
+        ("safetensors", models::safetensors),
+        ("index", models::index),
+        ("placement", runs::placement),
+        ("experiment", runs::experiment),
+    ];
+    let target = |(name, make)| Target::new(name, move |folder| begin(folder, make));
+    readers.map(target).into()
 }
 
 /// A reader, and what it reads.
@@ -75,48 +78,43 @@ impl Reader {
     }
 }
 
-fn begin(folder: &Path, reader: fn(&Path) -> Result<Reader>) -> Result<Tries> {
+fn begin(folder: &Path, make: Make) -> Result<Tries> {
     let made = folder.join("made");
     fs::create_dir(&made)?;
-    let mut reader = reader(&made)?;
+    let mut reader = make(&made)?;
     let folder = folder.join("input");
-    let write = |(name, bytes): &(String, Vec<u8>)| -> Result<()> {
-        let path = folder.join(name);
-        fs::create_dir_all(path.parent().context("it is in a folder")?)?;
-        Ok(fs::write(path, bytes)?)
-    };
-    reader.files.iter().try_for_each(write)?;
+    write(&folder, &reader.files)?;
     for (name, _) in &reader.files {
         let whole = (reader.read)(&folder, name);
         whole.with_context(|| format!("{name} is whole and is refused"))?;
     }
-    reader.files.iter().try_for_each(write)?;
-    let mut damaged: Vec<String> = Vec::new();
     Ok(Tries::drawn(move |rng| {
-        let failed = |error: anyhow::Error| format!("the harness fails: {error:#}");
-        // A try that panicked has left its files.
-        for name in damaged.drain(..) {
-            let whole = reader.files.iter().find(|(whole, _)| *whole == name);
-            whole.map_or(Ok(()), |whole| {
-                fs::write(folder.join(&whole.0), &whole.1).map_err(|error| failed(error.into()))
-            })?;
-        }
+        let failed = "the harness fails";
+        // The try before has left its damage.
+        write(&folder, &reader.files).context(failed)?;
         let (name, whole) = &reader.files[rng.random_range(0..reader.files.len())];
         let (_, other) = &reader.files[rng.random_range(0..reader.files.len())];
         let bytes = damage(whole, other, reader.words, rng);
         let changed = match reader.mend.filter(|_| rng.random_range(0..8) > 0) {
             None => vec![(name.clone(), bytes)],
-            Some(mend) => mend(&folder, name, bytes).map_err(failed)?,
+            Some(mend) => mend(&folder, name, bytes).context(failed)?,
         };
-        for (name, bytes) in &changed {
-            fs::write(folder.join(name), bytes).map_err(|error| failed(error.into()))?;
-        }
-        damaged = changed.into_iter().map(|(name, _)| name).collect();
+        write(&folder, &changed).context(failed)?;
         match (reader.read)(&folder, name) {
             Ok(()) => Ok(()),
-            Err(error) => told(&format!("{error:#}"), &folder, name),
+            Err(error) => told(&error, &folder, name),
         }
     }))
+}
+
+/// Files by their names in a folder.
+fn write(folder: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().context("it is in a folder")?)?;
+        fs::write(path, bytes)?;
+    }
+    Ok(())
 }
 
 fn damage(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -> Vec<u8> {
@@ -128,11 +126,10 @@ fn damage(whole: &[u8], other: &[u8], words: &[&str], rng: &mut ChaCha8Rng) -> V
     }
 }
 
-/// Whether a message says which file it is about. That it is one line, the command line sees to.
-fn told(message: &str, folder: &Path, name: &str) -> Result<(), String> {
-    if message.contains(&*folder.to_string_lossy()) || message.contains(name) {
-        Ok(())
-    } else {
-        Err(format!("is refused without its name: {message}"))
-    }
+/// Whether an error says which file it is about. That it is one line, the command line sees to.
+fn told(error: &anyhow::Error, folder: &Path, name: &str) -> Result<()> {
+    let message = format!("{error:#}");
+    let is_named = message.contains(&*folder.to_string_lossy()) || message.contains(name);
+    ensure!(is_named, "is refused without its name: {message}");
+    Ok(())
 }

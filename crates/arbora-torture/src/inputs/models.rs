@@ -30,11 +30,8 @@ fn weights(made: &Path, name: &str, words: &'static [&'static str]) -> Result<Re
 }
 
 pub fn burnpack(made: &Path) -> Result<Reader> {
-    weights(
-        made,
-        "weights.bpk",
-        &["dtype", "shape", "data_offsets", "param_id"],
-    )
+    let words = &["dtype", "shape", "data_offsets", "param_id"];
+    weights(made, "weights.bpk", words)
 }
 
 pub fn safetensors(made: &Path) -> Result<Reader> {
@@ -111,11 +108,7 @@ fn mend(bytes: &[u8]) -> Option<Vec<u8>> {
             hash.update(tensor.data());
         }
     }
-    let sum: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sum = format!("{:x}", hash.finalize());
     let old = metadata
         .get("checksum")
         .filter(|old| old.len() == sum.len())?;

@@ -5,28 +5,14 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 /// Numbers at the ends of what readers count in.
-const NUMBERS: [&str; 20] = [
-    "0",
-    "-0",
-    "-1",
-    "1",
-    "127",
-    "128",
-    "255",
-    "256",
-    "65535",
-    "65536",
-    "2147483647",
-    "2147483648",
-    "4294967296",
-    "9223372036854775808",
-    "18446744073709551615",
-    "18446744073709551616",
-    "1e308",
-    "1e400",
-    "-1e-400",
-    "0.1",
-];
+const NUMBERS: &str = "0 -0 -1 1 127 128 255 256 65535 65536 2147483647 2147483648 4294967296 \
+    9223372036854775808 18446744073709551615 18446744073709551616 1e308 1e400 -1e-400 0.1";
+
+/// One of them.
+fn any_number(rng: &mut ChaCha8Rng) -> &'static str {
+    let numbers: Vec<&str> = NUMBERS.split(' ').collect();
+    numbers[rng.random_range(0..numbers.len())]
+}
 
 /// What text is damaged with, in every format.
 const WORDS: [&str; 16] = [
@@ -117,8 +103,7 @@ fn number(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
         .iter()
         .take_while(|byte| byte.is_ascii_digit());
     let to = from + digits.count();
-    let number = NUMBERS[rng.random_range(0..NUMBERS.len())];
-    bytes.splice(from..to, number.bytes());
+    bytes.splice(from..to, any_number(rng).bytes());
 }
 
 /// JSON that is almost that of a file; as it is where that is none.
@@ -199,10 +184,7 @@ fn extreme(rng: &mut ChaCha8Rng) -> Value {
         7 => json!(u64::MAX),
         8 => json!(i64::MIN),
         9 => (0..rng.random_range(1..200)).fold(json!(0), |inner, _| json!([inner])),
-        _ => {
-            let number = NUMBERS[rng.random_range(0..NUMBERS.len())];
-            serde_json::from_str(number).unwrap_or_default()
-        }
+        _ => serde_json::from_str(any_number(rng)).unwrap_or_default(),
     }
 }
 

@@ -16,30 +16,36 @@ use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::path::Path;
 
+/// A run of each family in a folder of its own, of those whose settings are asked for.
+fn runs(
+    is_asked: fn(&Value) -> bool,
+    read: impl FnMut(&Path, &str) -> Result<()> + 'static,
+) -> Result<Reader> {
+    let settings = commands::settings_of_runs()?.into_iter().enumerate();
+    let asked = settings
+        .filter(|(_, text)| is_asked(&serde_json::from_str(text).unwrap_or_default()))
+        .map(|(at, text)| (format!("run-{at}/config.json"), text));
+    Ok(Reader::new(asked, &["\"kind\""], read))
+}
+
 /// The settings of a run of each family.
 pub fn settings(_: &Path) -> Result<Reader> {
-    let settings = commands::settings_of_runs()?.into_iter().enumerate();
-    let files = settings.map(|(at, text)| (format!("run-{at}/config.json"), text));
-    Ok(Reader::new(files, &["\"kind\""], |folder, name| {
-        commands::read_settings(folder.join(name).parent().unwrap_or(folder))
-    }))
+    runs(
+        |_| true,
+        |folder, name| commands::read_settings(folder.join(name).parent().unwrap_or(folder)),
+    )
 }
 
 /// The settings of runs whose data are drawn, up to what settings and data come to.
 pub fn begun(_: &Path) -> Result<Reader> {
-    let settings = commands::settings_of_runs()?.into_iter().enumerate();
-    let drawn = settings.filter(|(_, text)| {
-        let value: Value = serde_json::from_str(text).unwrap_or_default();
-        ["bandit", "recall"]
-            .map(Value::from)
-            .contains(&value["task"])
-    });
-    let files = drawn.map(|(at, text)| (format!("run-{at}/config.json"), text));
-    Ok(Reader::new(files, &["\"kind\""], |folder, name| {
-        let run = folder.join(name);
-        // What does not fit the data is named by its key.
-        commands::begin_run(run.parent().unwrap_or(folder)).with_context(|| name.to_owned())
-    }))
+    runs(
+        |settings| settings["task"] == "bandit" || settings["task"] == "recall",
+        |folder, name| {
+            let run = folder.join(name);
+            // What does not fit the data is named by its key.
+            commands::begin_run(run.parent().unwrap_or(folder)).with_context(|| name.to_owned())
+        },
+    )
 }
 
 /// A file of settings over those of a task.
@@ -53,15 +59,12 @@ pub fn layer(_: &Path) -> Result<Reader> {
         ("images.json", layer.to_string()),
         ("lm.json", text.to_string()),
     ];
-    Ok(Reader::new(
-        files,
-        &["\"kind\"", "\"path\""],
-        |folder, name| {
-            // A setting that is out of range is named by its key: it may be that of another layer.
-            commands::read_layer(name.trim_end_matches(".json"), &folder.join(name))
-                .with_context(|| name.to_owned())
-        },
-    ))
+    let words = &["\"kind\"", "\"path\""];
+    Ok(Reader::new(files, words, |folder, name| {
+        // A setting that is out of range is named by its key: it may be that of another layer.
+        commands::read_layer(name.trim_end_matches(".json"), &folder.join(name))
+            .with_context(|| name.to_owned())
+    }))
 }
 
 const LOG: &str = "{\"step\":1,\"split\":\"train\",\"loss\":0.5,\"learning_rate\":0.001}\n\
@@ -71,11 +74,10 @@ const LOG: &str = "{\"step\":1,\"split\":\"train\",\"loss\":0.5,\"learning_rate\
 /// The log of a run that goes on from its second step.
 pub fn log(_: &Path) -> Result<Reader> {
     let files = [("metrics.jsonl", LOG)];
-    Ok(Reader::new(
-        files,
-        &["\"step\":", "}\n{"],
-        |folder, name| Ok(doors::open_log(&folder.join(name), 2)?),
-    ))
+    let words = &["\"step\":", "}\n{"];
+    Ok(Reader::new(files, words, |folder, name| {
+        Ok(doors::open_log(&folder.join(name), 2)?)
+    }))
 }
 
 /// What a run's folder and a page's numbers say of runs.
@@ -85,29 +87,20 @@ pub fn records(_: &Path) -> Result<Reader> {
         "version": 1, "steps": 10, "items": 100, "of": "test images", "parameters": 1234,
         "metrics": {"loss": 0.5, "perplexity": null}, "reached": [{"accuracy": 0.9, "step": null}]
     });
+    let made = json!([{"version": 1, "backend": "flex"}]);
+    let measured = json!({"entries": [entry], "seconds_per_query": 1e-6});
+    let page = json!({"runs": [entry], "title": "x"});
     let files = [
-        (
-            "made.json",
-            json!([{"version": 1, "backend": "flex"}]).to_string(),
-        ),
-        (
-            "measured.json",
-            json!({"entries": [entry], "seconds_per_query": 1e-6}).to_string(),
-        ),
-        (
-            "page.json",
-            json!({"runs": [entry], "title": "x"}).to_string(),
-        ),
+        ("made.json", made.to_string()),
+        ("measured.json", measured.to_string()),
+        ("page.json", page.to_string()),
         ("metrics.jsonl", LOG.into()),
     ];
-    Ok(Reader::new(
-        files,
-        &["\"step\":"],
-        |folder, name| match name {
-            "page.json" => commands::read_numbers(&folder.join(name)),
-            _ => commands::read_records(folder),
-        },
-    ))
+    let words = &["\"step\":"];
+    Ok(Reader::new(files, words, |folder, name| match name {
+        "page.json" => commands::read_numbers(&folder.join(name)),
+        _ => commands::read_records(folder),
+    }))
 }
 
 /// A checkpoint with the state of an optimiser, which is loaded.
@@ -151,16 +144,13 @@ pub fn checkpoint(made: &Path) -> Result<Reader> {
         Ok(())
     });
     reader.mend = Some(|folder, name, bytes| {
-        let sums = name.replace(name.rsplit('/').next().unwrap_or(name), "SHA256SUMS");
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let sums = name.replace(file, "SHA256SUMS");
         if name == sums {
             return Ok(vec![(name.into(), bytes)]);
         }
-        let sum: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sum = format!("{:x}", Sha256::digest(&bytes));
         let text = fs::read_to_string(folder.join(&sums))?;
-        let file = name.rsplit('/').next().unwrap_or(name);
         let lines = text.lines().map(|line| {
             if line.ends_with(file) {
                 format!("{sum}  {file}\n")
@@ -178,20 +168,18 @@ pub fn placement(_: &Path) -> Result<Reader> {
     let placement =
         json!({"root": "flex", "0": "ws://127.0.0.1:3000", "0.1.1": "flex", "1": "flex"});
     let files = [("placement.json", placement.to_string())];
-    Ok(Reader::new(
-        files,
-        &["0.", "root", "99999999999999999999", "..", "ws://"],
-        |folder, name| commands::read_placement(&folder.join(name)),
-    ))
+    let words = &["0.", "root", "99999999999999999999", "..", "ws://"];
+    Ok(Reader::new(files, words, |folder, name| {
+        commands::read_placement(&folder.join(name))
+    }))
 }
 
 /// Experiments that are a part of the program.
 pub fn experiment(_: &Path) -> Result<Reader> {
     let experiments = commands::experiments().enumerate();
     let files = experiments.map(|(at, text)| (format!("experiment-{at}.json"), text));
-    Ok(Reader::new(
-        files,
-        &["\"rows\"", "\"from\"", "\"seeds\""],
-        |folder, name| commands::read_experiment(&folder.join(name)),
-    ))
+    let words = &["\"rows\"", "\"from\"", "\"seeds\""];
+    Ok(Reader::new(files, words, |folder, name| {
+        commands::read_experiment(&folder.join(name))
+    }))
 }

@@ -1,19 +1,16 @@
 //! Dense attention, and attention within leaves.
 
 use super::{
-    Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
-    powers, width,
+    Float, Input, Numbers, Operator, Output, Place, Scaling, drawn, gradients, integers, length,
+    long, mask, powers, width,
 };
 use arbora::attention::Dropout;
-use arbora::attention::ops::TreeAttentionOps;
 use arbora::attention::ops::{
-    AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, LeafAttentionGradients,
-    LeafAttentionInputs, reference,
+    AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, DenseAttentionOptions,
+    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, TreeAttentionOps, reference,
 };
-use arbora::attention::ops::{DenseAttentionOptions, LeafAttentionOptions};
 use burn::backend::Dispatch;
-use burn::backend::tensor::IntTensor;
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 
@@ -34,12 +31,20 @@ fn four(
     ]
 }
 
-/// The sizes of the gradients of query, key and value, by those of what they are made of: the gradient of a logit is the
-/// difference of sums over the width of values.
-fn units(inputs: &[Numbers], scale: f64) -> [f64; 3] {
-    let [q, k, v, g] = [0, 1, 2, 3].map(|at| inputs[at].scale);
-    let logit = 4.0 * g * v * (inputs[2].dims[3] as f64).sqrt();
-    [logit * k * scale, logit * q * scale, g]
+/// Context and statistic, and the gradients of query, key and value with the sizes of what they are made of: the gradient of a
+/// logit is the difference of sums over the width of values.
+///
+/// - scale: of logits
+fn outputs(scales: &[f64], [value_dim, group]: [usize; 2], scale: f64) -> Vec<Output> {
+    let [q, k, v, g] = [0, 1, 2, 3].map(|at| scales[at]);
+    let logit = 4.0 * g * v * (value_dim as f64).sqrt();
+    vec![
+        Output::new("context", v).by_heads(group),
+        Output::new("lse", 1.0).by_heads(group),
+        Output::new("gradient of query", logit * k * scale).by_heads(group),
+        Output::new("gradient of key", logit * q * scale).by_heads(1),
+        Output::new("gradient of value", g).by_heads(1),
+    ]
 }
 
 #[derive(Debug)]
@@ -63,33 +68,21 @@ impl Dense {
         }
     }
 
-    fn mask(&self, place: &Place) -> AttentionMask<Dispatch> {
-        match &self.mask {
-            None => AttentionMask::None,
-            Some(mask) => {
-                let data = TensorData::new(mask.clone(), [self.batch, self.rows - self.first_key]);
-                let mask = Tensor::<2, Bool>::from_data(data, &place.device);
-                AttentionMask::Keys(mask.into_dispatch())
-            }
-        }
-    }
-
-    fn outputs(
+    fn attended(
         &self,
-        inputs: &[Numbers],
-        (context, lse): (Tensor<4>, Tensor<3>),
-        [d_query, d_key, d_value]: [Tensor<4>; 3],
-    ) -> Vec<Output> {
-        let scale = self.options().scale.unwrap_or(1.0);
-        let [query, key, value] = units(inputs, scale);
-        let output = |name, tensor, unit| Output::new(name, tensor, unit).by_heads(2, 1);
-        vec![
-            output("context", context, inputs[2].scale),
-            Output::new("lse", lse, 1.0).by_heads(2, 1),
-            output("gradient of query", d_query, query),
-            output("gradient of key", d_key, key),
-            output("gradient of value", d_value, value),
-        ]
+        [query, key, value]: [Float; 3],
+        device: &Device,
+    ) -> DenseAttentionInputs<Dispatch> {
+        let keys = [self.batch, self.rows - self.first_key];
+        let mask = mask(self.mask.as_ref(), keys, device);
+        DenseAttentionInputs {
+            query,
+            key,
+            value,
+            mask: mask.map_or(AttentionMask::None, |mask| {
+                AttentionMask::Keys(mask.into_dispatch())
+            }),
+        }
     }
 }
 
@@ -126,40 +119,31 @@ impl Operator for Dense {
         four(rows, [self.heads, 1], self.widths, self.powers)
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [query, key, value, grad] =
-            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
-        let (mask, options) = (self.mask(place), self.options());
-        let attended = DenseAttentionInputs {
-            query,
-            key,
-            value,
-            mask,
-        };
-        let output = Dispatch::dense_attention(attended.clone(), options);
-        let (q, k, v) = Dispatch::dense_attention_backward(attended, output.clone(), grad, options);
-        let found = (
-            Tensor::from_dispatch(output.context),
-            Tensor::from_dispatch(output.lse),
-        );
-        self.outputs(inputs, found, [q, k, v].map(Tensor::from_dispatch))
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        outputs(scales, [self.widths[1], 1], self.scale.unwrap_or(1.0))
     }
 
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let tracked = [0, 1, 2].map(|at| place.tracked::<4>(&inputs[at]));
-        let grad = place.tensor(&inputs[3]);
-        let [query, key, value] = tracked.clone().map(Tensor::into_dispatch);
-        let attended = DenseAttentionInputs {
-            query,
-            key,
-            value,
-            mask: self.mask(place),
-        };
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
+        let [query, key, value, grad] = four_of(&inputs);
+        let attended = self.attended([query, key, value], device);
+        let options = self.options();
+        let output = Dispatch::dense_attention(attended.clone(), options);
+        let (query, key, value) =
+            Dispatch::dense_attention_backward(attended, output.clone(), grad, options);
+        [output.context, output.lse, query, key, value]
+            .map(Numbers::of)
+            .into()
+    }
+
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers> {
+        let tracked = [0, 1, 2].map(|at| place.tracked(&inputs[at]));
+        let grad = place.float(&inputs[3]);
+        let attended = self.attended(tracked.clone(), &place.device);
         let output = reference::dense_attention::<Dispatch>(attended, self.options());
-        let context = Tensor::<4>::from_dispatch(output.context);
-        let gradients = backward(context.clone(), grad, &tracked[0]);
-        let found = (context.inner(), Tensor::from_dispatch(output.lse));
-        self.outputs(inputs, found, tracked.map(|one| gradient(&one, &gradients)))
+        let gradients = gradients(&output.context, grad, &tracked);
+        let mut found = vec![Numbers::of(output.context), Numbers::of(output.lse)];
+        found.extend(gradients);
+        found
     }
 }
 
@@ -179,42 +163,37 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// The leaves of queries, keys and candidates.
-    fn leaves(&self, place: &Place) -> [IntTensor<Dispatch>; 3] {
+    /// What is attended to, and the same rows with other leaves for keys.
+    fn attended(
+        &self,
+        [query, key, value]: [Float; 3],
+        key_bias: Float,
+        device: &Device,
+    ) -> (LeafAttentionInputs<Dispatch>, CandidateInputs<Dispatch>) {
         let of_queries = [self.batch, self.queries, self.kv_heads * self.group];
         let of_keys = [self.batch, self.keys, self.kv_heads];
-        [
-            place.integers(&self.query_leaf, of_queries),
-            place.integers(&self.key_leaf, of_keys),
-            place.integers(&self.candidate_leaf, of_keys),
+        let [query_leaf, key_leaf, candidate_leaf] = [
+            integers(&self.query_leaf, of_queries, device),
+            integers(&self.key_leaf, of_keys, device),
+            integers(&self.candidate_leaf, of_keys, device),
         ]
-        .map(Tensor::into_dispatch)
-    }
-
-    fn outputs(
-        &self,
-        inputs: &[Numbers],
-        (context, lse): (Tensor<4>, Tensor<3>),
-        [d_query, d_key, d_value]: [Tensor<4>; 3],
-        [bias, gate]: [Tensor<3>; 2],
-    ) -> Vec<Output> {
-        let dropout = self.options.dropout;
-        let kept = dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.rate));
-        let scale = self.options.scale.unwrap_or(1.0) * kept;
-        let [query, key, value] = units(inputs, scale);
-        let group = self.group;
-        let size = inputs[2].scale;
-        // Of a logit, without what it is made of.
-        let gain = query / scale * kept / inputs[1].scale;
-        vec![
-            Output::new("context", context, size).by_heads(2, group),
-            Output::new("lse", lse, 1.0).by_heads(2, group),
-            Output::new("gradient of query", d_query, query).by_heads(2, group),
-            Output::new("gradient of key", d_key, key).by_heads(2, 1),
-            Output::new("gradient of value", d_value, value).by_heads(2, 1),
-            Output::new("gradient of key bias", bias, gain).by_heads(2, 1),
-            Output::new("gradient of gate", gate, gain).by_heads(2, 1),
-        ]
+        .map(Tensor::into_dispatch);
+        let candidates = CandidateInputs {
+            query: query.clone(),
+            key: key.clone(),
+            value: value.clone(),
+            query_leaf: query_leaf.clone(),
+            candidate_leaf,
+        };
+        let attended = LeafAttentionInputs {
+            query,
+            key,
+            value,
+            key_bias,
+            query_leaf,
+            key_leaf,
+        };
+        (attended, candidates)
     }
 }
 
@@ -275,95 +254,76 @@ impl Operator for Leaf {
         inputs
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [query, key, value, grad] =
-            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
-        let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
-        let attended = LeafAttentionInputs {
-            query,
-            key,
-            value,
-            key_bias: place.tensor::<3>(&inputs[4]).into_dispatch(),
-            query_leaf,
-            key_leaf,
-        };
-        let candidates = candidates(attended.clone(), candidate_leaf);
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        let dropout = self.options.dropout;
+        let kept = dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.rate));
+        let scale = self.options.scale.unwrap_or(1.0) * kept;
+        let mut outputs = outputs(scales, [self.widths[1], self.group], scale);
+        // Of a logit, without what it is made of.
+        let gain = outputs[2].unit / scale * kept / scales[1];
+        let names = ["gradient of key bias", "gradient of gate"];
+        outputs.extend(names.map(|name| Output::new(name, gain).by_heads(1)));
+        outputs
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
+        let [query, key, value, grad] = four_of(&inputs);
+        let rows = [query, key, value];
+        let (attended, candidates) = self.attended(rows, inputs[4].clone(), device);
         let output = Dispatch::leaf_attention(attended.clone(), self.options);
-        let gradients =
-            Dispatch::leaf_attention_backward(attended, output.clone(), grad.clone(), self.options);
-        let gate =
-            Dispatch::candidate_keys_backward(candidates, output.clone(), grad, self.options);
+        let (of_output, of_grad) = (output.clone(), grad.clone());
         let LeafAttentionGradients {
             query,
             key,
             value,
             key_bias,
-        } = gradients;
-        self.outputs(
-            inputs,
-            (
-                Tensor::from_dispatch(output.context),
-                Tensor::from_dispatch(output.lse),
-            ),
-            [query, key, value].map(Tensor::from_dispatch),
-            [key_bias, gate].map(Tensor::from_dispatch),
-        )
+        } = Dispatch::leaf_attention_backward(attended, of_output, of_grad, self.options);
+        let of_output = output.clone();
+        let gate = Dispatch::candidate_keys_backward(candidates, of_output, grad, self.options);
+        [
+            output.context,
+            output.lse,
+            query,
+            key,
+            value,
+            key_bias,
+            gate,
+        ]
+        .map(Numbers::of)
+        .into()
     }
 
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let tracked = [0, 1, 2].map(|at| place.tracked::<4>(&inputs[at]));
-        let grad = place.tensor::<4>(&inputs[3]);
-        let bias = place.tracked::<3>(&inputs[4]);
-        let [query_leaf, key_leaf, candidate_leaf] = self.leaves(place);
-        let [query, key, value] = tracked.clone().map(Tensor::into_dispatch);
-        let attended = LeafAttentionInputs {
-            query,
-            key,
-            value,
-            key_bias: bias.clone().into_dispatch(),
-            query_leaf,
-            key_leaf,
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers> {
+        let rows = [0, 1, 2].map(|at| place.tracked(&inputs[at]));
+        let grad = place.float(&inputs[3]);
+        let bias = place.tracked(&inputs[4]);
+        let (attended, _) = self.attended(rows.clone(), bias.clone(), &place.device);
+        let output = reference::leaf_attention::<Dispatch>(attended, self.options);
+        let [query, key, value] = rows.clone();
+        let tracked = [query, key, value, bias.clone()];
+        let gradients = gradients(&output.context, grad.clone(), &tracked);
+        let [context, lse] = [output.context, output.lse].map(untracked);
+        let (_, candidates) = self.attended(rows.map(untracked), bias, &place.device);
+        let output = AttentionOutput {
+            context: context.clone(),
+            lse: lse.clone(),
         };
-        let output = reference::leaf_attention::<Dispatch>(attended.clone(), self.options);
-        let context = Tensor::<4>::from_dispatch(output.context);
-        let lse = Tensor::<3>::from_dispatch(output.lse);
-        let gradients = backward(context.clone(), grad.clone(), &bias);
-        let (context, lse) = (context.inner(), lse.without_autodiff());
-        let [query, key, value] = tracked.clone().map(|one| one.inner().into_dispatch());
-        let attended = LeafAttentionInputs {
-            query,
-            key,
-            value,
-            ..attended
-        };
-        let gate = reference::candidate_keys_backward::<Dispatch>(
-            candidates(attended, candidate_leaf),
-            AttentionOutput {
-                context: context.clone().into_dispatch(),
-                lse: lse.clone().into_dispatch(),
-            },
-            grad.into_dispatch(),
-            self.options,
-        );
-        self.outputs(
-            inputs,
-            (context, lse),
-            tracked.map(|one| gradient(&one, &gradients)),
-            [gradient(&bias, &gradients), Tensor::from_dispatch(gate)],
-        )
+        let gate =
+            reference::candidate_keys_backward::<Dispatch>(candidates, output, grad, self.options);
+        let mut found = vec![Numbers::of(context), Numbers::of(lse)];
+        found.extend(gradients);
+        found.push(Numbers::of(gate));
+        found
     }
 }
 
-/// The same rows, with other leaves for keys.
-fn candidates(
-    attended: LeafAttentionInputs<Dispatch>,
-    candidate_leaf: IntTensor<Dispatch>,
-) -> CandidateInputs<Dispatch> {
-    CandidateInputs {
-        query: attended.query,
-        key: attended.key,
-        value: attended.value,
-        query_leaf: attended.query_leaf,
-        candidate_leaf,
-    }
+/// The inputs that all attention has: query, key, value and the gradient of the context.
+fn four_of(inputs: &[Float]) -> [Float; 4] {
+    std::array::from_fn(|at| inputs[at].clone())
+}
+
+/// A tensor of any rank without its history.
+fn untracked(tensor: Float) -> Float {
+    let tensor = Tensor::<1>::from_dispatch(tensor);
+    tensor.without_autodiff().into_dispatch()
 }

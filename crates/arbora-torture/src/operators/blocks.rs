@@ -1,22 +1,19 @@
 //! The tree build and the feed-forward part.
 
 use super::{
-    Input, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length, long,
+    Float, Input, Numbers, Operator, Output, Place, Scaling, drawn, gradients, integers, length,
+    long,
 };
-use arbora::attention::ops::TreeAttentionOps;
-use arbora::attention::ops::TreeBuildOptions;
 use arbora::attention::ops::{
-    BlockPrimitive, FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, TreeBuildGradients,
-    reference,
+    BlockPrimitive, FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, TreeAttentionOps,
+    TreeBuildGradients, TreeBuildOptions, reference,
 };
 use arbora::tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{Gradients, Tensor};
+use burn::backend::tensor::IntTensor;
+use burn::tensor::Device;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
-
-type Float = FloatTensor<Dispatch>;
 
 const EPSILON: f64 = 1e-5;
 
@@ -38,67 +35,62 @@ fn matrix(from: usize, to: usize) -> Input {
     }
 }
 
-/// A weight, whose rank is 1 or 2.
-#[derive(Clone)]
-enum Weight {
-    Vector(Tensor<1>),
-    Matrix(Tensor<2>),
+/// The inputs of a feed-forward part with its normalisation.
+fn part(dim: usize, ff: usize) -> [Input; 6] {
+    [
+        vector(dim),
+        vector(dim),
+        matrix(dim, 2 * ff),
+        vector(2 * ff),
+        matrix(ff, dim),
+        vector(dim),
+    ]
 }
 
-impl Weight {
-    fn new(numbers: &Numbers, place: &mut Place, is_tracked: bool) -> Self {
-        match (numbers.dims.len(), is_tracked) {
-            (1, false) => Self::Vector(place.tensor(numbers)),
-            (1, true) => Self::Vector(place.tracked(numbers)),
-            (_, false) => Self::Matrix(place.tensor(numbers)),
-            (_, true) => Self::Matrix(place.tracked(numbers)),
-        }
-    }
-
-    fn primitive(&self) -> Float {
-        match self.clone() {
-            Self::Vector(tensor) => tensor.into_dispatch(),
-            Self::Matrix(tensor) => tensor.into_dispatch(),
-        }
-    }
-
-    /// Its gradient as an output: what is no number in one example is none in it.
-    fn output(&self, gradients: &Gradients, unit: f64) -> Output {
-        match self {
-            Self::Vector(tensor) => of_weight(gradient(tensor, gradients), unit),
-            Self::Matrix(tensor) => of_weight(gradient(tensor, gradients), unit),
-        }
+/// The same of its tensors.
+fn part_of(mut next: impl FnMut() -> Float) -> FeedForwardPrimitive<Dispatch> {
+    FeedForwardPrimitive {
+        norm_gamma: next(),
+        norm_beta: next(),
+        inner: next(),
+        inner_bias: next(),
+        outer: next(),
+        outer_bias: next(),
     }
 }
 
-/// The gradient of a shared weight: what is no number in one example is none in it.
-fn of_weight<const D: usize>(tensor: Tensor<D>, unit: f64) -> Output {
-    of_rows("gradient of a weight", tensor, unit).examples(None)
-}
-
-/// The gradient of a weight of this rank.
-fn of_primitive(tensor: Float, rank: usize, unit: f64) -> Output {
-    match rank {
-        1 => of_weight(Tensor::<1>::from_dispatch(tensor), unit),
-        _ => of_weight(Tensor::<2>::from_dispatch(tensor), unit),
-    }
-}
-
-fn of_rows<const D: usize>(name: &'static str, tensor: Tensor<D>, unit: f64) -> Output {
-    Output {
+/// What comes out, the gradient of the rows that go in, and those of so many weights. Gradients of earlier weights are sums of
+/// products of those of later ones, and what is no number in one example is none in any of a weight.
+fn outputs(names: [&'static str; 2], weights: usize, scale: f64) -> Vec<Output> {
+    let output = |name, unit| Output {
         tolerance: TOLERANCE,
-        ..Output::new(name, tensor, unit)
-    }
+        ..Output::new(name, unit)
+    };
+    let gradient = |name| Output {
+        is_together: true,
+        ..output(name, scale)
+    };
+    let mut outputs = vec![output(names[0], 1.0), gradient(names[1])];
+    outputs.extend(drawn(weights, || {
+        gradient("gradient of a weight").examples(None)
+    }));
+    outputs
 }
 
-/// Gradients with the unit of the largest of them: those of earlier weights are sums of products of those of later ones.
-fn together(mut outputs: Vec<Output>) -> Vec<Output> {
-    let all = outputs[1..].iter().flat_map(|output| &output.values);
-    let largest = all.fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    for output in &mut outputs[1..] {
-        output.unit = f64::from(largest);
-    }
-    outputs
+/// Output and gradients by a reference: of rows, of the gradient of its output, which has none, and of weights.
+fn differentiated(
+    inputs: &[Numbers],
+    place: &mut Place,
+    reference: impl FnOnce(Float, &[Float]) -> Float,
+) -> Vec<Numbers> {
+    let rows = place.tracked(&inputs[0]);
+    let gradient = place.float(&inputs[1]);
+    let mut tracked = vec![rows.clone()];
+    tracked.extend(inputs[2..].iter().map(|weight| place.tracked(weight)));
+    let output = reference(rows, &tracked[1..]);
+    let mut found = vec![Numbers::of(output.clone())];
+    found.extend(gradients(&output, gradient, &tracked));
+    found
 }
 
 #[derive(Debug)]
@@ -110,32 +102,24 @@ pub struct TreeBuild {
 }
 
 impl TreeBuild {
-    /// The weights, in the order of `inputs`.
-    fn block(&self, weights: &[Weight]) -> BlockPrimitive<Dispatch> {
-        let mut weights = weights.iter().map(Weight::primitive);
-        let mut next = || weights.next().expect("there are thirteen");
-        BlockPrimitive {
-            norm_gamma: next(),
-            norm_beta: next(),
-            query: next(),
-            key: next(),
-            value: next(),
-            output: next(),
-            output_bias: next(),
-            feed_forward: FeedForwardPrimitive {
-                norm_gamma: next(),
-                norm_beta: next(),
-                inner: next(),
-                inner_bias: next(),
-                outer: next(),
-                outer_bias: next(),
-            },
-        }
+    fn lengths(&self, device: &Device) -> IntTensor<Dispatch> {
+        integers(&self.lengths, [self.lengths.len()], device).into_dispatch()
     }
+}
 
-    fn lengths(&self, place: &Place) -> IntTensor<Dispatch> {
-        let lengths = place.integers(&self.lengths, [self.lengths.len()]);
-        lengths.into_dispatch()
+/// Weights in the order of the inputs.
+fn block(weights: &[Float]) -> BlockPrimitive<Dispatch> {
+    let mut weights = weights.iter().cloned();
+    let mut next = || weights.next().expect("there are thirteen");
+    BlockPrimitive {
+        norm_gamma: next(),
+        norm_beta: next(),
+        query: next(),
+        key: next(),
+        value: next(),
+        output: next(),
+        output_bias: next(),
+        feed_forward: part_of(next),
     }
 }
 
@@ -162,7 +146,7 @@ impl Operator for TreeBuild {
     fn inputs(&self) -> Vec<Input> {
         let (batch, dim, ff) = (self.lengths.len(), self.dim, self.ff);
         let shape = &self.options.shape;
-        vec![
+        let mut inputs = vec![
             Input::new([batch, shape.width(0), dim], ROWS, Scaling::None),
             Input::new([batch, shape.nodes(), dim], 5, Scaling::Free),
             vector(dim),
@@ -172,60 +156,34 @@ impl Operator for TreeBuild {
             matrix(dim, dim),
             matrix(dim, dim),
             vector(dim),
-            vector(dim),
-            vector(dim),
-            matrix(dim, 2 * ff),
-            vector(2 * ff),
-            matrix(ff, dim),
-            vector(dim),
-        ]
+        ];
+        inputs.extend(part(dim, ff));
+        inputs
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let leaves = place.tensor::<3>(&inputs[0]).into_dispatch();
-        let grad = place.tensor::<3>(&inputs[1]).into_dispatch();
-        let weights = inputs[2..].iter();
-        let weights: Vec<_> = weights.map(|one| Weight::new(one, place, false)).collect();
-        let (block, lengths) = (self.block(&weights), self.lengths(place));
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        outputs(["nodes", "gradient of leaves"], 13, scales[1])
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
+        let (leaves, grad) = (inputs[0].clone(), inputs[1].clone());
+        let (block, lengths) = (block(&inputs[2..]), self.lengths(device));
         let nodes = Dispatch::tree_build(leaves, lengths.clone(), block.clone(), self.options);
         let TreeBuildGradients { leaves, block } =
             Dispatch::tree_build_backward(nodes.clone(), lengths, block, grad, self.options);
-        let unit = inputs[1].scale;
-        let mut outputs = vec![
-            of_rows("nodes", Tensor::<3>::from_dispatch(nodes), 1.0),
-            of_rows(
-                "gradient of leaves",
-                Tensor::<3>::from_dispatch(leaves),
-                unit,
-            ),
-        ];
-        let mut ranks = inputs[2..].iter().map(|input| input.dims.len());
-        block.map::<Dispatch>(|weight: Float| {
-            let rank = ranks.next().expect("there are thirteen");
-            outputs.push(of_primitive(weight.clone(), rank, unit));
+        let mut found = vec![nodes, leaves];
+        block.map::<Dispatch>(|weight| {
+            found.push(weight.clone());
             weight
         });
-        outputs
+        found.into_iter().map(Numbers::of).collect()
     }
 
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let leaves = place.tracked::<3>(&inputs[0]);
-        let grad = place.tensor::<3>(&inputs[1]);
-        let weights = inputs[2..].iter();
-        let weights: Vec<_> = weights.map(|one| Weight::new(one, place, true)).collect();
-        let nodes = Tensor::<3>::from_dispatch(reference::tree_build::<Dispatch>(
-            leaves.clone().into_dispatch(),
-            self.lengths(place),
-            self.block(&weights),
-            self.options,
-        ));
-        let (gradients, unit) = (backward(nodes.clone(), grad, &leaves), inputs[1].scale);
-        let mut outputs = vec![
-            of_rows("nodes", nodes.inner(), 1.0),
-            of_rows("gradient of leaves", gradient(&leaves, &gradients), unit),
-        ];
-        outputs.extend(weights.iter().map(|weight| weight.output(&gradients, unit)));
-        together(outputs)
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers> {
+        let lengths = self.lengths(&place.device);
+        differentiated(inputs, place, |leaves, weights| {
+            reference::tree_build::<Dispatch>(leaves, lengths, block(weights), self.options)
+        })
     }
 }
 
@@ -236,20 +194,10 @@ pub struct FeedForward {
     ff: usize,
 }
 
-impl FeedForward {
-    /// The weights, in the order of `inputs`.
-    fn part(&self, weights: &[Weight]) -> FeedForwardPrimitive<Dispatch> {
-        let mut weights = weights.iter().map(Weight::primitive);
-        let mut next = || weights.next().expect("there are six");
-        FeedForwardPrimitive {
-            norm_gamma: next(),
-            norm_beta: next(),
-            inner: next(),
-            inner_bias: next(),
-            outer: next(),
-            outer_bias: next(),
-        }
-    }
+/// Weights in the order of the inputs.
+fn feed_forward(weights: &[Float]) -> FeedForwardPrimitive<Dispatch> {
+    let mut weights = weights.iter().cloned();
+    part_of(|| weights.next().expect("there are six"))
 }
 
 impl Operator for FeedForward {
@@ -264,58 +212,36 @@ impl Operator for FeedForward {
     }
 
     fn inputs(&self) -> Vec<Input> {
-        let Self { rows, dim, ff } = *self;
-        vec![
-            Input::new([rows, dim], ROWS, Scaling::None),
-            Input::new([rows, dim], 5, Scaling::Free),
-            vector(dim),
-            vector(dim),
-            matrix(dim, 2 * ff),
-            vector(2 * ff),
-            matrix(ff, dim),
-            vector(dim),
-        ]
+        let rows = [self.rows, self.dim];
+        let mut inputs = vec![
+            Input::new(rows, ROWS, Scaling::None),
+            Input::new(rows, 5, Scaling::Free),
+        ];
+        inputs.extend(part(self.dim, self.ff));
+        inputs
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let rows = place.tensor::<2>(&inputs[0]).into_dispatch();
-        let grad = place.tensor::<2>(&inputs[1]).into_dispatch();
-        let weights = inputs[2..].iter();
-        let weights: Vec<_> = weights.map(|one| Weight::new(one, place, false)).collect();
-        let part = self.part(&weights);
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        outputs(["output", "gradient of rows"], 6, scales[1])
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, _: &Device) -> Vec<Numbers> {
+        let (rows, grad) = (inputs[0].clone(), inputs[1].clone());
+        let part = feed_forward(&inputs[2..]);
         let output = Dispatch::feed_forward(rows.clone(), part.clone(), EPSILON);
         let FeedForwardGradients { rows, weights } =
             Dispatch::feed_forward_backward(rows, part, grad, EPSILON);
-        let unit = inputs[1].scale;
-        let mut outputs = vec![
-            of_rows("output", Tensor::<2>::from_dispatch(output), 1.0),
-            of_rows("gradient of rows", Tensor::<2>::from_dispatch(rows), unit),
-        ];
-        let mut ranks = inputs[2..].iter().map(|input| input.dims.len());
-        weights.map::<Dispatch>(|weight: Float| {
-            let rank = ranks.next().expect("there are six");
-            outputs.push(of_primitive(weight.clone(), rank, unit));
+        let mut found = vec![output, rows];
+        weights.map::<Dispatch>(|weight| {
+            found.push(weight.clone());
             weight
         });
-        outputs
+        found.into_iter().map(Numbers::of).collect()
     }
 
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let rows = place.tracked::<2>(&inputs[0]);
-        let grad = place.tensor::<2>(&inputs[1]);
-        let weights = inputs[2..].iter();
-        let weights: Vec<_> = weights.map(|one| Weight::new(one, place, true)).collect();
-        let output = Tensor::<2>::from_dispatch(reference::feed_forward::<Dispatch>(
-            rows.clone().into_dispatch(),
-            self.part(&weights),
-            EPSILON,
-        ));
-        let (gradients, unit) = (backward(output.clone(), grad, &rows), inputs[1].scale);
-        let mut outputs = vec![
-            of_rows("output", output.inner(), 1.0),
-            of_rows("gradient of rows", gradient(&rows, &gradients), unit),
-        ];
-        outputs.extend(weights.iter().map(|weight| weight.output(&gradients, unit)));
-        together(outputs)
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers> {
+        differentiated(inputs, place, |rows, weights| {
+            reference::feed_forward::<Dispatch>(rows, feed_forward(weights), EPSILON)
+        })
     }
 }

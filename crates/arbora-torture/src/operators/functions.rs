@@ -1,36 +1,32 @@
 //! Functions that are composed of operators of the backend, beside their definitions on the host.
 
-use super::{Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, width};
+use super::{
+    Float, Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, integers, mask, product,
+    width,
+};
+use anyhow::{Result, bail, ensure};
 use arbora::attention::EmptyNode;
 use arbora::attention::functions::{TreeCoarseOptions, prefix_attention, tree_coarse};
 use arbora::tree::{CompleteTree, NO_LEAF, RoutingTreeConfig};
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 
-/// Values on the host as an output.
-fn output(name: &'static str, values: Vec<f64>, dims: &[usize], unit: f64) -> Output {
-    Output {
-        name,
-        values: values.into_iter().map(|value| value as f32).collect(),
-        dims: dims.to_vec(),
-        examples: Some(0),
-        heads: None,
-        unit,
-        tolerance: super::TOLERANCE,
+/// What a function comes to on the host.
+fn found(values: Vec<f64>, dims: [usize; 4]) -> Vec<Numbers> {
+    let values = values.into_iter().map(|value| value as f32).collect();
+    vec![Numbers {
+        values,
+        dims: dims.into(),
+    }]
+}
+
+/// Mostly a few, sometimes more than are in one chunk of pairs or of causal means.
+fn count_of_keys(rng: &mut ChaCha8Rng) -> usize {
+    match rng.random_range(0..8) {
+        0 => rng.random_range(60..140),
+        _ => rng.random_range(1..20),
     }
-}
-
-/// A row of `[batch, rows, heads, width]`.
-fn row(numbers: &Numbers, [batch, row, head]: [usize; 3]) -> &[f32] {
-    let [rows, heads, width] = [1, 2, 3].map(|axis| numbers.dims[axis]);
-    &numbers.values[((batch * rows + row) * heads + head) * width..][..width]
-}
-
-fn product(one: &[f32], other: &[f32]) -> f64 {
-    let both = one.iter().zip(other);
-    both.map(|(one, other)| f64::from(*one) * f64::from(*other))
-        .sum()
 }
 
 #[derive(Debug)]
@@ -45,11 +41,7 @@ pub struct Prefix {
 
 impl Operator for Prefix {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let keys = match rng.random_range(0..8) {
-            // More than a chunk of pairs.
-            0 => rng.random_range(60..140),
-            _ => rng.random_range(1..20),
-        };
+        let keys = count_of_keys(rng);
         Self {
             batch: rng.random_range(1..4),
             queries: rng.random_range(1..=keys),
@@ -61,29 +53,29 @@ impl Operator for Prefix {
     }
 
     fn inputs(&self) -> Vec<Input> {
-        let Self {
-            batch,
-            queries,
-            keys,
-            kv_heads,
-            group,
-            widths: [features, value_dim],
-        } = *self;
-        let heads = kv_heads * group;
+        let [features, value_dim] = self.widths;
+        let rows = |count, heads, width| [self.batch, count, heads, width];
+        let (group, kv_heads) = (self.group, self.kv_heads);
+        let query = rows(self.queries, kv_heads * group, features);
+        let [key, value] = [features, value_dim].map(|width| rows(self.keys, kv_heads, width));
         vec![
-            Input::new([batch, queries, heads, features], 10, Scaling::To).by_heads(group),
-            Input::new([batch, keys, kv_heads, features], 10, Scaling::Fro).by_heads(1),
-            Input::new([batch, keys, kv_heads, value_dim], 10, Scaling::Free).by_heads(1),
+            Input::new(query, 10, Scaling::To).by_heads(group),
+            Input::new(key, 10, Scaling::Fro).by_heads(1),
+            Input::new(value, 10, Scaling::Free).by_heads(1),
         ]
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [query, key, value] = [0, 1, 2].map(|at| place.tensor::<4>(&inputs[at]));
-        let context = prefix_attention(query, key, value);
-        vec![Output::new("context", context, inputs[2].scale).by_heads(2, self.group)]
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        vec![Output::new("context", scales[2]).by_heads(self.group)]
     }
 
-    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn kernel(&self, inputs: Vec<Float>, _: &Device) -> Vec<Numbers> {
+        let [query, key, value] =
+            [0, 1, 2].map(|at| Tensor::<4>::from_dispatch(inputs[at].clone()));
+        vec![prefix_attention(query, key, value).into_data().into()]
+    }
+
+    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         let [query, key, value] = [&inputs[0], &inputs[1], &inputs[2]];
         let (heads, width) = (self.kv_heads * self.group, self.widths[1]);
         let mut context = Vec::new();
@@ -93,8 +85,8 @@ impl Operator for Prefix {
                     let mut sum = vec![0.0; width];
                     for seen in 0..=at + self.keys - self.queries {
                         let own = [batch, seen, head / self.group];
-                        let weight = product(row(query, [batch, at, head]), row(key, own));
-                        for (sum, value) in sum.iter_mut().zip(row(value, own)) {
+                        let weight = product(query.row([batch, at, head]), key.row(own));
+                        for (sum, value) in sum.iter_mut().zip(value.row(own)) {
                             *sum += weight * f64::from(*value);
                         }
                     }
@@ -102,8 +94,7 @@ impl Operator for Prefix {
                 }
             }
         }
-        let dims = [self.batch, self.queries, heads, width];
-        vec![output("context", context, &dims, value.scale)]
+        found(context, [self.batch, self.queries, heads, width])
     }
 }
 
@@ -165,43 +156,40 @@ impl Operator for Route {
         inputs
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let x = place.tensor::<4>(&inputs[0]);
+    fn outputs(&self, _: &[f64]) -> Vec<Output> {
+        vec![Output::new("path", 0.0), Output::new("margins", 1.0)]
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
         let mut tree = RoutingTreeConfig::new(self.dim, self.branching.clone())
             .with_trees(self.trees)
             .with_normalize(self.normalize)
-            .init(&place.device);
-        for depth in 0..self.branching.len() {
-            let weight = place.tensor::<3>(&inputs[1 + 2 * depth]);
-            let bias = place.tensor::<2>(&inputs[2 + 2 * depth]);
+            .init(device);
+        for (depth, parameters) in inputs[1..].chunks(2).enumerate() {
+            let weight = Tensor::<3>::from_dispatch(parameters[0].clone());
+            let bias = Tensor::<2>::from_dispatch(parameters[1].clone());
             tree = tree.with_parameters(depth, weight, bias);
         }
-        let mask = self.mask.clone().map(|mask| {
-            let data = TensorData::new(mask, [self.batch, self.tokens]);
-            Tensor::<2, Bool>::from_data(data, &place.device)
-        });
-        let routing = tree.route(x, mask);
-        vec![
-            Output::new("path", routing.path.float(), 0.0),
-            Output::new("margins", routing.margins, 1.0),
-        ]
+        let mask = mask(self.mask.as_ref(), [self.batch, self.tokens], device);
+        let routing = tree.route(Tensor::<4>::from_dispatch(inputs[0].clone()), mask);
+        [routing.path.into_data(), routing.margins.into_data()]
+            .map(Numbers::from)
+            .into()
     }
 
     /// There is nothing to compare: `check` follows the path.
-    fn reference(&self, _: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn reference(&self, _: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         Vec::new()
     }
 
-    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<(), String> {
+    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<()> {
         let (shape, height) = (self.shape(), self.branching.len());
-        for (at, path) in found[0].values.chunks(height + 1).enumerate() {
+        for (at, path) in found[0].numbers.values.chunks(height + 1).enumerate() {
             let (token, head) = (at / self.heads, at % self.heads);
             if self.mask.as_ref().is_some_and(|mask| mask[token]) {
-                if path.iter().all(|node| *node == NO_LEAF as f32) {
-                    continue;
-                } else {
-                    return Err(format!("token {token} is masked and has a path"));
-                }
+                let is_absent = path.iter().all(|node| *node == NO_LEAF as f32);
+                ensure!(is_absent, "token {token} is masked and has a path");
+                continue;
             }
             let tree = head / (self.heads / self.trees);
             let x = &inputs[0].values[at * self.dim..][..self.dim];
@@ -215,14 +203,12 @@ impl Operator for Route {
                 let (branching, node) = (self.branching[depth], path[depth] as usize);
                 let children = node * branching..(node + 1) * branching;
                 let next = path[depth + 1];
-                if path[depth] < 0.0
-                    || node >= shape.width(depth)
-                    || !children.contains(&(next as usize))
-                    || next < 0.0
-                {
-                    return Err(format!("path {path:?} does not follow the tree"));
-                }
-                if !matches!(kind, Kind::Plain | Kind::Scaled) {
+                let is_path = path[depth] >= 0.0
+                    && next >= 0.0
+                    && node < shape.width(depth)
+                    && children.contains(&(next as usize));
+                ensure!(is_path, "path {path:?} does not follow the tree");
+                if !kind.is_compared() {
                     continue;
                 }
                 let (weight, bias) = (&inputs[1 + 2 * depth], &inputs[2 + 2 * depth]);
@@ -241,9 +227,9 @@ impl Operator for Route {
                 let taken = logits[next as usize - children.start];
                 let margin = 1e-4 * (1.0 + most.abs() + self.dim as f64);
                 if taken < most - margin {
-                    return Err(format!(
+                    bail!(
                         "path {path:?} takes a child of {taken} at depth {depth} where another has {most}"
-                    ));
+                    );
                 }
             }
         }
@@ -274,11 +260,7 @@ impl Coarse {
 
 impl Operator for Coarse {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let keys = match rng.random_range(0..8) {
-            // More than a chunk of causal means.
-            0 => rng.random_range(60..140),
-            _ => rng.random_range(1..20),
-        };
+        let keys = count_of_keys(rng);
         let (batch, queries) = (rng.random_range(1..4), rng.random_range(1..=keys));
         let (kv_heads, group) = (rng.random_range(1..3), rng.random_range(1..3));
         let height = rng.random_range(0..4);
@@ -324,22 +306,25 @@ impl Operator for Coarse {
         vec![value.by_heads(1), alpha.shared()]
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let (value, alpha) = (place.tensor::<4>(&inputs[0]), place.tensor::<2>(&inputs[1]));
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        vec![Output::new("context", scales[0]).by_heads(self.group)]
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
         let of_queries = [self.batch, self.queries, self.heads()];
         let of_keys = [self.batch, self.keys, self.kv_heads];
         let context = tree_coarse(
-            place.integers(&self.query_leaf, of_queries),
-            place.integers(&self.key_leaf, of_keys),
-            value,
-            alpha,
+            integers(&self.query_leaf, of_queries, device),
+            integers(&self.key_leaf, of_keys, device),
+            Tensor::<4>::from_dispatch(inputs[0].clone()),
+            Tensor::<2>::from_dispatch(inputs[1].clone()),
             &CompleteTree::new(self.branching.clone()),
             self.options,
         );
-        vec![Output::new("context", context, inputs[0].scale).by_heads(2, self.group)]
+        vec![context.into_data().into()]
     }
 
-    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Output> {
+    fn reference(&self, inputs: &[Numbers], _: &mut Place) -> Vec<Numbers> {
         let tree = CompleteTree::new(self.branching.clone());
         let (heads, width) = (self.heads(), self.value_dim);
         let mut context = Vec::new();
@@ -347,26 +332,21 @@ impl Operator for Coarse {
             let (token, head) = (at / heads, at % heads);
             let (batch, query) = (token / self.queries, token % self.queries);
             let kv_head = head / self.group;
-            let mut sum = vec![0.0; width];
-            let mut mean = vec![0.0; width];
+            let last = if self.options.causal {
+                query + self.keys - self.queries
+            } else {
+                self.keys - 1
+            };
+            let leaf = |key| self.key_leaf[(batch * self.keys + key) * self.kv_heads + kv_head];
+            let (mut sum, mut mean) = (vec![0.0; width], vec![0.0; width]);
             for depth in 0..=tree.height() {
                 let span = (tree.leaves() / tree.width(depth)) as i64;
-                let last = if self.options.causal {
-                    query + self.keys - self.queries
-                } else {
-                    self.keys - 1
-                };
-                let keys: Vec<usize> = (0..=last)
-                    .filter(|key| {
-                        let leaf =
-                            self.key_leaf[(batch * self.keys + key) * self.kv_heads + kv_head];
-                        leaf >= 0 && *own >= 0 && leaf / span == own / span
-                    })
-                    .collect();
+                let is_near = |leaf| leaf >= 0 && *own >= 0 && leaf / span == own / span;
+                let keys: Vec<usize> = (0..=last).filter(|key| is_near(leaf(*key))).collect();
                 if !keys.is_empty() {
                     mean = vec![0.0; width];
                     for key in &keys {
-                        let value = row(&inputs[0], [batch, *key, kv_head]);
+                        let value = inputs[0].row([batch, *key, kv_head]);
                         for (mean, value) in mean.iter_mut().zip(value) {
                             *mean += f64::from(*value) / keys.len() as f64;
                         }
@@ -382,7 +362,6 @@ impl Operator for Coarse {
             }
             context.extend(sum);
         }
-        let dims = [self.batch, self.queries, heads, width];
-        vec![output("context", context, &dims, inputs[0].scale)]
+        found(context, [self.batch, self.queries, heads, width])
     }
 }

@@ -15,39 +15,42 @@
 
 mod attention;
 mod blocks;
+mod compare;
 mod functions;
 mod search;
 
 use crate::frame::{Target, Tries};
-use anyhow::Result;
-use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
+use anyhow::{Error, Result, anyhow};
+use burn::backend::Dispatch;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use compare::{close, contained, is_rounding, seen};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 use std::path::Path;
 
 /// What is tried.
-pub const TARGETS: [Target; 8] = [
-    of::<search::TreeSearch>("tree-search"),
-    of::<attention::Dense>("dense-attention"),
-    of::<attention::Leaf>("leaf-attention"),
-    of::<blocks::TreeBuild>("tree-build"),
-    of::<blocks::FeedForward>("feed-forward"),
-    of::<functions::Prefix>("prefix-attention"),
-    of::<functions::Route>("routing"),
-    of::<functions::Coarse>("tree-coarse"),
-];
-
-const fn of<O: Operator>(name: &'static str) -> Target {
-    fn begin<O: Operator>(_: &Path) -> Result<Tries> {
-        let (_, device) = arbora_cli::backend::open(Some("flex"))?;
-        Ok(Tries::drawn(move |rng| examine::<O>(rng, &device)))
-    }
-    Target {
-        name,
-        begin: begin::<O>,
-    }
+pub fn targets() -> Vec<Target> {
+    vec![
+        Target::new("tree-search", begin::<search::TreeSearch>),
+        Target::new("dense-attention", begin::<attention::Dense>),
+        Target::new("leaf-attention", begin::<attention::Leaf>),
+        Target::new("tree-build", begin::<blocks::TreeBuild>),
+        Target::new("feed-forward", begin::<blocks::FeedForward>),
+        Target::new("prefix-attention", begin::<functions::Prefix>),
+        Target::new("routing", begin::<functions::Route>),
+        Target::new("tree-coarse", begin::<functions::Coarse>),
+    ]
 }
+
+fn begin<O: Operator>(_: &Path) -> Result<Tries> {
+    let (_, device) = arbora_cli::backend::open(Some("flex"))?;
+    Ok(Tries::drawn(move |rng| examine::<O>(rng, &device)))
+}
+
+/// A tensor of any rank, as operators of backends take it.
+type Float = FloatTensor<Dispatch>;
 
 /// A problem for one operator, without its numbers.
 trait Operator: std::fmt::Debug + Sized {
@@ -55,12 +58,16 @@ trait Operator: std::fmt::Debug + Sized {
     fn draw(rng: &mut ChaCha8Rng) -> Self;
     /// The tensors of numbers that it takes.
     fn inputs(&self) -> Vec<Input>;
-    /// What the operator gives, gradients included.
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output>;
-    /// The same by its definition.
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output>;
+    /// What it gives, gradients included.
+    ///
+    /// - scales: what each input was multiplied by
+    fn outputs(&self, scales: &[f64]) -> Vec<Output>;
+    /// The numbers of all outputs by the operator.
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers>;
+    /// The same by its definition; none where there is nothing to compare.
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers>;
     /// What else must hold of what the operator gives, whatever the numbers are.
-    fn check(&self, _: &[Numbers], _: &[Output], _: Kind) -> Result<(), String> {
+    fn check(&self, _: &[Numbers], _: &[Output], _: Kind) -> Result<()> {
         Ok(())
     }
 }
@@ -71,6 +78,13 @@ enum Kind {
     Scaled,
     Extreme,
     Poisoned,
+}
+
+impl Kind {
+    /// Whether what is found is compared with what is expected of the numbers.
+    fn is_compared(self) -> bool {
+        matches!(self, Self::Plain | Self::Scaled)
+    }
 }
 
 /// A tensor of numbers that an operator takes.
@@ -126,16 +140,19 @@ impl Input {
     }
 }
 
-/// The numbers of an input.
-#[derive(Clone)]
+/// The numbers of an input or of an output.
+#[derive(Clone, Default)]
 struct Numbers {
     values: Vec<f32>,
     dims: Vec<usize>,
-    /// What they were multiplied by.
-    scale: f64,
 }
 
 impl Numbers {
+    /// Those of a tensor, whatever its rank is and whether it is tracked.
+    fn of(tensor: Float) -> Self {
+        Self::from(Tensor::<1>::from_dispatch(tensor).into_data())
+    }
+
     /// The same, each a little larger or smaller: by what a few steps of single precision lose.
     fn rounded(&self) -> Self {
         let mut rounded = self.clone();
@@ -145,19 +162,41 @@ impl Numbers {
         }
         rounded
     }
+
+    /// A row of `[batch, rows, heads, width]`.
+    fn row(&self, [batch, row, head]: [usize; 3]) -> &[f32] {
+        let [rows, heads, width] = [1, 2, 3].map(|axis| self.dims[axis]);
+        &self.values[((batch * rows + row) * heads + head) * width..][..width]
+    }
+
+    /// The largest, without its sign.
+    fn largest(&self) -> f64 {
+        let values = self.values.iter();
+        values.fold(0.0, |largest, value| largest.max(f64::from(value.abs())))
+    }
+}
+
+impl From<TensorData> for Numbers {
+    fn from(data: TensorData) -> Self {
+        Self {
+            values: data.iter::<f32>().collect(),
+            dims: data.shape().to_vec(),
+        }
+    }
 }
 
 /// What an operator gives.
 struct Output {
     name: &'static str,
-    values: Vec<f32>,
-    dims: Vec<usize>,
+    numbers: Numbers,
     /// Which axis counts examples, if one does.
     examples: Option<usize>,
     /// Which axis counts heads of queries (and how many share one of keys), where heads do not meet.
     heads: Option<(usize, usize)>,
     /// The size of the numbers that it is summed of.
     unit: f64,
+    /// Whether it is summed of numbers as large as those of the others of which this is true.
+    is_together: bool,
     /// How far it may be from the reference, in parts of the largest number and of the unit.
     tolerance: f64,
 }
@@ -166,21 +205,21 @@ struct Output {
 const TOLERANCE: f64 = 1e-4;
 
 impl Output {
-    fn new<const D: usize>(name: &'static str, tensor: Tensor<D>, unit: f64) -> Self {
+    fn new(name: &'static str, unit: f64) -> Self {
         Self {
             name,
-            dims: tensor.dims().to_vec(),
-            values: tensor.into_data().iter::<f32>().collect(),
+            numbers: Numbers::default(),
             examples: Some(0),
             heads: None,
             unit,
+            is_together: false,
             tolerance: TOLERANCE,
         }
     }
 
-    fn by_heads(self, axis: usize, group: usize) -> Self {
+    fn by_heads(self, group: usize) -> Self {
         Self {
-            heads: Some((axis, group)),
+            heads: Some((2, group)),
             ..self
         }
     }
@@ -191,10 +230,19 @@ impl Output {
             ..self
         }
     }
+
+    fn is_finite(&self) -> bool {
+        self.numbers.values.iter().all(|value| value.is_finite())
+    }
+
+    /// Its numbers, each with another one.
+    fn beside<'a>(&'a self, other: &'a Numbers) -> impl Iterator<Item = (&'a f32, &'a f32)> {
+        self.numbers.values.iter().zip(&other.values)
+    }
 }
 
 /// One problem.
-fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), String> {
+fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<()> {
     let problem = O::draw(rng);
     let kind = match rng.random_range(0..10) {
         0..=4 => Kind::Plain,
@@ -203,14 +251,13 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
         _ => Kind::Poisoned,
     };
     let inputs = problem.inputs();
-    let scales = match kind {
+    let scales: Vec<f64> = match kind {
         Kind::Scaled => scales(&inputs, rng),
-        _ => vec![0; inputs.len()],
+        _ => vec![1.0; inputs.len()],
     };
-    let numbers: Vec<Numbers> = inputs
-        .iter()
-        .zip(scales)
-        .map(|(input, power)| draw(input, kind, power, rng))
+    let own = inputs.iter().zip(&scales);
+    let numbers: Vec<Numbers> = own
+        .map(|(input, scale)| draw(input, kind, *scale, rng))
         .collect();
     let mut place = Place {
         device: device.clone(),
@@ -218,23 +265,32 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
         seed: rng.random(),
         drawn: 0,
     };
-    let found = problem.kernel(&numbers, &mut place);
-    let about = |error: String| format!("{error}; {kind:?} {problem:?}");
+    let by_kernel = |numbers: &[Numbers], place: &mut Place| -> Vec<Output> {
+        // The same way in memory each time, so that nothing else differs.
+        place.drawn = 0;
+        let tensors = numbers.iter().map(|one| place.float(one)).collect();
+        let numbers = problem.kernel(tensors, device).into_iter();
+        let outputs = problem.outputs(&scales).into_iter().zip(numbers);
+        outputs
+            .map(|(output, numbers)| Output { numbers, ..output })
+            .collect()
+    };
+    let found = by_kernel(&numbers, &mut place);
+    let about = |error: Error| anyhow!("{error}; {kind:?} {problem:?}");
     problem.check(&numbers, &found, kind).map_err(about)?;
     for output in &found {
-        let finite = output.values.iter().all(|value| value.is_finite());
-        if !finite {
-            return Err(about(format!("{} is not finite", output.name)));
+        if !output.is_finite() {
+            return Err(about(anyhow!("{} is not finite", output.name)));
         }
     }
     let mut own = inputs.iter().zip(&numbers);
     if !own.any(|(input, numbers)| input.by_example && !numbers.values.is_empty()) {
         // burn-flex panics over parts of tensors without numbers, as the references make them.
-        let mut values = found.iter().flat_map(|output| &output.values);
+        let mut values = found.iter().flat_map(|output| &output.numbers.values);
         return if values.all(|value| *value == 0.0) {
             Ok(())
         } else {
-            Err(about("nothing has a gradient".into()))
+            Err(about(anyhow!("nothing has a gradient")))
         };
     }
     match kind {
@@ -259,9 +315,7 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
             let Some((poisoned, example, heads)) = poison(&inputs, &numbers, rng) else {
                 return Ok(());
             };
-            // The same way in memory, so that nothing else differs.
-            place.drawn = 0;
-            let other = problem.kernel(&poisoned, &mut place);
+            let other = by_kernel(&poisoned, &mut place);
             problem.check(&poisoned, &other, kind).map_err(about)?;
             contained(&found, &other, example, heads).map_err(about)?;
             let mut numbers = poisoned.iter().flat_map(|numbers| &numbers.values);
@@ -274,9 +328,9 @@ fn examine<O: Operator>(rng: &mut ChaCha8Rng, device: &Device) -> Result<(), Str
     }
 }
 
-/// The powers of ten that a problem's inputs are scaled by. What outputs are linear in is multiplied too, for gradients,
+/// The powers of ten that a problem's inputs are multiplied by. What outputs are linear in is multiplied too, for gradients,
 /// and the product stays where single precision is precise.
-fn scales(inputs: &[Input], rng: &mut ChaCha8Rng) -> Vec<i32> {
+fn scales(inputs: &[Input], rng: &mut ChaCha8Rng) -> Vec<f64> {
     let mut free: i32 = rng.random_range(-30..=30);
     // Sums of products of keys and values stay below the largest number.
     let most = (34 - free.abs()).min(12);
@@ -290,13 +344,13 @@ fn scales(inputs: &[Input], rng: &mut ChaCha8Rng) -> Vec<i32> {
             free
         }
     };
-    inputs.iter().map(power).collect()
+    let powers = inputs.iter().map(power);
+    powers.map(|power| 10f64.powi(power)).collect()
 }
 
 /// Numbers for an input.
-fn draw(input: &Input, kind: Kind, power: i32, rng: &mut ChaCha8Rng) -> Numbers {
+fn draw(input: &Input, kind: Kind, scale: f64, rng: &mut ChaCha8Rng) -> Numbers {
     let count = input.dims.iter().product();
-    let scale = 10f64.powi(power);
     let most = 10f32.powi(input.most);
     let mut value = |_| match kind {
         Kind::Extreme => {
@@ -316,7 +370,6 @@ fn draw(input: &Input, kind: Kind, power: i32, rng: &mut ChaCha8Rng) -> Numbers 
     Numbers {
         values: (0..count).map(&mut value).collect(),
         dims: input.dims.clone(),
-        scale,
     }
 }
 
@@ -329,7 +382,7 @@ fn poison(inputs: &[Input], numbers: &[Numbers], rng: &mut ChaCha8Rng) -> Option
         .collect();
     let at = *own.get(rng.random_range(0..own.len().max(1)))?;
     let mut poisoned = numbers.to_vec();
-    let Numbers { values, dims, .. } = &mut poisoned[at];
+    let Numbers { values, dims } = &mut poisoned[at];
     let size = values.len() / dims[0];
     let (example, place) = (rng.random_range(0..dims[0]), rng.random_range(0..size));
     values[example * size + place] =
@@ -339,118 +392,6 @@ fn poison(inputs: &[Input], numbers: &[Numbers], rng: &mut ChaCha8Rng) -> Option
         place / width % dims[2] / group
     });
     Some((poisoned, example, head))
-}
-
-/// Whether outputs are the same where the poison must not come.
-fn contained(
-    clean: &[Output],
-    poisoned: &[Output],
-    example: usize,
-    head: Option<usize>,
-) -> Result<(), String> {
-    for (clean, poisoned) in clean.iter().zip(poisoned) {
-        let Some(axis) = clean.examples else {
-            continue;
-        };
-        let index = |at: usize, axis: usize| {
-            let below: usize = clean.dims[axis + 1..].iter().product();
-            at / below % clean.dims[axis]
-        };
-        for (at, (one, other)) in clean.values.iter().zip(&poisoned.values).enumerate() {
-            let own = index(at, axis) == example
-                && match (clean.heads, head) {
-                    (Some((axis, group)), Some(head)) => index(at, axis) / group == head,
-                    _ => true,
-                };
-            if !own && one.to_bits() != other.to_bits() {
-                return Err(format!(
-                    "{}: what is no number in example {example} makes {other} of {one} at {at}",
-                    clean.name
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether outputs that NaN alters show it: a model whose numbers are lost must not go on as if they were not. A query that
-/// takes another path reads other numbers, and then one of its outputs shows it.
-fn seen(clean: &[Output], poisoned: &[Output]) -> Result<(), String> {
-    let altered: Vec<(&Output, &Output)> = clean
-        .iter()
-        .zip(poisoned)
-        .filter(|(clean, poisoned)| {
-            let mut both = clean.values.iter().zip(&poisoned.values);
-            both.any(|(one, other)| one.to_bits() != other.to_bits())
-        })
-        .collect();
-    let hides = |output: &Output| output.values.iter().all(|value| value.is_finite());
-    let is_integer = |output: &Output| matches!(output.name, "path" | "counts");
-    let hidden = if altered.iter().any(|(clean, _)| is_integer(clean)) {
-        altered.iter().all(|(_, poisoned)| hides(poisoned))
-    } else {
-        altered.iter().any(|(_, poisoned)| hides(poisoned))
-    };
-    if hidden && !altered.is_empty() {
-        Err(format!(
-            "NaN alters {:?} and is not seen",
-            altered
-                .iter()
-                .map(|(clean, _)| clean.name)
-                .collect::<Vec<_>>()
-        ))
-    } else {
-        Ok(())
-    }
-}
-
-/// Whether outputs are those of the reference.
-fn close(got: &[Output], expected: &[Output]) -> Result<(), String> {
-    for (got, expected) in got.iter().zip(expected) {
-        if got.dims != expected.dims {
-            return Err(format!(
-                "{}: {:?}, expected {:?}",
-                got.name, got.dims, expected.dims
-            ));
-        }
-        let largest = expected
-            .values
-            .iter()
-            .fold(got.unit.max(expected.unit), |largest, value| {
-                largest.max(f64::from(value.abs()))
-            });
-        // Below the smallest normal number there is no relative precision.
-        let allowed = (got.tolerance * largest).max(f64::from(f32::MIN_POSITIVE));
-        for (at, (one, other)) in got.values.iter().zip(&expected.values).enumerate() {
-            let distance = (f64::from(*one) - f64::from(*other)).abs();
-            // False for what is no number.
-            let is_close = distance <= allowed;
-            if !is_close {
-                return Err(format!(
-                    "{}: {one} at {at}, expected {other} within {allowed:e}",
-                    got.name
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether no output is much farther from the exact one than outputs that differ from it by rounding.
-fn is_rounding(got: &[Output], rounded: [&[Output]; 2], exact: &[Output]) -> bool {
-    let distance = |one: &Output, other: &Output| {
-        let both = one.values.iter().zip(&other.values);
-        let distances = both.map(|(one, other)| f64::from(one - other).abs());
-        distances.fold(0.0, f64::max)
-    };
-    (0..got.len()).all(|at| {
-        let (got, exact) = (&got[at], &exact[at]);
-        let values = exact.values.iter();
-        let largest = values.fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        let own = TOLERANCE * f64::from(largest).max(got.unit);
-        let rounding = rounded.map(|rounded| distance(&rounded[at], exact));
-        got.dims == exact.dims && distance(got, exact) <= 4.0 * rounding[0].max(rounding[1]) + own
-    })
 }
 
 /// How tensors lie in memory.
@@ -500,36 +441,55 @@ impl Place {
         }
     }
 
-    /// A tensor of these numbers whose gradient is asked for.
-    fn tracked<const D: usize>(&mut self, numbers: &Numbers) -> Tensor<D> {
-        self.tensor::<D>(numbers).autodiff().require_grad()
+    /// The same, of the rank that the numbers have.
+    fn float(&mut self, numbers: &Numbers) -> Float {
+        match numbers.dims.len() {
+            1 => self.tensor::<1>(numbers).into_dispatch(),
+            2 => self.tensor::<2>(numbers).into_dispatch(),
+            3 => self.tensor::<3>(numbers).into_dispatch(),
+            _ => self.tensor::<4>(numbers).into_dispatch(),
+        }
     }
 
-    /// A tensor of these integers.
-    fn integers<const D: usize>(
-        &self,
-        values: &[i64],
-        dims: [usize; D],
-    ) -> Tensor<D, burn::tensor::Int> {
-        Tensor::from_data(TensorData::new(values.to_vec(), dims), &self.device)
+    /// The same, whose gradient is asked for.
+    fn tracked(&mut self, numbers: &Numbers) -> Float {
+        let tensor = Tensor::<1>::from_dispatch(self.float(numbers));
+        tensor.autodiff().require_grad().into_dispatch()
     }
 }
 
-/// The gradients of the sum of an output times its gradient. `tracked` are tensors that it may depend on: an output that
-/// depends on none has nothing to differentiate.
-fn backward<const D: usize, const E: usize>(
-    output: Tensor<D>,
-    gradient: Tensor<D>,
-    tracked: &Tensor<E>,
-) -> Gradients {
-    let nothing = tracked.clone().mul_scalar(0.0).sum();
-    ((output * gradient.autodiff()).sum() + nothing).backward()
+/// A tensor of these integers.
+fn integers<const D: usize>(values: &[i64], dims: [usize; D], device: &Device) -> Tensor<D, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), dims), device)
 }
 
-/// The gradient of a tensor, zero where nothing depends on it.
-fn gradient<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Tensor<D> {
-    let found = tensor.grad(gradients);
-    found.unwrap_or_else(|| tensor.clone().inner().zeros_like())
+/// A mask where there is one.
+fn mask(values: Option<&Vec<bool>>, dims: [usize; 2], device: &Device) -> Option<Tensor<2, Bool>> {
+    values.map(|values| Tensor::from_data(TensorData::new(values.clone(), dims), device))
+}
+
+/// The gradients of the sum of an output times its gradient, by tensors whose gradients are asked for. Of any rank: all is
+/// element by element.
+fn gradients(output: &Float, gradient: Float, tracked: &[Float]) -> Vec<Numbers> {
+    let [output, gradient] = [output.clone(), gradient].map(Tensor::<1>::from_dispatch);
+    let tracked: Vec<_> = (tracked.iter().cloned())
+        .map(Tensor::<1>::from_dispatch)
+        .collect();
+    let mut sum = (output * gradient.autodiff()).sum();
+    for one in &tracked {
+        // The output may depend on none of them, and then there would be nothing to differentiate.
+        sum = sum + one.clone().mul_scalar(0.0).sum();
+    }
+    let gradients = sum.backward();
+    let found = tracked.iter().map(|one| one.grad(&gradients));
+    let found = found.map(|one| one.expect("the sum is of all of them").into_data());
+    found.map(Numbers::from).collect()
+}
+
+fn product(one: &[f32], other: &[f32]) -> f64 {
+    let both = one.iter().zip(other);
+    both.map(|(one, other)| f64::from(*one) * f64::from(*other))
+        .sum()
 }
 
 /// A length: mostly within the range, sometimes one of the ends of all lengths.

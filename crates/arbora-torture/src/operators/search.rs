@@ -1,16 +1,18 @@
 //! Tree search.
 
 use super::{
-    Input, Kind, Numbers, Operator, Output, Place, Scaling, backward, drawn, gradient, length,
-    long, powers, width,
+    Float, Input, Kind, Numbers, Operator, Output, Place, Scaling, drawn, gradients, integers,
+    length, long, powers, product, width,
 };
+use anyhow::{Result, ensure};
 use arbora::attention::GhostNodes;
-use arbora::attention::ops::TreeAttentionOps;
-use arbora::attention::ops::TreeSearchOptions;
-use arbora::attention::ops::{RoutePrimitive, TreeSearchInputs, TreeSearchPrimitive, reference};
+use arbora::attention::ops::{
+    RoutePrimitive, TreeAttentionOps, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
+    reference,
+};
 use arbora::tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use std::cell::RefCell;
@@ -64,50 +66,39 @@ impl TreeSearch {
         [self.batch(), self.queries, self.steps()]
     }
 
-    fn route(&self, place: &Place) -> RoutePrimitive<Dispatch> {
+    fn route(&self, device: &Device) -> RoutePrimitive<Dispatch> {
         let uniforms = || {
             let data = TensorData::new(self.uniforms.clone(), self.path_dims());
-            Tensor::<3>::from_data(data, &place.device).into_dispatch()
+            Tensor::<3>::from_data(data, device).into_dispatch()
         };
         match self.way {
             Way::Greedy => RoutePrimitive::Greedy,
             Way::Sampled => RoutePrimitive::Sampled(uniforms()),
             Way::Uniform => RoutePrimitive::Uniform(uniforms()),
-            Way::Given => {
-                let path = place.integers(&self.given, self.path_dims());
-                RoutePrimitive::Given(path.into_dispatch())
-            }
+            Way::Given => self.along(&self.given, device),
         }
     }
 
-    fn outputs(
+    /// A route along a path.
+    fn along(&self, path: &[i64], device: &Device) -> RoutePrimitive<Dispatch> {
+        RoutePrimitive::Given(integers(path, self.path_dims(), device).into_dispatch())
+    }
+
+    fn searched(
         &self,
-        inputs: &[Numbers],
-        found: TreeSearchPrimitive<Dispatch>,
-        [query, key, value, policy_query, policy_key]: [Tensor<4>; 5],
-    ) -> Vec<Output> {
-        let [q, k, v, g, of_policy] = [0, 1, 2, 3, 4].map(|at| inputs[at].scale);
-        let alone = matches!(self.way, Way::Uniform | Way::Given);
-        let context = |output: Output| if alone { output.by_heads(2, 1) } else { output };
-        let integers = |tensor| Tensor::<3, Int>::from_dispatch(tensor).float();
-        let policy = Tensor::<3>::from_dispatch(found.policy).without_autodiff();
-        let policy = Output::new("policy", policy, 1.0);
-        let found_context = Tensor::<4>::from_dispatch(found.context).without_autodiff();
-        vec![
-            context(Output::new("context", found_context, v)),
-            policy.examples(Some(1)),
-            Output::new("path", integers(found.path), 0.0),
-            Output::new("counts", integers(found.counts), 0.0).examples(Some(1)),
-            context(Output::new("gradient of query", query, g * v * k)),
-            context(Output::new("gradient of key", key, g * v * q)),
-            context(Output::new("gradient of value", value, g)),
-            Output::new("gradient of query by policy", policy_query, of_policy * k),
-            Output::new("gradient of key by policy", policy_key, of_policy * q),
-        ]
+        [query, key, value]: [Float; 3],
+        device: &Device,
+    ) -> TreeSearchInputs<Dispatch> {
+        TreeSearchInputs {
+            query,
+            key,
+            value,
+            lengths: integers(&self.lengths, [self.batch()], device).into_dispatch(),
+        }
     }
 
     /// Whether the search went where there are tokens, and greedily where it was to.
-    fn check_path(&self, path: &[f32], inputs: &[Numbers], kind: Kind) -> Result<(), String> {
+    fn check_path(&self, path: &[f32], inputs: &[Numbers], kind: Kind) -> Result<()> {
         let (shape, steps) = (&self.options.shape, self.steps());
         for (row, path) in path.chunks(steps).enumerate() {
             let example = row / self.queries;
@@ -116,64 +107,44 @@ impl TreeSearch {
                 let height = shape.height() - step;
                 let node = path[step] as usize;
                 let nodes = tokens.div_ceil(shape.span(height)).max(1);
-                if node >= nodes {
-                    return Err(format!(
-                        "path {path:?} of query {row} leads to a node over no token"
-                    ));
-                }
+                let told = || format!("path {path:?} of query {row}");
+                ensure!(node < nodes, "{} leads to a node over no token", told());
                 if step == 0 {
                     continue;
                 }
                 let group = shape.group(height + 1);
                 let first = path[step - 1] as usize * group;
-                if !(first..first + group).contains(&node) {
-                    return Err(format!(
-                        "path {path:?} of query {row} does not follow the tree"
-                    ));
-                }
-                let compared = matches!(kind, Kind::Plain | Kind::Scaled);
-                if self.way == Way::Greedy && compared {
+                let is_child = (first..first + group).contains(&node);
+                ensure!(is_child, "{} does not follow the tree", told());
+                if self.way == Way::Greedy && kind.is_compared() {
                     let real = (nodes - first).min(group);
-                    let policy = self.policy(row, height, first, real, inputs);
+                    let policy = self.policy(row, shape.offset(height) + first, real, inputs);
                     let best = policy.iter().fold(0.0, |best: f64, one| best.max(*one));
-                    if policy[node - first] < best - MARGIN {
-                        return Err(format!("path {path:?} of query {row} is not greedy"));
-                    }
+                    let is_worse = policy[node - first] < best - MARGIN;
+                    ensure!(!is_worse, "{} is not greedy", told());
                 }
             }
         }
         Ok(())
     }
 
-    /// The probabilities of real siblings.
-    fn policy(
-        &self,
-        row: usize,
-        height: usize,
-        first: usize,
-        real: usize,
-        inputs: &[Numbers],
-    ) -> Vec<f64> {
-        let shape = &self.options.shape;
-        let (dim, heads) = (self.widths[0], self.heads);
-        let scale = self.options.scale.unwrap_or((dim as f64).powf(-0.5));
-        let example = row / self.queries;
+    /// The probabilities of real siblings, which are so many nodes from one on.
+    fn policy(&self, row: usize, first: usize, real: usize, inputs: &[Numbers]) -> Vec<f64> {
+        let [example, row] = [row / self.queries, row % self.queries];
+        let default = (self.widths[0] as f64).powf(-0.5);
+        let scale = self.options.scale.unwrap_or(default);
         let mut policy = vec![0.0; real];
-        for head in 0..heads {
-            let query = &inputs[0].values[(row * heads + head) * dim..][..dim];
-            let logits: Vec<f64> = (0..real)
-                .map(|child| {
-                    let node = example * shape.nodes() + shape.offset(height) + first + child;
-                    let key = &inputs[1].values[(node * heads + head) * dim..][..dim];
-                    let products = query.iter().zip(key);
-                    let product: f64 = products.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-                    product * scale / self.options.temperature
-                })
-                .collect();
+        for head in 0..self.heads {
+            let query = inputs[0].row([example, row, head]);
+            let logit = |node| {
+                let key = inputs[1].row([example, node, head]);
+                product(query, key) * scale / self.options.temperature
+            };
+            let logits: Vec<f64> = (first..first + real).map(logit).collect();
             let most = logits.iter().fold(f64::MIN, |most, one| most.max(*one));
             let total: f64 = logits.iter().map(|logit| (logit - most).exp()).sum();
             for (probability, logit) in policy.iter_mut().zip(logits) {
-                *probability += (logit - most).exp() / total / heads as f64;
+                *probability += (logit - most).exp() / total / self.heads as f64;
             }
         }
         policy
@@ -237,71 +208,88 @@ impl Operator for TreeSearch {
         ]
     }
 
-    fn kernel(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
-        let [query, key, value, grad] =
-            [0, 1, 2, 3].map(|at| place.tensor::<4>(&inputs[at]).into_dispatch());
-        let of_policy = place.tensor::<3>(&inputs[4]).into_dispatch();
-        let lengths = place.integers(&self.lengths, [self.batch()]);
-        let searched = TreeSearchInputs {
-            query,
-            key,
-            value,
-            lengths: lengths.into_dispatch(),
+    fn outputs(&self, scales: &[f64]) -> Vec<Output> {
+        let [q, k, v, g, of_policy] = [0, 1, 2, 3, 4].map(|at| scales[at]);
+        // Routes that do not depend on numbers keep heads apart.
+        let alone = matches!(self.way, Way::Uniform | Way::Given);
+        let by_context = |name, unit| match Output::new(name, unit) {
+            output if alone => output.by_heads(1),
+            output => output,
         };
-        let found = Dispatch::tree_search(searched.clone(), self.route(place), self.options);
-        let path = Tensor::<3, Int>::from_dispatch(found.path.clone());
-        *self.taken.borrow_mut() = path.into_data().iter::<i64>().collect();
+        vec![
+            by_context("context", v),
+            Output::new("policy", 1.0).examples(Some(1)),
+            Output::new("path", 0.0),
+            Output::new("counts", 0.0).examples(Some(1)),
+            by_context("gradient of query", g * v * k),
+            by_context("gradient of key", g * v * q),
+            by_context("gradient of value", g),
+            Output::new("gradient of query by policy", of_policy * k),
+            Output::new("gradient of key by policy", of_policy * q),
+        ]
+    }
+
+    fn kernel(&self, inputs: Vec<Float>, device: &Device) -> Vec<Numbers> {
+        let [query, key, value, grad, of_policy] = [0, 1, 2, 3, 4].map(|at| inputs[at].clone());
+        let searched = self.searched([query, key, value], device);
+        let found = Dispatch::tree_search(searched.clone(), self.route(device), self.options);
         let path = found.path.clone();
+        let taken = Tensor::<3, Int>::from_dispatch(path.clone()).into_data();
+        *self.taken.borrow_mut() = taken.iter::<i64>().collect();
         let (query, key, value) =
             Dispatch::tree_context_backward(searched.clone(), path.clone(), grad, self.options);
         let (policy_query, policy_key) =
             Dispatch::tree_policy_backward(searched, path, of_policy, self.options);
         let gradients = [query, key, value, policy_query, policy_key];
-        self.outputs(inputs, found, gradients.map(Tensor::from_dispatch))
+        all(found, gradients.map(Numbers::of))
     }
 
-    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Output> {
+    fn reference(&self, inputs: &[Numbers], place: &mut Place) -> Vec<Numbers> {
         // burn-flex panics over parts of tensors without numbers, as the reference makes them; `check` has this case.
         if self.queries == 0 {
             return Vec::new();
         }
-        let [q, k, v] = [0, 1, 2].map(|at| place.tracked::<4>(&inputs[at]));
-        let (grad, of_policy) = (place.tensor(&inputs[3]), place.tensor(&inputs[4]));
-        let lengths = place.integers(&self.lengths, [self.batch()]);
+        let rows = [0, 1, 2].map(|at| place.tracked(&inputs[at]));
+        let [grad, of_policy] = [3, 4].map(|at| place.float(&inputs[at]));
+        let device = &place.device;
         let search = |route| {
-            let searched = TreeSearchInputs {
-                query: q.clone().into_dispatch(),
-                key: k.clone().into_dispatch(),
-                value: v.clone().into_dispatch(),
-                lengths: lengths.clone().into_dispatch(),
-            };
+            let searched = self.searched(rows.clone(), device);
             reference::tree_search::<Dispatch>(searched, route, self.options)
         };
         // Choices that are close to one another may be made in either way.
-        let path = place.integers(&self.taken.borrow(), self.path_dims());
-        let along = || search(RoutePrimitive::Given(path.clone().into_dispatch()));
-        let of_context = backward(Tensor::<4>::from_dispatch(along().context), grad, &q);
-        let of_policy = backward(Tensor::<3>::from_dispatch(along().policy), of_policy, &q);
-        let gradients = [
-            gradient(&q, &of_context),
-            gradient(&k, &of_context),
-            gradient(&v, &of_context),
-            gradient(&q, &of_policy),
-            gradient(&k, &of_policy),
-        ];
+        let along = || search(self.along(&self.taken.borrow(), device));
+        let mut of_inputs = gradients(&along().context, grad, &rows);
+        of_inputs.extend(gradients(&along().policy, of_policy, &rows[..2]));
         // What a uniform search says of its path is not what others say.
         let found = match self.way {
-            Way::Uniform => search(self.route(place)),
+            Way::Uniform => search(self.route(device)),
             _ => along(),
         };
-        self.outputs(inputs, found, gradients)
+        all(found, of_inputs)
     }
 
-    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<(), String> {
-        let mut values = found.iter().flat_map(|output| &output.values);
-        if self.queries == 0 && values.any(|value| *value != 0.0) {
-            return Err("without queries something has a gradient".into());
-        }
-        self.check_path(&found[2].values, inputs, kind)
+    fn check(&self, inputs: &[Numbers], found: &[Output], kind: Kind) -> Result<()> {
+        let mut values = found.iter().flat_map(|output| &output.numbers.values);
+        ensure!(
+            self.queries > 0 || values.all(|value| *value == 0.0),
+            "without queries something has a gradient"
+        );
+        self.check_path(&found[2].numbers.values, inputs, kind)
     }
+}
+
+/// What was found, and the gradients, as outputs are listed.
+fn all(
+    found: TreeSearchPrimitive<Dispatch>,
+    gradients: impl IntoIterator<Item = Numbers>,
+) -> Vec<Numbers> {
+    let integers = |tensor| Tensor::<1, Int>::from_dispatch(tensor).into_data().into();
+    let mut all = vec![
+        Numbers::of(found.context),
+        Numbers::of(found.policy),
+        integers(found.path),
+        integers(found.counts),
+    ];
+    all.extend(gradients);
+    all
 }

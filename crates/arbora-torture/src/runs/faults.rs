@@ -2,7 +2,7 @@
 //!
 //! `strace` counts them in an undisturbed job, and later lets one fail, or kills the process as it makes it.
 
-use super::{JOBS, Yard, command_of, is_one_line, said};
+use super::{Yard, is_one_line, said, targets_of};
 use crate::frame::{Target, Tries};
 use anyhow::{Context as _, Result, ensure};
 use rand::SeedableRng as _;
@@ -10,7 +10,6 @@ use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::Command;
 
 /// Calls on files, and how each can fail beside the end of the process.
@@ -39,20 +38,13 @@ const CALLS: [(&str, &[&str]); 18] = [
 const HARMLESS: [&str; 3] = ["fcntl", "lseek", "execve"];
 
 /// Every job.
-pub const TARGETS: [Target; JOBS.len()] = [of::<0>(), of::<1>(), of::<2>(), of::<3>(), of::<4>()];
-
-const fn of<const JOB: usize>() -> Target {
-    fn begin<const JOB: usize>(folder: &Path) -> Result<Tries> {
-        let yard = Yard::new(folder, JOBS[JOB])?;
+pub fn targets() -> Vec<Target> {
+    targets_of(|yard| {
         let mut faults = faults(&yard)?;
         // What little time allows for is of all kinds.
         faults.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
         Ok(Tries::listed(faults, move |fault| yard.failing(fault)))
-    }
-    Target {
-        name: JOBS[JOB].name,
-        begin: begin::<JOB>,
-    }
+    })
 }
 
 /// What happens to a call that a job makes on a file of its own.
@@ -67,7 +59,7 @@ struct Fault {
 
 /// Everything that can happen to every call of a job on its own files.
 fn faults(yard: &Yard) -> Result<Vec<Fault>> {
-    yard.clear().map_err(anyhow::Error::msg)?;
+    yard.clear()?;
     let trace = yard.path("trace");
     let mut command = traced(yard, "%file,%desc");
     command.arg("-y").arg("-o").arg(&trace);
@@ -109,18 +101,12 @@ fn faults(yard: &Yard) -> Result<Vec<Fault>> {
     Ok(faults)
 }
 
+/// The beginning of a call of `strace`, in the folder of a job.
 fn traced(yard: &Yard, names: &str) -> Command {
     let mut command = Command::new("strace");
-    command.args([
-        "-f",
-        "-qqq",
-        "--seccomp-bpf",
-        "-e",
-        &format!("trace={names}"),
-    ]);
-    command
-        .args(["-e", "signal=none"])
-        .current_dir(&yard.folder);
+    command.args(["-f", "-qqq", "--seccomp-bpf", "-e", "signal=none", "-e"]);
+    command.arg(format!("trace={names}"));
+    command.current_dir(&yard.folder);
     command
 }
 
@@ -128,8 +114,7 @@ fn traced(yard: &Yard, names: &str) -> Command {
 fn called(mut strace: Command, yard: &Yard) -> Command {
     let job = yard.command();
     strace.arg("--").arg(job.get_program()).args(job.get_args());
-    let inherited = command_of(&yard.job, &yard.folder);
-    for (name, value) in inherited.get_envs() {
+    for (name, value) in job.get_envs() {
         match value {
             Some(value) => strace.env(name, value),
             None => strace.env_remove(name),
@@ -141,14 +126,13 @@ fn called(mut strace: Command, yard: &Yard) -> Command {
 
 impl Yard {
     /// Lets one call fail, or be the last, and goes on with the job.
-    fn failing(&self, Fault { name, number, what }: &Fault) -> Result<(), String> {
+    fn failing(&self, Fault { name, number, what }: &Fault) -> Result<()> {
         self.clear()?;
         let mut command = traced(self, name);
         command.args(["-e", &format!("inject={name}:{what}:when={number}")]);
         let what = format!("{name} number {number}, {what}");
         command.args(["-o", "/dev/null"]);
-        let output = called(command, self).output();
-        let output = output.map_err(|error| error.to_string())?;
+        let output = called(command, self).output()?;
         let is_fine = match output.status.code() {
             // Whether it matters is seen below.
             Some(0) => true,
@@ -156,10 +140,7 @@ impl Yard {
             Some(code) => code == 128 + libc::SIGKILL,
             None => output.status.signal() == Some(libc::SIGKILL),
         };
-        if !is_fine {
-            return Err(format!("{what}: {}", said(&output)));
-        }
-        self.look().map_err(|reason| format!("{what}: {reason}"))?;
-        self.finish().map_err(|reason| format!("{what}: {reason}"))
+        ensure!(is_fine, "{what}: {}", said(&output));
+        self.look().and_then(|()| self.finish()).context(what)
     }
 }

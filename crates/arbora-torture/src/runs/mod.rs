@@ -6,11 +6,12 @@
 pub mod faults;
 pub mod kill;
 
-use anyhow::{Context as _, Result, ensure};
+use crate::frame::{Target, Tries};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The variable that names the `arbora` command that is tried.
@@ -18,9 +19,9 @@ const ARBORA: &str = "ARBORA";
 
 /// A command, and what it must leave.
 #[derive(Clone, Copy)]
-pub struct Job {
+struct Job {
     /// Of the command and its task.
-    pub name: &'static str,
+    name: &'static str,
     words: &'static [&'static str],
     /// Settings, where the command takes some.
     settings: Option<fn() -> Value>,
@@ -32,49 +33,50 @@ pub struct Job {
     before: Option<&'static Job>,
 }
 
-const TRAINED: &[&str] = &[""];
+/// A training, of one run.
+const TRAINING: Job = Job {
+    name: "",
+    words: &[],
+    settings: None,
+    runs: &[""],
+    pictures: &["curves"],
+    before: None,
+};
 
 /// A training of each family, a comparison, and what draws into the folder of a run.
-pub const JOBS: [Job; 5] = [
+const JOBS: [Job; 5] = [
     Job {
         name: "train-retrieval",
         words: &["train", "copy"],
         settings: Some(copy),
-        runs: TRAINED,
-        pictures: &["curves"],
-        before: None,
+        ..TRAINING
     },
     Job {
         name: "train-sequence",
         words: &["train", "recall"],
         settings: Some(recall),
-        runs: TRAINED,
-        pictures: &["curves"],
-        before: None,
+        ..TRAINING
     },
     Job {
         name: "train-language",
         words: &["train", "lm"],
         settings: Some(language),
-        runs: TRAINED,
-        pictures: &["curves"],
-        before: None,
+        ..TRAINING
     },
     Job {
         name: "compare",
         words: &["compare", "copy", "--models", "retreever,cross-attention"],
         settings: Some(copy),
         runs: &["retreever-seed0", "cross-attention-seed0"],
-        pictures: &["curves"],
-        before: None,
+        ..TRAINING
     },
     Job {
         name: "grow",
         words: &["grow", "bandit", "--rounds", "20", "--repeats", "2"],
-        settings: None,
         runs: &[],
         pictures: &["grow-bandit"],
         before: Some(&BANDIT),
+        ..TRAINING
     },
 ];
 
@@ -82,10 +84,15 @@ const BANDIT: Job = Job {
     name: "bandit",
     words: &["train", "bandit"],
     settings: Some(bandit),
-    runs: TRAINED,
     pictures: &[],
-    before: None,
+    ..TRAINING
 };
+
+/// Tries of every job, each in a folder in which it was done undisturbed.
+fn targets_of(tries: fn(Yard) -> Result<Tries>) -> Vec<Target> {
+    let target = |job: Job| Target::new(job.name, move |folder| tries(Yard::new(folder, job)?));
+    JOBS.map(target).into()
+}
 
 /// A training of sequences.
 pub fn copy() -> Value {
@@ -159,14 +166,8 @@ impl Yard {
             let begun = Instant::now();
             let mut command = command_of(job, &yard.folder);
             // What others need has the name that they call it by.
-            command.args([
-                "--out",
-                if job.name == yard.job.name {
-                    "out"
-                } else {
-                    job.name
-                },
-            ]);
+            let is_own = job.name == yard.job.name;
+            command.args(["--out", if is_own { "out" } else { job.name }]);
             let output = command.output().context("cannot start arbora")?;
             ensure!(output.status.success(), "{}: {}", job.name, said(&output));
             yard.length = begun.elapsed();
@@ -182,13 +183,12 @@ impl Yard {
     }
 
     /// Forgets what was done.
-    fn clear(&self) -> Result<(), String> {
+    fn clear(&self) -> Result<()> {
         let out = self.path("out");
         if out.try_exists().unwrap_or(false) {
-            fs::remove_dir_all(out).map_err(|error| error.to_string())
-        } else {
-            Ok(())
+            fs::remove_dir_all(out)?;
         }
+        Ok(())
     }
 
     /// The command that begins the job or goes on with it.
@@ -204,70 +204,54 @@ impl Yard {
     }
 
     /// Does the rest of the job undisturbed. All is as if nothing had happened.
-    fn finish(&self) -> Result<(), String> {
-        let output = self.command().output().map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(format!("cannot go on: {}", said(&output)));
-        }
+    fn finish(&self) -> Result<()> {
+        let output = self.command().output()?;
+        ensure!(output.status.success(), "cannot go on: {}", said(&output));
         for (run, whole) in self.job.runs.iter().zip(&self.logs) {
             let path = self.path("out").join(run).join("metrics.jsonl");
-            let log = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            if log != *whole {
-                return Err(format!("{}: another log", path.display()));
-            }
+            let log = fs::read(&path).with_context(|| path.display().to_string())?;
+            ensure!(log == *whole, "{}: another log", path.display());
         }
-        for picture in self.job.pictures {
-            let path = self.path("out").join(picture);
-            svg_is_whole(&path)?;
-            png_is_whole(&path)?;
-        }
-        Ok(())
+        self.pictures_are_whole(false)
     }
 
     /// What a disturbed job has left is read as whole, or refused in one line.
-    fn look(&self) -> Result<(), String> {
+    fn look(&self) -> Result<()> {
         for run in self.job.runs {
             let mut eval = arbora(&self.folder);
-            let output = eval
-                .arg("eval")
+            eval.arg("eval")
                 .arg(Path::new("out").join(run))
-                .arg("--json")
-                .output();
-            let output = output.map_err(|error| error.to_string())?;
+                .arg("--json");
+            let output = eval.output()?;
             match output.status.code() {
                 Some(0) if serde_json::from_slice::<Value>(&output.stdout).is_ok() => {}
                 Some(2) if is_one_line(&output) => {}
-                _ => return Err(format!("eval of {run}: {}", said(&output))),
+                _ => bail!("eval of {run}: {}", said(&output)),
             }
         }
-        // A picture is there whole or not at all.
+        self.pictures_are_whole(true)
+    }
+
+    /// Whether each picture of the job has its end.
+    ///
+    /// - may_lack: it may not be there at all
+    fn pictures_are_whole(&self, may_lack: bool) -> Result<()> {
         for picture in self.job.pictures {
-            let path = self.path("out").join(picture);
-            if path.with_extension("svg").try_exists().unwrap_or(false) {
-                svg_is_whole(&path)?;
-            }
-            if path.with_extension("png").try_exists().unwrap_or(false) {
-                png_is_whole(&path)?;
+            for ending in ["svg", "png"] {
+                let path = self.path("out").join(picture).with_extension(ending);
+                if may_lack && !path.try_exists().unwrap_or(false) {
+                    continue;
+                }
+                let is_whole = match ending {
+                    "svg" => fs::read_to_string(&path)
+                        .is_ok_and(|svg| svg.trim_end().ends_with("</svg>")),
+                    _ => image::open(&path).is_ok(),
+                };
+                ensure!(is_whole, "{} is not whole", path.display());
             }
         }
         Ok(())
     }
-}
-
-/// Whether the picture of this name, without an ending, is there and has its end.
-fn svg_is_whole(name: &Path) -> Result<(), String> {
-    let path = name.with_extension("svg");
-    match fs::read_to_string(&path) {
-        Ok(svg) if svg.trim_end().ends_with("</svg>") => Ok(()),
-        _ => Err(format!("{} is not whole", path.display())),
-    }
-}
-
-fn png_is_whole(name: &Path) -> Result<(), String> {
-    let path = name.with_extension("png");
-    let png = image::open(&path);
-    png.map(drop)
-        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The command, in a folder.
@@ -292,15 +276,21 @@ fn command_of(job: &Job, folder: &Path) -> Command {
     command
 }
 
-/// Whether a command that failed said why, in one line.
-fn is_one_line(output: &Output) -> bool {
+/// Whether a command that failed said why in its last line, and in no other.
+pub fn is_one_line(output: &Output) -> bool {
     let text = String::from_utf8_lossy(&output.stderr);
-    let errors = text.lines().filter(|line| line.starts_with("error: "));
-    errors.count() == 1
-        && text
-            .lines()
-            .last()
-            .is_some_and(|line| line.starts_with("error: "))
+    let is_error = |line: &str| line.starts_with("error: ");
+    text.lines().filter(|line| is_error(line)).count() == 1
+        && text.lines().last().is_some_and(is_error)
+}
+
+/// The memory that a running process has, in kilobytes.
+pub fn resident(process: &Child) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().split(' ').next()?.parse().ok()
 }
 
 /// How a command ended and the last that it said.
