@@ -34,18 +34,9 @@ pub struct Made {
 
 /// What trained the run in a folder: more than one where it was resumed by another version or on another backend, none
 /// where it was begun before there were such files.
-///
-/// # Errors
-/// If what is there cannot be read.
 pub fn made(folder: &Path) -> Result<Vec<Made>> {
-    let path = folder.join(MADE);
-    match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        text => text
-            .map_err(Error::from)
-            .and_then(|text| Ok(serde_json::from_str(settings::without_mark(&text))?))
-            .with_context(|| format!("cannot read {}", path.display())),
-    }
+    let made = settings::read_json(&folder.join(MADE), "does not say what trained the run")?;
+    Ok(made.unwrap_or_default())
 }
 
 /// A run: its settings, and where it lies or will lie.
@@ -101,11 +92,8 @@ impl<M> Trained<M> {
 }
 
 impl<F: Family> Run<F> {
-    /// How far the run is.
-    ///
-    /// # Errors
-    /// If its folder holds something else: another run, one with other settings or on other data, or one that cannot
-    /// be continued.
+    /// How far the run is. A folder is refused that holds something else: another run, one with other settings or on
+    /// other data, or one that cannot be continued.
     pub fn state(&self, about: &About) -> Result<State> {
         if !has_any(&self.folder, &[CONFIG])? {
             refuse_taken(&self.folder)?;
@@ -123,11 +111,8 @@ impl<F: Family> Run<F> {
             Ok((checkpoint, _)) => {
                 checkpoint.expect_fingerprint(&about.fingerprint)?;
                 let last = self.config.common().trainer.steps;
-                Ok(if checkpoint.state().step == last {
-                    State::Finished
-                } else {
-                    State::Unfinished
-                })
+                let is_last = checkpoint.state().step == last;
+                Ok(if is_last { State::Finished } else { State::Unfinished })
             }
             // It ended before its first checkpoint.
             Err(TrainError::Missing { .. }) => Ok(State::Unfinished),
@@ -144,9 +129,6 @@ impl<F: Family> Run<F> {
     }
 
     /// The model that the run begins with, or that the weights of its newest checkpoint will be loaded into.
-    ///
-    /// # Errors
-    /// If it is to start from a run that cannot be read or does not fit.
     pub fn model(&self, data: &F::Data, device: &Device) -> Result<F::Model> {
         match Checkpoint::newest(&self.folder) {
             Ok(_) => Ok(self.config.untrained(data, device)),
@@ -154,12 +136,10 @@ impl<F: Family> Run<F> {
         }
     }
 
-    /// A trainer of the run, whose folder is claimed then and has its settings and what trains it.
+    /// A trainer of the run, whose folder is claimed then and has its settings and what trains it. Refused where another
+    /// process trains in the folder or has begun a run there since.
     ///
     /// - state: how far the run is
-    ///
-    /// # Errors
-    /// If another process trains in the folder or has begun a run there since, or it cannot be made, read or written.
     pub fn trainer(&self, about: &About, backend: &str, state: State) -> Result<Trainer> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
@@ -188,8 +168,7 @@ impl<F: Family> Run<F> {
             backend: backend.into(),
         };
         let write_made = |by: &[Made]| {
-            let text = serde_json::to_string(by)? + "\n";
-            atomic_file::write(&folder.join(MADE), text)
+            atomic_file::write(&folder.join(MADE), serde_json::to_string(by)? + "\n")
         };
         let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
         if state != State::Absent {
@@ -199,10 +178,8 @@ impl<F: Family> Run<F> {
                 let path = folder.join(CONFIG);
                 let begun = std::fs::metadata(&path)?.modified()?;
                 write_settings()?;
-                File::options()
-                    .append(true)
-                    .open(&path)?
-                    .set_modified(begun)?;
+                let file = File::options().append(true).open(&path)?;
+                file.set_modified(begun)?;
             }
         }
         match state {
@@ -226,10 +203,7 @@ impl<F: Family> Run<F> {
         Ok(trainer)
     }
 
-    /// Trains what is left of the run.
-    ///
-    /// # Errors
-    /// As the trainer; the folder keeps its checkpoints.
+    /// Trains what is left of the run. Where that fails, the folder keeps its checkpoints.
     pub fn train(
         &self,
         trainer: Trainer,
@@ -259,9 +233,6 @@ impl<F: Family> Run<F> {
 /// Means of all measurements of a model over items of the evaluation set, by name.
 ///
 /// - items: how many, in whole batches; 0 means all of a finite set
-///
-/// # Errors
-/// If the data cannot give them.
 pub fn measured<F: Family>(
     config: &F,
     model: &F::Model,
@@ -274,10 +245,7 @@ pub fn measured<F: Family>(
     Ok(measure(model, batches, seed).into_iter().collect())
 }
 
-/// Refuses a path that cannot become a new run's folder.
-///
-/// # Errors
-/// If it is no folder, or has a run in it.
+/// Refuses a path that cannot become a new run's folder: it is no folder, or has a run in it.
 pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
     is_folder(folder)?;
     if has_any(folder, &[CONFIG, "metrics.jsonl", "checkpoints"])? {
@@ -297,9 +265,6 @@ pub fn first_free(task: &str, what: &str) -> PathBuf {
 }
 
 /// Makes a folder, and what is above it. Whether it was not there.
-///
-/// # Errors
-/// If it cannot be made.
 pub fn make_new(folder: &Path) -> Result<bool> {
     let above = folder.parent().map_or(Ok(()), std::fs::create_dir_all);
     match above.and_then(|()| std::fs::create_dir(folder)) {
@@ -322,7 +287,7 @@ pub struct TrainedRun<F: Family> {
     pub config: F,
     /// Its data.
     pub data: F::Data,
-    /// What both come to.
+    /// What settings and data come to.
     pub about: About,
     /// Its model.
     pub model: F::Model,
@@ -338,10 +303,6 @@ impl<F: Family> TrainedRun<F> {
     /// Loads the run in a folder.
     ///
     /// - moved: where its data lie now, as `data.path=FOLDER`
-    ///
-    /// # Errors
-    /// If the folder holds no run of this version, its data cannot be read or are not those that it began with, or the
-    /// backend cannot run.
     pub fn load(folder: &Path, backend: Option<&str>, moved: &[String]) -> Result<Self> {
         let found = config_of::<F>(folder)?;
         let config = settings::layered(&found, None, moved)?;
@@ -379,9 +340,6 @@ impl<F: Family> TrainedRun<F> {
 }
 
 /// The settings of the run in a folder.
-///
-/// # Errors
-/// If there is no such folder, or no settings of this version in it.
 pub fn config_of<F: Family>(folder: &Path) -> Result<F> {
     if !is_folder(folder)? {
         bail!("{}: expected a run folder", folder.display());
@@ -396,10 +354,7 @@ pub fn task_of(folder: &Path) -> AnyTask {
     AnyTask::of_run(folder).unwrap_or(AnyTask::Retrieval(RetrievalTask::Images))
 }
 
-/// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
-///
-/// # Errors
-/// If the run is of a task of another family.
+/// Refuses a run of another family than retrieval, for a command that shows or uses what is retrieved.
 pub fn refuse_others(command: &str, folder: &Path) -> Result<()> {
     match AnyTask::of_run(folder) {
         None | Some(AnyTask::Retrieval(_)) => Ok(()),

@@ -19,7 +19,7 @@ pub use plan::quoted;
 
 use crate::families::Preset;
 use crate::settings;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use plan::Shard;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A table and the runs behind it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     pub name: String,
@@ -261,10 +261,8 @@ impl Asked {
     /// The settings of every run that win over those of the experiment.
     fn all_settings(&self) -> Vec<String> {
         let steps = self.steps.map(|steps| format!("trainer.steps={steps}"));
-        steps
-            .into_iter()
-            .chain(self.settings.iter().cloned())
-            .collect()
+        let settings = self.settings.iter().cloned();
+        steps.into_iter().chain(settings).collect()
     }
 
     /// Whether settings are given.
@@ -290,27 +288,20 @@ pub struct Line<'a> {
     pub at_random: bool,
 }
 
-macro_rules! bundled {
-    ($($name:literal),+ $(,)?) => {
-        /// The experiments behind the pages of `docs/results`, by their names.
-        pub(crate) const BUNDLED: &[(&str, &str)] =
-            &[$(($name, include_str!(concat!("../../experiments/", $name, ".json")))),+];
-    };
-}
-
-bundled!(
-    "images",
-    "orders",
-    "series",
-    "gp",
-    "copy",
-    "copy-ablation",
-    "recall",
-    "needle",
-    "recall-ablation",
-    "lm-balance",
-    "lm",
-);
+/// The experiments behind the pages of `docs/results`, by their names.
+pub(crate) const BUNDLED: &[(&str, &str)] = &[
+    ("images", include_str!("../../experiments/images.json")),
+    ("orders", include_str!("../../experiments/orders.json")),
+    ("series", include_str!("../../experiments/series.json")),
+    ("gp", include_str!("../../experiments/gp.json")),
+    ("copy", include_str!("../../experiments/copy.json")),
+    ("copy-ablation", include_str!("../../experiments/copy-ablation.json")),
+    ("recall", include_str!("../../experiments/recall.json")),
+    ("needle", include_str!("../../experiments/needle.json")),
+    ("recall-ablation", include_str!("../../experiments/recall-ablation.json")),
+    ("lm-balance", include_str!("../../experiments/lm-balance.json")),
+    ("lm", include_str!("../../experiments/lm.json")),
+];
 
 impl Row {
     /// A row of one model with nothing else about it.
@@ -326,9 +317,6 @@ impl Row {
 
 impl Experiment {
     /// The one of this name that is a part of the program.
-    ///
-    /// # Errors
-    /// When it is not an experiment, which a test excludes.
     pub fn bundled(name: &str) -> Result<Option<Self>> {
         let found = BUNDLED.iter().find(|(other, _)| *other == name);
         found.map(|(_, text)| Self::parse(text)).transpose()
@@ -343,33 +331,28 @@ impl Experiment {
         rates: Vec<f64>,
         like: Option<Self>,
     ) -> Self {
-        let (title, about, reading, published) = match like {
-            Some(like) => (like.title, like.about, like.reading, like.published),
-            None => (task.into(), String::new(), None, None),
-        };
+        let like = like.unwrap_or_else(|| Self {
+            title: task.into(),
+            ..Self::default()
+        });
         let named = |line: &str| rows.iter().any(|row| row.name == line);
+        let has_lines = |reading: &Reading| named(&reading.learned) && named(&reading.dense);
         Self {
             name: task.into(),
-            title,
-            about,
+            title: like.title,
+            about: like.about,
             task: task.into(),
             preset,
-            settings: Vec::new(),
             seeds,
             rates,
-            columns: Vec::new(),
-            reading: reading.filter(|reading| named(&reading.learned) && named(&reading.dense)),
-            published,
-            readme: false,
-            grid: None,
+            reading: like.reading.filter(has_lines),
+            published: like.published,
             rows,
+            ..Self::default()
         }
     }
 
-    /// The one that a file holds.
-    ///
-    /// # Errors
-    /// When it cannot be read or is none; the key that is wrong is named.
+    /// The one that a file holds; of a file that holds none, the key that is wrong is named.
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&settings::read_text(path)?).with_context(|| format!("in {}", path.display()))
     }
@@ -383,54 +366,48 @@ impl Experiment {
 
     /// Checks what types alone do not.
     fn check(&self) -> Result<()> {
-        if self.rows.is_empty() {
-            bail!("rows: expected at least one");
+        ensure!(!self.rows.is_empty(), "rows: expected at least one");
+        for (at, row) in self.rows.iter().enumerate() {
+            let (name, seeds) = (&row.name, self.seeds_of(row));
+            ensure!(
+                !(name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.')),
+                "rows[{at}].name: expected the name of a folder, got {name:?}"
+            );
+            refuse_doubled(&format!("rows[{at}].seeds"), seeds)?;
+            ensure!(!seeds.is_empty(), "rows[{at}].seeds: expected at least one");
+            let Some(from) = &row.from else {
+                continue;
+            };
+            let Some(earlier) = self.rows[..at].iter().find(|row| row.name == *from) else {
+                bail!("rows[{at}].from: expected the name of an earlier row, got {from}");
+            };
+            let known = self.seeds_of(earlier);
+            if let Some(seed) = seeds.iter().find(|seed| !known.contains(seed)) {
+                bail!("rows[{at}].from: {from} has no run with seed {seed}");
+            }
         }
         let lines = self.lines();
         let mut names = BTreeSet::new();
-        for (at, row) in self.rows.iter().enumerate() {
-            if row.name.is_empty() || row.name.contains(['/', '\\']) || row.name.starts_with('.') {
-                bail!(
-                    "rows[{at}].name: expected the name of a folder, got {:?}",
-                    row.name
-                );
-            }
-            refuse_doubled(&format!("rows[{at}].seeds"), self.seeds_of(row))?;
-            if self.seeds_of(row).is_empty() {
-                bail!("rows[{at}].seeds: expected at least one");
-            }
-            if let Some(from) = &row.from {
-                let earlier = self.rows[..at].iter().find(|row| row.name == *from);
-                let Some(earlier) = earlier else {
-                    bail!("rows[{at}].from: expected the name of an earlier row, got {from}");
-                };
-                let seeds = self.seeds_of(earlier);
-                if let Some(seed) = self.seeds_of(row).iter().find(|seed| !seeds.contains(seed)) {
-                    bail!("rows[{at}].from: {from} has no run with seed {seed}");
-                }
-            }
-        }
         for line in &lines {
-            if !names.insert(line.name.as_str()) {
-                bail!("rows: {} is named twice", line.name);
-            }
+            let name = line.name.as_str();
+            ensure!(names.insert(name), "rows: {name} is named twice");
         }
         if let Some(reading) = &self.reading {
             for (key, line) in [("learned", &reading.learned), ("dense", &reading.dense)] {
-                if !names.contains(line.as_str()) {
-                    bail!("reading.{key}: expected the name of a row, got {line}");
-                }
+                ensure!(
+                    names.contains(line.as_str()),
+                    "reading.{key}: expected the name of a row, got {line}"
+                );
             }
         }
         if let Some(published) = &self.published {
-            let count = published.columns.len();
+            let expected = published.columns.len();
             for (at, row) in published.rows.iter().enumerate() {
-                if row.numbers.len() != count {
-                    bail!(
-                        "published.rows[{at}].numbers: expected {count}, got {}",
-                        row.numbers.len()
-                    );
-                }
+                let got = row.numbers.len();
+                ensure!(
+                    got == expected,
+                    "published.rows[{at}].numbers: expected {expected}, got {got}"
+                );
             }
         }
         Ok(())
@@ -445,17 +422,15 @@ impl Experiment {
     pub fn lines(&self) -> Vec<Line<'_>> {
         let mut lines = Vec::new();
         for (row, given) in self.rows.iter().enumerate() {
-            let titles = [
-                (Some(&given.title), ""),
-                (given.at_random.as_ref(), AT_RANDOM),
-            ];
-            for (title, end) in titles {
-                lines.extend(title.map(|title| Line {
+            let walking = given.at_random.as_ref().map(|title| (title, true));
+            for (title, at_random) in [(&given.title, false)].into_iter().chain(walking) {
+                let end = if at_random { AT_RANDOM } else { "" };
+                lines.push(Line {
                     name: format!("{}{end}", given.name),
                     title,
                     row,
-                    at_random: end == AT_RANDOM,
-                }));
+                    at_random,
+                });
             }
         }
         lines
@@ -463,26 +438,21 @@ impl Experiment {
 }
 
 /// Refuses a list that names something twice.
-pub fn refuse_doubled<T: ToString>(
-    option: &str,
-    values: impl IntoIterator<Item = T>,
-) -> Result<()> {
+pub fn refuse_doubled<T: ToString>(option: &str, values: impl IntoIterator<Item = T>) -> Result<()> {
     let mut seen = BTreeSet::new();
     for value in values {
         let value = value.to_string();
-        if !seen.insert(value.clone()) {
-            bail!("{option}: {value} is given twice");
-        }
+        ensure!(!seen.contains(&value), "{option}: {value} is given twice");
+        seen.insert(value);
     }
     Ok(())
 }
 
 fn hours(text: &str) -> Result<f64, String> {
-    let hours = text.parse::<f64>().map_err(|error| error.to_string())?;
-    if hours >= 0.0 {
-        Ok(hours)
-    } else {
-        Err(format!("expected a number from 0, got {hours}"))
+    match text.parse() {
+        Ok(hours) if hours >= 0.0 => Ok(hours),
+        Ok(hours) => Err(format!("expected a number from 0, got {hours}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is measured of a run once it is trained.
 
 use super::*;
+use crate::families::curves::read_lines;
 
 impl<F: Family> Engine<'_, F> {
     /// Trains and measures what a run lacks. Whether it was stopped.
@@ -14,8 +15,9 @@ impl<F: Family> Engine<'_, F> {
         tried: bool,
     ) -> Result<Option<Stop>> {
         let folder = planned.run.folder.display();
+        let told = |what: &str| tell!("[{}/{count}] {folder}: {what}", at + 1);
         if self.is_known(planned) {
-            tell!("[{}/{count}] {folder}: finished before", at + 1);
+            told("finished before");
             return Ok(None);
         }
         if let Some(hours) = self.asked.hours
@@ -41,12 +43,12 @@ impl<F: Family> Engine<'_, F> {
                 }
             }
         }
-        let told = match state {
+        let what = match state {
             State::Finished => "measuring",
             State::Unfinished => "resuming",
             State::Absent => "training",
         };
-        tell!("[{}/{count}] {folder}: {told}", at + 1);
+        told(what);
         let (config, data) = (&planned.run.config, &self.data[planned.data].1);
         let mut numbers = Measured {
             entries: Vec::new(),
@@ -205,7 +207,7 @@ impl<F: Family> Engine<'_, F> {
         if !has_any(folder, &[timing])? || self.is_outdated(folder)? {
             return Ok(None);
         }
-        let log = read(&folder.join(timing))?;
+        let log = read_lines(&folder.join(timing))?;
         let measured = store::measured(folder)?;
         Ok(Some(Times {
             training_seconds: training_seconds(&log, u64::MAX),

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use arbora::rl::train::{Checkpoint, Claim, TrainError, has_any, is_folder};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use logs::{begun, first_reached, last_evaluation, read, refuse_older, training_seconds};
+use logs::{begun, first_reached, last_evaluation, refuse_older, training_seconds};
 use planning::cases;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,10 +83,7 @@ const RANDOM: &str = "random";
 /// While its learning rate is chosen, on what trainings evaluate with.
 const TRIED: &str = "tried";
 
-/// Runs an experiment as far as it is asked, and writes what it comes to.
-///
-/// # Errors
-/// With the first mistake, before the first run; when a run fails or a file cannot be written.
+/// Runs an experiment as far as it is asked, and writes what it comes to. Mistakes are refused before the first run.
 pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode> {
     for (at, row) in experiment.rows.iter().enumerate() {
         named::<F::ModelKind>(&row.model).with_context(|| format!("rows[{at}].model"))?;
@@ -246,14 +243,14 @@ impl<F: Family> Engine<'_, F> {
         }
         // It is nobody's to write into.
         drop(Claim::resume(folder)?);
-        let names = (1..u64::MAX).map(|number| format!("{}-before-{number}", planned.plan.name));
-        let mut kept = PathBuf::new();
-        for name in names {
-            kept = self.out.join(&name);
+        let mut number = 1;
+        let kept = loop {
+            let name = format!("{}-before-{number}", planned.plan.name);
             if !has_any(&self.out, &[&name])? {
-                break;
+                break self.out.join(name);
             }
-        }
+            number += 1;
+        };
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
         tell!(
@@ -269,24 +266,21 @@ impl<F: Family> Engine<'_, F> {
         let mut lines = Vec::new();
         let mut list = Vec::new();
         for planned in tries.iter().chain(runs) {
-            let state = if self.is_outdated(&planned.run.folder)? {
-                None
-            } else {
-                Some(planned.run.state(&planned.about)?)
-            };
-            let folder = planned.run.folder.display().to_string();
-            let told = match (self.is_known(planned), state) {
-                (true, _) => "finished",
-                (false, Some(State::Finished)) => "trained",
-                (false, Some(State::Unfinished)) => "not finished",
-                (false, Some(State::Absent)) => "not begun",
-                (false, None) => "to be trained anew",
+            let folder = &planned.run.folder;
+            let is_current = !self.is_outdated(folder)?;
+            let state = is_current.then(|| planned.run.state(&planned.about));
+            let state = state.transpose()?;
+            let told = match state {
+                _ if self.is_known(planned) => "finished",
+                Some(State::Finished) => "trained",
+                Some(State::Unfinished) => "not finished",
+                Some(State::Absent) => "not begun",
+                None => "to be trained anew",
             };
             let resume = state == Some(State::Unfinished);
-            let command = planned
-                .plan
-                .command(&self.experiment.task, &self.out, resume);
-            lines.push(format!("{folder}: {told}"));
+            let task = &self.experiment.task;
+            let command = planned.plan.command(task, &self.out, resume);
+            lines.push(format!("{}: {told}", folder.display()));
             if !["finished", "trained"].contains(&told) {
                 lines.push(format!("  {command}"));
             }
@@ -315,9 +309,10 @@ impl<F: Family> Engine<'_, F> {
     /// is open.
     fn choose(&self, row: usize, tries: &[Planned<F>]) -> Result<Option<f64>> {
         let name = &self.experiment.rows[row].name;
+        let rates = &self.experiment.rates;
+        let count = rates.len();
         let mut best = None;
         let own = tries.iter().filter(|planned| planned.plan.row == row);
-        let rates = &self.experiment.rates;
         for (rate, planned) in rates.iter().zip(own) {
             let Some(entry) = self.known.get(&planned.fingerprint) else {
                 return Ok(None);
@@ -328,10 +323,8 @@ impl<F: Family> Engine<'_, F> {
                 best = Some((number, *rate));
             }
         }
-        let count = rates.len();
-        let Some((number, rate)) = best else {
-            bail!("{name}: training diverged at every learning rate");
-        };
+        let (number, rate) =
+            best.with_context(|| format!("{name}: training diverged at every learning rate"))?;
         tell!("{name}: learning rate {rate:e} of {count}, held-out log-likelihood {number:.4}");
         Ok(Some(rate))
     }
@@ -356,14 +349,13 @@ impl<F: Family> Engine<'_, F> {
                 times: self.times(planned)?,
             })
         };
-        let [shown, tried] =
-            [runs, tries].map(|all| all.iter().map(shown).collect::<Result<Vec<_>>>());
-        let shown = shown?;
+        let tried = tries.iter().map(shown).collect::<Result<_>>()?;
+        let shown = runs.iter().map(shown).collect::<Result<Vec<_>>>()?;
         let columns = match self.experiment.columns.as_slice() {
-            [] => Column::automatic(
-                shown.iter().filter_map(|run| run.entry.as_ref()),
-                F::COLUMNS,
-            ),
+            [] => {
+                let entries = shown.iter().filter_map(|run| run.entry.as_ref());
+                Column::automatic(entries, F::COLUMNS)
+            }
             columns => columns.to_vec(),
         };
         let results = Results {
@@ -371,7 +363,7 @@ impl<F: Family> Engine<'_, F> {
             cases: self.planning.cases.as_ref(),
             runs: shown,
             at,
-            tried: tried?,
+            tried,
             rates,
             columns,
             command: self.asked.command.clone(),
@@ -554,11 +546,13 @@ mod tests {
 
     #[test]
     fn training_time_leaves_out_evaluations() {
-        let log = "{\"step\":1,\"split\":\"train\",\"seconds\":0.5}\n\
-                   {\"step\":1,\"split\":\"valid\",\"seconds\":9}\n\
-                   {\"step\":2,\"split\":\"train\",\"seconds\":0.25}\n";
-        assert_eq!(training_seconds(log, u64::MAX), 0.75);
-        assert_eq!(training_seconds(log, 1), 0.5);
+        let log = [
+            json!({"step": 1, "split": "train", "seconds": 0.5}),
+            json!({"step": 1, "split": "valid", "seconds": 9}),
+            json!({"step": 2, "split": "train", "seconds": 0.25}),
+        ];
+        assert_eq!(training_seconds(&log, u64::MAX), 0.75);
+        assert_eq!(training_seconds(&log, 1), 0.5);
     }
 
     #[test]
