@@ -42,9 +42,7 @@ pub fn made(folder: &Path) -> Result<Vec<Made>> {
 /// A run: its settings, and where it lies or will lie.
 #[derive(Clone, Debug)]
 pub struct Run<F> {
-    /// Its settings.
     pub config: F,
-    /// Its folder.
     pub folder: PathBuf,
 }
 
@@ -53,9 +51,8 @@ pub struct Run<F> {
 pub enum State {
     /// It has not begun.
     Absent,
-    /// It has begun, and has steps left.
+    /// It has steps left.
     Unfinished,
-    /// It has a checkpoint of its last step.
     Finished,
 }
 
@@ -112,7 +109,11 @@ impl<F: Family> Run<F> {
                 checkpoint.expect_fingerprint(&about.fingerprint)?;
                 let last = self.config.common().trainer.steps;
                 let is_last = checkpoint.state().step == last;
-                Ok(if is_last { State::Finished } else { State::Unfinished })
+                Ok(if is_last {
+                    State::Finished
+                } else {
+                    State::Unfinished
+                })
             }
             // It ended before its first checkpoint.
             Err(TrainError::Missing { .. }) => Ok(State::Unfinished),
@@ -144,19 +145,21 @@ impl<F: Family> Run<F> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
-        let claim = match state {
-            State::Absent => {
-                settings::refuse_within_data(&self.config, folder, "--out")?;
-                for kept in &about.kept {
-                    kept.refuse_another(folder)?;
-                }
-                Claim::begin(folder)?
-            }
-            _ => Claim::resume(folder)?,
+        let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
+        let write_made =
+            |by: &[Made]| atomic_file::write(&folder.join(MADE), serde_json::to_string(by)? + "\n");
+        let is_new = state == State::Absent;
+        let claim = if is_new {
+            settings::refuse_within_data(&self.config, folder, "--out")?;
+            let mut kept = about.kept.iter();
+            kept.try_for_each(|kept| kept.refuse_another(folder))?;
+            Claim::begin(folder)?
+        } else {
+            Claim::resume(folder)?
         };
         let trainer = Trainer::new(common.trainer.clone(), folder, &about.fingerprint)
             .claimed(claim)
-            .resume(state != State::Absent)
+            .resume(!is_new)
             .progress(Bar::new(common.model, common.trainer.steps));
         trainer.stop_on_ctrl_c()?;
         remote::saved(Some(format!(
@@ -167,38 +170,30 @@ impl<F: Family> Run<F> {
             version: F::VERSION,
             backend: backend.into(),
         };
-        let write_made = |by: &[Made]| {
-            atomic_file::write(&folder.join(MADE), serde_json::to_string(by)? + "\n")
-        };
-        let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
-        if state != State::Absent {
-            let [wanted, found] = self.wanted_and_found()?;
-            if wanted != found {
-                // Its data have moved. It is as old as it was: comparisons ask when a run began.
-                let path = folder.join(CONFIG);
-                let begun = std::fs::metadata(&path)?.modified()?;
-                write_settings()?;
-                let file = File::options().append(true).open(&path)?;
-                file.set_modified(begun)?;
-            }
+        if is_new {
+            refuse_taken(folder)?;
+            about.kept.iter().try_for_each(|kept| kept.write(folder))?;
+            write_made(&[now])?;
+            // Last: a folder with settings is a run.
+            write_settings()?;
+            return Ok(trainer);
         }
-        match state {
-            State::Absent => {
-                refuse_taken(folder)?;
-                about.kept.iter().try_for_each(|kept| kept.write(folder))?;
-                write_made(&[now])?;
-                // Last: a folder with settings is a run.
-                write_settings()?;
+        let [wanted, found] = self.wanted_and_found()?;
+        if wanted != found {
+            // Its data have moved. It is as old as it was: comparisons ask when a run began.
+            let path = folder.join(CONFIG);
+            let begun = std::fs::metadata(&path)?.modified()?;
+            write_settings()?;
+            let file = File::options().append(true).open(&path)?;
+            file.set_modified(begun)?;
+        }
+        if state == State::Unfinished {
+            let mut by = made(folder)?;
+            // Of what trained a run of before nothing is known.
+            if by.last().is_some_and(|last| *last != now) {
+                by.push(now);
+                write_made(&by)?;
             }
-            State::Unfinished => {
-                let mut by = made(folder)?;
-                // Of what trained a run of before nothing is known.
-                if by.last().is_some_and(|last| *last != now) {
-                    by.push(now);
-                    write_made(&by)?;
-                }
-            }
-            State::Finished => {}
         }
         Ok(trainer)
     }
@@ -283,19 +278,14 @@ pub fn is_taken(error: &Error) -> bool {
 
 /// A run folder's newest whole checkpoint with all that its model needs.
 pub struct TrainedRun<F: Family> {
-    /// Its settings.
     pub config: F,
-    /// Its data.
     pub data: F::Data,
-    /// What settings and data come to.
     pub about: About,
-    /// Its model.
     pub model: F::Model,
     /// Steps that the model was trained for.
     pub step: u64,
     /// The name of the backend that the model is on.
     pub backend: String,
-    /// Where the model is.
     pub device: Device,
 }
 

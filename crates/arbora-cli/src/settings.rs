@@ -116,7 +116,10 @@ fn folders<'a>(settings: &'a Value, found: &mut Vec<&'a Path>) -> Result<()> {
                 Err(error).with_context(|| format!("cannot read {path}"))
             }
             data => {
-                found.extend(data.is_ok_and(|data| data.is_dir()).then(|| Path::new(path)));
+                found.extend(
+                    data.is_ok_and(|data| data.is_dir())
+                        .then(|| Path::new(path)),
+                );
                 Ok(())
             }
         },
@@ -187,7 +190,10 @@ fn collect(base: &Value, layer: Value, path: &str) -> Result<Vec<(String, Value)
     for (key, value) in layer {
         let path = below(&key);
         let Some(slot) = base.get(&key) else {
-            bail!("unknown key {path}{}", nearest(&path, base.keys().map(below)));
+            bail!(
+                "unknown key {path}{}",
+                nearest(&path, base.keys().map(below))
+            );
         };
         found.extend(collect(slot, value, &path)?);
     }
@@ -223,7 +229,11 @@ pub fn difference<'a>(wanted: &'a Value, found: &'a Value) -> Option<Difference<
 /// The first setting in which `found` is not as `wanted`, but for where data lie: they may be the same, moved. A tokenizer is
 /// not among them: a run keeps its own.
 pub fn difference_but_places<'a>(wanted: &'a Value, found: &'a Value) -> Option<Difference<'a>> {
-    let is_place = |value: &Value| value.as_str().is_some_and(|path| Path::new(path).is_absolute());
+    let is_place = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|path| Path::new(path).is_absolute())
+    };
     let mut differences = differences(wanted, found).into_iter();
     differences.find(|(key, wanted, found)| {
         let is_data = key.starts_with("data.") && !key.starts_with("data.tokenizer.");

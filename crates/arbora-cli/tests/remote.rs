@@ -628,13 +628,28 @@ fn placements_that_do_not_fit_are_refused() {
 #[test]
 fn addresses_name_a_server_and_a_device() {
     for (text, server, whole) in [
-        ("ws://127.0.0.1:3000", "ws://127.0.0.1:3000", "ws://127.0.0.1:3000"),
-        ("ws://127.0.0.1:3000/", "ws://127.0.0.1:3000", "ws://127.0.0.1:3000"),
-        ("ws://gpu-7.local:80/3", "ws://gpu-7.local:80", "ws://gpu-7.local:80/3"),
+        (
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+        ),
+        (
+            "ws://127.0.0.1:3000/",
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+        ),
+        (
+            "ws://gpu-7.local:80/3",
+            "ws://gpu-7.local:80",
+            "ws://gpu-7.local:80/3",
+        ),
         ("ws://[::1]:3000/1", "ws://[::1]:3000", "ws://[::1]:3000/1"),
     ] {
         let address: Address = text.parse().unwrap();
-        assert_eq!((address.server().as_str(), address.to_string().as_str()), (server, whole));
+        assert_eq!(
+            (address.server().as_str(), address.to_string().as_str()),
+            (server, whole)
+        );
         assert_eq!(whole.parse::<Address>().unwrap(), address);
     }
 }
@@ -671,7 +686,10 @@ fn listener() -> (TcpListener, Address) {
 fn assert_refused(address: &Address, seconds: u64, words: &str) {
     let started = Instant::now();
     let message = format!("{:#}", remote::open(address).unwrap_err());
-    assert!(message.starts_with(&address.server()) && message.contains(words), "{message}");
+    assert!(
+        message.starts_with(&address.server()) && message.contains(words),
+        "{message}"
+    );
     assert!(started.elapsed() < Duration::from_secs(seconds));
 }
 
@@ -696,7 +714,11 @@ fn another_kind_of_server_is_named_as_such() {
             let _ = stream.and_then(|mut stream| stream.write_all(b"220 mail ready\r\n"));
         }
     });
-    assert_refused(&address, 10, "something other than `arbora serve` answers there");
+    assert_refused(
+        &address,
+        10,
+        "something other than `arbora serve` answers there",
+    );
 }
 
 #[test]
@@ -709,5 +731,9 @@ fn a_web_server_without_sessions_is_named_as_such() {
             let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
         }
     });
-    assert_refused(&address, 10, "something other than `arbora serve` answers there");
+    assert_refused(
+        &address,
+        10,
+        "something other than `arbora serve` answers there",
+    );
 }

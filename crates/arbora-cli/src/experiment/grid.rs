@@ -143,9 +143,11 @@ impl Tree {
         single("d_ff")?;
         let own = &settings["architecture"];
         let blocks = single("blocks")?;
-        Ok([&own["branching"], &own["height"], &blocks, &own["d_model"]]
-            .map(number)
-            .into())
+        Ok(
+            [&own["branching"], &own["height"], &blocks, &own["d_model"]]
+                .map(number)
+                .into(),
+        )
     }
 
     pub fn numbers(&self) -> [usize; 4] {
@@ -311,7 +313,7 @@ fn name(source: &TextSource) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::super::Experiment;
-    use super::super::plan::{Place, Plan, Planning};
+    use super::super::plan::{Place, Plan};
     use super::*;
     use crate::families::language::LanguageConfig;
     use crate::families::{Family as _, Preset};
@@ -359,11 +361,7 @@ mod tests {
         experiment.seeds = vec![0, 5];
         // Paths of 4 blocks, but for the last tree.
         let trees = ["2:3:1:32", "3:3:1:32", "2:1:2:32", "2:3:1:48", "2:2:1:32"];
-        let planning = Planning {
-            cases: Some(cases(&trees)),
-            ..Planning::default()
-        };
-        let plan = Plan::new(&experiment, &planning, &[None, None]);
+        let plan = Plan::new(&experiment, Some(&cases(&trees)), &[None, None]);
         let folder = |case, row, seed| {
             let place = Place { row, case, seed };
             plan.runs[plan.at[&place]].name.as_str()

@@ -54,16 +54,13 @@ pub struct Experiment {
     #[serde(default)]
     pub columns: Vec<Column>,
     /// How the rows are compared in words.
-    #[serde(default)]
     pub reading: Option<Reading>,
     /// What others report.
-    #[serde(default)]
     pub published: Option<Published>,
     /// Whether the README shows the table.
     #[serde(default)]
     pub readme: bool,
     /// For lm: every row is trained in every tree and on every text.
-    #[serde(default)]
     pub grid: Option<Grid>,
 }
 
@@ -76,19 +73,15 @@ pub struct Row {
     pub title: String,
     pub model: String,
     /// Where its settings start, where that is not the preset of the experiment.
-    #[serde(default)]
     pub preset: Option<Preset>,
     /// Settings of this row's runs; they win over those of the experiment.
     #[serde(default)]
     pub settings: Vec<String>,
     /// Its own seeds.
-    #[serde(default)]
     pub seeds: Option<Vec<u64>>,
     /// An earlier row whose run with the same seed this one starts from.
-    #[serde(default)]
     pub from: Option<String>,
     /// The title of a second line of the table: the same weights walking at random.
-    #[serde(default)]
     pub at_random: Option<String>,
 }
 
@@ -295,11 +288,20 @@ pub(crate) const BUNDLED: &[(&str, &str)] = &[
     ("series", include_str!("../../experiments/series.json")),
     ("gp", include_str!("../../experiments/gp.json")),
     ("copy", include_str!("../../experiments/copy.json")),
-    ("copy-ablation", include_str!("../../experiments/copy-ablation.json")),
+    (
+        "copy-ablation",
+        include_str!("../../experiments/copy-ablation.json"),
+    ),
     ("recall", include_str!("../../experiments/recall.json")),
     ("needle", include_str!("../../experiments/needle.json")),
-    ("recall-ablation", include_str!("../../experiments/recall-ablation.json")),
-    ("lm-balance", include_str!("../../experiments/lm-balance.json")),
+    (
+        "recall-ablation",
+        include_str!("../../experiments/recall-ablation.json"),
+    ),
+    (
+        "lm-balance",
+        include_str!("../../experiments/lm-balance.json"),
+    ),
     ("lm", include_str!("../../experiments/lm.json")),
 ];
 
@@ -438,7 +440,10 @@ impl Experiment {
 }
 
 /// Refuses a list that names something twice.
-pub fn refuse_doubled<T: ToString>(option: &str, values: impl IntoIterator<Item = T>) -> Result<()> {
+pub fn refuse_doubled<T: ToString>(
+    option: &str,
+    values: impl IntoIterator<Item = T>,
+) -> Result<()> {
     let mut seen = BTreeSet::new();
     for value in values {
         let value = value.to_string();

@@ -137,10 +137,14 @@ pub fn read(path: &Path) -> Result<Store> {
         runs: Vec<Entry>,
     }
     let file: Option<File> = read_json(path, "not the numbers of a comparison")?;
-    let entries = file.into_iter().flat_map(|file| file.runs);
-    Ok(entries
+    Ok(by_fingerprint(file.map_or(Vec::new(), |file| file.runs)))
+}
+
+pub fn by_fingerprint(entries: Vec<Entry>) -> Store {
+    let entries = entries.into_iter();
+    entries
         .map(|entry| (entry.fingerprint.clone(), entry))
-        .collect())
+        .collect()
 }
 
 /// What was measured of a run when it was finished, in its folder: so that no process measures the runs of others.

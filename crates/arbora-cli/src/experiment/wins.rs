@@ -188,8 +188,12 @@ impl<'a> Wins<'a> {
                 self.name(control).to_owned(),
                 beside.cases.text(),
                 beside.runs.text(),
-                beside.share_of_runs.map_or(String::new(), |share| share.text(2)),
-                beside.difference.map_or(String::new(), |less| less.signed(3)),
+                beside
+                    .share_of_runs
+                    .map_or(String::new(), |share| share.text(2)),
+                beside
+                    .difference
+                    .map_or(String::new(), |less| less.signed(3)),
             ];
             for corpus in single.clone() {
                 let beside = self.beside(control, &[*corpus]);
@@ -287,7 +291,8 @@ impl Wins<'_> {
             let tree = self.results.runs_of(self.tree_coder, case).next();
             let count = |name: &str| tree.and_then(|run| run.static_metrics.get(name));
             let counts = ["active_parameters", "total_parameters"].map(count);
-            let counts = counts.map(|count| count.map_or(String::new(), |count| thousands(*count as u64)));
+            let counts =
+                counts.map(|count| count.map_or(String::new(), |count| thousands(*count as u64)));
             let mut row = counts.to_vec();
             row.extend(all.clone().map(|row| {
                 let text = self.statistic(row, case, LOSS, 3);
@@ -307,7 +312,10 @@ impl Wins<'_> {
     fn use_rows(&self) -> Vec<Vec<String>> {
         let all = 0..self.results.experiment.rows.len();
         let mut titles = vec!["smallest leaf, of its fair share".to_owned()];
-        titles.extend(all.clone().map(|row| format!("bits per byte, {}", self.name(row))));
+        titles.extend(
+            all.clone()
+                .map(|row| format!("bits per byte, {}", self.name(row))),
+        );
         self.by_case(titles, |case| {
             let bits = |row| self.statistic(row, case, BITS_PER_BYTE, 3);
             let mut row = vec![self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2)];

@@ -48,8 +48,8 @@ pub fn read_log(run: &Path) -> Result<Vec<Value>> {
 /// # Errors
 /// If it cannot be read.
 pub fn read_lines(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     // A killed run may leave half a line at the end.
     let lines = text.lines();
     Ok(lines

@@ -222,8 +222,10 @@ fn draw_axes(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2]) {
     }
     scene.line([left, top], [left, bottom], 1, AXIS);
     scene.line([left, bottom], [right, bottom], 1, AXIS);
-    let x_label = Some(panel.x_label.as_str()).filter(|label| !label.is_empty());
-    let x_label = x_label.unwrap_or("step");
+    let x_label = match panel.x_label.as_str() {
+        "" => "step",
+        label => label,
+    };
     let (across, down) = (right - left, bottom - top);
     // One size for both axes.
     let (_, size) = fit(x_label, NAME, across);

@@ -1,18 +1,13 @@
 //! A picture as SVG: shapes in the order in which they are painted, with text on top.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    path::Path,
-    sync::{Arc, LazyLock},
-};
-
 use super::text::fit;
 use anyhow::{Context as _, Result};
-use resvg::{
-    tiny_skia::{Pixmap, Transform},
-    usvg::{Options, Tree, fontdb::Database},
-};
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{Options, Tree, fontdb::Database};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 /// Column and row in pixels, from the upper left.
 pub(super) type Place = [i32; 2];
@@ -200,29 +195,23 @@ impl Scene {
         let [width, height] = self.size.map(|side| side as u32);
         let mut picture = Pixmap::new(width, height)
             .with_context(|| format!("a picture of {width}x{height} pixels is too large"))?;
-        resvg::render(&tree(svg)?, Transform::identity(), &mut picture.as_mut());
+        let options = Options {
+            fontdb: FONTS.clone(),
+            font_family: FAMILY.into(),
+            ..Options::default()
+        };
+        let tree = Tree::from_str(svg, &options)?;
+        resvg::render(&tree, Transform::identity(), &mut picture.as_mut());
         Ok(picture)
     }
 
     /// Writes the picture as `NAME.svg` and `NAME.png`.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
     pub(super) fn save(&self, name: &Path) -> Result<()> {
         let svg = self.svg();
         let png = self.rasterise(&svg)?.encode_png()?;
         crate::atomic_file::write(&name.with_added_extension("svg"), svg)?;
         crate::atomic_file::write(&name.with_added_extension("png"), png)
     }
-}
-
-fn tree(svg: &str) -> Result<Tree> {
-    let options = Options {
-        fontdb: FONTS.clone(),
-        font_family: FAMILY.into(),
-        ..Options::default()
-    };
-    Ok(Tree::from_str(svg, &options)?)
 }
 
 fn hex([red, green, blue]: Colour) -> String {
@@ -242,18 +231,13 @@ fn join<T: Into<f64> + Copy>(points: &[[T; 2]]) -> String {
 
 /// Text as XML writes it. Characters that XML cannot hold, as a token may have them, are replaced.
 fn escape(text: &str) -> String {
-    let mut escaped = String::new();
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            character if character.is_control() => escaped.push('\u{fffd}'),
-            character => escaped.push(character),
-        }
-    }
-    escaped
+    let is_none =
+        |character: char| character.is_control() || "\u{fffe}\u{ffff}".contains(character);
+    let text = text
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
+    text.replace(is_none, "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -124,11 +124,12 @@ pub fn open(address: &Address) -> Result<Device> {
 
 fn connected(address: &Address) -> Result<Device> {
     let silent = || {
-        anyhow!("accepts connections but does not answer within {} s", ANSWER_LIMIT.as_secs())
+        anyhow!(
+            "accepts connections but does not answer within {} s",
+            ANSWER_LIMIT.as_secs()
+        )
     };
-    let other = |reason| {
-        anyhow!("something other than `arbora serve` answers there: {reason}")
-    };
+    let other = |reason| anyhow!("something other than `arbora serve` answers there: {reason}");
     match answers(address) {
         Ok(()) => {}
         Err(NoAnswer::Unreachable(reason)) => {

@@ -96,18 +96,16 @@ impl<F: Family> Engine<'_, F> {
             }
             Err(error) => return Err(error),
         }
-        for entry in &numbers.entries {
-            self.known.insert(entry.fingerprint.clone(), entry.clone());
-        }
+        self.known
+            .extend(store::by_fingerprint(numbers.entries.clone()));
         // With what the same training came to when its learning rate was chosen, or the other way round.
-        if let Some(earlier) = store::measured(&planned.run.folder)? {
-            for entry in earlier.entries {
-                let is_it = |new: &Entry| new.fingerprint == entry.fingerprint;
-                if !numbers.entries.iter().any(is_it) {
-                    numbers.entries.push(entry);
-                }
-            }
-        }
+        let mut earlier =
+            store::measured(&planned.run.folder)?.map_or(Vec::new(), |one| one.entries);
+        earlier.retain(|entry| {
+            let is_it = |new: &Entry| new.fingerprint == entry.fingerprint;
+            !numbers.entries.iter().any(is_it)
+        });
+        numbers.entries.extend(earlier);
         let text = serde_json::to_string_pretty(&numbers)? + "\n";
         atomic_file::write(&planned.run.folder.join(store::MEASURED), &text)?;
         Ok(is_stopped.then_some(Stop::Asked))

@@ -6,7 +6,7 @@ mod planning;
 
 use super::grid::Cases;
 use super::page;
-use super::plan::{self, Place, Plan, Planning};
+use super::plan::{self, Place, Plan};
 use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
@@ -44,7 +44,8 @@ const AGAIN: &str = "again";
 struct Engine<'a, F: Family> {
     experiment: &'a Experiment,
     asked: &'a Asked,
-    planning: Planning,
+    /// Trees and texts, where they are varied.
+    cases: Option<Cases>,
     out: PathBuf,
     backend: String,
     device: Device,
@@ -90,6 +91,10 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
     }
     let mut experiment = experiment.clone();
     let cases = cases::<F>(&mut experiment, asked)?;
+    for row in &mut experiment.rows {
+        // They win over the row's own.
+        row.settings.extend(asked.all_settings());
+    }
     let experiment = &experiment;
     let (backend, device) = backend::open(asked.backend.as_deref())?;
     let out = asked
@@ -109,10 +114,7 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
     Engine::<F> {
         experiment,
         asked,
-        planning: Planning {
-            settings: asked.all_settings(),
-            cases,
-        },
+        cases,
         out,
         backend,
         device,
@@ -136,7 +138,7 @@ impl<F: Family> Engine<'_, F> {
         let first = self.experiment.rates.first().copied();
         let mut rates = vec![first; self.experiment.rows.len()];
         let (tries, mut runs, mut at) = loop {
-            let tries = Plan::tries(self.experiment, &self.planning).into_iter();
+            let tries = Plan::tries(self.experiment, self.cases.as_ref()).into_iter();
             let tries = tries.map(|run| self.planned(run, &[], TRIED));
             let tries = tries.collect::<Result<Vec<_>>>()?;
             let (runs, at) = self.plan(&rates)?;
@@ -176,11 +178,9 @@ impl<F: Family> Engine<'_, F> {
             runs.len(),
             self.out.display()
         );
-        let data_summaries = runs
-            .iter()
-            .filter_map(|run| run.about.data_summary.as_ref());
-        for data_summary in data_summaries.collect::<BTreeSet<_>>() {
-            tell!("{data_summary}");
+        let summaries: BTreeSet<_> = runs.iter().map(|run| &run.about.data_summary).collect();
+        for summary in summaries.into_iter().flatten() {
+            tell!("{summary}");
         }
         let mut stopped = None;
         for (at, planned) in tries.iter().enumerate() {
@@ -300,7 +300,7 @@ impl<F: Family> Engine<'_, F> {
 
     /// What the run of a grid is of: as much of tree and text as its model depends on.
     fn case_of(&self, planned: &Planned<F>) -> Option<String> {
-        self.planning.cases.as_ref()?;
+        self.cases.as_ref()?;
         let end = format!("-seed{}", planned.plan.seed);
         planned.plan.name.strip_suffix(&end).map(str::to_owned)
     }
@@ -360,7 +360,7 @@ impl<F: Family> Engine<'_, F> {
         };
         let results = Results {
             experiment: self.experiment,
-            cases: self.planning.cases.as_ref(),
+            cases: self.cases.as_ref(),
             runs: shown,
             at,
             tried,
@@ -397,7 +397,7 @@ impl<F: Family> Engine<'_, F> {
                     let numbers = serde_json::to_string_pretty(&json)? + "\n";
                     atomic_file::write(&self.out.join(NUMBERS), numbers)
                 })?;
-                if self.planning.cases.is_none() {
+                if self.cases.is_none() {
                     self.draw(runs)?;
                 }
                 format!(
@@ -473,29 +473,26 @@ impl<F: Family> Engine<'_, F> {
         }
         let data = &self.data[first.data].1;
         let mut models = Vec::new();
-        for planned in runs {
-            let is_first = planned.plan.seed == first.plan.seed;
-            let is_outdated = self.is_outdated(&planned.run.folder)?;
-            if is_first && !is_outdated && planned.run.state(&planned.about)? == State::Finished {
-                let (checkpoint, _) = Checkpoint::newest(&planned.run.folder)?;
-                let model = planned.run.config.untrained(data, &self.device);
-                models.push((planned, checkpoint.load_model(model)?));
+        for planned in runs.iter().filter(|run| run.plan.seed == first.plan.seed) {
+            let Run { config, folder } = &planned.run;
+            let is_outdated = self.is_outdated(folder)?;
+            if !is_outdated && planned.run.state(&planned.about)? == State::Finished {
+                let (checkpoint, _) = Checkpoint::newest(folder)?;
+                let model = checkpoint.load_model(config.untrained(data, &self.device))?;
+                models.push((planned, model));
             }
         }
-        let finished: Vec<Finished<'_, F>> = models
-            .iter()
-            .map(|(planned, model)| Finished {
-                name: &self.experiment.rows[planned.plan.row].name,
-                folder: &planned.run.folder,
-                config: &planned.run.config,
-                model: Some(model),
-            })
-            .collect();
-        if finished.is_empty() {
-            Ok(())
-        } else {
-            F::draw(&finished, data, &self.device, &self.out)
+        if models.is_empty() {
+            return Ok(());
         }
+        let finished = models.iter().map(|(planned, model)| Finished {
+            name: &self.experiment.rows[planned.plan.row].name,
+            folder: &planned.run.folder,
+            config: &planned.run.config,
+            model: Some(model),
+        });
+        let finished: Vec<Finished<'_, F>> = finished.collect();
+        F::draw(&finished, data, &self.device, &self.out)
     }
 }
 
@@ -510,10 +507,7 @@ enum Stop {
 
 /// Whether a training ended because its numbers did.
 fn diverged(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref::<TrainError>(),
-        Some(TrainError::NonFinite { .. })
-    )
+    matches!(error.downcast_ref(), Some(TrainError::NonFinite { .. }))
 }
 
 /// Since when runs in a folder are repeated: until none of them is open, in this call or in one that goes on with it.

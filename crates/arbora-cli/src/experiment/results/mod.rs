@@ -436,21 +436,16 @@ impl<'a> Results<'a> {
     }
 
     fn tried_rows(&self) -> Vec<Vec<String>> {
-        let mut rows = vec![
-            ["model", "learning rate", "log-lik"]
-                .map(String::from)
-                .to_vec(),
-        ];
+        let head = ["model", "learning rate", "log-lik"].map(String::from);
+        let mut rows = vec![head.to_vec()];
         for tried in &self.tried {
-            rows.push(vec![
-                self.experiment.rows[tried.run.row].title.clone(),
-                scientific(tried.run.rate),
-                match (tried.metric("log_likelihood"), &tried.entry) {
-                    (Some(number), _) => format!("{number:.4}"),
-                    (None, Some(_)) => "diverged".into(),
-                    (None, None) => "open".into(),
-                },
-            ]);
+            let title = self.experiment.rows[tried.run.row].title.clone();
+            let quality = match (tried.metric("log_likelihood"), &tried.entry) {
+                (Some(number), _) => format!("{number:.4}"),
+                (None, Some(_)) => "diverged".into(),
+                (None, None) => "open".into(),
+            };
+            rows.push(vec![title, scientific(tried.run.rate), quality]);
         }
         rows
     }
@@ -597,7 +592,7 @@ fn keep_common(settings: &mut Value, others: &Value) {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::plan::{Plan, Planning};
+    use super::super::plan::Plan;
     use super::super::store::tests::entry;
     use super::super::store::{Reached, finite};
     use super::columns::title;
@@ -632,7 +627,7 @@ pub mod tests {
     /// The results of an experiment of which these runs are finished.
     fn results(experiment: &Experiment, entries: Vec<Entry>) -> Results<'_> {
         let rates = vec![None; experiment.rows.len()];
-        let plan = Plan::new(experiment, &Planning::default(), &rates);
+        let plan = Plan::new(experiment, None, &rates);
         let find = |line: String, seed| {
             let mut found = entries.iter();
             found

@@ -143,9 +143,8 @@ impl SearchedTree {
         }
         let known: Vec<usize> = probabilities.iter().map(Vec::len).collect();
         let heights = (0..=shape.height()).rev().zip(path).take(decisions);
-        let expected: Vec<usize> = heights
-            .map(|(height, node)| shape.children(height, *node).len())
-            .collect();
+        let expected = heights.map(|(height, node)| shape.children(height, *node).len());
+        let expected: Vec<usize> = expected.collect();
         assert!(
             known.is_empty() || known == expected,
             "searched tree: probabilities: expected {expected:?} for the decisions, got {known:?}"
@@ -161,25 +160,22 @@ impl SearchedTree {
     /// The selected nodes, from high to low and left to right: the height and the leaves of each.
     pub fn selected(&self) -> Vec<(usize, Range<usize>)> {
         let height = self.shape.height();
-        let below = (0..height).rev().zip(&self.path);
-        let read = below.flat_map(|(height, parent)| {
+        let mut read = vec![self.node(height, 0)];
+        for (height, parent) in (0..height).rev().zip(&self.path) {
             let children = self.shape.children(height + 1, *parent);
-            children.map(move |index| self.node(height, index))
-        });
-        [self.node(height, 0)]
-            .into_iter()
-            .chain(read)
-            .filter(|node| node.state == NodeState::Selected)
+            read.extend(children.map(|index| self.node(height, index)));
+        }
+        read.retain(|node| node.state == NodeState::Selected);
+        let selected = read.into_iter();
+        selected
             .map(|node| (node.height, node.first_leaf..node.first_leaf + node.leaves))
             .collect()
     }
 
     fn node(&self, height: usize, index: usize) -> Node {
-        let first_leaf = index * self.shape.span(height);
-        let leaves = self
-            .length
-            .saturating_sub(first_leaf)
-            .min(self.shape.span(height));
+        let span = self.shape.span(height);
+        let first_leaf = index * span;
+        let leaves = self.length.saturating_sub(first_leaf).min(span);
         let depth = self.shape.height() - height;
         let on_path = |depth: usize, index: usize| self.path.get(depth) == Some(&index);
         let parent = self.shape.parent(height, index);
@@ -249,10 +245,12 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     // What a sequence has to say stands under the tree, beside the image.
     let words = if sequence.is_some() { 300 } else { 0 };
     let image_left = MARGIN + HEIGHTS + drawing.width.max(words) + GAP;
-    let right = match &picture.image {
-        Some(image) => image_left + image.side(image.width).max(180),
-        None => MARGIN + HEIGHTS + drawing.width,
-    };
+    let right = picture
+        .image
+        .as_ref()
+        .map_or(MARGIN + HEIGHTS + drawing.width, |image| {
+            image_left + image.side(image.width).max(180)
+        });
     let width = (right + MARGIN).max(NARROWEST);
     let mut scene = Scene::new([width, 0]);
 
@@ -268,16 +266,16 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     let spare = (width - MARGIN - right).max(0) / 2;
     let left = MARGIN + HEIGHTS + spare;
     let bottom = drawing.draw(&mut scene, [left, top]);
-    let end = match &picture.image {
-        Some(_) => image_left + spare - GAP,
-        None => width - MARGIN,
+    let below = [left, bottom + 26];
+    let bottom = match &picture.image {
+        None => strip(&mut scene, &drawing, below, width - MARGIN),
+        Some(image) => {
+            let beside = image_left + spare;
+            let bottom = strip(&mut scene, &drawing, below, beside - GAP);
+            bottom.max(draw_image(&mut scene, tree, image, [beside, top]))
+        }
     };
-    let bottom = strip(&mut scene, &drawing, [left, bottom + 26], end);
-    let beside = match &picture.image {
-        Some(image) => draw_image(&mut scene, tree, image, [image_left + spare, top]),
-        None => top,
-    };
-    scene.size[1] = bottom.max(beside) + MARGIN;
+    scene.size[1] = bottom + MARGIN;
     Ok(scene)
 }
 
@@ -583,5 +581,20 @@ mod tests {
         assert_eq!(tree.node(2, 1).probability, Some(0.9));
         assert_eq!((tree.node(3, 0).leaves, tree.node(1, 2).leaves), (5, 1));
         assert_eq!(tree.selected(), [(2, 0..4), (0, 4..5)]);
+    }
+
+    #[test]
+    fn a_tree_that_nothing_read_is_one_subtree() {
+        let shape = TokenTreeShape::new(512, 2, Layout::LeftFilled);
+        let mut tree = SearchedTree::new(shape, 512, &[0; 10], &[]);
+        tree.path.clear();
+        let scene = lay_out(&RetrievalPicture {
+            title: "untouched".into(),
+            summary: Vec::new(),
+            tree,
+            image: None,
+            sequence: None,
+        });
+        assert!(scene.unwrap().svg().contains(">512</text>"));
     }
 }

@@ -50,7 +50,9 @@ fn spreads_are_drawn_and_their_ends_are_inside_the_axes() {
         }]);
         picture.check("band");
         let pixels = picture.pixels().into_iter();
-        pixels.filter(|pixel| pixel[0] < 225 && pixel[2] > 230).count()
+        pixels
+            .filter(|pixel| pixel[0] < 225 && pixel[2] > 230)
+            .count()
     };
     let ends = vec![(0.5, 1.5), (-1.0, 2.5), (2.5, f64::NAN)];
     assert!(tinted(ends) > tinted(Vec::new()) + 5000);
@@ -145,7 +147,10 @@ fn text_may_hold_what_xml_cannot() {
 fn bad_paths_and_empty_plots_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let one = [panel("loss", Vec::new())];
-    assert_eq!(refused(|name| draw(&[], name)), "a plot needs at least one panel");
+    assert_eq!(
+        refused(|name| draw(&[], name)),
+        "a plot needs at least one panel"
+    );
     let assert_refused = |name: &str| {
         let error = draw(&one, &folder.path().join(name)).unwrap_err();
         let message = format!("{error:#}");

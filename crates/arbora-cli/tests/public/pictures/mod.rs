@@ -108,7 +108,10 @@ impl Drawn {
             for (other_text, other) in &boxes[at + 1..] {
                 let apart =
                     (0..2).any(|axis| one[axis + 2] <= other[axis] || other[axis + 2] <= one[axis]);
-                assert!(apart, "{name}: {text:?} {one:?} on {other_text:?} {other:?}");
+                assert!(
+                    apart,
+                    "{name}: {text:?} {one:?} on {other_text:?} {other:?}"
+                );
             }
         }
     }
