@@ -13,7 +13,7 @@ const OTHERS: usize = 8;
 /// more. The library that starts them otherwise panics then.
 pub fn start() -> Result<()> {
     let asked = std::env::var("RAYON_NUM_THREADS").ok();
-    let asked = asked.and_then(|count| count.parse().ok());
+    let asked = asked.and_then(|count| count.parse::<usize>().ok());
     let wanted = asked
         .filter(|count| *count > 0)
         .unwrap_or_else(|| available_parallelism().map_or(1, usize::from));

@@ -43,7 +43,7 @@ pub fn open(path: &Path, start: &str, command: &str) -> Result<String> {
     );
     let ending = path.extension();
     ensure!(
-        !ending.is_some_and(|ending| ending.eq_ignore_ascii_case("json")),
+        ending.is_none_or(|ending| !ending.eq_ignore_ascii_case("json")),
         "{shown}: expected a page, as x.md: its numbers are beside it in x.json"
     );
     let page = match fs::read_to_string(path) {

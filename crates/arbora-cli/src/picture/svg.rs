@@ -231,13 +231,13 @@ fn join<T: Into<f64> + Copy>(points: &[[T; 2]]) -> String {
 
 /// Text as XML writes it. Characters that XML cannot hold, as a token may have them, are replaced.
 fn escape(text: &str) -> String {
-    let is_none =
+    let is_forbidden =
         |character: char| character.is_control() || "\u{fffe}\u{ffff}".contains(character);
     let text = text
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;");
-    text.replace(is_none, "\u{fffd}")
+    text.replace(is_forbidden, "\u{fffd}")
 }
 
 #[cfg(test)]

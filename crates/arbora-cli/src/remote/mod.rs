@@ -50,7 +50,7 @@ impl FromStr for Address {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let parse = || -> Result<Self, &str> {
+        let parse = || -> Result<Self, &'static str> {
             let rest = text.strip_prefix(SCHEME).ok_or("the protocol is ws")?;
             let (server, index) = rest.split_once('/').unwrap_or((rest, ""));
             let index = match index {
@@ -58,7 +58,7 @@ impl FromStr for Address {
                 index => index.parse().map_err(|_| "the index is a number from 0")?,
             };
             let (host, port) = server.rsplit_once(':').ok_or("there is no port")?;
-            let port = match port.parse() {
+            let port = match port.parse::<u16>() {
                 Ok(port) if port != 0 => port,
                 _ => return Err("the port is a number from 1 to 65535"),
             };

@@ -3,23 +3,31 @@
 use super::*;
 use crate::families::curves::{points, read_log};
 
-/// When the run in a folder began: its settings are as old, also where they were written again since its data moved.
-pub(super) fn begun(folder: &Path) -> Result<SystemTime> {
-    let path = folder.join(CONFIG);
-    let time = std::fs::metadata(&path).and_then(|file| file.modified());
-    time.with_context(|| format!("cannot read {}", path.display()))
+/// When a file was written, if it is there.
+pub(super) fn written(path: &Path) -> Result<Option<SystemTime>> {
+    match path.metadata().and_then(|found| found.modified()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        time => {
+            let time = time.with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(Some(time))
+        }
+    }
+}
+
+/// When the run in a folder began, if it did: its settings are as old, also where they were written again since its data
+/// moved.
+pub(super) fn begun(folder: &Path) -> Result<Option<SystemTime>> {
+    written(&folder.join(CONFIG))
 }
 
 /// Refuses a run from other weights than its source has now.
 pub(super) fn refuse_older(source: &Path, folder: &Path) -> Result<()> {
-    if has_any(source, &[CONFIG])? {
-        ensure!(
-            begun(source)? <= begun(folder)?,
-            "{}: from: {} was trained anew after this run began; move it away to train anew",
-            folder.display(),
-            source.display()
-        );
-    }
+    ensure!(
+        begun(source)? <= begun(folder)?,
+        "{}: from: {} was trained anew after this run began; move it away to train anew",
+        folder.display(),
+        source.display()
+    );
     Ok(())
 }
 

@@ -15,11 +15,11 @@ use crate::families::{About, Family, FamilyModel as _, Finished, named};
 use crate::message::tell;
 use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
 use crate::{atomic_file, backend, cli, settings};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use arbora::rl::train::{Checkpoint, Claim, TrainError, has_any, is_folder};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use logs::{begun, first_reached, last_evaluation, refuse_older, training_seconds};
+use logs::{begun, first_reached, last_evaluation, refuse_older, training_seconds, written};
 use planning::cases;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +53,7 @@ struct Engine<'a, F: Family> {
     data: Vec<(Value, F::Data)>,
     /// The numbers of finished runs.
     known: Store,
-    /// Runs begun before are trained anew.
+    /// Runs begun before are trained anew, until none of them is open, in this call or in one that goes on with it.
     since: Option<SystemTime>,
     commit: String,
     started: Instant,
@@ -107,7 +107,7 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         page::open(page, &start(experiment), &asked.made_by)?;
         known = store::read(&page.with_extension("json"))?;
     }
-    let since = repeated_since(&out)?;
+    let since = written(&out.join(AGAIN))?;
     if since.is_some() || asked.again {
         known.clear();
     }
@@ -162,7 +162,7 @@ impl<F: Family> Engine<'_, F> {
             std::fs::create_dir_all(&self.out)
                 .with_context(|| format!("cannot make {}", self.out.display()))?;
             atomic_file::write(&self.out.join(AGAIN), "")?;
-            self.since = repeated_since(&self.out)?;
+            self.since = written(&self.out.join(AGAIN))?;
         }
         let own = |at: usize| match self.asked.shard {
             Some(shard) => shard.has(at),
@@ -221,13 +221,10 @@ impl<F: Family> Engine<'_, F> {
     /// Whether the run in a folder does not have the numbers that are asked for: it is to be repeated, or another
     /// version or another backend trained it.
     fn is_outdated(&self, folder: &Path) -> Result<bool> {
-        if !has_any(folder, &[CONFIG])? {
+        let Some(begun) = begun(folder)? else {
             return Ok(false);
-        }
-        let is_older = match self.since {
-            Some(since) => begun(folder)? < since,
-            None => self.asked.again,
         };
+        let is_older = self.since.map_or(self.asked.again, |since| begun < since);
         let now = Made {
             version: F::VERSION,
             backend: self.backend.clone(),
@@ -508,17 +505,6 @@ enum Stop {
 /// Whether a training ended because its numbers did.
 fn diverged(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(TrainError::NonFinite { .. }))
-}
-
-/// Since when runs in a folder are repeated: until none of them is open, in this call or in one that goes on with it.
-fn repeated_since(out: &Path) -> Result<Option<SystemTime>> {
-    let path = out.join(AGAIN);
-    match path.metadata().and_then(|found| found.modified()) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        time => time
-            .map(Some)
-            .with_context(|| format!("cannot read {}", path.display())),
-    }
 }
 
 /// What this runs on.

@@ -62,7 +62,7 @@ impl<F: Family> Engine<'_, F> {
         if !is_outdated {
             run_folder.state(&about)?;
         }
-        let has_begun = has_any(&run_folder.folder, &[CONFIG])?;
+        let has_begun = begun(&run_folder.folder)?.is_some();
         if let (Some(source), true, false) = (source, has_begun, is_outdated) {
             refuse_older(&others[source].run.folder, &run_folder.folder)?;
         }

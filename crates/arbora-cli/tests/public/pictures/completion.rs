@@ -46,7 +46,7 @@ fn drawn(rows: &[CompletionRow], models: &[&str]) -> Drawn {
 
 /// The colour in the middle of each enlarged pixel, of a picture of images of 28 by 28 pixels: column and row of the
 /// image, row and column in it.
-fn colours(drawn: &Drawn) -> impl Fn(i32, i32, i32, i32) -> Colour {
+fn colours(drawn: &Drawn) -> impl Fn(i32, i32, i32, i32) -> Colour + use<> {
     let (pixels, [width, _]) = (drawn.pixels(), drawn.size());
     move |column, row, y, x| {
         let left = MARGIN + column * (112 + GAP) + x * 4 + 2;
