@@ -474,57 +474,6 @@ fn trim(number: String) -> String {
 mod tests {
     use super::*;
 
-    fn series(points: impl IntoIterator<Item = (f64, f64)>) -> Series {
-        Series {
-            points: points.into_iter().collect(),
-            ..Series::default()
-        }
-    }
-
-    fn ticks_of(range: Range<f64>, scale: Scale) -> Vec<String> {
-        let place = |value| scale.place(value);
-        let axis = place(range.start)..place(range.end);
-        let ticks = ticks(&axis, scale, &[0.5]);
-        ticks.into_iter().map(|tick| scale.name(tick)).collect()
-    }
-
-    #[test]
-    fn logarithmic_axes_are_labelled_with_round_values() {
-        let powers = ticks_of(100.0..200_000.0, Scale::Log2);
-        assert_eq!(powers.join(" "), "2⁷ 2⁸ 2⁹ 2¹⁰ 2¹¹ 2¹² 2¹³ 2¹⁴ 2¹⁵ 2¹⁶ 2¹⁷");
-        assert_eq!(ticks_of(0.2..1.1, Scale::Log2), ["2⁻²", "2⁻¹", "2⁰"]);
-        for (range, expected) in [
-            (0.005..200.0, "0.01 0.1 1 10 100"),
-            (0.9..12.0, "1 2 5 10"),
-            (5.1..5.9, "5.2 5.4 5.6 5.8"),
-        ] {
-            assert_eq!(ticks_of(range, Scale::Log10).join(" "), expected);
-        }
-        let many = ticks_of(1e-30..1e30, Scale::Log10);
-        assert!((5..=12).contains(&many.len()), "{many:?}");
-    }
-
-    #[test]
-    fn whole_numbers_are_not_divided_on_a_linear_axis() {
-        let whole = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 1.0, 2.0]);
-        assert_eq!(whole, [0.0, 1.0, 2.0]);
-        let parts = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 0.5]);
-        assert!(parts.contains(&0.5), "{parts:?}");
-    }
-
-    #[test]
-    fn a_power_law_is_straight_on_logarithmic_axes() {
-        let law = series((0..10).map(|k| (2f64.powi(k), 3.0 * 2f64.powi(2 * k))));
-        let places = place(&law, Scale::Log2, Scale::Log2);
-        for pair in places.windows(2) {
-            assert!((pair[1].y - pair[0].y - 2.0).abs() < 1e-12);
-        }
-        let missing = series([(0.0, 1.0), (1.0, -1.0), (1.0, 1.0)]);
-        let missing = place(&missing, Scale::Log10, Scale::Log2);
-        let drawn: Vec<_> = missing.iter().map(Point::is_finite).collect();
-        assert_eq!(drawn, [false, false, true]);
-    }
-
     #[test]
     fn the_moving_mean_keeps_straight_lines_away_from_their_ends() {
         let points = |y: fn(u32) -> u32| (0..50).map(move |x| [x, y(x)].map(f64::from));

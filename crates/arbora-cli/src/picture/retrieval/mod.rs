@@ -563,8 +563,8 @@ mod tests {
     #[test]
     fn levels_mark_the_path_its_siblings_and_ghosts() {
         let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
-        let probabilities = [[0.1, 0.9], [0.9, 0.1], [0.9, 0.1]].map(Vec::from);
-        let tree = SearchedTree::new(shape, 5, &[0, 1, 2, 4], &probabilities);
+        let probabilities = [[0.1, 0.9], [0.9, 0.1]].map(Vec::from);
+        let tree = SearchedTree::new(shape, 5, &[0, 1, 2], &probabilities);
         let level = |height| (0..shape.width(height)).map(move |index| (height, index));
         let state = |(height, index)| tree.node(height, index).state;
         let states = [3, 2, 1, 0].map(|height| level(height).map(state).collect::<Vec<_>>());
@@ -586,7 +586,7 @@ mod tests {
     #[test]
     fn a_tree_that_nothing_read_is_one_subtree() {
         let shape = TokenTreeShape::new(512, 2, Layout::LeftFilled);
-        let mut tree = SearchedTree::new(shape, 512, &[0; 10], &[]);
+        let mut tree = SearchedTree::new(shape, 512, &[0; 9], &[]);
         tree.path.clear();
         let scene = lay_out(&RetrievalPicture {
             title: "untouched".into(),

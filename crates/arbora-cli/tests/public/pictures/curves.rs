@@ -164,3 +164,69 @@ fn bad_paths_and_empty_plots_are_refused() {
     assert_refused("folder");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+/// The numbers on the horizontal axis of points at some places.
+fn labels(places: &[f64], x_scale: Scale) -> Vec<String> {
+    let line = series("", places.iter().map(|x| (*x, 0.5)));
+    let panel = Panel {
+        x_scale,
+        ..panel("", vec![line])
+    };
+    // They stand in one row under the axis, above its name.
+    let texts = drawn(&[panel]).texts().into_iter();
+    let row =
+        texts.filter(|(_, [_, top, _, bottom])| (294.0..310.0).contains(&((top + bottom) / 2.0)));
+    row.map(|(text, _)| text).collect()
+}
+
+#[test]
+fn logarithmic_axes_are_labelled_with_round_values() {
+    let powers = labels(&[100.0, 200_000.0], Scale::Log2);
+    assert_eq!(powers.join(" "), "2⁷ 2⁸ 2⁹ 2¹⁰ 2¹¹ 2¹² 2¹³ 2¹⁴ 2¹⁵ 2¹⁶ 2¹⁷");
+    assert_eq!(labels(&[0.2, 1.1], Scale::Log2), ["2⁻²", "2⁻¹", "2⁰"]);
+    for (places, expected) in [
+        ([0.005, 200.0], "0.01 0.1 1 10 100"),
+        ([0.9, 12.0], "1 2 5 10"),
+        ([5.1, 5.9], "5.2 5.4 5.6 5.8"),
+    ] {
+        assert_eq!(labels(&places, Scale::Log10).join(" "), expected);
+    }
+    let many = labels(&[1e-30, 1e30], Scale::Log10);
+    assert!((5..=12).contains(&many.len()), "{many:?}");
+}
+
+#[test]
+fn whole_numbers_are_not_divided_on_a_linear_axis() {
+    assert_eq!(labels(&[0.0, 1.0, 2.0], Scale::Linear), ["0", "1", "2"]);
+    let parts = labels(&[0.0, 0.5, 2.0], Scale::Linear);
+    assert!(parts.contains(&"0.5".to_owned()), "{parts:?}");
+}
+
+#[test]
+fn a_power_law_is_straight_on_logarithmic_axes() {
+    let drawn = |line| {
+        drawn(&[Panel {
+            x_scale: Scale::Log2,
+            y_scale: Scale::Log10,
+            ..panel("", vec![line])
+        }])
+    };
+    let law = (0..10).map(|k| (2f64.powi(k), 3.0 * 2f64.powi(2 * k)));
+    let svg = drawn(series("", law)).svg;
+    let mut lines = svg.lines();
+    let line = lines.find(|line| line.starts_with("<polyline") && line.contains("#0072B2"));
+    let points = line.unwrap().split('"').nth(1).unwrap().split(' ');
+    let points: Vec<Vec<f64>> = points
+        .map(|point| point.split(',').map(|at| at.parse().unwrap()).collect())
+        .collect();
+    assert_eq!(points.len(), 10);
+    for three in points.windows(3) {
+        for axis in [0, 1] {
+            let bend = three[0][axis] + three[2][axis] - 2.0 * three[1][axis];
+            assert!(bend.abs() < 0.05, "{three:?}");
+        }
+    }
+    let missing = drawn(series("", [(0.0, 1.0), (1.0, -1.0), (1.0, 1.0)]));
+    assert_eq!(missing.count("circle", COLOURS[0]), 1);
+    assert_eq!(missing.count("polyline", COLOURS[0]), 1);
+}
