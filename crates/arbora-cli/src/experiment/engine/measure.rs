@@ -50,18 +50,16 @@ impl<F: Family> Engine<'_, F> {
         };
         told(what);
         let (config, data) = (&planned.run.config, &self.data[planned.data].1);
-        let mut numbers = Measured {
-            entries: Vec::new(),
-            seconds_per_query: None,
-        };
+        let mut entries = Vec::new();
+        let mut seconds_per_query = None;
         let mut is_stopped = false;
         match self.trained(planned) {
             Ok(None) => return Ok(Some(Stop::Asked)),
             Ok(Some(trained)) if tried => {
                 is_stopped = trained.is_stopped();
                 let metrics = last_evaluation(&planned.run.folder)?;
-                let entry = self.entry(planned, None, store::finite(metrics), &trained.model);
-                numbers.entries.push(entry);
+                let metrics = store::finite(metrics);
+                entries.push(self.entry(planned, None, metrics, &trained.model));
             }
             Ok(Some(trained)) => {
                 let items = config.common().test_items;
@@ -75,37 +73,34 @@ impl<F: Family> Engine<'_, F> {
                 if is_lost {
                     tell!("{folder}: the loss is not finite");
                 }
-                numbers.seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
+                seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
                 is_stopped = trained.is_stopped();
-                let entry = self.entry(planned, None, metrics, &trained.model);
-                numbers.entries.push(entry);
+                entries.push(self.entry(planned, None, metrics, &trained.model));
                 if let (Some(at_random), false) = (&planned.at_random, is_lost) {
                     let walking = trained.model.walking_at_random()?;
                     let metrics = measure(&walking)?;
-                    let entry = self.entry(planned, Some(at_random), metrics, &walking);
-                    numbers.entries.push(entry);
+                    entries.push(self.entry(planned, Some(at_random), metrics, &walking));
                 }
             }
             // The model has lost, and the others are still to be compared.
             Err(error) if diverged(&error) => {
                 tell!("{folder}: {error}");
                 let model = config.untrained(data, &self.device);
-                numbers
-                    .entries
-                    .push(self.entry(planned, None, None, &model));
+                entries.push(self.entry(planned, None, None, &model));
             }
             Err(error) => return Err(error),
         }
-        self.known
-            .extend(store::by_fingerprint(numbers.entries.clone()));
         // With what the same training came to when its learning rate was chosen, or the other way round.
-        let mut earlier =
-            store::measured(&planned.run.folder)?.map_or(Vec::new(), |one| one.entries);
-        earlier.retain(|entry| {
-            let is_it = |new: &Entry| new.fingerprint == entry.fingerprint;
-            !numbers.entries.iter().any(is_it)
-        });
-        numbers.entries.extend(earlier);
+        let earlier = store::measured(&planned.run.folder)?;
+        let earlier = earlier.map_or(Vec::new(), |earlier| earlier.entries);
+        let new = store::by_fingerprint(entries.clone());
+        let is_other = |entry: &Entry| !new.contains_key(&entry.fingerprint);
+        entries.extend(earlier.into_iter().filter(is_other));
+        self.known.extend(new);
+        let numbers = Measured {
+            entries,
+            seconds_per_query,
+        };
         let text = serde_json::to_string_pretty(&numbers)? + "\n";
         atomic_file::write(&planned.run.folder.join(store::MEASURED), &text)?;
         Ok(is_stopped.then_some(Stop::Asked))
