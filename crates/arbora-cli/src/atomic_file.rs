@@ -7,9 +7,6 @@ use tempfile::Builder;
 
 /// Writes a file beside its place, puts it on the disk and renames it. What was there before stays until the new one is
 /// whole.
-///
-/// # Errors
-/// If it cannot be written.
 pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     let mut builder = Builder::new();
     // Without more, nobody but their owner may read temporary files.

@@ -2,46 +2,37 @@
 
 use crate::catch_panic::without_panic;
 use crate::remote;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use burn::tensor::{Device, Tensor};
 #[cfg(feature = "adapters")]
 use burn_wgpu::{RuntimeOptions, WgpuBackend, WgpuDevice, graphics::AutoGraphicsApi};
 use serde::Serialize;
 
-type Open = fn() -> Device;
+/// Opens the device of a number, which all backends but cuda and rocm ignore.
+type Open = fn(usize) -> Device;
 
 /// The backends compiled into this program, the preferred one first.
 const COMPILED: &[(&str, Open)] = &[
     #[cfg(feature = "flex")]
-    ("flex", Device::flex),
+    ("flex", |_| Device::flex()),
     #[cfg(feature = "tch")]
-    ("tch", Device::libtorch),
+    ("tch", |_| Device::libtorch()),
     #[cfg(feature = "ndarray")]
-    ("ndarray", Device::ndarray),
-    #[cfg(feature = "cuda")]
-    ("cuda", || Device::cuda(0)),
-    #[cfg(feature = "rocm")]
-    ("rocm", || Device::rocm(0)),
-    #[cfg(feature = "metal")]
-    ("metal", || Device::metal(Default::default())),
-    #[cfg(feature = "vulkan")]
-    ("vulkan", || Device::vulkan(Default::default())),
-    #[cfg(feature = "webgpu")]
-    ("webgpu", || Device::webgpu(Default::default())),
-    #[cfg(feature = "wgpu")]
-    ("wgpu", || Device::wgpu(Default::default())),
-    #[cfg(feature = "cpu")]
-    ("cpu", Device::cpu),
-];
-
-type OpenNumbered = fn(usize) -> Device;
-
-/// The backends compiled in whose accelerators are numbered.
-const NUMBERED: &[(&str, OpenNumbered)] = &[
+    ("ndarray", |_| Device::ndarray()),
     #[cfg(feature = "cuda")]
     ("cuda", |index| Device::cuda(index)),
     #[cfg(feature = "rocm")]
     ("rocm", |index| Device::rocm(index)),
+    #[cfg(feature = "metal")]
+    ("metal", |_| Device::metal(Default::default())),
+    #[cfg(feature = "vulkan")]
+    ("vulkan", |_| Device::vulkan(Default::default())),
+    #[cfg(feature = "webgpu")]
+    ("webgpu", |_| Device::webgpu(Default::default())),
+    #[cfg(feature = "wgpu")]
+    ("wgpu", |_| Device::wgpu(Default::default())),
+    #[cfg(feature = "cpu")]
+    ("cpu", |_| Device::cpu()),
 ];
 
 /// The backends on wgpu, and the graphics API that each asks for.
@@ -84,14 +75,10 @@ pub fn find() -> Vec<Found> {
     let found = |&(name, open): &(&'static str, Open)| {
         let tried = without_panic(|| hardware(name))
             .and_then(|hardware| hardware.map_err(|error| error.to_string()))
-            .and_then(|hardware| computes(open).map(|_| hardware));
-        let (reason, (adapter, driver)) = match tried {
-            Ok(hardware) => (None, hardware),
-            Err(reason) => {
-                let line = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-                (Some(line), (None, None))
-            }
-        };
+            .and_then(|hardware| computes(open, 0).map(|_| hardware));
+        let reason = tried.as_ref().err();
+        let reason = reason.map(|reason| reason.split_whitespace().collect::<Vec<_>>().join(" "));
+        let (adapter, driver) = tried.unwrap_or_default();
         Found {
             name,
             runs: reason.is_none(),
@@ -131,7 +118,8 @@ pub fn open(name: Option<&str>) -> Result<(String, Device)> {
     match asked.as_deref().filter(|asked| remote::is_address(asked)) {
         Some(address) => remote::open_at(address),
         None => {
-            let (name, device) = open_here(asked)?;
+            let (name, open) = named(asked)?;
+            let device = tried(&format!("backend {name}"), open, 0)?;
             Ok((name.to_owned(), device))
         }
     }
@@ -147,13 +135,12 @@ pub fn open_several(name: Option<&str>, count: usize) -> Result<(&'static str, V
     if let Some(address) = asked.as_deref().filter(|asked| remote::is_address(asked)) {
         bail!("{address}: a device of another process cannot be served again");
     }
-    let (name, first) = open_here(asked)?;
-    let numbered = NUMBERED.iter().find(|(known, _)| *known == name);
-    let mut devices = vec![first];
+    let (name, open) = named(asked)?;
+    let mut devices = vec![tried(&format!("backend {name}"), open, 0)?];
     for index in 1..count {
-        devices.push(match numbered {
-            None => devices[0].clone(),
-            Some((_, open)) => tried(&format!("{name} device {index}"), || open(index))?,
+        devices.push(match name {
+            "cuda" | "rocm" => tried(&format!("{name} device {index}"), open, index)?,
+            _ => devices[0].clone(),
         });
     }
     Ok((name, devices))
@@ -164,31 +151,30 @@ fn asked(name: Option<&str>) -> Option<String> {
         .or_else(|| std::env::var("BURN_DEVICE").ok())
 }
 
-fn open_here(asked: Option<String>) -> Result<(&'static str, Device)> {
-    let list = compiled().collect::<Vec<_>>().join(", ");
-    let (name, open) = match asked {
-        None => COMPILED
-            .first()
-            .ok_or_else(|| anyhow!("no backend is compiled in"))?,
-        Some(asked) => match COMPILED.iter().find(|(name, _)| *name == asked) {
-            Some(found) => found,
-            None if KNOWN.contains(&asked.as_str()) => bail!(
-                "backend {asked} is not compiled in (compiled in: {list}); build with --features {asked}"
-            ),
-            None => bail!("unknown backend {asked}; known: {}", KNOWN.join(", ")),
-        },
+/// A backend that is compiled in; without a name the preferred one.
+fn named(asked: Option<String>) -> Result<(&'static str, Open)> {
+    let Some(asked) = asked else {
+        let first = COMPILED.first().copied();
+        return first.context("no backend is compiled in");
     };
-    Ok((name, tried(&format!("backend {name}"), open)?))
+    match COMPILED.iter().find(|(name, _)| *name == asked) {
+        Some(found) => Ok(*found),
+        None if KNOWN.contains(&asked.as_str()) => bail!(
+            "backend {asked} is not compiled in (compiled in: {}); build with --features {asked}",
+            compiled().collect::<Vec<_>>().join(", ")
+        ),
+        None => bail!("unknown backend {asked}; known: {}", KNOWN.join(", ")),
+    }
+}
+
+fn tried(name: &str, open: Open, index: usize) -> Result<Device> {
+    computes(open, index).map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
 }
 
 /// A device that computes. A missing driver shows at the first tensor, as a panic inside the backend.
-fn tried(name: &str, open: impl FnOnce() -> Device) -> Result<Device> {
-    computes(open).map_err(|reason| anyhow!("{name} cannot run on this machine: {reason}"))
-}
-
-fn computes(open: impl FnOnce() -> Device) -> Result<Device, String> {
+fn computes(open: Open, index: usize) -> Result<Device, String> {
     without_panic(|| {
-        let device = open();
+        let device = open(index);
         Tensor::<1>::zeros([1], &device).into_data();
         device
     })

@@ -1,4 +1,4 @@
-//! Readers of this crate's files, for `cargo xtask torture`, which damages the files.
+//! Readers of this crate's files, for `cargo xtask torture`, which damages the files. Errors are the command line's own.
 
 use crate::experiment::{self, Experiment};
 use crate::families::language::LanguageConfig;
@@ -11,9 +11,6 @@ use clap::ValueEnum as _;
 use std::path::Path;
 
 /// The settings of a run of each family, as its `config.json` has them.
-///
-/// # Errors
-/// If a preset is none, which a test excludes.
 pub fn settings_of_runs() -> Result<Vec<String>> {
     fn text<F: Family>(task: &str) -> Result<String> {
         let config = F::preset(task, Preset::Small, None)?.checked()?;
@@ -28,9 +25,6 @@ pub fn settings_of_runs() -> Result<Vec<String>> {
 }
 
 /// Reads the settings of the run in a folder, of whichever family.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_settings(folder: &Path) -> Result<()> {
     fn read<F: Family>(folder: &Path) -> Result<()> {
         run::config_of::<F>(folder).map(drop)
@@ -39,9 +33,6 @@ pub fn read_settings(folder: &Path) -> Result<()> {
 }
 
 /// Reads the settings of the run in a folder, loads its data, and puts both together.
-///
-/// # Errors
-/// As the command line's own.
 pub fn begin_run(folder: &Path) -> Result<()> {
     fn begin<F: Family>(folder: &Path) -> Result<()> {
         let config = run::config_of::<F>(folder)?;
@@ -51,9 +42,6 @@ pub fn begin_run(folder: &Path) -> Result<()> {
 }
 
 /// Puts a file of settings over those of a task.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_layer(task: &str, path: &Path) -> Result<()> {
     fn read<F: Family>(task: &str, path: &Path) -> Result<()> {
         settings::layered(&F::preset(task, Preset::Small, None)?, Some(path), &[]).map(drop)
@@ -63,9 +51,6 @@ pub fn read_layer(task: &str, path: &Path) -> Result<()> {
 }
 
 /// Reads a placement.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_placement(path: &Path) -> Result<()> {
     placement::read(path).map(drop)
 }
@@ -76,9 +61,6 @@ pub fn experiments() -> impl Iterator<Item = &'static str> {
 }
 
 /// Reads an experiment.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_experiment(path: &Path) -> Result<()> {
     let experiment = Experiment::read(path)?;
     let _ = experiment.lines();
@@ -86,17 +68,11 @@ pub fn read_experiment(path: &Path) -> Result<()> {
 }
 
 /// Reads the numbers beside a page.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_numbers(path: &Path) -> Result<()> {
     experiment::store::read(path).map(drop)
 }
 
 /// Reads what a run's folder says of it, and its log as pictures do.
-///
-/// # Errors
-/// As the command line's own.
 pub fn read_records(folder: &Path) -> Result<()> {
     run::made(folder)?;
     experiment::store::measured(folder)?;

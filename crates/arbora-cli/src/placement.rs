@@ -1,7 +1,7 @@
 //! Placements as people write them: nodes and devices by name.
 
 use crate::{backend, settings};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use arbora::models::tree_coder::{NodeName, Placement};
 use burn::tensor::Device;
 use clap::Args;
@@ -27,15 +27,9 @@ pub const NOTHING_TO_PLACE: &str =
 
 impl PlaceArgs {
     /// Refuses placements, for a model without nodes.
-    ///
-    /// # Errors
-    /// If something is placed.
     pub fn refuse(&self) -> Result<()> {
-        if self.is_empty() {
-            Ok(())
-        } else {
-            bail!(NOTHING_TO_PLACE)
-        }
+        ensure!(self.is_empty(), NOTHING_TO_PLACE);
+        Ok(())
     }
 
     /// Whether nothing is placed.
@@ -44,33 +38,24 @@ impl PlaceArgs {
     }
 
     /// Opens the devices that are named.
-    ///
-    /// # Errors
-    /// If the file cannot be read, a name is no node's, or a device cannot be used.
     pub fn open(&self) -> Result<Placement> {
         let mut devices: BTreeMap<String, Device> = BTreeMap::new();
         let mut placement = Placement::new();
-        for (node, device) in self.names()? {
-            let device = match devices.get(&device) {
-                Some(opened) => opened.clone(),
-                None => {
-                    let (_, opened) = backend::open(Some(&device))
-                        .with_context(|| format!("cannot place node {node}"))?;
-                    devices.insert(device, opened.clone());
-                    opened
-                }
-            };
-            placement = placement.with(node, device);
+        for (node, name) in self.names()? {
+            if !devices.contains_key(&name) {
+                let (_, opened) = backend::open(Some(&name))
+                    .with_context(|| format!("cannot place node {node}"))?;
+                devices.insert(name.clone(), opened);
+            }
+            placement = placement.with(node, devices[&name].clone());
         }
         Ok(placement)
     }
 
     /// The nodes and devices that are named, before any is opened.
     fn names(&self) -> Result<BTreeMap<NodeName, String>> {
-        let mut names = match &self.placement {
-            None => BTreeMap::new(),
-            Some(path) => read(path)?,
-        };
+        let file = self.placement.as_deref().map(read);
+        let mut names = file.transpose()?.unwrap_or_default();
         for entry in &self.place {
             let (node, device) = entry
                 .split_once('=')
@@ -83,9 +68,6 @@ impl PlaceArgs {
 }
 
 /// The nodes and devices that a file names.
-///
-/// # Errors
-/// If it cannot be read or is no placement.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<NodeName, String>> {
     serde_json::from_str(&settings::read_text(path)?)
         .with_context(|| format!("{}: expected {{\"NODE\": \"DEVICE\", ..}}", path.display()))

@@ -82,22 +82,25 @@ impl Progress for Bar {
     }
 
     fn on_evaluation(&mut self, report: &EvaluationReport) {
-        let accuracy = report.metric("accuracy");
         let log_likelihood = report.metric("log_likelihood").unwrap_or(f64::NAN);
-        let short = match accuracy {
-            Some(accuracy) => format!("{:.2} %", 100.0 * accuracy),
-            None => format!("{log_likelihood:.3}"),
+        let (short, told) = match report.metric("accuracy") {
+            Some(accuracy) => {
+                let short = format!("{:.2} %", 100.0 * accuracy);
+                (short.clone(), format!("accuracy {short}"))
+            }
+            None => (
+                format!("{log_likelihood:.3}"),
+                format!("log-likelihood {log_likelihood:.4}"),
+            ),
         };
         self.evaluated = format!("  held-out {short}");
         if self.bar.is_hidden() {
             // A log file still says how far the run is.
-            let (name, step) = (self.bar.prefix(), report.step);
-            match accuracy {
-                Some(_) => tell!("{name}: step {step}, held-out accuracy {short}"),
-                None => {
-                    tell!("{name}: step {step}, held-out log-likelihood {log_likelihood:.4}")
-                }
-            }
+            tell!(
+                "{}: step {}, held-out {told}",
+                self.bar.prefix(),
+                report.step
+            );
         }
     }
 

@@ -34,26 +34,15 @@ pub struct Made {
 
 /// What trained the run in a folder: more than one where it was resumed by another version or on another backend, none
 /// where it was begun before there were such files.
-///
-/// # Errors
-/// If what is there cannot be read.
 pub fn made(folder: &Path) -> Result<Vec<Made>> {
-    let path = folder.join(MADE);
-    match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        text => text
-            .map_err(Error::from)
-            .and_then(|text| Ok(serde_json::from_str(settings::without_mark(&text))?))
-            .with_context(|| format!("cannot read {}", path.display())),
-    }
+    let made = settings::read_json(&folder.join(MADE), "does not say what trained the run")?;
+    Ok(made.unwrap_or_default())
 }
 
 /// A run: its settings, and where it lies or will lie.
 #[derive(Clone, Debug)]
 pub struct Run<F> {
-    /// Its settings.
     pub config: F,
-    /// Its folder.
     pub folder: PathBuf,
 }
 
@@ -62,9 +51,8 @@ pub struct Run<F> {
 pub enum State {
     /// It has not begun.
     Absent,
-    /// It has begun, and has steps left.
+    /// It has steps left.
     Unfinished,
-    /// It has a checkpoint of its last step.
     Finished,
 }
 
@@ -101,11 +89,8 @@ impl<M> Trained<M> {
 }
 
 impl<F: Family> Run<F> {
-    /// How far the run is.
-    ///
-    /// # Errors
-    /// If its folder holds something else: another run, one with other settings or on other data, or one that cannot
-    /// be continued.
+    /// How far the run is. A folder is refused that holds something else: another run, one with other settings or on
+    /// other data, or one that cannot be continued.
     pub fn state(&self, about: &About) -> Result<State> {
         if !has_any(&self.folder, &[CONFIG])? {
             refuse_taken(&self.folder)?;
@@ -123,7 +108,8 @@ impl<F: Family> Run<F> {
             Ok((checkpoint, _)) => {
                 checkpoint.expect_fingerprint(&about.fingerprint)?;
                 let last = self.config.common().trainer.steps;
-                Ok(if checkpoint.state().step == last {
+                let is_last = checkpoint.state().step == last;
+                Ok(if is_last {
                     State::Finished
                 } else {
                     State::Unfinished
@@ -144,9 +130,6 @@ impl<F: Family> Run<F> {
     }
 
     /// The model that the run begins with, or that the weights of its newest checkpoint will be loaded into.
-    ///
-    /// # Errors
-    /// If it is to start from a run that cannot be read or does not fit.
     pub fn model(&self, data: &F::Data, device: &Device) -> Result<F::Model> {
         match Checkpoint::newest(&self.folder) {
             Ok(_) => Ok(self.config.untrained(data, device)),
@@ -154,29 +137,29 @@ impl<F: Family> Run<F> {
         }
     }
 
-    /// A trainer of the run, whose folder is claimed then and has its settings and what trains it.
+    /// A trainer of the run, whose folder is claimed then and has its settings and what trains it. Refused where another
+    /// process trains in the folder or has begun a run there since.
     ///
     /// - state: how far the run is
-    ///
-    /// # Errors
-    /// If another process trains in the folder or has begun a run there since, or it cannot be made, read or written.
     pub fn trainer(&self, about: &About, backend: &str, state: State) -> Result<Trainer> {
         let (common, folder) = (self.config.common(), &self.folder);
         // Paths that are no text cannot be written: a refusal leaves nothing.
         let settings = serde_json::to_string_pretty(&self.config)? + "\n";
-        let claim = match state {
-            State::Absent => {
-                settings::refuse_within_data(&self.config, folder, "--out")?;
-                for kept in &about.kept {
-                    kept.refuse_another(folder)?;
-                }
-                Claim::begin(folder)?
-            }
-            _ => Claim::resume(folder)?,
+        let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
+        let write_made =
+            |by: &[Made]| atomic_file::write(&folder.join(MADE), serde_json::to_string(by)? + "\n");
+        let is_new = state == State::Absent;
+        let claim = if is_new {
+            settings::refuse_within_data(&self.config, folder, "--out")?;
+            let mut kept = about.kept.iter();
+            kept.try_for_each(|kept| kept.refuse_another(folder))?;
+            Claim::begin(folder)?
+        } else {
+            Claim::resume(folder)?
         };
         let trainer = Trainer::new(common.trainer.clone(), folder, &about.fingerprint)
             .claimed(claim)
-            .resume(state != State::Absent)
+            .resume(!is_new)
             .progress(Bar::new(common.model, common.trainer.steps));
         trainer.stop_on_ctrl_c()?;
         remote::saved(Some(format!(
@@ -187,49 +170,35 @@ impl<F: Family> Run<F> {
             version: F::VERSION,
             backend: backend.into(),
         };
-        let write_made = |by: &[Made]| {
-            let text = serde_json::to_string(by)? + "\n";
-            atomic_file::write(&folder.join(MADE), text)
-        };
-        let write_settings = || atomic_file::write(&folder.join(CONFIG), &settings);
-        if state != State::Absent {
-            let [wanted, found] = self.wanted_and_found()?;
-            if wanted != found {
-                // Its data have moved. It is as old as it was: comparisons ask when a run began.
-                let path = folder.join(CONFIG);
-                let begun = std::fs::metadata(&path)?.modified()?;
-                write_settings()?;
-                File::options()
-                    .append(true)
-                    .open(&path)?
-                    .set_modified(begun)?;
-            }
+        if is_new {
+            refuse_taken(folder)?;
+            about.kept.iter().try_for_each(|kept| kept.write(folder))?;
+            write_made(&[now])?;
+            // Last: a folder with settings is a run.
+            write_settings()?;
+            return Ok(trainer);
         }
-        match state {
-            State::Absent => {
-                refuse_taken(folder)?;
-                about.kept.iter().try_for_each(|kept| kept.write(folder))?;
-                write_made(&[now])?;
-                // Last: a folder with settings is a run.
-                write_settings()?;
+        let [wanted, found] = self.wanted_and_found()?;
+        if wanted != found {
+            // Its data have moved. It is as old as it was: comparisons ask when a run began.
+            let path = folder.join(CONFIG);
+            let begun = std::fs::metadata(&path)?.modified()?;
+            write_settings()?;
+            let file = File::options().append(true).open(&path)?;
+            file.set_modified(begun)?;
+        }
+        if state == State::Unfinished {
+            let mut by = made(folder)?;
+            // Of what trained a run of before nothing is known.
+            if by.last().is_some_and(|last| *last != now) {
+                by.push(now);
+                write_made(&by)?;
             }
-            State::Unfinished => {
-                let mut by = made(folder)?;
-                // Of what trained a run of before nothing is known.
-                if by.last().is_some_and(|last| *last != now) {
-                    by.push(now);
-                    write_made(&by)?;
-                }
-            }
-            State::Finished => {}
         }
         Ok(trainer)
     }
 
-    /// Trains what is left of the run.
-    ///
-    /// # Errors
-    /// As the trainer; the folder keeps its checkpoints.
+    /// Trains what is left of the run. Where that fails, the folder keeps its checkpoints.
     pub fn train(
         &self,
         trainer: Trainer,
@@ -259,9 +228,6 @@ impl<F: Family> Run<F> {
 /// Means of all measurements of a model over items of the evaluation set, by name.
 ///
 /// - items: how many, in whole batches; 0 means all of a finite set
-///
-/// # Errors
-/// If the data cannot give them.
 pub fn measured<F: Family>(
     config: &F,
     model: &F::Model,
@@ -274,10 +240,7 @@ pub fn measured<F: Family>(
     Ok(measure(model, batches, seed).into_iter().collect())
 }
 
-/// Refuses a path that cannot become a new run's folder.
-///
-/// # Errors
-/// If it is no folder, or has a run in it.
+/// Refuses a path that cannot become a new run's folder: it is no folder, or has a run in it.
 pub fn refuse_taken(folder: &Path) -> Result<(), TrainError> {
     is_folder(folder)?;
     if has_any(folder, &[CONFIG, "metrics.jsonl", "checkpoints"])? {
@@ -297,9 +260,6 @@ pub fn first_free(task: &str, what: &str) -> PathBuf {
 }
 
 /// Makes a folder, and what is above it. Whether it was not there.
-///
-/// # Errors
-/// If it cannot be made.
 pub fn make_new(folder: &Path) -> Result<bool> {
     let above = folder.parent().map_or(Ok(()), std::fs::create_dir_all);
     match above.and_then(|()| std::fs::create_dir(folder)) {
@@ -318,19 +278,14 @@ pub fn is_taken(error: &Error) -> bool {
 
 /// A run folder's newest whole checkpoint with all that its model needs.
 pub struct TrainedRun<F: Family> {
-    /// Its settings.
     pub config: F,
-    /// Its data.
     pub data: F::Data,
-    /// What both come to.
     pub about: About,
-    /// Its model.
     pub model: F::Model,
     /// Steps that the model was trained for.
     pub step: u64,
     /// The name of the backend that the model is on.
     pub backend: String,
-    /// Where the model is.
     pub device: Device,
 }
 
@@ -338,10 +293,6 @@ impl<F: Family> TrainedRun<F> {
     /// Loads the run in a folder.
     ///
     /// - moved: where its data lie now, as `data.path=FOLDER`
-    ///
-    /// # Errors
-    /// If the folder holds no run of this version, its data cannot be read or are not those that it began with, or the
-    /// backend cannot run.
     pub fn load(folder: &Path, backend: Option<&str>, moved: &[String]) -> Result<Self> {
         let found = config_of::<F>(folder)?;
         let config = settings::layered(&found, None, moved)?;
@@ -379,9 +330,6 @@ impl<F: Family> TrainedRun<F> {
 }
 
 /// The settings of the run in a folder.
-///
-/// # Errors
-/// If there is no such folder, or no settings of this version in it.
 pub fn config_of<F: Family>(folder: &Path) -> Result<F> {
     if !is_folder(folder)? {
         bail!("{}: expected a run folder", folder.display());
@@ -396,10 +344,7 @@ pub fn task_of(folder: &Path) -> AnyTask {
     AnyTask::of_run(folder).unwrap_or(AnyTask::Retrieval(RetrievalTask::Images))
 }
 
-/// Refuses a run whose model retrieves nothing, for a command that shows or uses what is retrieved.
-///
-/// # Errors
-/// If the run is of a task of another family.
+/// Refuses a run of another family than retrieval, for a command that shows or uses what is retrieved.
 pub fn refuse_others(command: &str, folder: &Path) -> Result<()> {
     match AnyTask::of_run(folder) {
         None | Some(AnyTask::Retrieval(_)) => Ok(()),

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Error, Result, anyhow, bail};
 use arbora::tasks::{TaskError, text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -32,9 +32,9 @@ pub fn layered<F: Family>(base: &F, file: Option<&Path>, settings: &[String]) ->
             .ok_or_else(|| anyhow!("--set {setting}: expected key=value"))?;
         // A bare word is a string, so that names need no quotes.
         let layer = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
-        let layer = key.rsplit('.').fold(layer, |inner, part| {
-            Value::Object([(part.to_owned(), inner)].into_iter().collect())
-        });
+        let layer = key
+            .rsplit('.')
+            .fold(layer, |inner, part| json!({ part: inner }));
         put::<F>(&mut value, layer).with_context(|| format!("--set {setting}"))?;
     }
     if start(&value)? != start(&serde_json::to_value(base)?)? {
@@ -65,9 +65,6 @@ pub fn read<F: Family>(path: &Path) -> Result<F> {
 }
 
 /// The text of a file that people may have written: without the byte order mark that some editors begin it with.
-///
-/// # Errors
-/// If it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     text::read_text(path).map_err(|error| match error {
         TaskError::Read { path, source } => {
@@ -77,12 +74,22 @@ pub fn read_text(path: &Path) -> Result<String> {
     })
 }
 
+/// What a file of JSON holds; `None` where there is no such file.
+///
+/// - otherwise: what is wrong with a file that holds something else
+pub fn read_json<T: DeserializeOwned>(path: &Path, otherwise: &str) -> Result<Option<T>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    serde_json::from_str(without_mark(&text))
+        .map(Some)
+        .with_context(|| format!("{}: {otherwise}", path.display()))
+}
+
 /// Refuses a place within a folder of data that settings name: what is written there would become a part of them.
 ///
 /// - what: names the place in the message
-///
-/// # Errors
-/// If it is there, or the working directory cannot be read.
 pub fn refuse_within_data(settings: &impl Serialize, place: &Path, what: &str) -> Result<()> {
     let settings = serde_json::to_value(settings)?;
     let place = resolved(place)?;
@@ -104,19 +111,18 @@ pub fn refuse_within_data(settings: &impl Serialize, place: &Path, what: &str) -
 fn folders<'a>(settings: &'a Value, found: &mut Vec<&'a Path>) -> Result<()> {
     match settings {
         Value::Object(settings) => settings.values().try_for_each(|one| folders(one, found)),
-        Value::String(text) if Path::new(text).is_absolute() => {
-            let path = Path::new(text);
-            match std::fs::metadata(path) {
-                Ok(data) if data.is_dir() => found.push(path),
-                Ok(_) => {}
-                Err(error) if is_missing(&error) => {}
-                Err(error) => {
-                    let cannot = || format!("cannot read {}", path.display());
-                    return Err(error).with_context(cannot);
-                }
+        Value::String(path) if Path::new(path).is_absolute() => match std::fs::metadata(path) {
+            Err(error) if !is_missing(&error) => {
+                Err(error).with_context(|| format!("cannot read {path}"))
             }
-            Ok(())
-        }
+            data => {
+                found.extend(
+                    data.is_ok_and(|data| data.is_dir())
+                        .then(|| Path::new(path)),
+                );
+                Ok(())
+            }
+        },
         _ => Ok(()),
     }
 }
@@ -131,10 +137,10 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).context("cannot read the working directory")?;
     for there in path.ancestors() {
         match there.canonicalize() {
-            Ok(known) => return Ok(known.join(path.strip_prefix(there)?)),
             Err(error) if is_missing(&error) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", there.display()));
+            known => {
+                let known = known.with_context(|| format!("cannot read {}", there.display()))?;
+                return Ok(known.join(path.strip_prefix(there)?));
             }
         }
     }
@@ -149,56 +155,49 @@ pub fn without_mark(text: &str) -> &str {
 /// Puts `layer` over the whole configuration `base`, one setting after the other, so that a value of
 /// the wrong type is reported with its key.
 fn put<C: Serialize + DeserializeOwned>(base: &mut Value, layer: Value) -> Result<()> {
-    let mut found = Vec::new();
-    collect(base, layer, &mut Vec::new(), &mut found)?;
-    for (path, value) in found {
+    for (path, value) in collect(base, layer, "")? {
         let mut slot = &mut *base;
-        for key in &path {
+        for key in path.split('.') {
             slot = &mut slot[key];
         }
         *slot = value;
-        let whole = C::deserialize(&*base).with_context(|| path.join("."))?;
+        let whole = C::deserialize(&*base).context(path)?;
         // With what a choice left out, so that it is known to the settings after this one.
         *base = serde_json::to_value(whole)?;
     }
     Ok(())
 }
 
-/// The settings of `layer` by their paths in `base`. A choice that carries settings of its own (an
+/// A setting whose value is one of several forms, some of them objects.
+const CHOICE: &str = "architecture.order";
+
+/// The settings of `layer` by their paths in `base`, below a path. A choice that carries settings of its own (an
 /// object that names its `kind`, or a value that replaces another type) is one setting; single settings
 /// of the choice already made can be changed alone.
-fn collect(
-    base: &Value,
-    layer: Value,
-    path: &mut Vec<String>,
-    found: &mut Vec<(Vec<String>, Value)>,
-) -> Result<()> {
-    match (base, layer) {
-        (Value::Object(base), Value::Object(layer))
-            if (!base.contains_key("kind") || !layer.contains_key("kind"))
-                && !is_choice(&path.join(".")) =>
-        {
-            for (key, value) in layer {
-                let slot = base.get(&key);
-                path.push(key);
-                match slot {
-                    Some(slot) => collect(slot, value, path, found)?,
-                    None => {
-                        let wrong = path.join(".");
-                        path.pop();
-                        let known = base.keys().map(|known| {
-                            let parts = path.iter().chain([known]);
-                            parts.map(String::as_str).collect::<Vec<_>>().join(".")
-                        });
-                        bail!("unknown key {wrong}{}", nearest(&wrong, known));
-                    }
-                }
-                path.pop();
-            }
-        }
-        (_, layer) => found.push((path.clone(), layer)),
+fn collect(base: &Value, layer: Value, path: &str) -> Result<Vec<(String, Value)>> {
+    let is_choice = |base: &Map<_, _>, layer: &Map<_, _>| {
+        path == CHOICE || base.contains_key("kind") && layer.contains_key("kind")
+    };
+    let (base, layer) = match (base, layer) {
+        (Value::Object(base), Value::Object(layer)) if !is_choice(base, &layer) => (base, layer),
+        (_, layer) => return Ok(vec![(path.to_owned(), layer)]),
+    };
+    let below = |key: &String| match path {
+        "" => key.clone(),
+        path => format!("{path}.{key}"),
+    };
+    let mut found = Vec::new();
+    for (key, value) in layer {
+        let path = below(&key);
+        let Some(slot) = base.get(&key) else {
+            bail!(
+                "unknown key {path}{}",
+                nearest(&path, base.keys().map(below))
+            );
+        };
+        found.extend(collect(slot, value, &path)?);
     }
-    Ok(())
+    Ok(found)
 }
 
 /// A setting by its dotted path: what is asked for, and what was found.
@@ -206,12 +205,10 @@ pub type Difference<'a> = (String, &'a Value, &'a Value);
 
 /// The settings in which `found` is not as `wanted`.
 fn differences<'a>(wanted: &'a Value, found: &'a Value) -> Vec<Difference<'a>> {
-    let (Value::Object(left), Value::Object(right)) = (wanted, found) else {
-        return if wanted == found {
-            Vec::new()
-        } else {
-            vec![(String::new(), wanted, found)]
-        };
+    let (left, right) = match (wanted, found) {
+        (Value::Object(left), Value::Object(right)) => (left, right),
+        _ if wanted == found => return Vec::new(),
+        _ => return vec![(String::new(), wanted, found)],
     };
     let missing = right.keys().filter(|key| !left.contains_key(*key));
     let within = left.keys().chain(missing).flat_map(|key| {
@@ -244,11 +241,6 @@ pub fn difference_but_places<'a>(wanted: &'a Value, found: &'a Value) -> Option<
     })
 }
 
-/// Settings whose value is one of several forms, some of them objects.
-fn is_choice(path: &str) -> bool {
-    path == "architecture.order"
-}
-
 /// `; did you mean …?` with the most similar of the known names.
 fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
     known
@@ -263,7 +255,6 @@ mod tests {
     use super::*;
     use crate::families::Preset;
     use crate::families::retrieval::RetrievalConfig;
-    use serde_json::json;
 
     fn read(setting: &str) -> Result<RetrievalConfig> {
         let base = RetrievalConfig::preset("images", Preset::Small, None)?;

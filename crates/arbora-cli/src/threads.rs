@@ -11,16 +11,12 @@ const OTHERS: usize = 8;
 
 /// Starts the threads that compute: as many as `RAYON_NUM_THREADS` or the machine says, or fewer where the system gives no
 /// more. The library that starts them otherwise panics then.
-///
-/// # Errors
-/// If there is none to be had.
 pub fn start() -> Result<()> {
     let asked = std::env::var("RAYON_NUM_THREADS").ok();
-    let asked = asked.and_then(|count| count.parse().ok());
-    let wanted = match asked {
-        Some(count) if count > 0 => count,
-        _ => available_parallelism().map_or(1, usize::from),
-    };
+    let asked = asked.and_then(|count| count.parse::<usize>().ok());
+    let wanted = asked
+        .filter(|count| *count > 0)
+        .unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
     let had = to_be_had(wanted + OTHERS);
     ensure!(
         had > OTHERS,

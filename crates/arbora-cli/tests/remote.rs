@@ -9,7 +9,7 @@ use arbora::models::tree_coder::{
     TreeCoderOptions,
 };
 use arbora::rl::clip_global_norm;
-use arbora_cli::remote::{self, RemoteError};
+use arbora_cli::remote::{self, Address};
 use arbora_testing::{assert_close, random};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams};
@@ -243,7 +243,8 @@ fn a_server_ends_cleanly_when_it_is_asked_to() {
     };
     assert_eq!(code, Some(0));
     assert!(Tensor::<1>::ones([3], &device).try_into_data().is_err());
-    assert!(matches!(remote::lost(), Some(RemoteError::Lost { .. })));
+    let lost = remote::lost().unwrap();
+    assert!(lost.starts_with("lost the server ws://"), "{lost}");
 }
 
 #[test]
@@ -621,5 +622,118 @@ fn placements_that_do_not_fit_are_refused() {
     assert!(
         message.contains("only the trees of language models"),
         "{message}"
+    );
+}
+
+#[test]
+fn addresses_name_a_server_and_a_device() {
+    for (text, server, whole) in [
+        (
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+        ),
+        (
+            "ws://127.0.0.1:3000/",
+            "ws://127.0.0.1:3000",
+            "ws://127.0.0.1:3000",
+        ),
+        (
+            "ws://gpu-7.local:80/3",
+            "ws://gpu-7.local:80",
+            "ws://gpu-7.local:80/3",
+        ),
+        ("ws://[::1]:3000/1", "ws://[::1]:3000", "ws://[::1]:3000/1"),
+    ] {
+        let address: Address = text.parse().unwrap();
+        assert_eq!(
+            (address.server().as_str(), address.to_string().as_str()),
+            (server, whole)
+        );
+        assert_eq!(whole.parse::<Address>().unwrap(), address);
+    }
+}
+
+#[test]
+fn texts_that_are_no_address_are_refused_with_the_form_that_is() {
+    for (text, reason) in [
+        ("http://127.0.0.1:3000", "the protocol is ws"),
+        ("wss://127.0.0.1:3000", "the protocol is ws"),
+        ("ws://127.0.0.1", "no port"),
+        ("ws://127.0.0.1:", "the port is"),
+        ("ws://127.0.0.1:0", "the port is"),
+        ("ws://127.0.0.1:70000", "the port is"),
+        ("ws://127.0.0.1:3000/one", "the index is"),
+        ("ws://:3000", "the host is"),
+        ("ws://a b:3000", "the host is"),
+        ("ws://::1:3000", "the host is"),
+    ] {
+        let message = text.parse::<Address>().unwrap_err().to_string();
+        assert!(message.starts_with(text), "{message}");
+        assert!(message.contains("expected ws://HOST:PORT"), "{message}");
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+/// A listener of this process, and its address.
+fn listener() -> (TcpListener, Address) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("ws://{}", listener.local_addr().unwrap());
+    (listener, address.parse().unwrap())
+}
+
+/// Fails unless the device at an address is refused, within so many seconds, in these words.
+fn assert_refused(address: &Address, seconds: u64, words: &str) {
+    let started = Instant::now();
+    let message = format!("{:#}", remote::open(address).unwrap_err());
+    assert!(
+        message.starts_with(&address.server()) && message.contains(words),
+        "{message}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(seconds));
+}
+
+#[test]
+fn an_address_where_nothing_listens_is_refused_at_once() {
+    let (listener, address) = listener();
+    drop(listener);
+    assert_refused(&address, 3, "cannot be reached");
+}
+
+#[test]
+fn a_listener_that_never_answers_is_given_up_within_seconds() {
+    let (_listener, address) = listener();
+    assert_refused(&address, 10, "does not answer within");
+}
+
+#[test]
+fn another_kind_of_server_is_named_as_such() {
+    let (listener, address) = listener();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.and_then(|mut stream| stream.write_all(b"220 mail ready\r\n"));
+        }
+    });
+    assert_refused(
+        &address,
+        10,
+        "something other than `arbora serve` answers there",
+    );
+}
+
+#[test]
+fn a_web_server_without_sessions_is_named_as_such() {
+    let (listener, address) = listener();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    assert_refused(
+        &address,
+        10,
+        "something other than `arbora serve` answers there",
     );
 }

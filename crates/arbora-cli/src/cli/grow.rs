@@ -7,7 +7,7 @@ use crate::families::retrieval::data::Source;
 use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
 use crate::grow::{Choice, Cost, Settings, View, bandit, optimisation, refusal};
 use crate::message::tell;
-use crate::picture::curves::{self, Panel, Series, Spread};
+use crate::picture::curves::{self, Panel, Series};
 use crate::run::{TrainedRun, config_of, refuse_others};
 use crate::statistic::Statistic;
 use crate::table::table;
@@ -440,6 +440,6 @@ fn series(name: &str, rounds: &[usize], measure: impl Fn(usize) -> Vec<f64>) -> 
     Series {
         name: name.into(),
         points: numbers.iter().map(|(x, mean, _)| (*x, *mean)).collect(),
-        spread: Spread::Band(band.collect()),
+        band: band.collect(),
     }
 }

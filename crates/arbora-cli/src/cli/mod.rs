@@ -333,7 +333,7 @@ fn run() -> ExitCode {
         Err(error) => {
             // Whatever failed may have failed over it.
             if let Some(lost) = remote::lost() {
-                end(&lost.to_string());
+                end(&lost);
             }
             remote::finish();
             tell!("error: {}", one_line(&error));

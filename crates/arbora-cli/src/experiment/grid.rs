@@ -2,7 +2,7 @@
 
 use super::{Grid, refuse_doubled};
 use crate::families::language::TextSource;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -42,32 +42,26 @@ pub struct GridArgs {
 impl GridArgs {
     /// Refuses options of a grid where there is none.
     pub fn refuse(&self, what: &str) -> Result<()> {
-        let given = [
-            ("--branching", !self.branching.is_empty()),
-            ("--heights", !self.heights.is_empty()),
-            ("--blocks", !self.blocks.is_empty()),
-            ("--widths", !self.widths.is_empty()),
-            ("--trees", !self.trees.is_empty()),
-            ("--corpora", !self.corpora.is_empty()),
-        ];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((option, _)) => bail!("{option}: is for lm; {what} has no grid"),
-            None => Ok(()),
+        for (option, count) in [
+            ("--branching", self.branching.len()),
+            ("--heights", self.heights.len()),
+            ("--blocks", self.blocks.len()),
+            ("--widths", self.widths.len()),
+            ("--trees", self.trees.len()),
+            ("--corpora", self.corpora.len()),
+        ] {
+            ensure!(count == 0, "{option}: is for lm; {what} has no grid");
         }
+        Ok(())
     }
 
-    /// The trees that the options name, over settings, and the texts.
-    ///
-    /// # Errors
-    /// If the settings name numbers for single levels, which fit one height alone.
+    /// The trees that the options name, over settings, and the texts. Settings that name numbers for single levels, which
+    /// fit one height alone, are refused.
     pub fn grid(&self, settings: &Value) -> Result<Grid> {
         let own = Tree::of(settings)?;
-        let or = |given: &[usize], setting: usize| {
-            if given.is_empty() {
-                vec![setting]
-            } else {
-                given.to_vec()
-            }
+        let or = |given: &[usize], setting: usize| match given {
+            [] => vec![setting],
+            given => given.to_vec(),
         };
         let mut trees = self.trees.clone();
         if trees.is_empty() {
@@ -75,12 +69,7 @@ impl GridArgs {
                 for blocks in or(&self.blocks, own.blocks) {
                     for branching in or(&self.branching, own.branching) {
                         for height in or(&self.heights, own.height) {
-                            trees.push(Tree {
-                                branching,
-                                height,
-                                blocks,
-                                width,
-                            });
+                            trees.push(Tree::from([branching, height, blocks, width]));
                         }
                     }
                 }
@@ -105,20 +94,26 @@ pub struct Tree {
     pub width: usize,
 }
 
+impl From<[usize; 4]> for Tree {
+    fn from([branching, height, blocks, width]: [usize; 4]) -> Self {
+        Self {
+            branching,
+            height,
+            blocks,
+            width,
+        }
+    }
+}
+
 impl FromStr for Tree {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers: Result<Vec<usize>, _> = text.split(':').map(str::parse).collect();
-        match numbers.as_deref() {
-            Ok(&[branching, height, blocks, width]) => Ok(Self {
-                branching,
-                height,
-                blocks,
-                width,
-            }),
-            _ => Err("expected branching:height:blocks:width, such as 2:2:1:64".into()),
-        }
+        let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
+        numbers
+            .map(|numbers: [usize; 4]| Self::from(numbers))
+            .ok_or_else(|| "expected branching:height:blocks:width, such as 2:2:1:64".into())
     }
 }
 
@@ -146,12 +141,13 @@ impl Tree {
         };
         let number = |value: &Value| value.as_u64().unwrap_or(0) as usize;
         single("d_ff")?;
-        Ok(Self {
-            branching: number(&settings["architecture"]["branching"]),
-            height: number(&settings["architecture"]["height"]),
-            blocks: number(&single("blocks")?),
-            width: number(&settings["architecture"]["d_model"]),
-        })
+        let own = &settings["architecture"];
+        let blocks = single("blocks")?;
+        Ok(
+            [&own["branching"], &own["height"], &blocks, &own["d_model"]]
+                .map(number)
+                .into(),
+        )
     }
 
     pub fn numbers(&self) -> [usize; 4] {
@@ -179,16 +175,11 @@ pub const TREE_CODER: &str = "tree-coder";
 
 impl Cases {
     /// The cases of a grid over settings.
-    ///
-    /// # Errors
-    /// If a tree or text is named twice or has no name, a tree has no level below the root, or the settings name
-    /// numbers for single levels.
     pub fn new(grid: &Grid, settings: &Value) -> Result<Self> {
         let own = Tree::of(settings)?;
-        let trees = if grid.trees.is_empty() {
-            vec![own]
-        } else {
-            grid.trees.clone()
+        let trees = match grid.trees.as_slice() {
+            [] => vec![own],
+            trees => trees.to_vec(),
         };
         refuse_doubled("--trees", &trees)?;
         if let Some(tree) = trees.iter().find(|tree| tree.height == 0) {
@@ -298,9 +289,6 @@ fn corpora(given: &[PathBuf], settings: &Value) -> Result<Vec<(String, TextSourc
 }
 
 /// The last part of a path without its ending: a folder below that of the grid.
-///
-/// # Errors
-/// If there is none, or a path that ends with `..` cannot be followed.
 fn name(source: &TextSource) -> Result<String> {
     let given = PathBuf::from(source.clone());
     // A file `...txt` would be called `..`.
@@ -325,7 +313,7 @@ fn name(source: &TextSource) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::super::Experiment;
-    use super::super::plan::{Place, Plan, Planning};
+    use super::super::plan::{Place, Plan};
     use super::*;
     use crate::families::language::LanguageConfig;
     use crate::families::{Family as _, Preset};
@@ -373,11 +361,7 @@ mod tests {
         experiment.seeds = vec![0, 5];
         // Paths of 4 blocks, but for the last tree.
         let trees = ["2:3:1:32", "3:3:1:32", "2:1:2:32", "2:3:1:48", "2:2:1:32"];
-        let planning = Planning {
-            cases: Some(cases(&trees)),
-            ..Planning::default()
-        };
-        let plan = Plan::new(&experiment, &planning, &[None, None]);
+        let plan = Plan::new(&experiment, Some(&cases(&trees)), &[None, None]);
         let folder = |case, row, seed| {
             let place = Place { row, case, seed };
             plan.runs[plan.at[&place]].name.as_str()

@@ -19,7 +19,7 @@ pub use plan::quoted;
 
 use crate::families::Preset;
 use crate::settings;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use plan::Shard;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A table and the runs behind it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     pub name: String,
@@ -54,16 +54,13 @@ pub struct Experiment {
     #[serde(default)]
     pub columns: Vec<Column>,
     /// How the rows are compared in words.
-    #[serde(default)]
     pub reading: Option<Reading>,
     /// What others report.
-    #[serde(default)]
     pub published: Option<Published>,
     /// Whether the README shows the table.
     #[serde(default)]
     pub readme: bool,
     /// For lm: every row is trained in every tree and on every text.
-    #[serde(default)]
     pub grid: Option<Grid>,
 }
 
@@ -76,19 +73,15 @@ pub struct Row {
     pub title: String,
     pub model: String,
     /// Where its settings start, where that is not the preset of the experiment.
-    #[serde(default)]
     pub preset: Option<Preset>,
     /// Settings of this row's runs; they win over those of the experiment.
     #[serde(default)]
     pub settings: Vec<String>,
     /// Its own seeds.
-    #[serde(default)]
     pub seeds: Option<Vec<u64>>,
     /// An earlier row whose run with the same seed this one starts from.
-    #[serde(default)]
     pub from: Option<String>,
     /// The title of a second line of the table: the same weights walking at random.
-    #[serde(default)]
     pub at_random: Option<String>,
 }
 
@@ -261,10 +254,8 @@ impl Asked {
     /// The settings of every run that win over those of the experiment.
     fn all_settings(&self) -> Vec<String> {
         let steps = self.steps.map(|steps| format!("trainer.steps={steps}"));
-        steps
-            .into_iter()
-            .chain(self.settings.iter().cloned())
-            .collect()
+        let settings = self.settings.iter().cloned();
+        steps.into_iter().chain(settings).collect()
     }
 
     /// Whether settings are given.
@@ -290,27 +281,29 @@ pub struct Line<'a> {
     pub at_random: bool,
 }
 
-macro_rules! bundled {
-    ($($name:literal),+ $(,)?) => {
-        /// The experiments behind the pages of `docs/results`, by their names.
-        pub(crate) const BUNDLED: &[(&str, &str)] =
-            &[$(($name, include_str!(concat!("../../experiments/", $name, ".json")))),+];
-    };
-}
-
-bundled!(
-    "images",
-    "orders",
-    "series",
-    "gp",
-    "copy",
-    "copy-ablation",
-    "recall",
-    "needle",
-    "recall-ablation",
-    "lm-balance",
-    "lm",
-);
+/// The experiments behind the pages of `docs/results`, by their names.
+pub(crate) const BUNDLED: &[(&str, &str)] = &[
+    ("images", include_str!("../../experiments/images.json")),
+    ("orders", include_str!("../../experiments/orders.json")),
+    ("series", include_str!("../../experiments/series.json")),
+    ("gp", include_str!("../../experiments/gp.json")),
+    ("copy", include_str!("../../experiments/copy.json")),
+    (
+        "copy-ablation",
+        include_str!("../../experiments/copy-ablation.json"),
+    ),
+    ("recall", include_str!("../../experiments/recall.json")),
+    ("needle", include_str!("../../experiments/needle.json")),
+    (
+        "recall-ablation",
+        include_str!("../../experiments/recall-ablation.json"),
+    ),
+    (
+        "lm-balance",
+        include_str!("../../experiments/lm-balance.json"),
+    ),
+    ("lm", include_str!("../../experiments/lm.json")),
+];
 
 impl Row {
     /// A row of one model with nothing else about it.
@@ -326,9 +319,6 @@ impl Row {
 
 impl Experiment {
     /// The one of this name that is a part of the program.
-    ///
-    /// # Errors
-    /// When it is not an experiment, which a test excludes.
     pub fn bundled(name: &str) -> Result<Option<Self>> {
         let found = BUNDLED.iter().find(|(other, _)| *other == name);
         found.map(|(_, text)| Self::parse(text)).transpose()
@@ -343,33 +333,28 @@ impl Experiment {
         rates: Vec<f64>,
         like: Option<Self>,
     ) -> Self {
-        let (title, about, reading, published) = match like {
-            Some(like) => (like.title, like.about, like.reading, like.published),
-            None => (task.into(), String::new(), None, None),
-        };
+        let like = like.unwrap_or_else(|| Self {
+            title: task.into(),
+            ..Self::default()
+        });
         let named = |line: &str| rows.iter().any(|row| row.name == line);
+        let has_lines = |reading: &Reading| named(&reading.learned) && named(&reading.dense);
         Self {
             name: task.into(),
-            title,
-            about,
+            title: like.title,
+            about: like.about,
             task: task.into(),
             preset,
-            settings: Vec::new(),
             seeds,
             rates,
-            columns: Vec::new(),
-            reading: reading.filter(|reading| named(&reading.learned) && named(&reading.dense)),
-            published,
-            readme: false,
-            grid: None,
+            reading: like.reading.filter(has_lines),
+            published: like.published,
             rows,
+            ..Self::default()
         }
     }
 
-    /// The one that a file holds.
-    ///
-    /// # Errors
-    /// When it cannot be read or is none; the key that is wrong is named.
+    /// The one that a file holds; of a file that holds none, the key that is wrong is named.
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&settings::read_text(path)?).with_context(|| format!("in {}", path.display()))
     }
@@ -383,54 +368,48 @@ impl Experiment {
 
     /// Checks what types alone do not.
     fn check(&self) -> Result<()> {
-        if self.rows.is_empty() {
-            bail!("rows: expected at least one");
+        ensure!(!self.rows.is_empty(), "rows: expected at least one");
+        for (at, row) in self.rows.iter().enumerate() {
+            let (name, seeds) = (&row.name, self.seeds_of(row));
+            ensure!(
+                !(name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.')),
+                "rows[{at}].name: expected the name of a folder, got {name:?}"
+            );
+            refuse_doubled(&format!("rows[{at}].seeds"), seeds)?;
+            ensure!(!seeds.is_empty(), "rows[{at}].seeds: expected at least one");
+            let Some(from) = &row.from else {
+                continue;
+            };
+            let Some(earlier) = self.rows[..at].iter().find(|row| row.name == *from) else {
+                bail!("rows[{at}].from: expected the name of an earlier row, got {from}");
+            };
+            let known = self.seeds_of(earlier);
+            if let Some(seed) = seeds.iter().find(|seed| !known.contains(seed)) {
+                bail!("rows[{at}].from: {from} has no run with seed {seed}");
+            }
         }
         let lines = self.lines();
         let mut names = BTreeSet::new();
-        for (at, row) in self.rows.iter().enumerate() {
-            if row.name.is_empty() || row.name.contains(['/', '\\']) || row.name.starts_with('.') {
-                bail!(
-                    "rows[{at}].name: expected the name of a folder, got {:?}",
-                    row.name
-                );
-            }
-            refuse_doubled(&format!("rows[{at}].seeds"), self.seeds_of(row))?;
-            if self.seeds_of(row).is_empty() {
-                bail!("rows[{at}].seeds: expected at least one");
-            }
-            if let Some(from) = &row.from {
-                let earlier = self.rows[..at].iter().find(|row| row.name == *from);
-                let Some(earlier) = earlier else {
-                    bail!("rows[{at}].from: expected the name of an earlier row, got {from}");
-                };
-                let seeds = self.seeds_of(earlier);
-                if let Some(seed) = self.seeds_of(row).iter().find(|seed| !seeds.contains(seed)) {
-                    bail!("rows[{at}].from: {from} has no run with seed {seed}");
-                }
-            }
-        }
         for line in &lines {
-            if !names.insert(line.name.as_str()) {
-                bail!("rows: {} is named twice", line.name);
-            }
+            let name = line.name.as_str();
+            ensure!(names.insert(name), "rows: {name} is named twice");
         }
         if let Some(reading) = &self.reading {
             for (key, line) in [("learned", &reading.learned), ("dense", &reading.dense)] {
-                if !names.contains(line.as_str()) {
-                    bail!("reading.{key}: expected the name of a row, got {line}");
-                }
+                ensure!(
+                    names.contains(line.as_str()),
+                    "reading.{key}: expected the name of a row, got {line}"
+                );
             }
         }
         if let Some(published) = &self.published {
-            let count = published.columns.len();
+            let expected = published.columns.len();
             for (at, row) in published.rows.iter().enumerate() {
-                if row.numbers.len() != count {
-                    bail!(
-                        "published.rows[{at}].numbers: expected {count}, got {}",
-                        row.numbers.len()
-                    );
-                }
+                let got = row.numbers.len();
+                ensure!(
+                    got == expected,
+                    "published.rows[{at}].numbers: expected {expected}, got {got}"
+                );
             }
         }
         Ok(())
@@ -445,17 +424,15 @@ impl Experiment {
     pub fn lines(&self) -> Vec<Line<'_>> {
         let mut lines = Vec::new();
         for (row, given) in self.rows.iter().enumerate() {
-            let titles = [
-                (Some(&given.title), ""),
-                (given.at_random.as_ref(), AT_RANDOM),
-            ];
-            for (title, end) in titles {
-                lines.extend(title.map(|title| Line {
+            let walking = given.at_random.as_ref().map(|title| (title, true));
+            for (title, at_random) in [(&given.title, false)].into_iter().chain(walking) {
+                let end = if at_random { AT_RANDOM } else { "" };
+                lines.push(Line {
                     name: format!("{}{end}", given.name),
                     title,
                     row,
-                    at_random: end == AT_RANDOM,
-                }));
+                    at_random,
+                });
             }
         }
         lines
@@ -470,19 +447,17 @@ pub fn refuse_doubled<T: ToString>(
     let mut seen = BTreeSet::new();
     for value in values {
         let value = value.to_string();
-        if !seen.insert(value.clone()) {
-            bail!("{option}: {value} is given twice");
-        }
+        ensure!(!seen.contains(&value), "{option}: {value} is given twice");
+        seen.insert(value);
     }
     Ok(())
 }
 
 fn hours(text: &str) -> Result<f64, String> {
-    let hours = text.parse::<f64>().map_err(|error| error.to_string())?;
-    if hours >= 0.0 {
-        Ok(hours)
-    } else {
-        Err(format!("expected a number from 0, got {hours}"))
+    match text.parse() {
+        Ok(hours) if hours >= 0.0 => Ok(hours),
+        Ok(hours) => Err(format!("expected a number from 0, got {hours}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -492,109 +467,12 @@ mod tests {
     use crate::families::AnyTask;
     use clap::ValueEnum as _;
 
-    fn all() -> impl Iterator<Item = (&'static str, Experiment)> {
-        BUNDLED.iter().map(|(name, text)| {
-            let refused = |error| panic!("{name}: {error:#}");
-            (*name, Experiment::parse(text).unwrap_or_else(refused))
-        })
-    }
-
     #[test]
     fn experiments_are_called_what_the_command_line_calls_them() {
-        for (name, experiment) in all() {
-            assert_eq!(experiment.name, name);
+        for (name, text) in BUNDLED {
+            let experiment = Experiment::parse(text).unwrap();
+            assert_eq!(experiment.name, *name);
             assert!(AnyTask::from_str(&experiment.task, false).is_ok(), "{name}");
-        }
-    }
-
-    #[test]
-    fn every_table_and_the_grid_can_be_named() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-        let files = std::fs::read_dir(folder).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        let files: BTreeSet<String> = names.collect();
-        let bundled: BTreeSet<String> = BUNDLED
-            .iter()
-            .map(|(name, _)| format!("{name}.json"))
-            .collect();
-        assert_eq!(files, bundled);
-        assert!(Experiment::bundled("lm").unwrap().unwrap().grid.is_some());
-    }
-
-    #[test]
-    fn no_two_rows_share_a_folder_and_readings_name_lines_that_there_are() {
-        for (name, experiment) in all() {
-            let lines: BTreeSet<String> = experiment
-                .lines()
-                .into_iter()
-                .map(|line| line.name)
-                .collect();
-            assert_eq!(lines.len(), experiment.lines().len(), "{name}");
-            let twice =
-                |experiment: &mut Experiment| experiment.rows.push(experiment.rows[0].clone());
-            let no_line = |experiment: &mut Experiment| {
-                if let Some(reading) = &mut experiment.reading {
-                    reading.dense = "abacus".into();
-                }
-            };
-            for (change, words) in [
-                (twice as fn(&mut _), "named twice"),
-                (no_line, "reading.dense: expected"),
-            ] {
-                let mut other = experiment.clone();
-                change(&mut other);
-                let refused = other.check().err().map(|error| error.to_string());
-                let expected = words.starts_with("named") || experiment.reading.is_some();
-                assert_eq!(
-                    refused.is_some_and(|text| text.contains(words)),
-                    expected,
-                    "{name}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn every_published_number_has_its_column_and_a_source() {
-        let published = all().filter_map(|(_, experiment)| experiment.published);
-        let mut count = 0;
-        for published in published {
-            for row in &published.rows {
-                assert_eq!(row.numbers.len(), published.columns.len(), "{}", row.title);
-                for number in row.numbers.iter().filter(|number| !number.is_empty()) {
-                    let mark = ["[B]", "[2]", "[D]"]
-                        .into_iter()
-                        .find(|mark| number.ends_with(mark));
-                    let mark = mark.unwrap_or_else(|| panic!("{number}"));
-                    assert!(published.remark.contains(mark), "{number}");
-                    count += 1;
-                }
-            }
-        }
-        assert!(count > 30, "{count}");
-    }
-
-    #[test]
-    fn sampled_decisions_are_balanced_by_no_bias() {
-        let experiment = Experiment::bundled("lm-balance").unwrap().unwrap();
-        assert_eq!(experiment.rows.len(), 11);
-        for row in &experiment.rows {
-            let says = |word: &str| row.settings.iter().any(|setting| setting.contains(word));
-            assert!(!(says("reinforce") && says("loss-free")), "{}", row.name);
-        }
-        let sampled = experiment.rows.iter().map(|row| row.name.as_str());
-        let sampled: Vec<_> = sampled
-            .filter(|name| name.starts_with("reinforce"))
-            .collect();
-        assert_eq!(sampled, ["reinforce-unbalanced", "reinforce-loss"]);
-    }
-
-    #[test]
-    fn runs_are_those_of_the_grid_but_for_their_gradients_and_balance() {
-        let [grid, balance] =
-            ["lm", "lm-balance"].map(|name| Experiment::bundled(name).unwrap().unwrap());
-        for setting in grid.settings {
-            assert!(balance.settings.contains(&setting), "{setting}");
         }
     }
 }

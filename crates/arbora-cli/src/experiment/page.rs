@@ -1,7 +1,7 @@
 //! Pages of which one part is written by a command and the rest by hand.
 
 use crate::atomic_file;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -14,9 +14,6 @@ fn begin(command: &str) -> String {
 }
 
 /// A page with the part that `command` makes replaced, and every other byte as it was.
-///
-/// # Errors
-/// When the page has no such part.
 pub fn put_generated(page: &str, command: &str, generated: &str) -> Result<String> {
     let begin = begin(command);
     let Some((before, rest)) = page.split_once(&begin) else {
@@ -36,40 +33,28 @@ pub fn with_room(text: &str, command: &str) -> String {
     format!("{}\n\n{}\n{END}\n", text.trim_end(), begin(command))
 }
 
-/// What is at `path`, or a new page with room for what `command` makes.
-///
-/// # Errors
-/// When there is something else there, a page without a part of this command, or no folder for it.
+/// What is at `path`, or a new page with room for what `command` makes. Refused is a page without such a part.
 pub fn open(path: &Path, start: &str, command: &str) -> Result<String> {
-    let folder = atomic_file::folder_of(path);
-    if !folder.is_dir() {
-        bail!(
-            "{}: there is no folder {}",
-            path.display(),
-            folder.display()
-        );
-    }
-    if path
-        .extension()
-        .is_some_and(|ending| ending.eq_ignore_ascii_case("json"))
-    {
-        bail!(
-            "{}: expected a page, as x.md: its numbers are beside it in x.json",
-            path.display()
-        );
-    }
+    let (folder, shown) = (atomic_file::folder_of(path), path.display());
+    ensure!(
+        folder.is_dir(),
+        "{shown}: there is no folder {}",
+        folder.display()
+    );
+    let ending = path.extension();
+    ensure!(
+        ending.is_none_or(|ending| !ending.eq_ignore_ascii_case("json")),
+        "{shown}: expected a page, as x.md: its numbers are beside it in x.json"
+    );
     let page = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => with_room(start, command),
-        page => page.with_context(|| format!("cannot read {}", path.display()))?,
+        page => page.with_context(|| format!("cannot read {shown}"))?,
     };
-    put_generated(&page, command, "").with_context(|| format!("in {}", path.display()))?;
+    put_generated(&page, command, "").with_context(|| format!("in {shown}"))?;
     Ok(page)
 }
 
 /// Puts the generated part into the page at `path`, which is made where there is none.
-///
-/// # Errors
-/// As [`open`], and when it cannot be written.
 pub fn update(path: &Path, start: &str, command: &str, generated: &str) -> Result<()> {
     let page = put_generated(&open(path, start, command)?, command, generated)?;
     atomic_file::write(path, page)

@@ -42,21 +42,13 @@ pub struct Plan {
     pub at: BTreeMap<Place, usize>,
 }
 
-/// What a plan is made of besides its experiment.
-#[derive(Clone, Debug, Default)]
-pub struct Planning {
-    /// Settings of every run, which win over those of the experiment.
-    pub settings: Vec<String>,
-    /// The trees and texts of an experiment that varies them.
-    pub cases: Option<Cases>,
-}
-
 impl Plan {
     /// Seed by seed, and case by case: what is finished at any time is fair to every row.
     ///
+    /// - cases: the trees and texts of an experiment that varies them
     /// - rates: the learning rate of each row where it has chosen one; a row without one has no runs yet where the
     ///   experiment has rates
-    pub fn new(experiment: &Experiment, planning: &Planning, rates: &[Option<f64>]) -> Self {
+    pub fn new(experiment: &Experiment, cases: Option<&Cases>, rates: &[Option<f64>]) -> Self {
         let rows = &experiment.rows;
         let mut seeds: Vec<u64> = Vec::new();
         for seed in rows.iter().flat_map(|row| experiment.seeds_of(row)) {
@@ -66,14 +58,14 @@ impl Plan {
         }
         let mut plan = Self::default();
         for seed in seeds {
-            for case in 0..planning.cases.as_ref().map_or(1, Cases::count) {
+            for case in 0..cases.map_or(1, Cases::count) {
                 for (row, given) in rows.iter().enumerate() {
                     let waits = !experiment.rates.is_empty() && rates[row].is_none();
                     if waits || !experiment.seeds_of(given).contains(&seed) {
                         continue;
                     }
                     let place = Place { row, case, seed };
-                    let run = Run::new(experiment, planning, place, rates[row]);
+                    let run = Run::new(experiment, cases, place, rates[row]);
                     // Models that are equal in several cases are one run.
                     let known = plan.runs.iter().position(|other| other.name == run.name);
                     plan.at.insert(place, known.unwrap_or(plan.runs.len()));
@@ -87,43 +79,39 @@ impl Plan {
     }
 
     /// The runs that rows choose their learning rates by: each of them with every rate on its first seed.
-    pub fn tries(experiment: &Experiment, planning: &Planning) -> Vec<Run> {
+    pub fn tries(experiment: &Experiment, cases: Option<&Cases>) -> Vec<Run> {
         let mut tries = Vec::new();
         for (row, given) in experiment.rows.iter().enumerate() {
             let seed = experiment.seeds_of(given)[0];
             let place = Place { row, case: 0, seed };
-            let run = |rate: &f64| Run::new(experiment, planning, place, Some(*rate));
+            let run = |rate: &f64| Run::new(experiment, cases, place, Some(*rate));
             tries.extend(experiment.rates.iter().map(run));
         }
         tries
     }
-
-    /// The run of this name.
-    #[cfg(test)]
-    fn named(&self, name: &str) -> Option<usize> {
-        self.runs.iter().position(|run| run.name == name)
-    }
 }
 
 impl Run {
-    fn new(experiment: &Experiment, planning: &Planning, place: Place, rate: Option<f64>) -> Self {
+    fn new(
+        experiment: &Experiment,
+        cases: Option<&Cases>,
+        place: Place,
+        rate: Option<f64>,
+    ) -> Self {
         let Place { row, case, seed } = place;
         let given = &experiment.rows[row];
         let mut settings = experiment.settings.clone();
         settings.extend(given.settings.iter().cloned());
-        settings.extend(planning.settings.iter().cloned());
-        let (name, varied) = match &planning.cases {
-            Some(cases) => (
-                cases.folder(case, &given.name, &given.model),
-                cases.settings(case, &given.model),
-            ),
-            None => (given.name.clone(), Vec::new()),
-        };
-        settings.extend(varied);
+        let mut name = given.name.clone();
+        if let Some(cases) = cases {
+            name = cases.folder(case, &name, &given.model);
+            settings.extend(cases.settings(case, &given.model));
+        }
         settings.push(format!("model={}", given.model));
         settings.push(format!("trainer.seed={seed}"));
         settings.extend(rate.map(|rate| format!("trainer.learning_rate={rate:?}")));
         let end = rate.map_or(String::new(), |rate| format!("-rate{rate:e}"));
+        let from = given.from.as_ref();
         Self {
             row,
             case,
@@ -131,10 +119,7 @@ impl Run {
             name: format!("{name}-seed{seed}{end}"),
             preset: given.preset.unwrap_or(experiment.preset),
             settings,
-            from: given
-                .from
-                .as_ref()
-                .map(|from| format!("{from}-seed{seed}{end}")),
+            from: from.map(|from| format!("{from}-seed{seed}{end}")),
             rate,
         }
     }
@@ -143,23 +128,22 @@ impl Run {
     ///
     /// - out: the folder of the experiment
     pub fn command(&self, task: &str, out: &Path, begun: bool) -> String {
-        let mut words = vec!["arbora".to_owned(), "train".into(), task.into()];
         let path = |name: &str| quoted(&out.join(name).to_string_lossy());
+        let mut command = format!("arbora train {task}");
         if begun {
-            words.push("--resume".into())
+            command += " --resume";
         } else {
             if self.preset != Preset::default() {
-                words.extend(["--preset".into(), "published".into()]);
+                command += " --preset published";
             }
             if let Some(from) = &self.from {
-                words.extend(["--from".into(), path(from)]);
+                command += &format!(" --from {}", path(from));
             }
             for setting in &self.settings {
-                words.extend(["--set".into(), quoted(setting)]);
+                command += &format!(" --set {}", quoted(setting));
             }
         }
-        words.extend(["--out".into(), path(&self.name)]);
-        words.join(" ")
+        command + &format!(" --out {}", path(&self.name))
     }
 }
 
@@ -210,7 +194,11 @@ mod tests {
 
     fn plan(experiment: &Experiment) -> Plan {
         let none = vec![None; experiment.rows.len()];
-        Plan::new(experiment, &Planning::default(), &none)
+        Plan::new(experiment, None, &none)
+    }
+
+    fn named<'a>(plan: &'a Plan, name: &str) -> Option<&'a Run> {
+        plan.runs.iter().find(|run| run.name == name)
     }
 
     #[test]
@@ -234,13 +222,12 @@ mod tests {
 
     #[test]
     fn later_settings_win_and_a_resumed_run_gets_none() {
-        let experiment = experiment("copy-ablation");
-        let planning = Planning {
-            settings: vec!["trainer.steps=7".into()],
-            cases: None,
-        };
-        let plan = Plan::new(&experiment, &planning, &vec![None; experiment.rows.len()]);
-        let run = &plan.runs[plan.named("guide-seed0").unwrap()];
+        let mut experiment = experiment("copy-ablation");
+        for row in &mut experiment.rows {
+            row.settings.push("trainer.steps=7".into());
+        }
+        let plan = plan(&experiment);
+        let run = named(&plan, "guide-seed0").unwrap();
         for (key, last) in [("lambda_guide=", "1"), ("trainer.steps=", "7")] {
             let mut found = run.settings.iter().rev();
             let found = found.find_map(|setting| setting.strip_prefix(key));
@@ -263,9 +250,9 @@ mod tests {
     #[test]
     fn runs_that_start_from_a_row_name_its_run_with_their_seed() {
         let recall = plan(&experiment("recall"));
-        let run = &recall.runs[recall.named("linformer-seed2").unwrap()];
+        let run = named(&recall, "linformer-seed2").unwrap();
         assert_eq!(run.from.as_deref(), Some("dense-seed2"));
-        assert!(recall.named("dense-seed2").is_some());
+        assert!(named(&recall, "dense-seed2").is_some());
     }
 
     #[test]

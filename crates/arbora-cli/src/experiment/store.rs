@@ -1,11 +1,11 @@
 //! The numbers of finished runs, and by what they are known again.
 
-use anyhow::{Context as _, Result};
+use crate::settings::read_json;
+use anyhow::Result;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// What a run came to on its test items. Nothing in it depends on the machine or the hour.
@@ -131,21 +131,20 @@ pub fn remove(settings: &mut Value, key: &str) {
 pub type Store = BTreeMap<String, Entry>;
 
 /// What is stored beside a page; nothing where there is no such file.
-///
-/// # Errors
-/// If it cannot be read or is something else.
 pub fn read(path: &Path) -> Result<Store> {
     #[derive(Deserialize)]
     struct File {
         runs: Vec<Entry>,
     }
-    let Some(file) = read_json::<File>(path, "not the numbers of a comparison")? else {
-        return Ok(Store::new());
-    };
-    let entries = file.runs.into_iter();
-    Ok(entries
+    let file: Option<File> = read_json(path, "not the numbers of a comparison")?;
+    Ok(by_fingerprint(file.map_or(Vec::new(), |file| file.runs)))
+}
+
+pub fn by_fingerprint(entries: Vec<Entry>) -> Store {
+    let entries = entries.into_iter();
+    entries
         .map(|entry| (entry.fingerprint.clone(), entry))
-        .collect())
+        .collect()
 }
 
 /// What was measured of a run when it was finished, in its folder: so that no process measures the runs of others.
@@ -160,22 +159,9 @@ pub struct Measured {
 pub const MEASURED: &str = "measured.json";
 
 /// What was measured of the run in a folder, if it was.
-///
-/// # Errors
-/// If there is something that cannot be read.
 pub fn measured(folder: &Path) -> Result<Option<Measured>> {
     let what = "not the numbers of a run; without this file they are measured anew";
     read_json(&folder.join(MEASURED), what)
-}
-
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path, what: &str) -> Result<Option<T>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let read = serde_json::from_str(crate::settings::without_mark(&text));
-    read.with_context(|| format!("{}: {what}", path.display()))
-        .map(Some)
 }
 
 /// The commit of the checkout that this program was built from; `+` where its code is another.
@@ -192,7 +178,7 @@ pub fn commit() -> String {
     };
     let code = ["status", "--porcelain", "--", ":/Cargo.lock", ":/crates"];
     let changed = git(&code).is_some_and(|changed| !changed.is_empty());
-    format!("{commit}{}", if changed { "+" } else { "" })
+    if changed { commit + "+" } else { commit }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ sample standard deviation over seeds. Only open runs are left out. Cases are not
 and those with paths of as many blocks of one width share the runs of linear-active.";
 
 /// How often the tree has the lower loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Count {
     won: usize,
     of: usize,
@@ -29,24 +29,16 @@ pub struct Count {
 impl Count {
     /// - lower: whether the tree is, one by one
     fn new(lower: impl IntoIterator<Item = bool>) -> Self {
-        lower
-            .into_iter()
-            .fold(Self::default(), |count, lower| Self {
-                won: count.won + usize::from(lower),
-                of: count.of + 1,
-            })
+        let lower = Vec::from_iter(lower);
+        Self {
+            won: lower.iter().filter(|lower| **lower).count(),
+            of: lower.len(),
+        }
     }
 
     /// Of losses of a tree and a control. One that diverged is infinite, and lower than none.
     fn of(pairs: Vec<(f64, f64)>) -> Self {
         Self::new(pairs.into_iter().map(|(tree, control)| tree < control))
-    }
-
-    fn sum(counts: &[Self]) -> Self {
-        counts.iter().fold(Self::default(), |sum, count| Self {
-            won: sum.won + count.won,
-            of: sum.of + count.of,
-        })
     }
 
     fn share(self) -> Option<f64> {
@@ -63,6 +55,19 @@ impl Count {
     pub fn json(self) -> Value {
         json!({ "won": self.won, "of": self.of, "share": self.share() })
     }
+}
+
+/// The losses of the tree beside those of a control. Open runs, and cases with one, are left out.
+struct Beside {
+    /// By means over seeds.
+    cases: Count,
+    /// Seed by seed.
+    runs: Count,
+    by_seed: Vec<Count>,
+    /// The mean over seeds of the share of runs that the tree won.
+    share_of_runs: Option<Statistic>,
+    /// The tree's mean loss less that of the control, over cases where no run diverged.
+    difference: Option<Statistic>,
 }
 
 /// The losses of a grid.
@@ -103,39 +108,37 @@ impl<'a> Wins<'a> {
         Some(Statistic::of(losses?)?.mean)
     }
 
-    fn cases_of(&self, corpora: &[usize]) -> impl Iterator<Item = usize> {
-        (0..self.cases.count()).filter(|case| corpora.contains(&self.cases.corpus(*case)))
-    }
-
-    /// The mean losses of the tree and a control, of each case of some corpora where no run of them is open.
-    fn pairs(&self, control: usize, corpora: &[usize]) -> Vec<(f64, f64)> {
-        let pair = |case| {
-            let tree = self.mean_loss(self.tree_coder, case)?;
-            Some((tree, self.mean_loss(control, case)?))
-        };
-        self.cases_of(corpora).filter_map(pair).collect()
-    }
-
-    /// Wins in single runs, seed by seed.
-    fn by_seed(&self, control: usize, corpora: &[usize]) -> Vec<Count> {
-        let mut pairs = vec![Vec::new(); self.results.experiment.seeds.len()];
-        for case in self.cases_of(corpora) {
+    /// The tree beside a control, in the cases of some corpora.
+    fn beside(&self, control: usize, corpora: &[usize]) -> Beside {
+        let mut cases = Vec::new();
+        let mut by_seed = vec![Vec::new(); self.results.experiment.seeds.len()];
+        let all = 0..self.cases.count();
+        for case in all.filter(|case| corpora.contains(&self.cases.corpus(*case))) {
+            let means = [self.tree_coder, control].map(|row| self.mean_loss(row, case));
+            if let [Some(tree), Some(control)] = means {
+                cases.push((tree, control));
+            }
             let both = self.losses(self.tree_coder, case).into_iter();
             let both = both.zip(self.losses(control, case));
-            for (pairs, both) in pairs.iter_mut().zip(both) {
+            for (pairs, both) in by_seed.iter_mut().zip(both) {
                 if let (Some(tree), Some(control)) = both {
                     pairs.push((tree, control));
                 }
             }
         }
-        pairs.into_iter().map(Count::of).collect()
-    }
-
-    /// The tree's mean loss less that of a control, of cases where no run diverged.
-    fn difference(&self, control: usize, corpora: &[usize]) -> Option<Statistic> {
-        let pairs = self.pairs(control, corpora).into_iter();
-        let differences = pairs.map(|(tree, control)| tree - control);
-        Statistic::of(differences.filter(|difference| difference.is_finite()))
+        let differences = cases.iter().map(|(tree, control)| tree - control);
+        let difference = Statistic::of(differences.filter(|difference| difference.is_finite()));
+        let by_seed: Vec<Count> = by_seed.into_iter().map(Count::of).collect();
+        Beside {
+            cases: Count::of(cases),
+            runs: Count {
+                won: by_seed.iter().map(|count| count.won).sum(),
+                of: by_seed.iter().map(|count| count.of).sum(),
+            },
+            share_of_runs: Statistic::of(by_seed.iter().filter_map(|count| count.share())),
+            by_seed,
+            difference,
+        }
     }
 
     /// Cases in which the tree is lower than every control, and all that are complete.
@@ -180,19 +183,21 @@ impl<'a> Wins<'a> {
         }
         let mut rows = vec![head];
         for control in self.controls() {
-            let by_seed = self.by_seed(control, &all);
-            let share = Statistic::of(by_seed.iter().filter_map(|count| count.share()));
-            let difference = self.difference(control, &all);
+            let beside = self.beside(control, &all);
             let mut row = vec![
                 self.name(control).to_owned(),
-                Count::of(self.pairs(control, &all)).text(),
-                Count::sum(&by_seed).text(),
-                share.map_or(String::new(), |share| share.text(2)),
-                difference.map_or(String::new(), |difference| difference.signed(3)),
+                beside.cases.text(),
+                beside.runs.text(),
+                beside
+                    .share_of_runs
+                    .map_or(String::new(), |share| share.text(2)),
+                beside
+                    .difference
+                    .map_or(String::new(), |less| less.signed(3)),
             ];
             for corpus in single.clone() {
-                row.push(Count::of(self.pairs(control, &[*corpus])).text());
-                row.push(Count::sum(&self.by_seed(control, &[*corpus])).text());
+                let beside = self.beside(control, &[*corpus]);
+                row.extend([beside.cases.text(), beside.runs.text()]);
             }
             rows.push(row);
         }
@@ -202,13 +207,13 @@ impl<'a> Wins<'a> {
     /// The numbers, for a program.
     pub fn json(&self) -> Value {
         let wins = |control: usize, corpora: &[usize]| {
-            let by_seed = self.by_seed(control, corpora);
+            let beside = self.beside(control, corpora);
             json!({
-                "cases": Count::of(self.pairs(control, corpora)).json(),
-                "runs": Count::sum(&by_seed).json(),
-                "runs_by_seed": by_seed.iter().map(|count| count.json()).collect::<Vec<_>>(),
-                "share_of_runs": Statistic::of(by_seed.iter().filter_map(|count| count.share())),
-                "difference": self.difference(control, corpora),
+                "cases": beside.cases.json(),
+                "runs": beside.runs.json(),
+                "runs_by_seed": beside.by_seed.iter().map(|count| count.json()).collect::<Vec<_>>(),
+                "share_of_runs": beside.share_of_runs,
+                "difference": beside.difference,
             })
         };
         let of_control = |control: usize| {
@@ -283,12 +288,12 @@ impl Wins<'_> {
         titles.extend(all.clone().map(|row| self.name(row).to_owned()));
         titles.push("lowest".into());
         self.by_case(titles, |case| {
-            let mut row = Vec::new();
             let tree = self.results.runs_of(self.tree_coder, case).next();
-            row.extend(["active_parameters", "total_parameters"].map(|name| {
-                let count = tree.and_then(|run| run.static_metrics.get(name));
-                count.map_or(String::new(), |count| thousands(*count as u64))
-            }));
+            let count = |name: &str| tree.and_then(|run| run.static_metrics.get(name));
+            let counts = ["active_parameters", "total_parameters"].map(count);
+            let counts =
+                counts.map(|count| count.map_or(String::new(), |count| thousands(*count as u64)));
+            let mut row = counts.to_vec();
             row.extend(all.clone().map(|row| {
                 let text = self.statistic(row, case, LOSS, 3);
                 let losses = self.losses(row, case).into_iter().flatten();
@@ -298,10 +303,7 @@ impl Wins<'_> {
                     count => format!("{text}, {count} diverged"),
                 }
             }));
-            row.push(
-                self.best(case)
-                    .map_or(String::new(), |row| self.name(row).to_owned()),
-            );
+            row.push(self.best(case).map_or("", |row| self.name(row)).to_owned());
             row
         })
     }
@@ -309,16 +311,16 @@ impl Wins<'_> {
     /// How full the leaves are, and bits per byte of all rows.
     fn use_rows(&self) -> Vec<Vec<String>> {
         let all = 0..self.results.experiment.rows.len();
-        let names = all
-            .clone()
-            .map(|row| format!("bits per byte, {}", self.name(row)));
-        let titles = std::iter::once("smallest leaf, of its fair share".into()).chain(names);
-        self.by_case(titles.collect(), |case| {
-            let smallest = self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2);
-            let bits = all
-                .clone()
-                .map(|row| self.statistic(row, case, BITS_PER_BYTE, 3));
-            std::iter::once(smallest).chain(bits).collect()
+        let mut titles = vec!["smallest leaf, of its fair share".to_owned()];
+        titles.extend(
+            all.clone()
+                .map(|row| format!("bits per byte, {}", self.name(row))),
+        );
+        self.by_case(titles, |case| {
+            let bits = |row| self.statistic(row, case, BITS_PER_BYTE, 3);
+            let mut row = vec![self.statistic(self.tree_coder, case, SMALLEST_LEAF, 2)];
+            row.extend(all.clone().map(bits));
+            row
         })
     }
 }

@@ -40,9 +40,16 @@ pub const fn curve(
 /// # Errors
 /// If it cannot be read.
 pub fn read_log(run: &Path) -> Result<Vec<Value>> {
-    let path = run.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    read_lines(&run.join("metrics.jsonl"))
+}
+
+/// The lines of a log of any kind.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_lines(path: &Path) -> Result<Vec<Value>> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     // A killed run may leave half a line at the end.
     let lines = text.lines();
     Ok(lines

@@ -3,7 +3,7 @@
 //! - [`bandit`]: pull arms of the wheel bandit, with a run of the task `bandit`
 //! - [`optimisation`]: look for the maximum of functions drawn from Gaussian processes, with a run of the
 //!   task `gp`
-//! - [`Growing`]: a model and a batch of contexts that grow by one token each round
+//! - [`play`]: the rounds of both
 //!
 //! All repeats of a loop go through the model as one batch. Every number that is drawn belongs to a
 //! repeat and a purpose, so every model meets the same worlds and makes its choices with the same
@@ -14,7 +14,7 @@ pub mod optimisation;
 
 use crate::families::retrieval::RetrievalModel;
 use crate::families::retrieval::data::Problem;
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use arbora::attention::{Route, TreeIndex};
 use arbora::models::{Context, Prediction, ReTreever, ReTreeverStream, StreamRefused, Target};
 use arbora::rl::sample::uniform;
@@ -42,7 +42,6 @@ pub enum View {
 }
 
 impl View {
-    /// The name in tables and pictures.
     pub fn name(self) -> &'static str {
         match self {
             Self::Learned => "learned route",
@@ -66,19 +65,17 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// The position of the choice to take; the first of several.
+    /// The position of the choice to take; the first of several. Predictions that are not finite are refused.
     ///
     /// - predictions: mean and standard deviation of each choice
     /// - rng: read for every choice by Thompson sampling alone
-    ///
-    /// # Errors
-    /// If a prediction is not finite.
     fn take(self, predictions: &[(f32, f32)], rng: &mut ChaCha8Rng) -> Result<usize> {
         let (mut best, mut highest) = (0, f32::NEG_INFINITY);
         for (at, (mean, std)) in predictions.iter().enumerate() {
-            if !mean.is_finite() || !std.is_finite() {
-                bail!("the model predicts mean {mean} and standard deviation {std}");
-            }
+            ensure!(
+                mean.is_finite() && std.is_finite(),
+                "the model predicts mean {mean} and standard deviation {std}"
+            );
             let score = match self {
                 Self::Thompson => mean + std * rng.sample::<f32, _>(StandardNormal),
                 Self::Ucb => mean + 2.0 * std,
@@ -159,15 +156,63 @@ impl Cost {
     }
 }
 
+/// The worlds of a loop.
+trait Worlds {
+    /// What there is to choose from in the next round, `[worlds, choices, d_query]`.
+    fn questions(&mut self, device: &Device) -> Tensor<3>;
+
+    /// Where a choice leads in a world, of `d_query` numbers, and the value that is seen there.
+    fn look(&mut self, world: usize, choice: usize) -> (Vec<f32>, f32);
+}
+
+/// Lets a model choose in `count` worlds, round by round. A prediction that is not finite ends the loop.
+fn play(
+    model: &RetrievalModel,
+    view: View,
+    worlds: &mut impl Worlds,
+    count: usize,
+    settings: &Settings,
+    device: &Device,
+    mut after_round: impl FnMut(),
+) -> Result<Cost> {
+    let mut growing = Growing::new(model, view, count, settings.seed, device);
+    let mut numbers = settings.choices(count);
+    let mut cost = Cost::default();
+    for round in 0..settings.rounds {
+        let start = Instant::now();
+        let questions = worlds.questions(device);
+        let [_, choices, _] = questions.dims();
+        let predictions = (round >= settings.random_rounds).then(|| growing.predict(questions));
+        let mut seen = (Vec::new(), Vec::new());
+        for (world, numbers) in numbers.iter_mut().enumerate() {
+            let choice = match &predictions {
+                None => numbers.random_range(0..choices),
+                Some(predictions) => {
+                    let own = world * choices..(world + 1) * choices;
+                    settings.choice.take(&predictions[own], numbers)?
+                }
+            };
+            let (place, value) = worlds.look(world, choice);
+            seen.0.extend(place);
+            seen.1.push(value);
+        }
+        growing.append(seen.0, seen.1)?;
+        cost.seconds.push(start.elapsed().as_secs_f64());
+        after_round();
+    }
+    cost.nodes_read = growing.nodes_read;
+    Ok(cost)
+}
+
 /// A model and a batch of contexts that grow by one token per example at a time.
 ///
 /// Where the model can, the token joins a stream: `O(b log N)` work. Otherwise the whole context is
 /// encoded anew for each prediction.
-pub struct Growing<'model> {
+struct Growing<'model> {
     model: &'model RetrievalModel,
     view: View,
     memory: Memory<'model>,
-    /// Seed for random routing.
+    /// For random routes.
     rng: ChaCha8Rng,
     nodes_read: Option<f64>,
     device: Device,
@@ -175,8 +220,8 @@ pub struct Growing<'model> {
 
 enum Memory<'model> {
     Stream(Box<ReTreeverStream<'model>>),
-    /// Places and values, `[batch, tokens, …]`; `None` before the first.
-    Whole(Option<Box<(Tensor<3>, Tensor<3>)>>),
+    /// `None` before the first token.
+    Whole(Option<Box<Context>>),
 }
 
 /// Why the contexts of a model are encoded anew in every round; `None` where they are streamed.
@@ -186,7 +231,7 @@ pub fn refusal(model: &RetrievalModel, device: &Device) -> Option<StreamRefused>
 
 impl<'model> Growing<'model> {
     /// A batch of contexts without tokens.
-    pub fn new(
+    fn new(
         model: &'model RetrievalModel,
         view: View,
         batch: usize,
@@ -199,9 +244,10 @@ impl<'model> Growing<'model> {
         Self {
             model,
             view,
-            memory: stream.map_or(Memory::Whole(None), |stream| {
-                Memory::Stream(Box::new(stream))
-            }),
+            memory: match stream {
+                Some(stream) => Memory::Stream(Box::new(stream)),
+                None => Memory::Whole(None),
+            },
             rng: rng(seed, Purpose::Evaluation, 0),
             nodes_read: None,
             device: device.clone(),
@@ -211,28 +257,27 @@ impl<'model> Growing<'model> {
     /// Mean and standard deviation of the value at each query, `[batch · queries]`.
     ///
     /// - queries: `[batch, queries, d_query]`
-    ///
-    /// # Panics
-    /// If nothing was appended yet and the contexts are not streamed.
-    #[track_caller]
-    pub fn predict(&mut self, queries: Tensor<3>) -> Vec<(f32, f32)> {
+    fn predict(&mut self, queries: Tensor<3>) -> Vec<(f32, f32)> {
+        let whole = |context: &Option<Box<Context>>| -> Context {
+            let context = context.as_deref();
+            context.expect("a round of random choices before").clone()
+        };
         let prediction = match (self.model.retreever(), &self.memory) {
             (Some(tree), memory) => {
                 let anew;
                 let index = match memory {
                     Memory::Stream(stream) => stream.index(),
-                    Memory::Whole(points) => {
-                        anew = tree.index(&context(points));
+                    Memory::Whole(context) => {
+                        anew = tree.index(&whole(context));
                         &anew
                     }
                 };
-                let (rng, view) = (&mut self.rng, self.view);
-                let (prediction, read) = answer(tree, index, view, queries, rng);
+                let (prediction, read) = answer(tree, index, self.view, queries, &mut self.rng);
                 self.nodes_read = read;
                 prediction
             }
-            (None, Memory::Whole(points)) => {
-                let problem = unanswered(context(points), queries);
+            (None, Memory::Whole(context)) => {
+                let problem = unanswered(whole(context), queries);
                 self.model.predict(&problem, &mut self.rng).0
             }
             (None, Memory::Stream(_)) => unreachable!("only trees are streamed"),
@@ -248,34 +293,29 @@ impl<'model> Growing<'model> {
     ///
     /// - x: where values were seen, `[batch · d_query]`, row-major
     /// - y: the values, `[batch]`
-    ///
-    /// # Errors
-    /// If the contexts cannot grow further.
-    pub fn append(&mut self, x: Vec<f32>, y: Vec<f32>) -> Result<()> {
+    fn append(&mut self, x: Vec<f32>, y: Vec<f32>) -> Result<()> {
         let (batch, width) = (y.len(), x.len() / y.len());
         let x = Tensor::<3>::from_data(TensorData::new(x, [batch, 1, width]), &self.device);
         let y = Tensor::<3>::from_data(TensorData::new(y, [batch, 1, 1]), &self.device);
+        let token = Context::points(x, y, None);
         match &mut self.memory {
             Memory::Stream(stream) => {
-                stream.append(Context::points(x, y, None).features)?;
+                stream.append(token.features)?;
             }
-            Memory::Whole(points) => {
-                let grown = match points.take().map(|points| *points) {
-                    None => (x, y),
-                    Some((xs, ys)) => (Tensor::cat(vec![xs, x], 1), Tensor::cat(vec![ys, y], 1)),
+            Memory::Whole(context) => {
+                let grown = match context.take() {
+                    None => token,
+                    Some(context) => Context {
+                        features: Tensor::cat(vec![context.features, token.features], 1),
+                        positions: Tensor::cat(vec![context.positions, token.positions], 1),
+                        mask: None,
+                    },
                 };
-                *points = Some(Box::new(grown));
+                *context = Some(Box::new(grown));
             }
         }
         Ok(())
     }
-}
-
-#[track_caller]
-fn context(points: &Option<Box<(Tensor<3>, Tensor<3>)>>) -> Context {
-    let points = points.clone();
-    let (x, y) = *points.expect("growing: predict: expected at least 1 token, got 0");
-    Context::points(x, y, None)
 }
 
 /// A tree's prediction from a view, and the nodes read per query.
@@ -323,14 +363,6 @@ fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// Times a round.
-fn timed<T>(seconds: &mut Vec<f64>, round: impl FnOnce() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    let outcome = round()?;
-    seconds.push(start.elapsed().as_secs_f64());
-    Ok(outcome)
 }
 
 #[cfg(test)]

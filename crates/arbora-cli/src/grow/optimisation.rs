@@ -4,7 +4,7 @@
 //! [arXiv 1807.01622](https://arxiv.org/abs/1807.01622), 2018, section 4.3): the model predicts a
 //! function from the values seen so far, and the prediction says where to look next.
 
-use super::{Cost, Growing, Settings, View, timed};
+use super::{Cost, Settings, View, Worlds, play};
 use crate::families::retrieval::RetrievalModel;
 use anyhow::Result;
 use arbora::tasks::gp::Kernel;
@@ -31,46 +31,25 @@ pub fn objectives(kernel: Kernel, settings: &Settings) -> Vec<GpObjective> {
 pub type Regrets = Vec<Vec<f64>>;
 
 /// Lets a model choose where to look.
-///
-/// # Errors
-/// If a prediction is not finite.
 pub fn run(
     model: &RetrievalModel,
     view: View,
     objectives: &[GpObjective],
     settings: &Settings,
     device: &Device,
-    mut after_round: impl FnMut(),
+    after_round: impl FnMut(),
 ) -> Result<(Regrets, Cost)> {
-    let worlds = objectives.len();
-    let places = (0..CANDIDATES).map(|at| candidate(at) as f32);
-    let questions = TensorData::new(places.collect::<Vec<_>>(), [1, CANDIDATES, 1]);
-    let questions = Tensor::<3>::from_data(questions, device).expand([worlds, CANDIDATES, 1]);
-    let mut growing = Growing::new(model, view, worlds, settings.seed, device);
-    let mut numbers = settings.choices(worlds);
     let mut search = Search::new(objectives);
-    let mut cost = Cost::default();
-    for round in 0..settings.rounds {
-        timed(&mut cost.seconds, || {
-            let predictions =
-                (round >= settings.random_rounds).then(|| growing.predict(questions.clone()));
-            let mut seen = (Vec::new(), Vec::new());
-            for (world, numbers) in numbers.iter_mut().enumerate() {
-                let at = match &predictions {
-                    None => numbers.random_range(0..CANDIDATES),
-                    Some(predictions) => {
-                        let own = world * CANDIDATES..(world + 1) * CANDIDATES;
-                        settings.choice.take(&predictions[own], numbers)?
-                    }
-                };
-                seen.0.push(candidate(at) as f32);
-                seen.1.push(search.look(world, at) as f32);
-            }
-            growing.append(seen.0, seen.1)
-        })?;
-        after_round();
-    }
-    cost.nodes_read = growing.nodes_read;
+    let count = objectives.len();
+    let cost = play(
+        model,
+        view,
+        &mut search,
+        count,
+        settings,
+        device,
+        after_round,
+    )?;
     Ok((search.regrets, cost))
 }
 
@@ -101,15 +80,23 @@ impl<'a> Search<'a> {
             regrets: vec![Vec::new(); objectives.len()],
         }
     }
+}
 
-    /// The value of a function at a candidate.
-    fn look(&mut self, world: usize, at: usize) -> f64 {
-        let value = self.objectives[world].value(candidate(at));
+impl Worlds for Search<'_> {
+    fn questions(&mut self, device: &Device) -> Tensor<3> {
+        let places = (0..CANDIDATES).map(|at| candidate(at) as f32);
+        let places = TensorData::new(places.collect::<Vec<_>>(), [1, CANDIDATES, 1]);
+        Tensor::<3>::from_data(places, device).expand([self.objectives.len(), CANDIDATES, 1])
+    }
+
+    fn look(&mut self, world: usize, choice: usize) -> (Vec<f32>, f32) {
+        let place = candidate(choice);
+        let value = self.objectives[world].value(place);
         let before = self.regrets[world].last().copied().unwrap_or(f64::INFINITY);
         // Reading a value off the function's grid rounds it.
         let regret = (self.maxima[world] - value).max(0.0);
         self.regrets[world].push(regret.min(before));
-        value
+        (vec![place as f32], value as f32)
     }
 }
 

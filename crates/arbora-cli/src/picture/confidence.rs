@@ -4,20 +4,18 @@
 //! near 0. Where on the way it is unsure, and whether it is so when the answer is wrong, is what these
 //! plots show.
 
-use std::path::Path;
-
 use anyhow::{Result, bail, ensure};
 
-use super::curves::{self, Panel, Series, Spread};
+use super::curves::{Panel, Series};
 
 /// The decisions of many queries.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfidencePicture {
     /// Stands above the plots.
     pub title: String,
-    /// The children that every decision chooses from, if that number is fixed. The plots then show
-    /// what a policy that chooses uniformly would give: a probability of 1 / b, an entropy of ln b.
-    pub branching: Option<usize>,
+    /// The children that every decision chooses from. The plots show what a policy that chooses uniformly would give: a
+    /// probability of 1 / b, an entropy of ln b.
+    pub branching: usize,
     /// The queries.
     pub queries: Vec<QueryDecisions>,
 }
@@ -34,20 +32,14 @@ pub struct QueryDecisions {
     pub is_right: Option<bool>,
 }
 
-/// Draws, over the depth of the decision, the mean probability of the chosen child with the quartiles
-/// over queries, and the mean entropy, as `NAME.svg` and `NAME.png`.
+/// Over the depth of the decision: the mean probability of the chosen child with the quartiles over queries, and the mean
+/// entropy likewise.
 ///
-/// Queries whose answers are known to be right or wrong get lines of their own. Without queries the
-/// plots say that there is no data.
+/// Queries whose answers are known to be right or wrong get lines of their own.
 ///
 /// # Errors
-/// If a probability is outside [0, 1], an entropy negative, a branching factor below 2, or a file
-/// cannot be written.
-pub fn draw(picture: &ConfidencePicture, name: &Path) -> Result<()> {
-    curves::draw(&panels(picture)?, name)
-}
-
-fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
+/// If a probability is outside [0, 1], an entropy negative, or a branching factor below 2.
+pub fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
     for (at, query) in picture.queries.iter().enumerate() {
         let check = |what: &str, values: &[f32], [least, most]: [f32; 2], expected: &str| {
             let fits = |value: f32| (least..=most).contains(&value) || value.is_nan();
@@ -69,12 +61,11 @@ fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
             "at least 0",
         )?;
     }
-    if let Some(branching) = picture.branching {
-        ensure!(
-            branching >= 2,
-            "branching factor: expected at least 2, got {branching}"
-        );
-    }
+    let branching = picture.branching;
+    ensure!(
+        branching >= 2,
+        "branching factor: expected at least 2, got {branching}"
+    );
     let is_split = picture.queries.iter().any(|query| query.is_right.is_some());
     // Queries of unknown answer beside others are not all there are.
     let unknown = if is_split { "answer unknown" } else { "all" };
@@ -83,66 +74,66 @@ fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
         ("answer wrong", Some(false)),
         (unknown, None),
     ];
-    let groups = groups.map(|(name, is_right)| {
-        let is_member = |query: &&QueryDecisions| query.is_right == is_right;
-        let queries: Vec<_> = picture.queries.iter().filter(is_member).collect();
-        let name = match (name, queries.len()) {
-            ("all", count) => format!("mean of {count} queries"),
-            (name, count) => format!("{name} ({count} queries)"),
-        };
-        (name, queries)
-    });
-    let panel =
-        |what: &str, y_label: &str, values: fn(&QueryDecisions) -> &[f32], uniform: Option<f64>| {
-            let lines = groups.iter().filter(|(_, queries)| !queries.is_empty());
-            let mut series: Vec<_> = lines
-                .map(|(name, queries)| Series {
-                    name: name.clone(),
-                    ..summary(&by_depth(queries.iter().map(|query| values(query))))
-                })
+    let panel = |what: &str, y_label: &str, values: fn(&QueryDecisions) -> &[f32], uniform: f64| {
+        let mut series = Vec::new();
+        for (name, is_right) in groups {
+            let queries = picture.queries.iter();
+            let queries: Vec<&[f32]> = queries
+                .filter(|query| query.is_right == is_right)
+                .map(values)
                 .collect();
-            let depths = series.iter().map(|series| series.points.len()).max();
-            if let Some((uniform, depths)) = uniform.zip(depths.filter(|depths| *depths > 0)) {
-                series.push(Series {
-                    name: "uniform policy".into(),
-                    points: (0..depths).map(|depth| (depth as f64, uniform)).collect(),
-                    ..Series::default()
-                });
+            if !queries.is_empty() {
+                let count = queries.len();
+                let name = match name {
+                    "all" => format!("mean of {count} queries"),
+                    name => format!("{name} ({count} queries)"),
+                };
+                series.push(summary(name, &by_depth(&queries)));
             }
-            Panel {
-                title: match picture.title.as_str() {
-                    "" => what.into(),
-                    title => format!("{title}: {what}"),
-                },
-                x_label: "decision (0: at the root)".into(),
-                y_label: y_label.into(),
-                series,
-                ..Panel::default()
-            }
-        };
-    let branching = picture.branching.map(|branching| branching as f64);
+        }
+        let depths = series.iter().map(|series| series.points.len()).max();
+        let depths = depths.unwrap_or(0);
+        if depths > 0 {
+            series.push(Series {
+                name: "uniform policy".into(),
+                points: (0..depths).map(|depth| (depth as f64, uniform)).collect(),
+                ..Series::default()
+            });
+        }
+        Panel {
+            title: match picture.title.as_str() {
+                "" => what.into(),
+                title => format!("{title}: {what}"),
+            },
+            x_label: "decision (0: at the root)".into(),
+            y_label: y_label.into(),
+            series,
+            ..Panel::default()
+        }
+    };
+    let branching = branching as f64;
     Ok([
         panel(
             "probability of the chosen child",
             "probability (band: quartiles)",
             |query| &query.probability,
-            branching.map(f64::recip),
+            branching.recip(),
         ),
         panel(
             "entropy of the policy",
             "nats (band: quartiles)",
             |query| &query.entropy,
-            branching.map(f64::ln),
+            branching.ln(),
         ),
     ])
 }
 
 /// The finite values of each depth, in ascending order.
-fn by_depth<'a>(queries: impl Iterator<Item = &'a [f32]>) -> Vec<Vec<f64>> {
+fn by_depth(queries: &[&[f32]]) -> Vec<Vec<f64>> {
     let mut depths: Vec<Vec<f64>> = Vec::new();
     for query in queries {
         depths.resize(depths.len().max(query.len()), Vec::new());
-        for (values, &value) in depths.iter_mut().zip(query) {
+        for (values, &value) in depths.iter_mut().zip(*query) {
             if value.is_finite() {
                 values.push(value.into());
             }
@@ -155,13 +146,13 @@ fn by_depth<'a>(queries: impl Iterator<Item = &'a [f32]>) -> Vec<Vec<f64>> {
 }
 
 /// Means and quartiles over depth. A depth without values interrupts the line.
-fn summary(depths: &[Vec<f64>]) -> Series {
+fn summary(name: String, depths: &[Vec<f64>]) -> Series {
     let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
     let quartiles = |values: &Vec<f64>| (quantile(values, 0.25), quantile(values, 0.75));
     Series {
+        name,
         points: (0..).map(f64::from).zip(depths.iter().map(mean)).collect(),
-        spread: Spread::Band(depths.iter().map(quartiles).collect()),
-        ..Series::default()
+        band: depths.iter().map(quartiles).collect(),
     }
 }
 
@@ -174,121 +165,4 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     let below = values[at.floor() as usize];
     let above = values[at.ceil() as usize];
     below + (above - below) * at.fract()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn query(probability: &[f32], is_right: Option<bool>) -> QueryDecisions {
-        QueryDecisions {
-            probability: probability.to_vec(),
-            entropy: probability.iter().map(|p| 1.0 - p).collect(),
-            is_right,
-        }
-    }
-
-    fn picture(queries: Vec<QueryDecisions>) -> ConfidencePicture {
-        ConfidencePicture {
-            title: "Copy".into(),
-            branching: Some(2),
-            queries,
-        }
-    }
-
-    #[test]
-    fn means_and_quartiles_are_taken_at_each_depth() {
-        let queries = [0.0, 0.25, 0.5, 0.75, 1.0].map(|p| query(&[p, 1.0], None));
-        let [probability, entropy] = panels(&picture(queries.to_vec())).unwrap();
-        assert_eq!(probability.title, "Copy: probability of the chosen child");
-        assert_eq!(probability.series[0].name, "mean of 5 queries");
-        assert_eq!(probability.series[0].points, [(0.0, 0.5), (1.0, 1.0)]);
-        let quartiles = Spread::Band(vec![(0.25, 0.75), (1.0, 1.0)]);
-        assert_eq!(probability.series[0].spread, quartiles);
-        assert_eq!(probability.series[1].points, [(0.0, 0.5), (1.0, 0.5)]);
-        assert_eq!(entropy.series[0].points, [(0.0, 0.5), (1.0, 0.0)]);
-        assert_eq!(entropy.series[1].points[0].1, 2f64.ln());
-    }
-
-    #[test]
-    fn right_and_wrong_answers_have_lines_of_their_own() {
-        let queries = vec![
-            query(&[1.0], Some(true)),
-            query(&[0.5], Some(false)),
-            query(&[0.75], Some(false)),
-        ];
-        let [probability, _] = panels(&picture(queries)).unwrap();
-        let lines: Vec<_> = probability
-            .series
-            .iter()
-            .map(|series| (series.name.as_str(), series.points[0].1))
-            .collect();
-        assert_eq!(
-            lines,
-            [
-                ("answer right (1 queries)", 1.0),
-                ("answer wrong (2 queries)", 0.625),
-                ("uniform policy", 0.5)
-            ]
-        );
-    }
-
-    #[test]
-    fn decisions_that_were_forced_are_left_out() {
-        let queries = vec![
-            query(&[f32::NAN, 0.5], None),
-            query(&[0.75, f32::NAN, 0.25], None),
-        ];
-        let [probability, _] = panels(&picture(queries)).unwrap();
-        assert_eq!(
-            probability.series[0].points,
-            [(0.0, 0.75), (1.0, 0.5), (2.0, 0.25)]
-        );
-        let forced = panels(&picture(vec![query(&[f32::NAN], None)])).unwrap();
-        assert!(forced[0].series[0].points[0].1.is_nan());
-    }
-
-    #[test]
-    fn pictures_are_drawn_with_and_without_queries() {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, queries) in [
-            ("none", vec![]),
-            ("no decisions", vec![query(&[], Some(true))]),
-            ("one", vec![query(&[0.5], None)]),
-            ("forced", vec![query(&[f32::NAN], None)]),
-            (
-                "many",
-                vec![query(&[0.5, 0.9], Some(true)), query(&[0.7, 0.6], None)],
-            ),
-        ] {
-            draw(&picture(queries), &folder.path().join(name)).unwrap();
-            let svg = std::fs::read_to_string(folder.path().join(name).with_extension("svg"));
-            let has_line = svg.unwrap().contains("<polyline points=");
-            assert!(
-                has_line
-                    && folder
-                        .path()
-                        .join(format!("{name}.png"))
-                        .try_exists()
-                        .unwrap(),
-                "{name}"
-            );
-        }
-    }
-
-    #[test]
-    fn numbers_that_cannot_be_are_refused() {
-        let message = |picture: &ConfidencePicture| panels(picture).unwrap_err().to_string();
-        let above = vec![query(&[0.5], None), query(&[0.5, 1.5], None)];
-        let expected = "query 1: probability: expected 0 to 1, got 1.5";
-        assert_eq!(message(&picture(above)), expected);
-        let mut negative = query(&[], None);
-        negative.entropy = vec![-1.0];
-        let expected = "query 0: entropy: expected at least 0, got -1";
-        assert_eq!(message(&picture(vec![negative])), expected);
-        let mut lone = picture(Vec::new());
-        lone.branching = Some(1);
-        let expected = "branching factor: expected at least 2, got 1";
-        assert_eq!(message(&lone), expected);
-    }
 }

@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 
 use super::svg::{Anchor, Colour, PAPER, Place, Scene};
 use super::text::{self, fit};
-use crate::statistic::Statistic;
 
 /// Size of one panel in pixels: width, height.
 const PANEL: Place = [560, 340];
@@ -81,58 +80,9 @@ pub struct Series {
     pub name: String,
     /// Step and value. A value that is not finite interrupts the line.
     pub points: Vec<(f64, f64)>,
-    /// How far values spread around the points.
-    pub spread: Spread,
-}
-
-/// From where to where values spread around each point of a line: one pair, of the units of the
-/// vertical axis, per point. Ends that are not finite are left out.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Spread {
-    /// Not drawn.
-    #[default]
-    None,
-    /// A band around the line.
-    Band(Vec<(f64, f64)>),
-    /// A bar through each point.
-    Bars(Vec<(f64, f64)>),
-}
-
-impl Spread {
-    /// The pairs, if any.
-    fn ends(&self) -> &[(f64, f64)] {
-        match self {
-            Self::None => &[],
-            Self::Band(ends) | Self::Bars(ends) => ends,
-        }
-    }
-}
-
-impl Series {
-    /// The means of repeated measurements, such as of several seeds, with bars of one standard
-    /// deviation to either side.
-    ///
-    /// The standard deviation is that of a sample (divided by n - 1); a single measurement has no bar,
-    /// and a step without measurements no point.
-    ///
-    /// - measurements: step and the values measured there
-    pub fn with_deviations(name: &str, measurements: &[(f64, Vec<f64>)]) -> Self {
-        let mut points = Vec::new();
-        let mut bars = Vec::new();
-        for (x, values) in measurements {
-            if let Some(Statistic { mean, sd }) = Statistic::of(values.iter().copied()) {
-                // Not finite for a single value, so it is left out.
-                let deviation = sd.unwrap_or(f64::NAN);
-                points.push((*x, mean));
-                bars.push((mean - deviation, mean + deviation));
-            }
-        }
-        Self {
-            name: name.into(),
-            points,
-            spread: Spread::Bars(bars),
-        }
-    }
+    /// The band around the line: its lower and upper end at each point, or nothing. Ends that are not finite are left
+    /// out.
+    pub band: Vec<(f64, f64)>,
 }
 
 /// Draws panels in two columns, as `NAME.svg` and `NAME.png`.
@@ -142,7 +92,7 @@ impl Series {
 /// smaller, then cut.
 ///
 /// # Errors
-/// If there are no panels, a spread has not one pair per point, or a file cannot be written.
+/// If there are no panels, a band has not one pair per point, or a file cannot be written.
 pub fn draw(panels: &[Panel], name: &Path) -> Result<()> {
     lay_out(panels)?.save(name)
 }
@@ -150,10 +100,10 @@ pub fn draw(panels: &[Panel], name: &Path) -> Result<()> {
 fn lay_out(panels: &[Panel]) -> Result<Scene> {
     ensure!(!panels.is_empty(), "a plot needs at least one panel");
     for series in panels.iter().flat_map(|panel| &panel.series) {
-        let (points, pairs) = (series.points.len(), series.spread.ends().len());
+        let (points, pairs) = (series.points.len(), series.band.len());
         ensure!(
-            series.spread == Spread::None || pairs == points,
-            "series {:?}: spread: expected {points} pairs, got {pairs}",
+            pairs == 0 || pairs == points,
+            "series {:?}: band: expected {points} pairs, got {pairs}",
             series.name
         );
     }
@@ -205,16 +155,13 @@ fn draw_panel(scene: &mut Scene, panel: &Panel, [x, y]: Place) {
         .map(|series| place(series, panel.x_scale, panel.y_scale))
         .collect();
     let points = || lines.iter().flatten().filter(|point| point.is_finite());
-    let [xs, ys] = [|point: &Point| point.x, |point: &Point| point.y]
-        .map(|value| points().map(value).collect::<Vec<_>>());
-    let ends: Vec<_> = points().flat_map(|point| point.ends).collect();
-    let has_bars = |series: &Series| matches!(series.spread, Spread::Bars(_));
-    let beside = 0.04 * f64::from(panel.series.iter().any(has_bars));
+    let xs: Vec<f64> = points().map(|point| point.x).collect();
+    let ys: Vec<f64> = points().flat_map(Point::heights).collect();
     let [left, right] = [x + SPACE + LEFT, x + PANEL[0] - SPACE];
     let [top, bottom] = [y + SPACE + ABOVE, y + PANEL[1] - SPACE - BELOW];
     let axes = [
-        Axis::new(&xs, beside, panel.x_scale, [left, right]),
-        Axis::new(&[ys, ends].concat(), 0.05, panel.y_scale, [bottom, top]),
+        Axis::new(&xs, 0.0, panel.x_scale, [left, right]),
+        Axis::new(&ys, 0.05, panel.y_scale, [bottom, top]),
     ];
     draw_axes(scene, panel, &axes);
     let middle = [x + PANEL[0] / 2, y + SPACE + 10];
@@ -229,14 +176,14 @@ fn draw_panel(scene: &mut Scene, panel: &Panel, [x, y]: Place) {
     let coloured = || panel.series.iter().zip(&lines).zip(COLOURS.iter().cycle());
     // Bands lie under all lines.
     for ((series, line), colour) in coloured() {
-        let is_band = |run: &&[Point]| matches!(series.spread, Spread::Band(_)) && run.len() > 1;
-        for run in runs(line).filter(is_band) {
+        let has_band = |run: &&[Point]| !series.band.is_empty() && run.len() > 1;
+        for run in runs(line).filter(has_band) {
             let low = run.iter().map(|point| at(point.x, point.ends[0]));
             let high = run.iter().rev().map(|point| at(point.x, point.ends[1]));
             scene.polygon(&low.chain(high).collect::<Vec<_>>(), *colour, 0.18);
         }
     }
-    for ((series, line), colour) in coloured() {
+    for ((_, line), colour) in coloured() {
         let finite = line.iter().filter(|point| point.is_finite()).count();
         let is_crowded = finite >= CROWDED;
         let (width, opacity) = if is_crowded { (1, 0.25) } else { (2, 1.0) };
@@ -246,20 +193,9 @@ fn draw_panel(scene: &mut Scene, panel: &Panel, [x, y]: Place) {
             if is_crowded && run.len() > 1 {
                 scene.polyline(&moving_mean(&centres, finite / WINDOW), 2, *colour, 1.0);
             }
-            if has_bars(series) {
-                for point in run {
-                    let ends = point.ends.map(|y| at(point.x, y));
-                    scene.polyline(&ends, 1, *colour, 1.0);
-                    for [x, y] in ends {
-                        scene.polyline(&[[x - 4.0, y], [x + 4.0, y]], 1, *colour, 1.0);
-                    }
-                }
-            }
             // A line through one point has no length.
-            if has_bars(series) || run.len() == 1 {
-                for centre in centres {
-                    scene.circle(centre, 3, *colour);
-                }
+            if let [centre] = centres[..] {
+                scene.circle(centre, 3, *colour);
             }
         }
     }
@@ -286,8 +222,10 @@ fn draw_axes(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2]) {
     }
     scene.line([left, top], [left, bottom], 1, AXIS);
     scene.line([left, bottom], [right, bottom], 1, AXIS);
-    let x_label = Some(panel.x_label.as_str()).filter(|label| !label.is_empty());
-    let x_label = x_label.unwrap_or("step");
+    let x_label = match panel.x_label.as_str() {
+        "" => "step",
+        label => label,
+    };
     let (across, down) = (right - left, bottom - top);
     // One size for both axes.
     let (_, size) = fit(x_label, NAME, across);
@@ -336,13 +274,17 @@ fn draw_legend(scene: &mut Scene, panel: &Panel, axes: &[Axis; 2], corner: [bool
 struct Point {
     x: f64,
     y: f64,
-    /// The ends of the spread; the point itself where there are none.
+    /// The ends of the band; the point itself where there are none.
     ends: [f64; 2],
 }
 
 impl Point {
     fn is_finite(&self) -> bool {
         is_drawable(self.x) && is_drawable(self.y)
+    }
+
+    fn heights(&self) -> [f64; 3] {
+        [self.y, self.ends[0], self.ends[1]]
     }
 }
 
@@ -355,9 +297,8 @@ fn is_drawable(value: f64) -> bool {
 fn place(series: &Series, x_scale: Scale, y_scale: Scale) -> Vec<Point> {
     let point = |(at, &(x, y)): (usize, &(f64, f64))| {
         let (x, y) = (x_scale.place(x), y_scale.place(y));
-        let ends = series.spread.ends().get(at).copied();
-        let ends = <[f64; 2]>::from(ends.unwrap_or((f64::NAN, f64::NAN)));
-        let ends = ends.map(|end| Some(y_scale.place(end)).filter(|end| is_drawable(*end)));
+        let (low, high) = series.band.get(at).copied().unwrap_or((f64::NAN, f64::NAN));
+        let ends = [low, high].map(|end| Some(y_scale.place(end)).filter(|end| is_drawable(*end)));
         let ends = ends.map(|end| end.unwrap_or(y));
         Point { x, y, ends }
     };
@@ -495,7 +436,7 @@ fn emptiest_corner<'a>(points: impl Iterator<Item = &'a Point>, axes: &[Axis; 2]
     let mut counts = [[0; 2]; 2];
     for point in points {
         let right = axes[0].share(point.x);
-        for y in [point.y, point.ends[0], point.ends[1]] {
+        for y in point.heights() {
             let up = axes[1].share(y);
             // The middle is under no corner.
             if !(0.4..=0.6).contains(&right) && !(0.35..=0.65).contains(&up) {
@@ -532,222 +473,6 @@ fn trim(number: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn series(name: &str, points: impl IntoIterator<Item = (f64, f64)>) -> Series {
-        Series {
-            name: name.into(),
-            points: points.into_iter().collect(),
-            ..Series::default()
-        }
-    }
-
-    fn panel(title: &str, series: Vec<Series>) -> Panel {
-        Panel {
-            title: title.into(),
-            y_label: "nats".into(),
-            series,
-            ..Panel::default()
-        }
-    }
-
-    /// The pixels of one panel.
-    fn drawn(panel: Panel) -> Vec<Colour> {
-        lay_out(&[panel]).unwrap().drawn()
-    }
-
-    fn count(picture: &[Colour], colour: Colour) -> usize {
-        picture.iter().filter(|pixel| **pixel == colour).count()
-    }
-
-    #[test]
-    fn each_series_has_a_line_of_its_colour() {
-        let line = |slope: f64| (0..50).map(move |x| (f64::from(x), slope * f64::from(x)));
-        let lines = vec![series("a", line(1.0)), series("b", line(-1.0))];
-        let picture = drawn(panel("loss", lines));
-        for colour in &COLOURS[..2] {
-            let count = count(&picture, *colour);
-            assert!(count > 200, "{count}");
-        }
-        assert_eq!(count(&picture, COLOURS[2]), 0);
-    }
-
-    fn ticks_of(range: Range<f64>, scale: Scale) -> Vec<String> {
-        let place = |value| scale.place(value);
-        let axis = place(range.start)..place(range.end);
-        let ticks = ticks(&axis, scale, &[0.5]);
-        ticks.into_iter().map(|tick| scale.name(tick)).collect()
-    }
-
-    #[test]
-    fn logarithmic_axes_are_labelled_with_round_values() {
-        let powers = ticks_of(100.0..200_000.0, Scale::Log2);
-        assert_eq!(powers.join(" "), "2⁷ 2⁸ 2⁹ 2¹⁰ 2¹¹ 2¹² 2¹³ 2¹⁴ 2¹⁵ 2¹⁶ 2¹⁷");
-        assert_eq!(ticks_of(0.2..1.1, Scale::Log2), ["2⁻²", "2⁻¹", "2⁰"]);
-        for (range, expected) in [
-            (0.005..200.0, "0.01 0.1 1 10 100"),
-            (0.9..12.0, "1 2 5 10"),
-            (5.1..5.9, "5.2 5.4 5.6 5.8"),
-        ] {
-            assert_eq!(ticks_of(range, Scale::Log10).join(" "), expected);
-        }
-        let many = ticks_of(1e-30..1e30, Scale::Log10);
-        assert!((5..=12).contains(&many.len()), "{many:?}");
-    }
-
-    #[test]
-    fn whole_numbers_are_not_divided_on_a_linear_axis() {
-        let whole = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 1.0, 2.0]);
-        assert_eq!(whole, [0.0, 1.0, 2.0]);
-        let parts = ticks(&(0.0..2.0), Scale::Linear, &[0.0, 0.5]);
-        assert!(parts.contains(&0.5), "{parts:?}");
-    }
-
-    #[test]
-    fn a_power_law_is_straight_on_logarithmic_axes() {
-        let law = series("", (0..10).map(|k| (2f64.powi(k), 3.0 * 2f64.powi(2 * k))));
-        let places = place(&law, Scale::Log2, Scale::Log2);
-        for pair in places.windows(2) {
-            assert!((pair[1].y - pair[0].y - 2.0).abs() < 1e-12);
-        }
-        let missing = series("", [(0.0, 1.0), (1.0, -1.0), (1.0, 1.0)]);
-        let missing = place(&missing, Scale::Log10, Scale::Log2);
-        let drawn: Vec<_> = missing.iter().map(Point::is_finite).collect();
-        assert_eq!(drawn, [false, false, true]);
-    }
-
-    #[test]
-    fn repeated_measurements_have_a_mean_and_a_deviation() {
-        let measured = [(1.0, vec![1.0, 3.0]), (2.0, vec![5.0]), (3.0, vec![])];
-        let line = Series::with_deviations("seeds", &measured);
-        assert_eq!(line.points, [(1.0, 2.0), (2.0, 5.0)]);
-        let ends = line.spread.ends();
-        assert!((ends[0].0 - (2.0 - 2f64.sqrt())).abs() < 1e-12);
-        assert!((ends[0].1 - (2.0 + 2f64.sqrt())).abs() < 1e-12);
-        let places = place(&line, Scale::Linear, Scale::Linear);
-        assert_eq!(places[1].ends, [5.0, 5.0]);
-    }
-
-    #[test]
-    fn spreads_are_drawn_and_their_ends_are_inside_the_axes() {
-        let with = |spread: Spread| {
-            let line = series("", [(1.0, 1.0), (2.0, 2.0), (4.0, 3.0)]);
-            let line = Series { spread, ..line };
-            Panel {
-                x_scale: Scale::Log2,
-                y_scale: Scale::Log10,
-                ..panel("", vec![line])
-            }
-        };
-        let ends = || vec![(0.5, 1.5), (-1.0, 2.5), (2.5, f64::NAN)];
-        let bare = drawn(with(Spread::None));
-        let band = drawn(with(Spread::Band(ends())));
-        let bars = drawn(with(Spread::Bars(ends())));
-        let tinted = |picture: &[Colour]| {
-            let tint = |pixel: &&Colour| pixel[0] < 225 && pixel[2] > 230;
-            picture.iter().filter(tint).count()
-        };
-        assert!(tinted(&band) > tinted(&bare) + 5000);
-        assert!(count(&bars, COLOURS[0]) > count(&bare, COLOURS[0]));
-    }
-
-    #[test]
-    fn a_spread_that_does_not_fit_its_points_is_refused() {
-        let line = series("seeds", [(1.0, 1.0), (2.0, 2.0)]);
-        let spread = Spread::Band(vec![(0.0, 1.0)]);
-        let line = Series { spread, ..line };
-        let error = draw(&[panel("", vec![line])], Path::new("never-written")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "series \"seeds\": spread: expected 2 pairs, got 1"
-        );
-    }
-
-    #[test]
-    fn long_titles_and_labels_stay_inside_their_panel() {
-        let long = "words ".repeat(60);
-        let line = series(&long, [(0.0, 1.0), (1.0, 2.0)]);
-        let panel = Panel {
-            x_label: long.clone(),
-            y_label: long.clone(),
-            ..panel(&long, vec![line])
-        };
-        lay_out(&[panel]).unwrap().check("long");
-    }
-
-    #[test]
-    fn panels_fill_two_columns() {
-        let one = || panel("loss", vec![series("", [(0.0, 1.0), (1.0, 2.0)])]);
-        let scene = lay_out(&[one(), one(), one()]).unwrap();
-        assert_eq!(scene.size, PANEL.map(|side| 2 * side));
-        scene.check("three panels");
-    }
-
-    #[test]
-    fn missing_values_and_empty_series_leave_a_readable_plot() {
-        let hostile: [(&str, &[(f64, f64)]); 11] = [
-            ("empty", &[]),
-            ("nan", &[(0.0, f64::NAN), (1.0, f64::INFINITY)]),
-            ("bad step", &[(f64::NAN, 1.0)]),
-            ("one", &[(3.0, 7.0)]),
-            ("flat", &[(0.0, 5.0), (10.0, 5.0)]),
-            ("zero", &[(0.0, 0.0)]),
-            ("vertical", &[(1.0, 0.0), (1.0, 9.0)]),
-            ("huge", &[(0.0, f64::MAX), (1.0, f64::MIN), (2.0, 1.0)]),
-            ("large", &[(0.0, 1e30), (1.0, -1e30)]),
-            ("tiny", &[(0.0, 1e-300), (1.0, 2e-300)]),
-            ("near", &[(0.0, 1.0), (1.0, 1.0 + f64::EPSILON)]),
-        ];
-        let lines = hostile.map(|(name, points)| vec![series(name, points.iter().copied())]);
-        for lines in lines.into_iter().chain([vec![]]) {
-            let name = lines
-                .first()
-                .map_or(String::new(), |line| line.name.clone());
-            let scene = lay_out(&[panel(&name, lines)]).unwrap();
-            scene.check(&name);
-            let ink = scene
-                .drawn()
-                .iter()
-                .filter(|pixel| **pixel != PAPER)
-                .count();
-            assert!(ink > 500, "{name}: {ink} pixels drawn");
-        }
-    }
-
-    #[test]
-    fn a_gap_interrupts_the_line() {
-        let gap = |middle: f64| vec![series("", [(0.0, 1.0), (1.0, middle), (2.0, 1.0)])];
-        let whole = count(&drawn(panel("", gap(1.0))), COLOURS[0]);
-        let broken = count(&drawn(panel("", gap(f64::NAN))), COLOURS[0]);
-        assert!(broken > 0 && broken < whole / 4, "{broken} of {whole}");
-    }
-
-    #[test]
-    fn svg_holds_the_words_of_the_plot() {
-        let lines = vec![series("ReTreever", [(0.0, 1.0), (5.0, 2.0)])];
-        let text = lay_out(&[panel("log-likelihood", lines)]).unwrap().svg();
-        assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
-        for word in ["log-likelihood", "ReTreever", "nats", "step"] {
-            assert!(text.contains(word), "{word} is missing");
-        }
-    }
-
-    #[test]
-    fn bad_paths_and_empty_plots_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let message = |panels: &[Panel], name: &str| {
-            format!("{:#}", draw(panels, &folder.path().join(name)).unwrap_err())
-        };
-        let one = [panel("loss", Vec::new())];
-        assert_eq!(message(&[], "a"), "a plot needs at least one panel");
-        let refused = |name: &str| {
-            let message = message(&one, name);
-            message.starts_with("cannot write ") && message.contains(&format!("{name}.svg: "))
-        };
-        assert!(refused("none/a"));
-        std::fs::create_dir(folder.path().join("folder.svg")).unwrap();
-        assert!(refused("folder"));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn the_moving_mean_keeps_straight_lines_away_from_their_ends() {

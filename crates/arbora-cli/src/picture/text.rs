@@ -1,11 +1,8 @@
 //! Lines of text as wide as there is room for.
 
+use skrifa::instance::{LocationRef, Size};
+use skrifa::{FontRef, MetadataProvider};
 use std::sync::LazyLock;
-
-use skrifa::{
-    FontRef, MetadataProvider,
-    instance::{LocationRef, Size},
-};
 
 static FONT: LazyLock<FontRef> =
     LazyLock::new(|| FontRef::new(dejavu::sans::regular()).expect("the bundled font is whole"));

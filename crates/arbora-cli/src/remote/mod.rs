@@ -10,15 +10,15 @@ mod watch;
 
 pub use watch::{end_on_loss, finish, lost, saved};
 
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use burn::remote::{ConnectError, RemoteHost};
 use burn::tensor::Device;
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use thiserror::Error;
 
 /// The environment variable with what a server asks its clients for, on both sides.
 pub const TOKEN: &str = "ARBORA_TOKEN";
@@ -39,14 +39,6 @@ pub struct Address {
     index: usize,
 }
 
-/// Why a text is no address of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{text}: expected ws://HOST:PORT or ws://HOST:PORT/INDEX: {reason}")]
-pub struct AddressError {
-    text: String,
-    reason: &'static str,
-}
-
 impl Address {
     /// The server's own address, without the device.
     pub fn server(&self) -> String {
@@ -55,41 +47,30 @@ impl Address {
 }
 
 impl FromStr for Address {
-    type Err = AddressError;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let refuse = |reason| AddressError {
-            text: text.into(),
-            reason,
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || -> Result<Self, &'static str> {
+            let rest = text.strip_prefix(SCHEME).ok_or("the protocol is ws")?;
+            let (server, index) = rest.split_once('/').unwrap_or((rest, ""));
+            let index = match index {
+                "" => 0,
+                index => index.parse().map_err(|_| "the index is a number from 0")?,
+            };
+            let (host, port) = server.rsplit_once(':').ok_or("there is no port")?;
+            let port = match port.parse::<u16>() {
+                Ok(port) if port != 0 => port,
+                _ => return Err("the port is a number from 1 to 65535"),
+            };
+            let is_number = host.starts_with('[') && host.ends_with(']');
+            if host.is_empty() || (!is_number && host.contains([':', '@', '?', '#', ' '])) {
+                return Err("the host is a name or a number");
+            }
+            let host = host.into();
+            Ok(Self { host, port, index })
         };
-        let rest = text
-            .strip_prefix(SCHEME)
-            .ok_or_else(|| refuse("the protocol is ws"))?;
-        let (server, index) = match rest.split_once('/') {
-            None | Some((_, "")) => (rest.trim_end_matches('/'), 0),
-            Some((server, index)) => (
-                server,
-                index
-                    .parse()
-                    .map_err(|_| refuse("the index is a number from 0"))?,
-            ),
-        };
-        let (host, port) = server
-            .rsplit_once(':')
-            .ok_or_else(|| refuse("there is no port"))?;
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| refuse("the port is a number from 1 to 65535"))?;
-        let is_number = host.starts_with('[') && host.ends_with(']');
-        if host.is_empty() || (!is_number && host.contains([':', '@', '?', '#', ' '])) {
-            return Err(refuse("the host is a name or a number"));
-        }
-        Ok(Self {
-            host: host.into(),
-            port,
-            index,
+        parse().map_err(|reason| {
+            anyhow!("{text}: expected ws://HOST:PORT or ws://HOST:PORT/INDEX: {reason}")
         })
     }
 }
@@ -104,79 +85,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// What is wrong with a server of devices.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RemoteError {
-    /// Nothing accepts connections at the address.
-    #[error("{server}: cannot be reached: {reason}; `arbora serve` starts a server")]
-    Unreachable {
-        /// The server.
-        server: String,
-        /// The system's reason.
-        reason: String,
-    },
+/// Why what is at an address does not answer as a server.
+enum NoAnswer {
+    /// Nothing accepts connections.
+    Unreachable(io::Error),
     /// Something accepts connections and then says nothing.
-    #[error("{server}: accepts connections but does not answer within {seconds} s")]
-    Silent {
-        /// The server.
-        server: String,
-        /// How long it was waited for.
-        seconds: u64,
-    },
+    Silent,
     /// What answers is not `arbora serve`.
-    #[error("{server}: something other than `arbora serve` answers there: {reason}")]
-    OtherServer {
-        /// The server.
-        server: String,
-        /// What it said.
-        reason: String,
-    },
-    /// The server speaks another version of burn's protocol.
-    #[error(
-        "{server}: speaks version {found} of burn's remote protocol, this program version {expected}; use one \
-         release on both sides"
-    )]
-    OtherVersion {
-        /// The server.
-        server: String,
-        /// The server's version.
-        found: u16,
-        /// Ours.
-        expected: u16,
-    },
-    /// The server has fewer devices.
-    #[error("{server}: no device {index}; it serves {devices}, counted from 0")]
-    NoSuchDevice {
-        /// The server.
-        server: String,
-        /// Which device was asked for.
-        index: usize,
-        /// How many there are.
-        devices: usize,
-    },
-    /// The server wants a token that it was not given.
-    #[error("{server}: refused this program's token; set {TOKEN} to the server's")]
-    Refused {
-        /// The server.
-        server: String,
-    },
-    /// The session could not be opened for another reason.
-    #[error("{server}: no session: {reason}")]
-    NoSession {
-        /// The server.
-        server: String,
-        /// burn's reason.
-        reason: String,
-    },
-    /// A server that was in use is gone, and with it the tensors that it held.
-    #[error("lost the server {server}: {reason}")]
-    Lost {
-        /// The server.
-        server: String,
-        /// How that showed.
-        reason: String,
-    },
+    OtherServer(String),
 }
 
 /// Whether a text is meant as an address and not as the name of a backend.
@@ -188,7 +104,7 @@ pub fn is_address(text: &str) -> bool {
 ///
 /// # Errors
 /// If the text is no address; and as [`open`].
-pub fn open_at(address: &str) -> anyhow::Result<(String, Device)> {
+pub fn open_at(address: &str) -> Result<(String, Device)> {
     let address: Address = address.parse()?;
     let device = open(&address)?;
     Ok((address.to_string(), device))
@@ -199,21 +115,55 @@ pub fn open_at(address: &str) -> anyhow::Result<(String, Device)> {
 /// # Errors
 /// If nothing listens, nothing answers, or what answers is another program, another version, wants another token
 /// or has no such device.
-pub fn open(address: &Address) -> Result<Device, RemoteError> {
-    answers(address)?;
+pub fn open(address: &Address) -> Result<Device> {
     let server = address.server();
-    let mut host = RemoteHost::websocket(&server);
+    let device = connected(address).with_context(|| server)?;
+    watch::add(address, &device);
+    Ok(device)
+}
+
+fn connected(address: &Address) -> Result<Device> {
+    let silent = || {
+        anyhow!(
+            "accepts connections but does not answer within {} s",
+            ANSWER_LIMIT.as_secs()
+        )
+    };
+    let other = |reason| anyhow!("something other than `arbora serve` answers there: {reason}");
+    match answers(address) {
+        Ok(()) => {}
+        Err(NoAnswer::Unreachable(reason)) => {
+            bail!("cannot be reached: {reason}; `arbora serve` starts a server")
+        }
+        Err(NoAnswer::Silent) => return Err(silent()),
+        Err(NoAnswer::OtherServer(reason)) => return Err(other(reason)),
+    }
+    let mut host = RemoteHost::websocket(&address.server());
     if let Some(token) = token() {
         host = host.with_credential(token);
     }
     let options = Device::remote_options(&host).device_index(address.index);
     // The answer to the handshake has no limit of its own.
-    let connected = within(ANSWER_LIMIT, move || options.init());
-    let device = connected
-        .map_err(|_| silent(address))?
-        .map_err(|error| refused(address, error))?;
-    watch::add(address, &device);
-    Ok(device)
+    let connected = within(ANSWER_LIMIT, move || options.init()).map_err(|_| silent())?;
+    connected.map_err(|error| match error {
+        ConnectError::Unauthorized => {
+            anyhow!("refused this program's token; set {TOKEN} to the server's")
+        }
+        ConnectError::NoSuchDevice { device_count } => {
+            let index = address.index;
+            anyhow!("no device {index}; it serves {device_count}, counted from 0")
+        }
+        ConnectError::IncompatibleProtocol {
+            client_version,
+            server_version,
+        } => anyhow!(
+            "speaks version {server_version} of burn's remote protocol, this program version \
+             {client_version}; use one release on both sides"
+        ),
+        // It answered a moment ago, but not as a server of sessions does.
+        ConnectError::Unreachable { reason } => other(reason),
+        error => anyhow!("no session: {error}"),
+    })
 }
 
 /// What servers ask for and clients present, where it is set.
@@ -221,87 +171,40 @@ pub fn token() -> Option<String> {
     std::env::var(TOKEN).ok().filter(|token| !token.is_empty())
 }
 
-fn refused(address: &Address, error: ConnectError) -> RemoteError {
-    let server = address.server();
-    match error {
-        ConnectError::Unauthorized => RemoteError::Refused { server },
-        ConnectError::NoSuchDevice { device_count } => RemoteError::NoSuchDevice {
-            server,
-            index: address.index,
-            devices: device_count,
-        },
-        ConnectError::IncompatibleProtocol {
-            client_version,
-            server_version,
-        } => RemoteError::OtherVersion {
-            server,
-            found: server_version,
-            expected: client_version,
-        },
-        // It answered a moment ago, but not as a server of sessions does.
-        ConnectError::Unreachable { reason } => RemoteError::OtherServer { server, reason },
-        error => RemoteError::NoSession {
-            server,
-            reason: error.to_string(),
-        },
-    }
-}
-
-fn silent(address: &Address) -> RemoteError {
-    RemoteError::Silent {
-        server: address.server(),
-        seconds: ANSWER_LIMIT.as_secs(),
-    }
-}
-
 /// Asks a server for a page that it does not have. Any answer in the language of web servers will do: sessions
 /// begin in it too.
-fn answers(address: &Address) -> Result<(), RemoteError> {
+fn answers(address: &Address) -> Result<(), NoAnswer> {
     let asked = address.clone();
-    match within(CONNECT_LIMIT + ANSWER_LIMIT, move || ask(&asked)) {
-        Ok(answer) => answer,
-        Err(_) => Err(silent(address)),
-    }
+    within(CONNECT_LIMIT + ANSWER_LIMIT, move || ask(&asked)).unwrap_or(Err(NoAnswer::Silent))
 }
 
-fn ask(address: &Address) -> Result<(), RemoteError> {
-    let unreachable = |error: std::io::Error| RemoteError::Unreachable {
-        server: address.server(),
-        reason: error.to_string(),
+fn ask(address: &Address) -> Result<(), NoAnswer> {
+    let mut stream = connect(address).map_err(NoAnswer::Unreachable)?;
+    let mut answer = || {
+        let Address { host, port, .. } = address;
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+        let mut answer = [0; 5];
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        stream.write_all(request.as_bytes())?;
+        stream.read_exact(&mut answer)?;
+        Ok::<_, io::Error>(answer)
     };
-    let other = |reason: String| RemoteError::OtherServer {
-        server: address.server(),
-        reason,
-    };
-    let mut stream = connect(address).map_err(unreachable)?;
-    let mut answer = [0; 5];
-    let asked = stream
-        .set_read_timeout(Some(ANSWER_LIMIT))
-        .and_then(|()| stream.set_write_timeout(Some(ANSWER_LIMIT)))
-        .and_then(|()| {
-            let request = format!(
-                "GET / HTTP/1.1\r\nHost: {}:{}\r\nConnection: close\r\n\r\n",
-                address.host, address.port
-            );
-            stream.write_all(request.as_bytes())
-        })
-        .and_then(|()| stream.read_exact(&mut answer));
-    match asked {
-        Ok(()) if &answer == b"HTTP/" => Ok(()),
-        Ok(()) => Err(other("no web server".into())),
+    match answer() {
+        Ok(answer) if &answer == b"HTTP/" => Ok(()),
+        Ok(_) => Err(NoAnswer::OtherServer("no web server".into())),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            Err(silent(address))
+            Err(NoAnswer::Silent)
         }
-        Err(error) => Err(other(error.to_string())),
+        Err(error) => Err(NoAnswer::OtherServer(error.to_string())),
     }
 }
 
-fn connect(address: &Address) -> std::io::Result<TcpStream> {
+fn connect(address: &Address) -> io::Result<TcpStream> {
     let started = Instant::now();
-    let mut failed = std::io::Error::from(ErrorKind::AddrNotAvailable);
+    let mut failed = io::Error::from(ErrorKind::AddrNotAvailable);
     let host = address.host.trim_start_matches('[').trim_end_matches(']');
-    let found: Vec<SocketAddr> = (host, address.port).to_socket_addrs()?.collect();
-    for place in found {
+    for place in (host, address.port).to_socket_addrs()? {
         let left = CONNECT_LIMIT.saturating_sub(started.elapsed());
         if left.is_zero() {
             break;
@@ -326,101 +229,4 @@ fn within<T: Send + 'static>(
         let _ = sender.send(work());
     });
     receiver.recv_timeout(limit)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::TcpListener;
-
-    fn parse(text: &str) -> Result<Address, AddressError> {
-        text.parse()
-    }
-
-    #[test]
-    fn addresses_name_a_server_and_a_device() {
-        for (text, server, index) in [
-            ("ws://127.0.0.1:3000", "ws://127.0.0.1:3000", 0),
-            ("ws://127.0.0.1:3000/", "ws://127.0.0.1:3000", 0),
-            ("ws://gpu-7.local:80/3", "ws://gpu-7.local:80", 3),
-            ("ws://[::1]:3000/1", "ws://[::1]:3000", 1),
-        ] {
-            let address = parse(text).unwrap();
-            assert_eq!((address.server().as_str(), address.index), (server, index));
-            assert_eq!(parse(&address.to_string()).unwrap(), address);
-        }
-    }
-
-    #[test]
-    fn texts_that_are_no_address_are_refused_with_the_form_that_is() {
-        for (text, reason) in [
-            ("http://127.0.0.1:3000", "the protocol is ws"),
-            ("wss://127.0.0.1:3000", "the protocol is ws"),
-            ("ws://127.0.0.1", "no port"),
-            ("ws://127.0.0.1:", "the port is"),
-            ("ws://127.0.0.1:0", "the port is"),
-            ("ws://127.0.0.1:70000", "the port is"),
-            ("ws://127.0.0.1:3000/one", "the index is"),
-            ("ws://:3000", "the host is"),
-            ("ws://a b:3000", "the host is"),
-            ("ws://::1:3000", "the host is"),
-        ] {
-            let message = parse(text).unwrap_err().to_string();
-            assert!(message.starts_with(text), "{message}");
-            assert!(message.contains("expected ws://HOST:PORT"), "{message}");
-            assert!(message.contains(reason), "{message}");
-        }
-    }
-
-    /// A listener of this process, and its address.
-    fn listener() -> (TcpListener, Address) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = parse(&format!("ws://{}", listener.local_addr().unwrap())).unwrap();
-        (listener, address)
-    }
-
-    #[test]
-    fn an_address_where_nothing_listens_is_refused_at_once() {
-        let (listener, address) = listener();
-        drop(listener);
-        let started = Instant::now();
-        let error = open(&address).unwrap_err();
-        assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
-        assert!(started.elapsed() < CONNECT_LIMIT);
-    }
-
-    #[test]
-    fn a_listener_that_never_answers_is_given_up_within_seconds() {
-        let (_listener, address) = listener();
-        let started = Instant::now();
-        let error = open(&address).unwrap_err();
-        assert!(matches!(error, RemoteError::Silent { .. }), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(10));
-    }
-
-    #[test]
-    fn another_kind_of_server_is_named_as_such() {
-        let (listener, address) = listener();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let _ = stream.and_then(|mut stream| stream.write_all(b"220 mail ready\r\n"));
-            }
-        });
-        let error = open(&address).unwrap_err();
-        assert!(matches!(error, RemoteError::OtherServer { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_web_server_without_sessions_is_named_as_such() {
-        let (listener, address) = listener();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let _ = stream.read(&mut [0; 1024]);
-                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
-            }
-        });
-        let error = open(&address).unwrap_err();
-        assert!(matches!(error, RemoteError::OtherServer { .. }), "{error}");
-    }
 }

@@ -1,6 +1,6 @@
 //! Watching the servers that this process computes on.
 
-use super::{Address, RemoteError, answers, within};
+use super::{ANSWER_LIMIT, Address, NoAnswer, answers, within};
 use burn::tensor::{Device, Tensor};
 use std::cell::Cell;
 use std::sync::mpsc::RecvTimeoutError;
@@ -52,42 +52,34 @@ pub(super) fn add(address: &Address, device: &Device) {
 /// The first server in use that is gone, hangs or has ended its session, if there is one.
 ///
 /// Takes seconds where a server hangs. A session that is busy is not lost.
-pub fn lost() -> Option<RemoteError> {
+pub fn lost() -> Option<String> {
     let watched = lock(&WATCHED).clone();
     // Servers before sessions: one that is gone may have made another end the session.
     unanswered(&watched).or_else(|| ended(&watched))
 }
 
-fn unanswered(watched: &[(Address, Device)]) -> Option<RemoteError> {
+fn unanswered(watched: &[(Address, Device)]) -> Option<String> {
     watched.iter().find_map(|(address, _)| {
         let reason = match answers(address).err()? {
-            RemoteError::Unreachable { reason, .. } | RemoteError::OtherServer { reason, .. } => {
-                reason
-            }
-            RemoteError::Silent { seconds, .. } => format!("no answer within {seconds} s"),
-            error => error.to_string(),
+            NoAnswer::Unreachable(reason) => reason.to_string(),
+            NoAnswer::OtherServer(reason) => reason,
+            NoAnswer::Silent => format!("no answer within {} s", ANSWER_LIMIT.as_secs()),
         };
-        Some(RemoteError::Lost {
-            server: address.server(),
-            reason,
-        })
+        Some(format!("lost the server {}: {reason}", address.server()))
     })
 }
 
-fn ended(watched: &[(Address, Device)]) -> Option<RemoteError> {
-    watched.iter().find_map(|(address, device)| {
+fn ended(watched: &[(Address, Device)]) -> Option<String> {
+    let has_ended = |(_, device): &&(Address, Device)| {
         let device = device.clone();
-        let read = within(SESSION_LIMIT, move || {
-            Tensor::<1>::zeros([1], &device).try_into_data()
-        });
-        match read {
-            Ok(Ok(_)) | Err(RecvTimeoutError::Timeout) => None,
-            _ => Some(RemoteError::Lost {
-                server: address.server(),
-                reason: "it ended the session; what it printed says why".into(),
-            }),
-        }
-    })
+        let read = move || Tensor::<1>::zeros([1], &device).try_into_data();
+        let read = within(SESSION_LIMIT, read);
+        !matches!(read, Ok(Ok(_)) | Err(RecvTimeoutError::Timeout))
+    };
+    let (address, _) = watched.iter().find(has_ended)?;
+    let server = address.server();
+    let reason = "it ended the session; what it printed says why";
+    Some(format!("lost the server {server}: {reason}"))
 }
 
 /// Ends the process by `end` as soon as a server in use is lost: when a computation panics over it, and when it
@@ -105,7 +97,7 @@ pub fn end_on_loss(end: End) {
         }
         match lost() {
             // Not by unwinding: tensors that are dropped on the way would panic again.
-            Some(lost) => end(&lost.to_string()),
+            Some(lost) => end(&lost),
             None => previous(panic),
         }
     }));
@@ -116,7 +108,7 @@ fn watch() {
         std::thread::sleep(INTERVAL);
         let watched = lock(&WATCHED).clone();
         if let (Some(lost), Some(end)) = (unanswered(&watched), END.get()) {
-            end(&lost.to_string());
+            end(&lost);
         }
     }
 }

@@ -8,7 +8,6 @@ use super::{InspectArgs, show};
 use crate::alone::alone;
 use crate::atomic_file;
 use crate::families::AnyTask;
-use crate::picture::confidence::{self, ConfidencePicture};
 use crate::picture::curves::{self, Panel};
 use crate::picture::retrieval::{self as path, RetrievalPicture};
 use crate::picture::shares::{self, SharesPicture};
@@ -60,7 +59,6 @@ struct Seen {
 enum Picture {
     Curves(Vec<Panel>),
     Path(Box<RetrievalPicture>),
-    Confidence(ConfidencePicture),
     Shares(SharesPicture),
 }
 
@@ -72,7 +70,6 @@ impl Seen {
             match picture {
                 Picture::Curves(panels) => curves::draw(panels, &name)?,
                 Picture::Path(picture) => path::draw(picture, &name)?,
-                Picture::Confidence(picture) => confidence::draw(picture, &name)?,
                 Picture::Shares(picture) => shares::draw(picture, &name)?,
             }
         }

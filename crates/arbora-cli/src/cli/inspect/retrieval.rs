@@ -6,7 +6,7 @@ use crate::cli::InspectArgs;
 use crate::families::Finished;
 use crate::families::retrieval::data::Problem;
 use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
-use crate::picture::confidence::{ConfidencePicture, QueryDecisions};
+use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
 use crate::picture::retrieval::{ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
 use crate::run::{TrainedRun, config_of};
 use crate::settings::refuse_within_data;
@@ -49,7 +49,8 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     refuse_within_data(&run.config, out, "--out")?;
     let (picture, numbers) = query(&run, args.item.unwrap_or(0), args.query)?;
     pictures.push(("path", Picture::Path(picture.into())));
-    pictures.push(("confidence", Picture::Confidence(confidence_of(&run)?)));
+    let confidence = confidence::panels(&confidence_of(&run)?)?;
+    pictures.push(("confidence", Picture::Curves(confidence.into())));
     Ok(Seen {
         pictures,
         text: text(&numbers),
@@ -241,7 +242,7 @@ fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture>
     }
     Ok(ConfidencePicture {
         title: run.config.model.name().into(),
-        branching: Some(run.config.architecture.branching),
+        branching: run.config.architecture.branching,
         queries,
     })
 }

@@ -1,6 +1,7 @@
 //! What is measured of a run once it is trained.
 
 use super::*;
+use crate::families::curves::read_lines;
 
 impl<F: Family> Engine<'_, F> {
     /// Trains and measures what a run lacks. Whether it was stopped.
@@ -14,8 +15,9 @@ impl<F: Family> Engine<'_, F> {
         tried: bool,
     ) -> Result<Option<Stop>> {
         let folder = planned.run.folder.display();
+        let told = |what: &str| tell!("[{}/{count}] {folder}: {what}", at + 1);
         if self.is_known(planned) {
-            tell!("[{}/{count}] {folder}: finished before", at + 1);
+            told("finished before");
             return Ok(None);
         }
         if let Some(hours) = self.asked.hours
@@ -41,25 +43,23 @@ impl<F: Family> Engine<'_, F> {
                 }
             }
         }
-        let told = match state {
+        let what = match state {
             State::Finished => "measuring",
             State::Unfinished => "resuming",
             State::Absent => "training",
         };
-        tell!("[{}/{count}] {folder}: {told}", at + 1);
+        told(what);
         let (config, data) = (&planned.run.config, &self.data[planned.data].1);
-        let mut numbers = Measured {
-            entries: Vec::new(),
-            seconds_per_query: None,
-        };
+        let mut entries = Vec::new();
+        let mut seconds_per_query = None;
         let mut is_stopped = false;
         match self.trained(planned) {
             Ok(None) => return Ok(Some(Stop::Asked)),
             Ok(Some(trained)) if tried => {
                 is_stopped = trained.is_stopped();
                 let metrics = last_evaluation(&planned.run.folder)?;
-                let entry = self.entry(planned, None, store::finite(metrics), &trained.model);
-                numbers.entries.push(entry);
+                let metrics = store::finite(metrics);
+                entries.push(self.entry(planned, None, metrics, &trained.model));
             }
             Ok(Some(trained)) => {
                 let items = config.common().test_items;
@@ -73,39 +73,34 @@ impl<F: Family> Engine<'_, F> {
                 if is_lost {
                     tell!("{folder}: the loss is not finite");
                 }
-                numbers.seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
+                seconds_per_query = self.seconds_per_query(config, data, &trained.model)?;
                 is_stopped = trained.is_stopped();
-                let entry = self.entry(planned, None, metrics, &trained.model);
-                numbers.entries.push(entry);
+                entries.push(self.entry(planned, None, metrics, &trained.model));
                 if let (Some(at_random), false) = (&planned.at_random, is_lost) {
                     let walking = trained.model.walking_at_random()?;
                     let metrics = measure(&walking)?;
-                    let entry = self.entry(planned, Some(at_random), metrics, &walking);
-                    numbers.entries.push(entry);
+                    entries.push(self.entry(planned, Some(at_random), metrics, &walking));
                 }
             }
             // The model has lost, and the others are still to be compared.
             Err(error) if diverged(&error) => {
                 tell!("{folder}: {error}");
                 let model = config.untrained(data, &self.device);
-                numbers
-                    .entries
-                    .push(self.entry(planned, None, None, &model));
+                entries.push(self.entry(planned, None, None, &model));
             }
             Err(error) => return Err(error),
         }
-        for entry in &numbers.entries {
-            self.known.insert(entry.fingerprint.clone(), entry.clone());
-        }
         // With what the same training came to when its learning rate was chosen, or the other way round.
-        if let Some(earlier) = store::measured(&planned.run.folder)? {
-            for entry in earlier.entries {
-                let is_it = |new: &Entry| new.fingerprint == entry.fingerprint;
-                if !numbers.entries.iter().any(is_it) {
-                    numbers.entries.push(entry);
-                }
-            }
-        }
+        let earlier = store::measured(&planned.run.folder)?;
+        let earlier = earlier.map_or(Vec::new(), |earlier| earlier.entries);
+        let new = store::by_fingerprint(entries.clone());
+        let is_other = |entry: &Entry| !new.contains_key(&entry.fingerprint);
+        entries.extend(earlier.into_iter().filter(is_other));
+        self.known.extend(new);
+        let numbers = Measured {
+            entries,
+            seconds_per_query,
+        };
         let text = serde_json::to_string_pretty(&numbers)? + "\n";
         atomic_file::write(&planned.run.folder.join(store::MEASURED), &text)?;
         Ok(is_stopped.then_some(Stop::Asked))
@@ -205,7 +200,7 @@ impl<F: Family> Engine<'_, F> {
         if !has_any(folder, &[timing])? || self.is_outdated(folder)? {
             return Ok(None);
         }
-        let log = read(&folder.join(timing))?;
+        let log = read_lines(&folder.join(timing))?;
         let measured = store::measured(folder)?;
         Ok(Some(Times {
             training_seconds: training_seconds(&log, u64::MAX),

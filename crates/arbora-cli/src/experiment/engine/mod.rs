@@ -6,7 +6,7 @@ mod planning;
 
 use super::grid::Cases;
 use super::page;
-use super::plan::{self, Place, Plan, Planning};
+use super::plan::{self, Place, Plan};
 use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
@@ -15,11 +15,11 @@ use crate::families::{About, Family, FamilyModel as _, Finished, named};
 use crate::message::tell;
 use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
 use crate::{atomic_file, backend, cli, settings};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use arbora::rl::train::{Checkpoint, Claim, TrainError, has_any, is_folder};
 use burn::module::Module as _;
 use burn::tensor::Device;
-use logs::{begun, first_reached, last_evaluation, read, refuse_older, training_seconds};
+use logs::{begun, first_reached, last_evaluation, refuse_older, training_seconds, written};
 use planning::cases;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +44,8 @@ const AGAIN: &str = "again";
 struct Engine<'a, F: Family> {
     experiment: &'a Experiment,
     asked: &'a Asked,
-    planning: Planning,
+    /// Trees and texts, where they are varied.
+    cases: Option<Cases>,
     out: PathBuf,
     backend: String,
     device: Device,
@@ -52,7 +53,7 @@ struct Engine<'a, F: Family> {
     data: Vec<(Value, F::Data)>,
     /// The numbers of finished runs.
     known: Store,
-    /// Runs begun before are trained anew.
+    /// Runs begun before are trained anew, until none of them is open, in this call or in one that goes on with it.
     since: Option<SystemTime>,
     commit: String,
     started: Instant,
@@ -83,16 +84,17 @@ const RANDOM: &str = "random";
 /// While its learning rate is chosen, on what trainings evaluate with.
 const TRIED: &str = "tried";
 
-/// Runs an experiment as far as it is asked, and writes what it comes to.
-///
-/// # Errors
-/// With the first mistake, before the first run; when a run fails or a file cannot be written.
+/// Runs an experiment as far as it is asked, and writes what it comes to. Mistakes are refused before the first run.
 pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode> {
     for (at, row) in experiment.rows.iter().enumerate() {
         named::<F::ModelKind>(&row.model).with_context(|| format!("rows[{at}].model"))?;
     }
     let mut experiment = experiment.clone();
     let cases = cases::<F>(&mut experiment, asked)?;
+    for row in &mut experiment.rows {
+        // They win over the row's own.
+        row.settings.extend(asked.all_settings());
+    }
     let experiment = &experiment;
     let (backend, device) = backend::open(asked.backend.as_deref())?;
     let out = asked
@@ -105,17 +107,14 @@ pub fn run<F: Family>(experiment: &Experiment, asked: &Asked) -> Result<ExitCode
         page::open(page, &start(experiment), &asked.made_by)?;
         known = store::read(&page.with_extension("json"))?;
     }
-    let since = repeated_since(&out)?;
+    let since = written(&out.join(AGAIN))?;
     if since.is_some() || asked.again {
         known.clear();
     }
     Engine::<F> {
         experiment,
         asked,
-        planning: Planning {
-            settings: asked.all_settings(),
-            cases,
-        },
+        cases,
         out,
         backend,
         device,
@@ -139,7 +138,7 @@ impl<F: Family> Engine<'_, F> {
         let first = self.experiment.rates.first().copied();
         let mut rates = vec![first; self.experiment.rows.len()];
         let (tries, mut runs, mut at) = loop {
-            let tries = Plan::tries(self.experiment, &self.planning).into_iter();
+            let tries = Plan::tries(self.experiment, self.cases.as_ref()).into_iter();
             let tries = tries.map(|run| self.planned(run, &[], TRIED));
             let tries = tries.collect::<Result<Vec<_>>>()?;
             let (runs, at) = self.plan(&rates)?;
@@ -163,7 +162,7 @@ impl<F: Family> Engine<'_, F> {
             std::fs::create_dir_all(&self.out)
                 .with_context(|| format!("cannot make {}", self.out.display()))?;
             atomic_file::write(&self.out.join(AGAIN), "")?;
-            self.since = repeated_since(&self.out)?;
+            self.since = written(&self.out.join(AGAIN))?;
         }
         let own = |at: usize| match self.asked.shard {
             Some(shard) => shard.has(at),
@@ -179,11 +178,9 @@ impl<F: Family> Engine<'_, F> {
             runs.len(),
             self.out.display()
         );
-        let data_summaries = runs
-            .iter()
-            .filter_map(|run| run.about.data_summary.as_ref());
-        for data_summary in data_summaries.collect::<BTreeSet<_>>() {
-            tell!("{data_summary}");
+        let summaries: BTreeSet<_> = runs.iter().map(|run| &run.about.data_summary).collect();
+        for summary in summaries.into_iter().flatten() {
+            tell!("{summary}");
         }
         let mut stopped = None;
         for (at, planned) in tries.iter().enumerate() {
@@ -224,13 +221,10 @@ impl<F: Family> Engine<'_, F> {
     /// Whether the run in a folder does not have the numbers that are asked for: it is to be repeated, or another
     /// version or another backend trained it.
     fn is_outdated(&self, folder: &Path) -> Result<bool> {
-        if !has_any(folder, &[CONFIG])? {
+        let Some(begun) = begun(folder)? else {
             return Ok(false);
-        }
-        let is_older = match self.since {
-            Some(since) => begun(folder)? < since,
-            None => self.asked.again,
         };
+        let is_older = self.since.map_or(self.asked.again, |since| begun < since);
         let now = Made {
             version: F::VERSION,
             backend: self.backend.clone(),
@@ -246,14 +240,14 @@ impl<F: Family> Engine<'_, F> {
         }
         // It is nobody's to write into.
         drop(Claim::resume(folder)?);
-        let names = (1..u64::MAX).map(|number| format!("{}-before-{number}", planned.plan.name));
-        let mut kept = PathBuf::new();
-        for name in names {
-            kept = self.out.join(&name);
+        let mut number = 1;
+        let kept = loop {
+            let name = format!("{}-before-{number}", planned.plan.name);
             if !has_any(&self.out, &[&name])? {
-                break;
+                break self.out.join(name);
             }
-        }
+            number += 1;
+        };
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
         tell!(
@@ -269,24 +263,21 @@ impl<F: Family> Engine<'_, F> {
         let mut lines = Vec::new();
         let mut list = Vec::new();
         for planned in tries.iter().chain(runs) {
-            let state = if self.is_outdated(&planned.run.folder)? {
-                None
-            } else {
-                Some(planned.run.state(&planned.about)?)
-            };
-            let folder = planned.run.folder.display().to_string();
-            let told = match (self.is_known(planned), state) {
-                (true, _) => "finished",
-                (false, Some(State::Finished)) => "trained",
-                (false, Some(State::Unfinished)) => "not finished",
-                (false, Some(State::Absent)) => "not begun",
-                (false, None) => "to be trained anew",
+            let folder = &planned.run.folder;
+            let is_current = !self.is_outdated(folder)?;
+            let state = is_current.then(|| planned.run.state(&planned.about));
+            let state = state.transpose()?;
+            let told = match state {
+                _ if self.is_known(planned) => "finished",
+                Some(State::Finished) => "trained",
+                Some(State::Unfinished) => "not finished",
+                Some(State::Absent) => "not begun",
+                None => "to be trained anew",
             };
             let resume = state == Some(State::Unfinished);
-            let command = planned
-                .plan
-                .command(&self.experiment.task, &self.out, resume);
-            lines.push(format!("{folder}: {told}"));
+            let task = &self.experiment.task;
+            let command = planned.plan.command(task, &self.out, resume);
+            lines.push(format!("{}: {told}", folder.display()));
             if !["finished", "trained"].contains(&told) {
                 lines.push(format!("  {command}"));
             }
@@ -306,7 +297,7 @@ impl<F: Family> Engine<'_, F> {
 
     /// What the run of a grid is of: as much of tree and text as its model depends on.
     fn case_of(&self, planned: &Planned<F>) -> Option<String> {
-        self.planning.cases.as_ref()?;
+        self.cases.as_ref()?;
         let end = format!("-seed{}", planned.plan.seed);
         planned.plan.name.strip_suffix(&end).map(str::to_owned)
     }
@@ -315,9 +306,10 @@ impl<F: Family> Engine<'_, F> {
     /// is open.
     fn choose(&self, row: usize, tries: &[Planned<F>]) -> Result<Option<f64>> {
         let name = &self.experiment.rows[row].name;
+        let rates = &self.experiment.rates;
+        let count = rates.len();
         let mut best = None;
         let own = tries.iter().filter(|planned| planned.plan.row == row);
-        let rates = &self.experiment.rates;
         for (rate, planned) in rates.iter().zip(own) {
             let Some(entry) = self.known.get(&planned.fingerprint) else {
                 return Ok(None);
@@ -328,10 +320,8 @@ impl<F: Family> Engine<'_, F> {
                 best = Some((number, *rate));
             }
         }
-        let count = rates.len();
-        let Some((number, rate)) = best else {
-            bail!("{name}: training diverged at every learning rate");
-        };
+        let (number, rate) =
+            best.with_context(|| format!("{name}: training diverged at every learning rate"))?;
         tell!("{name}: learning rate {rate:e} of {count}, held-out log-likelihood {number:.4}");
         Ok(Some(rate))
     }
@@ -356,22 +346,21 @@ impl<F: Family> Engine<'_, F> {
                 times: self.times(planned)?,
             })
         };
-        let [shown, tried] =
-            [runs, tries].map(|all| all.iter().map(shown).collect::<Result<Vec<_>>>());
-        let shown = shown?;
+        let tried = tries.iter().map(shown).collect::<Result<_>>()?;
+        let shown = runs.iter().map(shown).collect::<Result<Vec<_>>>()?;
         let columns = match self.experiment.columns.as_slice() {
-            [] => Column::automatic(
-                shown.iter().filter_map(|run| run.entry.as_ref()),
-                F::COLUMNS,
-            ),
+            [] => {
+                let entries = shown.iter().filter_map(|run| run.entry.as_ref());
+                Column::automatic(entries, F::COLUMNS)
+            }
             columns => columns.to_vec(),
         };
         let results = Results {
             experiment: self.experiment,
-            cases: self.planning.cases.as_ref(),
+            cases: self.cases.as_ref(),
             runs: shown,
             at,
-            tried: tried?,
+            tried,
             rates,
             columns,
             command: self.asked.command.clone(),
@@ -405,7 +394,7 @@ impl<F: Family> Engine<'_, F> {
                     let numbers = serde_json::to_string_pretty(&json)? + "\n";
                     atomic_file::write(&self.out.join(NUMBERS), numbers)
                 })?;
-                if self.planning.cases.is_none() {
+                if self.cases.is_none() {
                     self.draw(runs)?;
                 }
                 format!(
@@ -481,29 +470,26 @@ impl<F: Family> Engine<'_, F> {
         }
         let data = &self.data[first.data].1;
         let mut models = Vec::new();
-        for planned in runs {
-            let is_first = planned.plan.seed == first.plan.seed;
-            let is_outdated = self.is_outdated(&planned.run.folder)?;
-            if is_first && !is_outdated && planned.run.state(&planned.about)? == State::Finished {
-                let (checkpoint, _) = Checkpoint::newest(&planned.run.folder)?;
-                let model = planned.run.config.untrained(data, &self.device);
-                models.push((planned, checkpoint.load_model(model)?));
+        for planned in runs.iter().filter(|run| run.plan.seed == first.plan.seed) {
+            let Run { config, folder } = &planned.run;
+            let is_outdated = self.is_outdated(folder)?;
+            if !is_outdated && planned.run.state(&planned.about)? == State::Finished {
+                let (checkpoint, _) = Checkpoint::newest(folder)?;
+                let model = checkpoint.load_model(config.untrained(data, &self.device))?;
+                models.push((planned, model));
             }
         }
-        let finished: Vec<Finished<'_, F>> = models
-            .iter()
-            .map(|(planned, model)| Finished {
-                name: &self.experiment.rows[planned.plan.row].name,
-                folder: &planned.run.folder,
-                config: &planned.run.config,
-                model: Some(model),
-            })
-            .collect();
-        if finished.is_empty() {
-            Ok(())
-        } else {
-            F::draw(&finished, data, &self.device, &self.out)
+        if models.is_empty() {
+            return Ok(());
         }
+        let finished = models.iter().map(|(planned, model)| Finished {
+            name: &self.experiment.rows[planned.plan.row].name,
+            folder: &planned.run.folder,
+            config: &planned.run.config,
+            model: Some(model),
+        });
+        let finished: Vec<Finished<'_, F>> = finished.collect();
+        F::draw(&finished, data, &self.device, &self.out)
     }
 }
 
@@ -518,21 +504,7 @@ enum Stop {
 
 /// Whether a training ended because its numbers did.
 fn diverged(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref::<TrainError>(),
-        Some(TrainError::NonFinite { .. })
-    )
-}
-
-/// Since when runs in a folder are repeated: until none of them is open, in this call or in one that goes on with it.
-fn repeated_since(out: &Path) -> Result<Option<SystemTime>> {
-    let path = out.join(AGAIN);
-    match path.metadata().and_then(|found| found.modified()) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        time => time
-            .map(Some)
-            .with_context(|| format!("cannot read {}", path.display())),
-    }
+    matches!(error.downcast_ref(), Some(TrainError::NonFinite { .. }))
 }
 
 /// What this runs on.
@@ -554,11 +526,13 @@ mod tests {
 
     #[test]
     fn training_time_leaves_out_evaluations() {
-        let log = "{\"step\":1,\"split\":\"train\",\"seconds\":0.5}\n\
-                   {\"step\":1,\"split\":\"valid\",\"seconds\":9}\n\
-                   {\"step\":2,\"split\":\"train\",\"seconds\":0.25}\n";
-        assert_eq!(training_seconds(log, u64::MAX), 0.75);
-        assert_eq!(training_seconds(log, 1), 0.5);
+        let log = [
+            json!({"step": 1, "split": "train", "seconds": 0.5}),
+            json!({"step": 1, "split": "valid", "seconds": 9}),
+            json!({"step": 2, "split": "train", "seconds": 0.25}),
+        ];
+        assert_eq!(training_seconds(&log, u64::MAX), 0.75);
+        assert_eq!(training_seconds(&log, 1), 0.5);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Which runs an experiment has.
 
 use super::*;
+use store::by_fingerprint;
 
 impl<F: Family> Engine<'_, F> {
     /// The runs of all places, with all that decides their numbers.
     pub(super) fn plan(&mut self, rates: &[Option<f64>]) -> Result<Runs<F>> {
-        let plan = Plan::new(self.experiment, &self.planning, rates);
+        let plan = Plan::new(self.experiment, self.cases.as_ref(), rates);
         let mut runs = Vec::new();
         for run in plan.runs {
             let planned = self.planned(run, &runs, LEARNED)?;
@@ -23,55 +24,45 @@ impl<F: Family> Engine<'_, F> {
     ) -> Result<Planned<F>> {
         let experiment = self.experiment;
         let row = &experiment.rows[run.row];
-        let absolute =
-            |path: &Path| std::path::absolute(path).context("cannot read the working directory");
         let folder = self.out.join(&run.name);
-        let source = run
-            .from
-            .as_ref()
-            .and_then(|from| others.iter().position(|other| other.plan.name == *from));
-        let from = match (source, &self.asked.from) {
-            (Some(source), _) => Some(absolute(&others[source].run.folder)?),
-            (None, Some(from)) => Some(absolute(from)?),
-            (None, None) => None,
-        };
+        let place_of = |name: &String| others.iter().position(|other| other.plan.name == *name);
+        let source = run.from.as_ref().and_then(place_of);
+        let folder_of = |source: usize| &others[source].run.folder;
+        let from = source.map(folder_of).or(self.asked.from.as_ref());
+        let from = from.map(std::path::absolute).transpose();
+        let from = from.context("cannot read the working directory")?;
         let base = F::preset(&experiment.task, run.preset, from.as_deref())?;
-        let layered = || settings::layered(&base, self.asked.config.as_deref(), &run.settings);
-        let config: F = match &self.planning.cases {
-            Some(cases) => layered().with_context(|| {
-                format!(
-                    "tree {} (branching:height:blocks:width)",
-                    cases.tree(run.case)
-                )
-            })?,
-            None => layered()?,
-        };
-        let task = config.common().task;
-        if task != experiment.task {
-            bail!(
-                "the settings are for task {task}, asked for {}",
-                experiment.task
-            );
+        let mut layered = settings::layered(&base, self.asked.config.as_deref(), &run.settings);
+        if let Some(cases) = &self.cases {
+            let tree = cases.tree(run.case);
+            layered =
+                layered.with_context(|| format!("tree {tree} (branching:height:blocks:width)"));
         }
+        let config: F = layered?;
+        let task = config.common().task;
+        ensure!(
+            task == experiment.task,
+            "the settings are for task {task}, asked for {}",
+            experiment.task
+        );
         // Through text like what folders hold: numbers of many digits need not survive it unchanged.
         let settings: Value = serde_json::from_str(&serde_json::to_string(&config)?)?;
         let data = self.data(&config, &settings)?;
         // A run that starts from one which is not trained yet is checked as one from fresh weights.
         let is_there = |from: &PathBuf| Checkpoint::newest(from).is_ok();
-        let fresh: F = if source.is_some() && !from.as_ref().is_some_and(is_there) {
+        let mut checked = config.clone();
+        if source.is_some() && !from.as_ref().is_some_and(is_there) {
             let mut fresh = settings.clone();
             fresh["from"] = Value::Null;
-            serde_json::from_value(fresh)?
-        } else {
-            config.clone()
-        };
-        let about = fresh.about(&self.data[data].1)?;
+            checked = serde_json::from_value(fresh)?;
+        }
+        let about = checked.about(&self.data[data].1)?;
         let run_folder = Run { config, folder };
         let is_outdated = self.is_outdated(&run_folder.folder)?;
         if !is_outdated {
             run_folder.state(&about)?;
         }
-        let has_begun = has_any(&run_folder.folder, &[CONFIG])?;
+        let has_begun = begun(&run_folder.folder)?.is_some();
         if let (Some(source), true, false) = (source, has_begun, is_outdated) {
             refuse_older(&others[source].run.folder, &run_folder.folder)?;
         }
@@ -80,26 +71,20 @@ impl<F: Family> Engine<'_, F> {
             (None, Some(from)) => Some(Checkpoint::newest(from)?.0.model_digest()),
             (None, None) => None,
         };
-        let fingerprint = |route: &str| {
-            Origin {
-                family: F::NAME,
-                version: F::VERSION,
-                backend: &self.backend,
-                settings: &settings,
-                digest: about.digest.as_deref(),
-                route,
-                from: from.as_deref(),
-            }
-            .fingerprint()
+        let origin = |route| Origin {
+            family: F::NAME,
+            version: F::VERSION,
+            backend: &self.backend,
+            settings: &settings,
+            digest: about.digest.as_deref(),
+            route,
+            from: from.as_deref(),
         };
-        let at_random = row.at_random.as_ref().filter(|_| route == LEARNED);
-        let at_random = at_random.map(|_| fingerprint(RANDOM));
-        let fingerprint = fingerprint(route);
-        if !is_outdated && let Some(Measured { entries, .. }) = store::measured(&run_folder.folder)?
-        {
-            let entries = entries.into_iter();
-            self.known
-                .extend(entries.map(|entry| (entry.fingerprint.clone(), entry)));
+        let walks = row.at_random.is_some() && route == LEARNED;
+        let at_random = walks.then(|| origin(RANDOM).fingerprint());
+        let fingerprint = origin(route).fingerprint();
+        if !is_outdated && let Some(measured) = store::measured(&run_folder.folder)? {
+            self.known.extend(by_fingerprint(measured.entries));
         }
         Ok(Planned {
             plan: run,
@@ -126,16 +111,12 @@ impl<F: Family> Engine<'_, F> {
         if let Some(at) = self.data.iter().position(|(other, _)| *other == key) {
             return Ok(at);
         }
-        let data = match &self.planning.cases {
-            Some(_) => config.load(None).with_context(|| {
-                format!(
-                    "text {}",
-                    settings["data"]["source"].as_str().unwrap_or_default()
-                )
-            })?,
-            None => config.load(None)?,
-        };
-        self.data.push((key, data));
+        let mut data = config.load(None);
+        if self.cases.is_some() {
+            let text = settings["data"]["source"].as_str().unwrap_or_default();
+            data = data.with_context(|| format!("text {text}"));
+        }
+        self.data.push((key, data?));
         Ok(self.data.len() - 1)
     }
 }

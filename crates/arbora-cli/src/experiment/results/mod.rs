@@ -186,18 +186,16 @@ impl<'a> Results<'a> {
     pub fn readme(&self, page: &str) -> String {
         let mut seeds = self.experiment.lines().into_iter();
         let seeds = seeds.next().map_or(0, |line| self.entries(&line, 0).len());
+        let seeds = match seeds {
+            1 => "1 seed".to_owned(),
+            seeds => format!("{seeds} seeds (mean ± standard deviation)"),
+        };
+        let steps = self.common_steps().map(thousands);
+        let steps = steps.map_or(String::new(), |steps| format!("{steps} training steps, "));
         let (items, of) = self.items();
         format!(
-            "{}\n{}{seeds} {}, {} {of} of the bundled sample. Made by `{}`; single runs and settings: [{page}]({page}).\n",
+            "{}\n{steps}{seeds}, {} {of} of the bundled sample. Made by `{}`; single runs and settings: [{page}]({page}).\n",
             table(&self.rows(), 1),
-            self.common_steps().map_or(String::new(), |steps| format!(
-                "{} training steps, ",
-                thousands(steps)
-            )),
-            match seeds {
-                1 => "seed",
-                _ => "seeds (mean ± standard deviation)",
-            },
             thousands(items),
             self.command
         )
@@ -206,9 +204,9 @@ impl<'a> Results<'a> {
     /// The steps of a run, where all have as many.
     fn common_steps(&self) -> Option<u64> {
         let steps = self.all_entries().next()?.steps;
-        self.all_entries()
-            .all(|entry| entry.steps == steps)
-            .then_some(steps)
+        let mut entries = self.all_entries();
+        let is_common = entries.all(|entry| entry.steps == steps);
+        is_common.then_some(steps)
     }
 
     fn items(&self) -> (u64, &str) {
@@ -220,7 +218,7 @@ impl<'a> Results<'a> {
     fn measured(&self) -> String {
         let of = |name: fn(&Entry) -> &str| {
             let names: BTreeSet<&str> = self.all_entries().map(name).collect();
-            names.into_iter().collect::<Vec<_>>()
+            Vec::from_iter(names)
         };
         let steps = match self.common_steps() {
             Some(steps) => format!("{} steps per run, measured", thousands(steps)),
@@ -256,14 +254,12 @@ impl<'a> Results<'a> {
     }
 
     fn shows_times(&self) -> bool {
-        let timed = |column: &Column| match column {
-            Column::Plain(plain) => {
-                matches!(plain, Plain::TrainingSeconds | Plain::SecondsPerQuery)
-            }
-            Column::Reached { .. } => true,
-            Column::Metric(_) => false,
+        use Plain::{SecondsPerQuery, TrainingSeconds};
+        let is_time = |column: &Column| {
+            let is_reached = matches!(column, Column::Reached { .. });
+            is_reached || matches!(column, Column::Plain(TrainingSeconds | SecondsPerQuery))
         };
-        self.columns.iter().any(timed) && self.runs.iter().any(|run| run.times.is_some())
+        self.columns.iter().any(is_time) && self.runs.iter().any(|run| run.times.is_some())
     }
 
     /// What cannot be seen in the tables: what is open, what diverged, and what won all.
@@ -303,10 +299,9 @@ impl<'a> Results<'a> {
                      the training steps alone, where the run lies on this machine; other work on it is in them.\n";
         }
         let automatic = self.experiment.columns.is_empty() && self.cases.is_none();
-        let leaves = has(|column| match column {
-            Column::Metric(metric) => metric.metric == "effective_leaves",
-            _ => false,
-        });
+        let leaves = has(
+            |column| matches!(column, Column::Metric(metric) if metric.metric == "effective_leaves"),
+        );
         if automatic && leaves {
             text += "Effective leaves: 1 / cost ratio, the share of all pairs of a query and a key that are in one leaf. \
                      tree-coarse forms no pairs: there it says how evenly tokens spread.\n";
@@ -341,18 +336,13 @@ impl<'a> Results<'a> {
             if rates {
                 row.push(scientific(self.rates[line.row]));
             }
-            row.extend(
-                self.columns
-                    .iter()
-                    .map(|column| self.cell(column, &line, &entries)),
-            );
+            let cell = |column| self.cell(column, &line, &entries);
+            row.extend(self.columns.iter().map(cell));
             // What no number shows.
-            let diverged = entries
-                .iter()
-                .filter(|entry| entry.metrics.is_none())
-                .count();
-            if diverged > 0 {
-                row[0] += &format!(" ({diverged} diverged)");
+            let diverged = entries.iter().filter(|entry| entry.metrics.is_none());
+            match diverged.count() {
+                0 => {}
+                count => row[0] += &format!(" ({count} diverged)"),
             }
             table.push(row);
         }
@@ -396,10 +386,8 @@ impl<'a> Results<'a> {
 
     fn reached(&self, run: &Shown, accuracy: f64) -> Option<String> {
         let entry = run.entry.as_ref()?;
-        let at = entry
-            .reached
-            .iter()
-            .position(|reached| reached.accuracy == accuracy)?;
+        let mut asked = entry.reached.iter();
+        let at = asked.position(|reached| reached.accuracy == accuracy)?;
         let minutes = run.times.as_ref().and_then(|times| *times.reached.get(at)?);
         let minutes = minutes.map_or(String::new(), |seconds| {
             format!(", {:.1} min", seconds / 60.0)
@@ -436,21 +424,16 @@ impl<'a> Results<'a> {
     }
 
     fn tried_rows(&self) -> Vec<Vec<String>> {
-        let mut rows = vec![
-            ["model", "learning rate", "log-lik"]
-                .map(String::from)
-                .to_vec(),
-        ];
+        let head = ["model", "learning rate", "log-lik"].map(String::from);
+        let mut rows = vec![head.to_vec()];
         for tried in &self.tried {
-            rows.push(vec![
-                self.experiment.rows[tried.run.row].title.clone(),
-                scientific(tried.run.rate),
-                match (tried.metric("log_likelihood"), &tried.entry) {
-                    (Some(number), _) => format!("{number:.4}"),
-                    (None, Some(_)) => "diverged".into(),
-                    (None, None) => "open".into(),
-                },
-            ]);
+            let title = self.experiment.rows[tried.run.row].title.clone();
+            let quality = match (tried.metric("log_likelihood"), &tried.entry) {
+                (Some(number), _) => format!("{number:.4}"),
+                (None, Some(_)) => "diverged".into(),
+                (None, None) => "open".into(),
+            };
+            rows.push(vec![title, scientific(tried.run.rate), quality]);
         }
         rows
     }
@@ -461,9 +444,8 @@ impl<'a> Results<'a> {
         let lines = self.experiment.lines();
         let digits = if is_accuracy(&published.metric) { 2 } else { 3 };
         let ours = published.rows.iter().map(|row| {
-            let line = lines
-                .iter()
-                .find(|line| Some(&line.name) == row.row.as_ref())?;
+            let is_its = |line: &&Line| Some(&line.name) == row.row.as_ref();
+            let line = lines.iter().find(is_its)?;
             let ours = self.statistic(line, 0, &published.metric)?;
             Some(ours.scaled(scale_of(&published.metric)).text(digits))
         });
@@ -597,7 +579,7 @@ fn keep_common(settings: &mut Value, others: &Value) {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::plan::{Plan, Planning};
+    use super::super::plan::Plan;
     use super::super::store::tests::entry;
     use super::super::store::{Reached, finite};
     use super::columns::title;
@@ -632,7 +614,7 @@ pub mod tests {
     /// The results of an experiment of which these runs are finished.
     fn results(experiment: &Experiment, entries: Vec<Entry>) -> Results<'_> {
         let rates = vec![None; experiment.rows.len()];
-        let plan = Plan::new(experiment, &Planning::default(), &rates);
+        let plan = Plan::new(experiment, None, &rates);
         let find = |line: String, seed| {
             let mut found = entries.iter();
             found

@@ -49,11 +49,9 @@ pub(super) fn strip(scene: &mut Scene, drawing: &Drawing, [left, top]: Place, en
         (0..=leaves).map(bound).collect()
     };
     let middle = |leaf: usize| (bounds[leaf] + bounds[leaf + 1]) / 2;
-    let what = if sequence.is_some() { "token" } else { "leaf" };
-    let many = if sequence.is_some() {
-        "tokens"
-    } else {
-        "leaves"
+    let [what, many] = match sequence {
+        Some(_) => ["token", "tokens"],
+        None => ["leaf", "leaves"],
     };
     let caption = match leaves {
         1 => format!("the only {what}"),
@@ -195,11 +193,11 @@ pub(super) fn check_sequence(sequence: &SequenceInset, leaves: usize) -> Result<
         got == leaves,
         "sequence: labels: expected {leaves}, got {got}"
     );
-    let outside = sequence.answer.filter(|answer| *answer >= leaves);
-    ensure!(
-        outside.is_none(),
-        "sequence: answer: expected a token below {leaves}, got {}",
-        outside.unwrap_or_default()
-    );
+    if let Some(answer) = sequence.answer {
+        ensure!(
+            answer < leaves,
+            "sequence: answer: expected a token below {leaves}, got {answer}"
+        );
+    }
     Ok(())
 }

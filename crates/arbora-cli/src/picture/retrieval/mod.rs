@@ -143,9 +143,8 @@ impl SearchedTree {
         }
         let known: Vec<usize> = probabilities.iter().map(Vec::len).collect();
         let heights = (0..=shape.height()).rev().zip(path).take(decisions);
-        let expected: Vec<usize> = heights
-            .map(|(height, node)| shape.children(height, *node).len())
-            .collect();
+        let expected = heights.map(|(height, node)| shape.children(height, *node).len());
+        let expected: Vec<usize> = expected.collect();
         assert!(
             known.is_empty() || known == expected,
             "searched tree: probabilities: expected {expected:?} for the decisions, got {known:?}"
@@ -161,25 +160,22 @@ impl SearchedTree {
     /// The selected nodes, from high to low and left to right: the height and the leaves of each.
     pub fn selected(&self) -> Vec<(usize, Range<usize>)> {
         let height = self.shape.height();
-        let below = (0..height).rev().zip(&self.path);
-        let read = below.flat_map(|(height, parent)| {
+        let mut read = vec![self.node(height, 0)];
+        for (height, parent) in (0..height).rev().zip(&self.path) {
             let children = self.shape.children(height + 1, *parent);
-            children.map(move |index| self.node(height, index))
-        });
-        [self.node(height, 0)]
-            .into_iter()
-            .chain(read)
-            .filter(|node| node.state == NodeState::Selected)
+            read.extend(children.map(|index| self.node(height, index)));
+        }
+        read.retain(|node| node.state == NodeState::Selected);
+        let selected = read.into_iter();
+        selected
             .map(|node| (node.height, node.first_leaf..node.first_leaf + node.leaves))
             .collect()
     }
 
     fn node(&self, height: usize, index: usize) -> Node {
-        let first_leaf = index * self.shape.span(height);
-        let leaves = self
-            .length
-            .saturating_sub(first_leaf)
-            .min(self.shape.span(height));
+        let span = self.shape.span(height);
+        let first_leaf = index * span;
+        let leaves = self.length.saturating_sub(first_leaf).min(span);
         let depth = self.shape.height() - height;
         let on_path = |depth: usize, index: usize| self.path.get(depth) == Some(&index);
         let parent = self.shape.parent(height, index);
@@ -249,10 +245,12 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     // What a sequence has to say stands under the tree, beside the image.
     let words = if sequence.is_some() { 300 } else { 0 };
     let image_left = MARGIN + HEIGHTS + drawing.width.max(words) + GAP;
-    let right = match &picture.image {
-        Some(image) => image_left + image.side(image.width).max(180),
-        None => MARGIN + HEIGHTS + drawing.width,
-    };
+    let right = picture
+        .image
+        .as_ref()
+        .map_or(MARGIN + HEIGHTS + drawing.width, |image| {
+            image_left + image.side(image.width).max(180)
+        });
     let width = (right + MARGIN).max(NARROWEST);
     let mut scene = Scene::new([width, 0]);
 
@@ -268,16 +266,16 @@ fn lay_out(picture: &RetrievalPicture) -> Result<Scene> {
     let spare = (width - MARGIN - right).max(0) / 2;
     let left = MARGIN + HEIGHTS + spare;
     let bottom = drawing.draw(&mut scene, [left, top]);
-    let end = match &picture.image {
-        Some(_) => image_left + spare - GAP,
-        None => width - MARGIN,
+    let below = [left, bottom + 26];
+    let bottom = match &picture.image {
+        None => strip(&mut scene, &drawing, below, width - MARGIN),
+        Some(image) => {
+            let beside = image_left + spare;
+            let bottom = strip(&mut scene, &drawing, below, beside - GAP);
+            bottom.max(draw_image(&mut scene, tree, image, [beside, top]))
+        }
     };
-    let bottom = strip(&mut scene, &drawing, [left, bottom + 26], end);
-    let beside = match &picture.image {
-        Some(image) => draw_image(&mut scene, tree, image, [image_left + spare, top]),
-        None => top,
-    };
-    scene.size[1] = bottom.max(beside) + MARGIN;
+    scene.size[1] = bottom + MARGIN;
     Ok(scene)
 }
 
@@ -559,176 +557,14 @@ fn legend(scene: &mut Scene, drawing: &Drawing, top: i32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use arbora::tree::Layout;
-
     use super::*;
-
-    /// The search that ends at a leaf, with made-up probabilities.
-    fn search(shape: TokenTreeShape, length: usize, leaf: usize) -> SearchedTree {
-        let height = shape.height();
-        let path: Vec<usize> = (0..=shape.decisions())
-            .map(|depth| shape.ancestor(leaf, height - depth))
-            .collect();
-        let probabilities: Vec<Vec<f32>> = (0..shape.decisions())
-            .map(|depth| {
-                let children = shape.children(height - depth, path[depth]);
-                let others = (children.len() - 1).max(1) as f32;
-                let probability = |child| {
-                    if child == path[depth + 1] {
-                        0.9
-                    } else {
-                        0.1 / others
-                    }
-                };
-                children.map(probability).collect()
-            })
-            .collect();
-        SearchedTree::new(shape, length, &path, &probabilities)
-    }
-
-    fn picture(tokens: usize, branching: usize, leaf: usize) -> RetrievalPicture {
-        let shape = TokenTreeShape::new(tokens, branching, Layout::LeftFilled);
-        RetrievalPicture {
-            title: format!("{tokens} tokens"),
-            summary: Vec::new(),
-            tree: search(shape, tokens, leaf),
-            image: None,
-            sequence: None,
-        }
-    }
-
-    fn image(leaves: usize) -> ImageInset {
-        let (height, width) = (20, 30);
-        ImageInset {
-            height,
-            width,
-            channels: 3,
-            pixels: (0..height * width * 3)
-                .map(|at| at as f32 / 1800.0 - 0.5)
-                .collect(),
-            leaves: (0..leaves).map(|leaf| (leaf % 20, leaf / 20)).collect(),
-            query: (19, 29),
-        }
-    }
-
-    fn scene(picture: &RetrievalPicture) -> Scene {
-        lay_out(picture).unwrap()
-    }
-
-    #[test]
-    fn an_svg_has_a_mark_for_each_node_of_a_small_tree() {
-        // 13 leaves under 7, 4, 2 and 1 nodes. The path has 4 nodes; 3 siblings and 2 leaves are
-        // selected, at heights 0 to 3. The legend repeats each kind of mark.
-        let scene = scene(&picture(13, 2, 9));
-        assert_eq!(scene.count("circle", DESCENDED), 4 + 1);
-        assert_eq!(scene.count("rect", OUTLINE), 5 + 4);
-        assert_eq!(scene.count("circle", UNTOUCHED), 27 - 4 - 5 + 1);
-        assert_eq!(scene.count("polygon", SUBTREE), 0);
-        let text = scene.svg();
-        let counts = ["0.90", "0.10"].map(|share| text.matches(share).count());
-        assert_eq!(counts, [3, 3]);
-    }
-
-    #[test]
-    fn of_a_large_tree_only_nodes_that_were_read_are_drawn() {
-        let picture = picture(512, 2, 301);
-        let drawing = Drawing::new(&picture.tree, None);
-        // The root and, at each of 8 decisions and at the leaves, two nodes.
-        assert_eq!(drawing.spots.len(), 1 + 2 * 8 + 2);
-        let folded = drawing.spots.iter().filter(|spot| spot.is_folded);
-        let hidden: usize = folded
-            .map(|spot| spot.label.parse::<usize>().unwrap())
-            .sum();
-        assert_eq!(hidden, 510);
-        assert!(drawing.width < 800, "{}", drawing.width);
-        let scene = scene(&picture);
-        assert_eq!(scene.count("circle", DESCENDED), 9 + 1);
-        assert_eq!(scene.count("rect", OUTLINE), 10 + 9);
-        assert_eq!(scene.count("polygon", SUBTREE), 8 + 1);
-        assert_eq!(scene.count("circle", UNTOUCHED), 0);
-    }
-
-    #[test]
-    fn nothing_overlaps_or_leaves_the_picture() {
-        let long = "a title of many words ".repeat(8) + &"unbroken".repeat(20);
-        let binary = [1, 2, 5, 13, 32, 33, 200, 131_072].map(|tokens| (tokens, 2));
-        let others = [(3, 3), (28, 3), (200, 3), (256, 4), (4000, 8), (4096, 16)];
-        for (tokens, branching) in binary.into_iter().chain(others) {
-            for layout in [Layout::LeftFilled, Layout::Published] {
-                for leaf in [0, tokens / 2, tokens - 1] {
-                    let shape = TokenTreeShape::new(tokens, branching, layout);
-                    // Leaves on the left leave room for ghosts on the right.
-                    let length = tokens - (tokens - 1 - leaf).min(tokens / 5);
-                    // Breaking long lines takes most of the time; once per tree is enough.
-                    let words = if leaf == 0 { &long } else { "short words" };
-                    let picture = RetrievalPicture {
-                        title: words.into(),
-                        summary: vec![words.into(), "second".into()],
-                        tree: search(shape, length, leaf),
-                        image: (length <= 600).then(|| image(length)),
-                        sequence: Some(SequenceInset {
-                            labels: (0..length).map(|leaf| format!("token {leaf}")).collect(),
-                            query: words.into(),
-                            answer: Some(leaf),
-                        }),
-                    };
-                    let name = format!("N = {tokens}, b = {branching}, {layout:?}, leaf {leaf}");
-                    scene(&picture).check(&name);
-                    let selected = picture.tree.selected().into_iter();
-                    let covered: usize = selected.map(|(_, leaves)| leaves.len()).sum();
-                    assert_eq!(covered, length, "{name}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_png_shows_the_colours_of_the_tree_in_the_image() {
-        let drawn = |image: Option<ImageInset>| {
-            let picture = RetrievalPicture {
-                image,
-                ..picture(200, 2, 77)
-            };
-            let drawn = scene(&picture).drawn();
-            let count = |colour| drawn.iter().filter(|pixel| **pixel == colour).count();
-            [count(RAMP[0]), count(RAMP[3]), count(DESCENDED)]
-        };
-        let bare = drawn(None);
-        assert!(bare.iter().all(|count| *count > 50), "{bare:?}");
-        // Two leaves are selected, and the highest selected node covers 72; a pixel is enlarged to
-        // 9 by 9, and frames may hide some of it.
-        let inset = drawn(Some(image(200)));
-        let more = [0, 1, 2].map(|at| inset[at] - bare[at]);
-        assert!((2 * 49..=2 * 81).contains(&more[0]), "{more:?}");
-        assert!((72 * 49..=72 * 81).contains(&more[1]), "{more:?}");
-        assert!(more[2] > 20, "{more:?}");
-    }
-
-    #[test]
-    fn a_sequence_says_where_its_answer_lies() {
-        let answer = |answer: Option<usize>| {
-            let sequence = Some(SequenceInset {
-                labels: (0..13).map(|leaf| format!("t{leaf}")).collect(),
-                query: "which?".into(),
-                answer,
-            });
-            scene(&RetrievalPicture {
-                sequence,
-                ..picture(13, 2, 9)
-            })
-        };
-        let text = answer(Some(8)).svg();
-        assert!(text.contains("query: which?") && text.contains('▼'));
-        assert!(text.contains("token 8, t8: a selected leaf"), "{text}");
-        let text = answer(Some(0)).svg();
-        assert!(text.contains("token 0, t0: inside a selected node of height 3"));
-        assert!(!answer(None).svg().contains('▼'));
-    }
+    use arbora::tree::Layout;
 
     #[test]
     fn levels_mark_the_path_its_siblings_and_ghosts() {
         let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
-        let tree = search(shape, 5, 4);
+        let probabilities = [[0.1, 0.9], [0.9, 0.1]].map(Vec::from);
+        let tree = SearchedTree::new(shape, 5, &[0, 1, 2], &probabilities);
         let level = |height| (0..shape.width(height)).map(move |index| (height, index));
         let state = |(height, index)| tree.node(height, index).state;
         let states = [3, 2, 1, 0].map(|height| level(height).map(state).collect::<Vec<_>>());
@@ -748,44 +584,17 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "searched tree: path at depth 1: expected one of 0..2, got 2")]
-    fn a_path_that_leaves_its_tree_panics() {
-        let shape = TokenTreeShape::new(8, 2, Layout::LeftFilled);
-        SearchedTree::new(shape, 8, &[0, 2, 0], &[]);
-    }
-
-    #[test]
     fn a_tree_that_nothing_read_is_one_subtree() {
-        let mut untouched = picture(512, 2, 0);
-        untouched.tree.path.clear();
-        let scene = scene(&untouched);
-        scene.check("untouched");
-        assert!(scene.svg().contains(">512</text>"));
-    }
-
-    #[test]
-    fn what_is_no_tree_or_does_not_fit_it_is_refused() {
-        let message = |picture: &RetrievalPicture| lay_out(picture).err().unwrap().to_string();
-        let shape = TokenTreeShape::new(13, 2, Layout::LeftFilled);
-        for (length, fits) in [(0, false), (13, true), (14, false)] {
-            let tree = std::panic::catch_unwind(|| SearchedTree::new(shape, length, &[0; 4], &[]));
-            assert_eq!(tree.is_ok(), fits, "{length}");
-        }
-        let with_image = |image: ImageInset| RetrievalPicture {
-            image: Some(image),
-            ..picture(13, 2, 9)
-        };
-        let few = message(&with_image(image(12)));
-        assert_eq!(few, "image: leaves: expected 13, got 12");
-        let mut outside = image(13);
-        outside.query = (20, 0);
-        let outside = message(&with_image(outside));
-        let expected = "image: expected a pixel of 20x30, got row 20, column 0";
-        assert_eq!(outside, expected);
-        let sequence = RetrievalPicture {
-            sequence: Some(SequenceInset::default()),
-            ..picture(13, 2, 9)
-        };
-        assert_eq!(message(&sequence), "sequence: labels: expected 13, got 0");
+        let shape = TokenTreeShape::new(512, 2, Layout::LeftFilled);
+        let mut tree = SearchedTree::new(shape, 512, &[0; 9], &[]);
+        tree.path.clear();
+        let scene = lay_out(&RetrievalPicture {
+            title: "untouched".into(),
+            summary: Vec::new(),
+            tree,
+            image: None,
+            sequence: None,
+        });
+        assert!(scene.unwrap().svg().contains(">512</text>"));
     }
 }
