@@ -83,6 +83,12 @@ fn every_model_leaves_numbers_curves_and_a_run_that_eval_measures_again() {
             near(shares.iter().sum::<f64>(), 4.0);
             let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
             near(number(&numbers["leaf_share_min"]), least);
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            near(number(&numbers["leaf_share_max"]), most);
+            // Shares of all text, without those of leaves that got none.
+            let used = shares.iter().map(|share| share / 4.0);
+            let entropy = used.filter(|share| *share > 0.0).map(|share| -share * share.ln());
+            near(number(&numbers["effective_leaves"]), entropy.sum::<f64>().exp());
         }
         let learns = model == "tree-coder";
         assert_eq!(numbers["route_entropy.1"].is_f64(), learns, "{numbers}");

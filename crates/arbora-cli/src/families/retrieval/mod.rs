@@ -6,21 +6,18 @@ mod model;
 pub mod report;
 
 pub use config::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
-pub use model::{RetrievalModel, Search, Strategy, Walk};
+pub use model::{RetrievalModel, Search, Strategy};
 
-use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, common, named};
+use super::curves::Curve;
+use super::{About, Column, Family, Finished, Kept, TrainingBatches, column, common};
 use anyhow::{Result, bail};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use data::{Problem, TaskData};
-use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 impl Family for RetrievalConfig {
-    type Task = RetrievalTask;
     type ModelKind = RetrievalModelKind;
     type Data = Arc<TaskData>;
     type Batch = Problem;
@@ -28,6 +25,7 @@ impl Family for RetrievalConfig {
 
     const NAME: &'static str = "retrieval";
     const VERSION: u32 = 1;
+    const PRESETS: &'static str = include_str!("../../../presets/retrieval.json");
     const COLUMNS: &'static [Column] = &[
         column("tokens_percent", "% tokens", 1),
         column("nodes_read", "nodes read", 1),
@@ -41,13 +39,6 @@ impl Family for RetrievalConfig {
         "reward",
     ];
 
-    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
-        if from.is_some() {
-            bail!("--from: {task} starts from fresh weights");
-        }
-        Ok(Self::of_task(named(task)?, preset))
-    }
-
     common!();
 
     fn checked(mut self) -> Result<Self> {
@@ -57,9 +48,7 @@ impl Family for RetrievalConfig {
     }
 
     fn load(&self, _run: Option<&Path>) -> Result<Self::Data> {
-        let data = data::load(self)?;
-        self.check_features(&data.features)?;
-        Ok(Arc::new(data))
+        data::load(self).map(Arc::new)
     }
 
     fn about(&self, data: &Self::Data) -> Result<About> {
@@ -72,9 +61,9 @@ impl Family for RetrievalConfig {
             digest: data.facts.as_ref().map(|facts| facts.sha256.clone()),
             items: data.items,
             count: data.count,
-            static_metrics: BTreeMap::new(),
             data_summary: data.data_summary.clone(),
-            kept: data.kept()?,
+            kept: data.facts.iter().map(Kept::facts).collect::<Result<_>>()?,
+            ..About::default()
         })
     }
 
@@ -93,7 +82,12 @@ impl Family for RetrievalConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<Problem>, TaskError> {
-        (data.evaluation)(items, self.eval_batch_size, device)
+        let batches = self.common().batches(items, data.count);
+        (data.evaluation)(batches, self.eval_batch_size, device)
+    }
+
+    fn curves(&self, has_classes: bool) -> Vec<Curve> {
+        report::curves_shown(self.reward, has_classes)
     }
 
     fn draw(
@@ -103,20 +97,5 @@ impl Family for RetrievalConfig {
         folder: &Path,
     ) -> Result<()> {
         report::draw(runs, data, device, folder)
-    }
-}
-
-impl FamilyModel for RetrievalModel {
-    fn timed_forward(&self, batch: &Problem, rng: &mut ChaCha8Rng) -> usize {
-        drop(self.predict(batch, rng));
-        let [examples, queries, _] = batch.queries.dims();
-        examples * queries
-    }
-
-    fn walking_at_random(self) -> Result<Self> {
-        match self.retreever() {
-            Some(_) => Ok(self.with_walk(Walk::Random)),
-            None => bail!("walks no tree"),
-        }
     }
 }
