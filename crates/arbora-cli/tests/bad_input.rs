@@ -445,7 +445,10 @@ fn values_that_are_no_numbers_or_out_of_range_are_refused_by_name() {
 fn data_of_another_task_and_settings_that_do_not_fit_the_data_are_refused() {
     let place = Place::new();
     let cases: [(&str, &[&str]); 4] = [
-        (r#"data={"kind":"copy"}"#, &["data: of another task than images"]),
+        (
+            r#"data={"kind":"copy"}"#,
+            &["data: of another task than images"],
+        ),
         (
             r#"architecture.order={"axis":2}"#,
             &["positions have 2 coordinates"],

@@ -145,7 +145,11 @@ fn searches_are_compared_in_one_table() {
     let search = "greedy,samples=4,beam=2";
     let numbers = place.eval("out", &["--search", search, "--temperature", "0.5"]);
     let searches = numbers["searches"].as_array().unwrap();
-    let names = ["greedy", "samples=4, temperature 0.5", "beam=2, temperature 0.5"];
+    let names = [
+        "greedy",
+        "samples=4, temperature 0.5",
+        "beam=2, temperature 0.5",
+    ];
     for (search, name) in searches.iter().zip(names) {
         assert_eq!(search["search"], name);
         assert_finite(&search["metrics"]);
@@ -158,7 +162,9 @@ fn searches_are_compared_in_one_table() {
     let table = place.succeed(&args);
     assert_eq!(table.lines().count(), 5, "{table}");
     let page = fs::read_to_string(place.path("page.md")).unwrap();
-    assert!(page.contains(&format!("arbora eval out --search {search} --markdown FILE")));
+    assert!(page.contains(&format!(
+        "arbora eval out --search {search} --markdown FILE"
+    )));
 }
 
 #[test]
@@ -398,7 +404,10 @@ fn single_settings_of_a_choice_already_made_can_be_changed_alone() {
         "out",
     ]);
     let data = &place.json("out/config.json")["data"];
-    assert_eq!((&data["held_out"], &data["channels"]), (&json!(3), &json!(1)));
+    assert_eq!(
+        (&data["held_out"], &data["channels"]),
+        (&json!(3), &json!(1))
+    );
     let line = place.refuse_training(&["--set", "data.held_out=5"]);
     assert!(line.contains("unknown key data.held_out"), "{line}");
 }

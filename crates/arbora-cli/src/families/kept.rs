@@ -12,9 +12,11 @@ use std::path::Path;
 pub struct Kept {
     name: &'static str,
     contents: String,
-    /// Refuses other facts than a run's folder has: the folder, what it has, what there is.
-    check: Option<fn(&Path, &str, &str) -> Result<()>>,
+    check: Option<Check>,
 }
+
+/// Refuses other facts than a run's folder has: the folder, what it has, what there is.
+type Check = fn(&Path, &str, &str) -> Result<()>;
 
 /// What tells data from others.
 pub trait Facts: Serialize + DeserializeOwned {

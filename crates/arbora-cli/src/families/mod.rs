@@ -1,13 +1,8 @@
 //! Families of tasks: what commands need of a run, whichever family it is of.
 //!
-//! *Retrieval*: queries are answered from a context, by ReTreever and what it is compared with. *Sequences*: the
-//! tokens of a sequence are classified, by a transformer whose attention is of some kind. *Language*: each next token
-//! of a text is predicted, by a TreeCoder and what it is compared with.
-//!
 //! A family is a folder with the same files: `config` (settings and what is checked of them), `data` (from settings to
 //! batches), `model` (what a step minimises and an evaluation measures) and, where a run shows more than curves, `report`.
-//! Its `mod.rs` joins them as one [`Family`]. A new family is such a folder, a file of `presets`, a variant in `names`, an
-//! arm of [`of_family!`], and what `inspect` shows of it.
+//! Its `mod.rs` joins them as one [`Family`].
 
 mod attention;
 mod check;

@@ -65,9 +65,7 @@ pub enum TokenizerSource {
         vocabulary: usize,
     },
     /// A `tokenizer.json` as Hugging Face's library writes it.
-    File {
-        path: PathBuf,
-    },
+    File { path: PathBuf },
 }
 
 fn default_vocabulary() -> usize {

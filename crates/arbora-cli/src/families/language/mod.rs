@@ -15,6 +15,7 @@ use anyhow::Result;
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use model::BITS_PER_BYTE;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 impl Family for LanguageConfig {
@@ -51,18 +52,16 @@ impl Family for LanguageConfig {
         self.check_text(data)?;
         let tokenizer = data.text.tokenizer();
         let counts = self.tree_coder(tokenizer.vocabulary()).parameters();
-        let static_metrics = [
-            ("active_parameters", counts.active),
-            ("total_parameters", counts.total),
-        ];
+        let (active, total) = (counts.active as f64, counts.total as f64);
         Ok(About {
             fingerprint: self.fingerprint_with(tokenizer)?,
             digest: Some(data.digest()),
             items: "sequences of held-out text",
             count: Some(data.text.validation_windows()),
-            static_metrics: static_metrics
-                .map(|(name, count)| (name.to_owned(), count as f64))
-                .into(),
+            static_metrics: BTreeMap::from([
+                ("active_parameters".into(), active),
+                ("total_parameters".into(), total),
+            ]),
             data_summary: Some(self.data_summary(data)),
             kept: data.kept()?,
         })

@@ -408,36 +408,8 @@ mod tests {
         // Three chunks, and two of the window of six bytes.
         let weights: Vec<f64> = entropies.map(|one| one.weight).collect();
         assert!(!weights.is_empty() && weights.iter().all(|weight| *weight == 5.0));
-    }
-
-    #[test]
-    fn leaves_are_measured_in_large_trees_and_chunks_of_padding_are_left_out() {
-        let settings = [CHUNKS, "architecture.height=7", "model=hash-route"];
-        let (model, batch, _, routing) = routed(&settings, &Device::flex());
-        // Windows of 10 and 6 bytes: chunks of 4, 4 and 2; the second window ends in its second chunk.
-        assert_eq!(routing.leaves.len(), 6);
         let sequences: Vec<usize> = model.routed(&batch, &routing).map(|(one, _)| one).collect();
         assert_eq!(sequences, [0, 0, 0, 1, 1]);
-        let means: Vec<(String, f64)> = model
-            .evaluate(batch.clone(), &mut ChaCha8Rng::seed_from_u64(2))
-            .into_iter()
-            .map(|measured| (measured.name, measured.sum / measured.weight))
-            .collect();
-        let shares = means
-            .iter()
-            .filter(|(name, _)| name.starts_with(LEAF_SHARE));
-        assert_eq!(shares.clone().count(), 128);
-        let sum: f64 = shares.map(|(_, share)| share).sum();
-        assert!((sum - 128.0).abs() < 1e-9);
-        let derived = model.derive(&means);
-        let number = |wanted: &str| {
-            let found = derived.iter().find(|(name, _)| name == wanted);
-            found.unwrap().1
-        };
-        assert_eq!(number("leaf_share_min"), 0.0);
-        assert!(number("leaf_share_max") >= 128.0 / 5.0);
-        assert!((1.0..=5.0).contains(&number("effective_leaves").round()));
-        assert!(model.routes(&batch, &routing, LISTED_LEAVES).is_empty());
     }
 
     #[test]

@@ -8,9 +8,11 @@ pub mod report;
 pub use config::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
 pub use model::{RetrievalModel, Search, Strategy};
 
-use super::curves::Curve;
+use super::curves::{self, Curve, PERCENT};
 use super::{About, Column, Family, Finished, Kept, TrainingBatches, column, common};
+use crate::picture::completion::{self, CompletionRow};
 use anyhow::{Result, bail};
+use arbora::models::RewardKind;
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use data::{Problem, TaskData};
@@ -87,15 +89,45 @@ impl Family for RetrievalConfig {
     }
 
     fn curves(&self, has_classes: bool) -> Vec<Curve> {
-        report::curves_shown(self.reward, has_classes)
+        let reward = match self.reward {
+            RewardKind::Published if has_classes => ("% of answers right", 100.0),
+            RewardKind::Accuracy => ("% of answers right", 100.0),
+            RewardKind::Published | RewardKind::LogLikelihood => ("nats per query", 1.0),
+            RewardKind::NegativeMse => ("negative squared error", 1.0),
+        };
+        let nats = ("nats per query", 1.0);
+        let per_decision = ("nats per decision", 1.0);
+        let tokens = "Share of tokens selected";
+        vec![
+            Curve("Training loss", ("nats", 1.0), "train", "loss"),
+            Curve(tokens, ("%", 1.0), "train", "tokens_percent"),
+            Curve("Log-likelihood, training", nats, "train", "log_likelihood"),
+            Curve("Log-likelihood, held out", nats, "valid", "log_likelihood"),
+            Curve("Accuracy, training", PERCENT, "train", "accuracy"),
+            Curve("Accuracy, held out", PERCENT, "valid", "accuracy"),
+            Curve("Entropy of the policy", per_decision, "train", "entropy"),
+            Curve("Reward", reward, "train", "reward"),
+        ]
     }
 
+    /// Also completed images, in `completion.png` and `completion.svg`.
     fn draw(
         runs: &[Finished<'_, Self>],
         data: &Self::Data,
         device: &Device,
         folder: &Path,
     ) -> Result<()> {
-        report::draw(runs, data, device, folder)
+        curves::draw(&curves::panels(runs)?, folder)?;
+        if let (Some(images), Some(first)) = (&data.images, runs.first()) {
+            let models: Vec<&RetrievalModel> = runs.iter().filter_map(|run| run.model).collect();
+            let context = report::picture_context(first.config);
+            let shown = 0..images.test().count.min(report::PICTURE_ROWS);
+            let rows =
+                shown.map(|image| report::completed(images, &models, image, context, device));
+            let rows: Vec<CompletionRow> = rows.collect::<Result<_, _>>()?;
+            let names: Vec<&str> = runs.iter().map(|run| run.name).collect();
+            completion::draw(&rows, &names, &folder.join("completion"))?;
+        }
+        Ok(())
     }
 }

@@ -29,10 +29,7 @@ pub enum Source {
     /// The bundled sample of Fashion-MNIST.
     Sample,
     /// IDX files, gzipped or not.
-    Idx {
-        train: PathBuf,
-        test: PathBuf,
-    },
+    Idx { train: PathBuf, test: PathBuf },
     /// A folder of PNG or JPEG files.
     Folder {
         path: PathBuf,
