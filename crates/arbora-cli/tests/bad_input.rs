@@ -442,6 +442,29 @@ fn values_that_are_no_numbers_or_out_of_range_are_refused_by_name() {
 }
 
 #[test]
+fn data_of_another_task_and_settings_that_do_not_fit_the_data_are_refused() {
+    let place = Place::new();
+    let cases: [(&str, &[&str]); 4] = [
+        (
+            r#"data={"kind":"copy"}"#,
+            &["data: of another task than images"],
+        ),
+        (
+            r#"architecture.order={"axis":2}"#,
+            &["positions have 2 coordinates"],
+        ),
+        ("reward=accuracy", &["reward: accuracy needs classes"]),
+        (
+            r#"trainer.policy_gradient.baseline={"kind":"leave_one_out"}"#,
+            &["samples", "needs at least 2"],
+        ),
+    ];
+    for (setting, words) in cases {
+        refuse_setting(&place, setting, words);
+    }
+}
+
+#[test]
 fn unknown_keys_and_choices_name_what_is_known() {
     let place = Place::new();
     let cases: [(&str, &[&str]); 9] = [
@@ -902,6 +925,32 @@ fn a_mistyped_argument_is_refused_with_what_it_may_have_been() {
         ),
     ] {
         assert_says(&place.refuse(args), words);
+    }
+}
+
+#[test]
+fn searches_are_read_by_name_and_number_of_paths() {
+    let place = Place::new();
+    for wrong in [
+        "beam",
+        "beam=",
+        "beam=0",
+        "beam=-1",
+        "samples=65537",
+        "widest=3",
+        "greedy=2",
+    ] {
+        let message = place.refuse(&["eval", "out", "--search", wrong]);
+        assert_says(&message, &["--search", "expected", wrong]);
+    }
+}
+
+#[test]
+fn temperatures_that_are_not_positive_are_refused() {
+    let place = Place::new();
+    for wrong in ["0", "-1", "NaN", "inf", "warm"] {
+        let eval = ["eval", "out", "--search", "greedy", "--temperature", wrong];
+        assert_says(&place.refuse(&eval), &["expected a finite number above 0"]);
     }
 }
 

@@ -83,6 +83,17 @@ fn every_model_leaves_numbers_curves_and_a_run_that_eval_measures_again() {
             near(shares.iter().sum::<f64>(), 4.0);
             let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
             near(number(&numbers["leaf_share_min"]), least);
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            near(number(&numbers["leaf_share_max"]), most);
+            // Shares of all text, without those of leaves that got none.
+            let used = shares.iter().map(|share| share / 4.0);
+            let entropy = used
+                .filter(|share| *share > 0.0)
+                .map(|share| -share * share.ln());
+            near(
+                number(&numbers["effective_leaves"]),
+                entropy.sum::<f64>().exp(),
+            );
         }
         let learns = model == "tree-coder";
         assert_eq!(numbers["route_entropy.1"].is_f64(), learns, "{numbers}");
@@ -243,6 +254,38 @@ fn a_tree_can_be_walked_at_random() {
         let line = place.refuse(&["eval", run, "--random-route"]);
         assert!(line.contains(words), "{line}");
     }
+}
+
+#[test]
+fn leaves_are_measured_in_large_trees() {
+    let place = place();
+    let args = [
+        "--model",
+        "hash-route",
+        "--set",
+        "architecture.height=7",
+        "--set",
+        r#"architecture.route_on={"kind":"previous-chunk","tokens":6}"#,
+        "--set",
+        "trainer.steps=1",
+        "--out",
+        "out",
+    ];
+    train(&place, &args);
+    let log = place.metrics("out");
+    let mut steps = log
+        .lines()
+        .filter(|line| line.contains(r#""split":"train""#));
+    assert!(
+        !steps.next().unwrap().contains("leaf_share"),
+        "too many for a log"
+    );
+    let metrics = place.eval("out", &[])["metrics"].clone();
+    let shares = (0..128).map(|leaf| number(&metrics[format!("leaf_share.{leaf}")]));
+    near(shares.sum::<f64>(), 128.0);
+    assert_eq!(metrics["leaf_share_min"], 0.0);
+    let (most, used) = (&metrics["leaf_share_max"], &metrics["effective_leaves"]);
+    assert!(number(most) > 1.0 && (1.0..128.0).contains(&number(used)));
 }
 
 #[test]

@@ -236,6 +236,45 @@ fn new_trees_split_tokens_unless_told_not_to() {
 }
 
 #[test]
+fn losses_on_routes_weigh_what_the_settings_say() {
+    let place = place();
+    let parts = |balance: f64, alignment: f64| {
+        let run = format!("{balance}-{alignment}");
+        let weights = [
+            format!("trees.lambda_balance={balance}"),
+            format!("trees.lambda_alignment={alignment}"),
+        ];
+        let start = ["--model", "tree-fine", "--out", &run, "--set"];
+        train(
+            &place,
+            &[&start[..], &[&weights[0], "--set", &weights[1]]].concat(),
+        );
+        let log = place.metrics(&run);
+        let step = parse(log.lines().next().unwrap());
+        let task = -step["log_likelihood"].as_f64().unwrap();
+        let auxiliary = step["loss"].as_f64().unwrap() - task;
+        let part = |name: &str| step[name].as_f64();
+        (auxiliary, part("balance"), part("alignment"))
+    };
+    let near = |found: f64, expected: f64| {
+        assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
+    };
+    let (loss, balance, alignment) = parts(2.0, 3.0);
+    let (balance, alignment) = (balance.unwrap(), alignment.unwrap());
+    assert!(balance > 0.1 && alignment > 1e-3, "{balance} {alignment}");
+    near(loss, 2.0 * balance + 3.0 * alignment);
+    // What weighs nothing is not computed.
+    let (loss, found, none) = parts(2.0, 0.0);
+    assert_eq!(none, None);
+    near(found.unwrap(), balance);
+    near(loss, 2.0 * balance);
+    let (loss, none, found) = parts(0.0, 3.0);
+    assert_eq!(none, None);
+    near(loss, 3.0 * found.unwrap());
+    assert_eq!(parts(0.0, 0.0), (0.0, None, None));
+}
+
+#[test]
 fn a_resumed_run_continues_the_same_numbers() {
     let place = place();
     let args = ["--model", "tree-fine", "--set", "trees.anneal=true"];

@@ -139,6 +139,35 @@ fn eval_repeats_the_numbers_that_training_ended_with() {
 }
 
 #[test]
+fn searches_are_compared_in_one_table() {
+    let place = Place::new();
+    place.train(&["--out", "out"]);
+    let search = "greedy,samples=4,beam=2";
+    let numbers = place.eval("out", &["--search", search, "--temperature", "0.5"]);
+    let searches = numbers["searches"].as_array().unwrap();
+    let names = [
+        "greedy",
+        "samples=4, temperature 0.5",
+        "beam=2, temperature 0.5",
+    ];
+    for (search, name) in searches.iter().zip(names) {
+        assert_eq!(search["search"], name);
+        assert_finite(&search["metrics"]);
+    }
+    assert_eq!(searches.len(), names.len());
+    let greedy = place.eval("out", &[]);
+    let likelihood = |numbers: &Value| numbers["metrics"]["log_likelihood"].clone();
+    assert_eq!(likelihood(&searches[0]), likelihood(&greedy));
+    let args = ["eval", "out", "--search", search, "--markdown", "page.md"];
+    let table = place.succeed(&args);
+    assert_eq!(table.lines().count(), 5, "{table}");
+    let page = fs::read_to_string(place.path("page.md")).unwrap();
+    assert!(page.contains(&format!(
+        "arbora eval out --search {search} --markdown FILE"
+    )));
+}
+
+#[test]
 fn the_final_numbers_are_over_all_test_images() {
     let place = Place::new();
     let trained = parse(&place.train(&["--out", "out", "--json"]));
@@ -215,7 +244,35 @@ fn settings_layer_from_preset_to_file_to_single_settings_to_options() {
     assert_eq!(config["trainer"]["seed"], 17);
     assert_eq!(config["architecture"]["d_model"], 8, "from the file");
     assert_eq!(config["architecture"]["branching"], 2, "from the preset");
+    assert_eq!(config["trainer"]["learning_rate"], 1e-3, "from the preset");
     assert_eq!(place.metrics("out").matches("train").count(), 3);
+}
+
+#[test]
+fn settings_with_forms_of_their_own_are_replaced_whole() {
+    let place = Place::new();
+    place.train(&[
+        "--set",
+        "trainer.steps=0",
+        "--set",
+        r#"architecture.order={"random":{"seed":4}}"#,
+        "--set",
+        r#"data={"kind":"sample"}"#,
+        "--set",
+        r#"trainer.policy_gradient.baseline={"kind":"constant","value":-1.5}"#,
+        "--set",
+        "reward=negative-mse",
+        "--set",
+        "test_items=4",
+        "--out",
+        "out",
+    ]);
+    let config = place.json("out/config.json");
+    let order = json!({ "random": { "seed": 4 } });
+    assert_eq!(config["architecture"]["order"], order);
+    assert_eq!(config["data"], json!({ "kind": "sample" }));
+    let baseline = &config["trainer"]["policy_gradient"]["baseline"];
+    assert_eq!(*baseline, json!({ "kind": "constant", "value": -1.5 }));
 }
 
 #[test]
@@ -289,21 +346,70 @@ fn the_model_compared_with_is_a_run_of_its_own_inside() {
     );
 }
 
-#[test]
-fn a_folder_of_colour_pictures_is_a_data_set() {
-    let place = Place::new();
+/// Six pictures in the folder `pictures`.
+fn pictures(place: &Place) {
     fs::create_dir(place.path("pictures")).unwrap();
     for picture in 0..6u8 {
         RgbImage::from_fn(9, 7, |x, y| Rgb([30 * picture, 20 * x as u8, 30 * y as u8]))
             .save(place.path(format!("pictures/{picture}.png")))
             .unwrap();
     }
+}
+
+#[test]
+fn a_folder_of_colour_pictures_is_a_data_set() {
+    let place = Place::new();
+    pictures(&place);
     let data =
         format!(r#"data={{"kind":"folder","path":"pictures","size":{SIZE:?},"held_out":2}}"#);
     let trained = parse(&place.train(&["--set", &data, "--out", "out", "--json"]));
     assert_finite(&trained["models"]["retreever"]);
     let evaluated = place.eval("out", &[]);
     assert_eq!(evaluated["items"], 2);
+}
+
+#[test]
+fn fingerprints_tell_architectures_apart_and_ignore_the_schedule() {
+    let place = Place::new();
+    pictures(&place);
+    let print = |run: &str, setting: &str| {
+        let one = ["--set", "trainer.steps=1", "--set", setting, "--out", run];
+        place.train(&one);
+        let state = place.json(format!("{run}/checkpoints/step-00000001/state.json"));
+        state["fingerprint"].as_str().unwrap().to_owned()
+    };
+    let base = print("base", "trainer.seed=1");
+    assert_eq!(base, print("schedule", "trainer.learning_rate=1e-4"));
+    let colour =
+        format!(r#"data={{"kind":"folder","path":"pictures","size":{SIZE:?},"held_out":2}}"#);
+    assert_ne!(base, print("colour", &colour));
+    assert_ne!(base, print("branching", "architecture.branching=3"));
+    assert_ne!(base, print("random", "model=random-route"));
+}
+
+#[test]
+fn single_settings_of_a_choice_already_made_can_be_changed_alone() {
+    let place = Place::new();
+    pictures(&place);
+    place.train(&[
+        "--set",
+        r#"data={"kind":"folder","path":"pictures","held_out":2}"#,
+        "--set",
+        "data.held_out=3",
+        "--set",
+        "data.channels=1",
+        "--set",
+        "trainer.steps=0",
+        "--out",
+        "out",
+    ]);
+    let data = &place.json("out/config.json")["data"];
+    assert_eq!(
+        (&data["held_out"], &data["channels"]),
+        (&json!(3), &json!(1))
+    );
+    let line = place.refuse_training(&["--set", "data.held_out=5"]);
+    assert!(line.contains("unknown key data.held_out"), "{line}");
 }
 
 #[test]

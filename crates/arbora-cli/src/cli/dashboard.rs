@@ -4,9 +4,6 @@ use anyhow::{Result, bail};
 use std::io::IsTerminal;
 
 /// Refuses a dashboard that cannot be shown.
-///
-/// # Errors
-/// If it is not compiled in, or standard output is no terminal.
 pub fn check() -> Result<()> {
     if !cfg!(feature = "dashboard") {
         bail!("--dashboard is not compiled in; build with --features dashboard");

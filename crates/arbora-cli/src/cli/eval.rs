@@ -99,11 +99,12 @@ pub fn lines(means: &BTreeMap<String, f64>) -> String {
     let is_accuracy = |name: &str| name == "accuracy" || name.starts_with("accuracy_");
     let (accuracies, others): (Vec<_>, Vec<_>) =
         means.iter().partition(|(name, _)| is_accuracy(name));
-    let accuracies = accuracies
-        .into_iter()
-        .map(|(name, mean)| format!("\n{name:<16} {:>8.2} %", 100.0 * mean));
-    let others = others
-        .into_iter()
-        .map(|(name, mean)| format!("\n{name:<16} {mean:>10.4}"));
-    accuracies.chain(others).collect()
+    let line = |(name, mean): (&String, &f64)| {
+        if is_accuracy(name) {
+            format!("\n{name:<16} {:>8.2} %", 100.0 * mean)
+        } else {
+            format!("\n{name:<16} {mean:>10.4}")
+        }
+    };
+    accuracies.into_iter().chain(others).map(line).collect()
 }

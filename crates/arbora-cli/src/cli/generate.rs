@@ -1,8 +1,8 @@
 //! `arbora generate`
 
 use crate::backend;
-use crate::families::AnyTask;
 use crate::families::language::{LanguageConfig, kept_tokenizer};
+use crate::families::{AnyTask, FamilyModel as _};
 use crate::message::tell;
 use crate::placement::PlaceArgs;
 use crate::run::config_of;
@@ -106,16 +106,11 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let model = checkpoint.load_model(untrained.place(&args.place.open()?)?)?;
 
     let mut shown = match (&args.prompts[..], &prompts[..]) {
-        ([text], [prompt]) if !args.json => Some(Stream {
-            prompt: text,
-            text: Continuation::new(&tokenizer, prompt, &args.stops)?,
-            stop_tokens: &options.stop,
-            new: Vec::new(),
-            pushed: 0,
-            written: 0,
-            out: std::io::stdout(),
-            failed: None,
-        }),
+        ([text], [prompt]) if !args.json => {
+            let continuation = Continuation::new(&tokenizer, prompt, &args.stops)?;
+            let out = std::io::stdout();
+            Some(Stream::new(text, continuation, &options.stop, out))
+        }
         _ => None,
     };
     let on_token = |new: NewToken| {
@@ -127,35 +122,30 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         .network()
         .generate_each(&prompts, &options, on_token)
         .map_err(|error| refused(&error, &args))?;
-    let texts: Vec<Text> = prompts
-        .iter()
-        .zip(&found)
-        .map(|(prompt, found)| Text::new(&tokenizer, prompt, found, &args.stops))
-        .collect::<Result<_>>()?;
+    let texts = prompts.iter().zip(&found);
+    let texts = texts.map(|(prompt, found)| text_of(&tokenizer, prompt, found, &args.stops));
+    let texts: Vec<Continued> = texts.collect::<Result<_>>()?;
     if let Some(shown) = shown {
         shown.finish(&texts[0])?;
     }
     if args.json {
-        let continuations: Vec<Value> = args
-            .prompts
-            .iter()
-            .zip(&texts)
-            .zip(&found)
-            .map(|((prompt, text), found)| text.json(prompt, found))
-            .collect();
-        super::show(
-            &json!({
-                "run": args.run.to_string_lossy(), "model": config.model,
-                "step": checkpoint.state().step, "backend": backend, "continuations": continuations,
-            })
-            .to_string(),
-        )?;
+        let continuations = args.prompts.iter().zip(&texts).zip(&found);
+        let continuations =
+            continuations.map(|((prompt, text), found)| numbers(prompt, text, found));
+        let continuations: Vec<Value> = continuations.collect();
+        let value = json!({
+            "run": args.run.to_string_lossy(), "model": config.model,
+            "step": checkpoint.state().step, "backend": backend, "continuations": continuations,
+        });
+        super::show(&value.to_string())?;
     } else if args.prompts.len() > 1 {
         let whole = args.prompts.iter().zip(&texts);
         let whole = whole.map(|(prompt, text)| format!("{prompt}{}", text.text));
         super::show(&whole.collect::<Vec<_>>().join("\n---\n"))?;
     }
-    remarks(&config, &args, &texts, &found);
+    if !args.json {
+        remarks(&config, &texts, &found);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -215,21 +205,15 @@ fn refused(error: &GenerateError, args: &GenerateArgs) -> anyhow::Error {
 }
 
 /// What a person should know of the continuations beside them.
-fn remarks(config: &LanguageConfig, args: &GenerateArgs, texts: &[Text], found: &[Generated]) {
-    if args.json {
-        return;
-    }
+fn remarks(config: &LanguageConfig, texts: &[Continued], found: &[Generated]) {
     let prompt = config.prompt();
     if config.model.has_tree() && found.iter().any(|found| found.short_prompt) {
         tell!(
             "a prompt has fewer than the {prompt} tokens that choose the route: the model was not trained for that"
         );
     }
-    let full = texts.iter().zip(found);
-    if full
-        .into_iter()
-        .any(|(text, found)| !text.is_stopped && found.finish == Finish::Context)
-    {
+    let mut all = texts.iter().zip(found);
+    if all.any(|(text, found)| !text.is_stopped && found.finish == Finish::Context) {
         tell!(
             "the context of {} tokens is full; --reroute N goes on beyond it",
             config.data.window
@@ -237,58 +221,41 @@ fn remarks(config: &LanguageConfig, args: &GenerateArgs, texts: &[Text], found: 
     }
 }
 
-/// A continuation as text.
-struct Text {
-    /// Up to what it stops at.
-    text: String,
-    /// The fewest tokens whose text begins with it.
-    tokens: usize,
-    is_stopped: bool,
+/// A continuation up to what it stops at, whether that is a text or a token.
+fn text_of(
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    found: &Generated,
+    stops: &[String],
+) -> Result<Continued> {
+    // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
+    let mut text = Continuation::new(tokenizer, prompt, stops)?;
+    let new = found.before_stop().iter();
+    new.for_each(|&token| text.push(token));
+    let mut text = text.whole()?;
+    text.is_stopped |= matches!(found.finish, Finish::Stop { .. });
+    Ok(text)
 }
 
-impl Text {
-    fn new(
-        tokenizer: &Tokenizer,
-        prompt: &[u32],
-        found: &Generated,
-        stops: &[String],
-    ) -> Result<Self> {
-        // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
-        let mut text = Continuation::new(tokenizer, prompt, stops)?;
-        let new = found.before_stop().iter();
-        new.for_each(|&token| text.push(token));
-        let Continued {
-            text,
-            tokens,
-            is_stopped,
-        } = text.whole()?;
-        Ok(Self {
-            text,
-            tokens,
-            is_stopped: is_stopped || matches!(found.finish, Finish::Stop { .. }),
-        })
-    }
-
-    fn json(&self, prompt: &str, found: &Generated) -> Value {
-        let finish = match found.finish {
-            _ if self.is_stopped => "stop",
-            Finish::Context => "context",
-            _ => "length",
-        };
-        let shown = &found.log_probabilities[..self.tokens];
-        let mean = shown.iter().sum::<f64>() / shown.len() as f64;
-        let finite = |number: f64| number.is_finite().then_some(number);
-        // Leaves and margins are of all that was generated, hidden behind a stop or not.
-        json!({
-            "prompt": prompt, "text": self.text, "tokens": found.tokens[..self.tokens], "finish": finish,
-            "generated_tokens": found.tokens.len(),
-            "leaves": found.leaves,
-            "mean_log_probability": finite(mean),
-            "smallest_margin": finite(found.smallest_margin),
-            "smallest_route_margin": finite(found.smallest_route_margin),
-            "short_prompt": found.short_prompt,
-        })
-    }
+/// A continuation for a program. Leaves and margins are of all that was generated, hidden behind a stop or not.
+fn numbers(prompt: &str, text: &Continued, found: &Generated) -> Value {
+    let finish = match found.finish {
+        _ if text.is_stopped => "stop",
+        Finish::Context => "context",
+        _ => "length",
+    };
+    let shown = &found.log_probabilities[..text.tokens];
+    let mean = shown.iter().sum::<f64>() / shown.len() as f64;
+    let finite = |number: f64| number.is_finite().then_some(number);
+    json!({
+        "prompt": prompt, "text": text.text, "tokens": found.tokens[..text.tokens], "finish": finish,
+        "generated_tokens": found.tokens.len(),
+        "leaves": found.leaves,
+        "mean_log_probability": finite(mean),
+        "smallest_margin": finite(found.smallest_margin),
+        "smallest_route_margin": finite(found.smallest_route_margin),
+        "short_prompt": found.short_prompt,
+    })
 }
 
 /// A continuation that is written as it comes, up to the text that it stops at.
@@ -307,7 +274,20 @@ struct Stream<'a, W> {
     failed: Option<std::io::Error>,
 }
 
-impl<W: Write> Stream<'_, W> {
+impl<'a, W: Write> Stream<'a, W> {
+    fn new(prompt: &'a str, text: Continuation<'a>, stop_tokens: &'a [Vec<u32>], out: W) -> Self {
+        Self {
+            prompt,
+            text,
+            stop_tokens,
+            new: Vec::new(),
+            pushed: 0,
+            written: 0,
+            out,
+            failed: None,
+        }
+    }
+
     fn push(&mut self, token: u32) {
         if self.new.is_empty() {
             // Not before: a prompt may be refused.
@@ -338,7 +318,7 @@ impl<W: Write> Stream<'_, W> {
     }
 
     /// Writes what was held back and does belong to the continuation.
-    fn finish(mut self, whole: &Text) -> Result<()> {
+    fn finish(mut self, whole: &Continued) -> Result<()> {
         self.show(&whole.text);
         self.write("\n");
         match self.failed {
@@ -404,13 +384,13 @@ mod tests {
         assert_eq!(lower.decode(&stop).unwrap(), "end");
         let finish = Finish::Stop { length: stop.len() };
         let found = generated(ids("the END"), finish);
-        let text = Text::new(&lower, &ids("all "), &found, &stops).unwrap();
+        let text = text_of(&lower, &ids("all "), &found, &stops).unwrap();
         assert_eq!((text.text.as_str(), text.is_stopped), ("the ", true));
-        let numbers = text.json("all ", &found);
-        assert_eq!(numbers["tokens"], json!(ids("the ")));
-        assert_eq!(numbers["generated_tokens"], 7);
-        assert_eq!(numbers["mean_log_probability"], -1.5);
-        assert_eq!(numbers["finish"], "stop");
+        let shown = numbers("all ", &text, &found);
+        assert_eq!(shown["tokens"], json!(ids("the ")));
+        assert_eq!(shown["generated_tokens"], 7);
+        assert_eq!(shown["mean_log_probability"], -1.5);
+        assert_eq!(shown["finish"], "stop");
     }
 
     #[test]
@@ -419,15 +399,15 @@ mod tests {
         let ids = |text: &str| bytes.encode(text).unwrap().ids;
         // In tokens that are not those of the stop, as another way of merging would have them.
         let found = generated(ids("the end of"), Finish::Length);
-        let text = Text::new(&bytes, &ids("x"), &found, &["end".into()]).unwrap();
-        let numbers = text.json("x", &found);
-        assert_eq!(numbers["text"], "the ");
-        assert_eq!(numbers["tokens"], json!(ids("the ")));
-        assert_eq!(numbers["mean_log_probability"], -1.5);
-        let nothing = Text::new(&bytes, &ids("x"), &found, &["the".into()]).unwrap();
-        let numbers = nothing.json("x", &found);
-        assert_eq!(numbers["tokens"], json!([]));
-        assert_eq!(numbers["mean_log_probability"], Value::Null);
+        let text = text_of(&bytes, &ids("x"), &found, &["end".into()]).unwrap();
+        let shown = numbers("x", &text, &found);
+        assert_eq!(shown["text"], "the ");
+        assert_eq!(shown["tokens"], json!(ids("the ")));
+        assert_eq!(shown["mean_log_probability"], -1.5);
+        let nothing = text_of(&bytes, &ids("x"), &found, &["the".into()]).unwrap();
+        let shown = numbers("x", &nothing, &found);
+        assert_eq!(shown["tokens"], json!([]));
+        assert_eq!(shown["mean_log_probability"], Value::Null);
     }
 
     /// What generation makes of tokens that a model draws.
@@ -454,18 +434,10 @@ mod tests {
                 .map(|place| letters[number / 4_usize.pow(place) % 4])
                 .collect();
             let found = until_stop(&drawn, &stop_tokens);
-            let whole = Text::new(&bytes, &[120], &found, &stops).unwrap();
+            let whole = text_of(&bytes, &[120], &found, &stops).unwrap();
             let mut out = Vec::new();
-            let mut shown = Stream {
-                prompt: "x",
-                text: Continuation::new(&bytes, &[120], &stops).unwrap(),
-                stop_tokens: &stop_tokens,
-                new: Vec::new(),
-                pushed: 0,
-                written: 0,
-                out: &mut out,
-                failed: None,
-            };
+            let text = Continuation::new(&bytes, &[120], &stops).unwrap();
+            let mut shown = Stream::new("x", text, &stop_tokens, &mut out);
             for &token in &found.tokens {
                 shown.push(token);
                 let text = std::str::from_utf8(&shown.out[1..]).unwrap();

@@ -2,9 +2,11 @@
 
 use super::GrowArgs;
 use crate::alone::alone;
-use crate::families::retrieval::RetrievalModel;
+use crate::families::kind;
 use crate::families::retrieval::data::Source;
-use crate::families::retrieval::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
+use crate::families::retrieval::{
+    RetrievalConfig, RetrievalModel, RetrievalModelKind, RetrievalTask,
+};
 use crate::grow::{Choice, Cost, Settings, View, bandit, optimisation, refusal};
 use crate::message::tell;
 use crate::picture::curves::{self, Panel, Series};
@@ -14,11 +16,10 @@ use crate::table::table;
 use anyhow::{Context as _, Result, bail};
 use arbora::rl::train::is_folder;
 use burn::tensor::Device;
-use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::iter::once;
+use std::ops::Range;
 use std::process::ExitCode;
 
 /// Rounds at the end of a bandit loop that are also looked at by themselves: what was learned.
@@ -26,37 +27,14 @@ const LAST: usize = 100;
 /// Points of a curve, at most.
 const POINTS: usize = 100;
 
-/// Which loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Loop {
-    /// Pull arms of the wheel bandit.
-    Bandit,
-    /// Look for the maximum of functions drawn from Gaussian processes.
-    Optimisation,
-}
-
-impl Loop {
-    fn of(task: RetrievalTask) -> Option<Self> {
-        match task {
-            RetrievalTask::Bandit => Some(Self::Bandit),
-            RetrievalTask::Gp => Some(Self::Optimisation),
-            _ => None,
-        }
+kind! {
+    /// Which loop.
+    Loop {
+        /// Pull arms of the wheel bandit.
+        Bandit = "bandit",
+        /// Look for the maximum of functions drawn from Gaussian processes.
+        Optimisation = "optimisation",
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bandit => "bandit",
-            Self::Optimisation => "optimisation",
-        }
-    }
-}
-
-/// A model of the run and what it attends to.
-struct Player {
-    view: View,
-    cost: Cost,
 }
 
 pub fn run(args: GrowArgs) -> Result<ExitCode> {
@@ -64,16 +42,8 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     let kind = fitting(args.kind, config_of::<RetrievalConfig>(&args.run)?.task)?;
     let out = args.out.as_deref().unwrap_or(&args.run);
     is_folder(out)?;
-    let TrainedRun::<RetrievalConfig> {
-        config,
-        data,
-        model,
-        step,
-        backend,
-        device,
-        ..
-    } = TrainedRun::load(&args.run, args.backend.as_deref(), &[])?;
-    let most_tokens = data.features.most_tokens;
+    let run = TrainedRun::<RetrievalConfig>::load(&args.run, args.backend.as_deref(), &[])?;
+    let (model, device) = (&run.model, &run.device);
 
     let (rounds, repeats) = match kind {
         Loop::Bandit => (500, 10),
@@ -82,7 +52,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     let settings = Settings {
         rounds: args.rounds.map_or(rounds, |rounds| rounds as usize),
         repeats: args.repeats.map_or(repeats, |repeats| repeats as usize),
-        random_rounds: match &config.data {
+        random_rounds: match &run.config.data {
             Source::Bandit(bandit) => bandit.min_context,
             Source::Gp(gp) => gp.min_context,
             _ => unreachable!("a loop that fits the task"),
@@ -90,44 +60,58 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
         choice: args.choice,
         seed: args.seed,
     };
+    let most_tokens = run.data.features.most_tokens;
     if settings.rounds > most_tokens {
         tell!(
-            "contexts grow to {} tokens; the run was trained with at most {}",
-            settings.rounds,
-            most_tokens
+            "contexts grow to {} tokens; the run was trained with at most {most_tokens}",
+            settings.rounds
         );
     }
-    let views: &[View] = match config.model {
+    let views: &[View] = match run.config.model {
         RetrievalModelKind::ReTreever | RetrievalModelKind::OracleRoute => {
             &[View::Learned, View::Random, View::AllLeaves]
         }
         RetrievalModelKind::RandomRoute => &[View::Random, View::AllLeaves],
         RetrievalModelKind::CrossAttention | RetrievalModelKind::Perceiver => &[View::Whole],
     };
-    let results = match &config.data {
+    let players = match &run.config.data {
         Source::Gp(gp) => {
             let objectives = optimisation::objectives(gp.kernel, &settings);
-            let played = play(views, &settings, |view, tick| {
-                optimisation::run(&model, view, &objectives, &settings, &device, tick)
+            let mut players = play(views, &settings, |view, tick| {
+                let played = optimisation::run(model, view, &objectives, &settings, device, tick)?;
+                Ok((vec![simple(played.0)], played.1))
             })?;
-            let random = optimisation::random_search(&objectives, &settings);
-            Results::Optimisation { played, random }
+            players.push(Player {
+                name: "random search",
+                view: "random-search".into(),
+                regret: vec![simple(optimisation::random_search(&objectives, &settings))],
+                cost: None,
+            });
+            players
         }
-        _ => {
-            let played = play(views, &settings, |view, tick| {
-                bandit::run(&model, view, &settings, &device, tick)
-            })?;
-            Results::Bandit { played }
-        }
+        _ => play(views, &settings, |view, tick| {
+            let (regrets, cost) = bandit::run(model, view, &settings, device, tick)?;
+            let regrets = regrets.into_iter().map(|one| -> Regret {
+                Box::new(move |rounds| one.percent(rounds.start, rounds.end))
+            });
+            Ok((regrets.collect(), cost))
+        })?,
     };
-    let anew = encoded_anew(&model, &device);
-    draw(&results, &settings, kind, out)?;
+    let played = Played {
+        kind,
+        settings,
+        players,
+    };
+    let anew = encoded_anew(model, device);
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let pictures = out.join(format!("grow-{}", kind.name()));
+    alone(out, || curves::draw(&played.panels(), &pictures))?;
     let text = if args.json {
-        let mut value = results.json(&settings);
+        let mut value = played.json();
         value["run"] = args.run.to_string_lossy().into();
-        value["model"] = json!(config.model);
-        value["step"] = step.into();
-        value["backend"] = backend.into();
+        value["model"] = json!(run.config.model);
+        value["step"] = run.step.into();
+        value["backend"] = run.backend.into();
         value["loop"] = json!(kind);
         value["streamed"] = anew.is_none().into();
         value["encoded_anew_because"] = json!(anew);
@@ -138,8 +122,9 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
             Some(reason) => format!("each round encodes the whole context anew: {reason}"),
         };
         format!(
-            "{} at step {step}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}",
-            config.model.name(),
+            "{} at step {}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}.svg",
+            run.config.model.name(),
+            run.step,
             kind.name(),
             settings.rounds,
             settings.repeats,
@@ -147,8 +132,8 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
                 Choice::Thompson => "Thompson sampling",
                 Choice::Ucb => "upper confidence bounds",
             },
-            results.text(&settings),
-            out.join(stem(kind) + ".svg").display()
+            played.text(),
+            pictures.display()
         )
     };
     super::show(&text)?;
@@ -157,17 +142,20 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
 
 /// The loop asked for, if it fits the run.
 fn fitting(asked: Option<Loop>, task: RetrievalTask) -> Result<Loop> {
+    let needs = |kind: Loop| match kind {
+        Loop::Bandit => RetrievalTask::Bandit,
+        Loop::Optimisation => RetrievalTask::Gp,
+    };
     let name = task.name();
-    match (Loop::of(task), asked) {
-        (Some(fits), None) => Ok(fits),
-        (Some(fits), Some(asked)) if fits == asked => Ok(fits),
-        (_, Some(Loop::Bandit)) => {
-            bail!("--loop bandit needs a run of the task bandit, this one is of {name}")
-        }
-        (_, Some(Loop::Optimisation)) => {
-            bail!("--loop optimisation needs a run of the task gp, this one is of {name}")
-        }
-        (None, None) => bail!("loops need a run of the task bandit or gp, this one is of {name}"),
+    let mut all = [Loop::Bandit, Loop::Optimisation].into_iter();
+    match asked.or_else(|| all.find(|kind| needs(*kind) == task)) {
+        Some(kind) if needs(kind) == task => Ok(kind),
+        Some(kind) => bail!(
+            "--loop {} needs a run of the task {}, this one is of {name}",
+            kind.name(),
+            needs(kind).name()
+        ),
+        None => bail!("loops need a run of the task bandit or gp, this one is of {name}"),
     }
 }
 
@@ -179,12 +167,32 @@ fn encoded_anew(model: &RetrievalModel, device: &Device) -> Option<String> {
     }
 }
 
+/// What one kind of world cost over some rounds, in each of its repeats.
+type Regret = Box<dyn Fn(Range<usize>) -> Vec<f64>>;
+
+/// Simple regrets after the last of some rounds.
+fn simple(regrets: optimisation::Regrets) -> Regret {
+    Box::new(move |rounds| regrets.iter().map(|one| one[rounds.end - 1]).collect())
+}
+
+/// Who chose, and what came of it.
+struct Player {
+    /// In tables and pictures.
+    name: &'static str,
+    /// In JSON.
+    view: Value,
+    /// By kind of world: the radii of a bandit, and one kind of functions.
+    regret: Vec<Regret>,
+    /// `None` where no model chose.
+    cost: Option<Cost>,
+}
+
 /// Runs a loop by each view with a progress bar, hidden where standard error is no terminal.
-fn play<T>(
+fn play(
     views: &[View],
     settings: &Settings,
-    run: impl Fn(View, &mut dyn FnMut()) -> Result<(T, Cost)>,
-) -> Result<Vec<(Player, T)>> {
+    run: impl Fn(View, &mut dyn FnMut()) -> Result<(Vec<Regret>, Cost)>,
+) -> Result<Vec<Player>> {
     let play = |&view: &View| {
         let bar = ProgressBar::new(settings.rounds as u64);
         let template = "{prefix:>16} {bar:24} {pos}/{len} [{elapsed}<{eta}]";
@@ -192,153 +200,187 @@ fn play<T>(
         bar.set_prefix(view.name());
         let played = run(view, &mut || bar.inc(1));
         bar.finish();
-        let (regrets, cost) = played?;
-        Ok((Player { view, cost }, regrets))
+        let (regret, cost) = played?;
+        Ok(Player {
+            name: view.name(),
+            view: json!(view),
+            regret,
+            cost: Some(cost),
+        })
     };
     views.iter().map(play).collect()
 }
 
-/// What the players of a loop achieved.
-enum Results {
-    Bandit {
-        played: Vec<(Player, Vec<bandit::Regrets>)>,
-    },
-    Optimisation {
-        played: Vec<(Player, optimisation::Regrets)>,
-        random: optimisation::Regrets,
-    },
+/// A loop that all players have played.
+struct Played {
+    kind: Loop,
+    settings: Settings,
+    players: Vec<Player>,
 }
 
-/// Rounds after which simple regret is reported.
-fn marks(rounds: usize) -> Vec<usize> {
-    let mut marks: Vec<usize> = [5, 10, 20, 40, 80, 160, 320]
-        .into_iter()
-        .filter(|mark| *mark < rounds)
-        .collect();
-    marks.push(rounds);
-    marks
+/// A line of a table of regrets.
+struct Row {
+    name: String,
+    world: usize,
+    rounds: Range<usize>,
 }
 
-/// The simple regrets of all functions after a number of rounds.
-fn after(regrets: &optimisation::Regrets, rounds: usize) -> Vec<f64> {
-    regrets.iter().map(|one| one[rounds - 1]).collect()
+impl Row {
+    /// Mean and standard error of what a player lost.
+    fn of(&self, player: &Player) -> Statistic {
+        with_error(&player.regret[self.world](self.rounds.clone()))
+    }
+
+    fn json(&self, player: &Player) -> Value {
+        let all = self.of(player);
+        json!({ "mean": all.mean, "standard_error": all.sd })
+    }
 }
 
-impl Results {
-    fn players(&self) -> Vec<&Player> {
-        match self {
-            Self::Bandit { played } => played.iter().map(|(player, _)| player).collect(),
-            Self::Optimisation { played, .. } => played.iter().map(|(player, _)| player).collect(),
+impl Played {
+    /// A row for each radius with the regrets from a round on, or for each number of rounds after which simple regret is
+    /// reported.
+    fn rows(&self, from: usize) -> Vec<Row> {
+        let last = self.settings.rounds;
+        let row = |name: String, world, rounds| Row {
+            name,
+            world,
+            rounds,
+        };
+        match self.kind {
+            Loop::Bandit => {
+                let radii = bandit::DELTAS.iter().enumerate();
+                let rows = radii.map(|(world, delta)| row(delta.to_string(), world, from..last));
+                rows.collect()
+            }
+            Loop::Optimisation => {
+                let marks = [5, 10, 20, 40, 80, 160, 320].into_iter();
+                let marks = marks.filter(|mark| *mark < last).chain([last]);
+                marks
+                    .map(|mark| row(mark.to_string(), 0, 0..mark))
+                    .collect()
+            }
         }
     }
 
-    fn json(&self, settings: &Settings) -> Value {
-        let rounds = settings.rounds;
-        let number = |values: Vec<f64>| {
-            let all = with_error(&values);
-            json!({ "mean": all.mean, "standard_error": all.sd })
-        };
-        let cost = |player: &Player| {
-            json!({
-                "nodes_read": player.cost.nodes_read,
-                "milliseconds_per_round": {
-                    "middle": player.cost.milliseconds(0.5), "end": player.cost.milliseconds(1.0),
-                },
-            })
-        };
-        let methods: Vec<Value> = match self {
-            Self::Bandit { played } => played
-                .iter()
-                .map(|(player, regrets)| {
-                    let last = rounds.saturating_sub(LAST);
-                    let regrets = regrets.iter().map(|regret| {
-                        json!({
-                            "delta": regret.delta,
-                            "percent_of_uniform": number(regret.percent(0, rounds)),
-                            "last_percent_of_uniform": number(regret.percent(last, rounds)),
-                        })
-                    });
-                    let regrets: Vec<Value> = regrets.collect();
-                    json!({ "view": player.view, "regret": regrets, "cost": cost(player) })
-                })
-                .collect(),
-            Self::Optimisation { played, random } => {
-                let regret = |regrets: &optimisation::Regrets| -> Vec<Value> {
-                    let row = |round| {
-                        let regret = number(after(regrets, round));
-                        json!({ "round": round, "simple_regret": regret })
-                    };
-                    marks(rounds).into_iter().map(row).collect()
-                };
-                let played = played.iter().map(|(player, regrets)| {
-                    let regret = regret(regrets);
-                    json!({ "view": player.view, "regret": regret, "cost": cost(player) })
+    /// The players that are models, with what they cost.
+    fn costs(&self) -> Vec<(&'static str, &Cost)> {
+        let players = self.players.iter();
+        let costs = players.filter_map(|one| Some((one.name, one.cost.as_ref()?)));
+        costs.collect()
+    }
+
+    fn json(&self) -> Value {
+        let settings = &self.settings;
+        let (all, last) = (
+            self.rows(0),
+            self.rows(settings.rounds.saturating_sub(LAST)),
+        );
+        let method = |player: &Player| {
+            let rows = all.iter().zip(&last).map(|(row, last)| match self.kind {
+                Loop::Bandit => json!({
+                    "delta": bandit::DELTAS[row.world],
+                    "percent_of_uniform": row.json(player),
+                    "last_percent_of_uniform": last.json(player),
+                }),
+                Loop::Optimisation => {
+                    json!({ "round": row.rounds.end, "simple_regret": row.json(player) })
+                }
+            });
+            let regret: Vec<Value> = rows.collect();
+            let mut method = json!({ "view": player.view, "regret": regret });
+            if let Some(cost) = &player.cost {
+                method["cost"] = json!({
+                    "nodes_read": cost.nodes_read,
+                    "milliseconds_per_round": {
+                        "middle": cost.milliseconds(0.5), "end": cost.milliseconds(1.0),
+                    },
                 });
-                let search = json!({ "view": "random-search", "regret": regret(random) });
-                played.chain([search]).collect()
             }
+            method
         };
         json!({
-            "rounds": rounds, "repeats": settings.repeats, "random_rounds": settings.random_rounds,
-            "choice": settings.choice, "seed": settings.seed, "methods": methods,
+            "rounds": settings.rounds, "repeats": settings.repeats,
+            "random_rounds": settings.random_rounds, "choice": settings.choice,
+            "seed": settings.seed, "methods": self.players.iter().map(method).collect::<Vec<_>>(),
         })
     }
 
-    fn text(&self, settings: &Settings) -> String {
-        let rounds = settings.rounds;
-        let mut names: Vec<&str> = self.players().iter().map(|one| one.view.name()).collect();
-        let costs = costs(&self.players(), rounds);
-        let over = |what: &str| match settings.repeats {
-            1 => String::new(),
-            _ => format!(", mean ± standard error over {what}"),
+    fn text(&self) -> String {
+        let rounds = self.settings.rounds;
+        let (title, corner, digits, worlds) = match self.kind {
+            Loop::Bandit => ("regret in % of uniform choice", "delta", 2, "repeats"),
+            Loop::Optimisation => ("simple regret after each round", "round", 4, "functions"),
         };
-        let quality = match self {
-            Self::Bandit { played } => {
-                let block = |from: usize| {
-                    let rows = bandit::DELTAS.iter().enumerate().map(|(at, delta)| {
-                        let cells = played.iter().map(|(_, regrets)| {
-                            with_error(&regrets[at].percent(from, rounds)).text(2)
-                        });
-                        std::iter::once(delta.to_string()).chain(cells).collect()
-                    });
-                    named("delta", &names, rows)
-                };
-                let over = over("repeats");
-                let mut text = format!("regret in % of uniform choice{over}\n{}", block(0));
-                if rounds > LAST {
-                    text += &format!("\n\nover the last {LAST} rounds\n{}", block(rounds - LAST));
-                }
-                text
-            }
-            Self::Optimisation { played, random } => {
-                names.push("random search");
-                let rows = marks(rounds).into_iter().map(|round| {
-                    let all = played.iter().map(|(_, regrets)| regrets).chain([random]);
-                    let cells = all.map(|regrets| with_error(&after(regrets, round)).text(4));
-                    std::iter::once(round.to_string()).chain(cells).collect()
-                });
-                format!(
-                    "simple regret after each round{}\n{}",
-                    over("functions"),
-                    named("round", &names, rows)
-                )
-            }
+        let names: Vec<&str> = self.players.iter().map(|one| one.name).collect();
+        let block = |from: usize| {
+            let rows = self.rows(from).into_iter().map(|row| {
+                let cells = self.players.iter().map(|one| row.of(one).text(digits));
+                once(row.name.clone()).chain(cells).collect()
+            });
+            named(corner, &names, rows)
         };
-        format!("{quality}\n\n{costs}")
+        let mut text = title.to_owned();
+        if self.settings.repeats > 1 {
+            text += &format!(", mean ± standard error over {worlds}");
+        }
+        text += &format!("\n{}", block(0));
+        if self.kind == Loop::Bandit && rounds > LAST {
+            let last = block(rounds - LAST);
+            text += &format!("\n\nover the last {LAST} rounds\n{last}");
+        }
+        format!("{text}\n\n{}", costs(&self.costs(), rounds))
+    }
+
+    /// Regret by round, and time by length of context.
+    fn panels(&self) -> Vec<Panel> {
+        let rounds = self.settings.rounds;
+        let shown: Vec<usize> = (1..=rounds).step_by(rounds.div_ceil(POINTS)).collect();
+        let (titles, y_label) = match self.kind {
+            Loop::Bandit => {
+                let titles = bandit::DELTAS.iter();
+                let titles = titles.map(|delta| format!("Regret, core of radius {delta}"));
+                (titles.collect(), "% of uniform choice so far")
+            }
+            Loop::Optimisation => (vec!["Simple regret".into()], "maximum - best seen"),
+        };
+        let regrets = titles.into_iter().enumerate().map(|(world, title)| {
+            let line = |one: &Player| series(one.name, &shown, &one.regret[world]);
+            Panel {
+                title,
+                x_label: "round".into(),
+                y_label: y_label.into(),
+                series: self.players.iter().map(line).collect(),
+                ..Panel::default()
+            }
+        });
+        let times = self.costs().into_iter().map(|(name, cost)| Series {
+            name: name.into(),
+            points: cost.by_tokens(self.settings.random_rounds),
+            ..Series::default()
+        });
+        let times = Panel {
+            title: "Time of a round".into(),
+            x_label: "tokens of context".into(),
+            y_label: "ms, all worlds".into(),
+            series: times.collect(),
+            ..Panel::default()
+        };
+        regrets.chain([times]).collect()
     }
 }
 
 /// What rounds cost, for a person.
-fn costs(players: &[&Player], rounds: usize) -> String {
-    let names: Vec<&str> = players.iter().map(|player| player.view.name()).collect();
-    let row = |text: &str, cell: &dyn Fn(&Player) -> String| {
-        let cells = players.iter().map(|one| cell(one));
-        std::iter::once(text.to_owned()).chain(cells).collect()
+fn costs(players: &[(&'static str, &Cost)], rounds: usize) -> String {
+    let names: Vec<&str> = players.iter().map(|(name, _)| *name).collect();
+    let row = |text: &str, cell: &dyn Fn(&Cost) -> String| {
+        let cells = players.iter().map(|(_, cost)| cell(cost));
+        once(text.to_owned()).chain(cells).collect()
     };
-    let time = |share: f64| move |one: &Player| format!("{:.2}", one.cost.milliseconds(share));
-    let read = |one: &Player| match one.cost.nodes_read {
-        Some(read) => format!("{read:.1}"),
-        None => "-".into(),
+    let time = |share: f64| move |cost: &Cost| format!("{:.2}", cost.milliseconds(share));
+    let read = |cost: &Cost| {
+        let read = cost.nodes_read;
+        read.map_or("-".into(), |read| format!("{read:.1}"))
     };
     let rows = [
         row(&format!("ms at {} tokens", rounds / 2), &time(0.5)),
@@ -357,89 +399,25 @@ fn with_error(values: &[f64]) -> Statistic {
 
 /// A table with what is played above its columns.
 fn named(corner: &str, names: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let names = names.iter().map(|name| (*name).to_owned());
-    let head = std::iter::once(corner.to_owned()).chain(names).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let head = once(corner).chain(names.iter().copied()).map(str::to_owned);
+    let rows: Vec<Vec<String>> = once(head.collect()).chain(rows).collect();
     table(&rows, 1).trim_end().to_owned()
 }
 
-/// What its pictures are called, without the ending.
-fn stem(kind: Loop) -> String {
-    format!("grow-{}", kind.name())
-}
-
-/// Draws regret by round and time by length of context.
-fn draw(results: &Results, settings: &Settings, kind: Loop, out: &Path) -> Result<()> {
-    let rounds = settings.rounds;
-    let shown: Vec<usize> = (1..=rounds).step_by(rounds.div_ceil(POINTS)).collect();
-    let mut panels: Vec<Panel> = match results {
-        Results::Bandit { played } => bandit::DELTAS
-            .iter()
-            .enumerate()
-            .map(|(at, delta)| Panel {
-                title: format!("Regret, core of radius {delta}"),
-                x_label: "round".into(),
-                y_label: "% of uniform choice so far".into(),
-                series: played
-                    .iter()
-                    .map(|(player, regrets)| {
-                        let measure = |round| regrets[at].percent(0, round);
-                        series(player.view.name(), &shown, measure)
-                    })
-                    .collect(),
-                ..Panel::default()
-            })
-            .collect(),
-        Results::Optimisation { played, random } => {
-            let named = played
-                .iter()
-                .map(|(player, regrets)| (player.view.name(), regrets))
-                .chain([("random search", random)]);
-            vec![Panel {
-                title: "Simple regret".into(),
-                x_label: "round".into(),
-                y_label: "maximum - best seen".into(),
-                series: named
-                    .map(|(name, regrets)| series(name, &shown, |round| after(regrets, round)))
-                    .collect(),
-                ..Panel::default()
-            }]
-        }
-    };
-    panels.push(Panel {
-        title: "Time of a round".into(),
-        x_label: "tokens of context".into(),
-        y_label: "ms, all worlds".into(),
-        series: results
-            .players()
-            .iter()
-            .map(|player| Series {
-                name: player.view.name().into(),
-                points: player.cost.by_tokens(settings.random_rounds),
-                ..Series::default()
-            })
-            .collect(),
-        ..Panel::default()
-    });
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    alone(out, || curves::draw(&panels, &out.join(stem(kind))))
-}
-
 /// Means with a band of one standard error to either side.
-fn series(name: &str, rounds: &[usize], measure: impl Fn(usize) -> Vec<f64>) -> Series {
-    let numbers: Vec<(f64, f64, f64)> = rounds
-        .iter()
-        .map(|round| {
-            let all = with_error(&measure(*round));
-            (*round as f64, all.mean, all.sd.unwrap_or(f64::NAN))
-        })
-        .collect();
-    let band = numbers
-        .iter()
-        .map(|(_, mean, error)| (mean - error, mean + error));
+fn series(name: &str, rounds: &[usize], regret: &Regret) -> Series {
+    let means = rounds.iter().map(|round| with_error(&regret(0..*round)));
+    let means: Vec<Statistic> = means.collect();
+    let points = rounds.iter().zip(&means);
+    let band = means.iter().map(|all| {
+        let error = all.sd.unwrap_or(f64::NAN);
+        (all.mean - error, all.mean + error)
+    });
     Series {
         name: name.into(),
-        points: numbers.iter().map(|(x, mean, _)| (*x, *mean)).collect(),
+        points: points
+            .map(|(round, all)| (*round as f64, all.mean))
+            .collect(),
         band: band.collect(),
     }
 }

@@ -346,10 +346,11 @@ fn run() -> ExitCode {
 fn end(lost: &str) -> ! {
     remote::finish();
     let kept = remote::saved(None).map(|kept| format!("; {kept}"));
-    let message = format!("error: {lost}{}", kept.unwrap_or_default());
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    // A closed standard error must not keep the process alive.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    // A closed standard error does not keep the process alive.
+    tell!(
+        "error: {}",
+        words(&format!("{lost}{}", kept.unwrap_or_default()))
+    );
     std::process::exit(1)
 }
 
@@ -364,13 +365,12 @@ fn refuse(refused: &clap::Error) -> ExitCode {
         return ExitCode::from(refused.exit_code() as u8);
     }
     let text = refused.to_string();
-    let one_line = |part: &str| part.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut parts = text.split("\n\n");
     // The others are the usage and a pointer to --help.
-    let cause = parts.next().map(one_line).unwrap_or_default();
+    let cause = parts.next().map(words).unwrap_or_default();
     let tips = parts.flat_map(str::lines);
     let tips = tips.filter_map(|line| line.trim().strip_prefix("tip: "));
-    let line = tips.fold(cause, |line, tip| format!("{line}; {}", one_line(tip)));
+    let line = tips.fold(cause, |line, tip| format!("{line}; {}", words(tip)));
     tell!("{line}");
     ExitCode::from(2)
 }
@@ -389,7 +389,7 @@ pub fn interrupted(message: &str) -> Result<ExitCode> {
     Ok(ExitCode::from(130))
 }
 
-/// An error and its causes in one line, whatever they contain. A cause that the text above it quotes
+/// An error and its causes in one line. A cause that the text above it quotes
 /// already is not repeated.
 fn one_line(error: &Error) -> String {
     let mut text = String::new();
@@ -400,6 +400,11 @@ fn one_line(error: &Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
+    words(&text)
+}
+
+/// A text in one line, whatever it contains.
+fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -16,9 +16,6 @@ use std::time::Instant;
 const MOST_PATHS: usize = 1 << 16;
 
 /// Reads `greedy`, `samples=K` or `beam=W`.
-///
-/// # Errors
-/// With what was expected.
 pub fn strategy(text: &str) -> Result<Strategy, String> {
     let number = |text: &str| {
         let number = text.parse().ok();
@@ -34,9 +31,6 @@ pub fn strategy(text: &str) -> Result<Strategy, String> {
 }
 
 /// Reads a temperature.
-///
-/// # Errors
-/// With what was expected.
 pub fn temperature(text: &str) -> Result<f64, String> {
     let temperature = text.parse().ok();
     let temperature = temperature.filter(|it: &f64| it.is_finite() && *it > 0.0);
@@ -61,9 +55,6 @@ fn name(search: &Search) -> String {
 }
 
 /// Measures a model with each search, and says what it costs and brings.
-///
-/// # Errors
-/// If the data cannot be measured on, or the Markdown file cannot be written.
 pub fn compare(run: &TrainedRun<RetrievalConfig>, args: &EvalArgs) -> Result<String> {
     let config = &run.config;
     let problems = config.evaluation(&run.data, config.test_items, &run.device)?;
@@ -71,8 +62,7 @@ pub fn compare(run: &TrainedRun<RetrievalConfig>, args: &EvalArgs) -> Result<Str
         .iter()
         .map(|problem| problem.queries.dims()[..2].iter().product::<usize>())
         .sum();
-    let mut rows: Vec<(String, BTreeMap<String, f64>)> = Vec::new();
-    for &strategy in &args.search {
+    let measure = |&strategy: &Strategy| {
         let search = Search {
             strategy,
             temperature: args.temperature,
@@ -80,27 +70,23 @@ pub fn compare(run: &TrainedRun<RetrievalConfig>, args: &EvalArgs) -> Result<Str
         let model = run.model.clone().with_search(search);
         let begun = Instant::now();
         let means = measure(&model, problems.iter().cloned(), config.trainer.seed);
+        let microseconds = begun.elapsed().as_secs_f64() * 1e6 / queries.max(1) as f64;
         let mut means: BTreeMap<String, f64> = means.into_iter().collect();
-        let seconds = begun.elapsed().as_secs_f64();
-        means.insert(
-            "microseconds_per_query".into(),
-            seconds * 1e6 / queries.max(1) as f64,
-        );
-        rows.push((name(&search), means));
-    }
+        means.insert("microseconds_per_query".into(), microseconds);
+        (name(&search), means)
+    };
+    let rows: Vec<_> = args.search.iter().map(measure).collect();
     let text = markdown(&rows);
     if let Some(path) = &args.markdown {
-        let text = page(&text, config, args);
-        crate::atomic_file::write(path, text)?;
+        crate::atomic_file::write(path, page(&text, config, args))?;
     }
-    if args.json {
-        let searches: Vec<Value> = rows
-            .iter()
-            .map(|(name, means)| json!({"search": name, "metrics": means}))
-            .collect();
-        return Ok(json!({"run": args.run.to_string_lossy(), "searches": searches}).to_string());
+    if !args.json {
+        return Ok(text);
     }
-    Ok(text)
+    let searches = rows.iter();
+    let searches = searches.map(|(name, means)| json!({"search": name, "metrics": means}));
+    let searches: Vec<Value> = searches.collect();
+    Ok(json!({"run": args.run.to_string_lossy(), "searches": searches}).to_string())
 }
 
 fn markdown(rows: &[(String, BTreeMap<String, f64>)]) -> String {
@@ -144,38 +130,4 @@ fn page(table: &str, config: &RetrievalConfig, args: &EvalArgs) -> String {
         args.run.display(),
         specs.join(","),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn searches_are_read_by_name_and_number_of_paths() {
-        assert_eq!(strategy("greedy"), Ok(Strategy::Greedy));
-        assert_eq!(strategy("samples=4"), Ok(Strategy::Samples(4)));
-        assert_eq!(strategy("beam=2"), Ok(Strategy::Beam(2)));
-        for wrong in [
-            "beam",
-            "beam=",
-            "beam=0",
-            "beam=-1",
-            "samples=65537",
-            "widest=3",
-            "greedy=2",
-        ] {
-            assert!(
-                strategy(wrong).unwrap_err().starts_with("expected"),
-                "{wrong}"
-            );
-        }
-    }
-
-    #[test]
-    fn temperatures_that_are_not_positive_are_refused() {
-        assert_eq!(temperature("0.5"), Ok(0.5));
-        for wrong in ["0", "-1", "NaN", "inf", "warm"] {
-            assert!(temperature(wrong).is_err(), "{wrong}");
-        }
-    }
 }

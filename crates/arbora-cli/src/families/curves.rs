@@ -6,39 +6,20 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// A number of a log as a panel of curves.
+/// A number of a log as a panel of curves: its title, what its axis says and what the number is multiplied by for that,
+/// `train` or `valid`, and its name in the log.
 #[derive(Clone, Copy, Debug)]
-pub struct Curve {
-    title: &'static str,
-    /// What its axis says, and what the number is multiplied by for that.
-    unit: (&'static str, f64),
-    /// `train` or `valid`.
-    split: &'static str,
-    key: &'static str,
-}
+pub struct Curve(
+    pub &'static str,
+    pub (&'static str, f64),
+    pub &'static str,
+    pub &'static str,
+);
 
 /// A share, drawn in per cent.
 pub const PERCENT: (&str, f64) = ("%", 100.0);
 
-/// A curve of a number, by its name in the log.
-pub const fn curve(
-    title: &'static str,
-    unit: (&'static str, f64),
-    split: &'static str,
-    key: &'static str,
-) -> Curve {
-    Curve {
-        title,
-        unit,
-        split,
-        key,
-    }
-}
-
 /// The lines of a run's log.
-///
-/// # Errors
-/// If it cannot be read.
 pub fn read_log(run: &Path) -> Result<Vec<Value>> {
     read_lines(&run.join("metrics.jsonl"))
 }
@@ -65,41 +46,36 @@ pub fn points(log: &[Value], split: &str, key: &str, scale: f64) -> Vec<(f64, f6
         .collect()
 }
 
-/// The name and the log of each run.
-///
-/// # Errors
-/// If one cannot be read.
-pub fn logs<'a, F: Family>(runs: &[Finished<'a, F>]) -> Result<Vec<(&'a str, Vec<Value>)>> {
-    let logs = runs.iter().map(|run| Ok((run.name, read_log(run.folder)?)));
-    logs.collect()
-}
-
-/// A panel for each number, with a curve for each run that logged it. What no run logged has no panel; there is
-/// always the first.
-pub fn panels(logs: &[(&str, Vec<Value>)], curves: &[Curve]) -> Vec<Panel> {
-    let panel = |curve: &Curve| {
-        let (y_label, scale) = curve.unit;
-        let series = logs.iter().map(|(name, log)| Series {
-            name: (*name).into(),
-            points: points(log, curve.split, curve.key, scale),
+/// A panel for each number of a family, with a curve for each run that logged it. What no run logged has no panel; there
+/// is always the first.
+pub fn panels<F: Family>(runs: &[Finished<'_, F>]) -> Result<Vec<Panel>> {
+    let logs = runs.iter().map(|run| read_log(run.folder));
+    let logs = logs.collect::<Result<Vec<_>>>()?;
+    let Some(last) = runs.last() else {
+        return Ok(Vec::new());
+    };
+    let mut lines = logs.iter().flatten();
+    let has_classes = lines.any(|line| line.get("accuracy").is_some());
+    let panel = |Curve(title, (y_label, scale), split, key)| {
+        let series = runs.iter().zip(&logs).map(|(run, log)| Series {
+            name: run.name.into(),
+            points: points(log, split, key, scale),
             ..Series::default()
         });
         Panel {
-            title: curve.title.into(),
+            title: title.into(),
             y_label: y_label.into(),
             series: series.filter(|one| !one.points.is_empty()).collect(),
             ..Panel::default()
         }
     };
-    let panels = curves.iter().map(panel).enumerate();
+    let curves = last.config.curves(has_classes).into_iter();
+    let panels = curves.map(panel).enumerate();
     let shown = panels.filter(|(at, panel)| *at == 0 || !panel.series.is_empty());
-    shown.map(|(_, panel)| panel).collect()
+    Ok(shown.map(|(_, panel)| panel).collect())
 }
 
 /// Draws panels as `curves.png` and `curves.svg` in a folder.
-///
-/// # Errors
-/// If a picture cannot be written.
 pub fn draw(panels: &[Panel], folder: &Path) -> Result<()> {
     curves::draw(panels, &folder.join("curves"))
 }

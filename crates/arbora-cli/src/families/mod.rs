@@ -1,78 +1,51 @@
 //! Families of tasks: what commands need of a run, whichever family it is of.
 //!
-//! *Retrieval*: queries are answered from a context, by ReTreever and what it is compared with. *Sequences*: the
-//! tokens of a sequence are classified, by a transformer whose attention is of some kind. *Language*: each next token
-//! of a text is predicted, by a TreeCoder and what it is compared with.
-//!
-//! A family is a folder with the same files: `config` (settings and presets), `data` (from settings to batches),
-//! `model` (what a step minimises and an evaluation measures) and `report` (what people see of a run). Its `mod.rs`
-//! joins them as one [`Family`]. A new family is such a folder, a variant in `names`, an arm of
-//! [`of_family!`], and what `inspect` shows of it.
+//! A family is a folder with the same files: `config` (settings and what is checked of them), `data` (from settings to
+//! batches), `model` (what a step minimises and an evaluation measures) and, where a run shows more than curves, `report`.
+//! Its `mod.rs` joins them as one [`Family`].
 
+mod attention;
+mod check;
 pub mod curves;
+mod kept;
 pub mod language;
 mod names;
+mod presets;
 pub mod retrieval;
 pub mod sequence;
+mod training;
 
+pub use kept::Kept;
+pub(crate) use names::kind;
 pub use names::{AnyModel, AnyTask, Preset, named, names};
 
-use crate::atomic_file;
 use crate::placement::NOTHING_TO_PLACE;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use arbora::models::tree_coder::Placement;
 use arbora::rl::train::{TrainableModel, TrainerConfig};
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use clap::ValueEnum;
+use curves::Curve;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// Evaluation asks the same questions in every run, whatever its seed.
 pub const EVALUATION_SEED: u64 = 0;
 
-/// Far above any size that is of use, and below what overflows an address.
-pub const LARGEST_SIZE: usize = 1 << 16;
-
-/// Refuses the first of some settings, each with its least value, that is no size.
-fn check_sizes<'a>(sizes: impl IntoIterator<Item = (&'a str, usize, usize)>) -> Result<()> {
-    for (key, value, least) in sizes {
-        if !(least..=LARGEST_SIZE).contains(&value) {
-            bail!("{key}: expected {least} to {LARGEST_SIZE}, got {value}");
-        }
-    }
-    Ok(())
-}
-
-/// Refuses the first of some settings that is no number of at least 0.
-fn check_weights<const N: usize>(weights: [(&str, f64); N]) -> Result<()> {
-    for (key, weight) in weights {
-        if !(weight.is_finite() && weight >= 0.0) {
-            bail!("{key}: expected a number of at least 0, got {weight}");
-        }
-    }
-    Ok(())
-}
-
 /// Calls a function that is generic over the family with the family of a task.
 macro_rules! of_family {
-    ($task:expr, $function:ident($($argument:expr),*)) => {
+    ($task:expr, $function:ident($($argument:expr),*)) => {{
+        use $crate::families::{AnyTask as Task, language, retrieval, sequence};
         match $task {
-            $crate::families::AnyTask::Retrieval(_) => {
-                $function::<$crate::families::retrieval::RetrievalConfig>($($argument),*)
-            }
-            $crate::families::AnyTask::Sequence(_) => {
-                $function::<$crate::families::sequence::SequenceConfig>($($argument),*)
-            }
-            $crate::families::AnyTask::Language(_) => {
-                $function::<$crate::families::language::LanguageConfig>($($argument),*)
-            }
+            Task::Retrieval(_) => $function::<retrieval::RetrievalConfig>($($argument),*),
+            Task::Sequence(_) => $function::<sequence::SequenceConfig>($($argument),*),
+            Task::Language(_) => $function::<language::LanguageConfig>($($argument),*),
         }
-    };
+    }};
 }
 pub(crate) use of_family;
 
@@ -95,11 +68,8 @@ use common;
 
 /// The settings of a run, and what they make.
 pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
-    /// What is learned.
-    type Task: ValueEnum;
-    /// Which model learns it.
+    /// Which model learns.
     type ModelKind: ValueEnum;
-    /// The data.
     type Data;
     /// What a step works on.
     type Batch: Clone + Send + Sync + 'static;
@@ -110,44 +80,31 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     const NAME: &'static str;
     /// Of its numbers: a commit that changes what a training or an evaluation comes to raises it.
     const VERSION: u32;
+    /// Where the settings of its tasks start: a file of `presets`.
+    const PRESETS: &'static str;
     /// What a comparison shows beside the qualities.
     const COLUMNS: &'static [Column];
     /// The numbers of a run that a dashboard plots, where they are logged.
     #[cfg_attr(not(feature = "dashboard"), allow(dead_code))]
     const LIVE: &'static [&'static str];
 
-    /// The settings that a task starts from.
-    ///
-    /// - from: the run whose weights a run starts from
-    ///
-    /// # Errors
-    /// If the task has no such preset, or starts from fresh weights.
-    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self>;
+    /// See [`presets::read`].
+    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
+        presets::read(task, preset, from)
+    }
     /// What the settings of all families have.
     fn common(&self) -> Common<'_>;
     /// The same with absolute paths, so that a run can be resumed and measured from anywhere, and checked beyond
     /// what types do.
-    ///
-    /// # Errors
-    /// With the first setting that is out of range; if the working directory cannot be read.
     fn checked(self) -> Result<Self>;
     /// Loads the data.
     ///
     /// - run: the folder of the run whose data they are, where there is one: what it keeps of them counts. That they are
     ///   the data that it began with [`About::expect_kept`] says.
-    ///
-    /// # Errors
-    /// If they cannot be read or do not fit the settings, or what is kept is damaged.
     fn load(&self, run: Option<&Path>) -> Result<Self::Data>;
-    /// What settings and data together come to.
-    ///
-    /// # Errors
-    /// With the first setting that does not fit the data.
+    /// What settings and data together come to. Settings that do not fit the data are refused.
     fn about(&self, data: &Self::Data) -> Result<About>;
     /// The model before its first step.
-    ///
-    /// # Errors
-    /// If it is to start from a run that cannot be read or does not fit.
     fn init(&self, data: &Self::Data, device: &Device) -> Result<Self::Model> {
         Ok(self.untrained(data, device))
     }
@@ -158,25 +115,25 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     /// The fixed evaluation batches.
     ///
     /// - items: how many to ask about; 0 means all of a finite set. Rounded up to whole batches.
-    ///
-    /// # Errors
-    /// If the data cannot give them.
     fn evaluation(
         &self,
         data: &Self::Data,
         items: usize,
         device: &Device,
     ) -> Result<Vec<Self::Batch>, TaskError>;
-    /// Draws finished runs of one task into a folder: their curves, and what else there is to look at.
+    /// The curves of runs: the first, and what else they logged.
     ///
-    /// # Errors
-    /// If a log cannot be read or a picture cannot be written.
+    /// - has_classes: whether an accuracy was logged
+    fn curves(&self, has_classes: bool) -> Vec<Curve>;
+    /// Draws finished runs of one task into a folder: their curves, and what else there is to look at.
     fn draw(
         runs: &[Finished<'_, Self>],
-        data: &Self::Data,
-        device: &Device,
+        _data: &Self::Data,
+        _device: &Device,
         folder: &Path,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        curves::draw(&curves::panels(runs)?, folder)
+    }
 }
 
 /// What commands ask of a model beside training and measuring it.
@@ -184,16 +141,10 @@ pub trait FamilyModel: TrainableModel {
     /// One forward pass, from features to predictions, for the clock; how many queries it answered.
     fn timed_forward(&self, batch: &Self::Batch, rng: &mut ChaCha8Rng) -> usize;
 
-    /// The same weights with random routes.
-    ///
-    /// # Errors
-    /// If it has no routes.
+    /// The same weights with random routes; refused where it has no routes.
     fn walking_at_random(self) -> Result<Self>;
 
-    /// The same with nodes on other devices.
-    ///
-    /// # Errors
-    /// If the model does not have a node of the placement, or is no tree of nodes.
+    /// The same with nodes on other devices; refused where it does not have them.
     fn place(self, placement: &Placement) -> Result<Self> {
         if placement.is_empty() {
             Ok(self)
@@ -216,7 +167,6 @@ pub struct Common<'a> {
     pub eval_items: usize,
     /// Evaluation items measured at the end; 0 means all of a finite set.
     pub test_items: usize,
-    /// The optimiser and the schedule.
     pub trainer: &'a TrainerConfig,
 }
 
@@ -226,18 +176,23 @@ impl Common<'_> {
     /// - asked: 0 means all of a finite set
     /// - count: all of a finite set
     pub fn measured(&self, asked: usize, count: Option<usize>) -> usize {
-        let batches = asked.div_ceil(self.eval_batch.max(1));
-        let whole = batches.saturating_mul(self.eval_batch);
-        match (asked, count) {
+        let whole = self.batches(asked, count).saturating_mul(self.eval_batch);
+        count.map_or(whole, |count| whole.min(count))
+    }
+
+    /// The same in batches.
+    pub fn batches(&self, asked: usize, count: Option<usize>) -> usize {
+        let items = match (asked, count) {
             (0, count) => count.unwrap_or(0),
-            (_, Some(count)) => whole.min(count),
-            (_, None) => whole,
-        }
+            (_, Some(count)) => asked.min(count),
+            (_, None) => asked,
+        };
+        items.div_ceil(self.eval_batch)
     }
 }
 
 /// What settings and data together come to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct About {
     /// Names the model's architecture: checkpoints of another are refused.
     pub fingerprint: String,
@@ -251,7 +206,7 @@ pub struct About {
     pub static_metrics: BTreeMap<String, f64>,
     /// How much data there is to train and to measure on, where that is not plain from the settings.
     pub data_summary: Option<String>,
-    /// Files of the run's folder that keep something of the data, by name.
+    /// Files of the run's folder that keep something of the data.
     pub kept: Vec<Kept>,
 }
 
@@ -260,9 +215,6 @@ impl About {
     /// earlier versions, is believed, unless the data have moved.
     ///
     /// - have_moved: whether they lie elsewhere than where they did
-    ///
-    /// # Errors
-    /// If they are others, or what the folder keeps cannot be read.
     pub fn expect_kept(&self, folder: &Path, have_moved: bool) -> Result<()> {
         let mut is_known = false;
         for kept in &self.kept {
@@ -278,73 +230,13 @@ impl About {
     }
 }
 
-/// A file in the folder of a run that keeps something of its data.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// Its name.
-    pub name: &'static str,
-    /// All of it.
-    pub contents: String,
-    /// Where a run whose file is another goes on no more: what says so.
-    pub check: Option<CheckKept>,
-}
-
-/// Refuses other contents than a run's folder has: the folder, what it has, what there is.
-type CheckKept = fn(&Path, &str, &str) -> Result<()>;
-
-impl Kept {
-    /// Refuses a folder whose file says that its run began with other data. Whether there was a file to say so.
-    fn check(&self, folder: &Path) -> Result<bool> {
-        let path = folder.join(self.name);
-        match (self.check, std::fs::read_to_string(&path)) {
-            (None, _) => Ok(false),
-            (_, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(false),
-            (Some(check), found) => {
-                let found = found.with_context(|| format!("cannot read {}", path.display()))?;
-                check(
-                    folder,
-                    crate::settings::without_mark(&found),
-                    &self.contents,
-                )
-                .map(|()| true)
-            }
-        }
-    }
-
-    /// Refuses a folder that has another file of this name. A start that was cut short has left the same.
-    ///
-    /// # Errors
-    /// If there is one.
-    pub fn refuse_another(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(self.name);
-        match std::fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Ok(found) if found == self.contents.as_bytes() => Ok(()),
-            _ => bail!(
-                "{}: is there, and is not of this run; choose another folder for it",
-                path.display()
-            ),
-        }
-    }
-
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        atomic_file::write(&folder.join(self.name), &self.contents)
-    }
-}
-
 /// A run to be drawn.
 pub struct Finished<'a, F: Family> {
     /// What it is called.
     pub name: &'a str,
-    /// Where it lies.
     pub folder: &'a Path,
-    /// Its settings.
     pub config: &'a F,
-    /// Its model; without one, what it answers is not drawn.
+    /// Without one, what it answers is not drawn.
     pub model: Option<&'a F::Model>,
 }
 
@@ -359,7 +251,6 @@ pub struct Column {
     pub digits: usize,
 }
 
-/// A column of a table.
 const fn column(metric: &'static str, title: &'static str, digits: usize) -> Column {
     Column {
         metric,

@@ -24,10 +24,32 @@ pub enum Preset {
     Published,
 }
 
+/// A kind of values that have names on the command line and in files.
+macro_rules! kind {
+    (
+        $(#[$about:meta])*
+        $kind:ident { $($(#[$meaning:meta])* $value:ident = $name:literal,)+ }
+    ) => {
+        $(#[$about])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, ::serde::Serialize, ::serde::Deserialize, ::clap::ValueEnum,
+        )]
+        pub enum $kind {
+            $($(#[$meaning])* #[value(name = $name)] #[serde(rename = $name)] $value,)+
+        }
+
+        impl $kind {
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $name,)+
+                }
+            }
+        }
+    };
+}
+pub(crate) use kind;
+
 /// The value of a name.
-///
-/// # Errors
-/// If there is none.
 pub fn named<V: ValueEnum>(name: &str) -> Result<V> {
     let refused = |_| anyhow!("expected one of {}, got {name}", names::<V>().join(", "));
     V::from_str(name, false).map_err(refused)
@@ -49,7 +71,6 @@ macro_rules! any {
         }
 
         impl $any {
-            /// The name used on the command line and in files.
             pub fn name(self) -> &'static str {
                 match self {
                     Self::Retrieval(value) => value.name(),
@@ -112,10 +133,7 @@ impl AnyTask {
 }
 
 impl AnyModel {
-    /// The name of the model of this name, for a task of a family.
-    ///
-    /// # Errors
-    /// If it is of other families only.
+    /// The name of the model, for a task of a family; refused where it is of other families only.
     pub fn of<F: Family>(self) -> Result<&'static str> {
         let (name, known) = (self.name(), names::<F::ModelKind>());
         let learns = match self {
@@ -166,9 +184,7 @@ mod tests {
             names::<LanguageModelKind>(),
         ];
         let all = names::<AnyModel>();
-        for (at, name) in all.iter().enumerate() {
-            assert!(!all[..at].contains(name), "{name} twice");
-        }
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
         for name in families.concat() {
             let model = AnyModel::from_str(&name, false).unwrap();
             let found = [
@@ -181,13 +197,5 @@ mod tests {
                 assert_eq!(found, expected, "{name}");
             }
         }
-        let line = AnyModel::from_str("dense", false)
-            .unwrap()
-            .of::<LanguageConfig>()
-            .unwrap_err();
-        assert_eq!(
-            line.to_string(),
-            "--model: dense learns sequences; here: tree-coder, linear-active, linear-total, random-route, hash-route"
-        );
     }
 }

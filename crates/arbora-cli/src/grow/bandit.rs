@@ -18,8 +18,6 @@ pub const DELTAS: [f32; 5] = [0.5, 0.7, 0.9, 0.95, 0.99];
 /// Regrets of one radius.
 #[derive(Clone, Debug)]
 pub struct Regrets {
-    /// The radius of the core.
-    pub delta: f32,
     /// What the choice of each round lost against the best arm, in means: `[repeats][rounds]`.
     pub chosen: Vec<Vec<f64>>,
     /// What a uniformly random choice loses in expectation, at the same places: `[repeats][rounds]`.
@@ -47,8 +45,7 @@ pub fn run(
     device: &Device,
     after_round: impl FnMut(),
 ) -> Result<(Vec<Regrets>, Cost)> {
-    let of_delta = |delta| Regrets {
-        delta,
+    let of_delta = |_| Regrets {
         chosen: vec![Vec::new(); settings.repeats],
         uniform: vec![Vec::new(); settings.repeats],
     };
@@ -110,7 +107,6 @@ mod tests {
     #[test]
     fn regret_is_in_per_cent_of_uniform_choice_over_the_rounds_asked_for() {
         let regrets = Regrets {
-            delta: 0.5,
             chosen: vec![vec![4.0, 1.0, 0.0], vec![0.0; 3]],
             uniform: vec![vec![2.0, 4.0, 4.0], vec![1.0; 3]],
         };

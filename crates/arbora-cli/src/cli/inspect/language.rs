@@ -1,13 +1,11 @@
 //! `arbora inspect` on language: where text went, and how the leaves were used over training.
 
-use super::{Picture, Seen};
+use super::{Seen, begin, lines, load};
 use crate::cli::InspectArgs;
-use crate::families::Finished;
-use crate::families::language::report::{leaf_name, panels, routes};
+use crate::families::language::report::{leaf_name, routes};
 use crate::families::language::{LanguageBatch, LanguageConfig, LanguageData, LanguageModel};
-use crate::picture::shares::{SharesPicture, SharesRow};
-use crate::run::{TrainedRun, config_of};
-use crate::settings::refuse_within_data;
+use crate::picture::shares::{self, SharesPicture, SharesRow};
+use crate::run::TrainedRun;
 use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, rng};
 use arbora::tasks::text::{Corpus, Text};
@@ -27,17 +25,9 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     if args.item.is_some() || args.query.is_some() {
         bail!("--item and --query: a run of task lm has documents, and shows all of them");
     }
-    let config = config_of::<LanguageConfig>(&args.run)?;
-    refuse_within_data(&config, out, "--out")?;
+    let (config, mut pictures) = begin::<LanguageConfig>(args, out)?;
     let name = config.model.name();
-    let curves = panels(&[Finished {
-        name,
-        folder: &args.run,
-        config: &config,
-        model: None,
-    }])?;
     let mut numbers = json!({ "model": config.model, "tree": config.model.has_tree() });
-    let mut pictures = vec![("curves", Picture::Curves(curves))];
     if !config.model.has_tree() {
         let text = format!("{name} has no tree; its curves are drawn");
         return Ok(Seen {
@@ -47,17 +37,16 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
             is_bare: false,
         });
     }
-    let run =
-        TrainedRun::<LanguageConfig>::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
-    refuse_within_data(&run.config, out, "--out")?;
+    let run = load::<LanguageConfig>(args, out)?;
     let tree = run.model.network().tree();
     let parts = parts(&run)?;
     let leaves = routes(&args.run, &tree)?;
     if !leaves.is_empty() {
-        pictures.push(("leaves", Picture::Curves(leaves)));
+        pictures.push(lines("leaves", leaves));
     }
     let documents = picture(name, run.step, &tree, &parts);
-    pictures.push(("documents", Picture::Shares(documents)));
+    let draw = move |path: &Path| shares::draw(&documents, path);
+    pictures.push(("documents", Box::new(draw)));
     numbers["step"] = json!(run.step);
     numbers["leaves"] = json!(leaf_names(&tree));
     numbers["parts"] = parts.iter().map(Part::json).collect();
@@ -74,6 +63,8 @@ struct Part {
     name: &'static str,
     /// In order; those that no looked-at sequence is of have no items.
     documents: Vec<DocumentRoutes>,
+    /// Items of all documents at each leaf.
+    leaves: Vec<usize>,
     sequences: usize,
     /// All sequences of the part.
     of: usize,
@@ -97,10 +88,7 @@ impl DocumentRoutes {
 impl Part {
     /// The share of all items at each leaf.
     fn shares(&self) -> Vec<f64> {
-        let leaves = self.documents.first().map_or(0, |one| one.leaves.len());
-        let counts =
-            (0..leaves).map(|leaf| self.documents.iter().map(|one| one.leaves[leaf]).sum());
-        shares(&counts.collect::<Vec<usize>>())
+        shares_of(&self.leaves)
     }
 
     /// The documents that a looked-at sequence is of.
@@ -118,7 +106,7 @@ impl Part {
     }
 }
 
-fn shares(counts: &[usize]) -> Vec<f64> {
+fn shares_of(counts: &[usize]) -> Vec<f64> {
     let sum = counts.iter().sum::<usize>().max(1) as f64;
     counts.iter().map(|count| *count as f64 / sum).collect()
 }
@@ -153,15 +141,12 @@ fn part(
     corpus: &Corpus,
 ) -> Result<Part> {
     let model: &LanguageModel = &run.model;
-    let leaves = model.network().tree().leaves();
-    let mut documents: Vec<DocumentRoutes> = corpus
-        .documents()
-        .iter()
-        .map(|document| DocumentRoutes {
-            name: document.name.clone(),
-            leaves: vec![0; leaves],
-        })
-        .collect();
+    let mut leaves = vec![0; model.network().tree().leaves()];
+    let documents = corpus.documents().iter().map(|document| DocumentRoutes {
+        name: document.name.clone(),
+        leaves: leaves.clone(),
+    });
+    let mut documents: Vec<DocumentRoutes> = documents.collect();
     let of = text.validation_windows();
     let (mut sequences, mut items, mut entropies) = (0, 0, Vec::new());
     let batches = text.spread_eval_batches(SEQUENCES / BATCH, BATCH, &run.device)?;
@@ -171,6 +156,7 @@ fn part(
         let routing = model.forward(&batch, &mut rng).routing;
         for (sequence, leaf) in model.routed(&batch, &routing) {
             documents[batch.text.documents[sequence]].leaves[leaf] += 1;
+            leaves[leaf] += 1;
         }
         entropies.resize(routing.levels.len(), 0.0);
         for (sum, level) in entropies.iter_mut().zip(&routing.levels) {
@@ -179,17 +165,17 @@ fn part(
         sequences += batch.text.counts.len();
         items += routing.real_items();
     }
-    let learns = run.config.model.learns();
+    entropies.iter_mut().for_each(|sum| *sum /= items as f64);
+    if !run.config.model.learns() {
+        entropies.clear();
+    }
     Ok(Part {
         name,
         documents,
+        leaves,
         sequences,
         of,
-        entropies: if learns {
-            entropies.iter().map(|sum| sum / items as f64).collect()
-        } else {
-            Vec::new()
-        },
+        entropies,
     })
 }
 
@@ -202,7 +188,7 @@ fn picture(name: &str, step: u64, tree: &CompleteTree, parts: &[Part]) -> Shares
         });
         rows.extend(part.seen().take(ROWS).map(|document| SharesRow {
             name: document.name.clone(),
-            shares: shares(&document.leaves),
+            shares: shares_of(&document.leaves),
         }));
         rows.push(SharesRow::default());
     }

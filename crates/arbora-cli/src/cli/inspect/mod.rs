@@ -7,11 +7,11 @@ mod walk;
 use super::{InspectArgs, show};
 use crate::alone::alone;
 use crate::atomic_file;
-use crate::families::AnyTask;
+use crate::families::curves::panels;
+use crate::families::{AnyTask, Family, Finished};
 use crate::picture::curves::{self, Panel};
-use crate::picture::retrieval::{self as path, RetrievalPicture};
-use crate::picture::shares::{self, SharesPicture};
-use crate::run::{refuse_others, task_of};
+use crate::run::{TrainedRun, config_of, refuse_others, task_of};
+use crate::settings::refuse_within_data;
 use anyhow::{Context as _, Result};
 use arbora::rl::train::is_folder;
 use serde_json::{Value, json};
@@ -25,15 +25,15 @@ const NUMBERS: &str = "inspect.json";
 pub fn run(args: InspectArgs) -> Result<ExitCode> {
     let out = args.out.clone();
     let out = out.unwrap_or_else(|| args.run.join("inspect"));
-    let task = task_of(&args.run);
-    if !matches!(task, AnyTask::Language(_)) {
-        refuse_others("inspect", &args.run)?;
-    }
-    is_folder(&out)?;
-    let mut seen = match task {
-        AnyTask::Language(_) => language::inspect(&args, &out)?,
-        _ => retrieval::inspect(&args, &out)?,
+    let inspect = match task_of(&args.run) {
+        AnyTask::Language(_) => language::inspect,
+        _ => {
+            refuse_others("inspect", &args.run)?;
+            retrieval::inspect
+        }
     };
+    is_folder(&out)?;
+    let mut seen = inspect(&args, &out)?;
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     alone(&out, || seen.write(&args.run, &out))?;
     show(&match (args.json, seen.is_bare) {
@@ -44,10 +44,39 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Draws a picture into the files of a path without its ending.
+type Draw = Box<dyn Fn(&Path) -> Result<()>>;
+/// By name.
+type Pictures = Vec<(&'static str, Draw)>;
+
+/// The settings of a run, and its curves.
+fn begin<F: Family>(args: &InspectArgs, out: &Path) -> Result<(F, Pictures)> {
+    let config = config_of::<F>(&args.run)?;
+    refuse_within_data(&config, out, "--out")?;
+    let curves = panels(&[Finished {
+        name: config.common().model,
+        folder: &args.run,
+        config: &config,
+        model: None,
+    }])?;
+    Ok((config, vec![lines("curves", curves)]))
+}
+
+/// Panels as a picture.
+fn lines(name: &'static str, panels: Vec<Panel>) -> (&'static str, Draw) {
+    (name, Box::new(move |path| curves::draw(&panels, path)))
+}
+
+/// The run with its data, which may have moved.
+fn load<F: Family>(args: &InspectArgs, out: &Path) -> Result<TrainedRun<F>> {
+    let run = TrainedRun::<F>::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
+    refuse_within_data(&run.config, out, "--out")?;
+    Ok(run)
+}
+
 /// What there is to see of a run.
 struct Seen {
-    /// By name.
-    pictures: Vec<(&'static str, Picture)>,
+    pictures: Pictures,
     /// For a program.
     numbers: Value,
     /// For a person.
@@ -56,22 +85,11 @@ struct Seen {
     is_bare: bool,
 }
 
-enum Picture {
-    Curves(Vec<Panel>),
-    Path(Box<RetrievalPicture>),
-    Shares(SharesPicture),
-}
-
 impl Seen {
     /// Writes pictures and numbers into a folder; the numbers say where.
     fn write(&mut self, run: &Path, out: &Path) -> Result<()> {
-        for (name, picture) in &self.pictures {
-            let name = out.join(name);
-            match picture {
-                Picture::Curves(panels) => curves::draw(panels, &name)?,
-                Picture::Path(picture) => path::draw(picture, &name)?,
-                Picture::Shares(picture) => shares::draw(picture, &name)?,
-            }
+        for (name, draw) in &self.pictures {
+            draw(&out.join(name))?;
         }
         let names = || self.pictures.iter().map(|(name, _)| name);
         let files = ["svg", "png"]

@@ -1,15 +1,16 @@
 //! `arbora inspect` on retrieval: what one query read, and how sure the policy was.
 
 use super::walk::{Decision, Walk, counts, floats};
-use super::{Picture, Seen};
+use super::{Seen, begin, lines, load};
 use crate::cli::InspectArgs;
-use crate::families::Finished;
+use crate::families::Family as _;
 use crate::families::retrieval::data::Problem;
 use crate::families::retrieval::{RetrievalConfig, RetrievalTask, report};
 use crate::picture::confidence::{self, ConfidencePicture, QueryDecisions};
-use crate::picture::retrieval::{ImageInset, RetrievalPicture, SearchedTree, SequenceInset};
-use crate::run::{TrainedRun, config_of};
-use crate::settings::refuse_within_data;
+use crate::picture::retrieval::{
+    self as path, ImageInset, RetrievalPicture, SearchedTree, SequenceInset,
+};
+use crate::run::TrainedRun;
 use anyhow::{Context as _, Result, bail, ensure};
 use arbora::models::{Context, Prediction, ReTreever, Target};
 use arbora::rl::seed::{Purpose, rng};
@@ -23,16 +24,8 @@ const CONFIDENCE_ITEMS: usize = 16;
 
 /// The curves of a run; and where its model has a tree, the path of a query down that and how sure it was.
 pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
-    let config = config_of::<RetrievalConfig>(&args.run)?;
-    refuse_within_data(&config, out, "--out")?;
+    let (config, mut pictures) = begin::<RetrievalConfig>(args, out)?;
     let name = config.model.name();
-    let panels = report::panels(&[Finished {
-        name,
-        folder: &args.run,
-        config: &config,
-        model: None,
-    }])?;
-    let mut pictures = vec![("curves", Picture::Curves(panels))];
     if !config.model.has_tree() {
         if args.item.is_some() || args.query.is_some() {
             bail!("--item and --query: {name} walks no tree; its curves need neither");
@@ -44,13 +37,11 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
             is_bare: true,
         });
     }
-    let run: TrainedRun<RetrievalConfig> =
-        TrainedRun::load(&args.run, args.backend.as_deref(), &args.data.moved)?;
-    refuse_within_data(&run.config, out, "--out")?;
+    let run = load::<RetrievalConfig>(args, out)?;
     let (picture, numbers) = query(&run, args.item.unwrap_or(0), args.query)?;
-    pictures.push(("path", Picture::Path(picture.into())));
     let confidence = confidence::panels(&confidence_of(&run)?)?;
-    pictures.push(("confidence", Picture::Curves(confidence.into())));
+    pictures.push(("path", Box::new(move |to| path::draw(&picture, to))));
+    pictures.push(lines("confidence", confidence.into()));
     Ok(Seen {
         pictures,
         text: text(&numbers),
@@ -59,11 +50,15 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     })
 }
 
-/// A test problem of one example, and what its pictures show beside the tree.
-struct Case {
+/// A query of a test problem of one example.
+struct Look<'a> {
+    run: &'a TrainedRun<RetrievalConfig>,
+    item: usize,
+    query: usize,
     problem: Problem,
-    /// Where the pixels of an image are, row by row, if it is one: its truth.
+    /// The pixels of an image, row by row, if it is one: its truth.
     image: Option<Vec<f32>>,
+    walk: Walk,
 }
 
 /// One query of one test problem, looked at: the picture and the numbers.
@@ -78,9 +73,10 @@ fn query(
         "--item: expected below {items} ({}), got {item}",
         run.data.items
     );
-    let case = load(run, item)?;
-    let problem = &case.problem;
-    let queries = asked(problem);
+    let (problem, image) = load_item(run, item)?;
+    // Padding stands behind them.
+    let asked = are_asked(&problem).into_iter();
+    let queries = asked.filter(|asked| *asked).count();
     let query = query.unwrap_or_else(|| match &run.data.images {
         // The middle of the picture tells more than its corner.
         Some(images) => {
@@ -94,17 +90,21 @@ fn query(
         "--query: expected below {queries}, the queries of item {item}, got {query}"
     );
 
-    let tree = tree(run);
     let mut rng = rng(run.config.trainer.seed, Purpose::Evaluation, item as u64);
-    let walk = Walk::new(&run.model, tree, problem, &mut rng);
+    let look = Look {
+        walk: Walk::new(&run.model, tree(run), &problem, &mut rng),
+        run,
+        item,
+        query,
+        problem,
+        image,
+    };
+    let walk = &look.walk;
     let decisions = walk.decisions(query);
-    let probabilities: Vec<Vec<f32>> = decisions
-        .iter()
-        .map(|decision| decision.probabilities.clone())
-        .collect();
-    let length = walk.length(0);
-    let tree = SearchedTree::new(walk.shape, length, walk.path(query), &probabilities);
-    let numbers = numbers(run, item, query, &case, &walk, &tree, &decisions);
+    let probabilities = decisions.iter().map(|one| one.probabilities.clone());
+    let probabilities: Vec<Vec<f32>> = probabilities.collect();
+    let tree = SearchedTree::new(walk.shape, walk.length(0), walk.path(query), &probabilities);
+    let numbers = look.numbers(&tree, &decisions);
     let name = run.config.model.name();
     let place = match &run.data.images {
         Some(images) => {
@@ -117,8 +117,8 @@ fn query(
         title: format!("{name} at step {}: item {item}, {place}", run.step),
         summary: vec![answer_line(&numbers), search_line(&numbers)],
         tree,
-        image: image_inset(run, &case, &walk, query),
-        sequence: sequence_inset(run, problem, &walk, query),
+        image: look.image_inset(),
+        sequence: look.sequence_inset(),
     };
     Ok((picture, numbers))
 }
@@ -129,25 +129,22 @@ fn tree(run: &TrainedRun<RetrievalConfig>) -> &ReTreever {
     tree.expect("the configuration names a model with a tree")
 }
 
-/// Test item `item` as a problem of its own.
-fn load(run: &TrainedRun<RetrievalConfig>, item: usize) -> Result<Case> {
+/// Test item `item` as a problem of its own, and its pixels.
+fn load_item(
+    run: &TrainedRun<RetrievalConfig>,
+    item: usize,
+) -> Result<(Problem, Option<Vec<f32>>)> {
     if let Some(images) = &run.data.images {
         let context = report::picture_context(&run.config);
         let whole = images.whole(item, context, &run.device)?;
-        return Ok(Case {
-            problem: whole.batch.into(),
-            image: Some(whole.truth),
-        });
+        return Ok((whole.batch.into(), Some(whole.truth)));
     }
     let batch_size = run.config.eval_batch_size;
-    let problems = (run.data.evaluation)(item + 1, batch_size, &run.device)?;
+    let problems = run.config.evaluation(&run.data, item + 1, &run.device)?;
     // Problems of one kind come together, those of the kind trained on first.
     let problem = problems.into_iter().nth(item / batch_size);
     let problem = problem.context("the test has fewer items than it says")?;
-    Ok(Case {
-        problem: examples(problem, item % batch_size, 1),
-        image: None,
-    })
+    Ok((examples(problem, item % batch_size, 1), None))
 }
 
 /// Some examples of a problem, from `first` on.
@@ -177,38 +174,26 @@ fn examples(problem: Problem, first: usize, count: usize) -> Problem {
     }
 }
 
-/// Which queries take part, `[batch · queries]`.
-fn taking_part(problem: &Problem) -> Vec<bool> {
-    match &problem.target_mask {
-        None => {
-            let [examples, queries, _] = problem.queries.dims();
-            vec![true; examples * queries]
-        }
-        Some(mask) => {
-            let masked = counts(mask.clone().int());
-            masked.into_iter().map(|masked| masked == 0).collect()
-        }
-    }
-}
-
-/// The queries of a problem of one example; padding stands behind them.
-fn asked(problem: &Problem) -> usize {
-    taking_part(problem)
-        .into_iter()
-        .filter(|part| *part)
-        .count()
+/// Whether each query is asked, `[batch · queries]`.
+fn are_asked(problem: &Problem) -> Vec<bool> {
+    let [examples, queries, _] = problem.queries.dims();
+    let Some(mask) = &problem.target_mask else {
+        return vec![true; examples * queries];
+    };
+    let masked = mask.clone().into_data();
+    masked.iter::<bool>().map(|masked| !masked).collect()
 }
 
 /// The decisions of all queries of the first test problems.
 fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture> {
     let mut left = CONFIDENCE_ITEMS.min(run.test_items());
-    let batch_size = run.config.eval_batch_size;
-    let problems = (run.data.evaluation)(left, batch_size, &run.device)?;
+    let problems = run
+        .config
+        .evaluation(&run.data, left, &run.device)?
+        .into_iter();
     let mut queries = Vec::new();
     // Problems of other kinds than trained on would blur the picture.
-    let problems = problems
-        .into_iter()
-        .filter(|problem| problem.kind.is_none());
+    let problems = problems.filter(|problem| problem.kind.is_none());
     for (index, problem) in problems.enumerate() {
         let count = left.min(problem.queries.dims()[0]);
         if count == 0 {
@@ -218,19 +203,11 @@ fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture>
         let problem = examples(problem, 0, count);
         let mut rng = rng(run.config.trainer.seed, Purpose::Evaluation, index as u64);
         let walk = Walk::new(&run.model, tree(run), &problem, &mut rng);
-        for (row, part) in taking_part(&problem).into_iter().enumerate() {
-            if !part {
-                continue;
-            }
+        let asked = are_asked(&problem).into_iter().enumerate();
+        for (row, _) in asked.filter(|(_, asked)| *asked) {
             let decisions = walk.decisions(row);
             let unless_forced = |number: fn(&Decision) -> f32| {
-                let number = |decision: &Decision| {
-                    if decision.is_forced {
-                        f32::NAN
-                    } else {
-                        number(decision)
-                    }
-                };
+                let number = |one: &Decision| if one.is_forced { f32::NAN } else { number(one) };
                 decisions.iter().map(number).collect()
             };
             queries.push(QueryDecisions {
@@ -247,75 +224,103 @@ fn confidence_of(run: &TrainedRun<RetrievalConfig>) -> Result<ConfidencePicture>
     })
 }
 
-/// What a person or a program may want to know of the query.
-fn numbers(
-    run: &TrainedRun<RetrievalConfig>,
-    item: usize,
-    query: usize,
-    case: &Case,
-    walk: &Walk,
-    tree: &SearchedTree,
-    decisions: &[Decision],
-) -> Value {
-    let made: Vec<&Decision> = decisions.iter().filter(|step| !step.is_forced).collect();
-    let entropy = made.iter().map(|step| step.entropy()).sum::<f32>() / made.len().max(1) as f32;
-    let depths: Vec<Value> = decisions
-        .iter()
-        .zip(walk.path(query))
-        .map(|(step, node)| {
+impl Look<'_> {
+    /// What a person or a program may want to know of the query.
+    fn numbers(&self, tree: &SearchedTree, decisions: &[Decision]) -> Value {
+        let (walk, query) = (&self.walk, self.query);
+        let made: Vec<&Decision> = decisions.iter().filter(|step| !step.is_forced).collect();
+        let entropy = made.iter().map(|step| step.entropy()).sum::<f32>();
+        let depths = decisions.iter().zip(walk.path(query));
+        let depths = depths.map(|(step, node)| {
             json!({
                 "node": node, "child": step.child, "probabilities": step.probabilities,
                 "probability": step.probability(), "entropy": step.entropy(),
                 "forced": step.is_forced,
             })
+        });
+        let order = walk.order(0);
+        let nodes = tree.selected().into_iter().map(|(height, leaves)| {
+            json!({ "height": height, "first_leaf": leaves.start, "tokens": &order[leaves] })
+        });
+        let (prediction, truth) = self.answer();
+        json!({
+            "model": self.run.config.model, "task": self.run.config.task, "step": self.run.step,
+            "backend": self.run.backend, "tree": true, "item": self.item, "query": query,
+            "tokens": walk.length(0), "selected": walk.selected[query], "read": walk.read[query],
+            "log_probability": walk.log_prob[query], "entropy": entropy / made.len().max(1) as f32,
+            "decisions": depths.collect::<Vec<_>>(), "nodes": nodes.collect::<Vec<_>>(),
+            "prediction": prediction, "truth": truth, "log_likelihood": walk.log_likelihood[query],
+            "right": walk.is_right.as_ref().map(|right| right[query]),
         })
-        .collect();
-    let order = walk.order(0);
-    let nodes: Vec<Value> = tree
-        .selected()
-        .into_iter()
-        .map(|(height, leaves)| {
-            json!({ "height": height, "first_leaf": leaves.start, "tokens": &order[leaves.clone()] })
-        })
-        .collect();
-    let (prediction, truth) = answer(run, case, walk, query);
-    json!({
-        "model": run.config.model, "task": run.config.task, "step": run.step,
-        "backend": run.backend, "tree": true, "item": item, "query": query,
-        "tokens": walk.length(0), "selected": walk.selected[query], "read": walk.read[query],
-        "log_probability": walk.log_prob[query], "entropy": entropy, "decisions": depths,
-        "nodes": nodes, "prediction": prediction, "truth": truth,
-        "log_likelihood": walk.log_likelihood[query],
-        "right": walk.is_right.as_ref().map(|right| right[query]),
-    })
-}
+    }
 
-/// What the model answers, and the truth.
-fn answer(
-    run: &TrainedRun<RetrievalConfig>,
-    case: &Case,
-    walk: &Walk,
-    query: usize,
-) -> (Value, Value) {
-    match (&walk.prediction, &case.problem.target) {
-        (Prediction::Gaussian { mean, std }, Target::Values(values)) => {
-            let row = |tensor: &Tensor<3>| floats(tensor.clone().narrow(1, query, 1));
-            (
-                json!({ "mean": row(mean), "std": row(std) }),
-                json!(row(values)),
-            )
+    /// What the model answers, and the truth.
+    fn answer(&self) -> (Value, Value) {
+        let of_query = |tensor: &Tensor<3>| tensor.clone().narrow(1, self.query, 1);
+        match (&self.walk.prediction, &self.problem.target) {
+            (Prediction::Gaussian { mean, std }, Target::Values(values)) => {
+                let [mean, std, values] = [mean, std, values].map(|one| floats(of_query(one)));
+                (json!({ "mean": mean, "std": std }), json!(values))
+            }
+            (Prediction::Classes { logits }, Target::Classes(classes)) => {
+                let shares = floats(softmax(of_query(logits), 2));
+                let answer = |class: usize| {
+                    let name = class_name(self.run.config.task, class);
+                    json!({ "class": class, "name": name, "probability": shares[class] })
+                };
+                let truth = counts(classes.clone().narrow(1, self.query, 1))[0];
+                (answer(largest(&shares)), answer(truth))
+            }
+            _ => unreachable!("a model predicts what its task asks for"),
         }
-        (Prediction::Classes { logits }, Target::Classes(classes)) => {
-            let shares = floats(softmax(logits.clone().narrow(1, query, 1), 2));
-            let best = largest(&shares);
-            let truth = counts(classes.clone().narrow(1, query, 1))[0];
-            let name = |class| class_name(run.config.task, class);
-            (
-                json!({ "class": best, "name": name(best), "probability": shares[best] }),
-                json!({ "class": truth, "name": name(truth), "probability": shares[truth] }),
-            )
+    }
+
+    fn image_inset(&self) -> Option<ImageInset> {
+        let set = self.run.data.images.as_ref()?.test();
+        // Coordinates run from -1 at the first row or column to 1 at the last.
+        let place = |coordinate: f32, size: usize| {
+            let place = (coordinate + 1.0) / 2.0 * (size - 1) as f32;
+            (place.round() as usize).min(size - 1)
+        };
+        let positions = floats(self.problem.context.positions.clone());
+        let leaves = self.walk.order(0).iter().map(|token| {
+            let [row, column] = [positions[2 * token], positions[2 * token + 1]];
+            (place(row, set.height), place(column, set.width))
+        });
+        Some(ImageInset {
+            height: set.height,
+            width: set.width,
+            channels: set.channels,
+            pixels: self.image.clone()?,
+            leaves: leaves.collect(),
+            query: (self.query / set.width, self.query % set.width),
+        })
+    }
+
+    /// The sequence of the copy task, and where its answer stands.
+    fn sequence_inset(&self) -> Option<SequenceInset> {
+        if self.run.config.task != RetrievalTask::Copy {
+            return None;
         }
-        _ => unreachable!("a model predicts what its task asks for"),
+        let (problem, query) = (&self.problem, self.query);
+        let [_, tokens, classes] = problem.context.features.dims();
+        let features = floats(problem.context.features.clone());
+        let class: Vec<usize> = features.chunks(classes).map(largest).collect();
+        let order = self.walk.order(0);
+        let Target::Classes(truth) = &problem.target else {
+            return None;
+        };
+        let truth = counts(truth.clone().narrow(1, query, 1))[0];
+        // The last query asks for the end sign, which is no token.
+        let answers = counts(problem.answers.clone()?);
+        let answer = Some(answers[query]).filter(|token| class[*token] == truth);
+        let labels = order.iter();
+        let labels = labels.map(|token| class_name(RetrievalTask::Copy, class[*token]));
+        Some(SequenceInset {
+            labels: labels.collect(),
+            query: format!("what stands at place {}?", tokens + query),
+            answer: answer.and_then(|token| order.iter().position(|own| *own == token)),
+        })
     }
 }
 
@@ -414,63 +419,4 @@ fn text(numbers: &Value) -> String {
         };
     }
     text
-}
-
-fn image_inset(
-    run: &TrainedRun<RetrievalConfig>,
-    case: &Case,
-    walk: &Walk,
-    query: usize,
-) -> Option<ImageInset> {
-    let set = run.data.images.as_ref()?.test();
-    let pixels = case.image.clone()?;
-    // Coordinates run from -1 at the first row or column to 1 at the last.
-    let place = |coordinate: f32, size: usize| {
-        let place = (coordinate + 1.0) / 2.0 * (size - 1) as f32;
-        (place.round() as usize).min(size - 1)
-    };
-    let positions = floats(case.problem.context.positions.clone());
-    let leaves = walk.order(0).iter().map(|token| {
-        let [row, column] = [positions[2 * token], positions[2 * token + 1]];
-        (place(row, set.height), place(column, set.width))
-    });
-    Some(ImageInset {
-        height: set.height,
-        width: set.width,
-        channels: set.channels,
-        pixels,
-        leaves: leaves.collect(),
-        query: (query / set.width, query % set.width),
-    })
-}
-
-/// The sequence of the copy task, and where its answer stands.
-fn sequence_inset(
-    run: &TrainedRun<RetrievalConfig>,
-    problem: &Problem,
-    walk: &Walk,
-    query: usize,
-) -> Option<SequenceInset> {
-    if run.config.task != RetrievalTask::Copy {
-        return None;
-    }
-    let [_, tokens, classes] = problem.context.features.dims();
-    let features = floats(problem.context.features.clone());
-    let class: Vec<usize> = features.chunks(classes).map(largest).collect();
-    let order = walk.order(0);
-    let Target::Classes(truth) = &problem.target else {
-        return None;
-    };
-    let truth = counts(truth.clone().narrow(1, query, 1))[0];
-    // The last query asks for the end sign, which is no token.
-    let answers = counts(problem.answers.clone()?);
-    let answer = Some(answers[query]).filter(|token| class[*token] == truth);
-    Some(SequenceInset {
-        labels: order
-            .iter()
-            .map(|token| class_name(RetrievalTask::Copy, class[*token]))
-            .collect(),
-        query: format!("what stands at place {}?", tokens + query),
-        answer: answer.and_then(|token| order.iter().position(|own| *own == token)),
-    })
 }

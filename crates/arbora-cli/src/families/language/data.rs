@@ -2,6 +2,7 @@
 //! tokenizer, and which text it was.
 
 use super::LanguageConfig;
+use crate::families::kept::Facts;
 use crate::families::{Family as _, Kept};
 use crate::progress::meanwhile;
 use anyhow::{Context as _, Result, bail};
@@ -64,10 +65,7 @@ pub enum TokenizerSource {
         vocabulary: usize,
     },
     /// A `tokenizer.json` as Hugging Face's library writes it.
-    File {
-        /// The file.
-        path: PathBuf,
-    },
+    File { path: PathBuf },
 }
 
 fn default_vocabulary() -> usize {
@@ -78,12 +76,10 @@ fn default_vocabulary() -> usize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageSource {
-    /// Where the text comes from.
     pub source: TextSource,
     /// Where the text that is kept back for validation comes from; `None`: a share of `source`, see `validation`.
     #[serde(default)]
     pub validation_source: Option<TextSource>,
-    /// How it becomes tokens.
     pub tokenizer: TokenizerSource,
     /// Tokens of a sequence: the model's context.
     pub window: usize,
@@ -96,7 +92,6 @@ pub struct LanguageSource {
 /// A text as sequences of tokens. Clones share the tokens.
 #[derive(Clone, Debug)]
 pub struct LanguageData {
-    /// The sequences.
     pub text: Text,
     /// The part that is trained on.
     pub training: Corpus,
@@ -106,9 +101,6 @@ pub struct LanguageData {
 
 impl LanguageSource {
     /// The same by absolute paths.
-    ///
-    /// # Errors
-    /// If the working directory cannot be read.
     pub fn absolute(mut self) -> std::io::Result<Self> {
         for source in [Some(&mut self.source), self.validation_source.as_mut()] {
             if let Some(TextSource::Path(path)) = source {
@@ -130,43 +122,29 @@ impl LanguageData {
         format!("{}-{}-{tokenizer}", parts[0], parts[1])
     }
 
-    /// What the folder of a run keeps, by name.
-    ///
-    /// # Errors
-    /// If it cannot be written as JSON.
+    /// What the folder of a run keeps.
     pub fn kept(&self) -> Result<Vec<Kept>> {
         let facts = TextFacts {
             training: PartFacts::of(&self.training),
             validation: PartFacts::of(&self.validation),
         };
-        let tokenizer = Kept {
-            name: TOKENIZER,
-            contents: self.text.tokenizer().to_json(),
-            check: None,
-        };
-        let text = Kept {
-            name: TEXT,
-            contents: serde_json::to_string_pretty(&facts)? + "\n",
-            check: Some(expect_text),
-        };
-        Ok(vec![tokenizer, text])
+        let tokenizer = self.text.tokenizer().to_json();
+        Ok(vec![Kept::file(TOKENIZER, tokenizer), Kept::facts(&facts)?])
     }
 
-    /// Tokens of the training part that are asked for in an epoch.
-    fn targets(&self, config: &LanguageConfig) -> usize {
-        self.text.train_targets_after(config.ignored_targets())
-    }
-
-    /// Tokens of the validation part that are asked for.
-    fn held_out_targets(&self, config: &LanguageConfig) -> usize {
-        self.text.validation_targets_after(config.ignored_targets())
+    /// Tokens of the training part and of the validation part that are asked for.
+    fn targets(&self, config: &LanguageConfig) -> [usize; 2] {
+        let ignored = config.ignored_targets();
+        [
+            self.text.train_targets_after(ignored),
+            self.text.validation_targets_after(ignored),
+        ]
     }
 }
 
 /// Sequences of text, and which of their tokens are asked for.
 #[derive(Clone, Debug)]
 pub struct LanguageBatch {
-    /// The sequences.
     pub text: TextBatch,
     /// `true` = no loss, for padding and for tokens that choose routes: `[batch, window]`, by target
     pub ignored: Tensor<2, Bool>,
@@ -199,11 +177,9 @@ impl LanguageBatch {
 
     /// Bytes of text that the tokens asked for stand for.
     pub fn bytes(&self) -> u64 {
-        let asked = self.text.bytes.iter().zip(&self.skipped);
-        asked
-            .filter(|(_, skipped)| !**skipped)
-            .map(|(bytes, _)| u64::from(*bytes))
-            .sum()
+        let bytes = self.text.bytes.iter().zip(&self.skipped);
+        let asked = bytes.filter(|(_, skipped)| !**skipped);
+        asked.map(|(bytes, _)| u64::from(*bytes)).sum()
     }
 
     /// `true` = padding, `[batch, window]`; `None` where there is none.
@@ -215,7 +191,6 @@ impl LanguageBatch {
 }
 
 impl LanguageConfig {
-    /// How the text is cut.
     pub fn windows(&self) -> TextConfig {
         let data = &self.data;
         TextConfig {
@@ -228,9 +203,6 @@ impl LanguageConfig {
     /// The text as sequences.
     ///
     /// - tokenizer: the one that the run has; `None` to make it
-    ///
-    /// # Errors
-    /// If the text or the tokenizer cannot be read or do not fit the settings.
     pub fn read_text(&self, tokenizer: Option<Tokenizer>) -> Result<LanguageData> {
         let corpus = self.data.source.read()?;
         let (training, validation) = match &self.data.validation_source {
@@ -261,14 +233,8 @@ impl LanguageConfig {
     }
 
     /// Refuses a text in which nothing is asked for: its loss would be the mean of nothing.
-    ///
-    /// # Errors
-    /// With the part of the text, or the setting, that leaves nothing to ask for.
     pub fn check_text(&self, data: &LanguageData) -> Result<()> {
-        for (part, targets) in [
-            ("training", data.targets(self)),
-            ("held-out", data.held_out_targets(self)),
-        ] {
+        for (part, targets) in PARTS.into_iter().zip(data.targets(self)) {
             if targets == 0 {
                 bail!(
                     "the {part} text has no token after the first {} of a sequence, which choose its route (architecture.route_on)",
@@ -283,11 +249,10 @@ impl LanguageConfig {
         ] {
             let (batches, size) = (self.eval_batches(data, items), self.eval_batch_size);
             if text.spread_targets_after(batches, size, self.ignored_targets())? == 0 {
-                let windows = self
-                    .common()
-                    .measured(items, Some(text.validation_windows()));
                 bail!(
-                    "{setting}: the {windows} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
+                    "{setting}: the {} sequences that are measured have no token after the first {}, which choose the route (architecture.route_on); measure more",
+                    self.common()
+                        .measured(items, Some(text.validation_windows())),
                     self.prompt()
                 );
             }
@@ -297,26 +262,20 @@ impl LanguageConfig {
 
     /// How much text there is, in one line.
     pub fn data_summary(&self, data: &LanguageData) -> String {
-        let part = |name: &str, corpus: &Corpus, targets: usize| {
-            let documents = corpus.documents().len();
-            format!(
-                "{name} {} bytes in {documents} documents, {targets} targets",
-                corpus.bytes()
-            )
+        let part = |corpus: &Corpus, targets| {
+            let (bytes, documents) = (corpus.bytes(), corpus.documents().len());
+            format!("{bytes} bytes in {documents} documents, {targets} targets")
         };
-        format!(
-            "text: {}; {}",
-            part("training", &data.training, data.targets(self)),
-            part("held out", &data.validation, data.held_out_targets(self))
-        )
+        let [training, held_out] = data.targets(self);
+        let training = part(&data.training, training);
+        let held_out = part(&data.validation, held_out);
+        format!("text: training {training}; held out {held_out}")
     }
 
     /// Batches of an evaluation that asks for so many sequences, all with 0.
     pub(super) fn eval_batches(&self, data: &LanguageData, items: usize) -> usize {
-        let windows = self
-            .common()
-            .measured(items, Some(data.text.validation_windows()));
-        windows.div_ceil(self.eval_batch_size)
+        let windows = data.text.validation_windows();
+        self.common().batches(items, Some(windows))
     }
 
     /// Targets at the start of a sequence that are not asked for. The last token of a prompt predicts one that is.
@@ -331,42 +290,15 @@ impl LanguageConfig {
 }
 
 const TOKENIZER: &str = "tokenizer.json";
-const TEXT: &str = "text.json";
-
-/// Why the text at hand is not taken for the one of a run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeptTextError {
-    /// The file that describes the text of the run is damaged.
-    #[error("{}: not the description of a text", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The run began with another text.
-    #[error("{}: its text has changed: the {part} part had {had}, and has {has}", folder.display())]
-    Changed {
-        /// The run folder.
-        folder: PathBuf,
-        /// `training` or `held-out`.
-        part: &'static str,
-        /// What the run began with.
-        had: PartFacts,
-        /// What there is.
-        has: PartFacts,
-    },
-}
+/// The parts of a text.
+const PARTS: [&str; 2] = ["training", "held-out"];
 
 /// A part of a text, told from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartFacts {
     /// [`Corpus::sha256`].
     pub sha256: String,
-    /// All bytes.
     pub bytes: usize,
-    /// All documents.
     pub documents: usize,
 }
 
@@ -383,11 +315,8 @@ impl PartFacts {
 impl std::fmt::Display for PartFacts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (bytes, documents) = (self.bytes, self.documents);
-        let start: String = self.sha256.chars().take(12).collect();
-        write!(
-            f,
-            "{bytes} bytes in {documents} documents with SHA-256 {start}…"
-        )
+        write!(f, "{bytes} bytes in {documents} documents with SHA-256 ")?;
+        write!(f, "{:.12}…", self.sha256)
     }
 }
 
@@ -397,39 +326,22 @@ struct TextFacts {
     validation: PartFacts,
 }
 
-/// The tokenizer that a run's folder keeps.
-///
-/// # Errors
-/// If it is missing or damaged.
-pub fn kept_tokenizer(folder: &Path) -> Result<Tokenizer> {
-    let path = folder.join(TOKENIZER);
-    Tokenizer::from_file(&path).context("the tokenizer of the run")
+impl Facts for TextFacts {
+    const FILE: &'static str = "text.json";
+    const WHAT: &'static str = "a text";
+
+    fn change(&self, now: &Self) -> Option<String> {
+        let had = [&self.training, &self.validation];
+        let has = [&now.training, &now.validation];
+        let mut parts = PARTS.into_iter().zip(had.into_iter().zip(has));
+        let (part, (had, has)) = parts.find(|(_, (had, has))| had != has)?;
+        Some(format!(
+            "text has changed: the {part} part had {had}, and has {has}"
+        ))
+    }
 }
 
-/// Refuses another text than the one that a run began with.
-///
-/// - folder: that of the run
-/// - had, has: what [`LanguageData::kept`] says of both
-fn expect_text(folder: &Path, had: &str, has: &str) -> Result<()> {
-    let read = |text| serde_json::from_str::<TextFacts>(text);
-    let had = read(had).map_err(|source| KeptTextError::Damaged {
-        path: folder.join(TEXT),
-        source,
-    })?;
-    let has = read(has)?;
-    for (part, had, has) in [
-        ("training", had.training, has.training),
-        ("held-out", had.validation, has.validation),
-    ] {
-        if had != has {
-            return Err(KeptTextError::Changed {
-                folder: folder.into(),
-                part,
-                had,
-                has,
-            }
-            .into());
-        }
-    }
-    Ok(())
+/// The tokenizer that a run's folder keeps.
+pub fn kept_tokenizer(folder: &Path) -> Result<Tokenizer> {
+    Tokenizer::from_file(folder.join(TOKENIZER)).context("the tokenizer of the run")
 }

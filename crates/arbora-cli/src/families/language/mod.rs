@@ -6,20 +6,19 @@ mod model;
 pub mod report;
 
 pub use config::{LanguageConfig, LanguageModelKind, LanguageTask};
-pub use data::{LanguageBatch, LanguageData, TextSource, TokenizerSource, kept_tokenizer};
+pub use data::{LanguageBatch, LanguageData, TextSource, kept_tokenizer};
 pub use model::LanguageModel;
 
-use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, common, named};
-use anyhow::{Result, bail};
-use arbora::models::tree_coder::{Placement, SelectorGradient};
+use super::curves::Curve;
+use super::{About, Column, Family, TrainingBatches, column, common};
+use anyhow::Result;
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
-use rand_chacha::ChaCha8Rng;
+use model::BITS_PER_BYTE;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 impl Family for LanguageConfig {
-    type Task = LanguageTask;
     type ModelKind = LanguageModelKind;
     type Data = LanguageData;
     type Batch = LanguageBatch;
@@ -27,6 +26,7 @@ impl Family for LanguageConfig {
 
     const NAME: &'static str = "language";
     const VERSION: u32 = 1;
+    const PRESETS: &'static str = include_str!("../../../presets/language.json");
     const COLUMNS: &'static [Column] = &[
         column("active_parameters", "active parameters", 0),
         column("perplexity", "perplexity", 2),
@@ -34,13 +34,6 @@ impl Family for LanguageConfig {
         column("leaf_share_min", "smallest leaf, of its fair share", 2),
     ];
     const LIVE: &'static [&'static str] = &["loss", "log_likelihood"];
-
-    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
-        if from.is_some() {
-            bail!("--from: {task} starts from fresh weights");
-        }
-        Self::of_task(named(task)?, preset)
-    }
 
     common!();
 
@@ -52,28 +45,23 @@ impl Family for LanguageConfig {
 
     /// With the run's own tokenizer: what it was made from may be gone.
     fn load(&self, run: Option<&Path>) -> Result<LanguageData> {
-        let Some(run) = run else {
-            return self.read_text(None);
-        };
-        self.read_text(Some(kept_tokenizer(run)?))
+        self.read_text(run.map(kept_tokenizer).transpose()?)
     }
 
     fn about(&self, data: &LanguageData) -> Result<About> {
         self.check_text(data)?;
         let tokenizer = data.text.tokenizer();
         let counts = self.tree_coder(tokenizer.vocabulary()).parameters();
-        let static_metrics = [
-            ("active_parameters", counts.active),
-            ("total_parameters", counts.total),
-        ];
+        let (active, total) = (counts.active as f64, counts.total as f64);
         Ok(About {
             fingerprint: self.fingerprint_with(tokenizer)?,
             digest: Some(data.digest()),
             items: "sequences of held-out text",
             count: Some(data.text.validation_windows()),
-            static_metrics: static_metrics
-                .map(|(name, count)| (name.to_owned(), count as f64))
-                .into(),
+            static_metrics: BTreeMap::from([
+                ("active_parameters".into(), active),
+                ("total_parameters".into(), total),
+            ]),
             data_summary: Some(self.data_summary(data)),
             kept: data.kept()?,
         })
@@ -98,37 +86,24 @@ impl Family for LanguageConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<LanguageBatch>, TaskError> {
-        let (text, size) = (&data.text, self.eval_batch_size);
-        let batches = text.spread_eval_batches(self.eval_batches(data, items), size, device)?;
+        let (count, size) = (self.eval_batches(data, items), self.eval_batch_size);
+        let batches = data.text.spread_eval_batches(count, size, device)?;
         let prompt = self.prompt();
         Ok(batches
             .map(|batch| LanguageBatch::new(batch, prompt))
             .collect())
     }
 
-    fn draw(runs: &[Finished<Self>], _: &Self::Data, _: &Device, folder: &Path) -> Result<()> {
-        report::draw(runs, folder)
-    }
-}
-
-impl FamilyModel for LanguageModel {
-    fn timed_forward(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
-        drop(self.forward(batch, rng));
-        batch.text.tokens.dims().iter().product()
-    }
-
-    fn walking_at_random(self) -> Result<Self> {
-        let tree = self.network().config();
-        if tree.height == 0 {
-            bail!("walks no tree");
-        }
-        if tree.selector.gradient == SelectorGradient::Soft {
-            bail!("has soft selectors, and soft selectors go to all leaves");
-        }
-        Ok(self.with_random_route())
-    }
-
-    fn place(self, placement: &Placement) -> Result<Self> {
-        Ok(LanguageModel::place(self, placement)?)
+    fn curves(&self, _: bool) -> Vec<Curve> {
+        let (token, fair) = (("nats per token", 1.0), ("of its fair share", 1.0));
+        let (bits, weighted) = (("bits", 1.0), ("weighted", 1.0));
+        vec![
+            Curve("Training loss", ("nats", 1.0), "train", "loss"),
+            Curve("Loss, held out", token, "valid", "loss"),
+            Curve("Bits per byte, held out", bits, "valid", BITS_PER_BYTE),
+            Curve("Smallest leaf, held out", fair, "valid", "leaf_share_min"),
+            Curve("Largest leaf, held out", fair, "valid", "leaf_share_max"),
+            Curve("Balance loss", weighted, "train", "balance"),
+        ]
     }
 }

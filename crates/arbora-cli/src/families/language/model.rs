@@ -1,13 +1,16 @@
 //! Language models as the trainer wants them: what a step minimises and what an evaluation measures.
 
 use super::{LanguageBatch, LanguageConfig};
+use crate::families::FamilyModel;
+use crate::families::training::{mean_of, not_decaying};
+use anyhow::{Result, bail};
 use arbora::models::prediction::masked_average;
 use arbora::models::tree_coder::{
-    Placement, PlacementError, RouteOn, SelectorKind, TreeCoderRouting,
+    Placement, RouteOn, SelectorGradient, SelectorKind, TreeCoderRouting,
 };
 use arbora::models::{Prediction, Target, TreeCoder, TreeCoderOptions, TreeCoderOutput};
 use arbora::rl::train::{Decisions, Measurement, ParameterGroup, StepOutput, TrainableModel};
-use burn::module::{Module, ParamGroup, ParamId};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
@@ -22,12 +25,8 @@ const MEASURED_LEAVES: usize = 4096;
 #[derive(Module, Debug)]
 pub struct LanguageModel {
     network: TreeCoder,
-    /// Weight of the balance of trees inside of attention.
     #[module(skip)]
-    lambda_attention: f64,
-    /// Learning rate of selectors relative to that of all others.
-    #[module(skip)]
-    selector_rate: f64,
+    config: LanguageConfig,
     /// Whether all sequences go to random leaves, whatever the selectors say.
     #[module(skip)]
     random_route: bool,
@@ -38,33 +37,13 @@ impl LanguageModel {
     pub fn new(config: &LanguageConfig, network: TreeCoder) -> Self {
         Self {
             network,
-            lambda_attention: config.lambda_attention,
-            selector_rate: config.selector.rate,
+            config: config.clone(),
             random_route: false,
         }
     }
 
-    /// The network alone.
     pub fn network(&self) -> &TreeCoder {
         &self.network
-    }
-
-    /// The same with nodes on other devices.
-    ///
-    /// # Errors
-    /// If the network does not have a node of the placement.
-    pub fn place(self, placement: &Placement) -> Result<Self, PlacementError> {
-        let network = self.network.place(placement)?;
-        Ok(Self { network, ..self })
-    }
-
-    /// The same, but it sends everything to random leaves.
-    #[must_use]
-    pub fn with_random_route(self) -> Self {
-        Self {
-            random_route: true,
-            ..self
-        }
     }
 
     /// What the network says of sequences.
@@ -134,6 +113,32 @@ impl LanguageModel {
     }
 }
 
+impl FamilyModel for LanguageModel {
+    fn timed_forward(&self, batch: &LanguageBatch, rng: &mut ChaCha8Rng) -> usize {
+        drop(self.forward(batch, rng));
+        batch.text.tokens.dims().iter().product()
+    }
+
+    fn walking_at_random(self) -> Result<Self> {
+        let tree = self.network.config();
+        if tree.height == 0 {
+            bail!("walks no tree");
+        }
+        if tree.selector.gradient == SelectorGradient::Soft {
+            bail!("has soft selectors, and soft selectors go to all leaves");
+        }
+        Ok(Self {
+            random_route: true,
+            ..self
+        })
+    }
+
+    fn place(self, placement: &Placement) -> Result<Self> {
+        let network = self.network.place(placement)?;
+        Ok(Self { network, ..self })
+    }
+}
+
 impl TrainableModel for LanguageModel {
     type Batch = LanguageBatch;
 
@@ -145,12 +150,9 @@ impl TrainableModel for LanguageModel {
             loss = loss + balance.clone();
         }
         let attention = routing.attention.iter();
-        let attention: Vec<Tensor<1>> = attention
-            .filter_map(|report| report.balance_loss.clone())
-            .collect();
-        let attention = (!attention.is_empty()).then(|| Tensor::cat(attention, 0).mean());
+        let attention = mean_of(attention.filter_map(|report| report.balance_loss.clone()));
         if let Some(attention) = &attention {
-            loss = loss + attention.clone() * self.lambda_attention;
+            loss = loss + attention.clone() * self.config.lambda_attention;
         }
         let device = task_loss.device().without_autodiff();
         let mut output = StepOutput::new(loss).with_metric("log_likelihood", -task_loss);
@@ -162,7 +164,7 @@ impl TrainableModel for LanguageModel {
                 output = output.with_metric(name, value);
             }
         }
-        for (name, sum, weight) in self.routes(&batch, &routing, LISTED_LEAVES) {
+        for Measurement { name, sum, weight } in self.routes(&batch, &routing, LISTED_LEAVES) {
             let mean = (sum / weight) as f32;
             output = output.with_metric(name, Tensor::from_floats([mean], &device));
         }
@@ -175,15 +177,9 @@ impl TrainableModel for LanguageModel {
     /// What decides where something goes does not decay, neither between nodes nor within attention: decay draws
     /// scores together.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
-        let group = |parameters: Vec<ParamId>, rate| {
-            (!parameters.is_empty()).then(|| ParameterGroup {
-                parameters: ParamGroup::from_ids(parameters),
-                decays: false,
-                rate,
-            })
-        };
-        let selectors = group(self.network.selector_parameter_ids(), self.selector_rate);
-        let trees = group(self.network.tree_parameter_ids(), 1.0);
+        let rate = self.config.selector.rate;
+        let selectors = not_decaying(self.network.selector_parameter_ids(), rate);
+        let trees = not_decaying(self.network.tree_parameter_ids(), 1.0);
         selectors.into_iter().chain(trees).collect()
     }
 
@@ -195,12 +191,7 @@ impl TrainableModel for LanguageModel {
             Measurement::new("log_likelihood", sum, batch.targets() as f64),
             Measurement::new(BITS_PER_BYTE, -sum / 2f64.ln(), batch.bytes() as f64),
         ];
-        let routes = self.routes(&batch, &routing, MEASURED_LEAVES);
-        measured.extend(
-            routes
-                .into_iter()
-                .map(|(name, sum, weight)| Measurement::new(name, sum, weight)),
-        );
+        measured.extend(self.routes(&batch, &routing, MEASURED_LEAVES));
         measured
     }
 
@@ -266,13 +257,13 @@ impl LanguageModel {
     }
 
     /// The share of items at each leaf, relative to a fair share, in trees of at most `most` leaves, and the entropy
-    /// of the selectors at each depth: name, sum and weight. Nothing without a tree.
+    /// of the selectors at each depth. Nothing without a tree.
     fn routes(
         &self,
         batch: &LanguageBatch,
         routing: &TreeCoderRouting,
         most: usize,
-    ) -> Vec<(String, f64, f64)> {
+    ) -> Vec<Measurement> {
         let leaves = self.network.tree().leaves();
         let mut measured = Vec::new();
         if leaves > 1 && leaves <= most {
@@ -282,14 +273,19 @@ impl LanguageModel {
             let items = counts.iter().sum::<usize>() as f64;
             for (leaf, count) in counts.into_iter().enumerate() {
                 let share = (count * leaves) as f64;
-                measured.push((format!("{LEAF_SHARE}{leaf}"), share, items));
+                measured.push(Measurement::new(
+                    format!("{LEAF_SHARE}{leaf}"),
+                    share,
+                    items,
+                ));
             }
         }
         // The selectors' means are over items with text.
         let items = routing.real_items() as f64;
         if self.network.config().selector.kind == SelectorKind::Learned {
             for (depth, level) in routing.levels.iter().enumerate() {
-                measured.push((format!("{ENTROPY}{depth}"), level.entropy * items, items));
+                let (name, sum) = (format!("{ENTROPY}{depth}"), level.entropy * items);
+                measured.push(Measurement::new(name, sum, items));
             }
         }
         measured
@@ -408,66 +404,12 @@ mod tests {
     fn entropies_weigh_as_much_as_they_have_items_with_text() {
         let (model, batch, _, routing) = routed(&[CHUNKS], &Device::flex());
         let measured = model.routes(&batch, &routing, LISTED_LEAVES);
-        let entropies = measured
-            .iter()
-            .filter(|(name, _, _)| name.starts_with(ENTROPY));
+        let entropies = measured.iter().filter(|one| one.name.starts_with(ENTROPY));
         // Three chunks, and two of the window of six bytes.
-        let weights: Vec<f64> = entropies.map(|(_, _, weight)| *weight).collect();
+        let weights: Vec<f64> = entropies.map(|one| one.weight).collect();
         assert!(!weights.is_empty() && weights.iter().all(|weight| *weight == 5.0));
-    }
-
-    #[test]
-    fn perplexity_follows_from_the_mean_loss_and_extremes_from_all_leaves() {
-        let model = config(&[]).untrained_for(257, &Device::flex());
-        let means = [
-            ("log_likelihood", -2.0),
-            ("leaf_share.0", 0.5),
-            ("leaf_share.1", 1.5),
-        ];
-        let derived = model.derive(&means.map(|(name, mean)| (name.to_owned(), mean)));
-        let expected = [
-            ("loss", 2.0),
-            ("perplexity", 2f64.exp()),
-            ("leaf_share_min", 0.5),
-            ("leaf_share_max", 1.5),
-            // A quarter and three quarters: 4 / 3^(3/4).
-            ("effective_leaves", 4.0 / 3f64.powf(0.75)),
-        ];
-        assert_eq!(derived.len(), expected.len());
-        for ((name, found), (expected_name, expected)) in derived.iter().zip(expected) {
-            assert_eq!(name, expected_name);
-            assert!((found - expected).abs() < 1e-12, "{name}: {found}");
-        }
-    }
-
-    #[test]
-    fn leaves_are_measured_in_large_trees_and_chunks_of_padding_are_left_out() {
-        let settings = [CHUNKS, "architecture.height=7", "model=hash-route"];
-        let (model, batch, _, routing) = routed(&settings, &Device::flex());
-        // Windows of 10 and 6 bytes: chunks of 4, 4 and 2; the second window ends in its second chunk.
-        assert_eq!(routing.leaves.len(), 6);
         let sequences: Vec<usize> = model.routed(&batch, &routing).map(|(one, _)| one).collect();
         assert_eq!(sequences, [0, 0, 0, 1, 1]);
-        let means: Vec<(String, f64)> = model
-            .evaluate(batch.clone(), &mut ChaCha8Rng::seed_from_u64(2))
-            .into_iter()
-            .map(|measured| (measured.name, measured.sum / measured.weight))
-            .collect();
-        let shares = means
-            .iter()
-            .filter(|(name, _)| name.starts_with(LEAF_SHARE));
-        assert_eq!(shares.clone().count(), 128);
-        let sum: f64 = shares.map(|(_, share)| share).sum();
-        assert!((sum - 128.0).abs() < 1e-9);
-        let derived = model.derive(&means);
-        let number = |wanted: &str| {
-            let found = derived.iter().find(|(name, _)| name == wanted);
-            found.unwrap().1
-        };
-        assert_eq!(number("leaf_share_min"), 0.0);
-        assert!(number("leaf_share_max") >= 128.0 / 5.0);
-        assert!((1.0..=5.0).contains(&number("effective_leaves").round()));
-        assert!(model.routes(&batch, &routing, LISTED_LEAVES).is_empty());
     }
 
     #[test]

@@ -6,21 +6,20 @@ mod model;
 pub mod report;
 
 pub use config::{RetrievalConfig, RetrievalModelKind, RetrievalTask};
-pub use model::{RetrievalModel, Search, Strategy, Walk};
+pub use model::{RetrievalModel, Search, Strategy};
 
-use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{column, common, named};
+use super::curves::{self, Curve, PERCENT};
+use super::{About, Column, Family, Finished, Kept, TrainingBatches, column, common};
+use crate::picture::completion::{self, CompletionRow};
 use anyhow::{Result, bail};
+use arbora::models::RewardKind;
 use arbora::tasks::TaskError;
 use burn::tensor::Device;
 use data::{Problem, TaskData};
-use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 impl Family for RetrievalConfig {
-    type Task = RetrievalTask;
     type ModelKind = RetrievalModelKind;
     type Data = Arc<TaskData>;
     type Batch = Problem;
@@ -28,6 +27,7 @@ impl Family for RetrievalConfig {
 
     const NAME: &'static str = "retrieval";
     const VERSION: u32 = 1;
+    const PRESETS: &'static str = include_str!("../../../presets/retrieval.json");
     const COLUMNS: &'static [Column] = &[
         column("tokens_percent", "% tokens", 1),
         column("nodes_read", "nodes read", 1),
@@ -41,13 +41,6 @@ impl Family for RetrievalConfig {
         "reward",
     ];
 
-    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
-        if from.is_some() {
-            bail!("--from: {task} starts from fresh weights");
-        }
-        Ok(Self::of_task(named(task)?, preset))
-    }
-
     common!();
 
     fn checked(mut self) -> Result<Self> {
@@ -57,9 +50,7 @@ impl Family for RetrievalConfig {
     }
 
     fn load(&self, _run: Option<&Path>) -> Result<Self::Data> {
-        let data = data::load(self)?;
-        self.check_features(&data.features)?;
-        Ok(Arc::new(data))
+        data::load(self).map(Arc::new)
     }
 
     fn about(&self, data: &Self::Data) -> Result<About> {
@@ -72,9 +63,9 @@ impl Family for RetrievalConfig {
             digest: data.facts.as_ref().map(|facts| facts.sha256.clone()),
             items: data.items,
             count: data.count,
-            static_metrics: BTreeMap::new(),
             data_summary: data.data_summary.clone(),
-            kept: data.kept()?,
+            kept: data.facts.iter().map(Kept::facts).collect::<Result<_>>()?,
+            ..About::default()
         })
     }
 
@@ -93,30 +84,50 @@ impl Family for RetrievalConfig {
         items: usize,
         device: &Device,
     ) -> Result<Vec<Problem>, TaskError> {
-        (data.evaluation)(items, self.eval_batch_size, device)
+        let batches = self.common().batches(items, data.count);
+        (data.evaluation)(batches, self.eval_batch_size, device)
     }
 
+    fn curves(&self, has_classes: bool) -> Vec<Curve> {
+        let reward = match self.reward {
+            RewardKind::Published if has_classes => ("% of answers right", 100.0),
+            RewardKind::Accuracy => ("% of answers right", 100.0),
+            RewardKind::Published | RewardKind::LogLikelihood => ("nats per query", 1.0),
+            RewardKind::NegativeMse => ("negative squared error", 1.0),
+        };
+        let nats = ("nats per query", 1.0);
+        let per_decision = ("nats per decision", 1.0);
+        let tokens = "Share of tokens selected";
+        vec![
+            Curve("Training loss", ("nats", 1.0), "train", "loss"),
+            Curve(tokens, ("%", 1.0), "train", "tokens_percent"),
+            Curve("Log-likelihood, training", nats, "train", "log_likelihood"),
+            Curve("Log-likelihood, held out", nats, "valid", "log_likelihood"),
+            Curve("Accuracy, training", PERCENT, "train", "accuracy"),
+            Curve("Accuracy, held out", PERCENT, "valid", "accuracy"),
+            Curve("Entropy of the policy", per_decision, "train", "entropy"),
+            Curve("Reward", reward, "train", "reward"),
+        ]
+    }
+
+    /// Also completed images, in `completion.png` and `completion.svg`.
     fn draw(
         runs: &[Finished<'_, Self>],
         data: &Self::Data,
         device: &Device,
         folder: &Path,
     ) -> Result<()> {
-        report::draw(runs, data, device, folder)
-    }
-}
-
-impl FamilyModel for RetrievalModel {
-    fn timed_forward(&self, batch: &Problem, rng: &mut ChaCha8Rng) -> usize {
-        drop(self.predict(batch, rng));
-        let [examples, queries, _] = batch.queries.dims();
-        examples * queries
-    }
-
-    fn walking_at_random(self) -> Result<Self> {
-        match self.retreever() {
-            Some(_) => Ok(self.with_walk(Walk::Random)),
-            None => bail!("walks no tree"),
+        curves::draw(&curves::panels(runs)?, folder)?;
+        if let (Some(images), Some(first)) = (&data.images, runs.first()) {
+            let models: Vec<&RetrievalModel> = runs.iter().filter_map(|run| run.model).collect();
+            let context = report::picture_context(first.config);
+            let shown = 0..images.test().count.min(report::PICTURE_ROWS);
+            let rows =
+                shown.map(|image| report::completed(images, &models, image, context, device));
+            let rows: Vec<CompletionRow> = rows.collect::<Result<_, _>>()?;
+            let names: Vec<&str> = runs.iter().map(|run| run.name).collect();
+            completion::draw(&rows, &names, &folder.join("completion"))?;
         }
+        Ok(())
     }
 }

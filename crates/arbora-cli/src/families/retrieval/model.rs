@@ -1,7 +1,11 @@
 //! Every model as the trainer wants it: what a step minimises and what an evaluation measures.
 
+use super::config::NetworkConfig;
 use super::data::{Features, Problem};
 use super::{RetrievalConfig, RetrievalModelKind};
+use crate::families::FamilyModel;
+use crate::families::training::count_asked;
+use anyhow::{Result, bail};
 use arbora::attention::{Route, SearchOptions, SearchOutput};
 use arbora::models::prediction::masked_average;
 use arbora::models::{
@@ -26,17 +30,6 @@ enum Network {
     Perceiver(PerceiverIo),
 }
 
-/// How a tree is walked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walk {
-    /// By the policy.
-    Learned,
-    /// Uniformly at random: the lower control.
-    Random,
-    /// To the token that answers the query: the upper control, where a task knows it.
-    Oracle,
-}
-
 /// How a trained model searches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
@@ -57,23 +50,12 @@ pub enum Strategy {
     Beam(usize),
 }
 
-/// How a model is trained and measured.
-#[derive(Clone, Copy, Debug)]
-struct Objective {
-    walk: Walk,
-    lambda_ca: f64,
-    lambda_guide: f64,
-    reward: RewardKind,
-    samples: usize,
-    greedy_reward: bool,
-}
-
 /// A model with what its training needs.
 #[derive(Module, Debug)]
 pub struct RetrievalModel {
     network: Network,
     #[module(skip)]
-    objective: Objective,
+    config: RetrievalConfig,
     #[module(skip)]
     search: Option<Search>,
 }
@@ -82,35 +64,14 @@ impl RetrievalModel {
     /// The model that a configuration names, with weights drawn from its seed.
     pub fn new(config: &RetrievalConfig, features: &Features, device: &Device) -> Self {
         let seed = derive(config.trainer.seed, Purpose::Parameters);
-        let network = match config.model {
-            RetrievalModelKind::CrossAttention => {
-                Network::Dense(config.cross_attention(features).init(seed, device))
-            }
-            RetrievalModelKind::Perceiver => {
-                Network::Perceiver(config.perceiver(features).init(seed, device))
-            }
-            RetrievalModelKind::ReTreever
-            | RetrievalModelKind::RandomRoute
-            | RetrievalModelKind::OracleRoute => {
-                Network::ReTreever(config.retreever(features).init(seed, device))
-            }
-        };
-        let baseline = config.trainer.policy_gradient.baseline;
-        let objective = Objective {
-            walk: match config.model {
-                RetrievalModelKind::RandomRoute => Walk::Random,
-                RetrievalModelKind::OracleRoute => Walk::Oracle,
-                _ => Walk::Learned,
-            },
-            lambda_ca: config.lambda_ca,
-            lambda_guide: config.lambda_guide,
-            reward: config.reward,
-            samples: config.samples,
-            greedy_reward: baseline.needs_greedy_reward(),
+        let network = match config.network(features) {
+            NetworkConfig::ReTreever(config) => Network::ReTreever(config.init(seed, device)),
+            NetworkConfig::Dense(config) => Network::Dense(config.init(seed, device)),
+            NetworkConfig::Perceiver(config) => Network::Perceiver(config.init(seed, device)),
         };
         Self {
             network,
-            objective,
+            config: config.clone(),
             search: None,
         }
     }
@@ -119,13 +80,6 @@ impl RetrievalModel {
     #[must_use]
     pub fn with_search(mut self, search: Search) -> Self {
         self.search = Some(search);
-        self
-    }
-
-    /// The same weights with another way down the tree: what the learned route is worth.
-    #[must_use]
-    pub fn with_walk(mut self, walk: Walk) -> Self {
-        self.objective.walk = walk;
         self
     }
 
@@ -148,15 +102,15 @@ impl RetrievalModel {
             Network::Dense(model) => (model.predict(queries, &model.encode(context)), None),
             Network::Perceiver(model) => (model.predict(queries, &model.encode(context)), None),
             Network::ReTreever(model) => {
-                let strategy = self.search.map(|search| search.strategy);
-                let route = match (strategy, self.objective.walk) {
-                    (Some(Strategy::Beam(width)), _) => Route::Beam(width),
-                    (Some(Strategy::Samples(count)), _) => {
+                let route = match self.search.map(|search| search.strategy) {
+                    Some(Strategy::Beam(width)) => Route::Beam(width),
+                    Some(Strategy::Samples(count)) => {
                         Route::Sampled(numbers(model, problem, count, rng))
                     }
-                    (Some(Strategy::Greedy), _) | (None, Walk::Learned) => Route::Greedy,
-                    (None, Walk::Random) => Route::Uniform(numbers(model, problem, 1, rng)),
-                    (None, Walk::Oracle) => Route::Given(oracle(model, problem)),
+                    Some(Strategy::Greedy) => Route::Greedy,
+                    None => self
+                        .control(model, problem, 1, rng)
+                        .unwrap_or(Route::Greedy),
                 };
                 let options = SearchOptions {
                     route,
@@ -165,6 +119,23 @@ impl RetrievalModel {
                 let found = model.predict(queries, &model.index(context), options);
                 (found.prediction, Some(found.search))
             }
+        }
+    }
+
+    /// The route of a control, of which there is no policy to learn.
+    fn control(
+        &self,
+        model: &ReTreever,
+        problem: &Problem,
+        samples: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Option<Route> {
+        match self.config.model {
+            RetrievalModelKind::RandomRoute => {
+                Some(Route::Uniform(numbers(model, problem, samples, rng)))
+            }
+            RetrievalModelKind::OracleRoute => Some(Route::Given(oracle(model, problem))),
+            _ => None,
         }
     }
 
@@ -199,6 +170,22 @@ fn oracle(model: &ReTreever, problem: &Problem) -> Tensor<4, Int> {
     model.paths_to(answers, &problem.context)
 }
 
+impl FamilyModel for RetrievalModel {
+    fn timed_forward(&self, batch: &Problem, rng: &mut ChaCha8Rng) -> usize {
+        drop(self.predict(batch, rng));
+        let [examples, queries, _] = batch.queries.dims();
+        examples * queries
+    }
+
+    fn walking_at_random(mut self) -> Result<Self> {
+        if self.retreever().is_none() {
+            bail!("walks no tree");
+        }
+        self.config.model = RetrievalModelKind::RandomRoute;
+        Ok(self)
+    }
+}
+
 impl TrainableModel for RetrievalModel {
     type Batch = Problem;
 
@@ -216,23 +203,15 @@ impl TrainableModel for RetrievalModel {
             }
             return output.with_metric("tokens_percent", share);
         };
-        let Objective {
-            walk,
-            lambda_ca,
-            lambda_guide,
-            reward,
-            samples,
-            greedy_reward,
-        } = self.objective;
-        let route = match walk {
-            Walk::Learned => Route::Sampled(numbers(model, &problem, samples, rng)),
-            Walk::Random => Route::Uniform(numbers(model, &problem, samples, rng)),
-            Walk::Oracle => Route::Given(oracle(model, &problem)),
-        };
-        let learned = walk == Walk::Learned;
+        let config = &self.config;
+        let control = self.control(model, &problem, config.samples, rng);
+        let learns = control.is_none();
+        let route = control
+            .unwrap_or_else(|| Route::Sampled(numbers(model, &problem, config.samples, rng)));
         let [examples, queries, _] = problem.queries.dims();
-        let guide = (learned && lambda_guide > 0.0)
+        let guide = (learns && config.lambda_guide > 0.0)
             .then(|| uniform(rng, [examples, queries], &problem.queries.device()));
+        let reward = config.reward;
         let losses = model.losses(
             &problem.context,
             problem.queries.clone(),
@@ -241,9 +220,9 @@ impl TrainableModel for RetrievalModel {
             route,
             LossOptions { reward, guide },
         );
-        let mut loss = losses.tree.clone() + losses.leaves.clone() * lambda_ca;
+        let mut loss = losses.tree.clone() + losses.leaves.clone() * config.lambda_ca;
         if let Some(guide) = &losses.guide {
-            loss = loss + guide.clone() * lambda_guide;
+            loss = loss + guide.clone() * config.lambda_guide;
         }
         let mut output = StepOutput::new(loss)
             .with_metric("log_likelihood", -losses.tree)
@@ -257,11 +236,11 @@ impl TrainableModel for RetrievalModel {
             let right = masked_average(losses.reward.clone(), losses.rollout.mask.as_ref());
             output = output.with_metric("accuracy", right);
         }
-        if !learned {
-            // There is no policy to learn.
+        if !learns {
             return output;
         }
-        let greedy_reward = greedy_reward.then(|| {
+        let baseline = config.trainer.policy_gradient.baseline;
+        let greedy_reward = baseline.needs_greedy_reward().then(|| {
             let index = model.index(&problem.context);
             let found = model.predict(problem.queries.clone(), &index, Route::Greedy);
             let reward = found.prediction.reward(target, reward);
@@ -286,11 +265,8 @@ impl TrainableModel for RetrievalModel {
         let weight = match &problem.target {
             Target::Values(_) => 1.0,
             Target::Classes(_) => {
-                let all = problem.queries.dims()[0] * problem.queries.dims()[1];
-                mask.map_or(all as f64, |mask| {
-                    let masked = mask.clone().int().sum().into_scalar::<i64>();
-                    (all as i64 - masked) as f64
-                })
+                let [examples, queries, _] = problem.queries.dims();
+                mask.map_or((examples * queries) as f64, count_asked)
             }
         };
         let (selected, read) = match found {

@@ -1,43 +1,18 @@
-//! What people see of runs of retrieval: curves, and completed images.
+//! What people see of runs of retrieval beside curves: completed images.
 
-use super::data::{ImageTask, Problem, TaskData};
+use super::data::{ImageTask, Problem};
 use super::{RetrievalConfig, RetrievalModel};
-use crate::families::curves::{self, PERCENT, curve};
-use crate::families::{EVALUATION_SEED, Finished};
-use crate::picture::completion::{self, CompletionRow, Prediction as Picture};
-use crate::picture::curves::Panel;
-use anyhow::Result;
-use arbora::models::{Prediction, RewardKind};
+use crate::families::EVALUATION_SEED;
+use crate::picture::completion::{CompletionRow, Prediction as Picture};
+use arbora::models::Prediction;
+use arbora::rl::seed::step_rng;
 use arbora::tasks::TaskError;
 use burn::tensor::{Device, Tensor};
-use std::path::Path;
 
 /// Test images in the picture of completions, from the front: the sample is balanced by class.
-const PICTURE_ROWS: usize = 8;
+pub const PICTURE_ROWS: usize = 8;
 /// Pixels shown to the models in that picture.
 const PICTURE_CONTEXT: usize = 100;
-
-/// Draws `curves.png` and `curves.svg`, and for images `completion.png` and `completion.svg`.
-///
-/// # Errors
-/// If a log cannot be read or a picture cannot be written.
-pub fn draw(
-    runs: &[Finished<'_, RetrievalConfig>],
-    data: &TaskData,
-    device: &Device,
-    folder: &Path,
-) -> Result<()> {
-    curves::draw(&panels(runs)?, folder)?;
-    if let (Some(images), Some(first)) = (&data.images, runs.first()) {
-        let shown: Vec<usize> = (0..images.test().count.min(PICTURE_ROWS)).collect();
-        let models: Vec<&RetrievalModel> = runs.iter().filter_map(|run| run.model).collect();
-        let context = picture_context(first.config);
-        let rows = complete(images, &models, &shown, context, device)?;
-        let names: Vec<&str> = runs.iter().map(|run| run.name).collect();
-        completion::draw(&rows, &names, &folder.join("completion"))?;
-    }
-    Ok(())
-}
 
 /// Pixels of an image that a model is shown for a picture.
 pub fn picture_context(config: &RetrievalConfig) -> usize {
@@ -45,79 +20,34 @@ pub fn picture_context(config: &RetrievalConfig) -> usize {
     PICTURE_CONTEXT.min(points.max_points - 1)
 }
 
-/// The curves of runs of a task: loss, quality (where there are classes with their accuracy), share of tokens,
-/// entropy and reward.
-///
-/// # Errors
-/// If a run's log cannot be read.
-pub fn panels(runs: &[Finished<'_, RetrievalConfig>]) -> Result<Vec<Panel>> {
-    let logs = curves::logs(runs)?;
-    let lines = logs.iter().flat_map(|(_, log)| log);
-    let has_classes = lines.into_iter().any(|line| line.get("accuracy").is_some());
-    let reward = runs
-        .last()
-        .map_or(("", 1.0), |run| reward_unit(run.config.reward, has_classes));
-    let nats = ("nats per query", 1.0);
-    let per_decision = ("nats per decision", 1.0);
-    let shown = [
-        curve("Training loss", ("nats", 1.0), "train", "loss"),
-        curve(
-            "Share of tokens selected",
-            ("%", 1.0),
-            "train",
-            "tokens_percent",
-        ),
-        curve("Log-likelihood, training", nats, "train", "log_likelihood"),
-        curve("Log-likelihood, held out", nats, "valid", "log_likelihood"),
-        curve("Accuracy, training", PERCENT, "train", "accuracy"),
-        curve("Accuracy, held out", PERCENT, "valid", "accuracy"),
-        curve("Entropy of the policy", per_decision, "train", "entropy"),
-        curve("Reward", reward, "train", "reward"),
-    ];
-    Ok(curves::panels(&logs, &shown))
-}
-
-/// Name and scale of the rewards of a task, with classes or without.
-fn reward_unit(kind: RewardKind, has_classes: bool) -> (&'static str, f64) {
-    match kind {
-        RewardKind::Published if has_classes => ("% of answers right", 100.0),
-        RewardKind::Accuracy => ("% of answers right", 100.0),
-        RewardKind::Published | RewardKind::LogLikelihood => ("nats per query", 1.0),
-        RewardKind::NegativeMse => ("negative squared error", 1.0),
-    }
-}
-
-/// Completes test images from `context` of their pixels, each by every model.
-fn complete(
+/// A test image, completed from `context` of its pixels by every model.
+pub fn completed(
     images: &ImageTask,
     models: &[&RetrievalModel],
-    shown: &[usize],
+    image: usize,
     context: usize,
     device: &Device,
-) -> Result<Vec<CompletionRow>, TaskError> {
+) -> Result<CompletionRow, TaskError> {
     let set = images.test();
     let numbers = |tensor: Tensor<3>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
-    let row = |index: &usize| {
-        let whole = images.whole(*index, context, device)?;
-        let problem = Problem::from(whole.batch);
-        let predict = |model: &&RetrievalModel| {
-            let mut rng = arbora::rl::seed::step_rng(EVALUATION_SEED, 0);
-            match model.predict(&problem, &mut rng).0 {
-                Prediction::Gaussian { mean, std } => Picture {
-                    mean: numbers(mean),
-                    std: numbers(std),
-                },
-                Prediction::Classes { .. } => unreachable!("image models have Gaussian heads"),
-            }
-        };
-        Ok(CompletionRow {
-            height: set.height,
-            width: set.width,
-            channels: set.channels,
-            truth: whole.truth,
-            observed: whole.observed,
-            models: models.iter().map(predict).collect(),
-        })
+    let whole = images.whole(image, context, device)?;
+    let problem = Problem::from(whole.batch);
+    let predict = |model: &&RetrievalModel| {
+        let mut rng = step_rng(EVALUATION_SEED, 0);
+        match model.predict(&problem, &mut rng).0 {
+            Prediction::Gaussian { mean, std } => Picture {
+                mean: numbers(mean),
+                std: numbers(std),
+            },
+            Prediction::Classes { .. } => unreachable!("image models have Gaussian heads"),
+        }
     };
-    shown.iter().map(row).collect()
+    Ok(CompletionRow {
+        height: set.height,
+        width: set.width,
+        channels: set.channels,
+        truth: whole.truth,
+        observed: whole.observed,
+        models: models.iter().map(predict).collect(),
+    })
 }

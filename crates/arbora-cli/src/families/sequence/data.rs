@@ -1,7 +1,8 @@
 //! From settings to sequences.
 
 use super::config::SequenceTask;
-use anyhow::{Result, anyhow};
+use crate::families::check;
+use anyhow::Result;
 use arbora::tasks::recall::{Lookup, LookupBatch, NeedleConfig, RecallConfig};
 use serde::{Deserialize, Serialize};
 
@@ -24,24 +25,19 @@ impl SequenceSource {
         }
     }
 
-    /// The sequences.
-    ///
-    /// # Errors
-    /// If the settings do not fit together.
+    /// The sequences; refused where the settings do not fit together.
     pub fn lookup(&self) -> Result<Lookup> {
-        // They know their settings by short names; a person needs the path to give to --set.
-        match self {
+        let lookup = match self {
             Self::Recall(recall) => Lookup::recall(recall.clone()),
             Self::Needle(needle) => Lookup::needle(needle.clone()),
-        }
-        .map_err(|error| anyhow!("data.{error}"))
+        };
+        check::section("data", lookup)
     }
 }
 
 /// Sequences, and how far the training is.
 #[derive(Clone, Debug)]
 pub struct SequenceBatch {
-    /// The sequences.
     pub lookup: LookupBatch,
     /// Share of the training that is done, 0 to 1.
     pub progress: f64,

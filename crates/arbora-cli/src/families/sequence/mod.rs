@@ -3,26 +3,24 @@
 mod config;
 mod data;
 mod model;
-mod report;
 mod start;
 
 pub use config::{SequenceConfig, SequenceModelKind, SequenceTask};
 pub use data::SequenceBatch;
 pub use model::SequenceModel;
 
-use super::{About, Column, Family, FamilyModel, Finished, Preset, TrainingBatches};
-use super::{EVALUATION_SEED, column, common, named};
+use super::curves::{Curve, PERCENT};
+use super::{About, Column, EVALUATION_SEED, Family, FamilyModel, TrainingBatches};
+use super::{column, common};
 use anyhow::{Result, bail};
 use arbora::rl::seed::{Purpose, derive};
 use arbora::tasks::TaskError;
 use arbora::tasks::recall::Lookup;
 use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 impl Family for SequenceConfig {
-    type Task = SequenceTask;
     type ModelKind = SequenceModelKind;
     type Data = Lookup;
     type Batch = SequenceBatch;
@@ -30,19 +28,12 @@ impl Family for SequenceConfig {
 
     const NAME: &'static str = "sequences";
     const VERSION: u32 = 1;
+    const PRESETS: &'static str = include_str!("../../../presets/sequences.json");
     const COLUMNS: &'static [Column] = &[
         column("core_flops_percent", "core FLOPs, % of dense", 1),
         column("effective_leaves", "effective leaves", 1),
     ];
     const LIVE: &'static [&'static str] = &["loss", "log_likelihood", "accuracy"];
-
-    fn preset(task: &str, preset: Preset, from: Option<&Path>) -> Result<Self> {
-        let settings = Self::of_task(named(task)?, preset)?;
-        Ok(match from {
-            Some(from) => settings.started_from(from.into()),
-            None => settings,
-        })
-    }
 
     common!();
 
@@ -55,7 +46,7 @@ impl Family for SequenceConfig {
     }
 
     fn load(&self, _run: Option<&Path>) -> Result<Lookup> {
-        self.lookup()
+        self.data.lookup()
     }
 
     /// Also that the run to start from is there and of the same architecture but for its attention.
@@ -65,12 +56,8 @@ impl Family for SequenceConfig {
         }
         Ok(About {
             fingerprint: self.architecture_fingerprint(data)?,
-            digest: None,
             items: "sequences",
-            count: None,
-            static_metrics: BTreeMap::new(),
-            data_summary: None,
-            kept: Vec::new(),
+            ..About::default()
         })
     }
 
@@ -107,11 +94,23 @@ impl Family for SequenceConfig {
                 progress: 1.0,
             })
         };
-        (0..items.div_ceil(size) as u64).map(batch).collect()
+        let batches = self.common().batches(items, None);
+        (0..batches as u64).map(batch).collect()
     }
 
-    fn draw(runs: &[Finished<Self>], _: &Self::Data, _: &Device, folder: &Path) -> Result<()> {
-        report::draw(runs, folder)
+    fn curves(&self, _: bool) -> Vec<Curve> {
+        let (flops, leaves) = (("% of dense", 1.0), ("leaves", 1.0));
+        let balance = ("1 at balance", 1.0);
+        let in_use = "effective_leaves";
+        vec![
+            Curve("Training loss", ("nats", 1.0), "train", "loss"),
+            Curve("Accuracy, training", PERCENT, "train", "accuracy"),
+            Curve("Accuracy, held out", PERCENT, "valid", "accuracy"),
+            Curve("Core FLOPs, held out", flops, "valid", "core_flops_percent"),
+            Curve("Effective leaves, held out", leaves, "valid", in_use),
+            Curve("Balance loss", balance, "train", "balance"),
+            Curve("Alignment loss", ("nats", 1.0), "train", "alignment"),
+        ]
     }
 }
 

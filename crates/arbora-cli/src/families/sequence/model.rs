@@ -1,6 +1,7 @@
 //! The transformer as the trainer wants it: what a step minimises and what an evaluation measures.
 
 use super::{SequenceBatch, SequenceConfig};
+use crate::families::training::{count_asked, mean_of, not_decaying};
 use arbora::attention::RoutingReport;
 use arbora::attention::flops::RunCost;
 use arbora::models::prediction::masked_average;
@@ -10,57 +11,30 @@ use arbora::models::{
 use arbora::rl::train::{Measurement, ParameterGroup, StepOutput, TrainableModel};
 use arbora::tasks::recall::LookupBatch;
 use arbora::tree::routing::Surrogate;
-use burn::module::{Module, ParamGroup};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
-
-/// How a model is trained.
-#[derive(Clone, Copy, Debug)]
-struct Objective {
-    lambda_balance: f64,
-    lambda_alignment: f64,
-    /// The temperature of the candidates, where these are annealed.
-    anneal: Option<f64>,
-    tree_rate: f64,
-}
 
 /// A transformer with what its training needs.
 #[derive(Module, Debug)]
 pub struct SequenceModel {
     network: Treeformer,
     #[module(skip)]
-    objective: Objective,
+    config: SequenceConfig,
 }
 
 impl SequenceModel {
     /// A network, trained as a configuration says.
     pub fn new(config: &SequenceConfig, network: Treeformer) -> Self {
-        let trees = &config.trees;
-        let annealed = config.router().filter(|_| trees.anneal);
         Self {
             network,
-            objective: Objective {
-                lambda_balance: trees.lambda_balance,
-                lambda_alignment: trees.lambda_alignment,
-                anneal: annealed.map(|router| router.surrogate.temperature()),
-                tree_rate: trees.rate,
-            },
+            config: config.clone(),
         }
     }
 
-    /// The network alone.
     pub fn into_network(self) -> Treeformer {
         self.network
-    }
-
-    /// The same with another network.
-    #[must_use]
-    pub fn map_network(self, change: impl FnOnce(Treeformer) -> Treeformer) -> Self {
-        Self {
-            network: change(self.network),
-            ..self
-        }
     }
 
     /// What the network says of sequences.
@@ -71,11 +45,10 @@ impl SequenceModel {
     /// The gradient of routes at this point of a training, where it is annealed: 4 candidates, then 2, then
     /// 1, for a third of the steps each.
     fn surrogate(&self, progress: f64) -> Option<Surrogate> {
-        let candidates = [4, 2, 1][((3.0 * progress) as usize).min(2)];
-        let temperature = self.objective.anneal?;
+        let router = self.config.router().filter(|_| self.config.trees.anneal)?;
         Some(Surrogate::TopMargin {
-            candidates,
-            temperature,
+            candidates: [4, 2, 1][((3.0 * progress) as usize).min(2)],
+            temperature: router.surrogate.temperature(),
         })
     }
 }
@@ -97,16 +70,20 @@ impl TrainableModel for SequenceModel {
         let right = masked_average(prediction.reward(&target, RewardKind::Accuracy), mask);
 
         let reports: Vec<RoutingReport> = routing.into_iter().flatten().collect();
-        let mean = |loss: fn(&RoutingReport) -> Option<Tensor<1>>| {
-            let losses: Vec<Tensor<1>> = reports.iter().filter_map(loss).collect();
-            (!losses.is_empty()).then(|| Tensor::cat(losses, 0).mean())
-        };
-        let balance = mean(|report| report.balance_loss.clone());
-        let alignment = mean(|report| report.alignment_loss.clone());
+        let balance = mean_of(
+            reports
+                .iter()
+                .filter_map(|report| report.balance_loss.clone()),
+        );
+        let alignment = mean_of(
+            reports
+                .iter()
+                .filter_map(|report| report.alignment_loss.clone()),
+        );
         let mut loss = task_loss.clone();
         for (weight, auxiliary) in [
-            (self.objective.lambda_balance, &balance),
-            (self.objective.lambda_alignment, &alignment),
+            (self.config.trees.lambda_balance, &balance),
+            (self.config.trees.lambda_alignment, &alignment),
         ] {
             if let Some(auxiliary) = auxiliary {
                 loss = loss + auxiliary.clone() * weight;
@@ -131,14 +108,8 @@ impl TrainableModel for SequenceModel {
     /// Trees do not decay: a hyperplane drawn to 0 sends every token the way of its bias.
     fn parameter_groups(&self) -> Vec<ParameterGroup> {
         let trees = self.network.tree_parameter_ids();
-        if trees.is_empty() {
-            return Vec::new();
-        }
-        vec![ParameterGroup {
-            parameters: ParamGroup::from_ids(trees),
-            decays: false,
-            rate: self.objective.tree_rate,
-        }]
+        let group = not_decaying(trees, self.config.trees.rate);
+        group.into_iter().collect()
     }
 
     fn evaluate(&self, batch: SequenceBatch, _: &mut ChaCha8Rng) -> Vec<Measurement> {
@@ -149,8 +120,7 @@ impl TrainableModel for SequenceModel {
         let prediction = Prediction::Classes { logits };
         let target = Target::Classes(lookup.classes);
         let mask = lookup.target_mask;
-        let asked =
-            (examples * tokens) as f64 - mask.clone().int().sum().into_scalar::<i64>() as f64;
+        let asked = count_asked(&mask);
         let mean = |values| f64::from(masked_average(values, Some(&mask)).into_scalar::<f32>());
         let likelihood = mean(prediction.log_likelihood(&target));
         let accuracy = mean(prediction.reward(&target, RewardKind::Accuracy));
@@ -188,19 +158,17 @@ fn cost(
     measured.push(of("cost_ratio", ratio));
     // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
     measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
-    let extremes = |read: fn(Tensor<3>) -> Tensor<3>| {
-        let counts = reports.iter().flat_map(|report| {
-            [report.counts.queries.clone(), report.counts.keys.clone()]
-                .map(|counts| f64::from(read(counts).mean().into_scalar::<f32>()))
-        });
-        counts.sum::<f64>() / (2 * reports.len()) as f64
-    };
-    let (least, most) = (
-        extremes(|counts| counts.min_dim(2)),
-        extremes(|counts| counts.max_dim(2)),
-    );
-    measured.push(of("leaf_tokens_min", least));
-    measured.push(of("leaf_tokens_max", most));
+    type Extreme = fn(Tensor<3>) -> Tensor<3>;
+    let extremes: [(&str, Extreme); 2] = [
+        ("leaf_tokens_min", |counts| counts.min_dim(2)),
+        ("leaf_tokens_max", |counts| counts.max_dim(2)),
+    ];
+    for (name, extreme) in extremes {
+        let counts = reports.iter().map(|report| &report.counts);
+        let counts = counts.flat_map(|counts| [counts.queries.clone(), counts.keys.clone()]);
+        let means = counts.map(|counts| f64::from(extreme(counts).mean().into_scalar::<f32>()));
+        measured.push(of(name, means.sum::<f64>() / (2 * reports.len()) as f64));
+    }
     measured
 }
 
@@ -217,7 +185,6 @@ mod tests {
     use crate::settings::layered;
     use burn::module::{ModuleVisitor, Param, ParamId};
     use burn::tensor::Device;
-    use rand::SeedableRng;
 
     /// A small network with two layers.
     fn config(model: SequenceModelKind) -> SequenceConfig {
@@ -298,48 +265,5 @@ mod tests {
             };
             assert_eq!(found, Some(expected), "{progress}");
         }
-    }
-
-    #[test]
-    fn losses_on_routes_weigh_what_the_settings_say() {
-        let device = Device::flex().autodiff();
-        let parts = |balance: f64, alignment: f64| {
-            let mut config = config(SequenceModelKind::TreeFine);
-            config.trees.lambda_balance = balance;
-            config.trees.lambda_alignment = alignment;
-            let lookup = config.load(None).unwrap().batch(1, 0, 2, &device).unwrap();
-            let batch = SequenceBatch {
-                lookup,
-                progress: 0.0,
-            };
-            let model = model(&config, &Device::flex()).train();
-            let output = model.training_step(batch, &mut ChaCha8Rng::seed_from_u64(1));
-            let number = |tensor: &Tensor<1>| f64::from(tensor.clone().into_scalar::<f32>());
-            let metric = |wanted: &str| {
-                let mut metrics = output.metrics.iter();
-                metrics
-                    .find(|(name, _)| name == wanted)
-                    .map(|(_, tensor)| number(tensor))
-            };
-            let task = -metric("log_likelihood").unwrap();
-            let auxiliary = number(&output.task_loss) - task;
-            (auxiliary, metric("balance"), metric("alignment"))
-        };
-        let near = |found: f64, expected: f64| {
-            assert!((found - expected).abs() < 1e-4, "{found} for {expected}");
-        };
-        let (loss, balance, alignment) = parts(2.0, 3.0);
-        let (balance, alignment) = (balance.unwrap(), alignment.unwrap());
-        assert!(balance > 0.1 && alignment > 1e-3, "{balance} {alignment}");
-        near(loss, 2.0 * balance + 3.0 * alignment);
-        // What weighs nothing is not computed.
-        let (loss, found, none) = parts(2.0, 0.0);
-        assert!(none.is_none());
-        near(found.unwrap(), balance);
-        near(loss, 2.0 * balance);
-        let (loss, none, found) = parts(0.0, 3.0);
-        assert!(none.is_none());
-        near(loss, 3.0 * found.unwrap());
-        assert_eq!(parts(0.0, 0.0), (0.0, None, None));
     }
 }

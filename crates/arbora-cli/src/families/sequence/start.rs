@@ -7,67 +7,62 @@ use crate::run::CONFIG;
 use crate::settings::{self, difference};
 use anyhow::Result;
 use arbora::attention::{AttentionKindConfig, RouterConfig};
+use arbora::models::Treeformer;
 use arbora::rl::seed::{Purpose, derive};
 use arbora::rl::train::{Checkpoint, TrainError, has_any};
-use arbora::tasks::TaskError;
 use arbora::tasks::recall::Lookup;
 use burn::module::Module as _;
 use burn::tensor::Device;
 use std::path::Path;
 
 impl SequenceConfig {
-    /// The model before its first step.
-    ///
-    /// # Errors
-    /// As [`source`](Self::source).
+    /// The model before its first step. New trees split the activations of some sequences evenly, where they are to.
     pub(super) fn first_model(&self, data: &Lookup, device: &Device) -> Result<SequenceModel> {
-        let layers = 0..self.architecture.layers;
-        let Some(from) = &self.from else {
-            let fresh: Vec<usize> = layers.collect();
-            return Ok(self.split(self.untrained(data, device), data, device, &fresh)?);
+        let seed = derive(self.trainer.seed, Purpose::Parameters);
+        let (mut network, new_layers) = match &self.from {
+            Some(from) => self.continued(from, data, device)?,
+            None => (
+                self.treeformer(data).init(seed, device),
+                (0..self.architecture.layers).collect(),
+            ),
         };
+        if self.trees.median_split && self.router().is_some() {
+            // Whole sequences of a stream that no step trains on.
+            let batch = data.eval_batch(seed, 0, self.batch_size, device)?;
+            network = network.with_median_split(batch.tokens, &new_layers);
+        }
+        Ok(SequenceModel::new(self, network))
+    }
+
+    /// The network of another run with the attention of this one, and the layers whose attention is new.
+    fn continued(
+        &self,
+        from: &Path,
+        data: &Lookup,
+        device: &Device,
+    ) -> Result<(Treeformer, Vec<usize>)> {
         let (source, theirs, checkpoint) = self.source(from, data)?;
         // Of its own sequences: what mixes tokens has as many weights as these have tokens.
-        let mut network = checkpoint
-            .load_model(source.untrained(&theirs, device))?
-            .into_network();
+        let network = checkpoint.load_model(source.untrained(&theirs, device))?;
+        let network = network.into_network();
+        let old = network.blocks.iter();
+        let old: Vec<_> = old.map(|block| block.attention.kind.clone()).collect();
         let (had, wanted) = (source.treeformer(&theirs), self.treeformer(data));
         let seed = derive(self.trainer.seed, Purpose::Parameters);
+        let (dense, layers) = (wanted.dense_layers, old.len());
+        let mut network = network
+            .with_attention(&AttentionKindConfig::Dense, 0..dense, seed)
+            .with_attention(&wanted.attention, dense..layers, seed);
         let mut fresh = Vec::new();
-        for layer in layers {
-            let kind = if layer < wanted.dense_layers {
-                Default::default()
-            } else {
-                wanted.attention.clone()
-            };
-            let old = network.blocks[layer].attention.kind.clone();
-            network = network.with_attention(&kind, layer..layer + 1, seed);
+        for (layer, (block, old)) in network.blocks.iter_mut().zip(old).enumerate() {
             if same_weights(&had.kind(layer), &wanted.kind(layer)) {
-                let new = &mut network.blocks[layer].attention.kind;
+                let new = &mut block.attention.kind;
                 *new = new.clone().load_record(old.into_record());
             } else {
                 fresh.push(layer);
             }
         }
-        Ok(self.split(SequenceModel::new(self, network), data, device, &fresh)?)
-    }
-
-    /// Splits the activations of some sequences evenly by the trees of a model that are new: those of the
-    /// layers `fresh`.
-    fn split(
-        &self,
-        model: SequenceModel,
-        data: &Lookup,
-        device: &Device,
-        fresh: &[usize],
-    ) -> Result<SequenceModel, TaskError> {
-        if !self.trees.median_split || self.router().is_none() {
-            return Ok(model);
-        }
-        // Whole sequences of a stream that no step trains on.
-        let seed = derive(self.trainer.seed, Purpose::Parameters);
-        let batch = data.eval_batch(seed, 0, self.batch_size, device)?;
-        Ok(model.map_network(|network| network.with_median_split(batch.tokens, fresh)))
+        Ok((network, fresh))
     }
 
     /// The settings, the sequences and the newest checkpoint of the run to start from.
@@ -97,7 +92,7 @@ impl SequenceConfig {
             None => {}
         }
         let source = settings::read::<Self>(&from.join(CONFIG))?;
-        let theirs = source.lookup()?;
+        let theirs = source.data.lookup()?;
         let [wanted, found] = [self.treeformer(data), source.treeformer(&theirs)]
             .map(|mut config| {
                 config.attention = Default::default();

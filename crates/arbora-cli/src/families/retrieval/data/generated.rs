@@ -1,41 +1,17 @@
 //! Tasks whose problems are drawn, without end.
 
 use super::problem::{Problem, copy_problem};
-use super::{Evaluation, Features, TaskData, Training, with_path};
+use super::{Evaluation, Features, TaskData, Training};
 use crate::families::EVALUATION_SEED;
 use anyhow::Result;
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
-use arbora::tasks::TaskError;
 use arbora::tasks::bandit::{BanditConfig, BanditRegression, X_DIM};
 use arbora::tasks::copy::{CopyConfig, SequenceCopy};
 use arbora::tasks::gp::{GpConfig, GpRegression, Kernel};
 
-/// A task without end, of points unless it is said otherwise.
-fn drawn(
-    items: &'static str,
-    features: Features,
-    training: Training,
-    evaluation: Evaluation,
-) -> TaskData {
-    TaskData {
-        features,
-        items,
-        count: None,
-        facts: None,
-        data_summary: None,
-        knows_answers: false,
-        images: None,
-        training,
-        evaluation,
-    }
-}
-
 /// Sequences to be mirrored.
-///
-/// # Errors
-/// With the first setting that is out of range.
 pub fn copy(config: CopyConfig) -> Result<TaskData> {
-    let copy = SequenceCopy::new(config).map_err(|error| with_path("data", error))?;
+    let copy = SequenceCopy::new(config)?;
     let (answers, classes) = (copy.answers(), copy.classes());
     let features = Features {
         d_context: classes,
@@ -50,30 +26,23 @@ pub fn copy(config: CopyConfig) -> Result<TaskData> {
         let batch = copy.batch(seed, step, batch_size, device)?;
         Ok(copy_problem(batch, &answers))
     });
-    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
-        if batch_size == 0 {
-            return Err(TaskError::EmptyBatch);
-        }
-        let indices = 0..items.div_ceil(batch_size) as u64;
-        let batches = indices.map(|index| {
+    let evaluation: Evaluation = Box::new(move |batches, batch_size, device| {
+        let problem = |index| {
             let batch = copy.eval_batch(EVALUATION_SEED, index, batch_size, device)?;
             Ok(copy_problem(batch, &held_out_answers))
-        });
-        batches.collect()
+        };
+        (0..batches as u64).map(problem).collect()
     });
     Ok(TaskData {
         knows_answers: true,
-        ..drawn("sequences", features, training, evaluation)
+        ..TaskData::new("sequences", features, training, evaluation)
     })
 }
 
 /// Functions drawn from Gaussian processes. They are measured on as many of each kernel: those of the training
 /// kernel first, without a name of their own.
-///
-/// # Errors
-/// With the first setting that is out of range.
 pub fn gp(config: GpConfig, std: StdKind) -> Result<TaskData> {
-    let gp = GpRegression::new(config).map_err(|error| with_path("data", error))?;
+    let gp = GpRegression::new(config)?;
     let config = gp.config();
     let features = Features {
         d_context: 2,
@@ -87,8 +56,7 @@ pub fn gp(config: GpConfig, std: StdKind) -> Result<TaskData> {
     let training: Training = Box::new(move |seed, step, batch_size, device| {
         Ok(gp.batch(seed, step, batch_size, device)?.into())
     });
-    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
-        let batches = items.div_ceil(batch_size.max(1));
+    let evaluation: Evaluation = Box::new(move |batches, batch_size, device| {
         let of = |kernel: Kernel| {
             gp.with_kernel(kernel)
                 .eval_batches(EVALUATION_SEED, batches, batch_size, device)
@@ -100,21 +68,21 @@ pub fn gp(config: GpConfig, std: StdKind) -> Result<TaskData> {
             (Kernel::Periodic, "periodic"),
         ] {
             if kernel != trained {
-                problems.extend(of(kernel)?.map(|batch| Problem::from(batch).of_kind(name)));
+                problems.extend(of(kernel)?.map(|batch| Problem {
+                    kind: Some(name),
+                    ..batch.into()
+                }));
             }
         }
         Ok(problems)
     });
     let items = "functions of each kernel";
-    Ok(drawn(items, features, training, evaluation))
+    Ok(TaskData::new(items, features, training, evaluation))
 }
 
 /// Rewards of wheel bandits.
-///
-/// # Errors
-/// With the first setting that is out of range.
 pub fn bandit(config: BanditConfig, std: StdKind) -> Result<TaskData> {
-    let bandit = BanditRegression::new(config).map_err(|error| with_path("data", error))?;
+    let bandit = BanditRegression::new(config)?;
     let features = Features {
         d_context: X_DIM + 1,
         d_query: X_DIM,
@@ -126,10 +94,9 @@ pub fn bandit(config: BanditConfig, std: StdKind) -> Result<TaskData> {
     let training: Training = Box::new(move |seed, step, batch_size, device| {
         Ok(bandit.batch(seed, step, batch_size, device)?.into())
     });
-    let evaluation: Evaluation = Box::new(move |items, batch_size, device| {
-        let batches = items.div_ceil(batch_size.max(1));
+    let evaluation: Evaluation = Box::new(move |batches, batch_size, device| {
         let batches = bandit.eval_batches(EVALUATION_SEED, batches, batch_size, device)?;
         Ok(batches.map(Problem::from).collect())
     });
-    Ok(drawn("wheels", features, training, evaluation))
+    Ok(TaskData::new("wheels", features, training, evaluation))
 }

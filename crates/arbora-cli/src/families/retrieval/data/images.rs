@@ -2,7 +2,7 @@
 
 use super::super::RetrievalConfig;
 use super::problem::Problem;
-use super::{DataFacts, Features, Source, TaskData, of_finite, sha256, with_path};
+use super::{DataFacts, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
 use crate::families::EVALUATION_SEED;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
@@ -23,9 +23,6 @@ pub struct ImageTask {
 
 impl ImageTask {
     /// Loads the images that a configuration names.
-    ///
-    /// # Errors
-    /// If they cannot be read, differ in size or do not fit the configuration.
     pub fn load(config: &RetrievalConfig) -> Result<Self> {
         let ((train, test), changes) = match &config.data {
             Source::Sample => (ImageSet::bundled(), None),
@@ -62,15 +59,11 @@ impl ImageTask {
         })
     }
 
-    /// The test images.
     pub fn test(&self) -> &ImageSet {
         self.test.set()
     }
 
     /// One test image with all of its pixels asked for.
-    ///
-    /// # Errors
-    /// If it does not exist or has fewer pixels than `context`.
     pub fn whole(
         &self,
         image: usize,
@@ -96,21 +89,19 @@ impl ImageTask {
             most_tokens: config.max_points - 1 - config.min_targets,
         };
         let (train, test, count) = (self.train.clone(), self.test.clone(), self.test().count);
+        let training: Training = Box::new(move |seed, step, batch_size, device| {
+            Ok(train.batch(seed, step, batch_size, device)?.into())
+        });
+        let evaluation: Evaluation = Box::new(move |batches, batch_size, device| {
+            let all = test.eval_batches(EVALUATION_SEED, batch_size, device)?;
+            Ok(all.take(batches).map(Problem::from).collect())
+        });
         TaskData {
-            features,
-            items: "test images",
             count: Some(count),
             facts: Some(self.facts()),
             data_summary: self.changes.map(|changes| changes.to_string()),
-            knows_answers: false,
-            training: Box::new(move |seed, step, batch_size, device| {
-                Ok(train.batch(seed, step, batch_size, device)?.into())
-            }),
-            evaluation: Box::new(move |items, batch_size, device| {
-                let batches = test.eval_batches(EVALUATION_SEED, batch_size, device)?;
-                Ok(of_finite(batches, items, count, batch_size, Problem::from))
-            }),
             images: Some(self),
+            ..TaskData::new("test images", features, training, evaluation)
         }
     }
 

@@ -8,9 +8,9 @@ mod series;
 pub use images::ImageTask;
 pub use problem::Problem;
 
-use super::RetrievalConfig;
-use crate::families::Kept;
-use anyhow::{Context as _, Result, anyhow, ensure};
+use super::{RetrievalConfig, RetrievalTask};
+use crate::families::kept::Facts;
+use anyhow::{Result, anyhow};
 use arbora::models::{EmbeddingKind, HeadKind};
 use arbora::tasks::TaskError;
 use arbora::tasks::bandit::BanditConfig;
@@ -20,7 +20,7 @@ use arbora::tasks::series::SeriesConfig;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where the data of a task come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,15 +29,9 @@ pub enum Source {
     /// The bundled sample of Fashion-MNIST.
     Sample,
     /// IDX files, gzipped or not.
-    Idx {
-        /// Training images.
-        train: PathBuf,
-        /// Test images.
-        test: PathBuf,
-    },
+    Idx { train: PathBuf, test: PathBuf },
     /// A folder of PNG or JPEG files.
     Folder {
-        /// The folder.
         path: PathBuf,
         /// Height and width that all images are resized to; they must agree without it.
         #[serde(default)]
@@ -56,9 +50,7 @@ pub enum Source {
     SeriesSample(SeriesConfig),
     /// Windows of the time series in `.ts` files, gzipped or not.
     Series {
-        /// Training series.
         train: PathBuf,
-        /// Test series.
         test: PathBuf,
         /// Steps of a window.
         #[serde(default = "default_window")]
@@ -83,19 +75,33 @@ fn default_stride() -> usize {
 }
 
 impl Source {
-    /// The same source by absolute paths, so that a run can be resumed and measured from anywhere.
-    ///
-    /// # Errors
-    /// If the working directory cannot be read.
+    /// What is learned from it.
+    pub fn task(&self) -> RetrievalTask {
+        match self {
+            Self::Sample | Self::Idx { .. } | Self::Folder { .. } => RetrievalTask::Images,
+            Self::Copy(_) => RetrievalTask::Copy,
+            Self::Gp(_) => RetrievalTask::Gp,
+            Self::SeriesSample(_) | Self::Series { .. } => RetrievalTask::Series,
+            Self::Bandit(_) => RetrievalTask::Bandit,
+        }
+    }
+
+    /// Checks what can be checked without reading anything.
+    pub fn check(&self) -> Result<(), TaskError> {
+        match self {
+            Self::Copy(copy) => copy.check(),
+            Self::Gp(gp) => gp.check(),
+            Self::Bandit(bandit) => bandit.check(),
+            other => other.windows().map_or(Ok(()), |windows| windows.check()),
+        }
+    }
+
+    /// The same source by absolute paths.
     pub fn absolute(mut self) -> std::io::Result<Self> {
         let paths = match &mut self {
-            Self::Sample
-            | Self::Copy(_)
-            | Self::Gp(_)
-            | Self::SeriesSample(_)
-            | Self::Bandit(_) => Vec::new(),
             Self::Series { train, test, .. } | Self::Idx { train, test } => vec![train, test],
             Self::Folder { path, .. } => vec![path],
+            _ => Vec::new(),
         };
         for path in paths {
             *path = std::path::absolute(&*path)?;
@@ -131,9 +137,7 @@ pub struct Features {
     pub d_query: usize,
     /// Coordinates of a token's position.
     pub d_position: usize,
-    /// What is predicted.
     pub head: HeadKind,
-    /// Whether tokens are points or a sequence.
     pub embedding: EmbeddingKind,
     /// The most context tokens that a problem has.
     pub most_tokens: usize,
@@ -141,7 +145,6 @@ pub struct Features {
 
 /// Training and evaluation problems of one task.
 pub struct TaskData {
-    /// What a network has to fit.
     pub features: Features,
     /// What an item is, in the plural.
     pub items: &'static str,
@@ -157,9 +160,30 @@ pub struct TaskData {
     pub images: Option<ImageTask>,
     /// The problem of a training step, a pure function of seed and step: seed, step, batch size, device.
     pub training: Training,
-    /// The fixed evaluation problems: items (0 means all of a finite set, and whole batches are made), batch size,
-    /// device.
+    /// The fixed evaluation problems: batches, batch size, device.
     pub evaluation: Evaluation,
+}
+
+impl TaskData {
+    /// Those of points that are drawn without end.
+    fn new(
+        items: &'static str,
+        features: Features,
+        training: Training,
+        evaluation: Evaluation,
+    ) -> Self {
+        Self {
+            features,
+            items,
+            count: None,
+            facts: None,
+            data_summary: None,
+            knows_answers: false,
+            images: None,
+            training,
+            evaluation,
+        }
+    }
 }
 
 /// Data of files, told from others.
@@ -175,56 +199,19 @@ pub struct DataFacts {
 
 impl std::fmt::Display for DataFacts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            sha256,
-            training,
-            test,
-        } = self;
-        let start: String = sha256.chars().take(12).collect();
-        write!(
-            f,
-            "{training} items to train on and {test} to measure on with SHA-256 {start}…"
-        )
+        let (training, test) = (self.training, self.test);
+        write!(f, "{training} items to train on and {test} to measure on ")?;
+        write!(f, "with SHA-256 {:.12}…", self.sha256)
     }
 }
 
-const DATA: &str = "data.json";
+impl Facts for DataFacts {
+    const FILE: &'static str = "data.json";
+    const WHAT: &'static str = "data";
 
-impl TaskData {
-    /// What the folder of a run keeps, by name.
-    ///
-    /// # Errors
-    /// If it cannot be written as JSON.
-    pub fn kept(&self) -> Result<Vec<Kept>> {
-        let kept = |facts| {
-            Ok(Kept {
-                name: DATA,
-                contents: serde_json::to_string_pretty(facts)? + "\n",
-                check: Some(expect_data),
-            })
-        };
-        self.facts.iter().map(kept).collect()
+    fn change(&self, now: &Self) -> Option<String> {
+        (self != now).then(|| format!("data have changed: had {self}, and has {now}"))
     }
-}
-
-/// Refuses other data than those that a run began with.
-///
-/// - folder: that of the run
-/// - had, has: what [`TaskData::kept`] says of both
-fn expect_data(folder: &Path, had: &str, has: &str) -> Result<()> {
-    let had: DataFacts = serde_json::from_str(had).with_context(|| {
-        format!(
-            "{}: not the description of data",
-            folder.join(DATA).display()
-        )
-    })?;
-    let has: DataFacts = serde_json::from_str(has)?;
-    ensure!(
-        had == has,
-        "{}: its data have changed: had {had}, and has {has}",
-        folder.display()
-    );
-    Ok(())
 }
 
 /// See [`TaskData::training`].
@@ -235,9 +222,6 @@ pub type Evaluation =
     Box<dyn Fn(usize, usize, &Device) -> Result<Vec<Problem>, TaskError> + Send + Sync>;
 
 /// Loads the data that a configuration names.
-///
-/// # Errors
-/// If they cannot be read or do not fit the configuration.
 pub fn load(config: &RetrievalConfig) -> Result<TaskData> {
     let std = config.architecture.std;
     match &config.data {
@@ -249,23 +233,6 @@ pub fn load(config: &RetrievalConfig) -> Result<TaskData> {
         Source::SeriesSample(_) | Source::Series { .. } => series::load(&config.data),
         Source::Bandit(bandit) => generated::bandit(*bandit, std),
     }
-}
-
-/// Some problems a batch at a time, at most all that there are.
-///
-/// - items: 0 means all of `count`
-fn of_finite<B>(
-    batches: impl Iterator<Item = B>,
-    items: usize,
-    count: usize,
-    batch_size: usize,
-    problem: fn(B) -> Problem,
-) -> Vec<Problem> {
-    let items = if items == 0 { count } else { items };
-    batches
-        .take(items.div_ceil(batch_size))
-        .map(problem)
-        .collect()
 }
 
 /// SHA-256 in hexadecimal of parts, each with its length.

@@ -14,7 +14,7 @@ pub struct Problem {
     pub queries: Tensor<3>,
     /// The truth per query.
     pub target: Target,
-    /// `[batch, queries]`, `true` = masked out; `None` where all do.
+    /// `[batch, queries]`, `true` = masked out; `None` where none is.
     pub target_mask: Option<Tensor<2, Bool>>,
     /// Context tokens per example, padding not counted, the mean over the batch.
     pub tokens: f64,
@@ -24,15 +24,6 @@ pub struct Problem {
     /// `[batch, queries]`: the token that answers each query, where a task knows it. Read by the
     /// oracle control alone.
     pub answers: Option<Tensor<2, Int>>,
-}
-
-impl Problem {
-    /// The same problem, measured under a name of its own.
-    #[must_use]
-    pub fn of_kind(mut self, kind: &'static str) -> Self {
-        self.kind = Some(kind);
-        self
-    }
 }
 
 impl From<RegressionBatch> for Problem {

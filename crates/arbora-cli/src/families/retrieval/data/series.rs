@@ -1,7 +1,7 @@
 //! Classification of time series as a task.
 
 use super::problem::{Problem, mean, needed};
-use super::{DataFacts, Features, Source, TaskData, of_finite, sha256, with_path};
+use super::{DataFacts, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{Context, EmbeddingKind, HeadKind, Target};
 use arbora::tasks::series::{SeriesBatch, SeriesClassification, SeriesSet};
@@ -9,10 +9,6 @@ use burn::tensor::Tensor;
 use std::sync::Arc;
 
 /// Windows of the time series that a source names, to be named by their class.
-///
-/// # Errors
-/// If they cannot be read, differ in channels, or are shorter than a window; if test series have a class that training
-/// series do not have.
 pub fn load(source: &Source) -> Result<TaskData> {
     let Some(windows) = source.windows() else {
         bail!("data: expected time series");
@@ -50,25 +46,21 @@ pub fn load(source: &Source) -> Result<TaskData> {
     let count = series.test_windows();
     let series = Arc::new(series);
     let held_out = series.clone();
+    let training: Training = Box::new(move |seed, step, batch_size, device| {
+        Ok(problem(series.batch(seed, step, batch_size, device)?))
+    });
+    let evaluation: Evaluation = Box::new(move |batches, batch_size, device| {
+        let all = held_out.eval_batches(batch_size, device)?;
+        Ok(all.take(batches).map(problem).collect())
+    });
     Ok(TaskData {
-        features,
-        items: "test windows",
         count: Some(count),
         facts: Some(DataFacts {
             sha256: digest([&train, &test]),
             training: train.series().len(),
             test: test.series().len(),
         }),
-        data_summary: None,
-        knows_answers: false,
-        images: None,
-        training: Box::new(move |seed, step, batch_size, device| {
-            Ok(problem(series.batch(seed, step, batch_size, device)?))
-        }),
-        evaluation: Box::new(move |items, batch_size, device| {
-            let batches = held_out.eval_batches(batch_size, device)?;
-            Ok(of_finite(batches, items, count, batch_size, problem))
-        }),
+        ..TaskData::new("test windows", features, training, evaluation)
     })
 }
 

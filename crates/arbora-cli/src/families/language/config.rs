@@ -1,70 +1,48 @@
-//! Configuration of a run on language: a TreeCoder, or what it is compared with, predicts each next token.
-
-mod check;
-mod preset;
+//! Settings of a run on language: a TreeCoder, or what it is compared with, predicts each next token.
 
 use super::LanguageModel;
-use super::data::LanguageSource;
-use anyhow::Result;
-use arbora::attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
+use super::data::{LanguageSource, TokenizerSource};
+use crate::families::{attention, check, kind};
+use anyhow::{Result, anyhow, bail};
+use arbora::attention::AttentionKindConfig;
 use arbora::models::init::stable_hash;
 use arbora::models::tree_coder::{
     LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
     TreeCoderConfig,
 };
+use arbora::rl::BaselineConfig;
 use arbora::rl::seed::{Purpose, derive};
 use arbora::rl::train::TrainerConfig;
 use arbora::tasks::text::Tokenizer;
 use burn::tensor::Device;
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What is learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum LanguageTask {
-    /// Language modelling: predict each next token of a text.
-    Lm,
-}
-
-impl LanguageTask {
-    /// The name used on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lm => "lm",
-        }
+kind! {
+    /// What is learned.
+    LanguageTask {
+        /// Language modelling: predict each next token of a text.
+        Lm = "lm",
     }
 }
 
-/// Which model learns it. All predict the same tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum LanguageModelKind {
-    /// A tree of transformer blocks whose selectors learn.
-    TreeCoder,
-    /// A transformer as deep as one path through the tree: a control with the same compute.
-    LinearActive,
-    /// A transformer as deep as one path through the tree, and wider, with as many parameters as the whole
-    /// tree: a control of the same size.
-    LinearTotal,
-    /// The tree with random routes, in training and evaluation: a control.
-    RandomRoute,
-    /// The tree with routes by a hash of the tokens that a selector would read: a control.
-    HashRoute,
+kind! {
+    /// Which model learns it. All predict the same tokens.
+    LanguageModelKind {
+        /// A tree of transformer blocks whose selectors learn.
+        TreeCoder = "tree-coder",
+        /// A transformer as deep as one path through the tree: a control with the same compute.
+        LinearActive = "linear-active",
+        /// A transformer as deep as one path through the tree, and wider, with as many parameters as the whole
+        /// tree: a control of the same size.
+        LinearTotal = "linear-total",
+        /// The tree with random routes, in training and evaluation: a control.
+        RandomRoute = "random-route",
+        /// The tree with routes by a hash of the tokens that a selector would read: a control.
+        HashRoute = "hash-route",
+    }
 }
 
 impl LanguageModelKind {
-    /// The name used on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TreeCoder => "tree-coder",
-            Self::LinearActive => "linear-active",
-            Self::LinearTotal => "linear-total",
-            Self::RandomRoute => "random-route",
-            Self::HashRoute => "hash-route",
-        }
-    }
-
     /// Whether it has more than one node to send text to.
     pub fn has_tree(self) -> bool {
         !matches!(self, Self::LinearActive | Self::LinearTotal)
@@ -90,7 +68,6 @@ impl LanguageModelKind {
 pub struct LanguageArchitecture {
     /// Width of tokens.
     pub d_model: usize,
-    /// Query heads.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
@@ -129,27 +106,19 @@ pub struct SelectorSettings {
     pub rate: f64,
 }
 
-/// Everything that determines a run's numbers.
+/// Everything that determines a run's numbers. [`Common`](crate::families::Common) says what all families have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageConfig {
-    /// What is learned.
     pub task: LanguageTask,
-    /// Which model learns it.
     pub model: LanguageModelKind,
-    /// The text.
     pub data: LanguageSource,
     /// Sequences per training step.
     pub batch_size: usize,
-    /// Sequences per evaluation batch.
     pub eval_batch_size: usize,
-    /// Sequences measured during training; 0 means all.
     pub eval_items: usize,
-    /// Sequences measured at the end and by `arbora eval`; 0 means all.
     pub test_items: usize,
-    /// The network.
     pub architecture: LanguageArchitecture,
-    /// How selectors learn.
     pub selector: SelectorSettings,
     /// Weight of the balance of the trees inside of attention, for kinds that have some.
     pub lambda_attention: f64,
@@ -158,6 +127,77 @@ pub struct LanguageConfig {
 }
 
 impl LanguageConfig {
+    /// Checks what types alone do not.
+    pub fn check(&self) -> Result<()> {
+        let a = &self.architecture;
+        let sizes = [
+            ("batch_size", self.batch_size, 1),
+            ("eval_batch_size", self.eval_batch_size, 1),
+            ("eval_items", self.eval_items, 0),
+            ("test_items", self.test_items, 0),
+            ("data.window", self.data.window, 2),
+            ("architecture.d_model", a.d_model, 1),
+            ("architecture.heads", a.heads, 1),
+            ("architecture.kv_heads", a.kv_heads, 1),
+        ];
+        let blocks = a.blocks.iter();
+        let blocks = blocks.map(|value| ("architecture.blocks", *value, 1));
+        let d_ff = a.d_ff.iter().map(|value| ("architecture.d_ff", *value, 1));
+        check::sizes(sizes.into_iter().chain(blocks).chain(d_ff))?;
+        if let TokenizerSource::Bpe { vocabulary } = self.data.tokenizer {
+            check::sizes([("data.tokenizer.vocabulary", vocabulary, 257)])?;
+        }
+        check::section("data", self.windows().check())?;
+        self.check_route()?;
+        // The vocabulary that the tokenizer will have does not matter here.
+        self.tree(1).check().map_err(|error| {
+            if error.setting.starts_with("selector") {
+                anyhow!("{error}")
+            } else {
+                anyhow!("architecture.{error}")
+            }
+        })?;
+        check::weights([
+            ("lambda_attention", self.lambda_attention),
+            ("selector.rate", self.selector.rate),
+        ])?;
+        check::trainer(&self.trainer)?;
+        self.check_baseline()
+    }
+
+    /// What selectors read must not be what is predicted, and must leave something to predict.
+    fn check_route(&self) -> Result<()> {
+        let window = self.data.window;
+        let reads_targets = |name: &str| {
+            anyhow!(
+                "architecture.route_on: {name} reads tokens that a language model must predict; use first-n or previous-chunk"
+            )
+        };
+        match self.architecture.route_on {
+            RouteOn::FirstN { tokens } if !(1..window).contains(&tokens) => bail!(
+                "architecture.route_on.tokens: expected 1 to below data.window = {window}, got {tokens}"
+            ),
+            RouteOn::PreviousChunk { tokens } if !(1..=window).contains(&tokens) => bail!(
+                "architecture.route_on.tokens: expected 1 to data.window = {window}, got {tokens}"
+            ),
+            RouteOn::LastToken => Err(reads_targets("last-token")),
+            RouteOn::MeanAll => Err(reads_targets("mean-all")),
+            RouteOn::FirstN { .. } | RouteOn::PreviousChunk { .. } => Ok(()),
+        }
+    }
+
+    fn check_baseline(&self) -> Result<()> {
+        let learns = self.model.learns() && self.selector.gradient == SelectorGradient::Reinforce;
+        let needs = match self.trainer.policy_gradient.baseline {
+            BaselineConfig::LeaveOneOut if learns => "several samples of a route",
+            BaselineConfig::SelfCritical if learns => "a second, greedy pass",
+            _ => return Ok(()),
+        };
+        bail!(
+            "trainer.policy_gradient.baseline: needs {needs}, which language models do not take; use none, constant, moving_average or batch_mean"
+        )
+    }
+
     /// The network's full configuration for a vocabulary.
     pub fn tree_coder(&self, vocabulary: usize) -> TreeCoderConfig {
         let tree = self.tree(vocabulary);
@@ -177,6 +217,8 @@ impl LanguageConfig {
             .with_gradient(self.selector.gradient)
             .with_balance(self.selector.balance)
             .with_detach(self.selector.detach);
+        let (kind, balances) = (a.attention.clone(), self.lambda_attention > 0.0);
+        let attention = attention::of_run(kind, self.trainer.seed, balances, false);
         TreeCoderConfig::new(vocabulary, self.data.window)
             .with_d_model(a.d_model)
             .with_n_heads(a.heads)
@@ -186,33 +228,10 @@ impl LanguageConfig {
             .with_blocks(a.blocks.clone())
             .with_d_ff(a.d_ff.clone())
             .with_dropout(a.dropout)
-            .with_attention(self.attention())
+            .with_attention(attention)
             .with_route_on(a.route_on)
             .with_selector(selector)
             .with_head(a.head)
-    }
-
-    /// How tokens attend, with seeds of the run.
-    fn attention(&self) -> AttentionKindConfig {
-        let seed = derive(self.trainer.seed, Purpose::Parameters);
-        let mut kind = self.architecture.attention.clone();
-        match &mut kind {
-            AttentionKindConfig::TreeFine(TreeFineConfig { router, .. })
-            | AttentionKindConfig::TreeCoarse(TreeCoarseConfig { router, .. }) => {
-                router.seed = router.seed.wrapping_add(seed);
-                // What no loss reads is not computed.
-                router.balance_loss = self.lambda_attention > 0.0;
-                router.alignment = None;
-            }
-            AttentionKindConfig::BigBird(big_bird) => {
-                big_bird.seed = big_bird.seed.wrapping_add(seed);
-            }
-            AttentionKindConfig::Performer(performer) => {
-                performer.seed = performer.seed.wrapping_add(seed);
-            }
-            AttentionKindConfig::Dense | AttentionKindConfig::Linformer(_) => {}
-        }
-        kind
     }
 
     /// The model before its first step, for a vocabulary.
@@ -222,9 +241,6 @@ impl LanguageConfig {
     }
 
     /// Names the architecture and the tokenizer: checkpoints of others are refused.
-    ///
-    /// # Errors
-    /// If the configuration cannot be written as JSON.
     pub fn fingerprint_with(&self, tokenizer: &Tokenizer) -> Result<String> {
         let network = serde_json::to_string(&self.tree_coder(tokenizer.vocabulary()))?;
         let [network, tokenizer] =
