@@ -2,10 +2,9 @@
 
 use super::*;
 
-/// What the gradients need: of one head of a query the logarithm of its total, and the product of its
-/// context and that gradient; behind those of all queries, the biases of keys, over which their
-/// gradients are written. Kernels would compute it on the way, but with more buffers, and WebGPU promises
-/// eight.
+/// What the gradients need: of one head of a query its `lse`, and the product of its context and that gradient; behind those
+/// of all queries, the biases of keys, over which their gradients are written. Kernels would compute it on the way, but with
+/// more buffers, and WebGPU promises eight.
 #[cube(launch_unchecked)]
 fn statistics_kernel<N: Size>(
     context: &[Vector<f32, N>],

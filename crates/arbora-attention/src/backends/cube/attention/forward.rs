@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The logarithm of the total of a query that sees no key: 0 in dense attention.
+/// The `lse` of a query that sees no key of its leaf. In dense attention it is 0.
 const NO_KEYS_OF_LEAF: f32 = f32::MIN;
 
 #[cube(launch_unchecked)]

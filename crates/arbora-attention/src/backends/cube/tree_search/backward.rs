@@ -165,7 +165,7 @@ pub(crate) fn context_backward(
     let [value, grad] = [value, grad].map(into_contiguous);
     let [_, _, heads, head_dim] = problem.dims();
     let value_dim = value.shape()[3];
-    let (_, slots) = problem.slots();
+    let (_, slots) = slots(&options.shape);
     let [weights, scores] = [(); 2].map(|()| floats(query, [slots * heads, problem.rows()]));
     let vector = vector_size(&[head_dim, value_dim]);
     let (widths, dtype) = (
@@ -204,7 +204,7 @@ pub(crate) fn policy_backward(
     let grad = into_contiguous(grad);
     let [_, _, heads, head_dim] = problem.dims();
     let rows = problem.rows();
-    let (slots, _) = problem.slots();
+    let (slots, _) = slots(&options.shape);
     let scores = floats(query, [slots * heads, rows]);
     let vector = vector_size(&[head_dim]);
     let (width, dtype) = (head_dim / vector, element(lengths));

@@ -198,7 +198,7 @@ pub(crate) fn search(
     let choices_per_row = choices.shape().num_elements() / rows.max(1);
     let policy = floats(query, [2, batch, queries]);
     let counts = empty(query, [3, batch, queries], lengths.dtype);
-    let (_, slots) = problem.slots();
+    let (_, slots) = slots(&options.shape);
     let held = slots * heads + options.shape.branching();
     let weights = floats(query, [held, rows]);
     let vector = vector_size(&[head_dim]);

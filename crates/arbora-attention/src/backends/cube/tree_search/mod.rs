@@ -338,16 +338,11 @@ impl Problem {
         batch * queries
     }
 
-    /// Slots of all decisions, and of those and the leaves.
-    fn slots(&self) -> (usize, usize) {
-        slots(&self.options.shape)
-    }
-
     fn sizes(&self) -> SizesLaunch {
         let [_, queries, heads, head_dim] = self.dims();
-        let (_, slots) = self.slots();
         let options = &self.options;
         let shape = &options.shape;
+        let (_, slots) = slots(shape);
         let inner = shape.height() > 0;
         let scale = options.scale.unwrap_or((head_dim as f64).powf(-0.5));
         SizesLaunch::new(
