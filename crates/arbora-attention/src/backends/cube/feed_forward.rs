@@ -1,21 +1,51 @@
-//! The gated feed-forward part after a normalisation.
+//! The gated feed-forward part after a normalisation, by itself and in the block of a tree build.
 //!
-//! Products with weights are burn's own; one kernel each does what is between them, in part those of
-//! tree builds. Gradients save nothing: they compute what they need once more from the rows.
+//! Products with weights are burn's own; one kernel each does what is between them. Gradients save nothing: they compute what they
+//! need once more from the rows.
 
-use super::tree_build::{
-    buffer, gate_backward_kernel, gate_kernel, normalize_backward_kernel, product, transposed,
-};
-use super::{TOO_MUCH, empty, grid, into_contiguous, shapes};
+use super::{end_past, expect_fits, floats, into_contiguous, launch, shapes};
 use crate::ops::limits::{self, are_single};
 use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+
+const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
+/// Of the standard normal distribution.
+const DENSITY_AT_ZERO: f32 = 0.398_942_3;
+
+#[cube]
+fn deviation(rows: &[f32], at: usize, mean: f32, dim: usize, epsilon: f32) -> f32 {
+    let mut squares = 0.0f32;
+    for feature in 0..dim {
+        let centered = rows[at + feature] - mean;
+        squares += centered * centered;
+    }
+    (squares / f32::cast_from(dim) + epsilon).sqrt()
+}
+
+/// Normalises the row at `at`, whose sum is known.
+#[cube]
+pub(super) fn normalize(
+    rows: &[f32],
+    at: usize,
+    sum: f32,
+    gamma: &[f32],
+    beta: &[f32],
+    normalized: &mut [f32],
+    dim: usize,
+    epsilon: f32,
+) {
+    let mean = sum / f32::cast_from(dim);
+    let deviation = deviation(rows, at, mean, dim, epsilon);
+    for feature in 0..dim {
+        let centered = rows[at + feature] - mean;
+        normalized[at + feature] = centered / deviation * gamma[feature] + beta[feature];
+    }
+}
 
 /// One unit per row: its normalisation.
 #[cube(launch_unchecked)]
@@ -24,195 +54,227 @@ fn normalize_kernel(
     gamma: &[f32],
     beta: &[f32],
     normalized: &mut [f32],
-    dim: usize,
     units: usize,
+    dim: usize,
     epsilon: f32,
 ) {
-    let row = ABSOLUTE_POS;
-    if row >= units {
-        terminate!();
+    end_past(units);
+    let at = ABSOLUTE_POS * dim;
+    let mut sum = 0.0f32;
+    for feature in 0..dim {
+        sum += rows[at + feature];
     }
-    let at = row * dim;
+    normalize(rows, at, sum, gamma, beta, normalized, dim, epsilon);
+}
+
+/// One unit per row: the gradient of a normalised row, given that of the normalisation in two parts.
+/// Leaves their sum in `shift`, of which the gradient of beta is the sum over rows, and that times the
+/// normalised row in `factor`, for gamma.
+#[cube(launch_unchecked)]
+fn normalize_backward_kernel(
+    rows: &[f32],
+    gamma: &[f32],
+    first: &[f32],
+    second: &[f32],
+    shift: &mut [f32],
+    factor: &mut [f32],
+    d_rows: &mut [f32],
+    units: usize,
+    dim: usize,
+    epsilon: f32,
+) {
+    end_past(units);
+    let at = ABSOLUTE_POS * dim;
     let width = f32::cast_from(dim);
     let mut sum = 0.0f32;
     for feature in 0..dim {
         sum += rows[at + feature];
     }
     let mean = sum / width;
-    let mut squares = 0.0f32;
+    let inverse = 1.0f32 / deviation(rows, at, mean, dim, epsilon);
+    let mut along_ones = 0.0f32;
+    let mut along_row = 0.0f32;
     for feature in 0..dim {
-        let centered = rows[at + feature] - mean;
-        squares += centered * centered;
+        let grad = first[at + feature] + second[at + feature];
+        let normalized = (rows[at + feature] - mean) * inverse;
+        shift[at + feature] = grad;
+        factor[at + feature] = grad * normalized;
+        along_ones += grad * gamma[feature];
+        along_row += grad * gamma[feature] * normalized;
     }
-    let deviation = (squares / width + epsilon).sqrt();
+    along_ones /= width;
+    along_row /= width;
     for feature in 0..dim {
-        let centered = rows[at + feature] - mean;
-        normalized[at + feature] = centered / deviation * gamma[feature] + beta[feature];
+        let normalized = (rows[at + feature] - mean) * inverse;
+        let scaled = shift[at + feature] * gamma[feature];
+        d_rows[at + feature] = (scaled - along_ones - normalized * along_row) * inverse;
     }
+}
+
+/// One unit per number: values times the exact GELU of gates. `inner`, `[rows, 2 * ff]`, holds them side
+/// by side.
+#[cube(launch_unchecked)]
+fn gate_kernel(inner: &[f32], bias: &[f32], gated: &mut [f32], units: usize, ff: usize) {
+    end_past(units);
+    let feature = ABSOLUTE_POS % ff;
+    let at = ABSOLUTE_POS / ff * 2 * ff + feature;
+    let value = inner[at] + bias[feature];
+    let gate = inner[at + ff] + bias[ff + feature];
+    let share = 0.5f32 * (1.0f32 + Erf::erf(gate * FRAC_1_SQRT_2));
+    gated[ABSOLUTE_POS] = value * (gate * share);
+}
+
+/// One unit per gated number: the gradients of its value and its gate, side by side.
+#[cube(launch_unchecked)]
+fn gate_backward_kernel(
+    inner: &[f32],
+    bias: &[f32],
+    d_gated: &[f32],
+    d_inner: &mut [f32],
+    units: usize,
+    ff: usize,
+) {
+    end_past(units);
+    let feature = ABSOLUTE_POS % ff;
+    let at = ABSOLUTE_POS / ff * 2 * ff + feature;
+    let value = inner[at] + bias[feature];
+    let gate = inner[at + ff] + bias[ff + feature];
+    let share = 0.5f32 * (1.0f32 + Erf::erf(gate * FRAC_1_SQRT_2));
+    let density = (gate * gate * -0.5f32).exp() * DENSITY_AT_ZERO;
+    let grad = d_gated[ABSOLUTE_POS];
+    d_inner[at] = grad * gate * share;
+    d_inner[at + ff] = grad * value * (share + gate * density);
 }
 
 /// One unit per number: adds bias and residual.
 #[cube(launch_unchecked)]
-fn finish_kernel(fed: &mut [f32], bias: &[f32], residual: &[f32], dim: usize, units: usize) {
-    if ABSOLUTE_POS >= units {
-        terminate!();
-    }
+fn finish_kernel(fed: &mut [f32], bias: &[f32], residual: &[f32], units: usize, dim: usize) {
+    end_past(units);
     fed[ABSOLUTE_POS] = fed[ABSOLUTE_POS] + bias[ABSOLUTE_POS % dim] + residual[ABSOLUTE_POS];
 }
 
+pub(super) fn product(rows: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+    into_contiguous(CubeBackend::float_matmul(rows.clone(), weight.clone()))
+}
+
+pub(super) fn transposed(matrix: &CubeTensor) -> CubeTensor {
+    CubeBackend::float_swap_dims(matrix.clone(), 0, 1)
+}
+
+/// The gradient of a matrix that rows are multiplied with.
+pub(super) fn of_matrix(rows: &CubeTensor, grad: &CubeTensor) -> CubeTensor {
+    product(&transposed(rows), grad)
+}
+
+/// The gradient of a vector that is added to rows.
+pub(super) fn of_vector(grad: CubeTensor) -> CubeTensor {
+    let [_, width] = grad.shape().dims();
+    CubeBackend::float_reshape(CubeBackend::float_sum_dim(grad, 0), [width].into())
+}
+
+/// Gradient of a normalisation, in two parts -> its sum, that times the normalised rows, and the
+/// gradient of the rows.
+pub(super) fn normalize_backward(
+    rows: &CubeTensor,
+    gamma: &CubeTensor,
+    [first, second]: [&CubeTensor; 2],
+    epsilon: f32,
+) -> [CubeTensor; 3] {
+    let [count, dim] = rows.shape().dims();
+    let outputs = [(); 3].map(|()| floats(rows, [count, dim]));
+    let [shift, factor, d_rows] = &outputs;
+    // SAFETY: a unit reads and writes its own row.
+    unsafe {
+        launch!(
+            normalize_backward_kernel(count, dim, epsilon),
+            [rows, gamma, first, second, shift, factor, d_rows]
+        );
+    }
+    outputs
+}
+
 /// What the last layer and gradients need, `[rows, width]`.
-struct Activations {
-    normalized: CubeTensor,
+pub(super) struct Activations {
+    pub normalized: CubeTensor,
     /// Without the bias.
     inner: CubeTensor,
     gated: CubeTensor,
 }
 
-/// Takes rows and weights without gaps.
+impl Activations {
+    /// Those of normalised rows. Weights lie without gaps.
+    pub fn new(normalized: CubeTensor, weights: &FeedForwardPrimitive<CubeBackend>) -> Self {
+        let [count, _] = normalized.shape().dims();
+        let [ff, _] = weights.outer.shape().dims();
+        let inner = product(&normalized, &weights.inner);
+        let gated = floats(&normalized, [count, ff]);
+        // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
+        unsafe {
+            launch!(
+                gate_kernel(count * ff, ff),
+                [inner, weights.inner_bias, gated]
+            );
+        }
+        Self {
+            normalized,
+            inner,
+            gated,
+        }
+    }
+
+    /// The result without bias and residual.
+    pub fn fed(&self, weights: &FeedForwardPrimitive<CubeBackend>) -> CubeTensor {
+        product(&self.gated, &weights.outer)
+    }
+
+    /// Gradients of the rows that were normalised, and of the weights, in the order of `map`.
+    pub fn backward(
+        &self,
+        rows: &CubeTensor,
+        weights: &FeedForwardPrimitive<CubeBackend>,
+        grad: CubeTensor,
+        epsilon: f32,
+    ) -> (CubeTensor, [CubeTensor; 6]) {
+        let [count, ff] = self.gated.shape().dims();
+        let d_gated = product(&grad, &transposed(&weights.outer));
+        let d_inner = floats(rows, [count, 2 * ff]);
+        // SAFETY: a unit writes its own value and gate, and reads the same, `ff` apart in rows of `2 * ff`.
+        unsafe {
+            launch!(
+                gate_backward_kernel(count * ff, ff),
+                [self.inner, weights.inner_bias, d_gated, d_inner]
+            );
+        }
+        let parts = [&grad, &product(&d_inner, &transposed(&weights.inner))];
+        let [shift, factor, d_rows] = normalize_backward(rows, &weights.norm_gamma, parts, epsilon);
+        let d_weights = [
+            of_vector(factor),
+            of_vector(shift),
+            of_matrix(&self.normalized, &d_inner),
+            of_vector(d_inner),
+            of_matrix(&self.gated, &grad),
+            of_vector(grad),
+        ];
+        (d_rows, d_weights)
+    }
+}
+
+/// Activations of rows, which lie without gaps.
 fn activations(
     rows: &CubeTensor,
     weights: &FeedForwardPrimitive<CubeBackend>,
-    epsilon: f64,
+    epsilon: f32,
 ) -> Activations {
     let [count, dim] = rows.shape().dims();
-    let [ff, _] = weights.outer.shape().dims();
-    let normalized = empty(rows, [count, dim], DType::F32);
-    let (cubes, cube) = grid(rows, count);
+    let normalized = floats(rows, [count, dim]);
     // SAFETY: a unit reads and writes its own row. Shapes are checked by who calls; those of products follow.
     unsafe {
-        normalize_kernel::launch_unchecked(
-            &rows.client,
-            cubes,
-            cube,
-            buffer(rows),
-            buffer(&weights.norm_gamma),
-            buffer(&weights.norm_beta),
-            buffer(&normalized),
-            dim,
-            count,
-            epsilon as f32,
+        launch!(
+            normalize_kernel(count, dim, epsilon),
+            [rows, weights.norm_gamma, weights.norm_beta, normalized]
         );
     }
-    let inner = product(&normalized, &weights.inner);
-    let gated = empty(rows, [count, ff], DType::F32);
-    let (cubes, cube) = grid(&gated, count * ff);
-    // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
-    unsafe {
-        gate_kernel::launch_unchecked(
-            &rows.client,
-            cubes,
-            cube,
-            buffer(&inner),
-            buffer(&weights.inner_bias),
-            buffer(&gated),
-            ff,
-            count * ff,
-        );
-    }
-    Activations {
-        normalized,
-        inner,
-        gated,
-    }
-}
-
-pub(super) fn forward(
-    rows: CubeTensor,
-    weights: FeedForwardPrimitive<CubeBackend>,
-    epsilon: f64,
-) -> CubeTensor {
-    shapes::feed_forward(&rows.shape(), &weights, None);
-    let [count, dim] = rows.shape().dims();
-    let rows = into_contiguous(rows);
-    let weights: FeedForwardPrimitive<CubeBackend> = weights.map(into_contiguous);
-    let found = activations(&rows, &weights, epsilon);
-    let fed = product(&found.gated, &weights.outer);
-    let (cubes, cube) = grid(&fed, count * dim);
-    // SAFETY: a unit reads and writes its own number. The product that it writes over is of this function alone.
-    unsafe {
-        finish_kernel::launch_unchecked(
-            &rows.client,
-            cubes,
-            cube,
-            buffer(&fed),
-            buffer(&weights.outer_bias),
-            buffer(&found.normalized),
-            dim,
-            count * dim,
-        );
-    }
-    fed
-}
-
-pub(super) fn backward(
-    rows: CubeTensor,
-    weights: FeedForwardPrimitive<CubeBackend>,
-    grad: CubeTensor,
-    epsilon: f64,
-) -> FeedForwardGradients<CubeBackend> {
-    shapes::feed_forward(&rows.shape(), &weights, Some(&grad.shape()));
-    let [count, dim] = rows.shape().dims();
-    let [ff, _] = weights.outer.shape().dims();
-    let (rows, grad) = (into_contiguous(rows), into_contiguous(grad));
-    let weights: FeedForwardPrimitive<CubeBackend> = weights.map(into_contiguous);
-    let found = activations(&rows, &weights, epsilon);
-
-    let d_gated = product(&grad, &transposed(&weights.outer));
-    let d_inner = empty(&rows, [count, 2 * ff], DType::F32);
-    let (cubes, cube) = grid(&d_inner, count * ff);
-    // SAFETY: a unit writes its own value and gate, and reads the same, `ff` apart in rows of `2 * ff`.
-    unsafe {
-        gate_backward_kernel::launch_unchecked(
-            &rows.client,
-            cubes,
-            cube,
-            buffer(&found.inner),
-            buffer(&weights.inner_bias),
-            buffer(&d_gated),
-            buffer(&d_inner),
-            ff,
-            count * ff,
-        );
-    }
-
-    let through_inner = product(&d_inner, &transposed(&weights.inner));
-    let [shift, factor, d_rows] = [(); 3].map(|()| empty(&rows, [count, dim], DType::F32));
-    let (cubes, cube) = grid(&rows, count);
-    // SAFETY: a unit reads and writes its own row.
-    unsafe {
-        normalize_backward_kernel::launch_unchecked(
-            &rows.client,
-            cubes,
-            cube,
-            buffer(&rows),
-            buffer(&weights.norm_gamma),
-            buffer(&grad),
-            buffer(&through_inner),
-            buffer(&shift),
-            buffer(&factor),
-            buffer(&d_rows),
-            dim,
-            count,
-            epsilon as f32,
-        );
-    }
-
-    let of_weight = |rows: &CubeTensor, grad: &CubeTensor| product(&transposed(rows), grad);
-    let of_vector = |rows: CubeTensor| {
-        let [_, width] = rows.shape().dims();
-        CubeBackend::float_reshape(CubeBackend::float_sum_dim(rows, 0), [width].into())
-    };
-    FeedForwardGradients {
-        rows: d_rows,
-        weights: FeedForwardPrimitive {
-            norm_gamma: of_vector(factor),
-            norm_beta: of_vector(shift),
-            inner: of_weight(&found.normalized, &d_inner),
-            inner_bias: of_vector(d_inner),
-            outer: of_weight(&found.gated, &grad),
-            outer_bias: of_vector(grad),
-        },
-    }
+    Activations::new(normalized, weights)
 }
 
 impl FeedForwardOps for CubeBackend {
@@ -221,11 +283,22 @@ impl FeedForwardOps for CubeBackend {
         weights: FeedForwardPrimitive<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        if limits::feed_forward(&rows, &weights) {
-            forward(rows, weights, epsilon)
-        } else {
-            reference::feed_forward::<Self>(rows, weights, epsilon)
+        if !limits::feed_forward(&rows, &weights) {
+            return reference::feed_forward::<Self>(rows, weights, epsilon);
         }
+        shapes::feed_forward(&rows.shape(), &weights, None);
+        let [count, dim] = rows.shape().dims();
+        let weights: FeedForwardPrimitive<Self> = weights.map(into_contiguous);
+        let found = activations(&into_contiguous(rows), &weights, epsilon as f32);
+        let fed = found.fed(&weights);
+        // SAFETY: a unit reads and writes its own number. The product that it writes over is of this function alone.
+        unsafe {
+            launch!(
+                finish_kernel(count * dim, dim),
+                [fed, weights.outer_bias, found.normalized]
+            );
+        }
+        fed
     }
 
     fn feed_forward_backward_kernel(
@@ -234,10 +307,18 @@ impl FeedForwardOps for CubeBackend {
         grad: FloatTensor<Self>,
         epsilon: f64,
     ) -> FeedForwardGradients<Self> {
-        assert!(
-            are_single([&grad]) && limits::feed_forward(&rows, &weights),
-            "feed_forward_backward_kernel: {TOO_MUCH}"
-        );
-        backward(rows, weights, grad, epsilon)
+        let fits = are_single([&grad]) && limits::feed_forward(&rows, &weights);
+        expect_fits("feed_forward_backward_kernel", fits);
+        shapes::feed_forward(&rows.shape(), &weights, Some(&grad.shape()));
+        let [rows, grad] = [rows, grad].map(into_contiguous);
+        let weights: FeedForwardPrimitive<Self> = weights.map(into_contiguous);
+        let epsilon = epsilon as f32;
+        let found = activations(&rows, &weights, epsilon);
+        let (rows, gradients) = found.backward(&rows, &weights, grad, epsilon);
+        let mut gradients = gradients.into_iter();
+        FeedForwardGradients {
+            rows,
+            weights: weights.map(|_| gradients.next().expect("a gradient of each weight")),
+        }
     }
 }

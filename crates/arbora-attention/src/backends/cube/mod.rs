@@ -6,24 +6,22 @@
 //!
 //! Launches are unchecked. What they rely on, beside what the comment of each says:
 //!
-//! - *Geometry.* At least as many units are launched as `units` says (`grid`), and those beyond end before they touch memory.
+//! - *Geometry.* At least as many units are launched as `units` says (`launch`), and those beyond end (`end_past`) before
+//!   they touch memory.
 //! - *Bounds.* Positions follow from sizes alone, which inputs have (`shapes`) and with which all other buffers are made. Lengths,
-//!   paths and leaves, which a tensor may hold anything for, are bounded by the kernels (`length_of`, `up_to`, `child_of`,
+//!   paths and leaves, which a tensor may hold anything for, are bounded by the kernels (`Siblings`, `up_to`,
 //!   `bucket_of`, `is_real`). Positions fit 32 bits (`ops::limits`). Tensors lie without gaps (`into_contiguous`).
 //! - *Races.* A unit writes what it owns, and no unit reads what another one writes in the same launch.
 //! - *Loops* run over sizes, and end.
 
-// Kernels are host functions that record what the device runs; their arguments are its buffers.
-#![allow(clippy::too_many_arguments)]
-
-mod dense_attention;
+mod attention;
 mod feed_forward;
-mod leaf_attention;
 mod shapes;
 mod tree_build;
 mod tree_search;
 
 use crate::ops::limits::are_single;
+use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{
     AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs, DenseAttentionOptions,
     LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, RoutePrimitive,
@@ -36,11 +34,49 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, kernel::into_contiguous};
-use cubecl::ir::ElemType;
-use cubecl::prelude::{CubeCount, CubeDim};
+use cubecl::prelude::*;
+
+const MASKED: f32 = MASKED_LOGIT as f32;
+const SMALLEST: f32 = SMALLEST_TOTAL as f32;
 
 /// Launches are unchecked, so that what reaches them is checked here, whoever calls.
-const TOO_MUCH: &str = "expected what kernels take, which `ops/limits.rs` says";
+fn expect_fits(operator: &str, fits: bool) {
+    assert!(
+        fits,
+        "{operator}: expected what kernels take, which `ops/limits.rs` says"
+    );
+}
+
+/// Launches a kernel, `kernel(units, ..)`, on the buffers of tensors. A kernel takes first its buffers, and then what stands in
+/// parentheses. Without units nothing is launched.
+macro_rules! launch {
+    ($kernel:ident($units:expr $(, $argument:expr)* $(,)?), [$first:expr $(, $tensor:expr)* $(,)?] $(,)?) => {{
+        let units: usize = $units;
+        if units > 0 {
+            let client = &$first.client;
+            let dim = CubeDim::new(client, units);
+            let count = cubecl::calculate_cube_count_elemwise(client, units, dim);
+            $kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                $first.clone().into_buffer_arg(),
+                $($tensor.clone().into_buffer_arg(),)*
+                units,
+                $($argument),*
+            );
+        }
+    }};
+}
+use launch;
+
+/// Ends a unit that has nothing to do.
+#[cube]
+fn end_past(units: usize) {
+    if ABSOLUTE_POS >= units {
+        terminate!();
+    }
+}
 
 impl TreeAttentionOps for CubeBackend {
     fn tree_search(
@@ -65,10 +101,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        assert!(
-            limits::tree_search_backward(&inputs, &path, &grad, &options),
-            "tree_context_backward_kernel: {TOO_MUCH}"
-        );
+        let fits = limits::tree_search_backward(&inputs, &path, &grad, &options);
+        expect_fits("tree_context_backward_kernel", fits);
         tree_search::context_backward(inputs, path, grad, options)
     }
 
@@ -78,10 +112,8 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeSearchOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        assert!(
-            limits::tree_search_backward(&inputs, &path, &grad, &options),
-            "tree_policy_backward_kernel: {TOO_MUCH}"
-        );
+        let fits = limits::tree_search_backward(&inputs, &path, &grad, &options);
+        expect_fits("tree_policy_backward_kernel", fits);
         tree_search::policy_backward(inputs, path, grad, options)
     }
 
@@ -90,7 +122,7 @@ impl TreeAttentionOps for CubeBackend {
         options: DenseAttentionOptions,
     ) -> AttentionOutput<Self> {
         if limits::dense_attention(&inputs) {
-            dense_attention::attend(inputs, options)
+            attention::dense(inputs, options)
         } else {
             reference::dense_attention::<Self>(inputs, options)
         }
@@ -102,11 +134,9 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: DenseAttentionOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        assert!(
-            limits::dense_attention_backward(&inputs, &output, &grad),
-            "dense_attention_backward_kernel: {TOO_MUCH}"
-        );
-        dense_attention::backward(inputs, output, grad, options)
+        let fits = limits::dense_attention_backward(&inputs, &output, &grad);
+        expect_fits("dense_attention_backward_kernel", fits);
+        attention::dense_backward(inputs, output, grad, options)
     }
 
     fn leaf_attention(
@@ -115,7 +145,7 @@ impl TreeAttentionOps for CubeBackend {
     ) -> AttentionOutput<Self> {
         let rows = [&inputs.query, &inputs.key, &inputs.value];
         if are_single([&inputs.key_bias]) && limits::leaf_attention::<Self>(rows, &options) {
-            leaf_attention::attend(inputs, options)
+            attention::within_leaves(inputs, options)
         } else {
             reference::leaf_attention::<Self>(inputs, options)
         }
@@ -127,11 +157,9 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: LeafAttentionOptions,
     ) -> LeafAttentionGradients<Self> {
-        assert!(
-            limits::leaf_attention_backward(&inputs, &output, &grad, &options),
-            "leaf_attention_backward_kernel: {TOO_MUCH}"
-        );
-        leaf_attention::backward(inputs, output, grad, options)
+        let fits = limits::leaf_attention_backward(&inputs, &output, &grad, &options);
+        expect_fits("leaf_attention_backward_kernel", fits);
+        attention::within_leaves_backward(inputs, output, grad, options)
     }
 
     fn candidate_keys_backward(
@@ -143,7 +171,7 @@ impl TreeAttentionOps for CubeBackend {
         let rows = [&inputs.query, &inputs.key, &inputs.value];
         let single = are_single([&output.context, &output.lse, &grad]);
         if single && limits::leaf_attention::<Self>(rows, &options) {
-            leaf_attention::candidate_gates(inputs, output, grad, options)
+            attention::candidate_gates(inputs, output, grad, options)
         } else {
             reference::candidate_keys_backward::<Self>(inputs, output, grad, options)
         }
@@ -169,29 +197,71 @@ impl TreeAttentionOps for CubeBackend {
         grad: FloatTensor<Self>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<Self> {
-        assert!(
-            are_single([&grad]) && limits::tree_build(&nodes, &block, &options),
-            "tree_build_backward_kernel: {TOO_MUCH}"
-        );
+        let fits = are_single([&grad]) && limits::tree_build(&nodes, &block, &options);
+        expect_fits("tree_build_backward_kernel", fits);
         tree_build::backward(nodes, lengths, block, grad, options)
     }
 }
 
+/// Softmax, in its place, of `count` logits from `first` on, `stride` apart. What is masked gets exactly 0.
+#[cube]
+fn softmax(logits: &mut [f32], first: usize, stride: usize, count: usize) {
+    let mut greatest = f32::new(MASKED);
+    for i in 0..count {
+        greatest = greatest.max(logits[first + i * stride]);
+    }
+    let mut total = 0.0f32;
+    for i in 0..count {
+        let logit = logits[first + i * stride];
+        let mut weight = (logit - greatest).exp();
+        // Not the other way round: NaN is no number to any comparison, and is to stay.
+        if logit == f32::new(MASKED) {
+            weight = 0.0f32;
+        }
+        logits[first + i * stride] = weight;
+        total += weight;
+    }
+    // Where all are masked the total is 0; any positive divisor leaves them at 0.
+    let inverse = 1.0f32 / total.max(SMALLEST);
+    for i in 0..count {
+        logits[first + i * stride] *= inverse;
+    }
+}
+
+/// The gradients of `scale` times the logits in place of those of their softmax, `weights`.
+#[cube]
+fn softmax_backward(
+    weights: &[f32],
+    grads: &mut [f32],
+    first: usize,
+    stride: usize,
+    count: usize,
+    scale: f32,
+) {
+    let mut mean = 0.0f32;
+    for i in 0..count {
+        mean += weights[first + i * stride] * grads[first + i * stride];
+    }
+    for i in 0..count {
+        let at = first + i * stride;
+        grads[at] = weights[at] * (grads[at] - mean) * scale;
+    }
+}
+
 /// Rows without gaps, on the device of `like`, not yet written.
-fn empty<const D: usize>(like: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
+fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
 }
 
-fn zeros(like: &CubeTensor, shape: Shape) -> CubeTensor {
-    zeros_client(like.client.clone(), like.device.clone(), shape, like.dtype)
+/// [`empty`], of single precision.
+fn floats(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    empty(like, shape, DType::F32)
 }
 
-/// As many units as there are places to write.
-fn grid(like: &CubeTensor, units: usize) -> (CubeCount, CubeDim) {
-    let dim = CubeDim::new(&like.client, units);
-    let count = cubecl::calculate_cube_count_elemwise(&like.client, units, dim);
-    (count, dim)
+fn zeros(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    zeros_client(client, device, shape.into(), like.dtype)
 }
 
 /// How many numbers of a row a unit reads at once.

@@ -7,22 +7,16 @@
 use crate::functions::check::{Axes, axes, expect_divisor};
 use crate::ops::{
     BlockPrimitive, DenseAttentionOptions, FeedForwardPrimitive, TreeBuildOptions,
-    TreeSearchInputs, TreeSearchOptions,
+    TreeSearchOptions,
 };
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Shape;
 
 /// Query, key, value and lengths of a search; returns what the others must agree on.
-pub(super) fn tree_search<B: Backend>(
-    inputs: &TreeSearchInputs<B>,
+pub(super) fn tree_search(
+    [query, key, value, lengths]: [&Shape; 4],
     options: &TreeSearchOptions,
 ) -> Axes {
-    let floats = [&inputs.query, &inputs.key, &inputs.value];
-    let [query, key, value] = floats.map(|tensor| tensor.shape());
-    searched([&query, &key, &value, &inputs.lengths.shape()], options)
-}
-
-fn searched([query, key, value, lengths]: [&Shape; 4], options: &TreeSearchOptions) -> Axes {
     let [batch, queries, heads, head_dim] = query.dims();
     let (nodes, value_dim) = (options.shape.nodes(), value[3]);
     let axes = axes!(
@@ -131,22 +125,11 @@ pub(super) fn tree_build<B: Backend>(
     }
     axes.expect("lengths", "batch", lengths);
     // In the order in which `map` goes over them.
-    let mut expected = [
-        "dim",
-        "dim",
-        "dim, dim",
-        "dim, dim",
-        "dim, dim",
-        "dim, dim",
-        "dim",
-        "dim",
-        "dim",
-        "dim, 2 ff",
-        "2 ff",
-        "ff, dim",
-        "dim",
-    ]
-    .into_iter();
+    let [attention, feed_forward] = [
+        "dim; dim; dim, dim; dim, dim; dim, dim; dim, dim; dim",
+        "dim; dim; dim, 2 ff; 2 ff; ff, dim; dim",
+    ];
+    let mut expected = attention.split("; ").chain(feed_forward.split("; "));
     let _: BlockPrimitive<B> = block.clone().map(|weight| {
         let names = expected.next().expect("a block has 13 weights");
         axes.expect("weight", names, &weight.shape());
@@ -223,7 +206,7 @@ mod tests {
         ];
         // Without a gradient the width of values is theirs alone.
         refused(&tensors, &[[2, 3]], |shapes| {
-            let axes = searched([0, 1, 2, 3].map(|at| &shapes[at]), &options);
+            let axes = tree_search([0, 1, 2, 3].map(|at| &shapes[at]), &options);
             axes.expect("path", "batch, queries, decisions + 1", &shapes[4]);
         });
     }
@@ -234,7 +217,7 @@ mod tests {
         let options = TreeSearchOptions::new(shape);
         let node = Shape::from([2, shape.nodes(), 4, 6]);
         let inputs = [&Shape::from([2, 3, 4, 6]), &node, &node, &Shape::from([2])];
-        let axes = searched(inputs, &options);
+        let axes = tree_search(inputs, &options);
         let taken = |dims: [usize; 3]| {
             catch_unwind(AssertUnwindSafe(|| draws(&axes, &dims.into(), &options))).is_ok()
         };

@@ -10,24 +10,17 @@
 
 mod backward;
 
-pub(super) use backward::{backward, gate_backward_kernel, normalize_backward_kernel};
+pub(super) use backward::backward;
 
+use super::feed_forward::{self, normalize, product};
 use super::tree_search::position_of;
-use super::{element, empty, grid, into_contiguous, shapes, zeros};
-use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
+use super::{MASKED, SMALLEST, element, end_past, floats, into_contiguous, launch, shapes, zeros};
 use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
+use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::{Slice, TensorMetadata};
-use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-
-const MASKED: f32 = MASKED_LOGIT as f32;
-const SMALLEST: f32 = SMALLEST_TOTAL as f32;
-const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
-/// Of the standard normal distribution.
-const DENSITY_AT_ZERO: f32 = 0.398_942_3;
 
 /// Sizes of one level of a build, for a kernel.
 #[derive(CubeType, CubeLaunch)]
@@ -35,6 +28,9 @@ struct Sizes {
     /// Stored nodes of one example.
     nodes: usize,
     dim: usize,
+    heads: usize,
+    /// Factor on the logits of attention.
+    scale: f32,
     /// Child slots under one parent.
     group: usize,
     /// Child slots of one example: `group` for each of its parents.
@@ -46,7 +42,6 @@ struct Sizes {
     span: usize,
     /// Where the first parent of an example is.
     parents_offset: usize,
-    units: usize,
 }
 
 /// Whether the child in a slot is over at least one token.
@@ -55,27 +50,34 @@ fn is_real<I: Numeric>(lengths: &[I], sizes: &Sizes, example: usize, slot: usize
     slot * sizes.span < position_of::<I>(lengths[example])
 }
 
-/// One unit per number of the leaves: into their places, ghosts as zeros.
+/// One unit per number of the leaves, `from` which or, backward, to which it goes: into their places among the nodes or out of
+/// them, ghosts as zeros.
 #[cube(launch_unchecked)]
 fn leaves_kernel<I: Numeric>(
-    leaves: &[f32],
+    from: &[f32],
     lengths: &[I],
-    nodes: &mut [f32],
+    to: &mut [f32],
+    units: usize,
     sizes: &Sizes,
+    #[comptime] backward: bool,
     #[define(I)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS >= sizes.units {
-        terminate!();
-    }
+    end_past(units);
     let feature = ABSOLUTE_POS % sizes.dim;
     let leaf = (ABSOLUTE_POS / sizes.dim) % sizes.children;
     let example = ABSOLUTE_POS / sizes.dim / sizes.children;
+    let node = example * sizes.nodes + sizes.children_offset + leaf;
+    let mut from_at = ABSOLUTE_POS;
+    let mut to_at = node * sizes.dim + feature;
+    if comptime![backward] {
+        from_at = node * sizes.dim + feature;
+        to_at = ABSOLUTE_POS;
+    }
     let mut number = 0.0f32;
     if leaf < position_of::<I>(lengths[example]) {
-        number = leaves[ABSOLUTE_POS];
+        number = from[from_at];
     }
-    let node = example * sizes.nodes + sizes.children_offset + leaf;
-    nodes[node * sizes.dim + feature] = number;
+    to[to_at] = number;
 }
 
 /// One unit per child slot: the child, `[batch * slots, dim]`, and its normalisation.
@@ -86,20 +88,17 @@ fn children_kernel(
     beta: &[f32],
     children: &mut [f32],
     normalized: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     epsilon: f32,
 ) {
-    let row = ABSOLUTE_POS;
-    if row >= sizes.units {
-        terminate!();
-    }
+    end_past(units);
     let dim = sizes.dim;
-    let slot = row % sizes.slots;
-    let example = row / sizes.slots;
+    let slot = ABSOLUTE_POS % sizes.slots;
+    let example = ABSOLUTE_POS / sizes.slots;
     let stored = slot < sizes.children;
     let from = (example * sizes.nodes + sizes.children_offset + slot) * dim;
-    let to = row * dim;
-    let width = f32::cast_from(dim);
+    let to = ABSOLUTE_POS * dim;
     let mut sum = 0.0f32;
     for feature in 0..dim {
         let mut number = 0.0f32;
@@ -109,17 +108,7 @@ fn children_kernel(
         children[to + feature] = number;
         sum += number;
     }
-    let mean = sum / width;
-    let mut squares = 0.0f32;
-    for feature in 0..dim {
-        let centered = children[to + feature] - mean;
-        squares += centered * centered;
-    }
-    let deviation = (squares / width + epsilon).sqrt();
-    for feature in 0..dim {
-        let centered = children[to + feature] - mean;
-        normalized[to + feature] = centered / deviation * gamma[feature] + beta[feature];
-    }
+    normalize(&*children, to, sum, gamma, beta, normalized, dim, epsilon);
 }
 
 /// One unit per (slot, head): attention among the real siblings. `pairs`, `[batch * slots, 2 * dim]`, holds
@@ -130,18 +119,15 @@ fn siblings_kernel<I: Numeric>(
     pairs: &[f32],
     lengths: &[I],
     context: &mut [f32],
+    units: usize,
     sizes: &Sizes,
-    scale: f32,
     #[comptime] head_dim: usize,
     #[define(I)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS >= sizes.units {
-        terminate!();
-    }
+    end_past(units);
     let dim = sizes.dim;
-    let heads = dim / head_dim;
-    let row = ABSOLUTE_POS / heads;
-    let head = ABSOLUTE_POS % heads;
+    let row = ABSOLUTE_POS / sizes.heads;
+    let head = ABSOLUTE_POS % sizes.heads;
     let own = row * dim + head * head_dim;
     let slot = row % sizes.slots;
     let example = row / sizes.slots;
@@ -159,7 +145,7 @@ fn siblings_kernel<I: Numeric>(
             for feature in 0..head_dim {
                 logit += query[own + feature] * pairs[key + feature];
             }
-            logit *= scale;
+            logit *= sizes.scale;
             if logit > greatest {
                 let shrink = (greatest - logit).exp();
                 total *= shrink;
@@ -190,48 +176,19 @@ fn attended_kernel(
     gamma: &[f32],
     beta: &[f32],
     normalized: &mut [f32],
-    sizes: &Sizes,
+    units: usize,
+    dim: usize,
     epsilon: f32,
 ) {
-    let row = ABSOLUTE_POS;
-    if row >= sizes.units {
-        terminate!();
-    }
-    let dim = sizes.dim;
-    let at = row * dim;
-    let width = f32::cast_from(dim);
+    end_past(units);
+    let at = ABSOLUTE_POS * dim;
     let mut sum = 0.0f32;
     for feature in 0..dim {
         let number = attended[at + feature] + bias[feature] + residual[at + feature];
         attended[at + feature] = number;
         sum += number;
     }
-    let mean = sum / width;
-    let mut squares = 0.0f32;
-    for feature in 0..dim {
-        let centered = attended[at + feature] - mean;
-        squares += centered * centered;
-    }
-    let deviation = (squares / width + epsilon).sqrt();
-    for feature in 0..dim {
-        let centered = attended[at + feature] - mean;
-        normalized[at + feature] = centered / deviation * gamma[feature] + beta[feature];
-    }
-}
-
-/// One unit per number: values times the exact GELU of gates. `inner`, `[rows, 2 * ff]`, holds them side
-/// by side.
-#[cube(launch_unchecked)]
-pub(super) fn gate_kernel(inner: &[f32], bias: &[f32], gated: &mut [f32], ff: usize, units: usize) {
-    if ABSOLUTE_POS >= units {
-        terminate!();
-    }
-    let feature = ABSOLUTE_POS % ff;
-    let at = ABSOLUTE_POS / ff * 2 * ff + feature;
-    let value = inner[at] + bias[feature];
-    let gate = inner[at + ff] + bias[ff + feature];
-    let share = 0.5f32 * (1.0f32 + Erf::erf(gate * FRAC_1_SQRT_2));
-    gated[ABSOLUTE_POS] = value * (gate * share);
+    normalize(&*attended, at, sum, gamma, beta, normalized, dim, epsilon);
 }
 
 /// One unit per number of the parents: the mean over real children, into the parents' places.
@@ -242,12 +199,11 @@ fn parents_kernel<I: Numeric>(
     residual: &[f32],
     lengths: &[I],
     nodes: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     #[define(I)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS >= sizes.units {
-        terminate!();
-    }
+    end_past(units);
     let dim = sizes.dim;
     let feature = ABSOLUTE_POS % dim;
     let parents = sizes.slots / sizes.group;
@@ -267,17 +223,29 @@ fn parents_kernel<I: Numeric>(
     nodes[node * dim + feature] = sum / count.max(1.0f32);
 }
 
-/// What all levels share.
+/// What all levels share. Tensors lie without gaps.
 struct Build {
     options: TreeBuildOptions,
     batch: usize,
     dim: usize,
-    ff: usize,
     lengths: CubeTensor,
     block: BlockPrimitive<CubeBackend>,
     /// `W_k` and `W_v` side by side, `[dim, 2 * dim]`
     pairs: CubeTensor,
     nodes: CubeTensor,
+}
+
+/// What the block makes of children, `[batch * slots, width]`.
+struct Activations {
+    children: CubeTensor,
+    normalized: CubeTensor,
+    query: CubeTensor,
+    /// Keys and values side by side.
+    pairs: CubeTensor,
+    context: CubeTensor,
+    /// With bias and residual.
+    attended: CubeTensor,
+    feed_forward: feed_forward::Activations,
 }
 
 pub(super) fn build(
@@ -289,12 +257,12 @@ pub(super) fn build(
     let rows = [("leaves", &leaves.shape())];
     shapes::tree_build(&rows, &lengths.shape(), &block, &options);
     let [batch, _, dim] = leaves.shape().dims();
-    let nodes = empty(&leaves, [batch, options.shape.nodes(), dim], DType::F32);
+    let nodes = floats(&leaves, [batch, options.shape.nodes(), dim]);
     if batch * dim == 0 {
         return nodes;
     }
     let build = Build::new(nodes, lengths, block, options);
-    build.leaves(into_contiguous(leaves));
+    build.leaves(&into_contiguous(leaves), &build.nodes, false);
     for height in 1..=options.shape.height() {
         build.level(height);
     }
@@ -309,14 +277,12 @@ impl Build {
         options: TreeBuildOptions,
     ) -> Self {
         let [batch, _, dim] = nodes.shape().dims();
-        let [ff, _] = block.feed_forward.outer.shape().dims();
         let block: BlockPrimitive<CubeBackend> = block.map(into_contiguous);
         let pairs = CubeBackend::float_cat(vec![block.key.clone(), block.value.clone()], 1);
         Self {
             options,
             batch,
             dim,
-            ff,
             lengths: into_contiguous(lengths),
             block,
             pairs: into_contiguous(pairs),
@@ -325,8 +291,9 @@ impl Build {
     }
 
     /// Sizes of the step from `below` to the height above it.
-    fn sizes(&self, below: usize, units: usize) -> SizesLaunch {
-        let shape = &self.options.shape;
+    fn sizes(&self, below: usize) -> SizesLaunch {
+        let (shape, heads) = (&self.options.shape, self.options.heads);
+        let scale = ((self.dim / heads) as f64).powf(-0.5);
         let (group, parents, parents_offset) = if below < shape.height() {
             (
                 shape.group(below + 1),
@@ -339,123 +306,88 @@ impl Build {
         SizesLaunch::new(
             shape.nodes(),
             self.dim,
+            heads,
+            scale as f32,
             group,
             parents * group,
             shape.width(below),
             shape.offset(below),
             shape.span(below),
             parents_offset,
-            units,
         )
     }
 
-    fn empty(&self, rows: usize, width: usize) -> CubeTensor {
-        empty(&self.nodes, [rows, width], DType::F32)
+    /// Child slots of all parents of a height.
+    fn slots(&self, height: usize) -> usize {
+        let shape = &self.options.shape;
+        self.batch * shape.width(height) * shape.group(height)
     }
 
-    fn leaves(&self, leaves: CubeTensor) {
+    /// Copies the leaves to the nodes, or backward their gradients from those of the nodes.
+    fn leaves(&self, from: &CubeTensor, to: &CubeTensor, backward: bool) {
         let units = self.batch * self.options.shape.width(0) * self.dim;
-        let (count, dim) = grid(&leaves, units);
         let dtype = element(&self.lengths);
-        // SAFETY: a unit writes one number of one stored leaf. Shapes are checked by `build`.
+        // SAFETY: a unit reads and writes a number of one stored leaf. Shapes are checked by `build` and `backward`.
         unsafe {
-            leaves_kernel::launch_unchecked(
-                &self.nodes.client,
-                count,
-                dim,
-                leaves.into_buffer_arg(),
-                self.lengths.clone().into_buffer_arg(),
-                self.nodes.clone().into_buffer_arg(),
-                self.sizes(0, units),
-                dtype,
+            launch!(
+                leaves_kernel(units, self.sizes(0), backward, dtype),
+                [from, self.lengths, to]
             );
         }
+    }
+
+    fn empty(&self, rows: usize, width: usize) -> CubeTensor {
+        floats(&self.nodes, [rows, width])
+    }
+
+    fn epsilon(&self) -> f32 {
+        self.options.epsilon as f32
     }
 
     /// What the block makes of all children of the nodes of a height, up to the last product.
     fn activations(&self, height: usize) -> Activations {
-        let (shape, below) = (&self.options.shape, height - 1);
-        let rows = self.batch * shape.width(height) * shape.group(height);
-        let (dim, ff, heads) = (self.dim, self.ff, self.options.heads);
-        let head_dim = dim / heads;
-        let client = &self.nodes.client;
-        let epsilon = self.options.epsilon as f32;
+        let (below, dtype) = (height - 1, element(&self.lengths));
+        let (rows, dim, epsilon) = (self.slots(height), self.dim, self.epsilon());
         let block = &self.block;
-
-        let children = self.empty(rows, dim);
-        let normalized = self.empty(rows, dim);
-        let (count, cube) = grid(&children, rows);
+        let [children, normalized, context, residual] = [(); 4].map(|()| self.empty(rows, dim));
         // SAFETY: a unit writes its own row, and reads a node if its slot is a stored child's.
         unsafe {
-            children_kernel::launch_unchecked(
-                client,
-                count,
-                cube,
-                buffer(&self.nodes),
-                buffer(&block.norm_gamma),
-                buffer(&block.norm_beta),
-                buffer(&children),
-                buffer(&normalized),
-                self.sizes(below, rows),
-                epsilon,
+            launch!(
+                children_kernel(rows, self.sizes(below), epsilon),
+                [
+                    self.nodes,
+                    block.norm_gamma,
+                    block.norm_beta,
+                    children,
+                    normalized
+                ]
             );
         }
-
         let query = product(&normalized, &block.query);
         let pairs = product(&children, &self.pairs);
-        let context = self.empty(rows, dim);
-        let (count, cube) = grid(&context, rows * heads);
+        let heads = self.options.heads;
         // SAFETY: a unit writes its own row and head, and reads rows of its own group, all of whose slots there are.
         unsafe {
-            siblings_kernel::launch_unchecked(
-                client,
-                count,
-                cube,
-                buffer(&query),
-                buffer(&pairs),
-                buffer(&self.lengths),
-                buffer(&context),
-                self.sizes(below, rows * heads),
-                self.scale(),
-                head_dim,
-                element(&self.lengths),
+            launch!(
+                siblings_kernel(rows * heads, self.sizes(below), dim / heads, dtype),
+                [query, pairs, self.lengths, context]
             );
         }
-
         let attended = product(&context, &block.output);
-        let residual = self.empty(rows, dim);
-        let (count, cube) = grid(&residual, rows);
+        let weights = &block.feed_forward;
+        let (gamma, beta) = (&weights.norm_gamma, &weights.norm_beta);
         // SAFETY: a unit reads and writes its own row. The product that it writes over is of this function alone.
         unsafe {
-            attended_kernel::launch_unchecked(
-                client,
-                count,
-                cube,
-                buffer(&attended),
-                buffer(&block.output_bias),
-                buffer(&normalized),
-                buffer(&block.feed_forward.norm_gamma),
-                buffer(&block.feed_forward.norm_beta),
-                buffer(&residual),
-                self.sizes(below, rows),
-                epsilon,
-            );
-        }
-
-        let inner = product(&residual, &block.feed_forward.inner);
-        let gated = self.empty(rows, ff);
-        let (count, cube) = grid(&gated, rows * ff);
-        // SAFETY: a unit writes its own number, and reads its value and gate, `ff` apart in rows of `2 * ff`.
-        unsafe {
-            gate_kernel::launch_unchecked(
-                client,
-                count,
-                cube,
-                buffer(&inner),
-                buffer(&block.feed_forward.inner_bias),
-                buffer(&gated),
-                ff,
-                rows * ff,
+            launch!(
+                attended_kernel(rows, dim, epsilon),
+                [
+                    attended,
+                    block.output_bias,
+                    normalized,
+                    gamma,
+                    beta,
+                    residual
+                ]
             );
         }
         Activations {
@@ -465,70 +397,28 @@ impl Build {
             pairs,
             context,
             attended,
-            residual,
-            inner,
-            gated,
+            feed_forward: feed_forward::Activations::new(residual, weights),
         }
-    }
-
-    fn scale(&self) -> f32 {
-        ((self.dim / self.options.heads) as f64).powf(-0.5) as f32
     }
 
     /// All nodes of a height from those below it.
     fn level(&self, height: usize) {
-        let Activations {
-            residual, gated, ..
-        } = self.activations(height);
-        let fed = product(&gated, &self.block.feed_forward.outer);
+        let found = self.activations(height).feed_forward;
+        let weights = &self.block.feed_forward;
+        let fed = found.fed(weights);
         let units = self.batch * self.options.shape.width(height) * self.dim;
-        let (count, cube) = grid(&fed, units);
         // SAFETY: a unit writes one number of one stored parent, and reads rows of that parent's group, all of whose slots there are.
         unsafe {
-            parents_kernel::launch_unchecked(
-                &self.nodes.client,
-                count,
-                cube,
-                buffer(&fed),
-                buffer(&self.block.feed_forward.outer_bias),
-                buffer(&residual),
-                buffer(&self.lengths),
-                buffer(&self.nodes),
-                self.sizes(height - 1, units),
-                element(&self.lengths),
+            launch!(
+                parents_kernel(units, self.sizes(height - 1), element(&self.lengths)),
+                [
+                    fed,
+                    weights.outer_bias,
+                    found.normalized,
+                    self.lengths,
+                    self.nodes
+                ]
             );
         }
     }
-}
-
-/// What the block makes of children, `[batch * slots, width]`.
-struct Activations {
-    children: CubeTensor,
-    normalized: CubeTensor,
-    query: CubeTensor,
-    /// Keys and values side by side.
-    pairs: CubeTensor,
-    context: CubeTensor,
-    /// With bias and residual.
-    attended: CubeTensor,
-    /// The second normalisation.
-    residual: CubeTensor,
-    inner: CubeTensor,
-    gated: CubeTensor,
-}
-
-/// Gradients of gamma and beta, `W_q`, `W_k` beside `W_v`, `W_o` and its bias, the second gamma and beta,
-/// `W_1` and its bias, `W_2` and its bias. Those of vectors are rows of one.
-type Weights = [CubeTensor; 12];
-
-pub(super) fn buffer(tensor: &CubeTensor) -> BufferArg {
-    tensor.clone().into_buffer_arg()
-}
-
-pub(super) fn product(rows: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
-    into_contiguous(CubeBackend::float_matmul(rows.clone(), weight.clone()))
-}
-
-pub(super) fn transposed(matrix: &CubeTensor) -> CubeTensor {
-    CubeBackend::float_swap_dims(matrix.clone(), 0, 1)
 }

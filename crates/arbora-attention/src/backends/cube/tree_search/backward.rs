@@ -14,68 +14,44 @@ fn context_scores_kernel<I: Numeric, N: Size>(
     grad: &[Vector<f32, N>],
     weights: &mut [f32],
     scores: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     head_vectors: usize,
     value_vectors: usize,
-    slots: usize,
     #[define(I)] _dtype: ElemType,
+    #[define(N)] _vector: usize,
 ) {
-    let (rows, heads) = (sizes.rows, sizes.heads);
-    if ABSOLUTE_POS >= rows * heads {
-        terminate!();
-    }
+    end_past(units);
+    let heads = sizes.heads;
     let row = ABSOLUTE_POS / heads;
     let head = ABSOLUTE_POS % heads;
-    let length = length_of::<I>(lengths, sizes, row);
-    let root = (row / sizes.queries) * sizes.nodes;
     let steps = sizes.decisions + 1;
-    let mut siblings = Siblings::above(sizes);
+    let mut siblings = Siblings::above::<I>(lengths, sizes, row);
     for step in 0..steps {
-        let parent = usize::cast_from(path[row * steps + step]);
-        siblings.descend(sizes, step, parent, length);
-        let base = root + siblings.offset + siblings.first;
+        siblings.follow::<I>(path, sizes, row, step);
         let mut chosen = siblings.group;
         if step < sizes.decisions {
             let next = usize::cast_from(path[row * steps + step + 1]);
-            chosen = child_of(next, &siblings);
+            chosen = siblings.child(next);
         }
         for child in 0..siblings.group {
             let mut logit = f32::new(MASKED);
             let mut score = 0.0f32;
             if child < siblings.scored && child != chosen {
-                let at = (base + child) * heads + head;
-                let product = dot::<N>(
-                    query,
-                    (row * heads + head) * head_vectors,
-                    key,
-                    at * head_vectors,
-                    head_vectors,
-                );
-                logit = product * sizes.scale;
+                let at = (siblings.node() + child) * heads + head;
+                logit = dot::<N>(query, ABSOLUTE_POS, key, at, head_vectors) * sizes.scale;
                 // The gradient of a weight is the value's product with that of the context.
-                score = dot::<N>(
-                    grad,
-                    (row * heads + head) * value_vectors,
-                    value,
-                    at * value_vectors,
-                    value_vectors,
-                );
+                score = dot::<N>(grad, ABSOLUTE_POS, value, at, value_vectors);
             }
-            let at = ((siblings.slot + child) * heads + head) * rows + row;
+            let at = weight_at(sizes, siblings.slot + child, head, row);
             weights[at] = logit;
             scores[at] = score;
         }
     }
-    softmax_of_slots(weights, row, rows, head, heads, slots);
-    let mut mean = 0.0f32;
-    for slot in 0..slots {
-        let at = (slot * heads + head) * rows + row;
-        mean += weights[at] * scores[at];
-    }
-    for slot in 0..slots {
-        let at = (slot * heads + head) * rows + row;
-        scores[at] = weights[at] * (scores[at] - mean) * sizes.scale;
-    }
+    let first = head * sizes.rows + row;
+    let stride = heads * sizes.rows;
+    softmax(weights, first, stride, sizes.slots);
+    softmax_backward(&*weights, scores, first, stride, sizes.slots, sizes.scale);
 }
 
 /// One unit per row: the gradients of the scores of all decisions, `[slots * heads, rows]`, through
@@ -88,67 +64,46 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
     path: &[I],
     grad: &[f32],
     scores: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     head_vectors: usize,
-    inverse_temperature: f32,
     #[define(I)] _dtype: ElemType,
+    #[define(N)] _vector: usize,
 ) {
+    end_past(units);
     let row = ABSOLUTE_POS;
-    if row >= sizes.rows {
-        terminate!();
-    }
     let (rows, heads) = (sizes.rows, sizes.heads);
-    let length = length_of::<I>(lengths, sizes, row);
-    let root = (row / sizes.queries) * sizes.nodes;
     let steps = sizes.decisions + 1;
     let head_weight = 1.0f32 / f32::cast_from(heads);
+    // From the slot of one child to that of the next.
+    let stride = heads * rows;
     // The mean over real decisions needs their number first.
     let mut decided = 0.0f32;
-    let mut counted = Siblings::above(sizes);
+    let mut counted = Siblings::above::<I>(lengths, sizes, row);
     for step in 0..sizes.decisions {
-        let parent = usize::cast_from(path[row * steps + step]);
-        counted.descend(sizes, step, parent, length);
+        counted.follow::<I>(path, sizes, row, step);
         if counted.real > 1 {
             decided += 1.0f32;
         }
     }
 
-    let mut siblings = Siblings::above(sizes);
+    let mut siblings = Siblings::above::<I>(lengths, sizes, row);
     for step in 0..sizes.decisions {
-        let parent = usize::cast_from(path[row * steps + step]);
-        siblings.descend(sizes, step, parent, length);
+        siblings.follow::<I>(path, sizes, row, step);
         let real = siblings.real;
-        let base = root + siblings.offset + siblings.first;
         let next = usize::cast_from(path[row * steps + step + 1]);
-        let chosen = child_of(next, &siblings);
+        let chosen = siblings.child(next);
         let mut probability_of_chosen = 0.0f32;
         for head in 0..heads {
             // Probabilities wait where scores will be.
-            let first = (siblings.slot * heads + head) * rows + row;
-            let stride = heads * rows;
-            let mut greatest = f32::new(MASKED);
+            let first = weight_at(sizes, siblings.slot, head, row);
             for child in 0..real {
-                let product = dot::<N>(
-                    query,
-                    (row * heads + head) * head_vectors,
-                    key,
-                    ((base + child) * heads + head) * head_vectors,
-                    head_vectors,
-                );
-                let logit = product * sizes.scale * inverse_temperature;
+                let at = (siblings.node() + child) * heads + head;
+                let product = dot::<N>(query, row * heads + head, key, at, head_vectors);
+                let logit = product * sizes.scale * sizes.inverse_temperature;
                 scores[first + child * stride] = logit;
-                greatest = greatest.max(logit);
             }
-            let mut total = 0.0f32;
-            for child in 0..real {
-                let exponential = (scores[first + child * stride] - greatest).exp();
-                scores[first + child * stride] = exponential;
-                total += exponential;
-            }
-            let inverse = 1.0f32 / total.max(SMALLEST);
-            for child in 0..real {
-                scores[first + child * stride] *= inverse;
-            }
+            softmax(scores, first, stride, real);
             for child in real..siblings.group {
                 scores[first + child * stride] = 0.0f32;
             }
@@ -166,10 +121,9 @@ fn policy_scores_kernel<I: Numeric, N: Size>(
                 from_log_prob = grad[row] * head_weight;
             }
         }
-        let factor = inverse_temperature * sizes.scale;
+        let factor = sizes.inverse_temperature * sizes.scale;
         for head in 0..heads {
-            let first = (siblings.slot * heads + head) * rows + row;
-            let stride = heads * rows;
+            let first = weight_at(sizes, siblings.slot, head, row);
             let mut entropy = 0.0f32;
             for child in 0..real {
                 let probability = scores[first + child * stride];
@@ -204,56 +158,31 @@ pub(crate) fn context_backward(
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let axes = shapes::tree_search(&inputs, &options);
-    axes.expect("path", "batch, queries, decisions + 1", &path.shape());
-    axes.expect("grad", "batch, queries, heads, value_dim", &grad.shape());
-    let problem = Problem::new(&inputs.query, &options);
-    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
-    let [lengths, path, grad] = [inputs.lengths, path, grad].map(into_contiguous);
-    let (rows, heads) = (problem.rows(), problem.heads);
+    let (problem, value) = Problem::new(inputs, Some(path), options);
+    let names = "batch, queries, heads, value_dim";
+    problem.axes.expect("grad", names, &grad.shape());
+    let [query, key, lengths, path] = problem.inputs();
+    let [value, grad] = [value, grad].map(into_contiguous);
+    let [_, _, heads, head_dim] = problem.dims();
     let value_dim = value.shape()[3];
-    let (_, slots) = slots(&problem.shape);
-    let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
-    let weights = empty(&query, [slots * heads, rows], DType::F32);
-    let scores = empty(&query, [slots * heads, rows], DType::F32);
-    if rows * heads > 0 {
-        let vector = vector_size(&[problem.head_dim, value_dim]);
-        let (count, dim) = grid(&query, rows * heads);
-        let dtype = element(&lengths);
-        // SAFETY: a unit writes the entries of its own row and head. It reads stored siblings alone, as in `gather`.
-        unsafe {
-            context_scores_kernel::launch_unchecked(
-                &query.client,
-                count,
-                dim,
-                vector,
-                query.clone().into_buffer_arg(),
-                key.clone().into_buffer_arg(),
-                value.into_buffer_arg(),
-                lengths.clone().into_buffer_arg(),
-                path.clone().into_buffer_arg(),
-                grad.clone().into_buffer_arg(),
-                weights.clone().into_buffer_arg(),
-                scores.clone().into_buffer_arg(),
-                problem.sizes(),
-                problem.head_dim / vector,
-                value_dim / vector,
-                slots,
-                dtype,
-            );
-        }
-    }
-    let steps = problem.shape.decisions() + 1;
-    let d_query = problem.gather(
-        key,
-        scores.clone(),
-        lengths.clone(),
-        path.clone(),
-        d_query,
-        steps,
+    let (_, slots) = slots(&options.shape);
+    let [weights, scores] = [(); 2].map(|()| floats(query, [slots * heads, problem.rows()]));
+    let vector = vector_size(&[head_dim, value_dim]);
+    let (widths, dtype) = (
+        [head_dim, value_dim].map(|dim| dim / vector),
+        element(lengths),
     );
-    let d_key = problem.scatter(query, scores, lengths.clone(), path.clone(), slots);
-    let d_value = problem.scatter(grad, weights, lengths, path, slots);
+    let units = problem.rows() * heads;
+    // SAFETY: a unit writes the entries of its own row and head. It reads stored siblings alone, as in `gather`.
+    unsafe {
+        launch!(
+            context_scores_kernel(units, problem.sizes(), widths[0], widths[1], dtype, vector),
+            [query, key, value, lengths, path, grad, weights, scores]
+        );
+    }
+    let d_query = problem.gather(key, &scores, options.shape.decisions() + 1);
+    let d_key = problem.scatter(query, &scores, slots);
+    let d_value = problem.scatter(&grad, &weights, slots);
     (d_query, d_key, d_value)
 }
 
@@ -263,53 +192,31 @@ pub(crate) fn policy_backward(
     grad: CubeTensor,
     options: TreeSearchOptions,
 ) -> (CubeTensor, CubeTensor) {
-    let axes = shapes::tree_search(&inputs, &options);
-    axes.expect("path", "batch, queries, decisions + 1", &path.shape());
-    axes.expect("grad", "2, batch, queries", &grad.shape());
-    let problem = Problem {
+    let options = TreeSearchOptions {
         // The policy is over real children alone.
         ghosts: GhostNodes::Masked,
-        ..Problem::new(&inputs.query, &options)
+        ..options
     };
-    let [query, key, lengths] = [inputs.query, inputs.key, inputs.lengths].map(into_contiguous);
-    let [path, grad] = [path, grad].map(into_contiguous);
-    let (rows, heads) = (problem.rows(), problem.heads);
-    let (slots, _) = slots(&problem.shape);
-    let d_query = empty(&query, query.shape().dims::<4>(), DType::F32);
-    let scores = empty(&query, [slots * heads, rows], DType::F32);
-    if rows * slots * heads > 0 {
-        let vector = vector_size(&[problem.head_dim]);
-        let (count, dim) = grid(&query, rows);
-        let dtype = element(&lengths);
-        // SAFETY: a unit writes the entries of its own row. It reads stored siblings alone, as in `gather`.
-        unsafe {
-            policy_scores_kernel::launch_unchecked(
-                &query.client,
-                count,
-                dim,
-                vector,
-                query.clone().into_buffer_arg(),
-                key.clone().into_buffer_arg(),
-                lengths.clone().into_buffer_arg(),
-                path.clone().into_buffer_arg(),
-                grad.into_buffer_arg(),
-                scores.clone().into_buffer_arg(),
-                problem.sizes(),
-                problem.head_dim / vector,
-                problem.inverse_temperature(),
-                dtype,
-            );
-        }
+    let (problem, _) = Problem::new(inputs, Some(path), options);
+    let names = "2, batch, queries";
+    problem.axes.expect("grad", names, &grad.shape());
+    let [query, key, lengths, path] = problem.inputs();
+    let grad = into_contiguous(grad);
+    let [_, _, heads, head_dim] = problem.dims();
+    let rows = problem.rows();
+    let (slots, _) = slots(&options.shape);
+    let scores = floats(query, [slots * heads, rows]);
+    let vector = vector_size(&[head_dim]);
+    let (width, dtype) = (head_dim / vector, element(lengths));
+    let units = if slots * heads > 0 { rows } else { 0 };
+    // SAFETY: a unit writes the entries of its own row. It reads stored siblings alone, as in `gather`.
+    unsafe {
+        launch!(
+            policy_scores_kernel(units, problem.sizes(), width, dtype, vector),
+            [query, key, lengths, path, grad, scores]
+        );
     }
-    let steps = problem.shape.decisions();
-    let d_query = problem.gather(
-        key,
-        scores.clone(),
-        lengths.clone(),
-        path.clone(),
-        d_query,
-        steps,
-    );
-    let d_key = problem.scatter(query, scores, lengths, path, slots);
+    let d_query = problem.gather(key, &scores, options.shape.decisions());
+    let d_key = problem.scatter(query, &scores, slots);
     (d_query, d_key)
 }

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// How children are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Choice {
+    Greedy,
+    Sampled,
+    Uniform,
+    Given,
+}
+
 /// One unit per row: walks down, and leaves the weights of the final attention in `weights`,
 /// `[slots * heads + widest, rows]`, whose last entries hold the policy of the current level.
 #[cube(launch_unchecked)]
@@ -14,24 +23,20 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
     path: &mut [I],
     policy: &mut [f32],
     counts: &mut [I],
+    units: usize,
     sizes: &Sizes,
     head_vectors: usize,
-    slots: usize,
     choices_per_row: usize,
-    inverse_temperature: f32,
     #[comptime] choice: Choice,
     #[define(R, I)] _dtypes: [ElemType; 2],
+    #[define(N)] _vector: usize,
 ) {
+    end_past(units);
     let row = ABSOLUTE_POS;
-    if row >= sizes.rows {
-        terminate!();
-    }
     let (rows, heads) = (sizes.rows, sizes.heads);
-    let length = length_of::<I>(lengths, sizes, row);
-    let root = (row / sizes.queries) * sizes.nodes;
     let head_weight = 1.0f32 / f32::cast_from(heads);
-    let held = slots * heads; // where the policy is
-    let mut siblings = Siblings::above(sizes);
+    let held = sizes.slots * heads; // where the policy is
+    let mut siblings = Siblings::above::<I>(lengths, sizes, row);
     let mut node = 0usize;
     let mut log_prob = 0.0f32;
     let mut entropy = 0.0f32;
@@ -41,25 +46,19 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
     path[row * (sizes.decisions + 1)] = I::cast_from(node);
 
     for step in 0..sizes.decisions + 1 {
-        siblings.descend(sizes, step, node, length);
+        siblings.descend(sizes, step, node);
         let (group, real, scored) = (siblings.group, siblings.real, siblings.scored);
         let first_slot = siblings.slot;
         read += real;
-        let base = root + siblings.offset + siblings.first;
         for child in 0..group {
             for head in 0..heads {
                 let mut logit = f32::new(MASKED);
                 if child < scored {
-                    let product = dot::<N>(
-                        query,
-                        (row * heads + head) * head_vectors,
-                        key,
-                        ((base + child) * heads + head) * head_vectors,
-                        head_vectors,
-                    );
+                    let at = (siblings.node() + child) * heads + head;
+                    let product = dot::<N>(query, row * heads + head, key, at, head_vectors);
                     logit = product * sizes.scale;
                 }
-                weights[((first_slot + child) * heads + head) * rows + row] = logit;
+                weights[weight_at(sizes, first_slot + child, head, row)] = logit;
             }
         }
 
@@ -73,22 +72,22 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
             for head in 0..heads {
                 let mut greatest = f32::new(MASKED);
                 for child in 0..real {
-                    let logit = weights[((first_slot + child) * heads + head) * rows + row];
+                    let logit = weights[weight_at(sizes, first_slot + child, head, row)];
                     greatest = greatest.max(logit);
                 }
                 let mut total = 0.0f32;
                 let mut spread = 0.0f32;
                 for child in 0..real {
-                    let logit = weights[((first_slot + child) * heads + head) * rows + row];
-                    let shifted = (logit - greatest) * inverse_temperature;
+                    let logit = weights[weight_at(sizes, first_slot + child, head, row)];
+                    let shifted = (logit - greatest) * sizes.inverse_temperature;
                     let exponential = shifted.exp();
                     total += exponential;
                     spread += exponential * shifted;
                 }
                 let inverse = 1.0f32 / total.max(SMALLEST);
                 for child in 0..real {
-                    let logit = weights[((first_slot + child) * heads + head) * rows + row];
-                    let shifted = (logit - greatest) * inverse_temperature;
+                    let logit = weights[weight_at(sizes, first_slot + child, head, row)];
+                    let shifted = (logit - greatest) * sizes.inverse_temperature;
                     weights[(held + child) * rows + row] += shifted.exp() * inverse * head_weight;
                 }
                 step_entropy += total.max(SMALLEST).ln() - spread * inverse;
@@ -135,7 +134,7 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
                 }
                 next = siblings.first + select(drawn > last_positive, last_positive, drawn);
             }
-            let child = child_of(next, &siblings);
+            let child = siblings.child(next);
 
             // With fewer than two real siblings the step is forced: no decision.
             if real > 1 {
@@ -147,7 +146,7 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
             }
             // The chosen node is not attended to.
             for head in 0..heads {
-                weights[((first_slot + child) * heads + head) * rows + row] = f32::new(MASKED);
+                weights[weight_at(sizes, first_slot + child, head, row)] = f32::new(MASKED);
             }
             selected += scored;
             if child < scored {
@@ -159,7 +158,7 @@ fn search_kernel<R: Numeric, I: Numeric, N: Size>(
     }
 
     for head in 0..heads {
-        softmax_of_slots(weights, row, rows, head, heads, slots);
+        softmax(weights, head * rows + row, heads * rows, sizes.slots);
     }
     let mut divisor = 1.0f32;
     if decided > 1 {
@@ -177,75 +176,47 @@ pub(crate) fn search(
     route: RoutePrimitive<CubeBackend>,
     options: TreeSearchOptions,
 ) -> TreeSearchPrimitive<CubeBackend> {
-    let axes = shapes::tree_search(&inputs, &options);
-    match &route {
-        RoutePrimitive::Greedy => {}
-        RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
-            shapes::draws(&axes, &numbers.shape(), &options);
-        }
-        RoutePrimitive::Given(path) => {
-            axes.expect("path", "batch, queries, decisions + 1", &path.shape());
-        }
-    }
-    let problem = Problem::new(&inputs.query, &options);
-    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(into_contiguous);
-    let lengths = into_contiguous(inputs.lengths);
-    let (batch, queries, rows) = (problem.batch, problem.queries, problem.rows());
-    let (heads, steps) = (problem.heads, problem.shape.decisions() + 1);
-    let value_dim = value.shape()[3];
-    let context = empty(&query, [batch, queries, heads, value_dim], DType::F32);
-    let path = empty(&query, [batch, queries, steps], lengths.dtype);
-    let policy = empty(&query, [2, batch, queries], DType::F32);
-    let counts = empty(&query, [3, batch, queries], lengths.dtype);
-    let found = TreeSearchPrimitive {
-        context: context.clone(),
-        path: path.clone(),
-        policy: policy.clone(),
-        counts: counts.clone(),
-    };
-    if rows == 0 {
-        return found;
-    }
-
-    let (_, slots) = slots(&problem.shape);
-    let held = slots * heads + problem.shape.branching();
-    let weights = empty(&query, [held, rows], DType::F32);
+    let (problem, value) = Problem::new(inputs, None, options);
+    let [batch, queries, heads, head_dim] = problem.dims();
+    let rows = problem.rows();
+    let [query, key, lengths, path] = problem.inputs();
+    // A kernel takes the same number of buffers for every choice.
     let (choice, choices) = match route {
-        // Never read; a kernel takes the same number of buffers for every choice.
         RoutePrimitive::Greedy => (Choice::Greedy, lengths.clone()),
-        RoutePrimitive::Sampled(numbers) => (Choice::Sampled, into_contiguous(numbers)),
-        RoutePrimitive::Uniform(numbers) => (Choice::Uniform, into_contiguous(numbers)),
-        RoutePrimitive::Given(path) => (Choice::Given, into_contiguous(path)),
+        RoutePrimitive::Sampled(numbers) => (Choice::Sampled, numbers),
+        RoutePrimitive::Uniform(numbers) => (Choice::Uniform, numbers),
+        RoutePrimitive::Given(path) => (Choice::Given, path),
     };
-    let choices_per_row = choices.shape().num_elements() / rows;
-    let vector = vector_size(&[problem.head_dim]);
-    let (count, dim) = grid(&query, rows);
-    let dtypes = [element(&choices), element(&lengths)];
+    match choice {
+        Choice::Greedy => {}
+        Choice::Sampled | Choice::Uniform => {
+            shapes::draws(&problem.axes, &choices.shape(), &options);
+        }
+        Choice::Given => problem.axes.expect("path", PATH, &choices.shape()),
+    }
+    let choices = into_contiguous(choices);
+    let choices_per_row = choices.shape().num_elements() / rows.max(1);
+    let policy = floats(query, [2, batch, queries]);
+    let counts = empty(query, [3, batch, queries], lengths.dtype);
+    let (_, slots) = slots(&options.shape);
+    let held = slots * heads + options.shape.branching();
+    let weights = floats(query, [held, rows]);
+    let vector = vector_size(&[head_dim]);
+    let (sizes, width) = (problem.sizes(), head_dim / vector);
+    let dtypes = [element(&choices), element(lengths)];
     // SAFETY: a unit writes the entries of its own row. A step goes to a real child or, in an example without tokens, to the first,
-    // whatever a given path names (`child_of`): both are stored. A length counts as the number of tokens at most (`length_of`).
+    // whatever a given path names (`child`): both are stored. A length counts as the number of tokens at most (`above`).
     unsafe {
-        search_kernel::launch_unchecked(
-            &query.client,
-            count,
-            dim,
-            vector,
-            query.clone().into_buffer_arg(),
-            key.into_buffer_arg(),
-            lengths.clone().into_buffer_arg(),
-            choices.into_buffer_arg(),
-            weights.clone().into_buffer_arg(),
-            path.clone().into_buffer_arg(),
-            policy.into_buffer_arg(),
-            counts.into_buffer_arg(),
-            problem.sizes(),
-            problem.head_dim / vector,
-            slots,
-            choices_per_row,
-            problem.inverse_temperature(),
-            choice,
-            dtypes,
+        launch!(
+            search_kernel(rows, sizes, width, choices_per_row, choice, dtypes, vector),
+            [query, key, lengths, choices, weights, path, policy, counts]
         );
     }
-    problem.gather(value, weights, lengths, path, context, steps);
-    found
+    let steps = options.shape.decisions() + 1;
+    TreeSearchPrimitive {
+        context: problem.gather(&into_contiguous(value), &weights, steps),
+        path: problem.path,
+        policy,
+        counts,
+    }
 }

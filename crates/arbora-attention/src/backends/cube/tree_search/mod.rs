@@ -12,30 +12,20 @@ mod forward;
 pub(super) use backward::{context_backward, policy_backward};
 pub(super) use forward::search;
 
-use super::{element, empty, grid, into_contiguous, shapes, vector_size, zeros};
+use super::{
+    MASKED, SMALLEST, element, empty, end_past, floats, into_contiguous, launch, shapes, softmax,
+    softmax_backward, vector_size, zeros,
+};
+use crate::functions::check::Axes;
 use crate::ops::limits::{leaf_group, slots};
-use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use crate::ops::{
     GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
 };
-use arbora_tree::{Layout, TokenTreeShape};
+use arbora_tree::Layout;
 use burn::backend::TensorMetadata;
-use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-
-const MASKED: f32 = MASKED_LOGIT as f32;
-const SMALLEST: f32 = SMALLEST_TOTAL as f32;
-
-/// How children are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Choice {
-    Greedy,
-    Sampled,
-    Uniform,
-    Given,
-}
 
 /// Sizes of a search, for a kernel. All are run-time numbers: one kernel serves every tree.
 #[derive(CubeType, CubeLaunch)]
@@ -49,6 +39,8 @@ struct Sizes {
     branching: usize,
     leaf_group: usize,
     decisions: usize,
+    /// Siblings of all decisions and of the last step.
+    slots: usize,
     /// Leaf slots under the root.
     root_span: usize,
     /// Stored nodes above the first siblings: the root, unless it is the only token.
@@ -58,16 +50,20 @@ struct Sizes {
     /// 1 if inner ghosts that are not chosen are attended to.
     ghosts: usize,
     scale: f32,
+    /// Of the policy.
+    inverse_temperature: f32,
 }
 
-/// One group of siblings on the way down.
+/// One group of siblings on the way down of a row.
 #[derive(CubeType)]
 struct Siblings {
-    group: usize,
-    /// Position of the level's first node in an example.
+    /// Real tokens of the example.
+    length: usize,
+    /// Position of the level's first node.
     offset: usize,
     width: usize,
     span: usize,
+    group: usize,
     /// Index of the first sibling in its level.
     first: usize,
     /// Siblings over at least one token.
@@ -81,12 +77,15 @@ struct Siblings {
 #[cube]
 impl Siblings {
     /// Above the first siblings.
-    fn above(sizes: &Sizes) -> Siblings {
+    fn above<I: Numeric>(lengths: &[I], sizes: &Sizes, row: usize) -> Siblings {
+        let example = row / sizes.queries;
+        let length = position_of::<I>(lengths[example]);
         Siblings {
-            group: 0usize,
-            offset: 0usize,
+            length: select(length > sizes.tokens, sizes.tokens, length),
+            offset: example * sizes.nodes,
             width: sizes.roots,
             span: sizes.root_span,
+            group: 0usize,
             first: 0usize,
             real: 0usize,
             scored: 0usize,
@@ -95,14 +94,14 @@ impl Siblings {
     }
 
     /// Steps down to the children of the node of index `parent`.
-    fn descend(&mut self, sizes: &Sizes, step: usize, parent: usize, length: usize) {
+    fn descend(&mut self, sizes: &Sizes, step: usize, parent: usize) {
         let leaves = step == sizes.decisions;
         let group = select(leaves, sizes.leaf_group, sizes.branching);
         let span = self.span / group;
         let whole = self.width * group;
         let needed = sizes.tokens.div_ceil(span);
         let first = parent * group;
-        let real = length.div_ceil(span);
+        let real = self.length.div_ceil(span);
         self.slot += self.group;
         self.offset += self.width;
         self.width = select(sizes.complete == 1, whole, needed);
@@ -115,6 +114,30 @@ impl Siblings {
             up_to(self.width, first, group),
             self.real,
         );
+    }
+
+    /// Steps down along the path of a row.
+    fn follow<I: Numeric>(&mut self, path: &[I], sizes: &Sizes, row: usize, step: usize) {
+        let parent = usize::cast_from(path[row * (sizes.decisions + 1) + step]);
+        self.descend(sizes, step, parent);
+    }
+
+    /// Where the first sibling is.
+    fn node(&self) -> usize {
+        self.offset + self.first
+    }
+
+    /// The child of index `next` in its level, moved to the nearest real one.
+    fn child(&self, next: usize) -> usize {
+        let mut child = 0usize;
+        if next > self.first {
+            child = next - self.first;
+        }
+        let mut last = 0usize;
+        if self.real > 0 {
+            last = self.real - 1;
+        }
+        select(child > last, last, child)
     }
 }
 
@@ -142,73 +165,28 @@ pub(super) fn position_of<I: Numeric>(number: I) -> usize {
     position
 }
 
-/// Real tokens of the example of a row.
-#[cube]
-fn length_of<I: Numeric>(lengths: &[I], sizes: &Sizes, row: usize) -> usize {
-    let length = position_of::<I>(lengths[row / sizes.queries]);
-    select(length > sizes.tokens, sizes.tokens, length)
-}
-
-/// The child that a path takes, moved to the nearest real one.
-#[cube]
-fn child_of(next: usize, siblings: &Siblings) -> usize {
-    let mut child = 0usize;
-    if next > siblings.first {
-        child = next - siblings.first;
-    }
-    let mut last = 0usize;
-    if siblings.real > 0 {
-        last = siblings.real - 1;
-    }
-    select(child > last, last, child)
-}
-
-/// The dot product of `count` vectors of two rows.
+/// The dot product of a row of `left` and one of `right`, of `width` vectors.
 #[cube]
 fn dot<N: Size>(
     left: &[Vector<f32, N>],
-    left_at: usize,
+    left_row: usize,
     right: &[Vector<f32, N>],
-    right_at: usize,
-    count: usize,
+    right_row: usize,
+    width: usize,
 ) -> f32 {
+    let left_at = left_row * width;
+    let right_at = right_row * width;
     let mut sum = Vector::<f32, N>::new(0.0f32);
-    for at in 0..count {
+    for at in 0..width {
         sum += left[left_at + at] * right[right_at + at];
     }
     sum.vector_sum()
 }
 
-/// Weights of attention in place of the logits of one head of a row. What is masked gets exactly 0.
+/// Where one head of a row has its weight of a slot.
 #[cube]
-fn softmax_of_slots(
-    weights: &mut [f32],
-    row: usize,
-    rows: usize,
-    head: usize,
-    heads: usize,
-    slots: usize,
-) {
-    let mut greatest = f32::new(MASKED);
-    for slot in 0..slots {
-        greatest = greatest.max(weights[(slot * heads + head) * rows + row]);
-    }
-    let mut total = 0.0f32;
-    for slot in 0..slots {
-        let at = (slot * heads + head) * rows + row;
-        let logit = weights[at];
-        let mut weight = 0.0f32;
-        if logit != f32::new(MASKED) {
-            weight = (logit - greatest).exp();
-        }
-        weights[at] = weight;
-        total += weight;
-    }
-    // A row that keeps nothing has total 0; any positive divisor leaves it at 0.
-    let inverse = 1.0f32 / total.max(SMALLEST);
-    for slot in 0..slots {
-        weights[(slot * heads + head) * rows + row] *= inverse;
-    }
+fn weight_at(sizes: &Sizes, slot: usize, head: usize, row: usize) -> usize {
+    (slot * sizes.heads + head) * sizes.rows + row
 }
 
 /// One unit per number of `output`, `[rows, heads * width]`: rows of nodes along the path, weighted.
@@ -219,34 +197,28 @@ fn gather_kernel<I: Numeric>(
     lengths: &[I],
     path: &[I],
     output: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     width: usize,
     steps: usize,
     #[define(I)] _dtype: ElemType,
 ) {
-    let (rows, heads) = (sizes.rows, sizes.heads);
-    let features = heads * width;
-    let position = ABSOLUTE_POS;
-    if position >= rows * features {
-        terminate!();
-    }
-    let row = position / features;
-    let feature = position % features;
+    end_past(units);
+    let features = sizes.heads * width;
+    let row = ABSOLUTE_POS / features;
+    let feature = ABSOLUTE_POS % features;
     let head = feature / width;
-    let length = length_of::<I>(lengths, sizes, row);
-    let root = (row / sizes.queries) * sizes.nodes;
-    let mut siblings = Siblings::above(sizes);
+    let mut siblings = Siblings::above::<I>(lengths, sizes, row);
     let mut sum = 0.0f32;
     for step in 0..steps {
-        let parent = usize::cast_from(path[row * (sizes.decisions + 1) + step]);
-        siblings.descend(sizes, step, parent, length);
-        let base = root + siblings.offset + siblings.first;
+        siblings.follow::<I>(path, sizes, row, step);
+        let node = siblings.node();
         for child in 0..siblings.scored {
-            let weight = weights[((siblings.slot + child) * heads + head) * rows + row];
-            sum += weight * table[(base + child) * features + feature];
+            let weight = weights[weight_at(sizes, siblings.slot + child, head, row)];
+            sum += weight * table[(node + child) * features + feature];
         }
     }
-    output[position] = sum;
+    output[ABSOLUTE_POS] = sum;
 }
 
 /// One unit per (example, slot, feature): adds the weighted rows of the example's queries to the nodes
@@ -258,45 +230,39 @@ fn scatter_kernel<I: Numeric>(
     lengths: &[I],
     path: &[I],
     output: &mut [f32],
+    units: usize,
     sizes: &Sizes,
     width: usize,
     slots: usize,
-    units: usize,
     #[define(I)] _dtype: ElemType,
 ) {
-    let position = ABSOLUTE_POS;
-    if position >= units {
-        terminate!();
-    }
-    let (rows, heads) = (sizes.rows, sizes.heads);
-    let features = heads * width;
-    let feature = position % features;
+    end_past(units);
+    let features = sizes.heads * width;
+    let feature = ABSOLUTE_POS % features;
     let head = feature / width;
-    let slot = (position / features) % slots;
-    let example = position / features / slots;
+    let slot = (ABSOLUTE_POS / features) % slots;
+    let example = ABSOLUTE_POS / features / slots;
     let first_row = example * sizes.queries;
-    let length = length_of::<I>(lengths, sizes, first_row);
     let step = select(
         slot < sizes.decisions * sizes.branching,
         slot / sizes.branching,
         sizes.decisions,
     );
     let child = slot - step * sizes.branching;
-    let root = example * sizes.nodes;
-    let mut siblings = Siblings::above(sizes);
+    let mut siblings = Siblings::above::<I>(lengths, sizes, first_row);
     for above in 0..step + 1 {
-        siblings.descend(sizes, above, 0usize, length);
+        siblings.descend(sizes, above, 0usize);
     }
     let steps = sizes.decisions + 1;
     // Queries that share a node with the one before add to a register.
-    let nowhere = root + sizes.nodes;
+    let nowhere = (example + 1) * sizes.nodes;
     let mut held = nowhere;
     let mut sum = 0.0f32;
     for query in 0..sizes.queries {
         let row = first_row + query;
         let index = usize::cast_from(path[row * steps + step]) * siblings.group + child;
         if index < siblings.width {
-            let node = root + siblings.offset + index;
+            let node = siblings.offset + index;
             if node != held {
                 if held != nowhere {
                     output[held * features + feature] += sum;
@@ -304,7 +270,8 @@ fn scatter_kernel<I: Numeric>(
                 held = node;
                 sum = 0.0f32;
             }
-            sum += weights[(slot * heads + head) * rows + row] * table[row * features + feature];
+            let weight = weights[weight_at(sizes, slot, head, row)];
+            sum += weight * table[row * features + feature];
         }
     }
     if held != nowhere {
@@ -312,135 +279,123 @@ fn scatter_kernel<I: Numeric>(
     }
 }
 
+/// The axes of a path.
+const PATH: &str = "batch, queries, decisions + 1";
+
+/// A search as kernels are launched for it. Tensors lie without gaps.
 struct Problem {
-    shape: TokenTreeShape,
-    batch: usize,
-    queries: usize,
-    heads: usize,
-    head_dim: usize,
-    scale: f64,
-    temperature: f64,
-    ghosts: GhostNodes,
+    query: CubeTensor,
+    key: CubeTensor,
+    lengths: CubeTensor,
+    /// Of every query, given or yet to be written.
+    path: CubeTensor,
+    options: TreeSearchOptions,
+    axes: Axes,
 }
 
 impl Problem {
-    fn new(query: &CubeTensor, options: &TreeSearchOptions) -> Self {
-        let [batch, queries, heads, head_dim] = query.shape().dims();
-        Self {
-            shape: options.shape,
-            batch,
-            queries,
-            heads,
-            head_dim,
-            scale: options.scale.unwrap_or((head_dim as f64).powf(-0.5)),
-            temperature: options.temperature,
-            ghosts: options.ghosts,
-        }
+    /// And the values, as they lie.
+    fn new(
+        inputs: TreeSearchInputs<CubeBackend>,
+        path: Option<CubeTensor>,
+        options: TreeSearchOptions,
+    ) -> (Self, CubeTensor) {
+        let floats = [&inputs.query, &inputs.key, &inputs.value];
+        let [query, key, value] = floats.map(|tensor| tensor.shape());
+        let tensors = [&query, &key, &value, &inputs.lengths.shape()];
+        let axes = shapes::tree_search(tensors, &options);
+        let [batch, queries, ..] = query.dims::<4>();
+        let steps = options.shape.decisions() + 1;
+        let path = match path {
+            Some(path) => {
+                axes.expect("path", PATH, &path.shape());
+                into_contiguous(path)
+            }
+            None => empty(&inputs.query, [batch, queries, steps], inputs.lengths.dtype),
+        };
+        let problem = Self {
+            query: into_contiguous(inputs.query),
+            key: into_contiguous(inputs.key),
+            lengths: into_contiguous(inputs.lengths),
+            path,
+            options,
+            axes,
+        };
+        (problem, inputs.value)
+    }
+
+    fn inputs(&self) -> [&CubeTensor; 4] {
+        [&self.query, &self.key, &self.lengths, &self.path]
+    }
+
+    /// Batch, queries, heads and the width of a head.
+    fn dims(&self) -> [usize; 4] {
+        self.query.shape().dims()
     }
 
     fn rows(&self) -> usize {
-        self.batch * self.queries
-    }
-
-    fn inverse_temperature(&self) -> f32 {
-        (1.0 / self.temperature) as f32
+        let [batch, queries, ..] = self.dims();
+        batch * queries
     }
 
     fn sizes(&self) -> SizesLaunch {
-        let shape = &self.shape;
+        let [_, queries, heads, head_dim] = self.dims();
+        let options = &self.options;
+        let shape = &options.shape;
+        let (_, slots) = slots(shape);
         let inner = shape.height() > 0;
+        let scale = options.scale.unwrap_or((head_dim as f64).powf(-0.5));
         SizesLaunch::new(
             self.rows(),
-            self.queries,
-            self.heads,
+            queries,
+            heads,
             shape.nodes(),
             shape.tokens(),
             shape.branching(),
             leaf_group(shape),
             shape.decisions(),
+            slots,
             shape.span(shape.height()),
             usize::from(inner),
             usize::from(inner && shape.layout() == Layout::Published),
-            usize::from(self.ghosts == GhostNodes::Published),
-            self.scale as f32,
+            usize::from(options.ghosts == GhostNodes::Published),
+            scale as f32,
+            (1.0 / options.temperature) as f32,
         )
     }
 
-    /// Rows of nodes along the path, weighted: `[rows, heads * width]` in the shape of `output`.
-    fn gather(
-        &self,
-        table: CubeTensor,
-        weights: CubeTensor,
-        lengths: CubeTensor,
-        path: CubeTensor,
-        output: CubeTensor,
-        steps: usize,
-    ) -> CubeTensor {
-        let width = output.shape()[3];
-        let units = self.rows() * self.heads * width;
-        if units == 0 {
-            return output;
-        }
-        let (count, dim) = grid(&output, units);
-        let dtype = element(&lengths);
+    /// Rows of nodes along the path, weighted: `[batch, queries, heads, width]`.
+    fn gather(&self, table: &CubeTensor, weights: &CubeTensor, steps: usize) -> CubeTensor {
+        let [batch, queries, heads, _] = self.dims();
+        let width = table.shape()[3];
+        let output = floats(table, [batch, queries, heads, width]);
+        let (units, dtype) = (self.rows() * heads * width, element(&self.lengths));
         // SAFETY: a unit writes the number of its own position. It reads siblings that are stored, whatever node the path names:
         // `up_to` counts none of the others.
         unsafe {
-            gather_kernel::launch_unchecked(
-                &output.client,
-                count,
-                dim,
-                table.into_buffer_arg(),
-                weights.into_buffer_arg(),
-                lengths.into_buffer_arg(),
-                path.into_buffer_arg(),
-                output.clone().into_buffer_arg(),
-                self.sizes(),
-                width,
-                steps,
-                dtype,
+            launch!(
+                gather_kernel(units, self.sizes(), width, steps, dtype),
+                [table, weights, self.lengths, self.path, output]
             );
         }
         output
     }
 
     /// Weighted rows of queries, added to their nodes: `[batch, nodes, heads, width]`.
-    fn scatter(
-        &self,
-        table: CubeTensor,
-        weights: CubeTensor,
-        lengths: CubeTensor,
-        path: CubeTensor,
-        slots: usize,
-    ) -> CubeTensor {
+    fn scatter(&self, table: &CubeTensor, weights: &CubeTensor, slots: usize) -> CubeTensor {
+        let [batch, _, heads, _] = self.dims();
         let width = table.shape()[3];
-        let output = zeros(
-            &table,
-            [self.batch, self.shape.nodes(), self.heads, width].into(),
-        );
-        let units = self.batch * slots * self.heads * width;
-        if units * self.queries == 0 {
+        let output = zeros(table, [batch, self.options.shape.nodes(), heads, width]);
+        if self.rows() == 0 {
             return output;
         }
-        let (count, dim) = grid(&output, units);
-        let dtype = element(&lengths);
+        let (units, dtype) = (batch * slots * heads * width, element(&self.lengths));
         // SAFETY: a unit alone writes its feature of the nodes that are its child of their parent: siblings in other slots are
         // other nodes. It writes stored ones alone, whatever node the path names: it passes over indices past the level's width.
         unsafe {
-            scatter_kernel::launch_unchecked(
-                &output.client,
-                count,
-                dim,
-                table.into_buffer_arg(),
-                weights.into_buffer_arg(),
-                lengths.into_buffer_arg(),
-                path.into_buffer_arg(),
-                output.clone().into_buffer_arg(),
-                self.sizes(),
-                width,
-                slots,
-                units,
-                dtype,
+            launch!(
+                scatter_kernel(units, self.sizes(), width, slots, dtype),
+                [table, weights, self.lengths, self.path, output]
             );
         }
         output
