@@ -101,6 +101,31 @@ pub fn leaf_attention(
     }
 }
 
+/// For each query the mean value of the keys of its leaf, 0 where there is none: attention with equal logits, whose
+/// denominators count the keys.
+pub(crate) fn means_of_leaves(
+    query_leaf: Tensor<3, Int>,
+    key_leaf: Tensor<3, Int>,
+    value: Tensor<4>,
+    leaves: usize,
+) -> LeafAttentionOutput {
+    let input = LeafAttentionInput {
+        query: zero_rows(query_leaf.dims(), &value),
+        key: zero_rows(key_leaf.dims(), &value),
+        value,
+        query_leaf,
+        key_leaf,
+        key_bias: None,
+    };
+    leaf_attention(input, LeafAttentionOptions::new(leaves))
+}
+
+/// Queries or keys whose dot products are all 0: constants, `[batch, rows, heads, 4]`. Kernels read four numbers at a time.
+pub(crate) fn zero_rows([batch, rows, heads]: [usize; 3], like: &Tensor<4>) -> Tensor<4> {
+    let device = like.device().without_autodiff();
+    Tensor::zeros([batch, rows, heads, 4], (&device, like.dtype()))
+}
+
 /// What [`candidate_keys`] compares, none of which gets a gradient but the gate.
 #[derive(Clone, Debug)]
 pub struct CandidateKeys {

@@ -3,7 +3,7 @@
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Slice, TensorMetadata, get_or_init_device_settings};
-use burn::tensor::{DType, FloatDType, IntDType, Shape};
+use burn::tensor::{BoolDType, DType, FloatDType, IntDType, Shape};
 use std::ops::Range;
 
 #[derive(Clone)]
@@ -25,6 +25,27 @@ macro_rules! methods {
             Self(B::$operation(self.0, other.0))
         }
     )+};
+    (of a tensor and a number: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, number: f64) -> Self {
+            Self(B::$operation(self.0, number.into()))
+        }
+    )+};
+    (along an axis, which stays with length 1 where it is reduced: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, axis: usize) -> Self {
+            Self(B::$operation(self.0, axis))
+        }
+    )+};
+    (whether it is so: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, other: Self) -> Mask<B> {
+            let dtype = bool_dtype::<B>(&self.0);
+            Mask(B::$operation(self.0, other.0, dtype))
+        }
+    )+};
+}
+
+/// The type of masks on a tensor's device.
+fn bool_dtype<B: Backend>(tensor: &impl TensorMetadata<Device = B::Device>) -> BoolDType {
+    get_or_init_device_settings::<B>(&tensor.device()).bool_dtype
 }
 
 /// What tensors of all kinds have.
@@ -64,6 +85,18 @@ impl<B: Backend> Float<B> {
         matmul = float_matmul, add = float_add, sub = float_sub, mul = float_mul, div = float_div
     );
 
+    methods!(
+        of a tensor and a number:
+        shift = float_add_scalar, scale = float_mul_scalar, clamp_min = float_clamp_min
+    );
+
+    methods!(
+        along an axis, which stays with length 1 where it is reduced:
+        sum = float_sum_dim, max = float_max_dim, cumsum = float_cumsum
+    );
+
+    methods!(whether it is so: at_least = float_greater_equal);
+
     pub fn dims<const D: usize>(&self) -> [usize; D] {
         self.0.shape().dims()
     }
@@ -89,14 +122,13 @@ impl<B: Backend> Float<B> {
     }
 
     /// Zeros of this type, on this device.
-    pub fn zeros<const D: usize>(&self, shape: [usize; D]) -> Self {
+    pub fn zeros(&self, shape: impl Into<Shape>) -> Self {
         let dtype: FloatDType = self.0.dtype().into();
-        Self(B::float_zeros(Shape::from(shape), &self.0.device(), dtype))
+        Self(B::float_zeros(shape.into(), &self.0.device(), dtype))
     }
 
     pub fn zeros_like(&self) -> Self {
-        let dtype: FloatDType = self.0.dtype().into();
-        Self(B::float_zeros(self.0.shape(), &self.0.device(), dtype))
+        self.zeros(self.0.shape())
     }
 
     /// Whole rows of the first axis.
@@ -139,18 +171,9 @@ impl<B: Backend> Float<B> {
         self.mul(cumulative.shift(1.0)).scale(0.5)
     }
 
-    /// Adds a number to every entry.
-    pub fn shift(self, number: f64) -> Self {
-        Self(B::float_add_scalar(self.0, number.into()))
-    }
-
     /// The sum of all entries, `[1]`.
     pub fn total(self) -> Self {
         Self(B::float_sum(self.0))
-    }
-
-    pub fn scale(self, factor: f64) -> Self {
-        Self(B::float_mul_scalar(self.0, factor.into()))
     }
 
     /// Of numbers of any size: past 80 nothing changes that single precision can tell from 1, and the
@@ -160,32 +183,9 @@ impl<B: Backend> Float<B> {
         Self(B::sigmoid(clamped))
     }
 
-    pub fn clamp_min(self, least: f64) -> Self {
-        Self(B::float_clamp_min(self.0, least.into()))
-    }
-
-    /// Sums an axis, which stays with length 1.
-    pub fn sum(self, axis: usize) -> Self {
-        Self(B::float_sum_dim(self.0, axis))
-    }
-
-    /// The largest entry along an axis, which stays with length 1.
-    pub fn max(self, axis: usize) -> Self {
-        Self(B::float_max_dim(self.0, axis))
-    }
-
-    pub fn cumsum(self, axis: usize) -> Self {
-        Self(B::float_cumsum(self.0, axis))
-    }
-
     /// Puts `value` where the mask is true.
     pub fn fill(self, mask: Mask<B>, value: f64) -> Self {
         Self(B::float_mask_fill(self.0, mask.0, value.into()))
-    }
-
-    pub fn at_least(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::float_greater_equal(self.0, other.0, dtype))
     }
 
     pub fn at_most(self, other: Self) -> Mask<B> {
@@ -193,7 +193,7 @@ impl<B: Backend> Float<B> {
     }
 
     pub fn equals_zero(self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
+        let dtype = bool_dtype::<B>(&self.0);
         Mask(B::float_equal_elem(self.0, 0.0.into(), dtype))
     }
 }
@@ -202,6 +202,8 @@ impl<B: Backend> Integer<B> {
     shape_methods!(int_reshape, int_expand, int_cat);
 
     methods!(of two tensors: add = int_add, sub = int_sub);
+
+    methods!(whether it is so: below = int_lower, equal = int_equal);
 
     pub fn arange(count: usize, like: &Self) -> Self {
         let dtype: IntDType = like.0.dtype().into();
@@ -249,18 +251,8 @@ impl<B: Backend> Integer<B> {
     }
 
     pub fn above(self, value: i64) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
+        let dtype = bool_dtype::<B>(&self.0);
         Mask(B::int_greater_elem(self.0, value.into(), dtype))
-    }
-
-    pub fn below(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::int_lower(self.0, other.0, dtype))
-    }
-
-    pub fn equal(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::int_equal(self.0, other.0, dtype))
     }
 
     pub fn sum(self, axis: usize) -> Self {

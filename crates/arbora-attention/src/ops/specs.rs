@@ -1,9 +1,7 @@
 //! Shapes and types of what the operators return, for fusion, which needs them before anything runs.
 
-use super::feed_forward::{FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata};
 use super::{
-    AttentionOutputMetadata, BlockPrimitiveMetadata, LeafAttentionGradientsMetadata,
-    LeafAttentionInputsMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
+    AttentionOutputMetadata, BlockPrimitiveMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
     TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata,
 };
 use burn::backend::fusion::custom::TensorSpec;
@@ -43,17 +41,6 @@ pub(super) fn tree_search(
     }
 }
 
-pub(super) fn leaf_attention_backward(
-    inputs: &LeafAttentionInputsMetadata,
-) -> LeafAttentionGradientsMetadata {
-    LeafAttentionGradientsMetadata {
-        query: inputs.query.clone(),
-        key: inputs.key.clone(),
-        value: inputs.value.clone(),
-        key_bias: inputs.key_bias.clone(),
-    }
-}
-
 pub(super) fn candidate_keys_backward(key: &TensorSpec) -> TensorSpec {
     let [batch, keys, kv_heads, _] = key.shape.dims();
     TensorSpec::new(Shape::from([batch, keys, kv_heads]), key.dtype)
@@ -75,15 +62,5 @@ pub(super) fn tree_build_backward(
     TreeBuildGradientsMetadata {
         leaves: TensorSpec::new(leaves, nodes.dtype),
         block: block.clone(),
-    }
-}
-
-pub(super) fn feed_forward_backward(
-    rows: &TensorSpec,
-    weights: &FeedForwardPrimitiveMetadata,
-) -> FeedForwardGradientsMetadata {
-    FeedForwardGradientsMetadata {
-        rows: rows.clone(),
-        weights: weights.clone(),
     }
 }

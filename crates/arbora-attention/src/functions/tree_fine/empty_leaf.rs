@@ -3,6 +3,7 @@
 use super::{
     LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineOptions, leaf_attention,
 };
+use crate::functions::leaf_attention::{means_of_leaves, zero_rows};
 use crate::functions::masked_attention::{index_along, repeat_each, without_absent};
 use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Int, Tensor};
@@ -104,8 +105,8 @@ impl<'a> WithinLeaves<'a> {
         let mut options = self.options;
         rows.key_bias = None;
         if self.empty_leaf == EmptyLeaf::AncestorMean {
-            rows.query = zeros_of_width_1(&rows.query);
-            rows.key = zeros_of_width_1(&rows.key);
+            rows.query = zero_rows(rows.query_leaf.dims(), &rows.value);
+            rows.key = zero_rows(rows.key_leaf.dims(), &rows.value);
             options.dropout = None;
         }
         let mut total: Option<Tensor<4>> = None;
@@ -136,22 +137,9 @@ impl<'a> WithinLeaves<'a> {
         let leaves = self.shape.leaves();
         let device = rows.query_leaf.device();
         let each_leaf = index_along(1, [batch, leaves, kv_heads], &device);
-        let one_per_leaf =
-            Tensor::zeros([batch, leaves, kv_heads, 1], (&device, rows.value.dtype()));
-        let options = LeafAttentionOptions::new(leaves);
-        // Equal logits: attention of a query in each leaf is the mean of its values, and the denominator
-        // counts them.
-        let means = leaf_attention(
-            LeafAttentionInput {
-                query: one_per_leaf.clone(),
-                key: zeros_of_width_1(&rows.key),
-                value: rows.value.clone(),
-                query_leaf: each_leaf.clone(),
-                key_leaf: rows.key_leaf.clone(),
-                key_bias: None,
-            },
-            options,
-        );
+        // One query in each leaf, and later one key.
+        let (key_leaf, value) = (rows.key_leaf.clone(), rows.value.clone());
+        let means = means_of_leaves(each_leaf.clone(), key_leaf, value, leaves);
         let counts = means.lse.exp().unsqueeze_dim::<4>(3); // 0 for empty leaves
         let sums = means.context.cast(counts.dtype()) * counts.clone();
         let mut carried: Option<Tensor<4>> = None;
@@ -170,29 +158,17 @@ impl<'a> WithinLeaves<'a> {
                 None => mean,
                 Some(above) => {
                     let branching = self.shape.branching(depth - 1);
-                    let above = above
-                        .reshape([batch, width / branching, 1, kv_heads * value_dim])
-                        .repeat_dim(2, branching)
-                        .reshape([batch, width, kv_heads, value_dim]);
+                    let above = above.reshape([batch, 1, width / branching, kv_heads * value_dim]);
+                    let above = repeat_each(above, branching);
+                    let above = above.reshape([batch, width, kv_heads, value_dim]);
                     let empty = count.lower_elem(0.5).expand(mean.dims());
                     mean.mask_where(empty, above)
                 }
             });
         }
         let value = carried.expect("there is a root").cast(rows.value.dtype());
-        // One key in each leaf: attention to it reads it.
-        leaf_attention(
-            LeafAttentionInput {
-                query: zeros_of_width_1(&rows.query),
-                key: one_per_leaf,
-                value,
-                query_leaf: waiting,
-                key_leaf: each_leaf,
-                key_bias: None,
-            },
-            options,
-        )
-        .context
+        // The mean of one key is that key.
+        means_of_leaves(waiting, each_leaf, value, leaves).context
     }
 }
 
@@ -216,11 +192,4 @@ fn own_values(own: Option<Tensor<4>>, waiting: Tensor<3, Int>) -> Tensor<4> {
     let own = own.expect("checked: self-key is for self-attention");
     let group = waiting.dims()[2] / own.dims()[2];
     without_absent(repeat_each(own, group), waiting)
-}
-
-/// Rows whose dot products are all 0, `[batch, rows, heads, 1]`.
-fn zeros_of_width_1(rows: &Tensor<4>) -> Tensor<4> {
-    let [batch, count, heads, _] = rows.dims();
-    let device = rows.device().without_autodiff();
-    Tensor::zeros([batch, count, heads, 1], (&device, rows.dtype()))
 }

@@ -40,7 +40,7 @@ impl Router {
     pub(super) fn alignment_loss(
         &self,
         (query, key): (Tensor<4>, Tensor<4>),
-        (query_mask, key_mask): (Option<Tensor<2, Bool>>, Option<Tensor<2, Bool>>),
+        [query_mask, key_mask]: [Option<Tensor<2, Bool>>; 2],
         routes: (&Routing, &Routing),
         (causal, temperature): (Option<usize>, f64),
         (rows, seed): (usize, Option<u64>),

@@ -313,15 +313,15 @@ impl FineCache {
                 );
             }
         }
-        self.read = lists.iter().map(|list| list.keys).sum();
-        let pages = lists.iter().map(|list| list.pages.len()).max().unwrap_or(0);
+        self.read = lists.iter().flatten().map(|page| page.keys).sum();
+        let pages = lists.iter().map(Vec::len).max().unwrap_or(0);
         let before = pages * Self::PAGE;
 
         let mut leaves = vec![-1; batch * (before + new) * kv_heads];
         let mut order = vec![0; batch * kv_heads * pages];
         for (at, list) in lists.iter().enumerate() {
             let (example, head) = (at / kv_heads, at % kv_heads);
-            for (place, page) in list.pages.iter().enumerate() {
+            for (place, page) in list.iter().enumerate() {
                 order[at * pages + place] = page.index;
                 for slot in 0..page.keys {
                     let key = example * (before + new) + place * Self::PAGE + slot;

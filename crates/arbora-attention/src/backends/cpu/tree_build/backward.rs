@@ -1,6 +1,5 @@
 //! Gradients of a tree build, level by level from the root.
 
-use super::super::feed_forward::Activated;
 use super::*;
 
 /// Gradients of a build. Activations are computed again from the nodes.
@@ -8,25 +7,19 @@ use super::*;
 /// - nodes: what [`forward`] wrote
 /// - grad: `[batch, nodes, dim]`, gradient with respect to all nodes; ghosts are ignored
 /// - d_leaves: `[batch, width(0), dim]`, fully written; ghosts are zero
-/// - d_block: all fields of a [`Block`] in their order, fully written
+/// - d_block: in the order of the weights, fully written
 pub(crate) fn backward(
     dims: &BuildDims,
     nodes: &[f32],
     lengths: &[usize],
-    block: &Block<&[f32]>,
+    weights: [&[f32]; 13],
     grad: &[f32],
     d_leaves: &mut [f32],
-    d_block: Vec<&mut [f32]>,
+    d_block: [&mut [f32]; 13],
 ) {
     let shape = &dims.shape;
-    check(dims, lengths, block, d_leaves.len(), nodes.len());
-    assert_eq!(
-        grad.len(),
-        nodes.len(),
-        "tree_build_backward: gradient: expected {}, got {}",
-        nodes.len(),
-        grad.len()
-    );
+    let block = &checked(dims, lengths, weights, d_leaves, nodes);
+    expect("tree_build_backward: gradient", grad.len(), nodes.len());
     let most = most_rows(numbers_per_row(dims) + 5 * dims.dim + dims.ff);
     let pool = Pool::default();
     let heights = (1..=shape.height()).rev();
@@ -120,7 +113,7 @@ fn backward_chunks(
                     block,
                     group: *group,
                     runs,
-                    gradients: Block::new(split(partial, dims.sizes())),
+                    gradients: Block::new(split_array(partial, dims.sizes())),
                     scratch,
                 });
             }
@@ -131,7 +124,6 @@ fn backward_chunks(
 struct Backward<'a, 'r> {
     dims: &'a BuildDims,
     block: &'a Block<&'a [f32]>,
-    /// Whether no gradient reaches the children.
     group: usize,
     runs: &'a mut [BackwardRun<'r>],
     gradients: Block<&'a mut [f32]>,
@@ -145,7 +137,7 @@ impl Kernel for Backward<'_, '_> {
     fn run<A: Arithmetic>(self) {
         let (dims, block, scratch) = (self.dims, self.block, self.scratch);
         let mut gradients = self.gradients;
-        let (dim, ff) = (dims.dim, dims.ff);
+        let dim = dims.dim;
         let runs = self.runs.iter();
         let runs = runs.map(|run| (run.children, run.d_parents.len() / dim));
         let rows = scratch.gather(dim, self.group, runs);
@@ -160,8 +152,6 @@ impl Kernel for Backward<'_, '_> {
         ] {
             array.resize(rows * dim, 0.0);
         }
-        scratch.pooled.resize(scratch.groups.len() * ff, 0.0);
-        scratch.d_pooled.resize(scratch.groups.len() * ff, 0.0);
         scratch.d_weights.resize(self.group, 0.0);
 
         // Siblings share the gradient of their outputs: that of the parent, divided among them.
@@ -177,19 +167,13 @@ impl Kernel for Backward<'_, '_> {
                 *number *= share;
             }
         }
-        feed_forward::differentiate::<A>(
+        block.layer(dims).differentiate::<A>(
             scratch.groups.iter().cloned(),
-            &block.feed_forward,
-            Activated {
-                rows: &scratch.attended,
-                normed: &scratch.ff_normed,
-                moments: &scratch.ff_moments,
-                hidden: &mut scratch.hidden,
-            },
+            &scratch.attended,
             d_outputs,
-            [&mut scratch.pooled, &mut scratch.d_pooled],
             &mut scratch.d_rows,
             &mut gradients.feed_forward,
+            &mut scratch.feed_forward,
         );
 
         // The attention among siblings.

@@ -11,11 +11,11 @@ pub(crate) fn forward(
     dims: &BuildDims,
     leaves: &[f32],
     lengths: &[usize],
-    block: &Block<&[f32]>,
+    weights: [&[f32]; 13],
     nodes: &mut [f32],
 ) {
     let shape = &dims.shape;
-    check(dims, lengths, block, leaves.len(), nodes.len());
+    let block = &checked(dims, lengths, weights, leaves, nodes);
     nodes
         .par_chunks_exact_mut(dims.example())
         .zip(leaves.par_chunks_exact(shape.width(0) * dims.dim))
@@ -90,20 +90,20 @@ impl Kernel for Forward<'_, '_> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         let (dims, block, scratch) = (self.dims, self.block, self.scratch);
-        let (dim, ff) = (dims.dim, dims.ff);
+        let dim = dims.dim;
         let runs = self.runs.iter();
         let runs = runs.map(|run| (run.children, run.parents.len() / dim));
         let rows = scratch.gather(dim, self.group, runs);
         activate::<A>(dims, block, self.group, rows, scratch);
 
-        scratch.pooled.resize(scratch.groups.len() * ff, 0.0);
         scratch.parents.resize(scratch.groups.len() * dim, 0.0);
-        let siblings = || scratch.groups.iter().cloned();
-        let (pooled, parents) = (&mut scratch.pooled, &mut scratch.parents);
-        let (weights, normed) = (&block.feed_forward, &scratch.ff_normed);
-        feed_forward::gate::<A>(siblings(), weights.inner_bias, &scratch.hidden, pooled);
-        feed_forward::finish::<A>(siblings(), weights, normed, pooled, parents);
-        let mut rest = parents.as_slice();
+        block.layer(dims).apply::<A>(
+            scratch.groups.iter().cloned(),
+            &scratch.attended,
+            &mut scratch.parents,
+            &mut scratch.feed_forward,
+        );
+        let mut rest = scratch.parents.as_slice();
         for run in self.runs {
             let (own, after) = rest.split_at(run.parents.len());
             run.parents.copy_from_slice(own);

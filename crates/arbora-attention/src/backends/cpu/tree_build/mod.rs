@@ -14,12 +14,13 @@ mod forward;
 pub(crate) use backward::backward;
 pub(crate) use forward::forward;
 
-use super::feed_forward::{self, FeedForward};
+use super::feed_forward::{self, FeedForward, Layer};
 use super::rows::{
     CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
-    layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
+    layer_norm_backward, load, most_rows, multiply, split_array, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
+use crate::functions::check::{expect, expect_divisor};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
@@ -46,17 +47,35 @@ pub(crate) struct Block<T> {
 
 impl<T> Block<T> {
     /// From all fields in their order, those of the feed-forward part last.
-    pub(crate) fn new(mut fields: impl Iterator<Item = T>) -> Self {
-        let mut next = || fields.next().expect("there are all fields");
+    pub(crate) fn new(fields: [T; 13]) -> Self {
+        let [
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward @ ..,
+        ] = fields;
         Self {
-            norm_gamma: next(),
-            norm_beta: next(),
-            query: next(),
-            key: next(),
-            value: next(),
-            output: next(),
-            output_bias: next(),
-            feed_forward: FeedForward::new(fields),
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward: FeedForward::new(feed_forward),
+        }
+    }
+}
+
+impl Block<&[f32]> {
+    fn layer(&self, dims: &BuildDims) -> Layer<'_> {
+        Layer {
+            weights: &self.feed_forward,
+            epsilon: dims.epsilon,
         }
     }
 }
@@ -81,16 +100,16 @@ pub(crate) struct BuildDims {
 
 impl BuildDims {
     /// How many numbers each parameter of the block has, in the order of the fields.
-    fn sizes(&self) -> impl Iterator<Item = usize> {
+    fn sizes(&self) -> [usize; 13] {
         let (row, matrix) = (self.dim, self.dim * self.dim);
-        let sizes = [row, row, matrix, matrix, matrix, matrix, row];
-        sizes
-            .into_iter()
-            .chain(feed_forward::sizes(self.dim, self.ff))
+        let [a, b, c, d, e, f] = feed_forward::sizes(self.dim, self.ff);
+        [
+            row, row, matrix, matrix, matrix, matrix, row, a, b, c, d, e, f,
+        ]
     }
 
     fn parameters(&self) -> usize {
-        self.sizes().sum()
+        self.sizes().iter().sum()
     }
 
     /// Numbers of one example's nodes.
@@ -178,17 +197,11 @@ struct Scratch {
     value: Vec<f32>,
     context: Vec<f32>,
     attended: Vec<f32>,
-    ff_normed: Vec<f32>,
-    /// `[rows, 2 * ff]`
-    hidden: Vec<f32>,
+    feed_forward: feed_forward::Scratch,
     /// `[rows, heads, group]`
     weights: Vec<f32>,
     /// `[rows]`, mean and inverse deviation
     moments: Vec<[f32; 2]>,
-    ff_moments: Vec<[f32; 2]>,
-    /// `[groups, ff]`
-    pooled: Vec<f32>,
-    d_pooled: Vec<f32>,
     /// `[groups, dim]`
     parents: Vec<f32>,
     /// `[rows, dim]` each
@@ -229,7 +242,7 @@ impl Scratch {
     }
 }
 
-/// Everything before the non-linearity of the feed-forward part, for `rows` gathered rows.
+/// Everything before the feed-forward part, for `rows` gathered rows.
 #[inline(always)]
 fn activate<A: Arithmetic>(
     dims: &BuildDims,
@@ -238,7 +251,7 @@ fn activate<A: Arithmetic>(
     rows: usize,
     scratch: &mut Scratch,
 ) {
-    let (dim, ff) = (dims.dim, dims.ff);
+    let dim = dims.dim;
     for array in [
         &mut scratch.normed,
         &mut scratch.query,
@@ -246,14 +259,11 @@ fn activate<A: Arithmetic>(
         &mut scratch.value,
         &mut scratch.context,
         &mut scratch.attended,
-        &mut scratch.ff_normed,
     ] {
         array.resize(rows * dim, 0.0);
     }
-    scratch.hidden.resize(rows * 2 * ff, 0.0);
     scratch.weights.resize(rows * dims.heads * group, 0.0);
     scratch.moments.resize(rows, [0.0; 2]);
-    scratch.ff_moments.resize(rows, [0.0; 2]);
     layer_norm::<A>(
         &scratch.input,
         block.norm_gamma,
@@ -287,14 +297,6 @@ fn activate<A: Arithmetic>(
         1.0,
         Matrix::new(&scratch.context, dim),
         Matrix::new(block.output, dim),
-    );
-    feed_forward::activate::<A>(
-        &block.feed_forward,
-        dims.epsilon,
-        &scratch.attended,
-        &mut scratch.ff_normed,
-        &mut scratch.ff_moments,
-        &mut scratch.hidden,
     );
 }
 
@@ -371,32 +373,23 @@ fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) 
     }
 }
 
+/// The block, checked with all else that has sizes.
 #[track_caller]
-fn check(dims: &BuildDims, lengths: &[usize], block: &Block<&[f32]>, leaves: usize, nodes: usize) {
-    let (dim, ff) = (dims.dim, dims.ff);
-    assert!(
-        dims.heads > 0 && dim.is_multiple_of(dims.heads),
-        "tree_build: heads: expected a divisor of {dim}, got {}",
-        dims.heads
-    );
-    for (name, got, expected) in [
-        ("lengths", lengths.len(), dims.batch),
-        ("leaves", leaves, dims.batch * dims.shape.width(0) * dim),
-        ("nodes", nodes, dims.batch * dims.example()),
-        ("norm_gamma", block.norm_gamma.len(), dim),
-        ("norm_beta", block.norm_beta.len(), dim),
-        ("query", block.query.len(), dim * dim),
-        ("key", block.key.len(), dim * dim),
-        ("value", block.value.len(), dim * dim),
-        ("output", block.output.len(), dim * dim),
-        ("output_bias", block.output_bias.len(), dim),
-    ] {
-        assert_eq!(
-            got, expected,
-            "tree_build: numbers of {name}: expected {expected}, got {got}"
-        );
-    }
-    block.feed_forward.check("tree_build", dim, ff);
+fn checked<'a>(
+    dims: &BuildDims,
+    lengths: &[usize],
+    weights: [&'a [f32]; 13],
+    leaves: &[f32],
+    nodes: &[f32],
+) -> Block<&'a [f32]> {
+    expect_divisor("tree_build: heads", dims.heads, dims.dim);
+    expect("tree_build: lengths", lengths.len(), dims.batch);
+    let expected = dims.batch * dims.shape.width(0) * dims.dim;
+    expect("tree_build: numbers of leaves", leaves.len(), expected);
+    let expected = dims.batch * dims.example();
+    expect("tree_build: numbers of nodes", nodes.len(), expected);
+    let numbers = weights.map(|weight| weight.len());
+    expect("tree_build: numbers of weights", numbers, dims.sizes());
     for length in lengths {
         assert!(
             *length <= dims.shape.tokens(),
@@ -404,57 +397,5 @@ fn check(dims: &BuildDims, lengths: &[usize], block: &Block<&[f32]>, leaves: usi
             dims.shape.tokens()
         );
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{numbers, on_threads};
-    use super::*;
-    use arbora_tree::Layout;
-
-    /// Nodes, gradients of the leaves and of the parameters.
-    fn build(dims: &BuildDims, lengths: &[usize], threads: usize) -> [Vec<f32>; 3] {
-        let mut weights = numbers(dims.parameters(), 1);
-        let block = Block::new(split(&mut weights, dims.sizes()).map(|part| &*part));
-        let leaves = numbers(dims.batch * dims.shape.width(0) * dims.dim, 2);
-        let grad = numbers(dims.batch * dims.example(), 3);
-        let mut nodes = vec![f32::NAN; grad.len()];
-        let mut d_leaves = vec![f32::NAN; leaves.len()];
-        let mut d_weights = vec![f32::NAN; dims.parameters()];
-        on_threads(threads, || {
-            forward(dims, &leaves, lengths, &block, &mut nodes);
-            let d_block = split(&mut d_weights, dims.sizes()).collect();
-            let d_leaves = &mut d_leaves[..];
-            backward(dims, &nodes, lengths, &block, &grad, d_leaves, d_block);
-        });
-        [nodes, d_leaves, d_weights]
-    }
-
-    #[test]
-    fn results_do_not_depend_on_the_number_of_threads() {
-        for (tokens, branching, layout) in [
-            (150, 2, Layout::LeftFilled),
-            (100, 3, Layout::Published),
-            (90, 5, Layout::LeftFilled),
-        ] {
-            let dims = BuildDims {
-                shape: TokenTreeShape::new(tokens, branching, layout),
-                batch: 9,
-                dim: 24,
-                heads: 3,
-                ff: 20,
-                epsilon: 1e-5,
-                detach: true,
-            };
-            let lengths: Vec<usize> = (0..9).map(|example| tokens * example / 8).collect();
-            for detach in [true, false] {
-                let dims = BuildDims { detach, ..dims };
-                let alone = build(&dims, &lengths, 1);
-                assert!(alone.iter().flatten().all(|number| number.is_finite()));
-                for threads in [2, 5] {
-                    assert!(alone == build(&dims, &lengths, threads));
-                }
-            }
-        }
-    }
+    Block::new(weights)
 }

@@ -11,58 +11,58 @@ pub(crate) enum SearchGradient<'a> {
     Policy(&'a [f32]),
 }
 
-/// Gradients of a search along its path `[batch, queries, decisions + 1]`: `outputs` are those of query, key
-/// and value, each of the shape of its input; the last is empty where the policy is differentiated.
-///
-/// Scores are computed again. Keys and values gather their gradients level by level in the order of
-/// queries, whatever the number of threads: levels hold different nodes, so they need no atomics.
-pub(crate) fn backward(
-    dims: &SearchDims,
-    inputs: SearchInputs<'_>,
-    path: &[u32],
-    gradient: SearchGradient<'_>,
-    outputs: [&mut [f32]; 3],
-) {
-    if dims.batch == 0 {
-        return;
-    }
-    let mut levels = levels(&dims.shape);
-    if let SearchGradient::Policy(_) = gradient {
-        levels.retain(|level| !level.leaves);
-    }
-    let nodes = dims.shape.nodes();
-    let value_width = match gradient {
-        SearchGradient::Context(_) => dims.value_row(),
-        SearchGradient::Policy(_) => 0,
-    };
-    let query_numbers = dims.queries * dims.key_row();
-    let (key_numbers, value_numbers) = (nodes * dims.key_row(), nodes * value_width);
-    // What has no numbers cannot be chunked.
-    let [query, key, value] = outputs;
-    let query: Vec<_> = split(query, repeat_n(query_numbers, dims.batch)).collect();
-    let key: Vec<_> = split(key, repeat_n(key_numbers, dims.batch)).collect();
-    let value: Vec<_> = split(value, repeat_n(value_numbers, dims.batch)).collect();
-    let examples = query.into_par_iter().zip(key).zip(value).enumerate();
-    examples.for_each(|(example, ((query, key), value))| {
-        let problem = Problem {
-            dims,
-            levels: &levels,
-            inputs,
-        };
-        let example = ExampleBackward {
-            problem,
-            path,
-            gradient,
-            example,
-            value_width,
-        };
-        match dims.head_dim {
-            16 if dims.value_dim == 16 => example.run::<16>(query, key, value),
-            32 if dims.value_dim == 32 => example.run::<32>(query, key, value),
-            64 if dims.value_dim == 64 => example.run::<64>(query, key, value),
-            _ => example.run::<0>(query, key, value),
+impl Search<'_> {
+    /// Gradients of a search along its path `[batch, queries, decisions + 1]`: `outputs` are those of query, key
+    /// and value, each of the shape of its input; the last is empty where the policy is differentiated.
+    ///
+    /// Scores are computed again. Keys and values gather their gradients level by level in the order of
+    /// queries, whatever the number of threads: levels hold different nodes, so they need no atomics.
+    pub(crate) fn backward(
+        &self,
+        path: &[u32],
+        gradient: SearchGradient<'_>,
+        outputs: [&mut [f32]; 3],
+    ) {
+        if self.batch == 0 {
+            return;
         }
-    });
+        let mut levels = levels(&self.shape);
+        let value_width = match gradient {
+            SearchGradient::Context(_) => self.value_row(),
+            SearchGradient::Policy(_) => {
+                levels.retain(|level| !level.leaves);
+                0
+            }
+        };
+        // What has no numbers cannot be chunked.
+        let by_example = |output, numbers| -> Vec<_> {
+            split(output, repeat_n(numbers, self.batch)).collect()
+        };
+        let nodes = self.shape.nodes();
+        let [query, key, value] = outputs;
+        let query = by_example(query, self.queries * self.key_row());
+        let key = by_example(key, nodes * self.key_row());
+        let value = by_example(value, nodes * value_width);
+        let examples = query.into_par_iter().zip(key).zip(value).enumerate();
+        examples.for_each(|(example, ((query, key), value))| {
+            let example = ExampleBackward {
+                problem: Problem {
+                    dims: self,
+                    levels: &levels,
+                },
+                path,
+                gradient,
+                example,
+                value_width,
+            };
+            match self.head_dim {
+                16 if self.value_dim == 16 => example.run::<16>(query, key, value),
+                32 if self.value_dim == 32 => example.run::<32>(query, key, value),
+                64 if self.value_dim == 64 => example.run::<64>(query, key, value),
+                _ => example.run::<0>(query, key, value),
+            }
+        });
+    }
 }
 
 /// The nodes of each level, of all nodes of an example, which have `width` numbers each. Levels lie behind one another.
@@ -96,7 +96,7 @@ struct BlockGradients<'a> {
 
 impl ExampleBackward<'_> {
     fn run<const D: usize>(self, d_query: &mut [f32], d_key: &mut [f32], d_value: &mut [f32]) {
-        let Problem { dims, levels, .. } = self.problem;
+        let Problem { dims, levels } = self.problem;
         let slots: usize = levels.iter().map(|level| level.group).sum();
         let per_block = slots * dims.heads;
         d_key.fill(0.0);
@@ -252,7 +252,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
         for lane in 0..rows {
             weighted_sum::<A, D>(
                 &mut task.d_query[lane * width..][..width],
-                &problem.inputs.key[block.root[lane] * width..],
+                &problem.dims.key[block.root[lane] * width..],
                 dims.head_dim,
                 lane,
                 out.positions,
@@ -286,7 +286,7 @@ fn context_scores<A: Arithmetic, const D: usize>(
                 continue;
             }
             let at = block.root[lane] + position[lane] as usize;
-            let value = &problem.inputs.value[at * width..][..width];
+            let value = &problem.dims.value[at * width..][..width];
             head_dots::<A, D>(grad, value, dims.value_dim, lane, 1.0, scores);
         }
     }
@@ -321,7 +321,7 @@ struct Policy {
 /// entropy.
 #[inline(always)]
 fn policy_scores<A: Arithmetic>(
-    dims: &SearchDims,
+    dims: &Search,
     level: &Level,
     block: &Block,
     chosen: &Indices,
@@ -450,7 +450,7 @@ impl<const D: usize> Kernel for Specialised<Scatter<'_>, D> {
         let (key_width, value_width) = (dims.key_row(), dims.value_row());
         for row in 0..task.rows {
             let (block, lane) = (row / LANES, row % LANES);
-            let query = &whole.problem.inputs.query[(first + row) * key_width..][..key_width];
+            let query = &whole.problem.dims.query[(first + row) * key_width..][..key_width];
             for child in 0..level.group {
                 let slot = block * task.slots + level.slots_above + child;
                 let position = task.positions[slot][lane];
