@@ -255,7 +255,6 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             [leaves, a, b, c, d, e, f, g, h, i, j, k, l, m]
         })
     }
-
 }
 
 impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Autodiff<B, C> {
@@ -270,8 +269,7 @@ impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Auto
         weights: FeedForwardPrimitive<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let [a, b, c, d, e, f] =
-            weights.clone().into_array().map(|weight| weight.node());
+        let [a, b, c, d, e, f] = weights.clone().into_array().map(|weight| weight.node());
         let inputs = [rows.node(), a, b, c, d, e, f];
         let weights = weights.map::<B>(|weight| weight.into_primitive());
         let rows = rows.into_primitive();

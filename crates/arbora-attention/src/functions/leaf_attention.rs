@@ -53,16 +53,11 @@ pub struct LeafAttentionOutput {
 /// gradients. With `key_bias = log p - detach(log p)`, which is zero, the probability `p` with which a key
 /// is in its leaf gets the gradient that it would have if keys counted by it.
 ///
-/// Where a backend has a kernel, time grows with the sum over leaves of their queries times their keys, and
-/// memory with queries plus keys: beside inputs and outputs it holds the order of rows by leaf, and
-/// tiles. No matrix of queries by keys exists. One leaf that holds most rows costs what dense attention
-/// costs. On GPUs there is one more term: listing the rows of a leaf reads the leaf numbers of all rows of its
-/// example and key head, so `leaves · (queries + keys)` integers per example and head.
-///
-/// Kernels exist for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; there
-/// for heads and values up to 256 numbers, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and
-/// double precision, wider heads on GPUs, tch on other devices) takes a reference body of tensor
-/// operations, without a warning: it forms every pair of query and key, in time and in memory.
+/// Where there is a [kernel](crate::functions#kernels), time grows with the sum over leaves of their queries times their keys,
+/// and memory with queries plus keys: beside inputs and outputs it holds the order of rows by leaf, and tiles. One leaf that
+/// holds most rows costs what dense attention costs. On GPUs listing the rows of a leaf also reads the leaf numbers of all rows
+/// of its example and key head: `leaves · (queries + keys)` integers per example and head. A reference body forms every pair
+/// of query and key, in time and in memory.
 ///
 /// # Panics
 /// If an axis disagrees with the others, if there are no leaves, if `heads` is not a multiple of

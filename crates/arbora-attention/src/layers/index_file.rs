@@ -257,20 +257,17 @@ impl Contents {
             return Err(damaged(&format!("key is {:?}", key.shape())));
         };
         // Before the layer's weights: of another size they differ anyway, and this says how.
-        for (name, expected, got) in [
-            ("heads", heads, layer.attention.n_heads),
-            (
-                "width",
-                heads.saturating_mul(head_dim),
-                layer.attention.d_model,
-            ),
-        ] {
-            if expected != got {
-                return Err(other_layer(&format!(
-                    "{name}: expected {expected}, got {got}"
-                )));
+        let fits = |name: &str, expected: usize, got: usize| {
+            let differs = || other_layer(&format!("{name}: expected {expected}, got {got}"));
+            if expected == got {
+                Ok(())
+            } else {
+                Err(differs())
             }
-        }
+        };
+        let width = heads.saturating_mul(head_dim);
+        fits("heads", heads, layer.attention.n_heads)?;
+        fits("width", width, layer.attention.d_model)?;
         let (tokens, branching) = (number("tokens")?, number("branching")?);
         let layout = match entry("layout")?.as_str() {
             "left-filled" => Layout::LeftFilled,
@@ -284,24 +281,19 @@ impl Contents {
             )));
         }
         let shape = TokenTreeShape::new(tokens, branching, layout);
-        let width = heads * head_dim;
-        for (name, expected, got) in [
-            ("nodes of key", vec![shape.nodes()], &[count][..]),
-            ("value", key.shape().to_vec(), value.shape()),
-            ("lengths", vec![batch], lengths.shape()),
-            (
-                "nodes",
-                vec![batch, count, width],
-                nodes
-                    .as_ref()
-                    .map_or(&[batch, count, width][..], TensorView::shape),
-            ),
-        ] {
-            if expected != got {
-                return Err(damaged(&format!(
-                    "{name}: expected {expected:?}, got {got:?}"
-                )));
+        let agrees = |name: &str, expected: &[usize], got: &[usize]| {
+            let differs = || damaged(&format!("{name}: expected {expected:?}, got {got:?}"));
+            if expected == got {
+                Ok(())
+            } else {
+                Err(differs())
             }
+        };
+        agrees("nodes of key", &[shape.nodes()], &[count])?;
+        agrees("value", key.shape(), value.shape())?;
+        agrees("lengths", &[batch], lengths.shape())?;
+        if let Some(nodes) = &nodes {
+            agrees("nodes", &[batch, count, width], nodes.shape())?;
         }
         let (words, _) = lengths.data().as_chunks();
         let lengths: Vec<i64> = words.iter().copied().map(i64::from_le_bytes).collect();

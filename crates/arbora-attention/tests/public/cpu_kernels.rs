@@ -121,7 +121,10 @@ impl Dense {
     fn exact(&self) -> Results<f64> {
         let [batch, queries, rows, first_key, heads, head_dim, width] = self.sizes;
         let doubles = |tensor: &Float| -> Vec<f64> {
-            read::<4>(tensor.clone()).into_iter().map(f64::from).collect()
+            read::<4>(tensor.clone())
+                .into_iter()
+                .map(f64::from)
+                .collect()
         };
         let [all_q, all_k, all_v, grads] =
             [&self.query, &self.key, &self.value, &self.grad].map(doubles);
@@ -403,12 +406,8 @@ fn results_of_a_feed_forward_part_do_not_depend_on_the_number_of_threads() {
         let (input, grad) = (numbers([rows, dim], 2), numbers([rows, dim], 3));
         let results = assert_same_on_threads([1, 2, 5], || {
             let outputs = Dispatch::feed_forward(input.clone(), weights.clone(), 1e-5);
-            let of = Dispatch::feed_forward_backward(
-                input.clone(),
-                weights.clone(),
-                grad.clone(),
-                1e-5,
-            );
+            let of =
+                Dispatch::feed_forward_backward(input.clone(), weights.clone(), grad.clone(), 1e-5);
             let d_weights = read_feed_forward(of.weights).concat();
             [read::<2>(outputs), read::<2>(of.rows), d_weights]
         });

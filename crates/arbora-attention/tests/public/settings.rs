@@ -2,8 +2,8 @@
 
 use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::{
-    AlignmentConfig, AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig, TreeScope,
-    TreeSharing,
+    AlignmentConfig, AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig,
+    TreeScope, TreeSharing,
 };
 use arbora_tree::routing::Surrogate;
 

@@ -37,7 +37,11 @@ impl Task {
         queries: Range<usize>,
         mut keys: Range<usize>,
     ) {
-        let Attention { queries: all, heads, .. } = call.attention;
+        let Attention {
+            queries: all,
+            heads,
+            ..
+        } = call.attention;
         self.queries.clear();
         self.queries
             .extend(queries.map(|query| (example * all + query) * heads + head));
@@ -83,9 +87,6 @@ impl DenseAttention<'_> {
     /// - lse: `[batch, queries, heads]`, the logarithm of the sum of `exp(scale * query . key)`
     ///
     /// A query without keys has context 0 and lse 0.
-    ///
-    /// # Panics
-    /// Where a slice is not of its shape.
     pub(crate) fn forward(self, context: &mut [f32], lse: &mut [f32]) {
         self.check();
         let attention = self.attention;
@@ -131,9 +132,6 @@ impl DenseAttention<'_> {
     /// Gradients of [`forward`](Self::forward) with regard to query, key and value.
     ///
     /// The results are written in full; rows that nothing attends to get 0.
-    ///
-    /// # Panics
-    /// Where a slice is not of its shape.
     pub(crate) fn backward(self, outputs: AttentionOutputs, gradients: [&mut [f32]; 3]) {
         self.check();
         let attention = self.attention;
@@ -206,6 +204,8 @@ impl DenseAttention<'_> {
                     keys: &memory.keys,
                 });
             });
-        sums.map(Summed::finish);
+        for sum in sums {
+            sum.finish();
+        }
     }
 }

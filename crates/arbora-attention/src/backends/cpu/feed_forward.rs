@@ -19,19 +19,13 @@ use burn::backend::tensor::FloatTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Parameters or their gradients, row-major; matrices are `[input, output]`.
+/// Parameters or their gradients, row-major: [`FeedForwardPrimitive`] in memory.
 pub(crate) struct FeedForward<T> {
-    /// `[dim]`
-    pub norm_gamma: T,
-    /// `[dim]`
-    pub norm_beta: T,
-    /// `[dim, 2 * ff]`: values, then gates.
-    pub inner: T,
-    /// `[2 * ff]`
-    pub inner_bias: T,
-    /// `[ff, dim]`
-    pub outer: T,
-    /// `[dim]`
+    norm_gamma: T,
+    norm_beta: T,
+    inner: T,
+    inner_bias: T,
+    outer: T,
     pub outer_bias: T,
 }
 
@@ -300,10 +294,7 @@ fn chunk_rows(rows: usize, numbers_per_row: usize) -> usize {
         .clamp(CHUNK_ROWS.start, most)
 }
 
-/// The feed-forward part of rows.
-///
-/// - rows: `[rows, dim]`
-/// - outputs: `[rows, dim]`, fully written
+/// The feed-forward part of rows, `[rows, dim]`, as outputs are, which are fully written.
 fn forward(rows: &[f32], weights: [&[f32]; 6], epsilon: f32, outputs: &mut [f32]) {
     check("feed_forward", rows, weights, outputs);
     let weights = &FeedForward::new(weights);
@@ -328,11 +319,7 @@ fn forward(rows: &[f32], weights: [&[f32]; 6], epsilon: f32, outputs: &mut [f32]
         });
 }
 
-/// Gradients of [`forward`].
-///
-/// - grad: `[rows, dim]`, of the outputs
-/// - d_rows: `[rows, dim]`, fully written
-/// - d_weights: in the order of the weights, fully written
+/// Gradients of [`forward`] of rows and of weights, in their order, fully written; `grad` is that of the outputs.
 fn backward(
     rows: &[f32],
     weights: [&[f32]; 6],

@@ -266,9 +266,6 @@ impl LeafAttention<'_> {
     /// - lse: `[batch, queries, heads]`
     ///
     /// A query that sees no key has context 0 and lse `f32::MIN`.
-    ///
-    /// # Panics
-    /// Where a slice is not of its shape.
     pub(crate) fn forward(self, context: &mut [f32], lse: &mut [f32]) {
         self.check();
         self.attention.check(context, lse);
@@ -316,9 +313,6 @@ impl LeafAttention<'_> {
     /// Gradients of [`forward`](Self::forward) with regard to query, key, value and key bias.
     ///
     /// The results are written in full; masked rows get 0.
-    ///
-    /// # Panics
-    /// Where a slice is not of its shape.
     pub(crate) fn backward(
         self,
         outputs: AttentionOutputs,
@@ -334,11 +328,10 @@ impl LeafAttention<'_> {
     }
 
     /// The gradient of candidate gates, `[batch, keys, kv_heads]`; the leaves of keys are their candidates.
-    ///
-    /// # Panics
-    /// Where a slice is not of its shape.
     pub(crate) fn candidate_gates(self, outputs: AttentionOutputs, d_gate: &mut [f32]) {
-        let Attention { query, key, value, .. } = self.attention;
+        let Attention {
+            query, key, value, ..
+        } = self.attention;
         self.attention.check_backward(&outputs, [query, key, value]);
         // Queries, keys and values get no gradient.
         self.differentiate::<true>(outputs, [&mut [], &mut [], &mut [], d_gate], TASKS);

@@ -26,7 +26,7 @@ use burn::tensor::{DType, Shape, TensorData};
 use dense_attention::DenseAttention;
 use leaf_attention::LeafAttention;
 pub(super) use simd::instructions;
-use tree_build::BuildDims;
+use tree_build::Build;
 use tree_search::{RouteSlices, Search, SearchGradient, SearchOutputs};
 
 /// A backend whose tensors lie in this process's memory, or may do so.
@@ -181,23 +181,6 @@ fn search<'a, B: HostBackend>(
     }
 }
 
-fn build_dims<B: Backend>(
-    rows: &Shape,
-    block: &BlockPrimitive<B>,
-    options: &TreeBuildOptions,
-) -> BuildDims {
-    let [batch, _, dim] = rows.dims();
-    BuildDims {
-        shape: options.shape,
-        batch,
-        dim,
-        heads: options.heads,
-        ff: block.feed_forward.outer.shape()[0],
-        epsilon: options.epsilon as f32,
-        detach: options.detach_children,
-    }
-}
-
 /// Tensors that `HostBackend::host` refuses are left to the reference bodies.
 impl<B: HostBackend> TreeAttentionOps for B {
     fn tree_search(
@@ -205,29 +188,25 @@ impl<B: HostBackend> TreeAttentionOps for B {
         route: RoutePrimitive<B>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<B> {
+        let floats = [&inputs.query, &inputs.key, &inputs.value];
         let numbers = match &route {
-            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
-                B::host(numbers.clone())
-            }
-            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => {
-                Some(B::allocate(Shape::from([0, 0, 0]), &inputs.query.device()))
-            }
+            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => numbers,
+            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => &inputs.query,
         };
-        let (Some([query, key, value]), Some(numbers)) = (
-            on_host::<B, _>([&inputs.query, &inputs.key, &inputs.value]),
-            numbers,
-        ) else {
+        let (Some([query, key, value]), Some(numbers)) =
+            (on_host::<B, _>(floats), B::host(numbers.clone()))
+        else {
             return reference::tree_search::<B>(inputs, route, options);
         };
-        let (draws, numbers) = (numbers.shape()[2], B::floats(&numbers));
+        let numbers = B::floats(&numbers);
         let given = match &route {
             RoutePrimitive::Given(path) => indices::<B>(path.clone()),
             _ => Vec::new(),
         };
         let route = match &route {
             RoutePrimitive::Greedy => RouteSlices::Greedy,
-            RoutePrimitive::Sampled(_) => RouteSlices::Sampled { numbers, draws },
-            RoutePrimitive::Uniform(_) => RouteSlices::Uniform { numbers, draws },
+            RoutePrimitive::Sampled(_) => RouteSlices::Sampled(numbers),
+            RoutePrimitive::Uniform(_) => RouteSlices::Uniform(numbers),
             RoutePrimitive::Given(_) => RouteSlices::Given(&given),
         };
 
@@ -438,21 +417,21 @@ impl<B: HostBackend> TreeAttentionOps for B {
         block: BlockPrimitive<B>,
         options: TreeBuildOptions,
     ) -> FloatTensor<B> {
-        let (Some([leaves]), Some(weights)) =
-            (on_host::<B, _>([&leaves]), on_host::<B, _>(block.clone().into_array().each_ref()))
-        else {
+        let (Some([leaves]), Some(weights)) = (
+            on_host::<B, _>([&leaves]),
+            on_host::<B, _>(block.clone().into_array().each_ref()),
+        ) else {
             return reference::tree_build::<B>(leaves, lengths, block, options);
         };
-        let dims = build_dims::<B>(&leaves.shape(), &block, &options);
-        let shape = [dims.batch, dims.shape.nodes(), dims.dim];
+        let [batch, _, dim] = leaves.shape().dims();
+        let shape = [batch, options.shape.nodes(), dim];
         let mut nodes = allocate::<B>(shape, &leaves.device());
-        tree_build::forward(
-            &dims,
-            B::floats(&leaves),
-            &self::lengths::<B>(lengths),
+        let (lengths, weights) = (
+            self::lengths::<B>(lengths),
             weights.each_ref().map(B::floats),
-            B::floats_mut(&mut nodes),
         );
+        Build::new([batch, dim], &lengths, weights, &options)
+            .forward(B::floats(&leaves), B::floats_mut(&mut nodes));
         nodes
     }
 
@@ -463,20 +442,22 @@ impl<B: HostBackend> TreeAttentionOps for B {
         grad: FloatTensor<B>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<B> {
-        let (Some([nodes, grad]), Some(weights)) =
-            (on_host::<B, _>([&nodes, &grad]), on_host::<B, _>(block.clone().into_array().each_ref()))
-        else {
+        let (Some([nodes, grad]), Some(weights)) = (
+            on_host::<B, _>([&nodes, &grad]),
+            on_host::<B, _>(block.clone().into_array().each_ref()),
+        ) else {
             return reference::tree_build_backward::<B>(nodes, lengths, block, grad, options);
         };
-        let dims = build_dims::<B>(&nodes.shape(), &block, &options);
-        let shape = [dims.batch, dims.shape.width(0), dims.dim];
+        let [batch, _, dim] = nodes.shape().dims();
+        let shape = [batch, options.shape.width(0), dim];
         let mut leaves = allocate::<B>(shape, &nodes.device());
         let mut d_weights = weights.each_ref().map(allocate_like::<B>);
-        tree_build::backward(
-            &dims,
-            B::floats(&nodes),
-            &self::lengths::<B>(lengths),
+        let (lengths, weights) = (
+            self::lengths::<B>(lengths),
             weights.each_ref().map(B::floats),
+        );
+        Build::new([batch, dim], &lengths, weights, &options).backward(
+            B::floats(&nodes),
             B::floats(&grad),
             B::floats_mut(&mut leaves),
             d_weights.each_mut().map(B::floats_mut),

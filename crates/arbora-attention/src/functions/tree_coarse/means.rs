@@ -32,7 +32,10 @@ pub(super) fn means(
 ) -> Tensor<4> {
     let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
     for depth in 0..=tree.height() {
-        let own = |sums: &Tensor<4>| sums.clone().narrow(2, tree.offset(depth), tree.width(depth));
+        let own = |sums: &Tensor<4>| {
+            sums.clone()
+                .narrow(2, tree.offset(depth), tree.width(depth))
+        };
         let parent = depths.last().map(|parent| {
             let branching = tree.branching(depth - 1);
             repeat_each(parent.clone(), branching)

@@ -110,24 +110,18 @@ pub struct TreeFineOutput {
 /// A route has no derivative, and under hard routing the derivative with respect to the share of a query
 /// in its own leaf is exactly 0. On an autodiff device the [`Surrogate`] says what takes its place:
 ///
-/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit.
-///   Queries compare what they got with what they would have got in their next best leaves, at the
-///   price of one attention more for each, mixed by weights that are 0 in value. Keys learn by their
-///   weight in their own leaf, through the logarithm of its probability, and by what they would change
-///   in the next best ones ([`candidate_keys`](crate::functions::candidate_keys)). What a query adds to the
-///   gradient of a route is bounded by the gradient of its context times the size of values. With one
-///   candidate no route gets a gradient: the softmax over one is constant, and only auxiliary losses
-///   train the trees.
-/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all
-///   leaves through the mask `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs
-///   every pair of a query and a key: time and memory of the backward pass grow with `queries · keys`. A
-///   query whose leaf has no key gives no signal, since the relaxed quotient is undefined there; nor does
-///   one whose own leaf holds less than 1e-18 of the weight of the key that it would attend to most among
-///   all keys, where the quotient would overflow (logits about 41 apart). Dropout is left out of this
-///   gradient.
-/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so
-///   training and inference differ until the temperature is low. An oracle, as costly as the former. It
-///   takes no dropout.
+/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit. Queries compare what
+///   they got with what they would have got in their next best leaves, at the price of one attention more for each. Keys
+///   learn by their weight in their own leaf, through the logarithm of its probability, and by what they would change in
+///   the next best ones ([`candidate_keys`](crate::functions::candidate_keys)). What a query adds to the gradient of a route
+///   is bounded by the gradient of its context times the size of values. With one candidate no route gets a gradient, and
+///   only auxiliary losses train the trees.
+/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all leaves through the mask
+///   `M = G^q (G^k)^T` of indicators. The value stays hard; dropout is left out of the gradient, whose time and memory grow
+///   with `queries · keys`. A query gives no signal if its leaf has no key, or holds less than 1e-18 of the weight of the key
+///   that it would attend to most among all keys (logits about 41 apart), where the relaxed quotient would overflow.
+/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so training and inference
+///   differ until the temperature is low. An oracle, as costly as the former. It takes no dropout.
 ///
 /// # Shapes
 /// - query: `[batch, queries, heads, head_dim]`

@@ -1,7 +1,7 @@
 //! The building of a tree by its definition.
 
-use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
 use super::Softmax;
+use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{BlockPrimitive, TreeBuildOptions};
 use burn::backend::Backend;

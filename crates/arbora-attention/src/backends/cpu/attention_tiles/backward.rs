@@ -5,9 +5,7 @@ use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{
-    Attention, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, room,
-};
+use super::{Attention, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, room};
 use std::marker::PhantomData;
 
 /// The backward pass of some queries and some keys. The results are written, not added to what is there;

@@ -11,9 +11,6 @@
 mod backward;
 mod forward;
 
-pub(crate) use backward::backward;
-pub(crate) use forward::forward;
-
 use super::feed_forward::{self, FeedForward, Layer};
 use super::rows::{
     CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
@@ -21,28 +18,22 @@ use super::rows::{
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
 use crate::functions::check::{expect, expect_divisor};
+use crate::ops::TreeBuildOptions;
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
 use std::ops::Range;
 
-/// Parameters of the block or their gradients, row-major; matrices are `[input, output]`.
+/// Parameters of the block or their gradients, row-major: [`BlockPrimitive`](crate::ops::BlockPrimitive) in memory.
 pub(crate) struct Block<T> {
-    /// `[dim]`
-    pub norm_gamma: T,
-    /// `[dim]`
-    pub norm_beta: T,
-    /// `[dim, dim]`
-    pub query: T,
-    /// `[dim, dim]`
-    pub key: T,
-    /// `[dim, dim]`
-    pub value: T,
-    /// `[dim, dim]`
-    pub output: T,
-    /// `[dim]`
-    pub output_bias: T,
-    pub feed_forward: FeedForward<T>,
+    norm_gamma: T,
+    norm_beta: T,
+    query: T,
+    key: T,
+    value: T,
+    output: T,
+    output_bias: T,
+    feed_forward: FeedForward<T>,
 }
 
 impl<T> Block<T> {
@@ -71,34 +62,74 @@ impl<T> Block<T> {
     }
 }
 
-impl Block<&[f32]> {
-    fn layer(&self, dims: &BuildDims) -> Layer<'_> {
+/// One build: its block, and the sizes and settings.
+pub(crate) struct Build<'a> {
+    /// The tree that all examples share.
+    shape: TokenTreeShape,
+    batch: usize,
+    /// Width of a node.
+    dim: usize,
+    /// Divides `dim`.
+    heads: usize,
+    /// Width of the feed-forward part.
+    ff: usize,
+    /// What both normalisations add to the variance.
+    epsilon: f32,
+    /// Whether gradients stop at the children of each group: that of the leaves is then what they have directly.
+    detach: bool,
+    /// Tokens of each example.
+    lengths: &'a [usize],
+    block: Block<&'a [f32]>,
+}
+
+impl<'a> Build<'a> {
+    /// Checks the weights and the lengths.
+    #[track_caller]
+    pub(crate) fn new(
+        [batch, dim]: [usize; 2],
+        lengths: &'a [usize],
+        weights: [&'a [f32]; 13],
+        options: &TreeBuildOptions,
+    ) -> Self {
+        let build = Self {
+            shape: options.shape,
+            batch,
+            dim,
+            heads: options.heads,
+            ff: weights[10].len() / 2,
+            epsilon: options.epsilon as f32,
+            detach: options.detach_children,
+            lengths,
+            block: Block::new(weights),
+        };
+        expect_divisor("tree_build: heads", build.heads, dim);
+        expect("tree_build: lengths", lengths.len(), batch);
+        let numbers = weights.map(<[f32]>::len);
+        expect("tree_build: numbers of weights", numbers, build.sizes());
+        let (most, tokens) = (lengths.iter().max(), build.shape.tokens());
+        let most = most.copied().unwrap_or(0);
+        assert!(
+            most <= tokens,
+            "tree_build: length: expected at most {tokens}, got {most}"
+        );
+        build
+    }
+
+    #[track_caller]
+    fn check(&self, leaves: &[f32], nodes: &[f32]) {
+        let expected = self.batch * self.shape.width(0) * self.dim;
+        expect("tree_build: numbers of leaves", leaves.len(), expected);
+        let expected = self.batch * self.example();
+        expect("tree_build: numbers of nodes", nodes.len(), expected);
+    }
+
+    fn feed_forward(&self) -> Layer<'_> {
         Layer {
-            weights: &self.feed_forward,
-            epsilon: dims.epsilon,
+            weights: &self.block.feed_forward,
+            epsilon: self.epsilon,
         }
     }
-}
 
-/// Sizes of a build.
-pub(crate) struct BuildDims {
-    /// The tree that all examples share.
-    pub shape: TokenTreeShape,
-    /// Number of examples.
-    pub batch: usize,
-    /// Width of a node.
-    pub dim: usize,
-    /// Number of heads; divides `dim`.
-    pub heads: usize,
-    /// Width of the feed-forward part.
-    pub ff: usize,
-    /// What both normalisations add to the variance.
-    pub epsilon: f32,
-    /// Whether gradients stop at the children of each group: that of the leaves is then what they have directly.
-    pub detach: bool,
-}
-
-impl BuildDims {
     /// How many numbers each parameter of the block has, in the order of the fields.
     fn sizes(&self) -> [usize; 13] {
         let (row, matrix) = (self.dim, self.dim * self.dim);
@@ -139,10 +170,10 @@ struct Run {
 }
 
 /// Cuts the real groups of one height into chunks of at most `rows` children, across examples.
-fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<Vec<Run>> {
-    let group = dims.shape.group(height);
-    let parents = |length: &usize| dims.real(height, *length);
-    let total: usize = lengths.iter().map(parents).sum();
+fn plan(build: &Build, height: usize, rows: usize) -> Vec<Vec<Run>> {
+    let group = build.shape.group(height);
+    let parents = |length: &usize| build.real(height, *length);
+    let total: usize = build.lengths.iter().map(parents).sum();
     let least = CHUNK_ROWS.start.div_ceil(group);
     let most = (rows / group).max(least);
     let size = total.div_ceil(CHUNKS_OF_FEW_ROWS).clamp(least, most);
@@ -150,8 +181,8 @@ fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<
     let mut chunks = Vec::with_capacity(total.div_ceil(size));
     let mut chunk = Vec::new();
     let mut room = size;
-    for (example, length) in lengths.iter().enumerate() {
-        let (parents, children) = (parents(length), dims.real(height - 1, *length));
+    for (example, length) in build.lengths.iter().enumerate() {
+        let (parents, children) = (parents(length), build.real(height - 1, *length));
         let mut first = 0;
         while first < parents {
             let groups = room.min(parents - first);
@@ -215,8 +246,8 @@ struct Scratch {
 }
 
 /// Forward: rows of all siblings, of two siblings' parents, and of weights, as far as the sizes matter.
-fn numbers_per_row(dims: &BuildDims) -> usize {
-    9 * dims.dim + 3 * dims.ff + dims.heads * dims.shape.branching()
+fn numbers_per_row(build: &Build) -> usize {
+    9 * build.dim + 3 * build.ff + build.heads * build.shape.branching()
 }
 
 impl Scratch {
@@ -244,14 +275,8 @@ impl Scratch {
 
 /// Everything before the feed-forward part, for `rows` gathered rows.
 #[inline(always)]
-fn activate<A: Arithmetic>(
-    dims: &BuildDims,
-    block: &Block<&[f32]>,
-    group: usize,
-    rows: usize,
-    scratch: &mut Scratch,
-) {
-    let dim = dims.dim;
+fn activate<A: Arithmetic>(build: &Build, group: usize, rows: usize, scratch: &mut Scratch) {
+    let dim = build.dim;
     for array in [
         &mut scratch.normed,
         &mut scratch.query,
@@ -262,13 +287,13 @@ fn activate<A: Arithmetic>(
     ] {
         array.resize(rows * dim, 0.0);
     }
-    scratch.weights.resize(rows * dims.heads * group, 0.0);
+    scratch.weights.resize(rows * build.heads * group, 0.0);
     scratch.moments.resize(rows, [0.0; 2]);
     layer_norm::<A>(
         &scratch.input,
-        block.norm_gamma,
-        block.norm_beta,
-        dims.epsilon,
+        build.block.norm_gamma,
+        build.block.norm_beta,
+        build.epsilon,
         &mut scratch.normed,
         &mut scratch.moments,
     );
@@ -278,38 +303,38 @@ fn activate<A: Arithmetic>(
     };
     projected(
         &mut scratch.query,
-        scale(dims),
+        scale(build),
         &scratch.normed,
-        block.query,
+        build.block.query,
     );
-    projected(&mut scratch.key, 1.0, &scratch.input, block.key);
-    projected(&mut scratch.value, 1.0, &scratch.input, block.value);
-    attend::<A>(dims, group, scratch);
+    projected(&mut scratch.key, 1.0, &scratch.input, build.block.key);
+    projected(&mut scratch.value, 1.0, &scratch.input, build.block.value);
+    attend::<A>(build, group, scratch);
 
     let attended = scratch.attended.chunks_exact_mut(dim);
     for (attended, normed) in attended.zip(scratch.normed.chunks_exact(dim)) {
         attended.copy_from_slice(normed);
-        add_scaled::<A>(attended, 1.0, block.output_bias);
+        add_scaled::<A>(attended, 1.0, build.block.output_bias);
     }
     multiply(
         &mut scratch.attended,
         Write::Add,
         1.0,
         Matrix::new(&scratch.context, dim),
-        Matrix::new(block.output, dim),
+        Matrix::new(build.block.output, dim),
     );
 }
 
 /// What multiplies products of queries and keys.
-fn scale(dims: &BuildDims) -> f32 {
-    1.0 / ((dims.dim / dims.heads) as f32).sqrt()
+fn scale(build: &Build) -> f32 {
+    1.0 / ((build.dim / build.heads) as f32).sqrt()
 }
 
 /// Softmax attention among siblings, head by head. Queries are scaled already.
 ///
 /// - weights: `[rows, heads, group]`; zero for siblings that do not exist
 #[inline(always)]
-fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) {
+fn attend<A: Arithmetic>(build: &Build, group: usize, scratch: &mut Scratch) {
     let Scratch {
         groups,
         query,
@@ -322,7 +347,7 @@ fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) 
     // Slices: a vector would be looked up again in every loop.
     let (groups, query, key, value) = (&groups[..], &query[..], &key[..], &value[..]);
     let (weights, context) = (&mut weights[..], &mut context[..]);
-    let (dim, heads) = (dims.dim, dims.heads);
+    let (dim, heads) = (build.dim, build.heads);
     let width = dim / heads;
     for siblings in groups {
         for row in siblings.clone() {
@@ -371,31 +396,4 @@ fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) 
             }
         }
     }
-}
-
-/// The block, checked with all else that has sizes.
-#[track_caller]
-fn checked<'a>(
-    dims: &BuildDims,
-    lengths: &[usize],
-    weights: [&'a [f32]; 13],
-    leaves: &[f32],
-    nodes: &[f32],
-) -> Block<&'a [f32]> {
-    expect_divisor("tree_build: heads", dims.heads, dims.dim);
-    expect("tree_build: lengths", lengths.len(), dims.batch);
-    let expected = dims.batch * dims.shape.width(0) * dims.dim;
-    expect("tree_build: numbers of leaves", leaves.len(), expected);
-    let expected = dims.batch * dims.example();
-    expect("tree_build: numbers of nodes", nodes.len(), expected);
-    let numbers = weights.map(|weight| weight.len());
-    expect("tree_build: numbers of weights", numbers, dims.sizes());
-    for length in lengths {
-        assert!(
-            *length <= dims.shape.tokens(),
-            "tree_build: length: expected at most {}, got {length}",
-            dims.shape.tokens()
-        );
-    }
-    Block::new(weights)
 }

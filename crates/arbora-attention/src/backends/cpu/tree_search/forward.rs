@@ -183,7 +183,7 @@ impl SearchTask<'_> {
                     }
                 }
             }
-            if let RouteSlices::Uniform { .. } = self.route {
+            if let RouteSlices::Uniform(_) = self.route {
                 for (child, policy) in policy.iter_mut().enumerate() {
                     for lane in 0..LANES {
                         let real = block.real[lane];
@@ -195,8 +195,8 @@ impl SearchTask<'_> {
 
             let mut chosen = match self.route {
                 RouteSlices::Greedy => leftmost_best(policy, &block.real),
-                RouteSlices::Sampled { numbers, draws }
-                | RouteSlices::Uniform { numbers, draws } => {
+                RouteSlices::Sampled(numbers) | RouteSlices::Uniform(numbers) => {
+                    let draws = numbers.len() / (dims.batch * dims.queries);
                     let mut uniform = [0.0f32; LANES];
                     for lane in 0..count {
                         // Indexed by height, so that padding to a higher tree moves no number.

@@ -72,8 +72,8 @@ pub(crate) struct Search<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RouteSlices<'a> {
     Greedy,
-    Sampled { numbers: &'a [f32], draws: usize },
-    Uniform { numbers: &'a [f32], draws: usize },
+    Sampled(&'a [f32]),
+    Uniform(&'a [f32]),
     Given(&'a [u32]),
 }
 
