@@ -16,8 +16,7 @@ pub struct LeafAttentionInput {
     pub key: Tensor<4>,
     /// `[batch, keys, kv_heads, value_dim]`
     pub value: Tensor<4>,
-    /// The leaf of each query, `[batch, queries, heads]`. A query whose leaf is outside `0..leaves` takes
-    /// no part.
+    /// The leaf of each query, `[batch, queries, heads]`. A query whose leaf is outside `0..leaves` is masked out.
     pub query_leaf: Tensor<3, Int>,
     /// The leaf of each key, `[batch, keys, kv_heads]`. A key whose leaf is outside `0..leaves` is seen by
     /// no query.

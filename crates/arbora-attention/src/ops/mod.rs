@@ -16,8 +16,17 @@ pub(crate) use leaf_attention::{pair_number, row_state};
 use arbora_tree::TokenTreeShape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+use burn::tensor::DType;
 use limits::are_single;
 use serde::{Deserialize, Serialize};
+
+/// The type that a type is computed in: half precision in single precision.
+pub(crate) fn at_least_single(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        _ => dtype,
+    }
+}
 
 /// What final attention does with nodes over no token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Backend primitives with the few methods that reference bodies are written in, so that they read
 //! like tensor code. burn's own `Tensor` dispatches at run time and cannot be used below it.
 
+use super::at_least_single;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Slice, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::{BoolDType, DType, FloatDType, IntDType, Shape};
@@ -103,10 +104,8 @@ impl<B: Backend> Float<B> {
 
     /// Half precision is computed in single precision.
     pub fn at_least_single(self) -> Self {
-        match self.0.dtype() {
-            DType::F16 | DType::BF16 => Self(B::float_cast(self.0, FloatDType::F32)),
-            _ => self,
-        }
+        let dtype = at_least_single(self.0.dtype());
+        self.cast(dtype)
     }
 
     pub fn cast(self, dtype: DType) -> Self {

@@ -2,18 +2,10 @@
 
 use super::{
     AttentionOutputMetadata, BlockPrimitiveMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
-    TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata,
+    TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata, at_least_single,
 };
 use burn::backend::fusion::custom::TensorSpec;
-use burn::tensor::{DType, Shape};
-
-/// Half precision is computed in single precision.
-fn at_least_single(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        _ => dtype,
-    }
-}
+use burn::tensor::Shape;
 
 pub(super) fn attention(query: &TensorSpec, value: &TensorSpec) -> AttentionOutputMetadata {
     let [batch, queries, heads, _] = query.shape.dims();

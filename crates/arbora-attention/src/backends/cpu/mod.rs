@@ -133,7 +133,6 @@ fn attention<'a, B: HostBackend>(
     }
 }
 
-/// Of context, logarithms of totals and gradient.
 fn output_slices<B: HostBackend>(
     [context, lse, grad]: &[FloatTensor<B>; 3],
 ) -> AttentionOutputs<'_> {

@@ -82,12 +82,12 @@ impl<'a> WithinLeaves<'a> {
         if self.empty_leaf == EmptyLeaf::Zero || self.shape.height() == 0 {
             return found;
         }
-        let waiting = unresolved(rows.query_leaf.clone(), &found.lse);
-        // Queries that wait have context 0, and the others get 0 here: a sum puts them together.
+        let unresolved_leaf = unresolved(rows.query_leaf.clone(), &found.lse);
+        // Unresolved queries have context 0, and the others get 0 here: a sum puts them together.
         let fallback = match (self.empty_leaf, self.options.causal) {
-            (EmptyLeaf::SelfKey, _) => own_values(own_value, waiting),
-            (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, waiting),
-            _ => self.attend_at_ancestors(rows, waiting),
+            (EmptyLeaf::SelfKey, _) => own_values(own_value, unresolved_leaf),
+            (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, unresolved_leaf),
+            _ => self.attend_at_ancestors(rows, unresolved_leaf),
         };
         LeafAttentionOutput {
             context: found.context + fallback,
@@ -95,12 +95,12 @@ impl<'a> WithinLeaves<'a> {
         }
     }
 
-    /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
-    /// query that waits an attention reads nothing.
+    /// Attends at each ancestor in turn, the lowest first, with the unresolved queries. Without any an attention
+    /// reads nothing.
     fn attend_at_ancestors(
         &self,
         mut rows: LeafAttentionInput,
-        mut waiting: Tensor<3, Int>,
+        mut unresolved_leaf: Tensor<3, Int>,
     ) -> Tensor<4> {
         let mut options = self.options;
         rows.key_bias = None;
@@ -115,13 +115,13 @@ impl<'a> WithinLeaves<'a> {
             let below = self.shape.leaves() / options.leaves;
             let found = leaf_attention(
                 LeafAttentionInput {
-                    query_leaf: ancestor(waiting.clone(), below),
+                    query_leaf: ancestor(unresolved_leaf.clone(), below),
                     key_leaf: ancestor(rows.key_leaf.clone(), below),
                     ..rows.clone()
                 },
                 options,
             );
-            waiting = unresolved(waiting, &found.lse);
+            unresolved_leaf = unresolved(unresolved_leaf, &found.lse);
             total = Some(match total {
                 None => found.context,
                 Some(total) => total + found.context,
@@ -130,9 +130,13 @@ impl<'a> WithinLeaves<'a> {
         total.expect("a tree with empty leaves has a root above them")
     }
 
-    /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that
-    /// wait.
-    fn ancestor_means(&self, rows: &LeafAttentionInput, waiting: Tensor<3, Int>) -> Tensor<4> {
+    /// The mean under the deepest ancestor with keys, made once per leaf and read by the
+    /// unresolved queries.
+    fn ancestor_means(
+        &self,
+        rows: &LeafAttentionInput,
+        unresolved_leaf: Tensor<3, Int>,
+    ) -> Tensor<4> {
         let [batch, _, kv_heads, value_dim] = rows.value.dims();
         let leaves = self.shape.leaves();
         let device = rows.query_leaf.device();
@@ -168,7 +172,7 @@ impl<'a> WithinLeaves<'a> {
         }
         let value = carried.expect("there is a root").cast(rows.value.dtype());
         // The mean of one key is that key.
-        means_of_leaves(waiting, each_leaf, value, leaves).context
+        means_of_leaves(unresolved_leaf, each_leaf, value, leaves).context
     }
 }
 
@@ -187,9 +191,9 @@ fn ancestor(leaf: Tensor<3, Int>, below: usize) -> Tensor<3, Int> {
     ((leaf - rest) / below as i64).mask_fill(masked, -1)
 }
 
-/// Values of the own tokens for the queries that wait, 0 for the others.
-fn own_values(own: Option<Tensor<4>>, waiting: Tensor<3, Int>) -> Tensor<4> {
+/// Values of the own tokens for unresolved queries, 0 for the others.
+fn own_values(own: Option<Tensor<4>>, unresolved_leaf: Tensor<3, Int>) -> Tensor<4> {
     let own = own.expect("checked: self-key is for self-attention");
-    let group = waiting.dims()[2] / own.dims()[2];
-    without_absent(repeat_each(own, group), waiting)
+    let group = unresolved_leaf.dims()[2] / own.dims()[2];
+    without_absent(repeat_each(own, group), unresolved_leaf)
 }

@@ -88,7 +88,7 @@ pub struct TreeFineOutput {
     pub context: Tensor<4>,
     /// Routing of the queries.
     pub query: Routing,
-    /// The ways of keys.
+    /// Routing of the keys.
     pub key: Routing,
 }
 
@@ -142,17 +142,15 @@ pub fn tree_fine(
     options: TreeFineOptions,
 ) -> TreeFineOutput {
     check(&input, queries, keys, &options);
-    let query = queries.route(
-        tree_input(input.query.clone(), queries),
-        input.query_padding.clone(),
-    );
-    let key = keys.route(
-        tree_input(input.key.clone(), keys),
-        input.key_padding.clone(),
-    );
+    let query_rows = tree_input(input.query.clone(), queries);
+    let key_rows = tree_input(input.key.clone(), keys);
+    let query = queries.route(query_rows.clone(), input.query_padding.clone());
+    let key = keys.route(key_rows.clone(), input.key_padding.clone());
     let call = Call {
         queries,
         keys,
+        query_rows,
+        key_rows,
         query_leaf: head_leaves(&query, input.query.dims()[2]),
         key_leaf: head_leaves(&key, input.key.dims()[2]),
         within: WithinLeaves::new(queries.shape(), &options),
@@ -179,6 +177,10 @@ struct Call<'a> {
     input: TreeFineInput,
     queries: &'a RoutingTree,
     keys: &'a RoutingTree,
+    /// What routes the queries, `[batch, queries, heads or 1, dim]`.
+    query_rows: Tensor<4>,
+    /// What routes the keys, `[batch, keys, kv_heads or 1, dim]`.
+    key_rows: Tensor<4>,
     /// `[batch, queries, heads]`
     query_leaf: Tensor<3, Int>,
     /// `[batch, keys, kv_heads]`
@@ -206,16 +208,6 @@ impl Call<'_> {
     /// Attention along hard routes, which get no gradient.
     fn hard(&self) -> Tensor<4> {
         self.within.attend(self.routed_rows()).context
-    }
-
-    /// What routes the queries, `[batch, queries, heads or 1, dim]`.
-    fn query_rows(&self) -> Tensor<4> {
-        tree_input(self.input.query.clone(), self.queries)
-    }
-
-    /// What routes the keys, `[batch, keys, kv_heads or 1, dim]`.
-    fn key_rows(&self) -> Tensor<4> {
-        tree_input(self.input.key.clone(), self.keys)
     }
 }
 

@@ -66,7 +66,7 @@ pub struct RouterConfig {
     /// Whether rows are divided by their root mean square before the tree.
     pub normalize: bool,
     /// What the gradient of a route is, unless a call says otherwise. What each means for attention within
-    /// leaves, and where it gives none, is told at [`tree_fine`](crate::functions::tree_fine()).
+    /// leaves, and where it gives none, is in [`tree_fine`](crate::functions::tree_fine()).
     pub surrogate: Surrogate,
     /// Whether the report carries a balance loss. It evaluates the nodes on the way of every token.
     pub balance_loss: bool,
@@ -156,7 +156,7 @@ pub struct Router {
 pub struct RoutingReport {
     /// Routing of the queries. Its axis of heads has length 1 with [`TreeScope::PerLayer`].
     pub query: Routing,
-    /// The ways of keys.
+    /// Routing of the keys.
     pub key: Routing,
     /// How many queries and how many keys each leaf holds, padding excluded. The queries of all heads of
     /// a tree are counted.

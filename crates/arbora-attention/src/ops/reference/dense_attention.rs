@@ -1,6 +1,6 @@
 //! Dense attention by its definition.
 
-use super::Softmax;
+use super::softmax;
 use crate::ops::primitive::{Float, Mask};
 use crate::ops::{AttentionMask, AttentionOutput, DenseAttentionInputs, DenseAttentionOptions};
 use burn::backend::Backend;
@@ -41,13 +41,13 @@ pub fn dense_attention<B: Backend>(
                 .expand([batch, heads, queries, keys]),
         ),
     };
-    let Softmax { weights, lse } = Softmax::new(logits, masked.as_ref());
+    let (weights, lse) = softmax(logits, masked.as_ref());
     let context = weights.matmul(attended(value));
     let lse = match masked {
-        None => lse,
+        None => lse(),
         Some(mask) => {
             let empty = mask.not().float(dtype).sum(3).equals_zero();
-            lse.fill(empty, 0.0)
+            lse().fill(empty, 0.0)
         }
     };
     let lse = lse.reshape([batch, heads, queries]).swap_dims(1, 2);

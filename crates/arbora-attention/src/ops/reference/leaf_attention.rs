@@ -1,6 +1,6 @@
 //! Leaf attention by its definition, and the gradient of candidate keys.
 
-use super::Softmax;
+use super::softmax;
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{
     AttentionOutput, CandidateInputs, Dropout, LeafAttentionInputs, LeafAttentionOptions,
@@ -160,7 +160,7 @@ pub fn leaf_attention<B: Backend>(
         .group(query.scale(options.scale(head_dim)))
         .matmul(key.swap_dims(2, 3)) // [batch, kv_heads, rows, keys]
         .add(key_bias);
-    let Softmax { weights, lse } = Softmax::new(logits, Some(&unseen));
+    let (weights, lse) = softmax(logits, Some(&unseen));
     let weights = match options.dropping() {
         None => weights,
         Some(dropout) => {
@@ -170,7 +170,7 @@ pub fn leaf_attention<B: Backend>(
     };
     let context = sizes.ungroup(weights.matmul(value));
     let empty = unseen.not().float(dtype).sum(3).equals_zero();
-    let lse = lse.fill(empty, f64::from(f32::MIN));
+    let lse = lse().fill(empty, f64::from(f32::MIN));
     AttentionOutput {
         context: context.cast(output_dtype).0,
         lse: sizes.ungroup(lse).reshape([batch, queries, heads]).0,

@@ -30,28 +30,21 @@ pub(crate) const MASKED_LOGIT: f64 = -1e30;
 /// Divisor of a row without real entries. Its inverse is finite, and so are gradients through it.
 pub(crate) const SMALLEST_TOTAL: f64 = 1e-30;
 
-/// Softmax over the last axis of four of what is not hidden, zeros where everything is.
-struct Softmax<B: Backend> {
-    weights: Float<B>,
-    /// The logarithm of the denominator.
-    lse: Float<B>,
-}
-
-impl<B: Backend> Softmax<B> {
-    fn new(logits: Float<B>, hidden: Option<&Mask<B>>) -> Self {
-        let fill = |pairs: Float<B>, value: f64| match hidden {
-            None => pairs,
-            Some(hidden) => pairs.fill(hidden.clone(), value),
-        };
-        let logits = fill(logits, MASKED_LOGIT);
-        // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
-        let greatest = logits.clone().detach().max(3);
-        let exponential = fill(logits.sub(greatest.clone()).exp(), 0.0);
-        // A query without keys has total 0; any positive divisor leaves it at 0.
-        let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
-        Self {
-            lse: total.clone().detach().log().add(greatest),
-            weights: exponential.div(total),
-        }
-    }
+/// Softmax over the last axis of four of what is not hidden, zeros where everything is; and the logarithm of its denominator.
+fn softmax<B: Backend>(
+    logits: Float<B>,
+    hidden: Option<&Mask<B>>,
+) -> (Float<B>, impl FnOnce() -> Float<B> + use<B>) {
+    let fill = |pairs: Float<B>, value: f64| match hidden {
+        None => pairs,
+        Some(hidden) => pairs.fill(hidden.clone(), value),
+    };
+    let logits = fill(logits, MASKED_LOGIT);
+    // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
+    let greatest = logits.clone().detach().max(3);
+    let exponential = fill(logits.sub(greatest.clone()).exp(), 0.0);
+    // A query without keys has total 0; any positive divisor leaves it at 0.
+    let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
+    let weights = exponential.div(total.clone());
+    (weights, move || total.detach().log().add(greatest))
 }

@@ -1,7 +1,7 @@
 //! The building of a tree by its definition.
 
-use super::Softmax;
 use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
+use super::softmax;
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{BlockPrimitive, TreeBuildOptions};
 use burn::backend::Backend;
@@ -111,8 +111,8 @@ impl<B: Backend> Block<B> {
             .not()
             .reshape([groups, 1, 1, siblings])
             .expand([groups, self.heads, siblings, siblings]);
-        let context = Softmax::new(logits, Some(&ghost))
-            .weights
+        let (weights, _) = softmax(logits, Some(&ghost));
+        let context = weights
             .matmul(value)
             .swap_dims(1, 2)
             .reshape([groups, siblings, dim]);

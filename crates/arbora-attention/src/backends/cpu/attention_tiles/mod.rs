@@ -64,7 +64,7 @@ impl Attention<'_> {
         self.batch * self.kv_heads
     }
 
-    /// Rows of queries, contexts and logarithms of totals.
+    /// Rows of queries, contexts and `lse`.
     pub(super) fn query_rows(&self) -> usize {
         self.batch * self.queries * self.heads
     }
@@ -145,7 +145,7 @@ pub(super) trait Pairs: Copy + Send + Sync {
     /// beside those that are seen already, and only biases get a gradient.
     const GATES: bool;
 
-    /// The logarithm of the total of a query that sees no key.
+    /// The `lse` of a query that sees no key.
     const NO_KEYS: f32;
 
     /// Of a row of queries. Positions do not descend along a list.

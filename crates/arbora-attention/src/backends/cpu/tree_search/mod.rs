@@ -152,6 +152,7 @@ struct Problem<'a> {
 }
 
 /// Up to [`LANES`] rows on their way down.
+#[derive(Default)]
 struct Block {
     first: usize,
     rows: usize,
@@ -174,12 +175,7 @@ impl<'a> Problem<'a> {
         let mut block = Block {
             first,
             rows,
-            root: [0; LANES],
-            length: [0; LANES],
-            node: [0; LANES],
-            real: [0; LANES],
-            scored: [0; LANES],
-            base: [0; LANES],
+            ..Block::default()
         };
         for lane in 0..rows {
             let example = (first + lane) / self.dims.queries;
@@ -268,24 +264,21 @@ fn head_dots<A: Arithmetic, const D: usize>(
     scale: f32,
     products: &mut [Lanes],
 ) {
-    if D == 0 {
-        for (head, product) in products.iter_mut().enumerate() {
-            let part = head * dim..(head + 1) * dim;
-            product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
+    let mut done = 0;
+    if D > 0 {
+        let (fours, _) = products.as_chunks_mut::<4>();
+        for (four, products) in fours.iter_mut().enumerate() {
+            let part = four * 4 * D..(four + 1) * 4 * D;
+            let sums = dot_of_four::<A, D>(&a[part.clone()], &b[part]);
+            for (product, sum) in products.iter_mut().zip(sums) {
+                product.0[lane] = sum * scale;
+            }
         }
-        return;
+        done = fours.len() * 4;
     }
-    let (fours, rest) = products.as_chunks_mut::<4>();
-    let done = fours.len() * 4;
-    for (four, products) in fours.iter_mut().enumerate() {
-        let part = four * 4 * D..(four + 1) * 4 * D;
-        let sums = dot_of_four::<A, D>(&a[part.clone()], &b[part]);
-        for (product, sum) in products.iter_mut().zip(sums) {
-            product.0[lane] = sum * scale;
-        }
-    }
-    for (head, product) in rest.iter_mut().enumerate() {
-        let part = (done + head) * D..(done + head + 1) * D;
+    let dim = if D == 0 { dim } else { D };
+    for (head, product) in products.iter_mut().enumerate().skip(done) {
+        let part = head * dim..(head + 1) * dim;
         product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
     }
 }
