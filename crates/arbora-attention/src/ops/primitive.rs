@@ -69,6 +69,27 @@ macro_rules! shape_methods {
     };
 }
 
+/// What tensors of numbers have.
+macro_rules! number_methods {
+    ($swap_dims:ident, $slice:ident) => {
+        pub fn swap_dims(self, first: usize, second: usize) -> Self {
+            Self(B::$swap_dims(self.0, first, second))
+        }
+
+        /// Some entries of one axis.
+        pub fn narrow(self, axis: usize, range: Range<usize>) -> Self {
+            let slices = slices(&self.0.shape(), axis, range);
+            Self(B::$slice(self.0, &slices))
+        }
+
+        /// The entry at `index` of the last axis of three, as `[rows]`.
+        pub fn last_of_three(self, index: usize) -> Self {
+            let [a, b, _] = self.0.shape().dims();
+            self.narrow(2, index..index + 1).reshape([a * b])
+        }
+    };
+}
+
 /// Some entries of one axis, and all of the others.
 fn slices(dims: &[usize], axis: usize, range: Range<usize>) -> Vec<Slice> {
     let mut ranges: Vec<_> = dims.iter().map(|size| 0..*size).collect();
@@ -78,6 +99,7 @@ fn slices(dims: &[usize], axis: usize, range: Range<usize>) -> Vec<Slice> {
 
 impl<B: Backend> Float<B> {
     shape_methods!(float_reshape, float_expand, float_cat);
+    number_methods!(float_swap_dims, float_slice);
 
     methods!(of one tensor: detach = float_detach, sqrt = float_sqrt, exp = float_exp, log = float_log);
 
@@ -135,30 +157,20 @@ impl<B: Backend> Float<B> {
         Self(B::float_select(self.0, 0, indices.0))
     }
 
-    /// The entry at `index` of the last axis of three, as `[rows]`.
-    pub fn last_of_three(self, index: usize) -> Self {
-        let [a, b, c] = self.dims();
-        let slices = slices(&[a, b, c], 2, index..index + 1);
-        Self(B::float_slice(self.0, &slices)).reshape([a * b])
-    }
-
     /// The entries of axis 1 from `first` on.
     pub fn rows_from(self, first: usize) -> Self {
-        let shape = self.0.shape();
-        let slices = slices(&shape, 1, first..shape[1]);
-        Self(B::float_slice(self.0, &slices))
+        let end = self.0.shape()[1];
+        self.narrow(1, first..end)
     }
 
     /// The two halves of the last axis of three.
     pub fn halves(self) -> (Self, Self) {
-        let dims: [usize; 3] = self.dims();
-        let half = dims[2] / 2;
-        let part = |range| Self(B::float_slice(self.0.clone(), &slices(&dims, 2, range)));
-        (part(0..half), part(half..2 * half))
-    }
-
-    pub fn swap_dims(self, first: usize, second: usize) -> Self {
-        Self(B::float_swap_dims(self.0, first, second))
+        let [.., width] = self.dims::<3>();
+        let half = width / 2;
+        (
+            self.clone().narrow(2, 0..half),
+            self.narrow(2, half..2 * half),
+        )
     }
 
     /// The exact form. Its gradient is exact too, while burn's own operation has on some backends the
@@ -199,6 +211,7 @@ impl<B: Backend> Float<B> {
 
 impl<B: Backend> Integer<B> {
     shape_methods!(int_reshape, int_expand, int_cat);
+    number_methods!(int_swap_dims, int_slice);
 
     methods!(of two tensors: add = int_add, sub = int_sub);
 
@@ -209,22 +222,12 @@ impl<B: Backend> Integer<B> {
         Self(B::int_arange(0..count as i64, &like.0.device(), dtype))
     }
 
-    pub fn swap_dims(self, first: usize, second: usize) -> Self {
-        Self(B::int_swap_dims(self.0, first, second))
-    }
-
     pub fn cast_like(self, like: &Self) -> Self {
         if self.0.dtype() == like.0.dtype() {
             self
         } else {
             Self(B::int_cast(self.0, like.0.dtype().into()))
         }
-    }
-
-    pub fn last_of_three(self, index: usize) -> Self {
-        let [a, b, c] = self.0.shape().dims();
-        let slices = slices(&[a, b, c], 2, index..index + 1);
-        Self(B::int_slice(self.0, &slices)).reshape([a * b])
     }
 
     pub fn plus(self, value: i64) -> Self {

@@ -187,14 +187,19 @@ impl<B: HostBackend> TreeAttentionOps for B {
         route: RoutePrimitive<B>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<B> {
-        let floats = [&inputs.query, &inputs.key, &inputs.value];
-        let numbers = match &route {
-            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => numbers,
-            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => &inputs.query,
-        };
-        let (Some([query, key, value]), Some(numbers)) =
-            (on_host::<B, _>(floats), B::host(numbers.clone()))
+        let Some([query, key, value]) =
+            on_host::<B, _>([&inputs.query, &inputs.key, &inputs.value])
         else {
+            return reference::tree_search::<B>(inputs, route, options);
+        };
+        let numbers = match &route {
+            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
+                B::host(numbers.clone())
+            }
+            // None are read.
+            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => Some(query.clone()),
+        };
+        let Some(numbers) = numbers else {
             return reference::tree_search::<B>(inputs, route, options);
         };
         let numbers = B::floats(&numbers);

@@ -77,7 +77,6 @@ struct Weights<'a, A: Arithmetic, P, const VECTORS: usize> {
     weights: &'a mut [f32],
     lse: [A::Vector; VECTORS],
     places: Places<'a>,
-    keys: usize,
     pairs: PhantomData<P>,
 }
 
@@ -86,7 +85,7 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for Weights<'_, A, P
     fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
         let mut logit = products;
         // Rows that only fill the last block are not keys.
-        let special = !P::PLAIN && key < self.keys;
+        let special = !P::PLAIN && key < self.places.keys.len();
         if special {
             // First, as it was summed: large logits lose what is between them in another order.
             logit = A::add_lanes(logit, A::splat(self.places.keys[key].bias));
@@ -128,7 +127,6 @@ struct LogitGrads<'a, A: Arithmetic, P, const VECTORS: usize> {
     d_logits: &'a mut [f32],
     mean: [A::Vector; VECTORS],
     places: Places<'a>,
-    keys: usize,
     pairs: PhantomData<P>,
 }
 
@@ -139,7 +137,7 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for LogitGrads<'_, A
         let weight = A::load(lanes(self.weights, first));
         let mut products = products;
         if !P::PLAIN
-            && key < self.keys
+            && key < self.places.keys.len()
             && let Some(dropping) = self.places.dropping
         {
             let kept = self.places.kept::<A>(dropping, key, vector);
@@ -366,7 +364,6 @@ impl BackwardTile<'_> {
                 weights: keys.weights,
                 lse,
                 places,
-                keys: keys.count,
                 pairs: PhantomData,
             },
         );
@@ -381,7 +378,6 @@ impl BackwardTile<'_> {
                 d_logits: keys.d_logits,
                 mean,
                 places,
-                keys: keys.count,
                 pairs: PhantomData,
             },
         );
