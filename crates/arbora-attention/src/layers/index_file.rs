@@ -159,7 +159,7 @@ fn save(index: &TreeIndex, tree: Option<&TokenTree>, path: &Path) -> Result<(), 
         ("tokens", shape.tokens().to_string()),
         ("branching", shape.branching().to_string()),
         ("layout", layout.to_string()),
-        ("weights", index.fingerprint()),
+        ("weights", index.known_weights().fingerprint()),
     ]
     .map(|(name, value)| (name.to_string(), value))
     .into();

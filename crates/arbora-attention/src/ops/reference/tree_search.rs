@@ -7,7 +7,6 @@ use crate::ops::{
     GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::Backend;
-use burn::backend::tensor::FloatTensor;
 
 /// Reference of [`TreeAttentionOps::tree_search`](crate::ops::TreeAttentionOps::tree_search).
 ///
