@@ -87,41 +87,40 @@ fn entropy_only<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     B::float_slice_assign(grad, &slices, zeros)
 }
 
-/// All weights of a block, in a fixed order.
-fn weights<B: Backend>(block: BlockPrimitive<B>) -> [FloatTensor<B>; 13] {
-    let [a, b, c, d, e, f] = feed_forward_weights(block.feed_forward);
-    [
-        block.norm_gamma,
-        block.norm_beta,
-        block.query,
-        block.key,
-        block.value,
-        block.output,
-        block.output_bias,
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-    ]
+/// Gradients of gradients, which are not there.
+macro_rules! first_order_only {
+    ($($backward:ident($($input:ty),+) -> $gradients:ty;)+) => {$(
+        fn $backward($(_: $input),+) -> $gradients {
+            panic!(concat!(
+                stringify!($backward),
+                ": burn differentiates once: the gradient of a gradient is not defined"
+            ));
+        }
+    )+};
 }
-
-/// All weights of a feed-forward part, in a fixed order.
-fn feed_forward_weights<B: Backend>(weights: FeedForwardPrimitive<B>) -> [FloatTensor<B>; 6] {
-    [
-        weights.norm_gamma,
-        weights.norm_beta,
-        weights.inner,
-        weights.inner_bias,
-        weights.outer,
-        weights.outer_bias,
-    ]
-}
-
-const SECOND_ORDER: &str = "burn differentiates once: the gradient of a gradient is not defined";
 
 impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for Autodiff<B, C> {
+    first_order_only! {
+        tree_context_backward(
+            TreeSearchInputs<Self>, IntTensor<Self>, FloatTensor<Self>, TreeSearchOptions
+        ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+        tree_policy_backward(
+            TreeSearchInputs<Self>, IntTensor<Self>, FloatTensor<Self>, TreeSearchOptions
+        ) -> (FloatTensor<Self>, FloatTensor<Self>);
+        dense_attention_backward(
+            DenseAttentionInputs<Self>, AttentionOutput<Self>, FloatTensor<Self>, DenseAttentionOptions
+        ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+        leaf_attention_backward(
+            LeafAttentionInputs<Self>, AttentionOutput<Self>, FloatTensor<Self>, LeafAttentionOptions
+        ) -> LeafAttentionGradients<Self>;
+        candidate_keys_backward(
+            CandidateInputs<Self>, AttentionOutput<Self>, FloatTensor<Self>, LeafAttentionOptions
+        ) -> FloatTensor<Self>;
+        tree_build_backward(
+            FloatTensor<Self>, IntTensor<Self>, BlockPrimitive<Self>, FloatTensor<Self>, TreeBuildOptions
+        ) -> TreeBuildGradients<Self>;
+    }
+
     /// Context and policy are two steps: a function of query, key and value, and one of query and key, the path given.
     fn tree_search(
         inputs: TreeSearchInputs<Self>,
@@ -166,24 +165,6 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         }
     }
 
-    fn tree_context_backward(
-        _: TreeSearchInputs<Self>,
-        _: IntTensor<Self>,
-        _: FloatTensor<Self>,
-        _: TreeSearchOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        panic!("tree_context_backward: {SECOND_ORDER}");
-    }
-
-    fn tree_policy_backward(
-        _: TreeSearchInputs<Self>,
-        _: IntTensor<Self>,
-        _: FloatTensor<Self>,
-        _: TreeSearchOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        panic!("tree_policy_backward: {SECOND_ORDER}");
-    }
-
     fn dense_attention(
         inputs: DenseAttentionInputs<Self>,
         options: DenseAttentionOptions,
@@ -202,15 +183,6 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         attended::<B, C, 3>(nodes, output, move |output, grad| {
             B::dense_attention_backward(inputs, output, grad, options).into()
         })
-    }
-
-    fn dense_attention_backward(
-        _: DenseAttentionInputs<Self>,
-        _: AttentionOutput<Self>,
-        _: FloatTensor<Self>,
-        _: DenseAttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        panic!("dense_attention_backward: {SECOND_ORDER}");
     }
 
     fn leaf_attention(
@@ -232,15 +204,6 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
             let of = B::leaf_attention_backward(inputs, output, grad, options);
             [of.query, of.key, of.value, of.key_bias]
         })
-    }
-
-    fn leaf_attention_backward(
-        _: LeafAttentionInputs<Self>,
-        _: AttentionOutput<Self>,
-        _: FloatTensor<Self>,
-        _: LeafAttentionOptions,
-    ) -> LeafAttentionGradients<Self> {
-        panic!("leaf_attention_backward: {SECOND_ORDER}");
     }
 
     /// The identity of a context, which gives gates of candidates a gradient.
@@ -272,15 +235,6 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         step.compute_bound().stateless(context)
     }
 
-    fn candidate_keys_backward(
-        _: CandidateInputs<Self>,
-        _: AttentionOutput<Self>,
-        _: FloatTensor<Self>,
-        _: LeafAttentionOptions,
-    ) -> FloatTensor<Self> {
-        panic!("candidate_keys_backward: {SECOND_ORDER}");
-    }
-
     fn tree_build(
         leaves: FloatTensor<Self>,
         lengths: IntTensor<Self>,
@@ -288,7 +242,7 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         options: TreeBuildOptions,
     ) -> FloatTensor<Self> {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m] =
-            weights::<Self>(block.clone()).map(|weight| weight.node());
+            block.clone().into_array().map(|weight| weight.node());
         let inputs = [leaves.node(), a, b, c, d, e, f, g, h, i, j, k, l, m];
         let block: BlockPrimitive<B> = block.map(|weight| weight.into_primitive());
         let leaves = leaves.into_primitive();
@@ -297,30 +251,25 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         tracked::<B, C, 14>(inputs, nodes, move |grad| {
             let TreeBuildGradients { leaves, block } =
                 B::tree_build_backward(kept, lengths, block, grad, options);
-            let [a, b, c, d, e, f, g, h, i, j, k, l, m] = weights::<B>(block);
+            let [a, b, c, d, e, f, g, h, i, j, k, l, m] = block.into_array();
             [leaves, a, b, c, d, e, f, g, h, i, j, k, l, m]
         })
-    }
-
-    fn tree_build_backward(
-        _: FloatTensor<Self>,
-        _: IntTensor<Self>,
-        _: BlockPrimitive<Self>,
-        _: FloatTensor<Self>,
-        _: TreeBuildOptions,
-    ) -> TreeBuildGradients<Self> {
-        panic!("tree_build_backward: {SECOND_ORDER}");
     }
 }
 
 impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Autodiff<B, C> {
+    first_order_only! {
+        feed_forward_backward(
+            FloatTensor<Self>, FeedForwardPrimitive<Self>, FloatTensor<Self>, f64
+        ) -> FeedForwardGradients<Self>;
+    }
+
     fn feed_forward(
         rows: FloatTensor<Self>,
         weights: FeedForwardPrimitive<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let [a, b, c, d, e, f] =
-            feed_forward_weights::<Self>(weights.clone()).map(|weight| weight.node());
+        let [a, b, c, d, e, f] = weights.clone().into_array().map(|weight| weight.node());
         let inputs = [rows.node(), a, b, c, d, e, f];
         let weights = weights.map::<B>(|weight| weight.into_primitive());
         let rows = rows.into_primitive();
@@ -328,17 +277,8 @@ impl<B: Backend + FeedForwardOps, C: CheckpointStrategy> FeedForwardOps for Auto
         tracked::<B, C, 7>(inputs, output, move |grad| {
             let FeedForwardGradients { rows, weights } =
                 B::feed_forward_backward(rows, weights, grad, epsilon);
-            let [a, b, c, d, e, f] = feed_forward_weights::<B>(weights);
+            let [a, b, c, d, e, f] = weights.into_array();
             [rows, a, b, c, d, e, f]
         })
-    }
-
-    fn feed_forward_backward(
-        _: FloatTensor<Self>,
-        _: FeedForwardPrimitive<Self>,
-        _: FloatTensor<Self>,
-        _: f64,
-    ) -> FeedForwardGradients<Self> {
-        panic!("feed_forward_backward: {SECOND_ORDER}");
     }
 }

@@ -26,16 +26,9 @@ mod counter {
     /// Runs `work` and returns its result with the rows that this crate's layers projected meanwhile on
     /// this thread.
     pub fn count<T>(work: impl FnOnce() -> T) -> (T, Projections) {
-        let before = TOTAL.get();
+        TOTAL.take();
         let result = work();
-        let after = TOTAL.get();
-        let projections = Projections {
-            query: after.query - before.query,
-            key: after.key - before.key,
-            value: after.value - before.value,
-            output: after.output - before.output,
-        };
-        (result, projections)
+        (result, TOTAL.take())
     }
 
     pub(crate) fn record(add: impl FnOnce(&mut Projections)) {

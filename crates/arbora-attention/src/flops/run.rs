@@ -97,32 +97,3 @@ impl fmt::Display for RunCost {
         write!(out, "all layers: {percent:.1} % {of_dense}")
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_add_up_and_are_described() {
-        let shape = CostShape::new(64, 32, 4);
-        let mut run = RunCost::default();
-        assert_eq!(run.core_ratio(), 1.0);
-        for _ in 0..2 {
-            run.add(0, "dense", shape.dense(), shape.dense());
-        }
-        let half = AttentionCost {
-            core: shape.dense().core / 2.0,
-            ..shape.dense()
-        };
-        run.add(1, "tree-fine", half, shape.dense());
-        run.add(1, "tree-fine", half, shape.dense());
-        assert_eq!(run.core_ratio(), 0.75);
-        assert_eq!(run.layers()[1].cost.core, shape.dense().core);
-        assert_eq!(
-            run.to_string(),
-            "layer 1, dense: 100.0 % of the core FLOPs of dense attention\n\
-             layer 2, tree-fine: 50.0 % of the core FLOPs of dense attention\n\
-             all layers: 75.0 % of the core FLOPs of dense attention"
-        );
-    }
-}

@@ -9,11 +9,8 @@ use burn::tensor::{Bool, Tensor};
 /// and the attention of leaves while training.
 ///
 /// Rows of queries, keys and values hold all heads side by side, as projections leave them and as
-/// [`tree_search`](crate::functions::tree_search) takes them. No matrix of scores is held in memory where a
-/// backend has a kernel: for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; there for
-/// heads and values up to 256 numbers, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and
-/// double precision, wider heads on GPUs, tch on other devices) takes a reference body of tensor
-/// operations, without a warning, which holds the matrix.
+/// [`tree_search`](crate::functions::tree_search) takes them. Where there is a [kernel](crate::functions#kernels), no matrix of
+/// scores is held in memory; a reference body holds it.
 ///
 /// # Shapes
 /// - query: `[batch, queries, heads, head_dim]`

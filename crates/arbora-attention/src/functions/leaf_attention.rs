@@ -16,8 +16,7 @@ pub struct LeafAttentionInput {
     pub key: Tensor<4>,
     /// `[batch, keys, kv_heads, value_dim]`
     pub value: Tensor<4>,
-    /// The leaf of each query, `[batch, queries, heads]`. A query whose leaf is outside `0..leaves` takes
-    /// no part.
+    /// The leaf of each query, `[batch, queries, heads]`. A query whose leaf is outside `0..leaves` is masked out.
     pub query_leaf: Tensor<3, Int>,
     /// The leaf of each key, `[batch, keys, kv_heads]`. A key whose leaf is outside `0..leaves` is seen by
     /// no query.
@@ -53,16 +52,11 @@ pub struct LeafAttentionOutput {
 /// gradients. With `key_bias = log p - detach(log p)`, which is zero, the probability `p` with which a key
 /// is in its leaf gets the gradient that it would have if keys counted by it.
 ///
-/// Where a backend has a kernel, time grows with the sum over leaves of their queries times their keys, and
-/// memory with queries plus keys: beside inputs and outputs it holds the order of rows by leaf, and
-/// tiles. No matrix of queries by keys exists. One leaf that holds most rows costs what dense attention
-/// costs. On GPUs there is one more term: listing the rows of a leaf reads the leaf numbers of all rows of its
-/// example and key head, so `leaves · (queries + keys)` integers per example and head.
-///
-/// Kernels exist for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; there
-/// for heads and values up to 256 numbers, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and
-/// double precision, wider heads on GPUs, tch on other devices) takes a reference body of tensor
-/// operations, without a warning: it forms every pair of query and key, in time and in memory.
+/// Where there is a [kernel](crate::functions#kernels), time grows with the sum over leaves of their queries times their keys,
+/// and memory with queries plus keys: beside inputs and outputs it holds the order of rows by leaf, and tiles. One leaf that
+/// holds most rows costs what dense attention costs. On GPUs listing the rows of a leaf also reads the leaf numbers of all rows
+/// of its example and key head: `leaves · (queries + keys)` integers per example and head. A reference body forms every pair
+/// of query and key, in time and in memory.
 ///
 /// # Panics
 /// If an axis disagrees with the others, if there are no leaves, if `heads` is not a multiple of
@@ -99,6 +93,31 @@ pub fn leaf_attention(
         context: Tensor::from_dispatch(output.context),
         lse: Tensor::from_dispatch(output.lse),
     }
+}
+
+/// For each query the mean value of the keys of its leaf, 0 where there is none: attention with equal logits, whose
+/// denominators count the keys.
+pub(crate) fn means_of_leaves(
+    query_leaf: Tensor<3, Int>,
+    key_leaf: Tensor<3, Int>,
+    value: Tensor<4>,
+    leaves: usize,
+) -> LeafAttentionOutput {
+    let input = LeafAttentionInput {
+        query: zero_rows(query_leaf.dims(), &value),
+        key: zero_rows(key_leaf.dims(), &value),
+        value,
+        query_leaf,
+        key_leaf,
+        key_bias: None,
+    };
+    leaf_attention(input, LeafAttentionOptions::new(leaves))
+}
+
+/// Queries or keys whose dot products are all 0: constants, `[batch, rows, heads, 4]`. Kernels read four numbers at a time.
+pub(crate) fn zero_rows([batch, rows, heads]: [usize; 3], like: &Tensor<4>) -> Tensor<4> {
+    let device = like.device().without_autodiff();
+    Tensor::zeros([batch, rows, heads, 4], (&device, like.dtype()))
 }
 
 /// What [`candidate_keys`] compares, none of which gets a gradient but the gate.

@@ -4,7 +4,7 @@
 use super::dense_attention;
 use crate::ops::DenseAttentionOptions;
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorCreationOptions};
 
 /// Which pairs a query does not see, `true` = masked out; `None` where nothing is. What does not depend on an
 /// axis has length 1 there: the result broadcasts to `[batch, heads, queries, keys]`.
@@ -106,7 +106,7 @@ pub(crate) fn select_rows(tensor: &Tensor<4>, rows: &[usize]) -> Tensor<4> {
     tensor.clone().select(0, rows)
 }
 
-/// `rows` with zeros where a leaf of `[batch, rows, heads]` is negative: there nothing takes part.
+/// `rows` with zeros where a leaf of `[batch, rows, heads]` is negative, which is masked out.
 pub(crate) fn without_absent(rows: Tensor<4>, leaves: Tensor<3, Int>) -> Tensor<4> {
     let absent = leaves.lower_elem(0).unsqueeze_dim::<4>(3);
     let absent = absent.expand(rows.dims());
@@ -130,10 +130,8 @@ pub(crate) fn with_ones(value: Tensor<4>) -> Tensor<4> {
 
 /// In single precision, if it was less.
 pub(crate) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    match tensor.dtype() {
-        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
-        _ => tensor,
-    }
+    let dtype = crate::ops::at_least_single(tensor.dtype());
+    tensor.cast(dtype)
 }
 
 /// [`dense_attention`] to all keys, of which query heads share some.

@@ -6,6 +6,7 @@ use crate::ops::limits::leaf_group;
 use crate::ops::reference::MASKED_LOGIT;
 use crate::ops::{DenseAttentionOptions, GhostNodes, TreeSearchOptions};
 use burn::tensor::activation::softmax;
+use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// Search along several paths per query, composed of burn's tensor functions: what
@@ -97,7 +98,7 @@ impl SeveralPaths {
             read = read + real.clone().int().sum_dim(2).sum_dim(1).reshape([rows, 1]);
             let mut total = self.log_policy(height, &child, &real);
             if let Some(score) = score {
-                total = total + score.reshape([rows, parents, 1]).expand(child.dims());
+                total = total + spread(score, group);
             }
             let total = total.mask_fill(real.bool_not(), MASKED_LOGIT);
             let kept = width.min(slots).min(shape.width(height));
@@ -177,12 +178,10 @@ impl SeveralPaths {
 
         let group = leaf_group(shape);
         let child = self.children(&node, group);
-        let different = differs_from_left(&node);
+        let [left, _] = neighbours(&node);
+        let different = node.clone().not_equal(left);
         let distinct = count(different.clone().reshape([rows, paths, 1]));
-        let keep = different
-            .reshape([rows, paths, 1])
-            .expand(child.dims())
-            .bool_and(self.real(0, &child));
+        let keep = spread(different, group).bool_and(self.real(0, &child));
         let leaves = count(keep.clone());
         let mut positions = vec![self.positions(0, child)];
         let mut kept = vec![keep.reshape([rows, paths * group])];
@@ -192,16 +191,15 @@ impl SeveralPaths {
             let group = shape.group(height + 1);
             let parent = parent_of(node.clone(), group);
             let child = self.children(&parent, group);
-            let all = child.dims();
-            let spread = |node: Tensor<2, Int>| node.reshape([rows, paths, 1]).expand(all);
-            let spread_mask = |mask: Tensor<2, Bool>| mask.reshape([rows, paths, 1]).expand(all);
+            let [left, right] = neighbours(&parent);
+            let leftmost = spread(parent.clone().not_equal(left), group);
+            let rightmost = spread(parent.clone().not_equal(right), group);
             let real = self.real(height, &child);
-            let leftmost = spread_mask(differs_from_left(&parent));
-            let rightmost = spread_mask(differs_from_right(&parent));
             siblings = siblings + count(leftmost.clone().bool_and(real.clone()));
-            let after_left = child.clone().greater(spread(left_neighbour(&node)));
-            let before_own = child.clone().lower(spread(node.clone()));
-            let after_own = child.clone().greater(spread(node));
+            let [left, _] = neighbours(&node);
+            let after_left = child.clone().greater(spread(left, group));
+            let before_own = child.clone().lower(spread(node.clone(), group));
+            let after_own = child.clone().greater(spread(node, group));
             let keep = before_own
                 .bool_and(after_left.bool_or(leftmost))
                 .bool_or(after_own.bool_and(rightmost));
@@ -244,10 +242,9 @@ impl SeveralPaths {
     /// Indices of the children of nodes, `[rows, nodes]` -> `[rows, nodes, group]`.
     fn children(&self, node: &Tensor<2, Int>, group: usize) -> Tensor<3, Int> {
         let [rows, nodes] = node.dims();
-        let all = [rows, nodes, group];
-        let slot = index_along(2, all, (&node.device(), node.dtype()));
-        let first = node.clone() * group as i64;
-        first.reshape([rows, nodes, 1]).expand(all) + slot
+        let options = (&node.device(), node.dtype());
+        let slot = index_along(2, [rows, nodes, group], options);
+        spread(node.clone() * group as i64, group) + slot
     }
 
     /// Whether nodes lie over a token of their example.
@@ -346,22 +343,16 @@ fn count(mask: Tensor<3, Bool>) -> Tensor<1, Int> {
     mask.int().sum_dim(2).sum_dim(1).reshape([rows])
 }
 
-/// The nodes of each row between two that are none, -1.
-fn between_none(node: &Tensor<2, Int>) -> Tensor<2, Int> {
+/// The nodes left and right of each in its row; -1, which is no node, beside the ends.
+fn neighbours(node: &Tensor<2, Int>) -> [Tensor<2, Int>; 2] {
+    let [_, paths] = node.dims();
     let none = node.clone().narrow(1, 0, 1).zeros_like() - 1;
-    Tensor::cat(vec![none.clone(), node.clone(), none], 1)
+    let all = Tensor::cat(vec![none.clone(), node.clone(), none], 1);
+    [all.clone().narrow(1, 0, paths), all.narrow(1, 2, paths)]
 }
 
-/// The node left of each in its row; -1, which is no node, left of the first.
-fn left_neighbour(node: &Tensor<2, Int>) -> Tensor<2, Int> {
-    between_none(node).narrow(1, 0, node.dims()[1])
-}
-
-fn differs_from_left(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
-    node.clone().not_equal(left_neighbour(node))
-}
-
-fn differs_from_right(node: &Tensor<2, Int>) -> Tensor<2, Bool> {
-    let right = between_none(node).narrow(1, 2, node.dims()[1]);
-    node.clone().not_equal(right)
+/// One entry per node for each of its children: `[rows, nodes]` -> `[rows, nodes, group]`
+fn spread<K: Basic>(rows: Tensor<2, K>, group: usize) -> Tensor<3, K> {
+    let [count, nodes] = rows.dims();
+    rows.reshape([count, nodes, 1]).expand([count, nodes, group])
 }

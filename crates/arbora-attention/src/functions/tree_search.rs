@@ -7,6 +7,7 @@ use crate::ops::{
 };
 use arbora_tree::Layout;
 use burn::backend::Dispatch;
+use burn::tensor::kind::Basic;
 use burn::tensor::{Int, Tensor};
 
 /// How a search chooses its paths, one or several per query.
@@ -47,23 +48,18 @@ impl Route {
     /// side. Greedy search and beams are left as they are.
     #[must_use]
     pub fn apart(self) -> Self {
-        let rows = |[batch, queries, paths, steps]: [usize; 4]| [batch, queries * paths, 1, steps];
         match self {
-            Self::Sampled(uniforms) => {
-                let rows = rows(uniforms.dims());
-                Self::Sampled(uniforms.reshape(rows))
-            }
-            Self::Uniform(uniforms) => {
-                let rows = rows(uniforms.dims());
-                Self::Uniform(uniforms.reshape(rows))
-            }
-            Self::Given(path) => {
-                let rows = rows(path.dims());
-                Self::Given(path.reshape(rows))
-            }
+            Self::Sampled(uniforms) => Self::Sampled(each_apart(uniforms)),
+            Self::Uniform(uniforms) => Self::Uniform(each_apart(uniforms)),
+            Self::Given(path) => Self::Given(each_apart(path)),
             Self::Greedy | Self::Beam(_) => self,
         }
     }
+}
+
+fn each_apart<K: Basic>(paths: Tensor<4, K>) -> Tensor<4, K> {
+    let [batch, queries, count, steps] = paths.dims();
+    paths.reshape([batch, queries * count, 1, steps])
 }
 
 /// What a tree search returns.

@@ -74,13 +74,6 @@ impl IndexError {
             source,
         }
     }
-
-    fn damaged(path: &Path, reason: impl ToString) -> Self {
-        Self::Damaged {
-            path: path.into(),
-            reason: reason.to_string(),
-        }
-    }
 }
 
 impl TreeIndex {
@@ -166,7 +159,7 @@ fn save(index: &TreeIndex, tree: Option<&TokenTree>, path: &Path) -> Result<(), 
         ("tokens", shape.tokens().to_string()),
         ("branching", shape.branching().to_string()),
         ("layout", layout.to_string()),
-        ("weights", index.fingerprint()),
+        ("weights", index.known_weights().fingerprint()),
     ]
     .map(|(name, value)| (name.to_string(), value))
     .into();
@@ -216,23 +209,24 @@ struct Contents {
 impl Contents {
     fn read(path: &Path, layer: &TreeCrossAttention) -> Result<Self, IndexError> {
         let bytes = fs::read(path).map_err(IndexError::file(path))?;
-        let damaged = |reason: String| IndexError::damaged(path, reason);
+        let damaged = |reason: &dyn ToString| IndexError::Damaged {
+            path: path.into(),
+            reason: reason.to_string(),
+        };
         let other_layer = |reason: &str| IndexError::OtherLayer {
             reason: format!("{}: {reason}", path.display()),
         };
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|error| IndexError::damaged(path, error))?;
-        let file =
-            SafeTensors::deserialize(&bytes).map_err(|error| IndexError::damaged(path, error))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let entry = |name: &str| {
             let value = metadata.get(name);
-            value.ok_or_else(|| damaged(format!("no entry {name}")))
+            value.ok_or_else(|| damaged(&format!("no entry {name}")))
         };
         let number = |name: &str| {
             let value = entry(name)?;
             let number = value.parse::<usize>();
-            number.map_err(|_| damaged(format!("{name} is {value}")))
+            number.map_err(|_| damaged(&format!("{name} is {value}")))
         };
         let version = entry("arbora_tree_index")?;
         if version != VERSION {
@@ -244,16 +238,14 @@ impl Contents {
 
         let tensors = TENSORS.iter().filter_map(|name| file.tensor(name).ok());
         if *entry("checksum")? != checksum(&metadata, tensors.map(|tensor| tensor.data())) {
-            return Err(damaged("the checksum differs".into()));
+            return Err(damaged(&"the checksum differs"));
         }
         let tensor = |name: &str, dtype: Dtype| {
-            let view = file
-                .tensor(name)
-                .map_err(|error| damaged(error.to_string()))?;
+            let view = file.tensor(name).map_err(|error| damaged(&error))?;
             if view.dtype() == dtype {
                 Ok(view)
             } else {
-                Err(damaged(format!("{name} is {:?}", view.dtype())))
+                Err(damaged(&format!("{name} is {:?}", view.dtype())))
             }
         };
         let (key, value) = (tensor("key", Dtype::F32)?, tensor("value", Dtype::F32)?);
@@ -262,60 +254,52 @@ impl Contents {
         let nodes = has_nodes.then(|| tensor("nodes", Dtype::F32)).transpose()?;
 
         let &[batch, count, heads, head_dim] = key.shape() else {
-            return Err(damaged(format!("key is {:?}", key.shape())));
+            return Err(damaged(&format!("key is {:?}", key.shape())));
         };
         // Before the layer's weights: of another size they differ anyway, and this says how.
-        for (name, expected, got) in [
-            ("heads", heads, layer.attention.n_heads),
-            (
-                "width",
-                heads.saturating_mul(head_dim),
-                layer.attention.d_model,
-            ),
-        ] {
-            if expected != got {
-                return Err(other_layer(&format!(
-                    "{name}: expected {expected}, got {got}"
-                )));
+        let fits = |name: &str, expected: usize, got: usize| {
+            let differs = || other_layer(&format!("{name}: expected {expected}, got {got}"));
+            if expected == got {
+                Ok(())
+            } else {
+                Err(differs())
             }
-        }
+        };
+        let width = heads.saturating_mul(head_dim);
+        fits("heads", heads, layer.attention.n_heads)?;
+        fits("width", width, layer.attention.d_model)?;
         let (tokens, branching) = (number("tokens")?, number("branching")?);
         let layout = match entry("layout")?.as_str() {
             "left-filled" => Layout::LeftFilled,
             "published" => Layout::Published,
-            other => return Err(damaged(format!("layout is {other}"))),
+            other => return Err(damaged(&format!("layout is {other}"))),
         };
         // A tree has more nodes than tokens; larger numbers would not be countable either.
         if batch == 0 || tokens == 0 || tokens > count || branching < 2 {
-            return Err(damaged(format!(
+            return Err(damaged(&format!(
                 "{batch} examples, {tokens} tokens, branching factor {branching}, {count} nodes"
             )));
         }
         let shape = TokenTreeShape::new(tokens, branching, layout);
-        let width = heads * head_dim;
-        for (name, expected, got) in [
-            ("nodes of key", vec![shape.nodes()], &[count][..]),
-            ("value", key.shape().to_vec(), value.shape()),
-            ("lengths", vec![batch], lengths.shape()),
-            (
-                "nodes",
-                vec![batch, count, width],
-                nodes
-                    .as_ref()
-                    .map_or(&[batch, count, width][..], TensorView::shape),
-            ),
-        ] {
-            if expected != got {
-                return Err(damaged(format!(
-                    "{name}: expected {expected:?}, got {got:?}"
-                )));
+        let agrees = |name: &str, expected: &[usize], got: &[usize]| {
+            let differs = || damaged(&format!("{name}: expected {expected:?}, got {got:?}"));
+            if expected == got {
+                Ok(())
+            } else {
+                Err(differs())
             }
+        };
+        agrees("nodes of key", &[shape.nodes()], &[count])?;
+        agrees("value", key.shape(), value.shape())?;
+        agrees("lengths", &[batch], lengths.shape())?;
+        if let Some(nodes) = &nodes {
+            agrees("nodes", &[batch, count, width], nodes.shape())?;
         }
         let (words, _) = lengths.data().as_chunks();
         let lengths: Vec<i64> = words.iter().copied().map(i64::from_le_bytes).collect();
         let real = 0..=tokens as i64;
         if let Some(length) = lengths.iter().find(|length| !real.contains(length)) {
-            return Err(damaged(format!("length {length} of {tokens} tokens")));
+            return Err(damaged(&format!("length {length} of {tokens} tokens")));
         }
         if *entry("weights")? != ContextWeights::of(&layer.attention).fingerprint() {
             return Err(other_layer(

@@ -1,7 +1,7 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
-use crate::functions::check::expect_divisor;
+use crate::functions::check::{expect, expect_divisor};
 use crate::functions::dense_attention;
 use crate::ops::DenseAttentionOptions;
 use burn::config::Config;
@@ -206,12 +206,8 @@ impl PreNormAttention {
 
     #[track_caller]
     fn check_width(&self, name: &str, tensor: &Tensor<3>) {
-        let width = tensor.dims()[2];
-        assert_eq!(
-            width, self.d_model,
-            "pre_norm_attention: axis 2 of {name}: expected {}, got {width}",
-            self.d_model
-        );
+        let name = format!("pre_norm_attention: axis 2 of {name}");
+        expect(&name, tensor.dims()[2], self.d_model);
     }
 }
 

@@ -77,9 +77,7 @@ impl StreamingIndex {
         tokens: Tensor<3>,
         aggregator: &A,
     ) -> Result<Changed, StreamError> {
-        self.index.expect(&layer.attention);
-        let changed = self.tree.append(tokens, aggregator)?;
-        self.follow(layer, changed)
+        self.change(layer, |tree| tree.append(tokens, aggregator))
     }
 
     /// Appends to every example the first `counts[example]` of its tokens: see
@@ -98,9 +96,7 @@ impl StreamingIndex {
         counts: &[usize],
         aggregator: &A,
     ) -> Result<Changed, StreamError> {
-        self.index.expect(&layer.attention);
-        let changed = self.tree.append_ragged(tokens, counts, aggregator)?;
-        self.follow(layer, changed)
+        self.change(layer, |tree| tree.append_ragged(tokens, counts, aggregator))
     }
 
     /// Replaces tokens, named as `(example, token)`: see [`TokenTree::update`].
@@ -121,9 +117,7 @@ impl StreamingIndex {
         tokens: Tensor<2>,
         aggregator: &A,
     ) -> Result<Changed, StreamError> {
-        self.index.expect(&layer.attention);
-        let changed = self.tree.update(leaves, tokens, aggregator)?;
-        self.follow(layer, changed)
+        self.change(layer, |tree| tree.update(leaves, tokens, aggregator))
     }
 
     /// Makes room for `tokens` tokens per example at once: see [`TokenTree::reserve`].
@@ -140,17 +134,17 @@ impl StreamingIndex {
         tokens: usize,
         aggregator: &A,
     ) -> Result<Changed, StreamError> {
-        self.index.expect(&layer.attention);
-        let changed = self.tree.reserve(tokens, aggregator)?;
-        self.follow(layer, changed)
+        self.change(layer, |tree| tree.reserve(tokens, aggregator))
     }
 
     #[track_caller]
-    fn follow(
+    fn change(
         &mut self,
         layer: &TreeCrossAttention,
-        changed: Changed,
+        change: impl FnOnce(&mut TokenTree) -> Result<Changed, StreamError>,
     ) -> Result<Changed, StreamError> {
+        self.index.expect(&layer.attention);
+        let changed = change(&mut self.tree)?;
         self.index
             .follow(&layer.attention, &changed, self.tree.lengths());
         Ok(changed)

@@ -78,15 +78,11 @@ impl TreeIndex {
     }
 
     fn check_weights(&self, attention: &PreNormAttention) -> Result<(), IndexError> {
-        let known = self
-            .weights
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_unless_same(attention);
-        let Some(known) = known else {
+        // A clone, so that other threads go on searching while weights are read back.
+        let known = self.known_weights();
+        if known.are_of(attention) {
             return Ok(());
-        };
-        // Outside the lock: other threads go on searching while weights are read back.
+        }
         if let Some(reason) = known.difference(attention) {
             return Err(IndexError::OtherLayer { reason });
         }
@@ -95,13 +91,10 @@ impl TreeIndex {
         Ok(())
     }
 
-    /// SHA-256 over the weights that made the index.
-    pub(super) fn fingerprint(&self) -> String {
-        self.weights
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .fingerprint()
+    /// The weights that made the index.
+    pub(super) fn known_weights(&self) -> ContextWeights {
+        let weights = self.weights.read();
+        weights.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Which leaves are ghosts, `[batch, leaves]`, `true` = masked out.
@@ -152,11 +145,11 @@ impl ContextWeights {
         }
     }
 
-    fn clone_unless_same(&self, attention: &PreNormAttention) -> Option<Self> {
-        let same = self.heads == attention.n_heads
+    /// Whether they are known to be those of `attention`, without reading them.
+    fn are_of(&self, attention: &PreNormAttention) -> bool {
+        self.heads == attention.n_heads
             && same_linear(&self.key, &attention.key)
-            && same_linear(&self.value, &attention.value);
-        (!same).then(|| self.clone())
+            && same_linear(&self.value, &attention.value)
     }
 
     /// In words, how the weights of `attention` differ from these; `None` if they are equal.

@@ -2,8 +2,6 @@
 
 use super::limits::{self, are_single};
 use super::reference;
-#[cfg(feature = "fusion")]
-use super::specs;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, ExtensionType, backend_extension};
 
@@ -31,15 +29,33 @@ impl<B: Backend> FeedForwardPrimitive<B> {
     /// The same function of every weight.
     pub fn map<C: Backend>(
         self,
-        mut function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
+        function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
     ) -> FeedForwardPrimitive<C> {
-        FeedForwardPrimitive {
-            norm_gamma: function(self.norm_gamma),
-            norm_beta: function(self.norm_beta),
-            inner: function(self.inner),
-            inner_bias: function(self.inner_bias),
-            outer: function(self.outer),
-            outer_bias: function(self.outer_bias),
+        FeedForwardPrimitive::from_array(self.into_array().map(function))
+    }
+
+    /// All weights in the order of the fields.
+    pub(crate) fn into_array(self) -> [FloatTensor<B>; 6] {
+        [
+            self.norm_gamma,
+            self.norm_beta,
+            self.inner,
+            self.inner_bias,
+            self.outer,
+            self.outer_bias,
+        ]
+    }
+
+    pub(crate) fn from_array(
+        [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias]: [FloatTensor<B>; 6],
+    ) -> Self {
+        Self {
+            norm_gamma,
+            norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
         }
     }
 }
@@ -104,7 +120,10 @@ pub trait FeedForwardOps: Backend {
     }
 
     /// [`feed_forward_backward`](Self::feed_forward_backward) where kernels take it.
-    #[fusion(meta = |rows, weights, _, _| specs::feed_forward_backward(rows, weights))]
+    #[fusion(meta = |rows, weights, _, _| FeedForwardGradientsMetadata {
+        rows: rows.clone(),
+        weights: weights.clone(),
+    })]
     fn feed_forward_backward_kernel(
         rows: FloatTensor<Self>,
         #[extension_type] weights: FeedForwardPrimitive<Self>,

@@ -23,31 +23,14 @@ pub(crate) fn are_single<'a, T: TensorMetadata + 'a>(
     tensors.into_iter().all(single)
 }
 
-/// [`are_single`] for the weights of a block.
-fn is_single<B: Backend>(block: &BlockPrimitive<B>) -> bool {
-    let mut single = true;
-    let _: BlockPrimitive<B> = block.clone().map(|weight| {
-        single &= are_single([&weight]);
-        weight
-    });
-    single
-}
-
-/// [`are_single`] for the weights of a feed-forward part.
-fn is_single_feed_forward<B: Backend>(weights: &FeedForwardPrimitive<B>) -> bool {
-    are_single([
-        &weights.norm_gamma,
-        &weights.norm_beta,
-        &weights.inner,
-        &weights.inner_bias,
-        &weights.outer,
-        &weights.outer_bias,
-    ])
-}
-
 /// Kernels count in 32 bits.
 fn counted(elements: usize) -> bool {
     i32::try_from(elements).is_ok()
+}
+
+/// The product, as far as numbers go.
+fn product<const N: usize>(sizes: [usize; N]) -> usize {
+    sizes.into_iter().fold(1, usize::saturating_mul)
 }
 
 /// Slots of all decisions, and of those and the leaves.
@@ -74,19 +57,14 @@ pub(crate) fn tree_search<B: Backend>(
     let [_, _, _, value_dim] = inputs.value.shape().dims();
     let shape = &options.shape;
     let (_, slots) = slots(shape);
-    let rows = batch.saturating_mul(queries);
-    let scratch = slots
-        .saturating_mul(heads)
-        .saturating_add(shape.branching())
-        .saturating_mul(rows);
-    let features = head_dim.max(value_dim).saturating_mul(heads);
-    let units = slots.saturating_mul(batch).saturating_mul(features);
+    let scratch = product([slots, heads]).saturating_add(shape.branching());
+    let widest = head_dim.max(value_dim);
     are_single([&inputs.query, &inputs.key, &inputs.value])
         && [
-            scratch,
-            units,
-            rows.saturating_mul(features),
-            rows.saturating_mul(shape.decisions() + 1),
+            product([scratch, batch, queries]),
+            product([slots, batch, widest, heads]),
+            product([batch, queries, widest, heads]),
+            product([batch, queries, shape.decisions() + 1]),
             shape.span(shape.height()),
         ]
         .into_iter()
@@ -110,10 +88,7 @@ pub(crate) fn dense_attention<B: Backend>(inputs: &DenseAttentionInputs<B>) -> b
     let [_, rows, _, value_dim] = inputs.value.shape().dims();
     let widest = head_dim.max(value_dim);
     let narrowest = head_dim.min(value_dim);
-    let numbers = batch
-        .saturating_mul(queries.max(rows))
-        .saturating_mul(heads)
-        .saturating_mul(widest.max(2));
+    let numbers = product([batch, queries.max(rows), heads, widest.max(2)]);
     are_single([&inputs.query, &inputs.key, &inputs.value])
         && widest <= WIDEST_HEAD
         && narrowest > 0
@@ -139,13 +114,8 @@ pub(crate) fn leaf_attention<B: Backend>(
     let [_, keys, kv_heads, value_dim] = value.shape().dims();
     let widest = head_dim.max(value_dim);
     let rows = [queries, keys, options.leaves.saturating_add(1)];
-    let numbers = batch
-        .saturating_mul(
-            rows.iter()
-                .fold(0, |sum: usize, rows| sum.saturating_add(*rows)),
-        )
-        .saturating_mul(heads)
-        .saturating_mul(widest.max(4));
+    let rows = rows.into_iter().fold(0, usize::saturating_add);
+    let numbers = product([batch, rows, heads, widest.max(4)]);
     let empty = query.shape().num_elements() * key.shape().num_elements() * kv_heads == 0;
     are_single([query, key, value])
         && !empty
@@ -180,13 +150,13 @@ pub(crate) fn tree_build<B: Backend>(
         .map(|height| shape.width(height) * shape.group(height))
         .max()
         .unwrap_or(1);
-    let most = slots.max(shape.nodes()).saturating_mul(batch);
+    let most = product([slots.max(shape.nodes()), batch]);
     are_single([rows])
-        && is_single(block)
+        && are_single(&block.clone().into_array())
         && ff > 0
         && dim / options.heads <= WIDEST_HEAD
-        && counted(most.saturating_mul(widest))
-        && counted(shape.span(shape.height()).saturating_mul(shape.branching()))
+        && counted(product([most, widest]))
+        && counted(product([shape.span(shape.height()), shape.branching()]))
 }
 
 /// Whether there are rows, all in single precision, and 32 bits count everything.
@@ -197,7 +167,7 @@ pub(crate) fn feed_forward<B: Backend>(
     let [count, dim] = rows.shape().dims();
     let [ff, _] = weights.outer.shape().dims();
     are_single([rows])
-        && is_single_feed_forward(weights)
+        && are_single(&weights.clone().into_array())
         && count > 0
-        && counted(count.saturating_mul(dim.max(2 * ff)))
+        && counted(product([count, dim.max(2 * ff)]))
 }

@@ -16,8 +16,17 @@ pub(crate) use leaf_attention::{pair_number, row_state};
 use arbora_tree::TokenTreeShape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+use burn::tensor::DType;
 use limits::are_single;
 use serde::{Deserialize, Serialize};
+
+/// The type that a type is computed in: half precision in single precision.
+pub(crate) fn at_least_single(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        _ => dtype,
+    }
+}
 
 /// What final attention does with nodes over no token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -243,17 +252,52 @@ impl<B: Backend> BlockPrimitive<B> {
     /// The same function of every weight.
     pub fn map<C: Backend>(
         self,
-        mut function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
+        function: impl FnMut(FloatTensor<B>) -> FloatTensor<C>,
     ) -> BlockPrimitive<C> {
-        BlockPrimitive {
-            norm_gamma: function(self.norm_gamma),
-            norm_beta: function(self.norm_beta),
-            query: function(self.query),
-            key: function(self.key),
-            value: function(self.value),
-            output: function(self.output),
-            output_bias: function(self.output_bias),
-            feed_forward: self.feed_forward.map(function),
+        BlockPrimitive::from_array(self.into_array().map(function))
+    }
+
+    /// All weights in the order of the fields, those of the feed-forward part last.
+    pub(crate) fn into_array(self) -> [FloatTensor<B>; 13] {
+        let [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias] =
+            self.feed_forward.into_array();
+        [
+            self.norm_gamma,
+            self.norm_beta,
+            self.query,
+            self.key,
+            self.value,
+            self.output,
+            self.output_bias,
+            norm_gamma,
+            norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
+        ]
+    }
+
+    pub(crate) fn from_array(weights: [FloatTensor<B>; 13]) -> Self {
+        let [
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward @ ..,
+        ] = weights;
+        Self {
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward: FeedForwardPrimitive::from_array(feed_forward),
         }
     }
 }
@@ -436,7 +480,12 @@ pub trait TreeAttentionOps: Backend {
     }
 
     /// [`leaf_attention_backward`](Self::leaf_attention_backward) where kernels take it.
-    #[fusion(meta = |inputs, _, _, _| specs::leaf_attention_backward(inputs))]
+    #[fusion(meta = |inputs, _, _, _| LeafAttentionGradientsMetadata {
+        query: inputs.query.clone(),
+        key: inputs.key.clone(),
+        value: inputs.value.clone(),
+        key_bias: inputs.key_bias.clone(),
+    })]
     fn leaf_attention_backward_kernel(
         #[extension_type] inputs: LeafAttentionInputs<Self>,
         #[extension_type] output: AttentionOutput<Self>,

@@ -1,9 +1,10 @@
 //! Backend primitives with the few methods that reference bodies are written in, so that they read
 //! like tensor code. burn's own `Tensor` dispatches at run time and cannot be used below it.
 
+use super::at_least_single;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Slice, TensorMetadata, get_or_init_device_settings};
-use burn::tensor::{DType, FloatDType, IntDType, Shape};
+use burn::tensor::{BoolDType, DType, FloatDType, IntDType, Shape};
 use std::ops::Range;
 
 #[derive(Clone)]
@@ -25,6 +26,27 @@ macro_rules! methods {
             Self(B::$operation(self.0, other.0))
         }
     )+};
+    (of a tensor and a number: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, number: f64) -> Self {
+            Self(B::$operation(self.0, number.into()))
+        }
+    )+};
+    (along an axis, which stays with length 1 where it is reduced: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, axis: usize) -> Self {
+            Self(B::$operation(self.0, axis))
+        }
+    )+};
+    (whether it is so: $($name:ident = $operation:ident),+) => {$(
+        pub fn $name(self, other: Self) -> Mask<B> {
+            let dtype = bool_dtype::<B>(&self.0);
+            Mask(B::$operation(self.0, other.0, dtype))
+        }
+    )+};
+}
+
+/// The type of masks on a tensor's device.
+fn bool_dtype<B: Backend>(tensor: &impl TensorMetadata<Device = B::Device>) -> BoolDType {
+    get_or_init_device_settings::<B>(&tensor.device()).bool_dtype
 }
 
 /// What tensors of all kinds have.
@@ -47,6 +69,27 @@ macro_rules! shape_methods {
     };
 }
 
+/// What tensors of numbers have.
+macro_rules! number_methods {
+    ($swap_dims:ident, $slice:ident) => {
+        pub fn swap_dims(self, first: usize, second: usize) -> Self {
+            Self(B::$swap_dims(self.0, first, second))
+        }
+
+        /// Some entries of one axis.
+        pub fn narrow(self, axis: usize, range: Range<usize>) -> Self {
+            let slices = slices(&self.0.shape(), axis, range);
+            Self(B::$slice(self.0, &slices))
+        }
+
+        /// The entry at `index` of the last axis of three, as `[rows]`.
+        pub fn last_of_three(self, index: usize) -> Self {
+            let [a, b, _] = self.0.shape().dims();
+            self.narrow(2, index..index + 1).reshape([a * b])
+        }
+    };
+}
+
 /// Some entries of one axis, and all of the others.
 fn slices(dims: &[usize], axis: usize, range: Range<usize>) -> Vec<Slice> {
     let mut ranges: Vec<_> = dims.iter().map(|size| 0..*size).collect();
@@ -56,6 +99,7 @@ fn slices(dims: &[usize], axis: usize, range: Range<usize>) -> Vec<Slice> {
 
 impl<B: Backend> Float<B> {
     shape_methods!(float_reshape, float_expand, float_cat);
+    number_methods!(float_swap_dims, float_slice);
 
     methods!(of one tensor: detach = float_detach, sqrt = float_sqrt, exp = float_exp, log = float_log);
 
@@ -64,16 +108,26 @@ impl<B: Backend> Float<B> {
         matmul = float_matmul, add = float_add, sub = float_sub, mul = float_mul, div = float_div
     );
 
+    methods!(
+        of a tensor and a number:
+        shift = float_add_scalar, scale = float_mul_scalar, clamp_min = float_clamp_min
+    );
+
+    methods!(
+        along an axis, which stays with length 1 where it is reduced:
+        sum = float_sum_dim, max = float_max_dim, cumsum = float_cumsum
+    );
+
+    methods!(whether it is so: at_least = float_greater_equal);
+
     pub fn dims<const D: usize>(&self) -> [usize; D] {
         self.0.shape().dims()
     }
 
     /// Half precision is computed in single precision.
     pub fn at_least_single(self) -> Self {
-        match self.0.dtype() {
-            DType::F16 | DType::BF16 => Self(B::float_cast(self.0, FloatDType::F32)),
-            _ => self,
-        }
+        let dtype = at_least_single(self.0.dtype());
+        self.cast(dtype)
     }
 
     pub fn cast(self, dtype: DType) -> Self {
@@ -89,14 +143,13 @@ impl<B: Backend> Float<B> {
     }
 
     /// Zeros of this type, on this device.
-    pub fn zeros<const D: usize>(&self, shape: [usize; D]) -> Self {
+    pub fn zeros(&self, shape: impl Into<Shape>) -> Self {
         let dtype: FloatDType = self.0.dtype().into();
-        Self(B::float_zeros(Shape::from(shape), &self.0.device(), dtype))
+        Self(B::float_zeros(shape.into(), &self.0.device(), dtype))
     }
 
     pub fn zeros_like(&self) -> Self {
-        let dtype: FloatDType = self.0.dtype().into();
-        Self(B::float_zeros(self.0.shape(), &self.0.device(), dtype))
+        self.zeros(self.0.shape())
     }
 
     /// Whole rows of the first axis.
@@ -104,30 +157,20 @@ impl<B: Backend> Float<B> {
         Self(B::float_select(self.0, 0, indices.0))
     }
 
-    /// The entry at `index` of the last axis of three, as `[rows]`.
-    pub fn last_of_three(self, index: usize) -> Self {
-        let [a, b, c] = self.dims();
-        let slices = slices(&[a, b, c], 2, index..index + 1);
-        Self(B::float_slice(self.0, &slices)).reshape([a * b])
-    }
-
     /// The entries of axis 1 from `first` on.
     pub fn rows_from(self, first: usize) -> Self {
-        let shape = self.0.shape();
-        let slices = slices(&shape, 1, first..shape[1]);
-        Self(B::float_slice(self.0, &slices))
+        let end = self.0.shape()[1];
+        self.narrow(1, first..end)
     }
 
     /// The two halves of the last axis of three.
     pub fn halves(self) -> (Self, Self) {
-        let dims: [usize; 3] = self.dims();
-        let half = dims[2] / 2;
-        let part = |range| Self(B::float_slice(self.0.clone(), &slices(&dims, 2, range)));
-        (part(0..half), part(half..2 * half))
-    }
-
-    pub fn swap_dims(self, first: usize, second: usize) -> Self {
-        Self(B::float_swap_dims(self.0, first, second))
+        let [.., width] = self.dims::<3>();
+        let half = width / 2;
+        (
+            self.clone().narrow(2, 0..half),
+            self.narrow(2, half..2 * half),
+        )
     }
 
     /// The exact form. Its gradient is exact too, while burn's own operation has on some backends the
@@ -139,18 +182,9 @@ impl<B: Backend> Float<B> {
         self.mul(cumulative.shift(1.0)).scale(0.5)
     }
 
-    /// Adds a number to every entry.
-    pub fn shift(self, number: f64) -> Self {
-        Self(B::float_add_scalar(self.0, number.into()))
-    }
-
     /// The sum of all entries, `[1]`.
     pub fn total(self) -> Self {
         Self(B::float_sum(self.0))
-    }
-
-    pub fn scale(self, factor: f64) -> Self {
-        Self(B::float_mul_scalar(self.0, factor.into()))
     }
 
     /// Of numbers of any size: past 80 nothing changes that single precision can tell from 1, and the
@@ -160,32 +194,9 @@ impl<B: Backend> Float<B> {
         Self(B::sigmoid(clamped))
     }
 
-    pub fn clamp_min(self, least: f64) -> Self {
-        Self(B::float_clamp_min(self.0, least.into()))
-    }
-
-    /// Sums an axis, which stays with length 1.
-    pub fn sum(self, axis: usize) -> Self {
-        Self(B::float_sum_dim(self.0, axis))
-    }
-
-    /// The largest entry along an axis, which stays with length 1.
-    pub fn max(self, axis: usize) -> Self {
-        Self(B::float_max_dim(self.0, axis))
-    }
-
-    pub fn cumsum(self, axis: usize) -> Self {
-        Self(B::float_cumsum(self.0, axis))
-    }
-
     /// Puts `value` where the mask is true.
     pub fn fill(self, mask: Mask<B>, value: f64) -> Self {
         Self(B::float_mask_fill(self.0, mask.0, value.into()))
-    }
-
-    pub fn at_least(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::float_greater_equal(self.0, other.0, dtype))
     }
 
     pub fn at_most(self, other: Self) -> Mask<B> {
@@ -193,23 +204,22 @@ impl<B: Backend> Float<B> {
     }
 
     pub fn equals_zero(self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
+        let dtype = bool_dtype::<B>(&self.0);
         Mask(B::float_equal_elem(self.0, 0.0.into(), dtype))
     }
 }
 
 impl<B: Backend> Integer<B> {
     shape_methods!(int_reshape, int_expand, int_cat);
+    number_methods!(int_swap_dims, int_slice);
 
     methods!(of two tensors: add = int_add, sub = int_sub);
+
+    methods!(whether it is so: below = int_lower, equal = int_equal);
 
     pub fn arange(count: usize, like: &Self) -> Self {
         let dtype: IntDType = like.0.dtype().into();
         Self(B::int_arange(0..count as i64, &like.0.device(), dtype))
-    }
-
-    pub fn swap_dims(self, first: usize, second: usize) -> Self {
-        Self(B::int_swap_dims(self.0, first, second))
     }
 
     pub fn cast_like(self, like: &Self) -> Self {
@@ -218,12 +228,6 @@ impl<B: Backend> Integer<B> {
         } else {
             Self(B::int_cast(self.0, like.0.dtype().into()))
         }
-    }
-
-    pub fn last_of_three(self, index: usize) -> Self {
-        let [a, b, c] = self.0.shape().dims();
-        let slices = slices(&[a, b, c], 2, index..index + 1);
-        Self(B::int_slice(self.0, &slices)).reshape([a * b])
     }
 
     pub fn plus(self, value: i64) -> Self {
@@ -249,18 +253,8 @@ impl<B: Backend> Integer<B> {
     }
 
     pub fn above(self, value: i64) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
+        let dtype = bool_dtype::<B>(&self.0);
         Mask(B::int_greater_elem(self.0, value.into(), dtype))
-    }
-
-    pub fn below(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::int_lower(self.0, other.0, dtype))
-    }
-
-    pub fn equal(self, other: Self) -> Mask<B> {
-        let dtype = get_or_init_device_settings::<B>(&self.0.device()).bool_dtype;
-        Mask(B::int_equal(self.0, other.0, dtype))
     }
 
     pub fn sum(self, axis: usize) -> Self {

@@ -1,21 +1,11 @@
 //! Shapes and types of what the operators return, for fusion, which needs them before anything runs.
 
-use super::feed_forward::{FeedForwardGradientsMetadata, FeedForwardPrimitiveMetadata};
 use super::{
-    AttentionOutputMetadata, BlockPrimitiveMetadata, LeafAttentionGradientsMetadata,
-    LeafAttentionInputsMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
-    TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata,
+    AttentionOutputMetadata, BlockPrimitiveMetadata, TreeBuildGradientsMetadata, TreeBuildOptions,
+    TreeSearchInputsMetadata, TreeSearchOptions, TreeSearchPrimitiveMetadata, at_least_single,
 };
 use burn::backend::fusion::custom::TensorSpec;
-use burn::tensor::{DType, Shape};
-
-/// Half precision is computed in single precision.
-fn at_least_single(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        _ => dtype,
-    }
-}
+use burn::tensor::Shape;
 
 pub(super) fn attention(query: &TensorSpec, value: &TensorSpec) -> AttentionOutputMetadata {
     let [batch, queries, heads, _] = query.shape.dims();
@@ -43,17 +33,6 @@ pub(super) fn tree_search(
     }
 }
 
-pub(super) fn leaf_attention_backward(
-    inputs: &LeafAttentionInputsMetadata,
-) -> LeafAttentionGradientsMetadata {
-    LeafAttentionGradientsMetadata {
-        query: inputs.query.clone(),
-        key: inputs.key.clone(),
-        value: inputs.value.clone(),
-        key_bias: inputs.key_bias.clone(),
-    }
-}
-
 pub(super) fn candidate_keys_backward(key: &TensorSpec) -> TensorSpec {
     let [batch, keys, kv_heads, _] = key.shape.dims();
     TensorSpec::new(Shape::from([batch, keys, kv_heads]), key.dtype)
@@ -75,15 +54,5 @@ pub(super) fn tree_build_backward(
     TreeBuildGradientsMetadata {
         leaves: TensorSpec::new(leaves, nodes.dtype),
         block: block.clone(),
-    }
-}
-
-pub(super) fn feed_forward_backward(
-    rows: &TensorSpec,
-    weights: &FeedForwardPrimitiveMetadata,
-) -> FeedForwardGradientsMetadata {
-    FeedForwardGradientsMetadata {
-        rows: rows.clone(),
-        weights: weights.clone(),
     }
 }

@@ -9,71 +9,48 @@
 
 use super::rows::{
     CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
-    layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
+    layer_norm_backward, load, most_rows, multiply, split_array, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp};
 use super::{HostBackend, allocate_like, on_host};
+use crate::functions::check::expect;
 use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
 use burn::backend::tensor::FloatTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Parameters or their gradients, row-major; matrices are `[input, output]`.
+/// Parameters or their gradients, row-major: [`FeedForwardPrimitive`] in memory.
 pub(crate) struct FeedForward<T> {
-    /// `[dim]`
-    pub norm_gamma: T,
-    /// `[dim]`
-    pub norm_beta: T,
-    /// `[dim, 2 * ff]`: values, then gates.
-    pub inner: T,
-    /// `[2 * ff]`
-    pub inner_bias: T,
-    /// `[ff, dim]`
-    pub outer: T,
-    /// `[dim]`
+    norm_gamma: T,
+    norm_beta: T,
+    inner: T,
+    inner_bias: T,
+    outer: T,
     pub outer_bias: T,
 }
 
 impl<T> FeedForward<T> {
     /// From all fields in their order.
-    pub(crate) fn new(mut fields: impl Iterator<Item = T>) -> Self {
-        let mut next = || fields.next().expect("there are all fields");
+    pub(crate) fn new(
+        [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias]: [T; 6],
+    ) -> Self {
         Self {
-            norm_gamma: next(),
-            norm_beta: next(),
-            inner: next(),
-            inner_bias: next(),
-            outer: next(),
-            outer_bias: next(),
+            norm_gamma,
+            norm_beta,
+            inner,
+            inner_bias,
+            outer,
+            outer_bias,
         }
     }
 }
 
-/// How many numbers each parameter has, in the order of the fields.
+/// How many numbers each parameter should have, in the order of the fields.
 pub(super) fn sizes(dim: usize, ff: usize) -> [usize; 6] {
     [dim, dim, dim * 2 * ff, 2 * ff, ff * dim, dim]
 }
 
 impl FeedForward<&[f32]> {
-    /// Panics in the name of an operation where sizes disagree.
-    #[track_caller]
-    pub(super) fn check(&self, operation: &str, dim: usize, ff: usize) {
-        let got = [
-            ("feed-forward norm_gamma", self.norm_gamma.len()),
-            ("feed-forward norm_beta", self.norm_beta.len()),
-            ("inner", self.inner.len()),
-            ("inner_bias", self.inner_bias.len()),
-            ("outer", self.outer.len()),
-            ("outer_bias", self.outer_bias.len()),
-        ];
-        for ((name, got), expected) in got.into_iter().zip(sizes(dim, ff)) {
-            assert_eq!(
-                got, expected,
-                "{operation}: numbers of {name}: expected {expected}, got {got}"
-            );
-        }
-    }
-
     fn dim(&self) -> usize {
         self.norm_gamma.len()
     }
@@ -83,30 +60,178 @@ impl FeedForward<&[f32]> {
     }
 }
 
-/// Normalises rows and multiplies them by `W_1`; `hidden`, `[rows, 2 * ff]`, lacks the bias.
-#[inline(always)]
-pub(super) fn activate<A: Arithmetic>(
-    weights: &FeedForward<&[f32]>,
-    epsilon: f32,
-    rows: &[f32],
-    normed: &mut [f32],
-    moments: &mut [[f32; 2]],
-    hidden: &mut [f32],
-) {
-    let (gamma, beta) = (weights.norm_gamma, weights.norm_beta);
-    layer_norm::<A>(rows, gamma, beta, epsilon, normed, moments);
-    multiply(
-        hidden,
-        Write::Set,
-        1.0,
-        Matrix::new(normed, weights.dim()),
-        Matrix::new(weights.inner, weights.inner_bias.len()),
-    );
+/// Activations of one chunk.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// `[rows, dim]`
+    normed: Vec<f32>,
+    /// `[rows]`, mean and inverse deviation
+    moments: Vec<[f32; 2]>,
+    /// `[rows, 2 * ff]`; turns into its gradient
+    hidden: Vec<f32>,
+    /// `[groups, ff]` each; the gradient is empty forward
+    gated: Vec<f32>,
+    d_gated: Vec<f32>,
+}
+
+/// What rows go through.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub weights: &'a FeedForward<&'a [f32]>,
+    /// What the normalisation adds to the variance.
+    pub epsilon: f32,
+}
+
+impl Layer<'_> {
+    /// Normalises rows and multiplies them by `W_1`; `hidden` lacks the bias.
+    #[inline(always)]
+    fn activate<A: Arithmetic>(self, rows: &[f32], groups: usize, scratch: &mut Scratch) {
+        let (weights, dim, ff) = (self.weights, self.weights.dim(), self.weights.ff());
+        let count = rows.len() / dim;
+        scratch.normed.resize(count * dim, 0.0);
+        scratch.moments.resize(count, [0.0; 2]);
+        scratch.hidden.resize(count * 2 * ff, 0.0);
+        scratch.gated.resize(groups * ff, 0.0);
+        layer_norm::<A>(
+            rows,
+            weights.norm_gamma,
+            weights.norm_beta,
+            self.epsilon,
+            &mut scratch.normed,
+            &mut scratch.moments,
+        );
+        multiply(
+            &mut scratch.hidden,
+            Write::Set,
+            1.0,
+            Matrix::new(&scratch.normed, dim),
+            Matrix::new(weights.inner, 2 * ff),
+        );
+    }
+
+    /// The mean over each group of rows of what becomes of them: `[groups, dim]`.
+    #[inline(always)]
+    pub(super) fn apply<A: Arithmetic>(
+        self,
+        groups: impl ExactSizeIterator<Item = Range<usize>> + Clone,
+        rows: &[f32],
+        outputs: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        self.activate::<A>(rows, groups.len(), scratch);
+        let (weights, dim) = (self.weights, self.weights.dim());
+        let (normed, gated) = (&scratch.normed[..], &mut scratch.gated[..]);
+        gate::<A>(groups.clone(), weights.inner_bias, &scratch.hidden, gated);
+        for (group, output) in groups.zip(outputs.chunks_exact_mut(dim)) {
+            let share = 1.0 / group.len() as f32;
+            output.copy_from_slice(weights.outer_bias);
+            for row in group {
+                add_scaled::<A>(output, share, &normed[row * dim..][..dim]);
+            }
+        }
+        multiply(
+            outputs,
+            Write::Add,
+            1.0,
+            Matrix::new(gated, weights.ff()),
+            Matrix::new(weights.outer, dim),
+        );
+    }
+
+    /// Gradients of the rows, and of all parameters but the last bias, added to what those are. Rows are activated once more.
+    ///
+    /// - d_outputs: `[groups, dim]`, the gradient of each row of the group, all the same
+    /// - d_rows: fully written
+    #[inline(always)]
+    pub(super) fn differentiate<A: Arithmetic>(
+        self,
+        groups: impl ExactSizeIterator<Item = Range<usize>>,
+        rows: &[f32],
+        d_outputs: &[f32],
+        d_rows: &mut [f32],
+        gradients: &mut FeedForward<&mut [f32]>,
+        scratch: &mut Scratch,
+    ) {
+        self.activate::<A>(rows, groups.len(), scratch);
+        scratch.d_gated.resize(scratch.gated.len(), 0.0);
+        let (weights, dim, ff) = (self.weights, self.weights.dim(), self.weights.ff());
+        // Slices: a vector would be looked up again in every loop.
+        let (hidden, normed) = (&mut scratch.hidden[..], &scratch.normed[..]);
+        let (gated, d_gated) = (&mut scratch.gated[..], &mut scratch.d_gated[..]);
+        multiply(
+            d_gated,
+            Write::Set,
+            1.0,
+            Matrix::new(d_outputs, dim),
+            Matrix::new(weights.outer, dim).transposed(),
+        );
+        let (value_bias, gate_bias) = weights.inner_bias.split_at(ff);
+        let (d_value_bias, d_gate_bias) = gradients.inner_bias.split_at_mut(ff);
+        for (index, group) in groups.enumerate() {
+            let gated = &mut gated[index * ff..][..ff];
+            let d_gated = &d_gated[index * ff..][..ff];
+            for at in (0..ff).step_by(LANES) {
+                let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
+                let d_gated = load(&d_gated[at..]);
+                let mut total = [0.0; LANES];
+                let mut d_value_total = load(&d_value_bias[at..]);
+                let mut d_gate_total = load(&d_gate_bias[at..]);
+                for row in group.clone() {
+                    let (values, gates) = hidden[row * 2 * ff..][..2 * ff].split_at_mut(ff);
+                    let (mut value, mut gate) = (load(&values[at..]), load(&gates[at..]));
+                    for lane in 0..LANES {
+                        let (v, g) = (value[lane] + value_bias[lane], gate[lane] + gate_bias[lane]);
+                        let below = normal_cdf::<A>(g);
+                        let density = FRAC_1_SQRT_TAU * exp::<A>(-0.5 * g * g);
+                        let activated = g * below;
+                        total[lane] = A::mul_add(v, activated, total[lane]);
+                        value[lane] = d_gated[lane] * activated;
+                        gate[lane] = d_gated[lane] * v * A::mul_add(g, density, below);
+                        d_value_total[lane] += value[lane];
+                        d_gate_total[lane] += gate[lane];
+                    }
+                    store(&mut values[at..], value);
+                    store(&mut gates[at..], gate);
+                }
+                store(&mut gated[at..], total);
+                store(&mut d_value_bias[at..], d_value_total);
+                store(&mut d_gate_bias[at..], d_gate_total);
+            }
+            for row in group {
+                d_rows[row * dim..][..dim].copy_from_slice(&d_outputs[index * dim..][..dim]);
+            }
+        }
+        let accumulate = |target: &mut [f32], rows: Matrix, grads: Matrix| {
+            multiply(target, Write::Add, 1.0, rows.transposed(), grads);
+        };
+        let d_hidden = Matrix::new(hidden, 2 * ff);
+        accumulate(
+            gradients.outer,
+            Matrix::new(gated, ff),
+            Matrix::new(d_outputs, dim),
+        );
+        accumulate(gradients.inner, Matrix::new(normed, dim), d_hidden);
+        multiply(
+            d_rows,
+            Write::Add,
+            1.0,
+            d_hidden,
+            Matrix::new(weights.inner, 2 * ff).transposed(),
+        );
+        layer_norm_backward::<A>(
+            rows,
+            weights.norm_gamma,
+            &scratch.moments,
+            d_rows,
+            gradients.norm_gamma,
+            gradients.norm_beta,
+        );
+    }
 }
 
 /// Values times the GELU of gates, averaged over each group of rows: `[groups, ff]`.
 #[inline(always)]
-pub(super) fn gate<A: Arithmetic>(
+fn gate<A: Arithmetic>(
     groups: impl Iterator<Item = Range<usize>>,
     inner_bias: &[f32],
     hidden: &[f32],
@@ -133,134 +258,6 @@ pub(super) fn gate<A: Arithmetic>(
     }
 }
 
-/// The last layer of what [`gate`] found, and the mean of the normalised rows: `[groups, dim]`.
-#[inline(always)]
-pub(super) fn finish<A: Arithmetic>(
-    groups: impl Iterator<Item = Range<usize>>,
-    weights: &FeedForward<&[f32]>,
-    normed: &[f32],
-    gated: &[f32],
-    outputs: &mut [f32],
-) {
-    let dim = weights.dim();
-    for (group, output) in groups.zip(outputs.chunks_exact_mut(dim)) {
-        let share = 1.0 / group.len() as f32;
-        output.copy_from_slice(weights.outer_bias);
-        for row in group {
-            add_scaled::<A>(output, share, &normed[row * dim..][..dim]);
-        }
-    }
-    multiply(
-        outputs,
-        Write::Add,
-        1.0,
-        Matrix::new(gated, weights.ff()),
-        Matrix::new(weights.outer, dim),
-    );
-}
-
-/// What [`activate`] had and made.
-pub(super) struct Activated<'a> {
-    pub rows: &'a [f32],
-    pub normed: &'a [f32],
-    pub moments: &'a [[f32; 2]],
-    /// Turns into its gradient.
-    pub hidden: &'a mut [f32],
-}
-
-/// Gradients of the rows, and of all parameters but the last bias, added to what those are.
-///
-/// - activated: of [`activate`]
-/// - d_outputs: `[groups, dim]`, the gradient of each row of the group, all the same
-/// - gated: twice `[groups, ff]`, to work in
-/// - d_rows: fully written
-#[inline(always)]
-pub(super) fn differentiate<A: Arithmetic>(
-    groups: impl Iterator<Item = Range<usize>>,
-    weights: &FeedForward<&[f32]>,
-    activated: Activated<'_>,
-    d_outputs: &[f32],
-    [gated, d_gated]: [&mut [f32]; 2],
-    d_rows: &mut [f32],
-    gradients: &mut FeedForward<&mut [f32]>,
-) {
-    let Activated {
-        rows,
-        normed,
-        moments,
-        hidden,
-    } = activated;
-    let (dim, ff) = (weights.dim(), weights.ff());
-    multiply(
-        d_gated,
-        Write::Set,
-        1.0,
-        Matrix::new(d_outputs, dim),
-        Matrix::new(weights.outer, dim).transposed(),
-    );
-    let (value_bias, gate_bias) = weights.inner_bias.split_at(ff);
-    let (d_value_bias, d_gate_bias) = gradients.inner_bias.split_at_mut(ff);
-    for (index, group) in groups.enumerate() {
-        let gated = &mut gated[index * ff..][..ff];
-        let d_gated = &d_gated[index * ff..][..ff];
-        for at in (0..ff).step_by(LANES) {
-            let (value_bias, gate_bias) = (load(&value_bias[at..]), load(&gate_bias[at..]));
-            let d_gated = load(&d_gated[at..]);
-            let mut total = [0.0; LANES];
-            let mut d_value_total = load(&d_value_bias[at..]);
-            let mut d_gate_total = load(&d_gate_bias[at..]);
-            for row in group.clone() {
-                let (values, gates) = hidden[row * 2 * ff..][..2 * ff].split_at_mut(ff);
-                let (mut value, mut gate) = (load(&values[at..]), load(&gates[at..]));
-                for lane in 0..LANES {
-                    let (v, g) = (value[lane] + value_bias[lane], gate[lane] + gate_bias[lane]);
-                    let below = normal_cdf::<A>(g);
-                    let density = FRAC_1_SQRT_TAU * exp::<A>(-0.5 * g * g);
-                    let activated = g * below;
-                    total[lane] = A::mul_add(v, activated, total[lane]);
-                    value[lane] = d_gated[lane] * activated;
-                    gate[lane] = d_gated[lane] * v * A::mul_add(g, density, below);
-                    d_value_total[lane] += value[lane];
-                    d_gate_total[lane] += gate[lane];
-                }
-                store(&mut values[at..], value);
-                store(&mut gates[at..], gate);
-            }
-            store(&mut gated[at..], total);
-            store(&mut d_value_bias[at..], d_value_total);
-            store(&mut d_gate_bias[at..], d_gate_total);
-        }
-        for row in group {
-            d_rows[row * dim..][..dim].copy_from_slice(&d_outputs[index * dim..][..dim]);
-        }
-    }
-    let accumulate = |target: &mut [f32], rows: Matrix, grads: Matrix| {
-        multiply(target, Write::Add, 1.0, rows.transposed(), grads);
-    };
-    let d_hidden = Matrix::new(hidden, 2 * ff);
-    accumulate(
-        gradients.outer,
-        Matrix::new(gated, ff),
-        Matrix::new(d_outputs, dim),
-    );
-    accumulate(gradients.inner, Matrix::new(normed, dim), d_hidden);
-    multiply(
-        d_rows,
-        Write::Add,
-        1.0,
-        d_hidden,
-        Matrix::new(weights.inner, 2 * ff).transposed(),
-    );
-    layer_norm_backward::<A>(
-        rows,
-        weights.norm_gamma,
-        moments,
-        d_rows,
-        gradients.norm_gamma,
-        gradients.norm_beta,
-    );
-}
-
 const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
 
 /// The normal distribution function `(1 + erf(x / sqrt(2))) / 2`, to within 2e-7.
@@ -285,32 +282,8 @@ fn normal_cdf<A: Arithmetic>(x: f32) -> f32 {
     0.5 * (1.0 + x * above / below)
 }
 
-/// Activations of one chunk.
-#[derive(Default)]
-struct Scratch {
-    /// `[rows, dim]`
-    normed: Vec<f32>,
-    /// `[rows]`, mean and inverse deviation
-    moments: Vec<[f32; 2]>,
-    /// `[rows, 2 * ff]`
-    hidden: Vec<f32>,
-    /// `[rows, ff]` each; the gradient is empty forward
-    gated: Vec<f32>,
-    d_gated: Vec<f32>,
-}
-
-impl Scratch {
-    /// Makes room for the activations of some rows.
-    fn resize(&mut self, rows: usize, dim: usize, ff: usize) {
-        self.normed.resize(rows * dim, 0.0);
-        self.moments.resize(rows, [0.0; 2]);
-        self.hidden.resize(rows * 2 * ff, 0.0);
-        self.gated.resize(rows * ff, 0.0);
-    }
-}
-
 /// Each row by itself.
-fn alone(rows: usize) -> impl Iterator<Item = Range<usize>> {
+fn alone(rows: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
     (0..rows).map(|row| row..row + 1)
 }
 
@@ -321,18 +294,12 @@ fn chunk_rows(rows: usize, numbers_per_row: usize) -> usize {
         .clamp(CHUNK_ROWS.start, most)
 }
 
-/// The feed-forward part of rows.
-///
-/// - rows: `[rows, dim]`
-/// - outputs: `[rows, dim]`, fully written
-pub(crate) fn forward(
-    rows: &[f32],
-    weights: &FeedForward<&[f32]>,
-    epsilon: f32,
-    outputs: &mut [f32],
-) {
+/// The feed-forward part of rows, `[rows, dim]`, as outputs are, which are fully written.
+fn forward(rows: &[f32], weights: [&[f32]; 6], epsilon: f32, outputs: &mut [f32]) {
+    check("feed_forward", rows, weights, outputs);
+    let weights = &FeedForward::new(weights);
+    let layer = Layer { weights, epsilon };
     let (dim, ff) = (weights.dim(), weights.ff());
-    check("feed_forward", rows, weights, outputs.len());
     if rows.is_empty() {
         return;
     }
@@ -343,9 +310,8 @@ pub(crate) fn forward(
         .for_each(|(rows, outputs)| {
             pool.with(|scratch| {
                 dispatch(Forward {
+                    layer,
                     rows,
-                    weights,
-                    epsilon,
                     outputs,
                     scratch,
                 });
@@ -353,22 +319,20 @@ pub(crate) fn forward(
         });
 }
 
-/// Gradients of [`forward`].
-///
-/// - grad: `[rows, dim]`, of the outputs
-/// - d_rows: `[rows, dim]`, fully written
-/// - d_weights: all fields of a [`FeedForward`] in their order, fully written
-pub(crate) fn backward(
+/// Gradients of [`forward`] of rows and of weights, in their order, fully written; `grad` is that of the outputs.
+fn backward(
     rows: &[f32],
-    weights: &FeedForward<&[f32]>,
+    weights: [&[f32]; 6],
     grad: &[f32],
     epsilon: f32,
     d_rows: &mut [f32],
-    d_weights: Vec<&mut [f32]>,
+    d_weights: [&mut [f32]; 6],
 ) {
+    check("feed_forward_backward", rows, weights, grad);
+    check("feed_forward_backward", rows, weights, d_rows);
+    let weights = &FeedForward::new(weights);
+    let layer = Layer { weights, epsilon };
     let (dim, ff) = (weights.dim(), weights.ff());
-    check("feed_forward_backward", rows, weights, grad.len());
-    check("feed_forward_backward", rows, weights, d_rows.len());
     let mut partials = Vec::new();
     if !rows.is_empty() {
         let parameters = sizes(dim, ff).iter().sum();
@@ -387,12 +351,11 @@ pub(crate) fn backward(
                     let chunks = rows.chunks(size * dim).zip(grad.chunks(size * dim));
                     for ((rows, grad), d_rows) in chunks.zip(d_rows.chunks_mut(size * dim)) {
                         dispatch(Backward {
+                            layer,
                             rows,
-                            weights,
                             grad,
-                            epsilon,
                             d_rows,
-                            gradients: FeedForward::new(split(partial, sizes(dim, ff))),
+                            gradients: FeedForward::new(split_array(partial, sizes(dim, ff))),
                             scratch,
                         });
                     }
@@ -403,9 +366,8 @@ pub(crate) fn backward(
 }
 
 struct Forward<'a> {
+    layer: Layer<'a>,
     rows: &'a [f32],
-    weights: &'a FeedForward<&'a [f32]>,
-    epsilon: f32,
     outputs: &'a mut [f32],
     scratch: &'a mut Scratch,
 }
@@ -415,29 +377,16 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let (rows, weights, scratch) = (self.rows, self.weights, self.scratch);
-        let count = rows.len() / weights.dim();
-        scratch.resize(count, weights.dim(), weights.ff());
-        let (normed, hidden) = (&mut scratch.normed, &mut scratch.hidden);
-        let gated = &mut scratch.gated;
-        activate::<A>(
-            weights,
-            self.epsilon,
-            rows,
-            normed,
-            &mut scratch.moments,
-            hidden,
-        );
-        gate::<A>(alone(count), weights.inner_bias, hidden, gated);
-        finish::<A>(alone(count), weights, normed, gated, self.outputs);
+        let groups = alone(self.rows.len() / self.layer.weights.dim());
+        self.layer
+            .apply::<A>(groups, self.rows, self.outputs, self.scratch);
     }
 }
 
 struct Backward<'a> {
+    layer: Layer<'a>,
     rows: &'a [f32],
-    weights: &'a FeedForward<&'a [f32]>,
     grad: &'a [f32],
-    epsilon: f32,
     d_rows: &'a mut [f32],
     gradients: FeedForward<&'a mut [f32]>,
     scratch: &'a mut Scratch,
@@ -447,70 +396,29 @@ impl Kernel for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<A: Arithmetic>(self) {
-        let (rows, weights, scratch) = (self.rows, self.weights, self.scratch);
-        let mut gradients = self.gradients;
-        let count = rows.len() / weights.dim();
-        scratch.resize(count, weights.dim(), weights.ff());
-        scratch.d_gated.resize(count * weights.ff(), 0.0);
-        let (normed, hidden) = (&mut scratch.normed, &mut scratch.hidden);
-        activate::<A>(
-            weights,
-            self.epsilon,
-            rows,
-            normed,
-            &mut scratch.moments,
-            hidden,
-        );
-        add_rows::<A>(gradients.outer_bias, self.grad);
-        differentiate::<A>(
-            alone(count),
-            weights,
-            Activated {
-                rows,
-                normed,
-                moments: &scratch.moments,
-                hidden,
-            },
+    fn run<A: Arithmetic>(mut self) {
+        add_rows::<A>(self.gradients.outer_bias, self.grad);
+        self.layer.differentiate::<A>(
+            alone(self.rows.len() / self.layer.weights.dim()),
+            self.rows,
             self.grad,
-            [&mut scratch.gated, &mut scratch.d_gated],
             self.d_rows,
-            &mut gradients,
+            &mut self.gradients,
+            self.scratch,
         );
     }
 }
 
 #[track_caller]
-fn check(operation: &str, rows: &[f32], weights: &FeedForward<&[f32]>, others: usize) {
-    let (dim, ff) = (weights.dim(), weights.ff());
+fn check(operation: &str, rows: &[f32], weights: [&[f32]; 6], others: &[f32]) {
+    let (dim, ff) = (weights[0].len(), weights[3].len() / 2);
     assert!(
-        dim > 0 && ff > 0,
-        "{operation}: widths: expected at least 1, got {dim} and {ff}"
-    );
-    weights.check(operation, dim, ff);
-    assert!(
-        rows.len().is_multiple_of(dim),
-        "{operation}: rows: expected a multiple of {dim}, got {}",
+        dim > 0 && ff > 0 && rows.len().is_multiple_of(dim),
+        "{operation}: expected rows of {dim} numbers and a hidden layer, got {} numbers and {ff}",
         rows.len()
     );
-    assert_eq!(
-        others,
-        rows.len(),
-        "{operation}: outputs or gradients: expected {}, got {others}",
-        rows.len()
-    );
-}
-
-/// All weights in this process's memory, in the order in which `map` goes over them, or none.
-fn feed_forward_on_host<B: HostBackend>(
-    weights: &FeedForwardPrimitive<B>,
-) -> Option<Vec<FloatTensor<B>>> {
-    let mut host = Vec::new();
-    weights.clone().map::<B>(|weight| {
-        host.push(B::host(weight.clone()));
-        weight
-    });
-    host.into_iter().collect()
+    expect(operation, weights.map(<[f32]>::len), sizes(dim, ff));
+    expect(operation, others.len(), rows.len());
 }
 
 impl<B: HostBackend> FeedForwardOps for B {
@@ -521,14 +429,14 @@ impl<B: HostBackend> FeedForwardOps for B {
     ) -> FloatTensor<B> {
         let (Some([rows]), Some(host)) = (
             on_host::<B, _>([&rows]),
-            feed_forward_on_host::<B>(&weights),
+            on_host::<B, _>(weights.clone().into_array().each_ref()),
         ) else {
             return reference::feed_forward::<B>(rows, weights, epsilon);
         };
         let mut outputs = allocate_like::<B>(&rows);
         forward(
             B::floats(&rows),
-            &FeedForward::new(host.iter().map(B::floats)),
+            host.each_ref().map(B::floats),
             epsilon as f32,
             B::floats_mut(&mut outputs),
         );
@@ -543,59 +451,30 @@ impl<B: HostBackend> FeedForwardOps for B {
     ) -> FeedForwardGradients<B> {
         let (Some([rows, grad]), Some(host)) = (
             on_host::<B, _>([&rows, &grad]),
-            feed_forward_on_host::<B>(&weights),
+            on_host::<B, _>(weights.clone().into_array().each_ref()),
         ) else {
             return reference::feed_forward_backward::<B>(rows, weights, grad, epsilon);
         };
         let mut d_rows = allocate_like::<B>(&rows);
-        let mut d_weights: Vec<_> = host.iter().map(allocate_like::<B>).collect();
+        let mut d_weights = host.each_ref().map(allocate_like::<B>);
         backward(
             B::floats(&rows),
-            &FeedForward::new(host.iter().map(B::floats)),
+            host.each_ref().map(B::floats),
             B::floats(&grad),
             epsilon as f32,
             B::floats_mut(&mut d_rows),
-            d_weights.iter_mut().map(B::floats_mut).collect(),
+            d_weights.each_mut().map(B::floats_mut),
         );
-        let mut d_weights = d_weights.into_iter();
         FeedForwardGradients {
             rows: d_rows,
-            weights: weights.map(|_| d_weights.next().expect("there is one for each weight")),
+            weights: FeedForwardPrimitive::from_array(d_weights),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{numbers, on_threads};
     use super::*;
-
-    /// Outputs, gradients of the rows and of the parameters.
-    fn run(rows: usize, dim: usize, ff: usize, threads: usize) -> [Vec<f32>; 3] {
-        let parameters = sizes(dim, ff).iter().sum();
-        let mut weights = numbers(parameters, 1);
-        let weights = FeedForward::new(split(&mut weights, sizes(dim, ff)).map(|part| &*part));
-        let (rows, grad) = (numbers(rows * dim, 2), numbers(rows * dim, 3));
-        let [mut outputs, mut d_rows] = [(); 2].map(|()| vec![f32::NAN; rows.len()]);
-        let mut d_weights = vec![f32::NAN; parameters];
-        on_threads(threads, || {
-            forward(&rows, &weights, 1e-5, &mut outputs);
-            let d_weights = split(&mut d_weights, sizes(dim, ff)).collect();
-            backward(&rows, &weights, &grad, 1e-5, &mut d_rows, d_weights);
-        });
-        [outputs, d_rows, d_weights]
-    }
-
-    #[test]
-    fn results_do_not_depend_on_the_number_of_threads() {
-        for (rows, dim, ff) in [(0, 8, 4), (1, 8, 4), (300, 24, 20), (9001, 13, 7)] {
-            let alone = run(rows, dim, ff, 1);
-            assert!(alone.iter().flatten().all(|number| number.is_finite()));
-            for threads in [2, 5] {
-                assert!(alone == run(rows, dim, ff, threads));
-            }
-        }
-    }
 
     #[test]
     fn the_normal_distribution_function_is_exact_to_single_precision() {

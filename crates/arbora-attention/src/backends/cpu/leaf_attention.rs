@@ -6,90 +6,25 @@
 //! the tiles of running tasks. What a task does is in `attention_tiles`.
 
 use super::attention_tiles::{
-    AttentionInputs, AttentionOutputs, Backward, Dropping, Forward, Gradients, KeyPlace, Pairs,
-    QUERIES, QueryPlace, Scratch, Shared, TASKS, TileDims, add_parts, parts, target,
+    Attention, AttentionOutputs, Backward, Dropping, Forward, Gradients, KeyPlace, Pairs, QUERIES,
+    QueryPlace, Scratch, Shared, Summed, TASKS,
 };
 use super::simd::dispatch;
-use crate::ops::{Dropout, row_state};
+use crate::ops::{LeafAttentionOptions, row_state};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Sizes and options of one attention within leaves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LeafDims {
-    /// Examples.
-    pub(crate) batch: usize,
-    /// Queries per example.
-    pub(crate) queries: usize,
-    /// Keys per example.
-    pub(crate) keys: usize,
-    /// Heads of queries.
-    pub(crate) heads: usize,
-    /// Heads of keys; divides `heads`.
-    pub(crate) kv_heads: usize,
-    /// Numbers per query and key, of one head.
-    pub(crate) head_dim: usize,
-    /// Numbers per value, of one head.
-    pub(crate) value_dim: usize,
-    /// Leaves.
-    pub(crate) leaves: usize,
-    /// Factor of the dot products.
-    pub(crate) scale: f32,
-    /// What is added to a query's index to get its position, if attention is causal.
-    pub(crate) causal: Option<usize>,
-    /// Dropout, at a rate above 0.
-    pub(crate) dropout: Option<Dropout>,
-}
-
-impl LeafDims {
-    /// Pairs of an example and a head of keys.
-    fn groups(&self) -> usize {
-        self.batch * self.kv_heads
-    }
-
-    fn query_rows(&self) -> usize {
-        self.batch * self.queries * self.heads
-    }
-
-    fn key_rows(&self) -> usize {
-        self.batch * self.keys * self.kv_heads
-    }
-
-    fn tile_dims(&self, queries: usize) -> TileDims {
-        TileDims {
-            head_dim: self.head_dim,
-            value_dim: self.value_dim,
-            scale: self.scale,
-            queries,
-        }
-    }
-
-    fn check(&self, inputs: &LeafInputs) {
-        assert!(self.leaves > 0 && self.heads.is_multiple_of(self.kv_heads));
-        let AttentionInputs { query, key, value } = inputs.attention;
-        assert_eq!(query.len(), self.query_rows() * self.head_dim);
-        assert_eq!(key.len(), self.key_rows() * self.head_dim);
-        assert_eq!(value.len(), self.key_rows() * self.value_dim);
-        assert_eq!(inputs.query_leaf.len(), self.query_rows());
-        assert_eq!(inputs.key_leaf.len(), self.key_rows());
-    }
-
-    fn check_outputs(&self, outputs: &AttentionOutputs) {
-        assert_eq!(outputs.context.len(), self.query_rows() * self.value_dim);
-        assert_eq!(outputs.grad.len(), outputs.context.len());
-        assert_eq!(outputs.lse.len(), self.query_rows());
-    }
-}
-
-/// What is attended with and to.
+/// One attention within leaves.
 #[derive(Clone, Copy)]
-pub(crate) struct LeafInputs<'a> {
-    /// Keys have `kv_heads` heads.
-    pub(crate) attention: AttentionInputs<'a>,
+pub(crate) struct LeafAttention<'a> {
+    pub(crate) attention: Attention<'a>,
     /// `[batch, queries, heads]`
     pub(crate) query_leaf: &'a [i64],
     /// `[batch, keys, kv_heads]`
     pub(crate) key_leaf: &'a [i64],
+    /// Added to the logits of a key, `[batch, keys, kv_heads]`; empty where nothing is.
+    pub(crate) key_bias: &'a [f32],
+    pub(crate) options: LeafAttentionOptions,
 }
 
 /// Rows in the order of their leaves, and of their positions within a leaf. Rows without a leaf are behind
@@ -173,18 +108,19 @@ struct Leaves {
 }
 
 impl Leaves {
-    fn new(dims: &LeafDims, inputs: &LeafInputs) -> Self {
-        let (kv_heads, leaves) = (dims.kv_heads, dims.leaves);
+    fn new(call: &LeafAttention) -> Self {
+        let Attention {
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            ..
+        } = call.attention;
+        let leaves = call.options.leaves;
         Self {
-            queries: ByLeaf::new(
-                inputs.query_leaf,
-                dims.queries,
-                dims.heads,
-                kv_heads,
-                leaves,
-            ),
-            keys: ByLeaf::new(inputs.key_leaf, dims.keys, kv_heads, kv_heads, leaves),
-            groups: dims.groups(),
+            queries: ByLeaf::new(call.query_leaf, queries, heads, kv_heads, leaves),
+            keys: ByLeaf::new(call.key_leaf, keys, kv_heads, kv_heads, leaves),
+            groups: call.attention.groups(),
             leaves,
         }
     }
@@ -248,21 +184,21 @@ struct KeyPart {
 /// Pairs within a leaf, with and without dropout, and pairs with candidates.
 #[derive(Clone, Copy)]
 struct WithinLeaf<'a, const GATES: bool> {
-    dims: LeafDims,
-    bias: &'a [f32],
+    call: LeafAttention<'a>,
     /// What all pairs share of the hash that decides on dropout.
     state: u32,
     dropping: Option<Dropping>,
 }
 
 impl<'a, const GATES: bool> WithinLeaf<'a, GATES> {
-    fn new(dims: LeafDims, bias: &'a [f32]) -> Self {
-        assert!(u32::try_from(dims.keys).is_ok() && u32::try_from(dims.queries).is_ok());
+    fn new(call: LeafAttention<'a>) -> Self {
+        let Attention { queries, keys, .. } = call.attention;
+        assert!(u32::try_from(keys).is_ok() && u32::try_from(queries).is_ok());
+        let dropout = call.options.dropping().filter(|_| !GATES);
         Self {
-            dims,
-            bias,
-            state: dims.dropout.map_or(0, |dropout| dropout.state()),
-            dropping: dims.dropout.map(|dropout| Dropping {
+            call,
+            state: dropout.map_or(0, |dropout| dropout.state()),
+            dropping: dropout.map(|dropout| Dropping {
                 threshold: dropout.threshold(),
                 factor: dropout.factor() as f32,
             }),
@@ -277,16 +213,21 @@ impl<const GATES: bool> Pairs for WithinLeaf<'_, GATES> {
 
     #[inline(always)]
     fn query(&self, row: usize) -> QueryPlace {
-        let dims = &self.dims;
-        let (query, head) = (row / dims.heads % dims.queries, row % dims.heads);
-        let position = match dims.causal {
-            None => dims.keys,
-            Some(offset) => query.saturating_add(offset).min(dims.keys),
+        let Attention {
+            queries,
+            keys,
+            heads,
+            ..
+        } = self.call.attention;
+        let (query, head) = (row / heads % queries, row % heads);
+        let position = match self.call.options.causal {
+            None => keys,
+            Some(offset) => query.saturating_add(offset).min(keys),
         };
         let state = match self.dropping {
             None => 0,
             Some(_) => {
-                let example = row / dims.heads / dims.queries;
+                let example = row / heads / queries;
                 row_state(self.state, example as u32, head as u32, query as u32)
             }
         };
@@ -298,9 +239,10 @@ impl<const GATES: bool> Pairs for WithinLeaf<'_, GATES> {
 
     #[inline(always)]
     fn key(&self, row: usize) -> KeyPlace {
+        let Attention { keys, kv_heads, .. } = self.call.attention;
         KeyPlace {
-            position: (row / self.dims.kv_heads % self.dims.keys) as u32,
-            bias: self.bias.get(row).copied().unwrap_or(0.0),
+            position: (row / kv_heads % keys) as u32,
+            bias: self.call.key_bias.get(row).copied().unwrap_or(0.0),
         }
     }
 
@@ -310,356 +252,159 @@ impl<const GATES: bool> Pairs for WithinLeaf<'_, GATES> {
     }
 }
 
-/// Softmax attention of queries to the keys of their leaf.
-///
-/// # Shapes
-/// - inputs: see [`LeafInputs`]
-/// - key_bias: `[batch, keys, kv_heads]`
-/// - context: `[batch, queries, heads, value_dim]`
-/// - lse: `[batch, queries, heads]`
-///
-/// A query that sees no key has context 0 and lse `f32::MIN`.
-///
-/// # Panics
-/// Where a slice is not of its shape.
-pub(crate) fn forward(
-    dims: LeafDims,
-    inputs: LeafInputs,
-    key_bias: &[f32],
-    context: &mut [f32],
-    lse: &mut [f32],
-) {
-    dims.check(&inputs);
-    assert_eq!(key_bias.len(), dims.key_rows());
-    assert_eq!(context.len(), dims.query_rows() * dims.value_dim);
-    assert_eq!(lse.len(), dims.query_rows());
-    let leaves = Leaves::new(&dims, &inputs);
-    let most = leaves.most_queries();
-    let tasks_of = |chunk: usize| -> usize {
-        let queries = leaves.all().map(|leaf| leaves.queries(leaf).len());
-        queries.map(|queries| queries.div_ceil(chunk)).sum()
-    };
-    let chunk = if tasks_of(QUERIES) >= TASKS / 2 {
-        QUERIES
-    } else {
-        QUERIES / 4
-    };
-    let tasks: Vec<([usize; 2], usize)> = leaves
-        .all()
-        .flat_map(|leaf| {
-            let queries = leaves.queries(leaf).len();
-            (0..queries).step_by(chunk).map(move |first| (leaf, first))
-        })
-        .collect();
-    let pairs = WithinLeaf::<false>::new(dims, key_bias);
-    let [context, lse] = [context, lse].map(Shared::new);
-    tasks
-        .par_iter()
-        .with_min_len(tasks.len() / TASKS)
-        .for_each_init(Scratch::default, |scratch, (leaf, first)| {
-            let queries = leaves.queries(*leaf);
-            // SAFETY: a task writes the rows of its queries, which are no other task's: each row is in one leaf of one group, and the
-            // queries of a leaf are cut into chunks.
-            let [context, lse] = [&context, &lse].map(|shared| unsafe { shared.task() });
-            dispatch(Forward {
-                dims: dims.tile_dims(most),
-                pairs,
-                inputs: inputs.attention,
-                context,
-                lse,
-                scratch,
-                queries: &queries[*first..queries.len().min(first + chunk)],
-                keys: leaves.seen(*leaf),
-            });
-        });
-}
+impl LeafAttention<'_> {
+    fn check(&self) {
+        assert!(self.options.leaves > 0);
+        assert_eq!(self.query_leaf.len(), self.attention.query_rows());
+        assert_eq!(self.key_leaf.len(), self.attention.key_rows());
+    }
 
-/// Gradients of [`forward`] with regard to query, key, value and key bias.
-///
-/// The results are written in full; masked rows get 0.
-///
-/// # Panics
-/// Where a slice is not of its shape.
-pub(crate) fn backward(
-    dims: LeafDims,
-    inputs: LeafInputs,
-    key_bias: &[f32],
-    outputs: AttentionOutputs,
-    [d_query, d_key, d_value, d_bias]: [&mut [f32]; 4],
-) {
-    dims.check(&inputs);
-    assert_eq!(key_bias.len(), dims.key_rows());
-    dims.check_outputs(&outputs);
-    assert_eq!(d_query.len(), inputs.attention.query.len());
-    assert_eq!(d_key.len(), inputs.attention.key.len());
-    assert_eq!(d_value.len(), inputs.attention.value.len());
-    assert_eq!(d_bias.len(), key_bias.len());
-    let leaves = Leaves::new(&dims, &inputs);
-    let most = leaves.most_queries();
-    // Each part has gradients of queries of its own, which are summed after: with many groups there is
-    // work for all without so much memory.
-    let tasks = leaves.key_parts(TASKS.div_ceil(dims.groups().max(1)));
-    let key_parts = tasks.iter().map(|task| task.part + 1).max().unwrap_or(1);
-    let mut parts_of_query = parts(key_parts, d_query.len());
-    let to_query = target(d_query, &mut parts_of_query);
-    let [to_key, to_value, to_bias] = [d_key, d_value, d_bias].map(Shared::new);
-    tasks
-        .par_iter()
-        .with_min_len(tasks.len() / TASKS)
-        .for_each_init(Scratch::default, |scratch, task| {
-            let queries = leaves.queries(task.leaf);
-            let seen = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
-            // SAFETY: a task writes the rows of its keys, which are no other task's: each row is in one leaf of one group, whose keys
-            // are cut into parts. It writes the rows of all queries of its leaf, in the array of its part.
-            let mut gradients = unsafe {
-                Gradients {
-                    query: to_query.part(task.part, inputs.attention.query.len()),
-                    key: to_key.task(),
-                    value: to_value.task(),
-                    bias: to_bias.task(),
-                }
-            };
-            let without_leaf = task.leaf[1] == dims.leaves;
-            if without_leaf || queries.is_empty() || seen.is_empty() {
-                for row in queries {
-                    gradients.query.clear_row(*row, dims.head_dim);
-                }
-                for row in seen {
-                    gradients.key.clear_row(*row, dims.head_dim);
-                    gradients.value.clear_row(*row, dims.value_dim);
-                    gradients.bias.clear_row(*row, 1);
-                }
-                return;
-            }
-            dispatch(Backward {
-                dims: dims.tile_dims(most),
-                pairs: WithinLeaf::<false>::new(dims, key_bias),
-                inputs: inputs.attention,
-                outputs,
-                gradients,
-                scratch,
-                queries,
-                keys: seen,
+    /// Softmax attention of queries to the keys of their leaf.
+    ///
+    /// # Shapes
+    /// - context: `[batch, queries, heads, value_dim]`
+    /// - lse: `[batch, queries, heads]`
+    ///
+    /// A query that sees no key has context 0 and lse `f32::MIN`.
+    pub(crate) fn forward(self, context: &mut [f32], lse: &mut [f32]) {
+        self.check();
+        self.attention.check(context, lse);
+        assert_eq!(self.key_bias.len(), self.attention.key_rows());
+        let leaves = Leaves::new(&self);
+        let tasks_of = |chunk: usize| -> usize {
+            let queries = leaves.all().map(|leaf| leaves.queries(leaf).len());
+            queries.map(|queries| queries.div_ceil(chunk)).sum()
+        };
+        let chunk = if tasks_of(QUERIES) >= TASKS / 2 {
+            QUERIES
+        } else {
+            QUERIES / 4
+        };
+        let tasks: Vec<([usize; 2], usize)> = leaves
+            .all()
+            .flat_map(|leaf| {
+                let queries = leaves.queries(leaf).len();
+                (0..queries).step_by(chunk).map(move |first| (leaf, first))
+            })
+            .collect();
+        let (pairs, most_queries) = (WithinLeaf::<false>::new(self), leaves.most_queries());
+        let [context, lse] = [context, lse].map(Shared::new);
+        tasks
+            .par_iter()
+            .with_min_len(tasks.len() / TASKS)
+            .for_each_init(Scratch::default, |scratch, (leaf, first)| {
+                let queries = leaves.queries(*leaf);
+                // SAFETY: a task writes the rows of its queries, which are no other task's: each row is in one leaf of one group, and the
+                // queries of a leaf are cut into chunks.
+                let [context, lse] = [&context, &lse].map(|shared| unsafe { shared.task() });
+                dispatch(Forward {
+                    attention: self.attention,
+                    pairs,
+                    context,
+                    lse,
+                    scratch,
+                    most_queries,
+                    queries: &queries[*first..queries.len().min(first + chunk)],
+                    keys: leaves.seen(*leaf),
+                });
             });
-        });
-    add_parts(d_query, &parts_of_query);
-}
+    }
 
-/// The gradient of candidate gates, `[batch, keys, kv_heads]`; the leaves of keys are their candidates.
-///
-/// # Panics
-/// Where a slice is not of its shape.
-pub(crate) fn candidate_gates(
-    dims: LeafDims,
-    inputs: LeafInputs,
-    outputs: AttentionOutputs,
-    d_gate: &mut [f32],
-) {
-    dims.check(&inputs);
-    dims.check_outputs(&outputs);
-    assert_eq!(d_gate.len(), dims.key_rows());
-    let dims = LeafDims {
-        dropout: None,
-        ..dims
-    };
-    let leaves = Leaves::new(&dims, &inputs);
-    let most = leaves.most_queries();
-    let tasks = leaves.key_parts(TASKS);
-    let d_gate = Shared::new(d_gate);
-    // Queries, keys and values get no gradient.
-    let nothing = Shared::new(&mut []);
-    tasks
-        .par_iter()
-        .with_min_len(tasks.len() / TASKS)
-        .for_each_init(Scratch::default, |scratch, task| {
-            let queries = leaves.queries(task.leaf);
-            let seen = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
-            // SAFETY: a task writes the rows of its keys, which are no other task's, as in `backward`, and no others.
-            let mut gradients = unsafe {
-                Gradients {
-                    query: nothing.task(),
-                    key: nothing.task(),
-                    value: nothing.task(),
-                    bias: d_gate.task(),
+    /// Gradients of [`forward`](Self::forward) with regard to query, key, value and key bias.
+    ///
+    /// The results are written in full; masked rows get 0.
+    pub(crate) fn backward(
+        self,
+        outputs: AttentionOutputs,
+        [d_query, d_key, d_value, d_bias]: [&mut [f32]; 4],
+    ) {
+        self.attention
+            .check_backward(&outputs, [&*d_query, &*d_key, &*d_value]);
+        assert_eq!(self.key_bias.len(), self.attention.key_rows());
+        // Each part of the keys of a leaf has gradients of queries of its own, which are summed after: with many
+        // groups there is work for all without so much memory.
+        let most_parts = TASKS.div_ceil(self.attention.groups().max(1));
+        self.differentiate::<false>(outputs, [d_query, d_key, d_value, d_bias], most_parts);
+    }
+
+    /// The gradient of candidate gates, `[batch, keys, kv_heads]`; the leaves of keys are their candidates.
+    pub(crate) fn candidate_gates(self, outputs: AttentionOutputs, d_gate: &mut [f32]) {
+        let Attention {
+            query, key, value, ..
+        } = self.attention;
+        self.attention.check_backward(&outputs, [query, key, value]);
+        // Queries, keys and values get no gradient.
+        self.differentiate::<true>(outputs, [&mut [], &mut [], &mut [], d_gate], TASKS);
+    }
+
+    /// - most_parts: of the keys of a leaf
+    fn differentiate<const GATES: bool>(
+        self,
+        outputs: AttentionOutputs,
+        [d_query, d_key, d_value, d_bias]: [&mut [f32]; 4],
+        most_parts: usize,
+    ) {
+        self.check();
+        assert_eq!(d_bias.len(), self.attention.key_rows());
+        let (leaves, pairs) = (Leaves::new(&self), WithinLeaf::<GATES>::new(self));
+        let most_queries = leaves.most_queries();
+        let tasks = leaves.key_parts(most_parts);
+        let key_parts = tasks.iter().map(|task| task.part + 1).max().unwrap_or(1);
+        let query_numbers = d_query.len();
+        let mut sum_of_query = Summed::new(d_query, key_parts);
+        let to_query = sum_of_query.target();
+        let [to_key, to_value, to_bias] = [d_key, d_value, d_bias].map(Shared::new);
+        tasks
+            .par_iter()
+            .with_min_len(tasks.len() / TASKS)
+            .for_each_init(Scratch::default, |scratch, task| {
+                let queries = leaves.queries(task.leaf);
+                let keys = &leaves.keys.rows(task.leaf[0], task.leaf[1])[task.keys.clone()];
+                // SAFETY: a task writes the rows of its keys, which are no other task's: each row is in one leaf of one group, whose
+                // keys are cut into parts. It writes the rows of all queries of its leaf, in the array of its part. Of gates it
+                // writes biases alone.
+                let mut gradients = unsafe {
+                    Gradients {
+                        query: to_query.part(task.part, query_numbers),
+                        key: to_key.task(),
+                        value: to_value.task(),
+                        bias: to_bias.task(),
+                    }
+                };
+                if leaves.seen(task.leaf).is_empty() || queries.is_empty() {
+                    for row in keys {
+                        gradients.bias.clear_row(*row, 1);
+                    }
+                    if GATES {
+                        return;
+                    }
+                    for row in queries {
+                        gradients.query.clear_row(*row, self.attention.head_dim);
+                    }
+                    for row in keys {
+                        gradients.key.clear_row(*row, self.attention.head_dim);
+                        gradients.value.clear_row(*row, self.attention.value_dim);
+                    }
+                    return;
                 }
-            };
-            if task.leaf[1] == dims.leaves || queries.is_empty() {
-                for row in seen {
-                    gradients.bias.clear_row(*row, 1);
-                }
-                return;
-            }
-            dispatch(Backward {
-                dims: dims.tile_dims(most),
-                pairs: WithinLeaf::<true>::new(dims, &[]),
-                inputs: inputs.attention,
-                outputs,
-                gradients,
-                scratch,
-                queries,
-                keys: seen,
+                dispatch(Backward {
+                    attention: self.attention,
+                    pairs,
+                    outputs,
+                    gradients,
+                    scratch,
+                    most_queries,
+                    queries,
+                    keys,
+                });
             });
-        });
+        sum_of_query.finish();
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::dense_attention::{self, DenseDims};
-    use super::super::tests::{numbers, on_threads};
-    use super::*;
-
-    struct Case {
-        dims: LeafDims,
-        query: Vec<f32>,
-        key: Vec<f32>,
-        value: Vec<f32>,
-        bias: Vec<f32>,
-        query_leaf: Vec<i64>,
-        key_leaf: Vec<i64>,
-        grad: Vec<f32>,
-    }
-
-    impl Case {
-        /// Leaves by `leaf`, a function of numbers in 0..1.
-        fn new(dims: LeafDims, leaf: impl Fn(f32) -> i64) -> Self {
-            let leaves = |length, seed| -> Vec<i64> {
-                let numbers = numbers(length, seed).into_iter();
-                numbers.map(|number| leaf(0.5 + 0.5 * number)).collect()
-            };
-            Self {
-                dims,
-                query: numbers(dims.query_rows() * dims.head_dim, 1),
-                key: numbers(dims.key_rows() * dims.head_dim, 2),
-                value: numbers(dims.key_rows() * dims.value_dim, 3),
-                bias: numbers(dims.key_rows(), 4),
-                query_leaf: leaves(dims.query_rows(), 5),
-                key_leaf: leaves(dims.key_rows(), 6),
-                grad: numbers(dims.query_rows() * dims.value_dim, 7),
-            }
-        }
-
-        /// Context, logarithm of the total, the gradients of query, key, value and bias, and that of gates.
-        fn run(&self) -> [Vec<f32>; 7] {
-            let dims = self.dims;
-            let nan = |length| vec![f32::NAN; length];
-            let inputs = LeafInputs {
-                attention: AttentionInputs {
-                    query: &self.query,
-                    key: &self.key,
-                    value: &self.value,
-                },
-                query_leaf: &self.query_leaf,
-                key_leaf: &self.key_leaf,
-            };
-            let mut context = nan(self.grad.len());
-            let mut lse = nan(dims.query_rows());
-            forward(dims, inputs, &self.bias, &mut context, &mut lse);
-            let outputs = AttentionOutputs {
-                context: &context,
-                lse: &lse,
-                grad: &self.grad,
-            };
-            let mut gradients =
-                [&self.query, &self.key, &self.value, &self.bias].map(|input| nan(input.len()));
-            let targets = gradients.each_mut().map(|gradient| gradient.as_mut_slice());
-            backward(dims, inputs, &self.bias, outputs, targets);
-            let mut gates = nan(self.bias.len());
-            candidate_gates(dims, inputs, outputs, &mut gates);
-            let [query, key, value, bias] = gradients;
-            [context, lse, query, key, value, bias, gates]
-        }
-    }
-
-    const DIMS: LeafDims = LeafDims {
-        batch: 1,
-        queries: 300,
-        keys: 700,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 5,
-        value_dim: 7,
-        leaves: 3,
-        scale: 0.9,
-        causal: Some(350),
-        dropout: Some(Dropout { rate: 0.3, seed: 1 }),
-    };
-
-    #[test]
-    fn one_leaf_cut_into_parts_is_dense_attention() {
-        let dims = LeafDims {
-            heads: 1,
-            leaves: 1,
-            causal: None,
-            dropout: None,
-            ..DIMS
-        };
-        let mut case = Case::new(dims, |_| 0);
-        case.bias.fill(0.0);
-        let got = case.run();
-        let dense = DenseDims {
-            batch: 1,
-            queries: dims.queries,
-            rows: dims.keys,
-            first_key: 0,
-            heads: 1,
-            head_dim: dims.head_dim,
-            value_dim: dims.value_dim,
-            scale: dims.scale,
-        };
-        let inputs = AttentionInputs {
-            query: &case.query,
-            key: &case.key,
-            value: &case.value,
-        };
-        let (mut context, mut total) = (vec![0.0; case.grad.len()], vec![0.0; dims.query_rows()]);
-        dense_attention::forward(dense, inputs, None, &mut context, &mut total);
-        let mut gradients =
-            [&case.query, &case.key, &case.value].map(|input| vec![0.0; input.len()]);
-        let outputs = AttentionOutputs {
-            context: &context,
-            lse: &total,
-            grad: &case.grad,
-        };
-        let targets = gradients.each_mut().map(Vec::as_mut_slice);
-        dense_attention::backward(dense, inputs, None, outputs, targets);
-        let [d_query, d_key, d_value] = gradients;
-        let expected = [context, total, d_query, d_key, d_value];
-        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            for (got, expected) in got.iter().zip(expected) {
-                assert!(
-                    (got - expected).abs() < 1e-5,
-                    "{index}: {got}, expected {expected}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn results_do_not_depend_on_the_number_of_threads() {
-        // Skewed: most rows share a leaf, some have none, and one leaf is empty.
-        let case = Case::new(DIMS, |number| match number {
-            0.0..0.1 => -1,
-            0.1..0.2 => 2,
-            _ => 0,
-        });
-        let [one, three] = [1, 3].map(|threads| {
-            let results = on_threads(threads, || case.run());
-            results.map(|numbers| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-        });
-        assert!(one == three);
-    }
-
-    #[test]
-    fn everything_is_written_whatever_the_leaves() {
-        for queries_leaf in [-1, 0, 3] {
-            for keys_leaf in [-1, 0, 1, 3] {
-                let mut case = Case::new(LeafDims { batch: 2, ..DIMS }, |_| 0);
-                case.query_leaf.fill(queries_leaf);
-                case.key_leaf.fill(keys_leaf);
-                assert!(case.run().iter().flatten().all(|number| number.is_finite()));
-            }
-        }
-    }
+    use super::ByLeaf;
 
     #[test]
     fn rows_are_ordered_by_leaf_then_position() {

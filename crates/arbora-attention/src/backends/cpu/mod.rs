@@ -19,15 +19,15 @@ use crate::ops::{
     LeafAttentionOptions, RoutePrimitive, TreeAttentionOps, TreeBuildGradients, TreeBuildOptions,
     TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive, reference,
 };
-use attention_tiles::{AttentionInputs, AttentionOutputs};
+use attention_tiles::{Attention, AttentionOutputs};
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, try_read_sync};
 use burn::tensor::{DType, Shape, TensorData};
-use dense_attention::DenseDims;
-use leaf_attention::{LeafDims, LeafInputs};
+use dense_attention::DenseAttention;
+use leaf_attention::LeafAttention;
 pub(super) use simd::instructions;
-use tree_build::{Block, BuildDims};
-use tree_search::{RouteSlices, SearchDims, SearchGradient, SearchInputs, SearchOutputs};
+use tree_build::Build;
+use tree_search::{RouteSlices, Search, SearchGradient, SearchOutputs};
 
 /// A backend whose tensors lie in this process's memory, or may do so.
 pub(crate) trait HostBackend: Backend {
@@ -53,19 +53,18 @@ fn on_host<B: HostBackend, const N: usize>(
     host.collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
-/// All weights in this process's memory, in the order in which `map` goes over them, or none.
-fn block_on_host<B: HostBackend>(block: &BlockPrimitive<B>) -> Option<Vec<FloatTensor<B>>> {
-    let mut host = Vec::new();
-    block.clone().map::<B>(|weight| {
-        host.push(B::host(weight.clone()));
-        weight
-    });
-    host.into_iter().collect()
+/// A new tensor. Where assertions are compiled in it holds no number, so that tests see what a kernel leaves unwritten.
+fn allocate<B: HostBackend>(shape: impl Into<Shape>, device: &B::Device) -> FloatTensor<B> {
+    let mut tensor = B::allocate(shape.into(), device);
+    if cfg!(debug_assertions) {
+        B::floats_mut(&mut tensor).fill(f32::NAN);
+    }
+    tensor
 }
 
-/// A new tensor of the shape of another, as [`HostBackend::allocate`] makes them.
+/// A new tensor of the shape of another.
 fn allocate_like<B: HostBackend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {
-    B::allocate(tensor.shape(), &tensor.device())
+    allocate::<B>(tensor.shape(), &tensor.device())
 }
 
 fn read<E: std::fmt::Debug>(data: impl Future<Output = Result<TensorData, E>>) -> TensorData {
@@ -113,19 +112,27 @@ fn write_integers<B: Backend>(
     B::int_from_data(data, device)
 }
 
-fn slices<'a, B: HostBackend>(
-    query: &'a FloatTensor<B>,
-    key: &'a FloatTensor<B>,
-    value: &'a FloatTensor<B>,
-) -> AttentionInputs<'a> {
-    AttentionInputs {
+fn attention<'a, B: HostBackend>(
+    [query, key, value]: [&'a FloatTensor<B>; 3],
+    scale: Option<f64>,
+) -> Attention<'a> {
+    let [batch, queries, heads, head_dim] = query.shape().dims();
+    let [_, keys, kv_heads, value_dim] = value.shape().dims();
+    Attention {
         query: B::floats(query),
         key: B::floats(key),
         value: B::floats(value),
+        batch,
+        queries,
+        keys,
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        scale: scale.unwrap_or((head_dim as f64).powf(-0.5)) as f32,
     }
 }
 
-/// Of context, logarithms of totals and gradient.
 fn output_slices<B: HostBackend>(
     [context, lse, grad]: &[FloatTensor<B>; 3],
 ) -> AttentionOutputs<'_> {
@@ -142,80 +149,34 @@ fn allocate_output<B: HostBackend>(
     value: &FloatTensor<B>,
 ) -> AttentionOutput<B> {
     let [batch, queries, heads, _] = query.shape().dims();
-    let allocate = |shape| B::allocate(shape, &query.device());
+    let device = query.device();
     AttentionOutput {
-        context: allocate(Shape::from([batch, queries, heads, value.shape()[3]])),
-        lse: allocate(Shape::from([batch, queries, heads])),
+        context: allocate::<B>([batch, queries, heads, value.shape()[3]], &device),
+        lse: allocate::<B>([batch, queries, heads], &device),
     }
 }
 
-fn search_dims(query: &Shape, value_dim: usize, options: &TreeSearchOptions) -> SearchDims {
-    let [batch, queries, heads, head_dim] = query.dims();
-    SearchDims {
+fn search<'a, B: HostBackend>(
+    [query, key]: [&'a FloatTensor<B>; 2],
+    value: Option<&'a FloatTensor<B>>,
+    lengths: &'a [usize],
+    options: &TreeSearchOptions,
+) -> Search<'a> {
+    let [batch, queries, heads, head_dim] = query.shape().dims();
+    Search {
         shape: options.shape,
         batch,
         queries,
         heads,
         head_dim,
-        value_dim,
+        value_dim: value.unwrap_or(key).shape()[3],
         scale: options.scale.unwrap_or((head_dim as f64).powf(-0.5)) as f32,
         temperature: options.temperature as f32,
         ghosts_attended: options.ghosts == GhostNodes::Published,
-    }
-}
-
-fn dense_dims(query: &Shape, value: &Shape, options: &DenseAttentionOptions) -> DenseDims {
-    let [batch, queries, heads, head_dim] = query.dims();
-    let [_, rows, _, value_dim] = value.dims();
-    DenseDims {
-        batch,
-        queries,
-        rows,
-        first_key: options.first_key,
-        heads,
-        head_dim,
-        value_dim,
-        scale: options.scale(head_dim) as f32,
-    }
-}
-
-fn leaf_dims(
-    query: &Shape,
-    key: &Shape,
-    value: &Shape,
-    options: &LeafAttentionOptions,
-) -> LeafDims {
-    let [batch, queries, heads, head_dim] = query.dims();
-    let [_, keys, kv_heads, _] = key.dims();
-    LeafDims {
-        batch,
-        queries,
-        keys,
-        heads,
-        kv_heads,
-        head_dim,
-        value_dim: value[3],
-        leaves: options.leaves,
-        scale: options.scale(head_dim) as f32,
-        causal: options.causal,
-        dropout: options.dropping(),
-    }
-}
-
-fn build_dims<B: Backend>(
-    rows: &Shape,
-    block: &BlockPrimitive<B>,
-    options: &TreeBuildOptions,
-) -> BuildDims {
-    let [batch, _, dim] = rows.dims();
-    BuildDims {
-        shape: options.shape,
-        batch,
-        dim,
-        heads: options.heads,
-        ff: block.feed_forward.outer.shape()[0],
-        epsilon: options.epsilon as f32,
-        detach: options.detach_children,
+        query: B::floats(query),
+        key: B::floats(key),
+        value: value.map_or(&[], B::floats),
+        lengths,
     }
 }
 
@@ -226,50 +187,43 @@ impl<B: HostBackend> TreeAttentionOps for B {
         route: RoutePrimitive<B>,
         options: TreeSearchOptions,
     ) -> TreeSearchPrimitive<B> {
+        let Some([query, key, value]) =
+            on_host::<B, _>([&inputs.query, &inputs.key, &inputs.value])
+        else {
+            return reference::tree_search::<B>(inputs, route, options);
+        };
         let numbers = match &route {
             RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
                 B::host(numbers.clone())
             }
-            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => {
-                Some(B::allocate(Shape::from([0, 0, 0]), &inputs.query.device()))
-            }
+            // None are read.
+            RoutePrimitive::Greedy | RoutePrimitive::Given(_) => Some(query.clone()),
         };
-        let (Some([query, key, value]), Some(numbers)) = (
-            on_host::<B, _>([&inputs.query, &inputs.key, &inputs.value]),
-            numbers,
-        ) else {
+        let Some(numbers) = numbers else {
             return reference::tree_search::<B>(inputs, route, options);
         };
-        let (draws, numbers) = (numbers.shape()[2], B::floats(&numbers));
+        let numbers = B::floats(&numbers);
         let given = match &route {
             RoutePrimitive::Given(path) => indices::<B>(path.clone()),
             _ => Vec::new(),
         };
         let route = match &route {
             RoutePrimitive::Greedy => RouteSlices::Greedy,
-            RoutePrimitive::Sampled(_) => RouteSlices::Sampled { numbers, draws },
-            RoutePrimitive::Uniform(_) => RouteSlices::Uniform { numbers, draws },
+            RoutePrimitive::Sampled(_) => RouteSlices::Sampled(numbers),
+            RoutePrimitive::Uniform(_) => RouteSlices::Uniform(numbers),
             RoutePrimitive::Given(_) => RouteSlices::Given(&given),
         };
 
-        let dims = search_dims(&query.shape(), value.shape()[3], &options);
-        let (batch, queries) = (dims.batch, dims.queries);
-        let steps = dims.shape.decisions() + 1;
-        let device = query.device();
-        let shape = Shape::from([batch, queries, dims.heads, dims.value_dim]);
-        let mut context = B::allocate(shape, &device);
-        let mut policy = B::allocate(Shape::from([2, batch, queries]), &device);
+        let (device, dtype) = (query.device(), inputs.lengths.dtype());
+        let lengths = lengths::<B>(inputs.lengths);
+        let call = search::<B>([&query, &key], Some(&value), &lengths, &options);
+        let (batch, queries, steps) = (call.batch, call.queries, call.steps());
+        let shape = [batch, queries, call.heads, call.value_dim];
+        let mut context = allocate::<B>(shape, &device);
+        let mut policy = allocate::<B>([2, batch, queries], &device);
         let mut path = vec![0; batch * queries * steps];
         let mut counts = vec![0; batch * queries * 3];
-        let dtype = inputs.lengths.dtype();
-        tree_search::search(
-            &dims,
-            SearchInputs {
-                query: B::floats(&query),
-                key: B::floats(&key),
-                value: B::floats(&value),
-                lengths: &lengths::<B>(inputs.lengths),
-            },
+        call.forward(
             route,
             SearchOutputs {
                 context: B::floats_mut(&mut context),
@@ -296,16 +250,9 @@ impl<B: HostBackend> TreeAttentionOps for B {
         let Some([query, key, value, grad]) = on_host::<B, _>(floats) else {
             return reference::tree_context_backward::<B>(inputs, path, grad, options);
         };
-        let dims = search_dims(&query.shape(), value.shape()[3], &options);
+        let lengths = lengths::<B>(inputs.lengths);
         let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
-        tree_search::backward(
-            &dims,
-            SearchInputs {
-                query: B::floats(&query),
-                key: B::floats(&key),
-                value: B::floats(&value),
-                lengths: &lengths::<B>(inputs.lengths),
-            },
+        search::<B>([&query, &key], Some(&value), &lengths, &options).backward(
             &indices::<B>(path),
             SearchGradient::Context(B::floats(&grad)),
             gradients.each_mut().map(B::floats_mut),
@@ -323,17 +270,10 @@ impl<B: HostBackend> TreeAttentionOps for B {
         let Some([query, key, grad]) = on_host::<B, _>(floats) else {
             return reference::tree_policy_backward::<B>(inputs, path, grad, options);
         };
-        // Log-probability and entropy read no values.
-        let dims = search_dims(&query.shape(), key.shape()[3], &options);
+        let lengths = lengths::<B>(inputs.lengths);
         let [mut d_query, mut d_key] = [&query, &key].map(allocate_like::<B>);
-        tree_search::backward(
-            &dims,
-            SearchInputs {
-                query: B::floats(&query),
-                key: B::floats(&key),
-                value: &[],
-                lengths: &lengths::<B>(inputs.lengths),
-            },
+        // Log-probability and entropy read no values.
+        search::<B>([&query, &key], None, &lengths, &options).backward(
             &indices::<B>(path),
             SearchGradient::Policy(B::floats(&grad)),
             [
@@ -353,12 +293,13 @@ impl<B: HostBackend> TreeAttentionOps for B {
         let Some([query, key, value]) = on_host::<B, _>(floats) else {
             return reference::dense_attention::<B>(inputs, options);
         };
-        let dims = dense_dims(&query.shape(), &value.shape(), &options);
         let mut output = allocate_output::<B>(&query, &value);
-        dense_attention::forward(
-            dims,
-            slices::<B>(&query, &key, &value),
-            key_mask::<B>(inputs.mask).as_deref(),
+        DenseAttention {
+            attention: attention::<B>([&query, &key, &value], options.scale),
+            first_key: options.first_key,
+            mask: key_mask::<B>(inputs.mask).as_deref(),
+        }
+        .forward(
             B::floats_mut(&mut output.context),
             B::floats_mut(&mut output.lse),
         );
@@ -379,10 +320,12 @@ impl<B: HostBackend> TreeAttentionOps for B {
             return reference::dense_attention_backward::<B>(inputs, grad, options);
         };
         let mut gradients = [&query, &key, &value].map(allocate_like::<B>);
-        dense_attention::backward(
-            dense_dims(&query.shape(), &value.shape(), &options),
-            slices::<B>(&query, &key, &value),
-            key_mask::<B>(inputs.mask).as_deref(),
+        DenseAttention {
+            attention: attention::<B>([&query, &key, &value], options.scale),
+            first_key: options.first_key,
+            mask: key_mask::<B>(inputs.mask).as_deref(),
+        }
+        .backward(
             output_slices::<B>(&outputs),
             gradients.each_mut().map(B::floats_mut),
         );
@@ -398,14 +341,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
             return reference::leaf_attention::<B>(inputs, options);
         };
         let mut output = allocate_output::<B>(&query, &value);
-        leaf_attention::forward(
-            leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
-            LeafInputs {
-                attention: slices::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(inputs.query_leaf),
-                key_leaf: &integers::<B>(inputs.key_leaf),
-            },
-            B::floats(&key_bias),
+        LeafAttention {
+            attention: attention::<B>([&query, &key, &value], options.scale),
+            query_leaf: &integers::<B>(inputs.query_leaf),
+            key_leaf: &integers::<B>(inputs.key_leaf),
+            key_bias: B::floats(&key_bias),
+            options,
+        }
+        .forward(
             B::floats_mut(&mut output.context),
             B::floats_mut(&mut output.lse),
         );
@@ -426,14 +369,14 @@ impl<B: HostBackend> TreeAttentionOps for B {
             return reference::leaf_attention_backward::<B>(inputs, grad, options);
         };
         let mut gradients = [&query, &key, &value, &key_bias].map(allocate_like::<B>);
-        leaf_attention::backward(
-            leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options),
-            LeafInputs {
-                attention: slices::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(inputs.query_leaf),
-                key_leaf: &integers::<B>(inputs.key_leaf),
-            },
-            B::floats(&key_bias),
+        LeafAttention {
+            attention: attention::<B>([&query, &key, &value], options.scale),
+            query_leaf: &integers::<B>(inputs.query_leaf),
+            key_leaf: &integers::<B>(inputs.key_leaf),
+            key_bias: B::floats(&key_bias),
+            options,
+        }
+        .backward(
             output_slices::<B>(&outputs),
             gradients.each_mut().map(B::floats_mut),
         );
@@ -459,19 +402,16 @@ impl<B: HostBackend> TreeAttentionOps for B {
         ) else {
             return reference::candidate_keys_backward::<B>(inputs, output, grad, options);
         };
-        let dims = leaf_dims(&query.shape(), &key.shape(), &value.shape(), &options);
-        let shape = Shape::from([dims.batch, dims.keys, dims.kv_heads]);
-        let mut d_gate = B::allocate(shape, &query.device());
-        leaf_attention::candidate_gates(
-            dims,
-            LeafInputs {
-                attention: slices::<B>(&query, &key, &value),
-                query_leaf: &integers::<B>(inputs.query_leaf),
-                key_leaf: &integers::<B>(inputs.candidate_leaf),
-            },
-            output_slices::<B>(&outputs),
-            B::floats_mut(&mut d_gate),
-        );
+        let [batch, keys, kv_heads, _] = key.shape().dims();
+        let mut d_gate = allocate::<B>([batch, keys, kv_heads], &query.device());
+        LeafAttention {
+            attention: attention::<B>([&query, &key, &value], options.scale),
+            query_leaf: &integers::<B>(inputs.query_leaf),
+            key_leaf: &integers::<B>(inputs.candidate_leaf),
+            key_bias: &[],
+            options,
+        }
+        .candidate_gates(output_slices::<B>(&outputs), B::floats_mut(&mut d_gate));
         d_gate
     }
 
@@ -481,21 +421,21 @@ impl<B: HostBackend> TreeAttentionOps for B {
         block: BlockPrimitive<B>,
         options: TreeBuildOptions,
     ) -> FloatTensor<B> {
-        let (Some([leaves]), Some(weights)) =
-            (on_host::<B, _>([&leaves]), block_on_host::<B>(&block))
-        else {
+        let (Some([leaves]), Some(weights)) = (
+            on_host::<B, _>([&leaves]),
+            on_host::<B, _>(block.clone().into_array().each_ref()),
+        ) else {
             return reference::tree_build::<B>(leaves, lengths, block, options);
         };
-        let dims = build_dims::<B>(&leaves.shape(), &block, &options);
-        let shape = Shape::from([dims.batch, dims.shape.nodes(), dims.dim]);
-        let mut nodes = B::allocate(shape, &leaves.device());
-        tree_build::forward(
-            &dims,
-            B::floats(&leaves),
-            &self::lengths::<B>(lengths),
-            &Block::new(weights.iter().map(B::floats)),
-            B::floats_mut(&mut nodes),
+        let [batch, _, dim] = leaves.shape().dims();
+        let shape = [batch, options.shape.nodes(), dim];
+        let mut nodes = allocate::<B>(shape, &leaves.device());
+        let (lengths, weights) = (
+            self::lengths::<B>(lengths),
+            weights.each_ref().map(B::floats),
         );
+        Build::new([batch, dim], &lengths, weights, &options)
+            .forward(B::floats(&leaves), B::floats_mut(&mut nodes));
         nodes
     }
 
@@ -506,47 +446,29 @@ impl<B: HostBackend> TreeAttentionOps for B {
         grad: FloatTensor<B>,
         options: TreeBuildOptions,
     ) -> TreeBuildGradients<B> {
-        let (Some([nodes, grad]), Some(weights)) =
-            (on_host::<B, _>([&nodes, &grad]), block_on_host::<B>(&block))
-        else {
+        let (Some([nodes, grad]), Some(weights)) = (
+            on_host::<B, _>([&nodes, &grad]),
+            on_host::<B, _>(block.clone().into_array().each_ref()),
+        ) else {
             return reference::tree_build_backward::<B>(nodes, lengths, block, grad, options);
         };
-        let dims = build_dims::<B>(&nodes.shape(), &block, &options);
-        let shape = Shape::from([dims.batch, dims.shape.width(0), dims.dim]);
-        let mut leaves = B::allocate(shape, &nodes.device());
-        let mut d_weights: Vec<_> = weights.iter().map(allocate_like::<B>).collect();
-        tree_build::backward(
-            &dims,
+        let [batch, _, dim] = nodes.shape().dims();
+        let shape = [batch, options.shape.width(0), dim];
+        let mut leaves = allocate::<B>(shape, &nodes.device());
+        let mut d_weights = weights.each_ref().map(allocate_like::<B>);
+        let (lengths, weights) = (
+            self::lengths::<B>(lengths),
+            weights.each_ref().map(B::floats),
+        );
+        Build::new([batch, dim], &lengths, weights, &options).backward(
             B::floats(&nodes),
-            &self::lengths::<B>(lengths),
-            &Block::new(weights.iter().map(B::floats)),
             B::floats(&grad),
             B::floats_mut(&mut leaves),
-            d_weights.iter_mut().map(B::floats_mut).collect(),
+            d_weights.each_mut().map(B::floats_mut),
         );
-        let mut d_weights = d_weights.into_iter();
         TreeBuildGradients {
             leaves,
-            block: block.map(|_| d_weights.next().expect("there is one for each weight")),
+            block: BlockPrimitive::from_array(d_weights),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    /// Numbers in -1..1 that look random.
-    pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
-
-    /// What work returns on a number of threads.
-    pub(super) fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build().expect("threads").install(work)
     }
 }

@@ -46,8 +46,19 @@ pub(super) fn split(
     })
 }
 
+/// [`split`] into an array.
+pub(super) fn split_array<const N: usize>(
+    mut flat: &mut [f32],
+    lengths: [usize; N],
+) -> [&mut [f32]; N] {
+    lengths.map(|length| {
+        flat.split_off_mut(..length)
+            .expect("the slice has all parts")
+    })
+}
+
 /// Writes sums of partial gradients: `partials` holds copies of all fields side by side.
-pub(super) fn sum_partials(partials: &[f32], fields: Vec<&mut [f32]>) {
+pub(super) fn sum_partials<const N: usize>(partials: &[f32], fields: [&mut [f32]; N]) {
     let parameters: usize = fields.iter().map(|field| field.len()).sum();
     let mut first = 0;
     for field in fields {
@@ -301,9 +312,18 @@ pub(super) fn multiply(target: &mut [f32], write: Write, factor: f32, left: Matr
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::numbers;
     use super::*;
     use proptest::prelude::*;
+
+    /// Numbers in -1..1 that look random.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
 
     proptest! {
         #[test]

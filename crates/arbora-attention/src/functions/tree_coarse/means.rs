@@ -10,14 +10,6 @@ use burn::tensor::{Int, Tensor};
 /// Indicators that sum to less than this are those of a node without keys.
 const NO_KEYS: f64 = 1e-6;
 
-/// What the keys of each node add up to.
-pub(super) struct NodeSums {
-    /// `[batch, kv_heads, nodes, value_dim]`
-    pub values: Tensor<4>,
-    /// `[batch, kv_heads, nodes, 1]`
-    pub counts: Tensor<4>,
-}
-
 /// The weight of each node's depth, `[1, 1, heads or 1, nodes]`.
 pub(super) fn by_node(alpha: Tensor<2>, tree: &CompleteTree) -> Tensor<4> {
     let heads = alpha.dims()[0];
@@ -29,26 +21,37 @@ pub(super) fn by_node(alpha: Tensor<2>, tree: &CompleteTree) -> Tensor<4> {
 }
 
 /// Means of the values of nodes, `[batch, kv_heads, nodes, value_dim]`.
-pub(super) fn means(sums: NodeSums, tree: &CompleteTree, empty_node: EmptyNode) -> Tensor<4> {
+///
+/// - values: their sums, of the same shape
+/// - counts: of keys, `[batch, kv_heads, nodes, 1]`
+pub(super) fn means(
+    values: Tensor<4>,
+    counts: Tensor<4>,
+    tree: &CompleteTree,
+    empty_node: EmptyNode,
+) -> Tensor<4> {
     let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
     for depth in 0..=tree.height() {
-        let (first, width) = (tree.offset(depth), tree.width(depth));
-        let own = NodeSums {
-            values: sums.values.clone().narrow(2, first, width),
-            counts: sums.counts.clone().narrow(2, first, width),
+        let own = |sums: &Tensor<4>| {
+            sums.clone()
+                .narrow(2, tree.offset(depth), tree.width(depth))
         };
         let parent = depths.last().map(|parent| {
             let branching = tree.branching(depth - 1);
             repeat_each(parent.clone(), branching)
         });
-        depths.push(mean(own, parent, empty_node));
+        depths.push(mean(own(&values), own(&counts), parent, empty_node));
     }
     Tensor::cat(depths, 2)
 }
 
 /// Means of nodes whose parents gave `parent`.
-fn mean(sums: NodeSums, parent: Option<Tensor<4>>, empty_node: EmptyNode) -> Tensor<4> {
-    let NodeSums { values, counts } = sums;
+fn mean(
+    values: Tensor<4>,
+    counts: Tensor<4>,
+    parent: Option<Tensor<4>>,
+    empty_node: EmptyNode,
+) -> Tensor<4> {
     let empty = counts.clone().lower_elem(NO_KEYS);
     let at_least_one = counts.clone().mask_fill(empty.clone(), 1.0);
     match (parent, empty_node) {
@@ -108,16 +111,14 @@ pub(super) fn path_table(
     let alpha_rows = alpha.dims()[0];
     let mut above: Option<(Tensor<4>, Tensor<4>)> = None; // means and rows of the table
     for (depth, sums) in sums_of_depths(leaves, tree).into_iter().enumerate() {
-        let own = NodeSums {
-            values: sums.clone().narrow(3, 0, value_dim).swap_dims(1, 2),
-            counts: sums.narrow(3, value_dim, 1).swap_dims(1, 2),
-        };
+        let values = sums.clone().narrow(3, 0, value_dim).swap_dims(1, 2);
+        let counts = sums.narrow(3, value_dim, 1).swap_dims(1, 2);
         let above_each_child = above.map(|(mean, row)| {
             let branching = tree.branching(depth - 1);
             (repeat_each(mean, branching), repeat_each(row, branching))
         });
         let (parent, row) = above_each_child.unzip();
-        let mean = mean(own, parent, empty_node);
+        let mean = mean(values, counts, parent, empty_node);
         let alpha = alpha
             .clone()
             .narrow(1, depth, 1)

@@ -15,7 +15,7 @@ use super::prefix_attention::{prefix_attention, prefix_sums};
 use arbora_tree::CompleteTree;
 use burn::tensor::{Int, Tensor};
 use causal::CausalRoutes;
-use means::{NodeSums, by_node, counted, each_head, means, path_table, sum_weights};
+use means::{by_node, counted, each_head, means, path_table, sum_weights};
 use rows::{leaf_sums, rows_at};
 use serde::{Deserialize, Serialize};
 
@@ -153,12 +153,9 @@ pub fn tree_coarse_relaxed(
     let context = if options.causal {
         causal(weight, key, value, &tree, options.empty_node)
     } else {
-        let sums = NodeSums {
-            counts: by_head(key.clone().sum_dim(1)).swap_dims(2, 3),
-            values: by_head(key).swap_dims(2, 3).matmul(by_head(value)),
-        };
-        // `[batch, kv_heads, nodes, value_dim]`
-        let means = means(sums, &tree, options.empty_node);
+        let counts = by_head(key.clone().sum_dim(1)).swap_dims(2, 3);
+        let values = by_head(key).swap_dims(2, 3).matmul(by_head(value));
+        let means = means(values, counts, &tree, options.empty_node);
         let context = by_head(weight).matmul(each_head(means, heads));
         by_head(context)
     };

@@ -4,13 +4,9 @@
 //! arrive. Attention within leaves adds in the order of tokens on every backend: with equal logits it is the mean of
 //! a leaf, and with one key per leaf it reads that key.
 
-use crate::functions::leaf_attention::{LeafAttentionInput, leaf_attention};
+use crate::functions::leaf_attention::means_of_leaves;
 use crate::functions::masked_attention::{index_along, repeat_each};
-use crate::ops::LeafAttentionOptions;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
-
-/// Numbers per query and key, all 0. Kernels read four at a time.
-const WIDTH: usize = 4;
 
 /// The sums over the keys of each leaf, `[batch, leaves, kv_heads, value_dim + 1]`, of
 /// [`counted`](super::means::counted) rows; keys with a negative leaf are left out.
@@ -34,7 +30,7 @@ pub(super) fn leaf_sums(rows: Tensor<4>, key_leaves: Tensor<3, Int>, leaves: usi
     // Query `i` in leaf `i`.
     let integers = (&key_leaves.device(), key_leaves.dtype());
     let every_leaf = index_along(1, [batch, leaves, kv_heads], integers);
-    let means = in_leaves(every_leaf, key_leaves, value, leaves);
+    let means = means_of_leaves(every_leaf, key_leaves, value, leaves).context;
     Tensor::cat(vec![means * counts.clone(), counts], 3)
 }
 
@@ -46,32 +42,10 @@ pub(super) fn rows_at(rows: Tensor<4>, index: Tensor<3, Int>) -> Tensor<4> {
     if rows.device().is_autodiff() {
         let integers = (&index.device(), index.dtype());
         let own = index_along(1, [batch, count, kv_heads], integers);
-        return in_leaves(index, own, rows, count);
+        return means_of_leaves(index, own, rows, count).context;
     }
     let index = index
         .reshape([batch, tokens, heads, 1])
         .expand([batch, tokens, heads, width]);
     repeat_each(rows, heads / kv_heads).gather(1, index)
-}
-
-/// For each query the mean value of the keys of its leaf, `[batch, queries, heads, value_dim]`; 0 where there is none.
-fn in_leaves(
-    query_leaf: Tensor<3, Int>,
-    key_leaf: Tensor<3, Int>,
-    value: Tensor<4>,
-    leaves: usize,
-) -> Tensor<4> {
-    let options = (value.device(), value.dtype());
-    let zeros = |[batch, rows, heads]: [usize; 3]| {
-        Tensor::zeros([batch, rows, heads, WIDTH], (&options.0, options.1))
-    };
-    let input = LeafAttentionInput {
-        query: zeros(query_leaf.dims()),
-        key: zeros(key_leaf.dims()),
-        value,
-        query_leaf,
-        key_leaf,
-        key_bias: None,
-    };
-    leaf_attention(input, LeafAttentionOptions::new(leaves)).context
 }

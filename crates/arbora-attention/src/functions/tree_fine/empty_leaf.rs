@@ -3,6 +3,7 @@
 use super::{
     LeafAttentionInput, LeafAttentionOptions, LeafAttentionOutput, TreeFineOptions, leaf_attention,
 };
+use crate::functions::leaf_attention::{means_of_leaves, zero_rows};
 use crate::functions::masked_attention::{index_along, repeat_each, without_absent};
 use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Int, Tensor};
@@ -81,12 +82,12 @@ impl<'a> WithinLeaves<'a> {
         if self.empty_leaf == EmptyLeaf::Zero || self.shape.height() == 0 {
             return found;
         }
-        let waiting = unresolved(rows.query_leaf.clone(), &found.lse);
-        // Queries that wait have context 0, and the others get 0 here: a sum puts them together.
+        let unresolved_leaf = unresolved(rows.query_leaf.clone(), &found.lse);
+        // Unresolved queries have context 0, and the others get 0 here: a sum puts them together.
         let fallback = match (self.empty_leaf, self.options.causal) {
-            (EmptyLeaf::SelfKey, _) => own_values(own_value, waiting),
-            (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, waiting),
-            _ => self.attend_at_ancestors(rows, waiting),
+            (EmptyLeaf::SelfKey, _) => own_values(own_value, unresolved_leaf),
+            (EmptyLeaf::AncestorMean, None) => self.ancestor_means(&rows, unresolved_leaf),
+            _ => self.attend_at_ancestors(rows, unresolved_leaf),
         };
         LeafAttentionOutput {
             context: found.context + fallback,
@@ -94,18 +95,18 @@ impl<'a> WithinLeaves<'a> {
         }
     }
 
-    /// Attends at each ancestor in turn, the lowest first, with the queries that still wait. With no
-    /// query that waits an attention reads nothing.
+    /// Attends at each ancestor in turn, the lowest first, with the unresolved queries. Without any an attention
+    /// reads nothing.
     fn attend_at_ancestors(
         &self,
         mut rows: LeafAttentionInput,
-        mut waiting: Tensor<3, Int>,
+        mut unresolved_leaf: Tensor<3, Int>,
     ) -> Tensor<4> {
         let mut options = self.options;
         rows.key_bias = None;
         if self.empty_leaf == EmptyLeaf::AncestorMean {
-            rows.query = zeros_of_width_1(&rows.query);
-            rows.key = zeros_of_width_1(&rows.key);
+            rows.query = zero_rows(rows.query_leaf.dims(), &rows.value);
+            rows.key = zero_rows(rows.key_leaf.dims(), &rows.value);
             options.dropout = None;
         }
         let mut total: Option<Tensor<4>> = None;
@@ -114,13 +115,13 @@ impl<'a> WithinLeaves<'a> {
             let below = self.shape.leaves() / options.leaves;
             let found = leaf_attention(
                 LeafAttentionInput {
-                    query_leaf: ancestor(waiting.clone(), below),
+                    query_leaf: ancestor(unresolved_leaf.clone(), below),
                     key_leaf: ancestor(rows.key_leaf.clone(), below),
                     ..rows.clone()
                 },
                 options,
             );
-            waiting = unresolved(waiting, &found.lse);
+            unresolved_leaf = unresolved(unresolved_leaf, &found.lse);
             total = Some(match total {
                 None => found.context,
                 Some(total) => total + found.context,
@@ -129,29 +130,20 @@ impl<'a> WithinLeaves<'a> {
         total.expect("a tree with empty leaves has a root above them")
     }
 
-    /// The mean under the deepest ancestor with keys, made once per leaf and read by the queries that
-    /// wait.
-    fn ancestor_means(&self, rows: &LeafAttentionInput, waiting: Tensor<3, Int>) -> Tensor<4> {
+    /// The mean under the deepest ancestor with keys, made once per leaf and read by the
+    /// unresolved queries.
+    fn ancestor_means(
+        &self,
+        rows: &LeafAttentionInput,
+        unresolved_leaf: Tensor<3, Int>,
+    ) -> Tensor<4> {
         let [batch, _, kv_heads, value_dim] = rows.value.dims();
         let leaves = self.shape.leaves();
         let device = rows.query_leaf.device();
         let each_leaf = index_along(1, [batch, leaves, kv_heads], &device);
-        let one_per_leaf =
-            Tensor::zeros([batch, leaves, kv_heads, 1], (&device, rows.value.dtype()));
-        let options = LeafAttentionOptions::new(leaves);
-        // Equal logits: attention of a query in each leaf is the mean of its values, and the denominator
-        // counts them.
-        let means = leaf_attention(
-            LeafAttentionInput {
-                query: one_per_leaf.clone(),
-                key: zeros_of_width_1(&rows.key),
-                value: rows.value.clone(),
-                query_leaf: each_leaf.clone(),
-                key_leaf: rows.key_leaf.clone(),
-                key_bias: None,
-            },
-            options,
-        );
+        // One query in each leaf, and later one key.
+        let (key_leaf, value) = (rows.key_leaf.clone(), rows.value.clone());
+        let means = means_of_leaves(each_leaf.clone(), key_leaf, value, leaves);
         let counts = means.lse.exp().unsqueeze_dim::<4>(3); // 0 for empty leaves
         let sums = means.context.cast(counts.dtype()) * counts.clone();
         let mut carried: Option<Tensor<4>> = None;
@@ -170,29 +162,17 @@ impl<'a> WithinLeaves<'a> {
                 None => mean,
                 Some(above) => {
                     let branching = self.shape.branching(depth - 1);
-                    let above = above
-                        .reshape([batch, width / branching, 1, kv_heads * value_dim])
-                        .repeat_dim(2, branching)
-                        .reshape([batch, width, kv_heads, value_dim]);
+                    let above = above.reshape([batch, 1, width / branching, kv_heads * value_dim]);
+                    let above = repeat_each(above, branching);
+                    let above = above.reshape([batch, width, kv_heads, value_dim]);
                     let empty = count.lower_elem(0.5).expand(mean.dims());
                     mean.mask_where(empty, above)
                 }
             });
         }
         let value = carried.expect("there is a root").cast(rows.value.dtype());
-        // One key in each leaf: attention to it reads it.
-        leaf_attention(
-            LeafAttentionInput {
-                query: zeros_of_width_1(&rows.query),
-                key: one_per_leaf,
-                value,
-                query_leaf: waiting,
-                key_leaf: each_leaf,
-                key_bias: None,
-            },
-            options,
-        )
-        .context
+        // The mean of one key is that key.
+        means_of_leaves(unresolved_leaf, each_leaf, value, leaves).context
     }
 }
 
@@ -211,16 +191,9 @@ fn ancestor(leaf: Tensor<3, Int>, below: usize) -> Tensor<3, Int> {
     ((leaf - rest) / below as i64).mask_fill(masked, -1)
 }
 
-/// Values of the own tokens for the queries that wait, 0 for the others.
-fn own_values(own: Option<Tensor<4>>, waiting: Tensor<3, Int>) -> Tensor<4> {
+/// Values of the own tokens for unresolved queries, 0 for the others.
+fn own_values(own: Option<Tensor<4>>, unresolved_leaf: Tensor<3, Int>) -> Tensor<4> {
     let own = own.expect("checked: self-key is for self-attention");
-    let group = waiting.dims()[2] / own.dims()[2];
-    without_absent(repeat_each(own, group), waiting)
-}
-
-/// Rows whose dot products are all 0, `[batch, rows, heads, 1]`.
-fn zeros_of_width_1(rows: &Tensor<4>) -> Tensor<4> {
-    let [batch, count, heads, _] = rows.dims();
-    let device = rows.device().without_autodiff();
-    Tensor::zeros([batch, count, heads, 1], (&device, rows.dtype()))
+    let group = unresolved_leaf.dims()[2] / own.dims()[2];
+    without_absent(repeat_each(own, group), unresolved_leaf)
 }

@@ -88,7 +88,7 @@ pub struct TreeFineOutput {
     pub context: Tensor<4>,
     /// Routing of the queries.
     pub query: Routing,
-    /// The ways of keys.
+    /// Routing of the keys.
     pub key: Routing,
 }
 
@@ -110,24 +110,18 @@ pub struct TreeFineOutput {
 /// A route has no derivative, and under hard routing the derivative with respect to the share of a query
 /// in its own leaf is exactly 0. On an autodiff device the [`Surrogate`] says what takes its place:
 ///
-/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit.
-///   Queries compare what they got with what they would have got in their next best leaves, at the
-///   price of one attention more for each, mixed by weights that are 0 in value. Keys learn by their
-///   weight in their own leaf, through the logarithm of its probability, and by what they would change
-///   in the next best ones ([`candidate_keys`](crate::functions::candidate_keys)). What a query adds to the
-///   gradient of a route is bounded by the gradient of its context times the size of values. With one
-///   candidate no route gets a gradient: the softmax over one is constant, and only auxiliary losses
-///   train the trees.
-/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all
-///   leaves through the mask `M = G^q (G^k)^T` of indicators. The value stays hard. The gradient needs
-///   every pair of a query and a key: time and memory of the backward pass grow with `queries · keys`. A
-///   query whose leaf has no key gives no signal, since the relaxed quotient is undefined there; nor does
-///   one whose own leaf holds less than 1e-18 of the weight of the key that it would attend to most among
-///   all keys, where the quotient would overflow (logits about 41 apart). Dropout is left out of this
-///   gradient.
-/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so
-///   training and inference differ until the temperature is low. An oracle, as costly as the former. It
-///   takes no dropout.
+/// - [`TopMargin`](Surrogate::TopMargin): the returned value is that without gradients, bit for bit. Queries compare what
+///   they got with what they would have got in their next best leaves, at the price of one attention more for each. Keys
+///   learn by their weight in their own leaf, through the logarithm of its probability, and by what they would change in
+///   the next best ones ([`candidate_keys`](crate::functions::candidate_keys)). What a query adds to the gradient of a route
+///   is bounded by the gradient of its context times the size of values. With one candidate no route gets a gradient, and
+///   only auxiliary losses train the trees.
+/// - [`DenseGradient`](Surrogate::DenseGradient): as published, a straight-through estimator of all leaves through the mask
+///   `M = G^q (G^k)^T` of indicators. The value stays hard; dropout is left out of the gradient, whose time and memory grow
+///   with `queries · keys`. A query gives no signal if its leaf has no key, or holds less than 1e-18 of the weight of the key
+///   that it would attend to most among all keys (logits about 41 apart), where the relaxed quotient would overflow.
+/// - [`Soft`](Surrogate::Soft): the value is relaxed as well, by the probabilities of all leaves, so training and inference
+///   differ until the temperature is low. An oracle, as costly as the former. It takes no dropout.
 ///
 /// # Shapes
 /// - query: `[batch, queries, heads, head_dim]`
@@ -148,17 +142,15 @@ pub fn tree_fine(
     options: TreeFineOptions,
 ) -> TreeFineOutput {
     check(&input, queries, keys, &options);
-    let query = queries.route(
-        tree_input(input.query.clone(), queries),
-        input.query_padding.clone(),
-    );
-    let key = keys.route(
-        tree_input(input.key.clone(), keys),
-        input.key_padding.clone(),
-    );
+    let query_rows = tree_input(input.query.clone(), queries);
+    let key_rows = tree_input(input.key.clone(), keys);
+    let query = queries.route(query_rows.clone(), input.query_padding.clone());
+    let key = keys.route(key_rows.clone(), input.key_padding.clone());
     let call = Call {
         queries,
         keys,
+        query_rows,
+        key_rows,
         query_leaf: head_leaves(&query, input.query.dims()[2]),
         key_leaf: head_leaves(&key, input.key.dims()[2]),
         within: WithinLeaves::new(queries.shape(), &options),
@@ -185,6 +177,10 @@ struct Call<'a> {
     input: TreeFineInput,
     queries: &'a RoutingTree,
     keys: &'a RoutingTree,
+    /// What routes the queries, `[batch, queries, heads or 1, dim]`.
+    query_rows: Tensor<4>,
+    /// What routes the keys, `[batch, keys, kv_heads or 1, dim]`.
+    key_rows: Tensor<4>,
     /// `[batch, queries, heads]`
     query_leaf: Tensor<3, Int>,
     /// `[batch, keys, kv_heads]`
@@ -212,16 +208,6 @@ impl Call<'_> {
     /// Attention along hard routes, which get no gradient.
     fn hard(&self) -> Tensor<4> {
         self.within.attend(self.routed_rows()).context
-    }
-
-    /// What routes the queries, `[batch, queries, heads or 1, dim]`.
-    fn query_rows(&self) -> Tensor<4> {
-        tree_input(self.input.query.clone(), self.queries)
-    }
-
-    /// What routes the keys, `[batch, keys, kv_heads or 1, dim]`.
-    fn key_rows(&self) -> Tensor<4> {
-        tree_input(self.input.key.clone(), self.keys)
     }
 }
 

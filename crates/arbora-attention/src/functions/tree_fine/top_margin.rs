@@ -10,14 +10,14 @@ use burn::tensor::{Bool, Tensor};
 impl Call<'_> {
     /// Attention within leaves, whose routes get gradients from `candidates` leaves each.
     pub(super) fn top_margin(self, candidates: usize, temperature: f64) -> Tensor<4> {
-        let best = |tree: &RoutingTree, rows, mask: &Option<Tensor<2, Bool>>| {
-            tree.best_leaves(rows, mask.clone(), candidates)
+        let best = |tree: &RoutingTree, rows: &Tensor<4>, mask: &Option<Tensor<2, Bool>>| {
+            tree.best_leaves(rows.clone(), mask.clone(), candidates)
         };
         if candidates.min(self.queries.leaves()) == 1 {
             return self.hard();
         }
-        let query = best(self.queries, self.query_rows(), &self.input.query_padding);
-        let key = best(self.keys, self.key_rows(), &self.input.key_padding);
+        let query = best(self.queries, &self.query_rows, &self.input.query_padding);
+        let key = best(self.keys, &self.key_rows, &self.input.key_padding);
         let [_, _, kv_heads, _] = self.input.key.dims();
 
         let log_probability = column(log_softmax(key.scores.clone() / temperature, 3), 0);

@@ -23,15 +23,10 @@ impl Router {
     /// KL(b_j || p_j),  b_jl = share of leaf l's queries in the attention that key j gets
     /// ```
     ///
-    /// `p` is the softmax of margin scores over all leaves. The layer's own queries and keys make the
-    /// dense attention, and all of them are constants: the loss trains the trees alone. `b` counts the
-    /// drawn queries alone, and keys that none of these sees count nothing; nor do padded rows. A leaf
-    /// without keys has no share of `a`, so `p` is drawn away from it. Without a row that counts the
-    /// loss is 0.
-    ///
-    /// Time and memory grow with `rows · keys`, and with `leaves` times rows, queries and keys: as many
-    /// rows as tokens make every pair. The indexer of DeepSeek-V3.2 is warmed up by the same
-    /// divergence from dense attention.
+    /// `p` is the softmax of margin scores over all leaves. The layer's own queries and keys make the dense attention, as
+    /// constants: the loss trains the trees alone. Only drawn queries count in `b`; padded rows, and keys that no drawn query
+    /// sees, count nothing. Without a row that counts the loss is 0. The indexer of DeepSeek-V3.2 is warmed up by the same
+    /// divergence.
     ///
     /// - rows, masks: as [`report`](Self::report) takes them
     /// - (causal, temperature)
@@ -40,7 +35,7 @@ impl Router {
     pub(super) fn alignment_loss(
         &self,
         (query, key): (Tensor<4>, Tensor<4>),
-        (query_mask, key_mask): (Option<Tensor<2, Bool>>, Option<Tensor<2, Bool>>),
+        [query_mask, key_mask]: [Option<Tensor<2, Bool>>; 2],
         routes: (&Routing, &Routing),
         (causal, temperature): (Option<usize>, f64),
         (rows, seed): (usize, Option<u64>),

@@ -2,7 +2,7 @@
 
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::{LeafPages, Query};
-use super::{Kind, SelfAttention, SelfAttentionOutput, dense, expect, expect_some};
+use super::{Kind, SelfAttention, SelfAttentionOutput, expect, expect_some};
 use crate::functions::TreeCoarseState;
 use crate::functions::masked_attention::{places, select_rows};
 use arbora_tree::shape::CompleteTree;
@@ -15,13 +15,16 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 pub struct AttentionCache {
     batch: usize,
     tokens: usize,
+    /// Keys that the last call of dense attention read.
+    read: usize,
     state: CacheState,
 }
 
 /// What a kind remembers.
 #[derive(Clone, Debug)]
 pub(super) enum CacheState {
-    Dense(DenseCache),
+    /// Keys and values in the order of tokens, `[batch, tokens, kv_heads, head_dim]` each.
+    Dense(Option<[Tensor<4>; 2]>),
     TreeFine(FineCache),
     /// Sums over the keys so far, `[batch, kv_heads, features, head_dim + 1]`.
     Performer(Option<Tensor<4>>),
@@ -38,9 +41,8 @@ impl AttentionCache {
     /// call itself are not counted. None for tree-coarse, which keeps sums in place of keys.
     pub fn keys_read(&self) -> usize {
         match &self.state {
-            CacheState::Dense(cache) => cache.read,
             CacheState::TreeFine(cache) => cache.read,
-            CacheState::Performer(_) | CacheState::TreeCoarse(_) => 0,
+            _ => self.read,
         }
     }
 
@@ -78,7 +80,10 @@ impl AttentionCache {
             rows.len()
         );
         let state = match &self.state {
-            CacheState::Dense(cache) => CacheState::Dense(cache.select(rows)),
+            CacheState::Dense(state) => {
+                let of = |[key, value]: &[_; 2]| [select_rows(key, rows), select_rows(value, rows)];
+                CacheState::Dense(state.as_ref().map(of))
+            }
             CacheState::TreeFine(cache) => CacheState::TreeFine(cache.select(rows)),
             CacheState::Performer(state) => {
                 CacheState::Performer(state.as_ref().map(|state| select_rows(state, rows)))
@@ -88,6 +93,7 @@ impl AttentionCache {
         Self {
             batch: rows.len(),
             tokens: self.tokens,
+            read: self.read,
             state,
         }
     }
@@ -122,6 +128,7 @@ impl SelfAttention {
         AttentionCache {
             batch,
             tokens: 0,
+            read: 0,
             state: self.kind.cache(self.sizes, batch, device),
         }
     }
@@ -160,7 +167,10 @@ impl SelfAttention {
         let [query, key, value] = self.project(tokens.clone(), tokens);
         let rows = CachedRows { query, key, value };
         let context = match (&self.kind, &mut cache.state) {
-            (Kind::Dense(_), CacheState::Dense(state)) => state.attend(rows),
+            (Kind::Dense(dense), CacheState::Dense(state)) => {
+                cache.read = batch * self.sizes.kv_heads * cache.tokens;
+                dense.attend_cached(rows, state)
+            }
             (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
             (Kind::Performer(performer), CacheState::Performer(state)) => {
                 performer.attend_cached(rows, state)
@@ -178,39 +188,6 @@ impl SelfAttention {
             context: self.output.forward(context.reshape([batch, new, d_model])),
             routing: None,
         }
-    }
-}
-
-/// Keys and values in the order of tokens.
-#[derive(Clone, Debug, Default)]
-pub(super) struct DenseCache {
-    /// `[batch, tokens, kv_heads, head_dim]` each
-    rows: Option<(Tensor<4>, Tensor<4>)>,
-    read: usize,
-}
-
-impl DenseCache {
-    fn select(&self, rows: &[usize]) -> Self {
-        Self {
-            rows: (self.rows.as_ref())
-                .map(|(key, value)| (select_rows(key, rows), select_rows(value, rows))),
-            read: self.read,
-        }
-    }
-
-    fn attend(&mut self, new: CachedRows) -> Tensor<4> {
-        let (key, value) = match self.rows.take() {
-            None => (new.key, new.value),
-            Some((key, value)) => (
-                Tensor::cat(vec![key, new.key], 1),
-                Tensor::cat(vec![value, new.value], 1),
-            ),
-        };
-        let [batch, keys, kv_heads, _] = key.dims();
-        let before = keys - new.query.dims()[1];
-        self.read = batch * kv_heads * before;
-        self.rows = Some((key.clone(), value.clone()));
-        dense::in_one_leaf(new.query, key, value, None, before)
     }
 }
 
@@ -313,15 +290,15 @@ impl FineCache {
                 );
             }
         }
-        self.read = lists.iter().map(|list| list.keys).sum();
-        let pages = lists.iter().map(|list| list.pages.len()).max().unwrap_or(0);
+        self.read = lists.iter().flatten().map(|page| page.keys).sum();
+        let pages = lists.iter().map(Vec::len).max().unwrap_or(0);
         let before = pages * Self::PAGE;
 
         let mut leaves = vec![-1; batch * (before + new) * kv_heads];
         let mut order = vec![0; batch * kv_heads * pages];
         for (at, list) in lists.iter().enumerate() {
             let (example, head) = (at / kv_heads, at % kv_heads);
-            for (place, page) in list.pages.iter().enumerate() {
+            for (place, page) in list.iter().enumerate() {
                 order[at * pages + place] = page.index;
                 for slot in 0..page.keys {
                     let key = example * (before + new) + place * Self::PAGE + slot;

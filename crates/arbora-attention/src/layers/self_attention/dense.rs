@@ -1,6 +1,6 @@
 //! Dense attention as a kind of self-attention.
 
-use super::kind::Projected;
+use super::kind::{CachedRows, Projected};
 use crate::functions::masked_attention::{
     by_head, dense_by_group, hidden_pairs, last_keys, repeat_each, softmax_of_visible,
 };
@@ -41,10 +41,28 @@ impl Dense {
             }
         }
     }
+
+    /// Causal attention of the next tokens to those of the cache and to themselves.
+    pub(super) fn attend_cached(
+        &self,
+        new: CachedRows,
+        cache: &mut Option<[Tensor<4>; 2]>,
+    ) -> Tensor<4> {
+        let [key, value] = match cache.take() {
+            None => [new.key, new.value],
+            Some([key, value]) => [
+                Tensor::cat(vec![key, new.key], 1),
+                Tensor::cat(vec![value, new.value], 1),
+            ],
+        };
+        *cache = Some([key.clone(), value.clone()]);
+        let before = key.dims()[1] - new.query.dims()[1];
+        in_one_leaf(new.query, key, value, None, before)
+    }
 }
 
 /// Causal attention: all rows in one leaf. No matrix of scores is held where a backend has a kernel.
-pub(super) fn in_one_leaf(
+fn in_one_leaf(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,

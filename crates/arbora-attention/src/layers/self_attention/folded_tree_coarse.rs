@@ -86,28 +86,20 @@ impl FoldedTreeCoarse {
     /// As [`SelfAttention::forward`].
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
-        let (tokens, masks, sizes) = (input.tokens, input.masks, self.sizes);
-        masks.only("tree-coarse", true);
-        let is_self = input.context.is_none();
-        let context = input.context.unwrap_or_else(|| tokens.clone());
-        let [batch, queries, width] = tokens.dims();
-        let [contexts, keys, context_width] = context.dims();
+        let sizes = self.sizes;
         let d_model = sizes.d_model();
-        expect("folded_tree_coarse: axis 2 of tokens", width, d_model);
-        let name = "folded_tree_coarse: axis 2 of context";
-        expect(name, context_width, d_model);
-        let name = "folded_tree_coarse: axis 0 of context";
-        expect(name, contexts, batch);
-        masks.check(batch, queries, keys);
+        let (context, [batch, queries, keys]) = input.checked("folded_tree_coarse", d_model);
+        input.masks.only("tree-coarse", true);
+        let is_self = input.context.is_none();
         flops::record(|total| {
             total.value += batch * keys;
             total.output += batch * queries;
         });
-        let causal = masks.causal;
-        let [query_padding, key_padding] = masks.of_rows(is_self);
+        let causal = input.masks.causal;
+        let [query_padding, key_padding] = input.masks.of_rows(is_self);
         let value = self.value.forward(context.clone());
         let attended = tree_coarse(
-            leaves(&self.query, tokens, query_padding, sizes.heads),
+            leaves(&self.query, input.tokens, query_padding, sizes.heads),
             leaves(&self.key, context, key_padding, sizes.kv_heads),
             value.reshape([batch, keys, sizes.kv_heads, sizes.head_dim]),
             self.alpha.val(),

@@ -3,7 +3,7 @@
 use super::baselines::{BigBird, BigBirdConfig};
 use super::baselines::{Linformer, LinformerConfig};
 use super::baselines::{Performer, PerformerConfig};
-use super::cache::{CacheState, DenseCache, FineCache};
+use super::cache::{CacheState, FineCache};
 use super::router::RoutingReport;
 use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
@@ -163,7 +163,7 @@ impl Kind {
     #[track_caller]
     pub(super) fn cache(&self, sizes: HeadSizes, batch: usize, device: &Device) -> CacheState {
         match self {
-            Self::Dense(_) => CacheState::Dense(DenseCache::default()),
+            Self::Dense(_) => CacheState::Dense(None),
             Self::Performer(_) => CacheState::Performer(None),
             Self::Linformer(_) | Self::BigBird(_) => panic!(
                 "self_attention: cache: {} does not support causal decoding",

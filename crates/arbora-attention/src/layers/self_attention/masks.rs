@@ -1,9 +1,9 @@
-//! What attention leaves out.
+//! What attention masks out.
 
 use crate::functions::check::axes;
 use burn::tensor::{Bool, Tensor};
 
-/// What attention leaves out. Kinds take some of these and panic on the others.
+/// What attention masks out. Each kind of attention takes some of these and panics on the others.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionMasks {
     /// Keys over padding, `[batch, keys]`, `true` = masked out. In self-attention, kinds that route leave out the

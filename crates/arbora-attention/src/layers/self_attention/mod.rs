@@ -145,6 +145,25 @@ impl SelfAttentionInput {
     }
 }
 
+impl SelfAttentionInput {
+    /// The context, which is the tokens where none is given, and `[batch, queries, keys]`. Panics where they do not
+    /// fit a layer for tokens of this width.
+    #[track_caller]
+    fn checked(&self, layer: &str, d_model: usize) -> (Tensor<3>, [usize; 3]) {
+        let context = self.context.as_ref().unwrap_or(&self.tokens);
+        let [batch, queries, width] = self.tokens.dims();
+        let [contexts, keys, context_width] = context.dims();
+        expect(&format!("{layer}: axis 2 of tokens"), width, d_model);
+        let name = format!("{layer}: axis 2 of context");
+        expect(&name, context_width, d_model);
+        expect(&format!("{layer}: axis 0 of context"), contexts, batch);
+        expect_some(&format!("{layer}: axis 1 of tokens"), queries);
+        expect_some(&format!("{layer}: axis 1 of context"), keys);
+        self.masks.check(batch, queries, keys);
+        (context.clone(), [batch, queries, keys])
+    }
+}
+
 /// What [`SelfAttention::forward`] returns.
 #[derive(Clone, Debug)]
 pub struct SelfAttentionOutput {
@@ -211,25 +230,15 @@ impl SelfAttention {
     /// does not take a mask that is there.
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
-        let (tokens, masks) = (input.tokens, input.masks);
-        let is_self = input.context.is_none();
-        let context = input.context.unwrap_or_else(|| tokens.clone());
-        let [batch, queries, width] = tokens.dims();
-        let [contexts, keys, context_width] = context.dims();
         let d_model = self.sizes.d_model();
-        expect("self_attention: axis 2 of tokens", width, d_model);
-        let name = "self_attention: axis 2 of context";
-        expect(name, context_width, d_model);
-        expect("self_attention: axis 0 of context", contexts, batch);
-        expect_some("self_attention: axis 1 of tokens", queries);
-        expect_some("self_attention: axis 1 of context", keys);
-        masks.check(batch, queries, keys);
-        let [query, key, value] = self.project(tokens, context);
+        let (context, [batch, queries, _]) = input.checked("self_attention", d_model);
+        let is_self = input.context.is_none();
+        let [query, key, value] = self.project(input.tokens, context);
         let attended = self.kind.attend(Projected {
             query,
             key,
             value,
-            masks,
+            masks: input.masks,
             is_self,
             surrogate: input.surrogate,
             seed: input.seed,

@@ -30,14 +30,6 @@ pub(super) struct Query {
     pub leaf: i64,
 }
 
-/// Pages to read for one example and key head.
-#[derive(Debug, PartialEq)]
-pub(super) struct Needed {
-    pub pages: Vec<Page>,
-    /// Keys on them.
-    pub keys: usize,
-}
-
 /// A page to read.
 #[derive(Debug, PartialEq)]
 pub(super) struct Page {
@@ -126,7 +118,7 @@ impl LeafPages {
         queries: impl Iterator<Item = Query>,
         fresh: &[i64],
         needs_ancestors: bool,
-    ) -> Needed {
+    ) -> Vec<Page> {
         let first = self.first(example, head);
         let held = |leaf: usize| self.leaves[first + leaf].keys;
         let mut wanted = BTreeSet::new();
@@ -145,15 +137,11 @@ impl LeafPages {
                 }
             }
         }
-        let mut needed = Needed {
-            pages: Vec::new(),
-            keys: 0,
-        };
+        let mut needed = Vec::new();
         for at in wanted {
             let leaf = &self.leaves[first + at];
-            needed.keys += leaf.keys;
             for (place, index) in leaf.pages.iter().enumerate() {
-                needed.pages.push(Page {
+                needed.push(Page {
                     index: *index,
                     leaf: at as i64,
                     keys: (leaf.keys - place * self.page).min(self.page),
@@ -184,16 +172,8 @@ mod tests {
     ) -> Vec<(usize, i64, usize)> {
         let query = Query { token: 0, leaf };
         let needed = pages.needed(0, 1, [query].into_iter(), fresh, needs_ancestors);
-        let pages: Vec<_> = needed
-            .pages
-            .iter()
-            .map(|page| (page.index, page.leaf, page.keys))
-            .collect();
-        assert_eq!(
-            needed.keys,
-            pages.iter().map(|(_, _, keys)| keys).sum::<usize>()
-        );
-        pages
+        let of = |page: &Page| (page.index, page.leaf, page.keys);
+        needed.iter().map(of).collect()
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct RouterConfig {
     /// Whether rows are divided by their root mean square before the tree.
     pub normalize: bool,
     /// What the gradient of a route is, unless a call says otherwise. What each means for attention within
-    /// leaves, and where it gives none, is told at [`tree_fine`](crate::functions::tree_fine()).
+    /// leaves, and where it gives none, is in [`tree_fine`](crate::functions::tree_fine()).
     pub surrogate: Surrogate,
     /// Whether the report carries a balance loss. It evaluates the nodes on the way of every token.
     pub balance_loss: bool,
@@ -156,7 +156,7 @@ pub struct Router {
 pub struct RoutingReport {
     /// Routing of the queries. Its axis of heads has length 1 with [`TreeScope::PerLayer`].
     pub query: Routing,
-    /// The ways of keys.
+    /// Routing of the keys.
     pub key: Routing,
     /// How many queries and how many keys each leaf holds, padding excluded. The queries of all heads of
     /// a tree are counted.
@@ -205,46 +205,54 @@ impl Router {
         )
     }
 
-    /// What to report about a call that routed these rows so.
+    /// What to report about a call that routed these rows so. On an autodiff device it ends with the balance biases
+    /// of the trees following the routes: the losses of the call describe the trees that routed it.
     ///
-    /// - query, key: what was routed, as [`route`](Self::route) takes it
+    /// - query, key: what was routed, as [`route`](Self::route) takes it, and as the masks
+    /// - causal: how far queries are behind the first key, if they see no later keys
+    /// - seed: of the rows that an alignment loss draws
     #[track_caller]
     pub(super) fn report(
         &self,
         (query, key): (Tensor<4>, Tensor<4>),
+        masks: [Option<Tensor<2, Bool>>; 2],
         routes: (Routing, Routing),
         surrogate: &Surrogate,
+        causal: Option<usize>,
+        seed: Option<u64>,
     ) -> RoutingReport {
         let counts = LeafCounts::new(&routes.0, &routes.1);
-        let has_loss = self.balance_loss && query.device().is_autodiff();
+        let is_training = query.device().is_autodiff();
+        let has_loss = self.balance_loss && is_training;
         let balance_loss = has_loss.then(|| {
-            let loss = |tree: &RoutingTree, rows, routing| {
-                tree.balance_loss(tree_input(rows, tree), routing, surrogate)
+            let loss = |tree: &RoutingTree, rows: &Tensor<4>, routing| {
+                tree.balance_loss(tree_input(rows.clone(), tree), routing, surrogate)
             };
-            let query = loss(&self.query, query, &routes.0);
-            let key = loss(self.key_tree(), key, &routes.1);
+            let query = loss(&self.query, &query, &routes.0);
+            let key = loss(self.key_tree(), &key, &routes.1);
             (query + key) / 2.0
         });
+        let alignment = self.alignment.filter(|_| is_training);
+        let alignment_loss = alignment.map(|alignment| {
+            let how = (causal, surrogate.temperature());
+            let drawn = (alignment.rows, seed);
+            self.alignment_loss((query, key), masks, (&routes.0, &routes.1), how, drawn)
+        });
+        match &self.key {
+            _ if !is_training => {}
+            None => self.query.track_balance(&[&routes.0, &routes.1]),
+            Some(tree) => {
+                self.query.track_balance(&[&routes.0]);
+                tree.track_balance(&[&routes.1]);
+            }
+        }
         RoutingReport {
             cost_ratio: counts.cost_ratio(),
             counts,
             query: routes.0,
             key: routes.1,
             balance_loss,
-            alignment_loss: None,
-        }
-    }
-
-    /// Lets the balance biases of the trees follow the routes of a call on an autodiff device. It comes
-    /// last: the losses of the call describe the trees that routed it.
-    #[track_caller]
-    pub(super) fn track_balance(&self, report: &RoutingReport) {
-        match &self.key {
-            None => self.query.track_balance(&[&report.query, &report.key]),
-            Some(tree) => {
-                self.query.track_balance(&[&report.query]);
-                tree.track_balance(&[&report.key]);
-            }
+            alignment_loss,
         }
     }
 }

@@ -141,8 +141,7 @@ impl TreeCoarse {
             key_padding.clone(),
         );
         let alpha = self.alpha.val();
-        let is_training = query.device().is_autodiff();
-        let context = if is_training {
+        let context = if query.device().is_autodiff() {
             let relax = |rows: &Tensor<4>, tree: &RoutingTree, routing: &Routing, padding| {
                 indicators(rows.clone(), tree, routing, padding, &surrogate)
             };
@@ -160,10 +159,10 @@ impl TreeCoarse {
                 options,
             )
         };
-        let report = self.router.report((query, key), routes, &surrogate);
-        if is_training {
-            self.router.track_balance(&report);
-        }
+        // Means are not aligned, so neither masks nor a seed are asked for.
+        let report = self
+            .router
+            .report((query, key), [None, None], routes, &surrogate, None, None);
         Attended {
             context,
             routing: Some(report),

@@ -92,21 +92,14 @@ impl TreeFine {
             self.router.key_tree(),
             options,
         );
-        let mut report = self
-            .router
-            .report(rows.clone(), (found.query, found.key), &surrogate);
-        if is_training && let Some(alignment) = self.router.alignment {
-            report.alignment_loss = Some(self.router.alignment_loss(
-                rows,
-                (query_padding, key_padding),
-                (&report.query, &report.key),
-                (options.causal, surrogate.temperature()),
-                (alignment.rows, input.seed),
-            ));
-        }
-        if is_training {
-            self.router.track_balance(&report);
-        }
+        let report = self.router.report(
+            rows,
+            [query_padding, key_padding],
+            (found.query, found.key),
+            &surrogate,
+            options.causal,
+            input.seed,
+        );
         Attended {
             context: found.context,
             routing: Some(report),

@@ -1,6 +1,6 @@
 //! Dense attention by its definition.
 
-use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use super::softmax;
 use crate::ops::primitive::{Float, Mask};
 use crate::ops::{AttentionMask, AttentionOutput, DenseAttentionInputs, DenseAttentionOptions};
 use burn::backend::Backend;
@@ -41,31 +41,18 @@ pub fn dense_attention<B: Backend>(
                 .expand([batch, heads, queries, keys]),
         ),
     };
-    let logits = match &masked {
-        None => logits,
-        Some(mask) => logits.fill(mask.clone(), MASKED_LOGIT),
-    };
-    // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
-    let greatest = logits.clone().detach().max(3);
-    let exponential = logits.sub(greatest.clone()).exp();
-    let exponential = match &masked {
-        None => exponential,
-        Some(mask) => exponential.fill(mask.clone(), 0.0),
-    };
-    // A query without keys has total 0; any positive divisor leaves it at 0.
-    let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
-    let context = exponential.div(total.clone()).matmul(attended(value));
-    let lse = total.log().add(greatest);
+    let (weights, lse) = softmax(logits, masked.as_ref());
+    let context = weights.matmul(attended(value));
     let lse = match masked {
-        None => lse,
+        None => lse(),
         Some(mask) => {
             let empty = mask.not().float(dtype).sum(3).equals_zero();
-            lse.fill(empty, 0.0)
+            lse().fill(empty, 0.0)
         }
     };
     let lse = lse.reshape([batch, heads, queries]).swap_dims(1, 2);
     AttentionOutput {
         context: context.swap_dims(1, 2).cast(output_dtype).0,
-        lse: lse.detach().0,
+        lse: lse.0,
     }
 }

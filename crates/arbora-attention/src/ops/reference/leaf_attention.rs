@@ -1,6 +1,6 @@
 //! Leaf attention by its definition, and the gradient of candidate keys.
 
-use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use super::softmax;
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{
     AttentionOutput, CandidateInputs, Dropout, LeafAttentionInputs, LeafAttentionOptions,
@@ -159,14 +159,8 @@ pub fn leaf_attention<B: Backend>(
     let logits = sizes
         .group(query.scale(options.scale(head_dim)))
         .matmul(key.swap_dims(2, 3)) // [batch, kv_heads, rows, keys]
-        .add(key_bias)
-        .fill(unseen.clone(), MASKED_LOGIT);
-    // The maximum only shifts the exponent: the result does not depend on it, nor does the gradient.
-    let greatest = logits.clone().detach().max(3);
-    let exponential = logits.sub(greatest.clone()).exp().fill(unseen.clone(), 0.0);
-    // A query without keys has total 0; any positive divisor leaves it at 0.
-    let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
-    let weights = exponential.div(total.clone());
+        .add(key_bias);
+    let (weights, lse) = softmax(logits, Some(&unseen));
     let weights = match options.dropping() {
         None => weights,
         Some(dropout) => {
@@ -176,11 +170,7 @@ pub fn leaf_attention<B: Backend>(
     };
     let context = sizes.ungroup(weights.matmul(value));
     let empty = unseen.not().float(dtype).sum(3).equals_zero();
-    let lse = total
-        .log()
-        .add(greatest)
-        .detach()
-        .fill(empty, f64::from(f32::MIN));
+    let lse = lse().fill(empty, f64::from(f32::MIN));
     AttentionOutput {
         context: context.cast(output_dtype).0,
         lse: sizes.ungroup(lse).reshape([batch, queries, heads]).0,

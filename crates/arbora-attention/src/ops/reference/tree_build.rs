@@ -1,7 +1,7 @@
 //! The building of a tree by its definition.
 
 use super::feed_forward::{FeedForward, Norm, linear, matrix, row};
-use super::{MASKED_LOGIT, SMALLEST_TOTAL};
+use super::softmax;
 use crate::ops::primitive::{Float, Integer, Mask};
 use crate::ops::{BlockPrimitive, TreeBuildOptions};
 use burn::backend::Backend;
@@ -111,12 +111,8 @@ impl<B: Backend> Block<B> {
             .not()
             .reshape([groups, 1, 1, siblings])
             .expand([groups, self.heads, siblings, siblings]);
-        let logits = logits.fill(ghost.clone(), MASKED_LOGIT);
-        let greatest = logits.clone().detach().max(3);
-        let exponential = logits.sub(greatest).exp().fill(ghost, 0.0);
-        let total = exponential.clone().sum(3).clamp_min(SMALLEST_TOTAL);
-        let context = exponential
-            .div(total)
+        let (weights, _) = softmax(logits, Some(&ghost));
+        let context = weights
             .matmul(value)
             .swap_dims(1, 2)
             .reshape([groups, siblings, dim]);

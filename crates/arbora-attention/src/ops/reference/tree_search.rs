@@ -7,7 +7,6 @@ use crate::ops::{
     GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
 };
 use burn::backend::Backend;
-use burn::backend::tensor::FloatTensor;
 
 /// Reference of [`TreeAttentionOps::tree_search`](crate::ops::TreeAttentionOps::tree_search).
 ///
@@ -28,11 +27,7 @@ pub fn tree_search<B: Backend>(
         ..
     } = options;
     let output_dtype = query.dtype();
-    let (query, key, value) = (
-        query.at_least_single(),
-        key.at_least_single(),
-        value.at_least_single(),
-    );
+    let [query, key, value] = [query, key, value].map(Float::at_least_single);
     let dtype = query.dtype();
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, nodes, _, value_dim] = value.dims();
@@ -76,34 +71,29 @@ pub fn tree_search<B: Backend>(
             .scale(1.0 / heads as f64)
             .reshape([rows, group]);
 
-        let uniform_numbers = |numbers: FloatTensor<B>| {
-            // Indexed by height, so that padding to a higher tree moves no number.
-            Float::<B>(numbers)
-                .at_least_single()
-                .cast(dtype)
-                .last_of_three(height - 1)
-        };
-        let (child, chosen_from) = match &route {
-            RoutePrimitive::Greedy => (leftmost_best(policy.clone(), real.clone(), &node), policy),
-            RoutePrimitive::Sampled(numbers) => (
-                inverse_cdf(policy.clone(), uniform_numbers(numbers.clone()), &node),
-                policy,
-            ),
-            RoutePrimitive::Uniform(numbers) => {
+        let chosen_from = match &route {
+            RoutePrimitive::Uniform(_) => {
                 let keep = real.clone().float(dtype);
                 let total = keep.clone().sum(1).clamp_min(1.0);
-                let uniform = keep.div(total);
-                (
-                    inverse_cdf(uniform.clone(), uniform_numbers(numbers.clone()), &node),
-                    uniform,
+                keep.div(total)
+            }
+            _ => policy,
+        };
+        let child = match &route {
+            RoutePrimitive::Greedy => leftmost_best(chosen_from.clone(), real.clone(), &node),
+            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
+                let numbers = Float::<B>(numbers.clone()).at_least_single().cast(dtype);
+                // Indexed by height, so that padding to a higher tree moves no number.
+                inverse_cdf(
+                    chosen_from.clone(),
+                    numbers.last_of_three(height - 1),
+                    &node,
                 )
             }
             RoutePrimitive::Given(path) => {
-                let level = shape.decisions() - height + 1;
-                let next = Integer::<B>(path.clone())
-                    .cast_like(&node)
-                    .last_of_three(level);
-                (next.sub(node.clone().times(group)), policy)
+                let path = Integer::<B>(path.clone()).cast_like(&node);
+                let next = path.last_of_three(shape.decisions() - height + 1);
+                next.sub(node.clone().times(group))
             }
         };
         // An example without tokens has no real sibling, and a given path may name a ghost.
@@ -156,15 +146,11 @@ pub fn tree_search<B: Backend>(
     attended.push(siblings);
 
     let slots: usize = attended.iter().map(|siblings| siblings.group).sum();
-    let mut parts = (Vec::new(), Vec::new(), Vec::new());
-    for siblings in attended {
-        parts.0.push(siblings.logits);
-        parts.1.push(siblings.real);
-        parts.2.push(siblings.positions);
-    }
-    let logits = Float::cat(parts.0, 1); // [rows, slots, heads]
-    let keep = Mask::cat(parts.1, 1); // [rows, slots]
-    let positions = Integer::cat(parts.2, 1).reshape([rows * slots]);
+    let all = attended.into_iter();
+    let logits = Float::cat(all.clone().map(|siblings| siblings.logits).collect(), 1); // [rows, slots, heads]
+    let keep = Mask::cat(all.clone().map(|siblings| siblings.real).collect(), 1); // [rows, slots]
+    let positions = Integer::cat(all.map(|siblings| siblings.positions).collect(), 1);
+    let positions = positions.reshape([rows * slots]);
     let selected = keep.clone().count(&read);
     let (weights, _) = masked_softmax(logits, keep);
     let values = value
@@ -204,6 +190,7 @@ struct Search<B: Backend> {
 }
 
 /// The children of one node per row.
+#[derive(Clone)]
 struct Siblings<B: Backend> {
     group: usize,
     logits: Float<B>,      // [rows, group, heads]

@@ -5,20 +5,19 @@ use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{
-    AttentionInputs, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, TileDims,
-};
+use super::{Attention, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, room};
 use std::marker::PhantomData;
 
 /// The backward pass of some queries and some keys. The results are written, not added to what is there;
 /// those of keys are written only if there are queries.
 pub(in super::super) struct Backward<'a, P> {
-    pub(in super::super) dims: TileDims,
+    pub(in super::super) attention: Attention<'a>,
     pub(in super::super) pairs: P,
-    pub(in super::super) inputs: AttentionInputs<'a>,
     pub(in super::super) outputs: AttentionOutputs<'a>,
     pub(in super::super) gradients: Gradients<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
+    /// The most queries of any task.
+    pub(in super::super) most_queries: usize,
     /// Rows of queries. No other task writes them.
     pub(in super::super) queries: &'a [usize],
     /// Rows of keys. No other task writes them.
@@ -78,7 +77,6 @@ struct Weights<'a, A: Arithmetic, P, const VECTORS: usize> {
     weights: &'a mut [f32],
     lse: [A::Vector; VECTORS],
     places: Places<'a>,
-    keys: usize,
     pairs: PhantomData<P>,
 }
 
@@ -87,7 +85,7 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for Weights<'_, A, P
     fn take(&mut self, key: usize, vector: usize, products: A::Vector) {
         let mut logit = products;
         // Rows that only fill the last block are not keys.
-        let special = !P::PLAIN && key < self.keys;
+        let special = !P::PLAIN && key < self.places.keys.len();
         if special {
             // First, as it was summed: large logits lose what is between them in another order.
             logit = A::add_lanes(logit, A::splat(self.places.keys[key].bias));
@@ -129,7 +127,6 @@ struct LogitGrads<'a, A: Arithmetic, P, const VECTORS: usize> {
     d_logits: &'a mut [f32],
     mean: [A::Vector; VECTORS],
     places: Places<'a>,
-    keys: usize,
     pairs: PhantomData<P>,
 }
 
@@ -140,7 +137,7 @@ impl<A: Arithmetic, P: Pairs, const VECTORS: usize> Sink<A> for LogitGrads<'_, A
         let weight = A::load(lanes(self.weights, first));
         let mut products = products;
         if !P::PLAIN
-            && key < self.keys
+            && key < self.places.keys.len()
             && let Some(dropping) = self.places.dropping
         {
             let kept = self.places.kept::<A>(dropping, key, vector);
@@ -160,17 +157,16 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
     #[inline(always)]
     fn run<A: Arithmetic>(mut self) {
         let Self {
-            dims,
+            attention,
             pairs,
-            inputs,
             outputs,
             keys,
             ..
         } = self;
         let gradients = &mut self.gradients;
-        let (key_dim, value_dim) = (dims.head_dim, dims.value_dim);
+        let (key_dim, value_dim) = (attention.head_dim, attention.value_dim);
         let (key_columns, value_columns) = (padded(key_dim), padded(value_dim));
-        let room = dims.room();
+        let room = room(self.most_queries);
         let (
             [
                 query,
@@ -210,7 +206,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
 
         for (chunk, queries) in self.queries.chunks(QUERIES).enumerate() {
             let count = queries.len();
-            copy_rows(query, key_columns, inputs.query, key_dim, queries);
+            copy_rows(query, key_columns, attention.query, key_dim, queries);
             copy_rows(grad, value_columns, outputs.grad, value_dim, queries);
             copy_rows(lse, 1, outputs.lse, 1, queries);
             if !P::PLAIN {
@@ -224,7 +220,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                     |lane| &query[(first + lane) * key_columns..],
                     lanes_used,
                     key_dim,
-                    dims.scale,
+                    attention.scale,
                     &mut query_lanes[first * key_dim..],
                     vectors,
                 );
@@ -260,8 +256,8 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             d_query[..count * key_columns].fill(0.0);
 
             for rows in keys.chunks(BACKWARD_KEYS) {
-                copy_rows(key, key_columns, inputs.key, key_dim, rows);
-                copy_rows(value, value_dim, inputs.value, value_dim, rows);
+                copy_rows(key, key_columns, attention.key, key_dim, rows);
+                copy_rows(value, value_dim, attention.value, value_dim, rows);
                 if !P::PLAIN {
                     places.hold_keys(&pairs, rows);
                     d_bias[..rows.len() * LANES].fill(0.0);
@@ -296,8 +292,8 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                         places: here,
                     };
                     match vectors {
-                        1 => tile.attend::<A, P, 1>(keys, dims),
-                        _ => tile.attend::<A, P, 2>(keys, dims),
+                        1 => tile.attend::<A, P, 1>(keys, attention),
+                        _ => tile.attend::<A, P, 2>(keys, attention),
                     }
                 }
                 for (index, &row) in rows.iter().enumerate() {
@@ -317,10 +313,10 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
                     let d_key = &d_key[index * key_columns..][..key_dim];
                     let d_value = &d_value[index * value_columns..][..value_dim];
                     if chunk == 0 {
-                        scale_row(to_key, d_key, dims.scale);
+                        scale_row(to_key, d_key, attention.scale);
                         scale_row(to_value, d_value, 1.0);
                     } else {
-                        add_scaled::<A>(to_key, dims.scale, d_key);
+                        add_scaled::<A>(to_key, attention.scale, d_key);
                         add_scaled::<A>(to_value, 1.0, d_value);
                     }
                 }
@@ -331,7 +327,7 @@ impl<P: Pairs> Kernel for Backward<'_, P> {
             for (index, &row) in queries.iter().enumerate() {
                 let target = gradients.query.row(row * key_dim, key_dim);
                 let row = index * key_columns;
-                scale_row(target, &d_query[row..row + key_columns], dims.scale);
+                scale_row(target, &d_query[row..row + key_columns], attention.scale);
             }
         }
     }
@@ -343,11 +339,15 @@ impl BackwardTile<'_> {
     fn attend<A: Arithmetic, P: Pairs, const VECTORS: usize>(
         self,
         keys: BackwardKeys,
-        dims: TileDims,
+        Attention {
+            head_dim,
+            value_dim,
+            ..
+        }: Attention,
     ) {
         let places = keys.places;
         let width = VECTORS * LANES;
-        let (key_columns, value_columns) = (padded(dims.head_dim), padded(dims.value_dim));
+        let (key_columns, value_columns) = (padded(head_dim), padded(value_dim));
         let mut lse = [A::splat(0.0); VECTORS];
         let mut mean = [A::splat(0.0); VECTORS];
         for vector in 0..VECTORS {
@@ -356,7 +356,7 @@ impl BackwardTile<'_> {
         }
         products::<A, VECTORS>(
             keys.count,
-            dims.head_dim,
+            head_dim,
             keys.key,
             key_columns,
             self.query_lanes,
@@ -364,22 +364,20 @@ impl BackwardTile<'_> {
                 weights: keys.weights,
                 lse,
                 places,
-                keys: keys.count,
                 pairs: PhantomData,
             },
         );
         products::<A, VECTORS>(
             keys.count,
-            dims.value_dim,
+            value_dim,
             keys.value,
-            dims.value_dim,
+            value_dim,
             self.grad_lanes,
             &mut LogitGrads::<A, P, VECTORS> {
                 weights: keys.weights,
                 d_logits: keys.d_logits,
                 mean,
                 places,
-                keys: keys.count,
                 pairs: PhantomData,
             },
         );

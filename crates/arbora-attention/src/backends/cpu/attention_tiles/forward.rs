@@ -5,18 +5,19 @@ use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{AttentionInputs, FORWARD_KEYS, Pairs, Places, Sight, TileDims, UNSEEN};
+use super::{Attention, FORWARD_KEYS, Pairs, Places, Sight, UNSEEN, room};
 use std::marker::PhantomData;
 
 /// The forward pass of some queries, which lie in `query` and `context` as the numbers of their rows say,
 /// and of some keys. At most [`QUERIES`](super::QUERIES) queries.
 pub(in super::super) struct Forward<'a, P> {
-    pub(in super::super) dims: TileDims,
+    pub(in super::super) attention: Attention<'a>,
     pub(in super::super) pairs: P,
-    pub(in super::super) inputs: AttentionInputs<'a>,
     pub(in super::super) context: Rows<'a>,
     pub(in super::super) lse: Rows<'a>,
     pub(in super::super) scratch: &'a mut Scratch,
+    /// The most queries of any task.
+    pub(in super::super) most_queries: usize,
     /// Rows of queries. No other task has them.
     pub(in super::super) queries: &'a [usize],
     /// Rows of keys.
@@ -86,14 +87,14 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
     #[inline(always)]
     fn run<A: Arithmetic>(mut self) {
         let Self {
-            dims,
+            attention,
             pairs,
             queries,
             ..
         } = self;
-        let (key_dim, value_dim) = (dims.head_dim, dims.value_dim);
+        let (key_dim, value_dim) = (attention.head_dim, attention.value_dim);
         let columns = padded(value_dim);
-        let room = dims.room();
+        let room = room(self.most_queries);
         let ([query, key, value, weights, context, maximum, total], places) =
             self.scratch.reserve([
                 room * key_dim,
@@ -110,10 +111,10 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
         for (first, vectors) in tiles(A::MANY_REGISTERS, queries.len()) {
             let count = (queries.len() - first).min(vectors * LANES);
             transpose::<A>(
-                |lane| &self.inputs.query[queries[first + lane] * key_dim..][..key_dim],
+                |lane| &attention.query[queries[first + lane] * key_dim..][..key_dim],
                 count,
                 key_dim,
-                dims.scale,
+                attention.scale,
                 &mut query[first * key_dim..],
                 vectors,
             );
@@ -121,8 +122,8 @@ impl<P: Pairs> Kernel for Forward<'_, P> {
         context[..padded(queries.len()) * columns].fill(0.0);
 
         for (block, rows) in self.keys.chunks(FORWARD_KEYS).enumerate() {
-            copy_rows(key, key_dim, self.inputs.key, key_dim, rows);
-            copy_rows(value, columns, self.inputs.value, value_dim, rows);
+            copy_rows(key, key_dim, attention.key, key_dim, rows);
+            copy_rows(value, columns, attention.value, value_dim, rows);
             if !P::PLAIN {
                 places.hold_keys(&pairs, rows);
             }

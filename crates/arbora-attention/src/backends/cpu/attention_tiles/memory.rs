@@ -8,42 +8,51 @@ use std::ops::Range;
 #[cfg(debug_assertions)]
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Room for the results of chunks that are summed later; none where there is one chunk.
-pub(in super::super) fn parts(chunks: usize, length: usize) -> Vec<f32> {
-    match chunks {
-        1 => Vec::new(),
-        _ => vec![0.0; chunks * length],
-    }
+/// An array that is written by one chunk of tasks, or summed over the arrays of several.
+pub(in super::super) struct Summed<'a> {
+    whole: &'a mut [f32],
+    /// As many arrays as there are chunks; empty where there is one.
+    parts: Vec<f32>,
 }
 
-/// Where tasks write: to the parts, where there are any.
-pub(in super::super) fn target<'a>(whole: &'a mut [f32], parts: &'a mut [f32]) -> Shared<'a> {
-    if parts.is_empty() {
-        Shared::new(whole)
-    } else {
-        Shared::new(parts)
+impl<'a> Summed<'a> {
+    pub(in super::super) fn new(whole: &'a mut [f32], chunks: usize) -> Self {
+        let parts = match chunks {
+            1 => Vec::new(),
+            _ => vec![0.0; chunks * whole.len()],
+        };
+        Self { whole, parts }
     }
-}
 
-/// Sums parts in their order.
-pub(in super::super) fn add_parts(whole: &mut [f32], parts: &[f32]) {
-    const PIECE: usize = 4096;
-    let length = whole.len();
-    if parts.is_empty() {
-        return;
+    /// Where tasks write: to the parts, where there are any.
+    pub(in super::super) fn target(&mut self) -> Shared<'_> {
+        if self.parts.is_empty() {
+            Shared::new(self.whole)
+        } else {
+            Shared::new(&mut self.parts)
+        }
     }
-    whole
-        .par_chunks_mut(PIECE)
-        .enumerate()
-        .for_each(|(piece, whole)| {
-            let here = piece * PIECE..piece * PIECE + whole.len();
-            whole.copy_from_slice(&parts[here.clone()]);
-            for part in parts.chunks_exact(length).skip(1) {
-                for (sum, part) in whole.iter_mut().zip(&part[here.clone()]) {
-                    *sum += part;
+
+    /// Sums the parts in their order.
+    pub(in super::super) fn finish(self) {
+        const PIECE: usize = 4096;
+        let (length, parts) = (self.whole.len(), self.parts);
+        if parts.is_empty() {
+            return;
+        }
+        self.whole
+            .par_chunks_mut(PIECE)
+            .enumerate()
+            .for_each(|(piece, whole)| {
+                let here = piece * PIECE..piece * PIECE + whole.len();
+                whole.copy_from_slice(&parts[here.clone()]);
+                for part in parts.chunks_exact(length).skip(1) {
+                    for (sum, part) in whole.iter_mut().zip(&part[here.clone()]) {
+                        *sum += part;
+                    }
                 }
-            }
-        });
+            });
+    }
 }
 
 /// An array that several tasks write to at once, each to rows of its own, as [`Rows`].
@@ -185,31 +194,25 @@ pub(in super::super) struct Scratch {
     places: HeldPlaces,
 }
 
-/// Places of the queries and of the keys that a task holds.
+/// Places of the queries and of the keys that a task holds. Those of queries are whole vectors: lanes without a query repeat
+/// the last one's.
 #[derive(Default)]
 pub(super) struct HeldPlaces {
-    queries: QueryLanes,
-    keys: Vec<KeyPlace>,
-}
-
-/// Places of queries, as whole vectors: lanes without a query repeat the last one's.
-#[derive(Default)]
-struct QueryLanes {
     positions: Vec<u32>,
     states: Vec<u32>,
+    keys: Vec<KeyPlace>,
 }
 
 impl HeldPlaces {
     pub(super) fn hold_queries(&mut self, pairs: &impl Pairs, rows: &[usize]) {
-        let QueryLanes { positions, states } = &mut self.queries;
-        positions.clear();
-        states.clear();
+        self.positions.clear();
+        self.states.clear();
         for row in rows {
             let QueryPlace { position, state } = pairs.query(*row);
-            positions.push(position);
-            states.push(state);
+            self.positions.push(position);
+            self.states.push(state);
         }
-        for lanes in [positions, states] {
+        for lanes in [&mut self.positions, &mut self.states] {
             let last = lanes.last().copied().unwrap_or(0);
             lanes.resize(lanes.len().next_multiple_of(LANES), last);
         }
@@ -224,10 +227,10 @@ impl HeldPlaces {
     #[inline(always)]
     pub(super) fn tile<P: Pairs>(&self, pairs: &P, queries: Range<usize>) -> (Places<'_>, Sight) {
         let keys = self.keys.as_slice();
-        let positions = if P::PLAIN {
-            &[]
+        let (positions, states): (&[u32], &[u32]) = if P::PLAIN {
+            (&[], &[])
         } else {
-            &self.queries.positions[queries.clone()]
+            (&self.positions[queries.clone()], &self.states[queries])
         };
         let sight = match (positions, keys) {
             _ if P::PLAIN => Sight::All,
@@ -237,11 +240,7 @@ impl HeldPlaces {
         };
         let places = Places {
             positions,
-            states: if P::PLAIN {
-                &[]
-            } else {
-                &self.queries.states[queries]
-            },
+            states,
             keys,
             partial: sight == Sight::Some,
             dropping: pairs.dropping(),

@@ -16,7 +16,7 @@ mod products;
 
 pub(super) use backward::{Backward, Gradients};
 pub(super) use forward::Forward;
-pub(super) use memory::{Scratch, Shared, add_parts, parts, target};
+pub(super) use memory::{Scratch, Shared, Summed};
 
 use super::simd::{Arithmetic, LANES};
 use crate::ops::pair_number;
@@ -37,15 +37,61 @@ pub(super) const TASKS: usize = 64;
 /// Below every logit, and finite, so that the difference of two of them is a number.
 const UNSEEN: f32 = -1e30;
 
-/// What is attended with and to.
+/// One attention: what is attended with and to, and the sizes of that.
 #[derive(Clone, Copy)]
-pub(crate) struct AttentionInputs<'a> {
+pub(crate) struct Attention<'a> {
     /// `[batch, queries, heads, head_dim]`
     pub(crate) query: &'a [f32],
-    /// `[batch, keys, heads of keys, head_dim]`
+    /// `[batch, keys, kv_heads, head_dim]`
     pub(crate) key: &'a [f32],
-    /// `[batch, keys, heads of keys, value_dim]`
+    /// `[batch, keys, kv_heads, value_dim]`
     pub(crate) value: &'a [f32],
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) heads: usize,
+    /// Divides `heads`.
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
+    /// Factor of the dot products.
+    pub(crate) scale: f32,
+}
+
+impl Attention<'_> {
+    /// Pairs of an example and a head of keys.
+    pub(super) fn groups(&self) -> usize {
+        self.batch * self.kv_heads
+    }
+
+    /// Rows of queries, contexts and `lse`.
+    pub(super) fn query_rows(&self) -> usize {
+        self.batch * self.queries * self.heads
+    }
+
+    /// Rows of keys and values.
+    pub(super) fn key_rows(&self) -> usize {
+        self.batch * self.keys * self.kv_heads
+    }
+
+    /// Panics where a slice is not of its shape.
+    pub(super) fn check(&self, context: &[f32], lse: &[f32]) {
+        assert!(self.heads.is_multiple_of(self.kv_heads));
+        assert_eq!(self.query.len(), self.query_rows() * self.head_dim);
+        assert_eq!(self.key.len(), self.key_rows() * self.head_dim);
+        assert_eq!(self.value.len(), self.key_rows() * self.value_dim);
+        assert_eq!(context.len(), self.query_rows() * self.value_dim);
+        assert_eq!(lse.len(), self.query_rows());
+    }
+
+    /// [`check`](Self::check) of a backward pass, with gradients of query, key and value.
+    pub(super) fn check_backward(&self, outputs: &AttentionOutputs, gradients: [&[f32]; 3]) {
+        self.check(outputs.context, outputs.lse);
+        assert_eq!(outputs.grad.len(), outputs.context.len());
+        for (gradient, input) in gradients.iter().zip([self.query, self.key, self.value]) {
+            assert_eq!(gradient.len(), input.len());
+        }
+    }
 }
 
 /// What the forward pass returned, and the gradient of its context.
@@ -59,24 +105,9 @@ pub(crate) struct AttentionOutputs<'a> {
     pub(crate) grad: &'a [f32],
 }
 
-/// What every task of a call shares.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TileDims {
-    /// Numbers per query and key, of one head.
-    pub(super) head_dim: usize,
-    /// Numbers per value, of one head.
-    pub(super) value_dim: usize,
-    /// Factor of the dot products.
-    pub(super) scale: f32,
-    /// The most queries of a task.
-    pub(super) queries: usize,
-}
-
-impl TileDims {
-    /// Lanes for the queries that a task holds at once.
-    fn room(&self) -> usize {
-        self.queries.min(QUERIES).next_multiple_of(2 * LANES)
-    }
+/// Lanes for the queries that a task holds at once, of calls whose tasks have at most so many.
+fn room(most_queries: usize) -> usize {
+    most_queries.min(QUERIES).next_multiple_of(2 * LANES)
 }
 
 /// What is particular to a query.
@@ -114,7 +145,7 @@ pub(super) trait Pairs: Copy + Send + Sync {
     /// beside those that are seen already, and only biases get a gradient.
     const GATES: bool;
 
-    /// The logarithm of the total of a query that sees no key.
+    /// The `lse` of a query that sees no key.
     const NO_KEYS: f32;
 
     /// Of a row of queries. Positions do not descend along a list.
@@ -123,6 +154,7 @@ pub(super) trait Pairs: Copy + Send + Sync {
     /// Of a row of keys. Positions ascend along a list.
     fn key(&self, row: usize) -> KeyPlace;
 
+    /// Dropout, if any.
     fn dropping(&self) -> Option<Dropping>;
 }
 
@@ -135,20 +167,12 @@ impl Pairs for Plain {
     const GATES: bool = false;
     const NO_KEYS: f32 = 0.0;
 
-    #[inline(always)]
     fn query(&self, _row: usize) -> QueryPlace {
-        QueryPlace {
-            position: u32::MAX,
-            state: 0,
-        }
+        unreachable!("pairs are plain")
     }
 
-    #[inline(always)]
     fn key(&self, _row: usize) -> KeyPlace {
-        KeyPlace {
-            position: 0,
-            bias: 0.0,
-        }
+        unreachable!("pairs are plain")
     }
 
     #[inline(always)]

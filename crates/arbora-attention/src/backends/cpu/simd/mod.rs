@@ -399,20 +399,31 @@ pub(crate) fn prefetch(slice: &[f32]) {
 mod tests {
     use super::*;
 
-    macro_rules! map_kernel {
-        ($name:ident, $function:ident) => {
-            struct $name(Vec<f32>);
+    /// A kernel that is one expression.
+    macro_rules! kernel {
+        ($name:ident($($input:ident: $type:ty)?) -> $output:ty, |$arithmetic:ident| $result:expr) => {
+            #[derive(Clone)]
+            struct $name($($type)?);
+
             impl Kernel for $name {
-                type Output = Vec<f32>;
+                type Output = $output;
+
                 #[inline(always)]
-                fn run<A: Arithmetic>(self) -> Vec<f32> {
-                    self.0.into_iter().map(|x| $function::<A>(x)).collect()
+                fn run<$arithmetic: Arithmetic>(self) -> $output {
+                    $(let $input = self.0;)?
+                    $result
                 }
             }
         };
     }
-    map_kernel!(Exp, exp);
-    map_kernel!(Ln, ln);
+
+    kernel!(Exp(x: Vec<f32>) -> Vec<f32>, |A| x.into_iter().map(exp::<A>).collect());
+    kernel!(Ln(x: Vec<f32>) -> Vec<f32>, |A| x.into_iter().map(ln::<A>).collect());
+
+    /// What a kernel gives with the vectors of this processor, and with portable ones.
+    fn both<K: Kernel + Clone>(kernel: K) -> [K::Output; 2] {
+        [dispatch(kernel.clone()), kernel.run::<Portable<false>>()]
+    }
 
     /// Largest distance to the exact value, in units in the last place of the result.
     fn worst(inputs: Vec<f32>, got: Vec<f32>, exact: impl Fn(f64) -> f64) -> f64 {
@@ -431,34 +442,26 @@ mod tests {
     #[test]
     fn exponentials_are_within_two_units() {
         let inputs: Vec<f32> = (-87_000..88_000).map(|x| x as f32 / 1000.0).collect();
-        for got in [
-            dispatch(Exp(inputs.clone())),
-            Exp(inputs.clone()).run::<Portable<false>>(),
-        ] {
+        for got in both(Exp(inputs.clone())) {
             assert!(worst(inputs.clone(), got, f64::exp) <= 2.0);
         }
     }
 
-    /// Exponentials of -100 to 0.
-    struct ExpLanes;
-    impl Kernel for ExpLanes {
-        type Output = Vec<f32>;
-        #[inline(always)]
-        fn run<A: Arithmetic>(self) -> Vec<f32> {
-            let mut results = Vec::new();
-            for first in (0..100_000).step_by(LANES) {
-                let x: [f32; LANES] = std::array::from_fn(|lane| (first + lane) as f32 / -1000.0);
-                let mut numbers = [0.0; LANES];
-                A::store(exp_lanes_up_to_zero::<A>(A::load(&x)), &mut numbers);
-                results.extend(numbers);
-            }
-            results
+    // Of -100 to 0.
+    kernel!(ExpLanes() -> Vec<f32>, |A| {
+        let mut results = Vec::new();
+        for first in (0..100_000).step_by(LANES) {
+            let x: [f32; LANES] = std::array::from_fn(|lane| (first + lane) as f32 / -1000.0);
+            let mut numbers = [0.0; LANES];
+            A::store(exp_lanes_up_to_zero::<A>(A::load(&x)), &mut numbers);
+            results.extend(numbers);
         }
-    }
+        results
+    });
 
     #[test]
     fn exponentials_of_lanes_are_close_and_end_near_zero() {
-        for got in [dispatch(ExpLanes), ExpLanes.run::<Portable<false>>()] {
+        for got in both(ExpLanes()) {
             for (index, got) in got.into_iter().enumerate() {
                 let x = f64::from(index as f32 / -1000.0);
                 // What the argument and its factor lose by rounding is a share of the result.
@@ -472,44 +475,39 @@ mod tests {
         }
     }
 
-    /// What each operation on vectors makes of some numbers, none of which it rounds.
-    struct Operations;
-    impl Kernel for Operations {
-        type Output = Vec<[f32; LANES]>;
-        #[inline(always)]
-        fn run<A: Arithmetic>(self) -> Vec<[f32; LANES]> {
-            let a = A::load(&std::array::from_fn(|lane| lane as f32 - 7.5));
-            let b = A::load(&std::array::from_fn(|lane| 3.0 - lane as f32));
-            let [low, high] = A::interleave_lanes(a, b);
-            let integers = A::add_lanes(A::add_lanes(a, A::splat(0.5)), A::splat(ROUND));
-            let vectors = [
-                A::splat(2.5),
-                A::add_lanes(a, b),
-                A::sub_lanes(a, b),
-                A::mul_lanes(a, b),
-                A::mul_add_lanes(a, b, A::splat(0.5)),
-                A::max_lanes(a, b),
-                A::scale_lanes_by_power(A::splat(1.5), integers),
-                low,
-                high,
-            ];
-            let mut results = vec![[0.0; LANES]; vectors.len()];
-            for (vector, result) in vectors.into_iter().zip(&mut results) {
-                A::store(vector, result);
-            }
-            results
+    // What each operation on vectors makes of some numbers, none of which it rounds.
+    kernel!(Operations() -> Vec<[f32; LANES]>, |A| {
+        let a = A::load(&std::array::from_fn(|lane| lane as f32 - 7.5));
+        let b = A::load(&std::array::from_fn(|lane| 3.0 - lane as f32));
+        let [low, high] = A::interleave_lanes(a, b);
+        let integers = A::add_lanes(A::add_lanes(a, A::splat(0.5)), A::splat(ROUND));
+        let vectors = [
+            A::splat(2.5),
+            A::add_lanes(a, b),
+            A::sub_lanes(a, b),
+            A::mul_lanes(a, b),
+            A::mul_add_lanes(a, b, A::splat(0.5)),
+            A::max_lanes(a, b),
+            A::scale_lanes_by_power(A::splat(1.5), integers),
+            low,
+            high,
+        ];
+        let mut results = vec![[0.0; LANES]; vectors.len()];
+        for (vector, result) in vectors.into_iter().zip(&mut results) {
+            A::store(vector, result);
         }
-    }
+        results
+    });
 
     #[test]
     fn vectors_of_all_kinds_compute_the_same() {
-        let portable = Operations.run::<Portable<false>>();
-        assert_eq!(portable, Operations.run::<Portable<true>>());
-        assert_eq!(portable, dispatch(Operations));
+        let portable = Operations().run::<Portable<false>>();
+        assert_eq!(portable, Operations().run::<Portable<true>>());
+        assert_eq!(portable, dispatch(Operations()));
         #[cfg(target_arch = "x86_64")]
         if has_avx2() {
             // SAFETY: the processor has all features that the function is compiled for.
-            assert_eq!(portable, unsafe { run_avx2(Operations) });
+            assert_eq!(portable, unsafe { run_avx2(Operations()) });
         }
         let [power, low, high] = portable.last_chunk().expect("there are nine operations");
         let lanes = std::array::from_fn(|lane| 1.5 * f32::powi(2.0, lane as i32 - 7));
@@ -530,10 +528,7 @@ mod tests {
             .map(|x| x as f32 / 50.0)
             .filter(|x| (x - 1.0).abs() > 0.01)
             .collect();
-        for got in [
-            dispatch(Ln(inputs.clone())),
-            Ln(inputs.clone()).run::<Portable<false>>(),
-        ] {
+        for got in both(Ln(inputs.clone())) {
             assert!(worst(inputs.clone(), got, f64::ln) <= 2.0);
         }
         assert_eq!(dispatch(Ln(vec![1.0])), [0.0]);
@@ -542,38 +537,27 @@ mod tests {
 
     #[test]
     fn four_dot_products_at_once_are_four_dot_products() {
-        struct Both;
-        impl Kernel for Both {
-            type Output = ([f32; 4], [f32; 4]);
-            #[inline(always)]
-            fn run<A: Arithmetic>(self) -> Self::Output {
-                let a: Vec<f32> = (0..128).map(|x| (x % 7) as f32).collect();
-                let b: Vec<f32> = (0..128).map(|x| (x % 5) as f32 - 2.0).collect();
-                let single = |part: usize| {
-                    let range = part * 32..(part + 1) * 32;
-                    dot::<A>(&a[range.clone()], &b[range])
-                };
-                let single = std::array::from_fn(single);
-                (dot_of_four::<A, 32>(&a, &b), single)
-            }
-        }
+        kernel!(Dots() -> ([f32; 4], [f32; 4]), |A| {
+            let a: Vec<f32> = (0..128).map(|x| (x % 7) as f32).collect();
+            let b: Vec<f32> = (0..128).map(|x| (x % 5) as f32 - 2.0).collect();
+            let single = |part: usize| {
+                let range = part * 32..(part + 1) * 32;
+                dot::<A>(&a[range.clone()], &b[range])
+            };
+            (dot_of_four::<A, 32>(&a, &b), std::array::from_fn(single))
+        });
         // Small integers add up without rounding, in any order.
-        for (four, single) in [dispatch(Both), Both.run::<Portable<false>>()] {
+        for (four, single) in both(Dots()) {
             assert_eq!(four, single);
         }
     }
 
     #[test]
     fn dot_products_take_any_length() {
-        struct Dot(usize);
-        impl Kernel for Dot {
-            type Output = f32;
-            #[inline(always)]
-            fn run<A: Arithmetic>(self) -> f32 {
-                let ones = vec![1.0; self.0];
-                dot::<A>(&ones, &ones)
-            }
-        }
+        kernel!(Dot(length: usize) -> f32, |A| {
+            let ones = vec![1.0; length];
+            dot::<A>(&ones, &ones)
+        });
         for length in [0, 1, 15, 16, 17, 48, 67] {
             assert_eq!(dispatch(Dot(length)), length as f32);
         }

@@ -1,97 +1,90 @@
 //! Gradients of a tree build, level by level from the root.
 
-use super::super::feed_forward::Activated;
 use super::*;
 
-/// Gradients of a build. Activations are computed again from the nodes.
-///
-/// - nodes: what [`forward`] wrote
-/// - grad: `[batch, nodes, dim]`, gradient with respect to all nodes; ghosts are ignored
-/// - d_leaves: `[batch, width(0), dim]`, fully written; ghosts are zero
-/// - d_block: all fields of a [`Block`] in their order, fully written
-pub(crate) fn backward(
-    dims: &BuildDims,
-    nodes: &[f32],
-    lengths: &[usize],
-    block: &Block<&[f32]>,
-    grad: &[f32],
-    d_leaves: &mut [f32],
-    d_block: Vec<&mut [f32]>,
-) {
-    let shape = &dims.shape;
-    check(dims, lengths, block, d_leaves.len(), nodes.len());
-    assert_eq!(
-        grad.len(),
-        nodes.len(),
-        "tree_build_backward: gradient: expected {}, got {}",
-        nodes.len(),
-        grad.len()
-    );
-    let most = most_rows(numbers_per_row(dims) + 5 * dims.dim + dims.ff);
-    let pool = Pool::default();
-    let heights = (1..=shape.height()).rev();
-    let chunks_of = |height| plan(dims, lengths, height, most);
-    let children_of = |run: &Run, height: usize| {
-        let first = run.example * dims.example() + dims.offset(height - 1);
-        &nodes[first + run.first * shape.group(height) * dims.dim..][..run.rows * dims.dim]
-    };
-    let mut partials = vec![0.0; PARTIAL_GRADIENTS * dims.parameters()];
+impl Build<'_> {
+    /// Gradients of a build. Activations are computed again from the nodes.
+    ///
+    /// - nodes: what [`forward`](Self::forward) wrote
+    /// - grad: `[batch, nodes, dim]`, gradient with respect to all nodes; ghosts are ignored
+    /// - d_leaves: `[batch, width(0), dim]`, fully written; ghosts are zero
+    /// - d_block: in the order of the weights, fully written
+    pub(crate) fn backward(
+        &self,
+        nodes: &[f32],
+        grad: &[f32],
+        d_leaves: &mut [f32],
+        d_block: [&mut [f32]; 13],
+    ) {
+        self.check(d_leaves, nodes);
+        expect("tree_build_backward: gradient", grad.len(), nodes.len());
+        let shape = &self.shape;
+        let most = most_rows(numbers_per_row(self) + 5 * self.dim + self.ff);
+        let pool = Pool::default();
+        let heights = (1..=shape.height()).rev();
+        let chunks_of = |height| plan(self, height, most);
+        let children_of = |run: &Run, height: usize| {
+            let first = run.example * self.example() + self.offset(height - 1);
+            &nodes[first + run.first * shape.group(height) * self.dim..][..run.rows * self.dim]
+        };
+        let mut partials = vec![0.0; PARTIAL_GRADIENTS * self.parameters()];
 
-    // Gradients of the leaves, in level order of whole trees.
-    let mut flow = Vec::new();
-    if dims.detach {
-        // Levels do not depend on one another.
-        let chunks = heights.flat_map(|height| {
-            chunks_of(height).into_iter().map(move |chunk| {
-                let cut = |run: Run| BackwardRun {
-                    children: children_of(&run, height),
-                    d_parents: &grad[run.example * dims.example() + dims.offset(height)..]
-                        [run.first * dims.dim..][..run.groups * dims.dim],
-                    d_children: &mut [],
-                };
-                (shape.group(height), chunk.into_iter().map(cut).collect())
-            })
-        });
-        backward_chunks(dims, block, &pool, chunks.collect(), &mut partials);
-    } else {
-        flow.extend_from_slice(grad);
-        for height in heights {
-            let group = shape.group(height);
-            let mut levels: Vec<(&[f32], &mut [f32])> = flow
-                .chunks_exact_mut(dims.example())
-                .map(|example| {
-                    let (above, below) = example.split_at_mut(dims.offset(height - 1));
-                    (&above[dims.offset(height)..], below)
-                })
-                .collect();
-            let chunks = chunks_of(height).into_iter().map(|chunk| {
-                let cut = |run: Run| {
-                    let (d_parents, d_children) = &mut levels[run.example];
-                    let d_children = d_children.split_off_mut(..run.rows * dims.dim);
-                    BackwardRun {
+        // Gradients of the leaves, in level order of whole trees.
+        let mut flow = Vec::new();
+        if self.detach {
+            // Levels do not depend on one another.
+            let chunks = heights.flat_map(|height| {
+                chunks_of(height).into_iter().map(move |chunk| {
+                    let cut = |run: Run| BackwardRun {
                         children: children_of(&run, height),
-                        d_parents: &d_parents[run.first * dims.dim..][..run.groups * dims.dim],
-                        d_children: d_children.expect("runs are parts of their level"),
-                    }
-                };
-                (group, chunk.into_iter().map(cut).collect())
+                        d_parents: &grad[run.example * self.example() + self.offset(height)..]
+                            [run.first * self.dim..][..run.groups * self.dim],
+                        d_children: &mut [],
+                    };
+                    (shape.group(height), chunk.into_iter().map(cut).collect())
+                })
             });
-            backward_chunks(dims, block, &pool, chunks.collect(), &mut partials);
+            backward_chunks(self, &pool, chunks.collect(), &mut partials);
+        } else {
+            flow.extend_from_slice(grad);
+            for height in heights {
+                let group = shape.group(height);
+                let mut levels: Vec<(&[f32], &mut [f32])> = flow
+                    .chunks_exact_mut(self.example())
+                    .map(|example| {
+                        let (above, below) = example.split_at_mut(self.offset(height - 1));
+                        (&above[self.offset(height)..], below)
+                    })
+                    .collect();
+                let chunks = chunks_of(height).into_iter().map(|chunk| {
+                    let cut = |run: Run| {
+                        let (d_parents, d_children) = &mut levels[run.example];
+                        let d_children = d_children.split_off_mut(..run.rows * self.dim);
+                        BackwardRun {
+                            children: children_of(&run, height),
+                            d_parents: &d_parents[run.first * self.dim..][..run.groups * self.dim],
+                            d_children: d_children.expect("runs are parts of their level"),
+                        }
+                    };
+                    (group, chunk.into_iter().map(cut).collect())
+                });
+                backward_chunks(self, &pool, chunks.collect(), &mut partials);
+            }
         }
+
+        let totals: &[f32] = if self.detach { grad } else { &flow };
+        d_leaves
+            .par_chunks_exact_mut(shape.width(0) * self.dim)
+            .zip(totals.par_chunks_exact(self.example()))
+            .zip(self.lengths)
+            .for_each(|((d_leaves, totals), length)| {
+                let (real, ghosts) = d_leaves.split_at_mut(length * self.dim);
+                real.copy_from_slice(&totals[self.offset(0)..][..real.len()]);
+                ghosts.fill(0.0);
+            });
+
+        sum_partials(&partials, d_block);
     }
-
-    let totals: &[f32] = if dims.detach { grad } else { &flow };
-    d_leaves
-        .par_chunks_exact_mut(shape.width(0) * dims.dim)
-        .zip(totals.par_chunks_exact(dims.example()))
-        .zip(lengths)
-        .for_each(|((d_leaves, totals), length)| {
-            let (real, ghosts) = d_leaves.split_at_mut(length * dims.dim);
-            real.copy_from_slice(&totals[dims.offset(0)..][..real.len()]);
-            ghosts.fill(0.0);
-        });
-
-    sum_partials(&partials, d_block);
 }
 
 struct BackwardRun<'a> {
@@ -102,8 +95,7 @@ struct BackwardRun<'a> {
 }
 
 fn backward_chunks(
-    dims: &BuildDims,
-    block: &Block<&[f32]>,
+    build: &Build,
     pool: &Pool<Scratch>,
     mut chunks: Vec<(usize, Vec<BackwardRun>)>,
     partials: &mut [f32],
@@ -111,16 +103,15 @@ fn backward_chunks(
     let share = chunks.len().div_ceil(PARTIAL_GRADIENTS).max(1);
     let tasks = chunks
         .chunks_mut(share)
-        .zip(partials.chunks_exact_mut(dims.parameters()));
+        .zip(partials.chunks_exact_mut(build.parameters()));
     for_each(tasks.collect(), |(chunks, partial)| {
         pool.with(|scratch| {
             for (group, runs) in chunks {
                 dispatch(Backward {
-                    dims,
-                    block,
+                    build,
                     group: *group,
                     runs,
-                    gradients: Block::new(split(partial, dims.sizes())),
+                    gradients: Block::new(split_array(partial, build.sizes())),
                     scratch,
                 });
             }
@@ -129,9 +120,7 @@ fn backward_chunks(
 }
 
 struct Backward<'a, 'r> {
-    dims: &'a BuildDims,
-    block: &'a Block<&'a [f32]>,
-    /// Whether no gradient reaches the children.
+    build: &'a Build<'a>,
     group: usize,
     runs: &'a mut [BackwardRun<'r>],
     gradients: Block<&'a mut [f32]>,
@@ -143,13 +132,14 @@ impl Kernel for Backward<'_, '_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let (dims, block, scratch) = (self.dims, self.block, self.scratch);
+        let (build, scratch) = (self.build, self.scratch);
+        let block = &build.block;
         let mut gradients = self.gradients;
-        let (dim, ff) = (dims.dim, dims.ff);
+        let dim = build.dim;
         let runs = self.runs.iter();
         let runs = runs.map(|run| (run.children, run.d_parents.len() / dim));
         let rows = scratch.gather(dim, self.group, runs);
-        activate::<A>(dims, block, self.group, rows, scratch);
+        activate::<A>(build, self.group, rows, scratch);
 
         for array in [
             &mut scratch.d_rows,
@@ -160,8 +150,6 @@ impl Kernel for Backward<'_, '_> {
         ] {
             array.resize(rows * dim, 0.0);
         }
-        scratch.pooled.resize(scratch.groups.len() * ff, 0.0);
-        scratch.d_pooled.resize(scratch.groups.len() * ff, 0.0);
         scratch.d_weights.resize(self.group, 0.0);
 
         // Siblings share the gradient of their outputs: that of the parent, divided among them.
@@ -177,19 +165,13 @@ impl Kernel for Backward<'_, '_> {
                 *number *= share;
             }
         }
-        feed_forward::differentiate::<A>(
+        build.feed_forward().differentiate::<A>(
             scratch.groups.iter().cloned(),
-            &block.feed_forward,
-            Activated {
-                rows: &scratch.attended,
-                normed: &scratch.ff_normed,
-                moments: &scratch.ff_moments,
-                hidden: &mut scratch.hidden,
-            },
+            &scratch.attended,
             d_outputs,
-            [&mut scratch.pooled, &mut scratch.d_pooled],
             &mut scratch.d_rows,
             &mut gradients.feed_forward,
+            &mut scratch.feed_forward,
         );
 
         // The attention among siblings.
@@ -212,8 +194,8 @@ impl Kernel for Backward<'_, '_> {
             d_rows,
             block.output,
         );
-        attend_backward::<A>(dims, self.group, scratch);
-        let scale = scale(dims);
+        attend_backward::<A>(build, self.group, scratch);
+        let scale = scale(build);
         let (input, d_rows) = (&scratch.input, &mut scratch.d_rows);
         accumulate(gradients.query, scale, &scratch.normed, &scratch.d_query);
         accumulate(gradients.key, 1.0, input, &scratch.d_key);
@@ -227,7 +209,7 @@ impl Kernel for Backward<'_, '_> {
             gradients.norm_gamma,
             gradients.norm_beta,
         );
-        if dims.detach {
+        if build.detach {
             return;
         }
         back(d_rows, Write::Add, 1.0, &scratch.d_key, block.key);
@@ -243,7 +225,7 @@ impl Kernel for Backward<'_, '_> {
 
 /// Gradients of queries, keys and values through [`attend`].
 #[inline(always)]
-fn attend_backward<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) {
+fn attend_backward<A: Arithmetic>(build: &Build, group: usize, scratch: &mut Scratch) {
     let Scratch {
         groups,
         query,
@@ -261,7 +243,7 @@ fn attend_backward<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut 
     let (groups, query, key, value) = (&groups[..], &query[..], &key[..], &value[..]);
     let (weights, d_context, d_weights) = (&weights[..], &d_context[..], &mut d_weights[..]);
     let (d_query, d_key, d_value) = (&mut d_query[..], &mut d_key[..], &mut d_value[..]);
-    let (dim, heads) = (dims.dim, dims.heads);
+    let (dim, heads) = (build.dim, build.heads);
     let width = dim / heads;
     d_query.fill(0.0);
     d_key.fill(0.0);

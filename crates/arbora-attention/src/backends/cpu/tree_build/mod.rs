@@ -11,86 +11,136 @@
 mod backward;
 mod forward;
 
-pub(crate) use backward::backward;
-pub(crate) use forward::forward;
-
-use super::feed_forward::{self, FeedForward};
+use super::feed_forward::{self, FeedForward, Layer};
 use super::rows::{
     CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
-    layer_norm_backward, load, most_rows, multiply, split, store, sum_partials,
+    layer_norm_backward, load, most_rows, multiply, split_array, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
+use crate::functions::check::{expect, expect_divisor};
+use crate::ops::TreeBuildOptions;
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
 use std::ops::Range;
 
-/// Parameters of the block or their gradients, row-major; matrices are `[input, output]`.
+/// Parameters of the block or their gradients, row-major: [`BlockPrimitive`](crate::ops::BlockPrimitive) in memory.
 pub(crate) struct Block<T> {
-    /// `[dim]`
-    pub norm_gamma: T,
-    /// `[dim]`
-    pub norm_beta: T,
-    /// `[dim, dim]`
-    pub query: T,
-    /// `[dim, dim]`
-    pub key: T,
-    /// `[dim, dim]`
-    pub value: T,
-    /// `[dim, dim]`
-    pub output: T,
-    /// `[dim]`
-    pub output_bias: T,
-    pub feed_forward: FeedForward<T>,
+    norm_gamma: T,
+    norm_beta: T,
+    query: T,
+    key: T,
+    value: T,
+    output: T,
+    output_bias: T,
+    feed_forward: FeedForward<T>,
 }
 
 impl<T> Block<T> {
     /// From all fields in their order, those of the feed-forward part last.
-    pub(crate) fn new(mut fields: impl Iterator<Item = T>) -> Self {
-        let mut next = || fields.next().expect("there are all fields");
+    pub(crate) fn new(fields: [T; 13]) -> Self {
+        let [
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward @ ..,
+        ] = fields;
         Self {
-            norm_gamma: next(),
-            norm_beta: next(),
-            query: next(),
-            key: next(),
-            value: next(),
-            output: next(),
-            output_bias: next(),
-            feed_forward: FeedForward::new(fields),
+            norm_gamma,
+            norm_beta,
+            query,
+            key,
+            value,
+            output,
+            output_bias,
+            feed_forward: FeedForward::new(feed_forward),
         }
     }
 }
 
-/// Sizes of a build.
-pub(crate) struct BuildDims {
+/// One build: its block, and the sizes and settings.
+pub(crate) struct Build<'a> {
     /// The tree that all examples share.
-    pub shape: TokenTreeShape,
-    /// Number of examples.
-    pub batch: usize,
+    shape: TokenTreeShape,
+    batch: usize,
     /// Width of a node.
-    pub dim: usize,
-    /// Number of heads; divides `dim`.
-    pub heads: usize,
+    dim: usize,
+    /// Divides `dim`.
+    heads: usize,
     /// Width of the feed-forward part.
-    pub ff: usize,
+    ff: usize,
     /// What both normalisations add to the variance.
-    pub epsilon: f32,
+    epsilon: f32,
     /// Whether gradients stop at the children of each group: that of the leaves is then what they have directly.
-    pub detach: bool,
+    detach: bool,
+    /// Tokens of each example.
+    lengths: &'a [usize],
+    block: Block<&'a [f32]>,
 }
 
-impl BuildDims {
+impl<'a> Build<'a> {
+    /// Checks the weights and the lengths.
+    #[track_caller]
+    pub(crate) fn new(
+        [batch, dim]: [usize; 2],
+        lengths: &'a [usize],
+        weights: [&'a [f32]; 13],
+        options: &TreeBuildOptions,
+    ) -> Self {
+        let build = Self {
+            shape: options.shape,
+            batch,
+            dim,
+            heads: options.heads,
+            ff: weights[10].len() / 2,
+            epsilon: options.epsilon as f32,
+            detach: options.detach_children,
+            lengths,
+            block: Block::new(weights),
+        };
+        expect_divisor("tree_build: heads", build.heads, dim);
+        expect("tree_build: lengths", lengths.len(), batch);
+        let numbers = weights.map(<[f32]>::len);
+        expect("tree_build: numbers of weights", numbers, build.sizes());
+        let (most, tokens) = (lengths.iter().max(), build.shape.tokens());
+        let most = most.copied().unwrap_or(0);
+        assert!(
+            most <= tokens,
+            "tree_build: length: expected at most {tokens}, got {most}"
+        );
+        build
+    }
+
+    #[track_caller]
+    fn check(&self, leaves: &[f32], nodes: &[f32]) {
+        let expected = self.batch * self.shape.width(0) * self.dim;
+        expect("tree_build: numbers of leaves", leaves.len(), expected);
+        let expected = self.batch * self.example();
+        expect("tree_build: numbers of nodes", nodes.len(), expected);
+    }
+
+    fn feed_forward(&self) -> Layer<'_> {
+        Layer {
+            weights: &self.block.feed_forward,
+            epsilon: self.epsilon,
+        }
+    }
+
     /// How many numbers each parameter of the block has, in the order of the fields.
-    fn sizes(&self) -> impl Iterator<Item = usize> {
+    fn sizes(&self) -> [usize; 13] {
         let (row, matrix) = (self.dim, self.dim * self.dim);
-        let sizes = [row, row, matrix, matrix, matrix, matrix, row];
-        sizes
-            .into_iter()
-            .chain(feed_forward::sizes(self.dim, self.ff))
+        let [a, b, c, d, e, f] = feed_forward::sizes(self.dim, self.ff);
+        [
+            row, row, matrix, matrix, matrix, matrix, row, a, b, c, d, e, f,
+        ]
     }
 
     fn parameters(&self) -> usize {
-        self.sizes().sum()
+        self.sizes().iter().sum()
     }
 
     /// Numbers of one example's nodes.
@@ -120,10 +170,10 @@ struct Run {
 }
 
 /// Cuts the real groups of one height into chunks of at most `rows` children, across examples.
-fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<Vec<Run>> {
-    let group = dims.shape.group(height);
-    let parents = |length: &usize| dims.real(height, *length);
-    let total: usize = lengths.iter().map(parents).sum();
+fn plan(build: &Build, height: usize, rows: usize) -> Vec<Vec<Run>> {
+    let group = build.shape.group(height);
+    let parents = |length: &usize| build.real(height, *length);
+    let total: usize = build.lengths.iter().map(parents).sum();
     let least = CHUNK_ROWS.start.div_ceil(group);
     let most = (rows / group).max(least);
     let size = total.div_ceil(CHUNKS_OF_FEW_ROWS).clamp(least, most);
@@ -131,8 +181,8 @@ fn plan(dims: &BuildDims, lengths: &[usize], height: usize, rows: usize) -> Vec<
     let mut chunks = Vec::with_capacity(total.div_ceil(size));
     let mut chunk = Vec::new();
     let mut room = size;
-    for (example, length) in lengths.iter().enumerate() {
-        let (parents, children) = (parents(length), dims.real(height - 1, *length));
+    for (example, length) in build.lengths.iter().enumerate() {
+        let (parents, children) = (parents(length), build.real(height - 1, *length));
         let mut first = 0;
         while first < parents {
             let groups = room.min(parents - first);
@@ -178,17 +228,11 @@ struct Scratch {
     value: Vec<f32>,
     context: Vec<f32>,
     attended: Vec<f32>,
-    ff_normed: Vec<f32>,
-    /// `[rows, 2 * ff]`
-    hidden: Vec<f32>,
+    feed_forward: feed_forward::Scratch,
     /// `[rows, heads, group]`
     weights: Vec<f32>,
     /// `[rows]`, mean and inverse deviation
     moments: Vec<[f32; 2]>,
-    ff_moments: Vec<[f32; 2]>,
-    /// `[groups, ff]`
-    pooled: Vec<f32>,
-    d_pooled: Vec<f32>,
     /// `[groups, dim]`
     parents: Vec<f32>,
     /// `[rows, dim]` each
@@ -202,8 +246,8 @@ struct Scratch {
 }
 
 /// Forward: rows of all siblings, of two siblings' parents, and of weights, as far as the sizes matter.
-fn numbers_per_row(dims: &BuildDims) -> usize {
-    9 * dims.dim + 3 * dims.ff + dims.heads * dims.shape.branching()
+fn numbers_per_row(build: &Build) -> usize {
+    9 * build.dim + 3 * build.ff + build.heads * build.shape.branching()
 }
 
 impl Scratch {
@@ -229,16 +273,10 @@ impl Scratch {
     }
 }
 
-/// Everything before the non-linearity of the feed-forward part, for `rows` gathered rows.
+/// Everything before the feed-forward part, for `rows` gathered rows.
 #[inline(always)]
-fn activate<A: Arithmetic>(
-    dims: &BuildDims,
-    block: &Block<&[f32]>,
-    group: usize,
-    rows: usize,
-    scratch: &mut Scratch,
-) {
-    let (dim, ff) = (dims.dim, dims.ff);
+fn activate<A: Arithmetic>(build: &Build, group: usize, rows: usize, scratch: &mut Scratch) {
+    let dim = build.dim;
     for array in [
         &mut scratch.normed,
         &mut scratch.query,
@@ -246,19 +284,16 @@ fn activate<A: Arithmetic>(
         &mut scratch.value,
         &mut scratch.context,
         &mut scratch.attended,
-        &mut scratch.ff_normed,
     ] {
         array.resize(rows * dim, 0.0);
     }
-    scratch.hidden.resize(rows * 2 * ff, 0.0);
-    scratch.weights.resize(rows * dims.heads * group, 0.0);
+    scratch.weights.resize(rows * build.heads * group, 0.0);
     scratch.moments.resize(rows, [0.0; 2]);
-    scratch.ff_moments.resize(rows, [0.0; 2]);
     layer_norm::<A>(
         &scratch.input,
-        block.norm_gamma,
-        block.norm_beta,
-        dims.epsilon,
+        build.block.norm_gamma,
+        build.block.norm_beta,
+        build.epsilon,
         &mut scratch.normed,
         &mut scratch.moments,
     );
@@ -268,46 +303,38 @@ fn activate<A: Arithmetic>(
     };
     projected(
         &mut scratch.query,
-        scale(dims),
+        scale(build),
         &scratch.normed,
-        block.query,
+        build.block.query,
     );
-    projected(&mut scratch.key, 1.0, &scratch.input, block.key);
-    projected(&mut scratch.value, 1.0, &scratch.input, block.value);
-    attend::<A>(dims, group, scratch);
+    projected(&mut scratch.key, 1.0, &scratch.input, build.block.key);
+    projected(&mut scratch.value, 1.0, &scratch.input, build.block.value);
+    attend::<A>(build, group, scratch);
 
     let attended = scratch.attended.chunks_exact_mut(dim);
     for (attended, normed) in attended.zip(scratch.normed.chunks_exact(dim)) {
         attended.copy_from_slice(normed);
-        add_scaled::<A>(attended, 1.0, block.output_bias);
+        add_scaled::<A>(attended, 1.0, build.block.output_bias);
     }
     multiply(
         &mut scratch.attended,
         Write::Add,
         1.0,
         Matrix::new(&scratch.context, dim),
-        Matrix::new(block.output, dim),
-    );
-    feed_forward::activate::<A>(
-        &block.feed_forward,
-        dims.epsilon,
-        &scratch.attended,
-        &mut scratch.ff_normed,
-        &mut scratch.ff_moments,
-        &mut scratch.hidden,
+        Matrix::new(build.block.output, dim),
     );
 }
 
 /// What multiplies products of queries and keys.
-fn scale(dims: &BuildDims) -> f32 {
-    1.0 / ((dims.dim / dims.heads) as f32).sqrt()
+fn scale(build: &Build) -> f32 {
+    1.0 / ((build.dim / build.heads) as f32).sqrt()
 }
 
 /// Softmax attention among siblings, head by head. Queries are scaled already.
 ///
 /// - weights: `[rows, heads, group]`; zero for siblings that do not exist
 #[inline(always)]
-fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) {
+fn attend<A: Arithmetic>(build: &Build, group: usize, scratch: &mut Scratch) {
     let Scratch {
         groups,
         query,
@@ -320,7 +347,7 @@ fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) 
     // Slices: a vector would be looked up again in every loop.
     let (groups, query, key, value) = (&groups[..], &query[..], &key[..], &value[..]);
     let (weights, context) = (&mut weights[..], &mut context[..]);
-    let (dim, heads) = (dims.dim, dims.heads);
+    let (dim, heads) = (build.dim, build.heads);
     let width = dim / heads;
     for siblings in groups {
         for row in siblings.clone() {
@@ -365,94 +392,6 @@ fn attend<A: Arithmetic>(dims: &BuildDims, group: usize, scratch: &mut Scratch) 
                         *weight,
                         &value[other * dim + head * width..][..width],
                     );
-                }
-            }
-        }
-    }
-}
-
-#[track_caller]
-fn check(dims: &BuildDims, lengths: &[usize], block: &Block<&[f32]>, leaves: usize, nodes: usize) {
-    let (dim, ff) = (dims.dim, dims.ff);
-    assert!(
-        dims.heads > 0 && dim.is_multiple_of(dims.heads),
-        "tree_build: heads: expected a divisor of {dim}, got {}",
-        dims.heads
-    );
-    for (name, got, expected) in [
-        ("lengths", lengths.len(), dims.batch),
-        ("leaves", leaves, dims.batch * dims.shape.width(0) * dim),
-        ("nodes", nodes, dims.batch * dims.example()),
-        ("norm_gamma", block.norm_gamma.len(), dim),
-        ("norm_beta", block.norm_beta.len(), dim),
-        ("query", block.query.len(), dim * dim),
-        ("key", block.key.len(), dim * dim),
-        ("value", block.value.len(), dim * dim),
-        ("output", block.output.len(), dim * dim),
-        ("output_bias", block.output_bias.len(), dim),
-    ] {
-        assert_eq!(
-            got, expected,
-            "tree_build: numbers of {name}: expected {expected}, got {got}"
-        );
-    }
-    block.feed_forward.check("tree_build", dim, ff);
-    for length in lengths {
-        assert!(
-            *length <= dims.shape.tokens(),
-            "tree_build: length: expected at most {}, got {length}",
-            dims.shape.tokens()
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{numbers, on_threads};
-    use super::*;
-    use arbora_tree::Layout;
-
-    /// Nodes, gradients of the leaves and of the parameters.
-    fn build(dims: &BuildDims, lengths: &[usize], threads: usize) -> [Vec<f32>; 3] {
-        let mut weights = numbers(dims.parameters(), 1);
-        let block = Block::new(split(&mut weights, dims.sizes()).map(|part| &*part));
-        let leaves = numbers(dims.batch * dims.shape.width(0) * dims.dim, 2);
-        let grad = numbers(dims.batch * dims.example(), 3);
-        let mut nodes = vec![f32::NAN; grad.len()];
-        let mut d_leaves = vec![f32::NAN; leaves.len()];
-        let mut d_weights = vec![f32::NAN; dims.parameters()];
-        on_threads(threads, || {
-            forward(dims, &leaves, lengths, &block, &mut nodes);
-            let d_block = split(&mut d_weights, dims.sizes()).collect();
-            let d_leaves = &mut d_leaves[..];
-            backward(dims, &nodes, lengths, &block, &grad, d_leaves, d_block);
-        });
-        [nodes, d_leaves, d_weights]
-    }
-
-    #[test]
-    fn results_do_not_depend_on_the_number_of_threads() {
-        for (tokens, branching, layout) in [
-            (150, 2, Layout::LeftFilled),
-            (100, 3, Layout::Published),
-            (90, 5, Layout::LeftFilled),
-        ] {
-            let dims = BuildDims {
-                shape: TokenTreeShape::new(tokens, branching, layout),
-                batch: 9,
-                dim: 24,
-                heads: 3,
-                ff: 20,
-                epsilon: 1e-5,
-                detach: true,
-            };
-            let lengths: Vec<usize> = (0..9).map(|example| tokens * example / 8).collect();
-            for detach in [true, false] {
-                let dims = BuildDims { detach, ..dims };
-                let alone = build(&dims, &lengths, 1);
-                assert!(alone.iter().flatten().all(|number| number.is_finite()));
-                for threads in [2, 5] {
-                    assert!(alone == build(&dims, &lengths, threads));
                 }
             }
         }

@@ -11,58 +11,57 @@ pub(crate) enum SearchGradient<'a> {
     Policy(&'a [f32]),
 }
 
-/// Gradients of a search along its path `[batch, queries, decisions + 1]`: `outputs` are those of query, key
-/// and value, each of the shape of its input; the last is empty where the policy is differentiated.
-///
-/// Scores are computed again. Keys and values gather their gradients level by level in the order of
-/// queries, whatever the number of threads: levels hold different nodes, so they need no atomics.
-pub(crate) fn backward(
-    dims: &SearchDims,
-    inputs: SearchInputs<'_>,
-    path: &[u32],
-    gradient: SearchGradient<'_>,
-    outputs: [&mut [f32]; 3],
-) {
-    if dims.batch == 0 {
-        return;
-    }
-    let mut levels = levels(&dims.shape);
-    if let SearchGradient::Policy(_) = gradient {
-        levels.retain(|level| !level.leaves);
-    }
-    let nodes = dims.shape.nodes();
-    let value_width = match gradient {
-        SearchGradient::Context(_) => dims.value_row(),
-        SearchGradient::Policy(_) => 0,
-    };
-    let query_numbers = dims.queries * dims.key_row();
-    let (key_numbers, value_numbers) = (nodes * dims.key_row(), nodes * value_width);
-    // What has no numbers cannot be chunked.
-    let [query, key, value] = outputs;
-    let query: Vec<_> = split(query, repeat_n(query_numbers, dims.batch)).collect();
-    let key: Vec<_> = split(key, repeat_n(key_numbers, dims.batch)).collect();
-    let value: Vec<_> = split(value, repeat_n(value_numbers, dims.batch)).collect();
-    let examples = query.into_par_iter().zip(key).zip(value).enumerate();
-    examples.for_each(|(example, ((query, key), value))| {
-        let problem = Problem {
-            dims,
-            levels: &levels,
-            inputs,
-        };
-        let example = ExampleBackward {
-            problem,
-            path,
-            gradient,
-            example,
-            value_width,
-        };
-        match dims.head_dim {
-            16 if dims.value_dim == 16 => example.run::<16>(query, key, value),
-            32 if dims.value_dim == 32 => example.run::<32>(query, key, value),
-            64 if dims.value_dim == 64 => example.run::<64>(query, key, value),
-            _ => example.run::<0>(query, key, value),
+impl Search<'_> {
+    /// Gradients of a search along its path `[batch, queries, decisions + 1]`: `outputs` are those of query, key
+    /// and value, each of the shape of its input; the last is empty where the policy is differentiated.
+    ///
+    /// Scores are computed again. Keys and values gather their gradients level by level in the order of
+    /// queries, whatever the number of threads: levels hold different nodes, so they need no atomics.
+    pub(crate) fn backward(
+        &self,
+        path: &[u32],
+        gradient: SearchGradient<'_>,
+        outputs: [&mut [f32]; 3],
+    ) {
+        if self.batch == 0 {
+            return;
         }
-    });
+        let mut levels = levels(&self.shape);
+        let value_width = match gradient {
+            SearchGradient::Context(_) => self.value_row(),
+            SearchGradient::Policy(_) => {
+                levels.retain(|level| !level.leaves);
+                0
+            }
+        };
+        // What has no numbers cannot be chunked.
+        let by_example =
+            |output, numbers| -> Vec<_> { split(output, repeat_n(numbers, self.batch)).collect() };
+        let nodes = self.shape.nodes();
+        let [query, key, value] = outputs;
+        let query = by_example(query, self.queries * self.key_row());
+        let key = by_example(key, nodes * self.key_row());
+        let value = by_example(value, nodes * value_width);
+        let examples = query.into_par_iter().zip(key).zip(value).enumerate();
+        examples.for_each(|(example, ((query, key), value))| {
+            let example = ExampleBackward {
+                problem: Problem {
+                    dims: self,
+                    levels: &levels,
+                },
+                path,
+                gradient,
+                example,
+                value_width,
+            };
+            match self.head_dim {
+                16 if self.value_dim == 16 => example.run::<16>(query, key, value),
+                32 if self.value_dim == 32 => example.run::<32>(query, key, value),
+                64 if self.value_dim == 64 => example.run::<64>(query, key, value),
+                _ => example.run::<0>(query, key, value),
+            }
+        });
+    }
 }
 
 /// The nodes of each level, of all nodes of an example, which have `width` numbers each. Levels lie behind one another.
@@ -86,17 +85,9 @@ struct ExampleBackward<'a> {
     value_width: usize,
 }
 
-/// Gradients of the scores and weights of a block's siblings, `[slots, heads]`, and where the siblings
-/// are among the nodes of their example.
-struct BlockGradients<'a> {
-    scores: &'a mut [Lanes],
-    weights: &'a mut [Lanes],
-    positions: &'a mut [Indices],
-}
-
 impl ExampleBackward<'_> {
     fn run<const D: usize>(self, d_query: &mut [f32], d_key: &mut [f32], d_value: &mut [f32]) {
-        let Problem { dims, levels, .. } = self.problem;
+        let Problem { dims, levels } = self.problem;
         let slots: usize = levels.iter().map(|level| level.group).sum();
         let per_block = slots * dims.heads;
         d_key.fill(0.0);
@@ -129,11 +120,9 @@ impl ExampleBackward<'_> {
                         first: first + block * LANES,
                         rows: LANES.min(rows - block * LANES),
                         d_query,
-                        out: BlockGradients {
-                            scores,
-                            weights,
-                            positions,
-                        },
+                        scores,
+                        weights,
+                        positions,
                     }));
                 });
             let d_key = by_level(levels, d_key, key_width);
@@ -163,7 +152,12 @@ struct BlockBackward<'a> {
     first: usize,
     rows: usize,
     d_query: &'a mut [f32],
-    out: BlockGradients<'a>,
+    /// Gradients of scores, `[slots, heads]`.
+    scores: &'a mut [Lanes],
+    /// Gradients of weights, `[slots, heads]`.
+    weights: &'a mut [Lanes],
+    /// Where siblings are among the nodes of their example, `[slots]`.
+    positions: &'a mut [Indices],
 }
 
 impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
@@ -171,8 +165,8 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let task = self.0;
-        let (whole, first, rows, mut out) = (task.whole, task.first, task.rows, task.out);
+        let mut task = self.0;
+        let (whole, first, rows) = (task.whole, task.first, task.rows);
         let problem = whole.problem;
         let dims = problem.dims;
         let (heads, steps) = (dims.heads, dims.steps());
@@ -197,7 +191,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
 
         for (step, level) in problem.levels.iter().enumerate() {
             let slots = level.slots_above * heads..(level.slots_above + level.group) * heads;
-            let scores = &mut out.scores[slots];
+            let scores = &mut task.scores[slots];
             for lane in 0..rows {
                 block.node[lane] = whole.path[(first + lane) * steps + step];
             }
@@ -210,7 +204,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
                     chosen[lane] = child.min(block.real[lane].saturating_sub(1));
                 }
             }
-            let positions = &mut out.positions[level.slots_above..][..level.group];
+            let positions = &mut task.positions[level.slots_above..][..level.group];
             match whole.gradient {
                 SearchGradient::Context(_) => {
                     for (child, positions) in positions.iter_mut().enumerate() {
@@ -245,63 +239,60 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
         }
 
         if let SearchGradient::Context(grad) = whole.gradient {
-            context_scores::<A, D>(&problem, &block, grad, &mut out);
+            task.context_scores::<A, D>(&block, grad);
         }
 
         let width = dims.key_row();
         for lane in 0..rows {
             weighted_sum::<A, D>(
                 &mut task.d_query[lane * width..][..width],
-                &problem.inputs.key[block.root[lane] * width..],
+                &problem.dims.key[block.root[lane] * width..],
                 dims.head_dim,
                 lane,
-                out.positions,
-                out.scores,
+                task.positions,
+                task.scores,
             );
         }
     }
 }
 
-/// From scores to gradients of the logits and to weights, through the context.
-#[inline(always)]
-fn context_scores<A: Arithmetic, const D: usize>(
-    problem: &Problem<'_>,
-    block: &Block,
-    grad: &[f32],
-    out: &mut BlockGradients<'_>,
-) {
-    let dims = problem.dims;
-    let (heads, width) = (dims.heads, dims.value_row());
-    out.weights.copy_from_slice(out.scores);
-    softmax_of_slots::<A>(out.weights, heads);
-    // The gradient of a weight is the value's product with that of the context.
-    for lane in 0..block.rows {
-        let grad = &grad[(block.first + lane) * width..][..width];
-        for (slot, position) in out.positions.iter().enumerate() {
-            let scores = &mut out.scores[slot * heads..][..heads];
-            if position[lane] == NOWHERE {
-                for score in scores {
-                    score.0[lane] = 0.0;
+impl BlockBackward<'_> {
+    /// From scores to gradients of the logits and to weights, through the context.
+    #[inline(always)]
+    fn context_scores<A: Arithmetic, const D: usize>(&mut self, block: &Block, grad: &[f32]) {
+        let dims = self.whole.problem.dims;
+        let (heads, width) = (dims.heads, dims.value_row());
+        self.weights.copy_from_slice(self.scores);
+        softmax_of_slots::<A>(self.weights, heads);
+        // The gradient of a weight is the value's product with that of the context.
+        for lane in 0..block.rows {
+            let grad = &grad[(block.first + lane) * width..][..width];
+            for (slot, position) in self.positions.iter().enumerate() {
+                let scores = &mut self.scores[slot * heads..][..heads];
+                if position[lane] == NOWHERE {
+                    for score in scores {
+                        score.0[lane] = 0.0;
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let at = block.root[lane] + position[lane] as usize;
-            let value = &problem.inputs.value[at * width..][..width];
-            head_dots::<A, D>(grad, value, dims.value_dim, lane, 1.0, scores);
-        }
-    }
-    for head in 0..heads {
-        let mut mean = [0.0f32; LANES];
-        for at in (head..out.scores.len()).step_by(heads) {
-            for lane in 0..LANES {
-                let (weight, score) = (out.weights[at].0[lane], out.scores[at].0[lane]);
-                mean[lane] = A::mul_add(weight, score, mean[lane]);
+                let at = block.root[lane] + position[lane] as usize;
+                let value = &dims.value[at * width..][..width];
+                head_dots::<A, D>(grad, value, dims.value_dim, lane, 1.0, scores);
             }
         }
-        for at in (head..out.scores.len()).step_by(heads) {
-            for lane in 0..LANES {
-                let centred = out.scores[at].0[lane] - mean[lane];
-                out.scores[at].0[lane] = out.weights[at].0[lane] * centred * dims.scale;
+        for head in 0..heads {
+            let mut mean = [0.0f32; LANES];
+            for at in (head..self.scores.len()).step_by(heads) {
+                for lane in 0..LANES {
+                    let (weight, score) = (self.weights[at].0[lane], self.scores[at].0[lane]);
+                    mean[lane] = A::mul_add(weight, score, mean[lane]);
+                }
+            }
+            for at in (head..self.scores.len()).step_by(heads) {
+                for lane in 0..LANES {
+                    let centred = self.scores[at].0[lane] - mean[lane];
+                    self.scores[at].0[lane] = self.weights[at].0[lane] * centred * dims.scale;
+                }
             }
         }
     }
@@ -321,7 +312,7 @@ struct Policy {
 /// entropy.
 #[inline(always)]
 fn policy_scores<A: Arithmetic>(
-    dims: &SearchDims,
+    dims: &Search,
     level: &Level,
     block: &Block,
     chosen: &Indices,
@@ -450,7 +441,7 @@ impl<const D: usize> Kernel for Specialised<Scatter<'_>, D> {
         let (key_width, value_width) = (dims.key_row(), dims.value_row());
         for row in 0..task.rows {
             let (block, lane) = (row / LANES, row % LANES);
-            let query = &whole.problem.inputs.query[(first + row) * key_width..][..key_width];
+            let query = &whole.problem.dims.query[(first + row) * key_width..][..key_width];
             for child in 0..level.group {
                 let slot = block * task.slots + level.slots_above + child;
                 let position = task.positions[slot][lane];

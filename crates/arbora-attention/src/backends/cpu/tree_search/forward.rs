@@ -2,70 +2,55 @@
 
 use super::*;
 
-/// Searches; see [`tree_search`](crate::functions::tree_search).
-pub(crate) fn search(
-    dims: &SearchDims,
-    inputs: SearchInputs<'_>,
-    route: RouteSlices<'_>,
-    outputs: SearchOutputs<'_>,
-) {
-    if dims.batch * dims.queries == 0 {
-        return;
-    }
-    let levels = levels(&dims.shape);
-    let steps = dims.steps();
-    let all = dims.batch * dims.queries;
-    let (log_prob, entropy) = outputs.policy.split_at_mut(all);
-    let (decisions, counts) = outputs.counts.split_at_mut(all);
-    let (selected, read) = counts.split_at_mut(all);
-    let policy = log_prob
-        .par_chunks_mut(ROWS_PER_TASK)
-        .zip(entropy.par_chunks_mut(ROWS_PER_TASK));
-    let counts = decisions
-        .par_chunks_mut(ROWS_PER_TASK)
-        .zip(selected.par_chunks_mut(ROWS_PER_TASK))
-        .zip(read.par_chunks_mut(ROWS_PER_TASK));
-    // A context may have no columns, which cannot be chunked.
-    let firsts = (0..all).step_by(ROWS_PER_TASK);
-    let rows = firsts.map(|first| ROWS_PER_TASK.min(all - first));
-    let context: Vec<_> =
-        split(outputs.context, rows.map(|rows| rows * dims.value_row())).collect();
-    let tasks = outputs
-        .path
-        .par_chunks_mut(ROWS_PER_TASK * steps)
-        .zip(policy)
-        .zip(counts)
-        .zip(context)
-        .enumerate();
-    tasks.for_each(
-        |(task, (((path, (log_prob, entropy)), ((decisions, selected), read)), context))| {
-            let first = task * ROWS_PER_TASK;
-            let task = SearchTask {
-                problem: Problem {
-                    dims,
-                    levels: &levels,
-                    inputs,
-                },
+impl Search<'_> {
+    /// Searches; see [`tree_search`](crate::functions::tree_search).
+    pub(crate) fn forward(&self, route: RouteSlices<'_>, outputs: SearchOutputs<'_>) {
+        let all = self.batch * self.queries;
+        if all == 0 {
+            return;
+        }
+        let levels = levels(&self.shape);
+        let problem = Problem {
+            dims: self,
+            levels: &levels,
+        };
+        let SearchOutputs {
+            mut context,
+            mut path,
+            policy,
+            counts,
+        } = outputs;
+        let [mut log_prob, mut entropy] = split_array(policy, [all; 2]);
+        let (mut decisions, counts) = counts.split_at_mut(all);
+        let (mut selected, mut read) = counts.split_at_mut(all);
+        let mut tasks = Vec::with_capacity(all.div_ceil(ROWS_PER_TASK));
+        for first in (0..all).step_by(ROWS_PER_TASK) {
+            let rows = ROWS_PER_TASK.min(all - first);
+            tasks.push(SearchTask {
+                problem,
                 route,
                 first,
-                outputs: TaskOutputs {
-                    context,
-                    path,
-                    log_prob,
-                    entropy,
-                    decisions,
-                    selected,
-                    read,
-                },
-            };
-            match dims.head_dim {
-                16 if dims.value_dim == 16 => dispatch(Specialised::<_, 16>(task)),
-                32 if dims.value_dim == 32 => dispatch(Specialised::<_, 32>(task)),
-                64 if dims.value_dim == 64 => dispatch(Specialised::<_, 64>(task)),
-                _ => dispatch(Specialised::<_, 0>(task)),
-            }
-        },
-    );
+                context: take(&mut context, rows * self.value_row()),
+                path: take(&mut path, rows * self.steps()),
+                log_prob: take(&mut log_prob, rows),
+                entropy: take(&mut entropy, rows),
+                decisions: take(&mut decisions, rows),
+                selected: take(&mut selected, rows),
+                read: take(&mut read, rows),
+            });
+        }
+        tasks.into_par_iter().for_each(|task| match self.head_dim {
+            16 if self.value_dim == 16 => dispatch(Specialised::<_, 16>(task)),
+            32 if self.value_dim == 32 => dispatch(Specialised::<_, 32>(task)),
+            64 if self.value_dim == 64 => dispatch(Specialised::<_, 64>(task)),
+            _ => dispatch(Specialised::<_, 0>(task)),
+        });
+    }
+}
+
+/// The first `count` numbers of what is left of a slice.
+fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    rest.split_off_mut(..count).expect("the slice has all rows")
 }
 
 /// Some rows of a search, done by one thread.
@@ -73,11 +58,7 @@ struct SearchTask<'a> {
     problem: Problem<'a>,
     route: RouteSlices<'a>,
     first: usize,
-    outputs: TaskOutputs<'a>,
-}
-
-/// The task's rows of [`SearchOutputs`].
-struct TaskOutputs<'a> {
+    // Its rows of `SearchOutputs`.
     context: &'a mut [f32],
     path: &'a mut [u32],
     log_prob: &'a mut [f32],
@@ -123,7 +104,7 @@ impl<const D: usize> Kernel for Specialised<SearchTask<'_>, D> {
             attended: vec![ZERO; slots * dims.heads],
             positions: vec![[NOWHERE; LANES]; slots],
         };
-        let rows = task.outputs.path.len() / dims.steps();
+        let rows = task.path.len() / dims.steps();
         for start in (0..rows).step_by(LANES) {
             let count = LANES.min(rows - start);
             task.search_block::<A, D>(start, count, &mut scratch);
@@ -152,7 +133,7 @@ impl SearchTask<'_> {
         let mut selected: Indices = [0; LANES];
         let mut read: Indices = [0; LANES];
         let mut slot = 0;
-        let path = &mut self.outputs.path[start * steps..][..count * steps];
+        let path = &mut self.path[start * steps..][..count * steps];
         for lane in 0..count {
             path[lane * steps] = 0;
         }
@@ -202,7 +183,7 @@ impl SearchTask<'_> {
                     }
                 }
             }
-            if let RouteSlices::Uniform { .. } = self.route {
+            if let RouteSlices::Uniform(_) = self.route {
                 for (child, policy) in policy.iter_mut().enumerate() {
                     for lane in 0..LANES {
                         let real = block.real[lane];
@@ -214,8 +195,8 @@ impl SearchTask<'_> {
 
             let mut chosen = match self.route {
                 RouteSlices::Greedy => leftmost_best(policy, &block.real),
-                RouteSlices::Sampled { numbers, draws }
-                | RouteSlices::Uniform { numbers, draws } => {
+                RouteSlices::Sampled(numbers) | RouteSlices::Uniform(numbers) => {
+                    let draws = numbers.len() / (dims.batch * dims.queries);
                     let mut uniform = [0.0f32; LANES];
                     for lane in 0..count {
                         // Indexed by height, so that padding to a higher tree moves no number.
@@ -294,21 +275,21 @@ impl SearchTask<'_> {
         let width = dims.value_row();
         for lane in 0..count {
             weighted_sum::<A, D>(
-                &mut self.outputs.context[(start + lane) * width..][..width],
-                problem.inputs.value,
+                &mut self.context[(start + lane) * width..][..width],
+                problem.dims.value,
                 dims.value_dim,
                 lane,
                 &scratch.positions,
                 &scratch.attended,
             );
             let made = decisions[lane].max(1) as f32;
-            self.outputs.entropy[start + lane] = entropy[lane] / made;
+            self.entropy[start + lane] = entropy[lane] / made;
         }
         let rows = start..start + count;
-        self.outputs.log_prob[rows.clone()].copy_from_slice(&log_prob[..count]);
-        self.outputs.decisions[rows.clone()].copy_from_slice(&decisions[..count]);
-        self.outputs.selected[rows.clone()].copy_from_slice(&selected[..count]);
-        self.outputs.read[rows].copy_from_slice(&read[..count]);
+        self.log_prob[rows.clone()].copy_from_slice(&log_prob[..count]);
+        self.decisions[rows.clone()].copy_from_slice(&decisions[..count]);
+        self.selected[rows.clone()].copy_from_slice(&selected[..count]);
+        self.read[rows].copy_from_slice(&read[..count]);
     }
 }
 

@@ -10,10 +10,9 @@
 mod backward;
 mod forward;
 
-pub(crate) use backward::{SearchGradient, backward};
-pub(crate) use forward::search;
+pub(crate) use backward::SearchGradient;
 
-use super::rows::split;
+use super::rows::{split, split_array};
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };
@@ -46,9 +45,9 @@ const ZERO: Lanes = Lanes([0.0; LANES]);
 /// One index per query.
 type Indices = [u32; LANES];
 
-/// Sizes and settings of a search.
+/// One search: what it reads, and the sizes and settings of that.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SearchDims {
+pub(crate) struct Search<'a> {
     pub shape: TokenTreeShape,
     pub batch: usize,
     pub queries: usize,
@@ -59,25 +58,23 @@ pub(crate) struct SearchDims {
     pub temperature: f32,
     /// Whether unchosen inner ghosts are attended to.
     pub ghosts_attended: bool,
+    /// `[batch, queries, heads, head_dim]`
+    pub query: &'a [f32],
+    /// `[batch, nodes, heads, head_dim]`
+    pub key: &'a [f32],
+    /// `[batch, nodes, heads, value_dim]`
+    pub value: &'a [f32],
+    /// `[batch]`
+    pub lengths: &'a [usize],
 }
 
 /// How children are chosen. Numbers are `[batch, queries, draws]`, paths `[batch, queries, decisions + 1]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RouteSlices<'a> {
     Greedy,
-    Sampled { numbers: &'a [f32], draws: usize },
-    Uniform { numbers: &'a [f32], draws: usize },
+    Sampled(&'a [f32]),
+    Uniform(&'a [f32]),
     Given(&'a [u32]),
-}
-
-/// What a search reads: query `[batch, queries, heads, head_dim]`, key `[batch, nodes, heads,
-/// head_dim]`, value `[batch, nodes, heads, value_dim]`, lengths `[batch]`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SearchInputs<'a> {
-    pub query: &'a [f32],
-    pub key: &'a [f32],
-    pub value: &'a [f32],
-    pub lengths: &'a [usize],
 }
 
 /// What a search writes: context `[batch, queries, heads, value_dim]`, path `[batch, queries,
@@ -129,7 +126,7 @@ fn levels(shape: &TokenTreeShape) -> Vec<Level> {
         .collect()
 }
 
-impl SearchDims {
+impl Search<'_> {
     fn key_row(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -138,7 +135,8 @@ impl SearchDims {
         self.heads * self.value_dim
     }
 
-    fn steps(&self) -> usize {
+    /// Nodes on a path.
+    pub(crate) fn steps(&self) -> usize {
         self.shape.decisions() + 1
     }
 }
@@ -149,12 +147,12 @@ struct Specialised<T, const D: usize>(T);
 /// What all rows of a search read.
 #[derive(Clone, Copy)]
 struct Problem<'a> {
-    dims: &'a SearchDims,
+    dims: &'a Search<'a>,
     levels: &'a [Level],
-    inputs: SearchInputs<'a>,
 }
 
 /// Up to [`LANES`] rows on their way down.
+#[derive(Default)]
 struct Block {
     first: usize,
     rows: usize,
@@ -177,17 +175,12 @@ impl<'a> Problem<'a> {
         let mut block = Block {
             first,
             rows,
-            root: [0; LANES],
-            length: [0; LANES],
-            node: [0; LANES],
-            real: [0; LANES],
-            scored: [0; LANES],
-            base: [0; LANES],
+            ..Block::default()
         };
         for lane in 0..rows {
             let example = (first + lane) / self.dims.queries;
             block.root[lane] = example * self.dims.shape.nodes();
-            block.length[lane] = self.inputs.lengths[example];
+            block.length[lane] = self.dims.lengths[example];
         }
         block
     }
@@ -218,8 +211,8 @@ impl<'a> Problem<'a> {
             block.real[lane] = real as u32;
             block.scored[lane] = scored as u32;
             block.base[lane] = base;
-            let query = &self.inputs.query[(block.first + lane) * width..][..width];
-            let keys = &self.inputs.key[base * width..][..scored * width];
+            let query = &self.dims.query[(block.first + lane) * width..][..width];
+            let keys = &self.dims.key[base * width..][..scored * width];
             for child in 0..level.group {
                 let logits = &mut logits[child * heads..][..heads];
                 if child >= scored {
@@ -245,7 +238,7 @@ impl<'a> Problem<'a> {
                 let first = block.node[lane] as usize * next.group;
                 let stored = next.width.saturating_sub(first).min(next.group);
                 let base = block.root[lane] + next.offset + first;
-                prefetch(&self.inputs.key[base * key..][..stored * key]);
+                prefetch(&self.dims.key[base * key..][..stored * key]);
             }
         }
         if far(level, value) {
@@ -253,7 +246,7 @@ impl<'a> Problem<'a> {
                 for child in 0..block.scored[lane] {
                     if child != chosen[lane] {
                         let at = block.base[lane] + child as usize;
-                        prefetch(&self.inputs.value[at * value..][..value]);
+                        prefetch(&self.dims.value[at * value..][..value]);
                     }
                 }
             }
@@ -271,24 +264,21 @@ fn head_dots<A: Arithmetic, const D: usize>(
     scale: f32,
     products: &mut [Lanes],
 ) {
-    if D == 0 {
-        for (head, product) in products.iter_mut().enumerate() {
-            let part = head * dim..(head + 1) * dim;
-            product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
+    let mut done = 0;
+    if D > 0 {
+        let (fours, _) = products.as_chunks_mut::<4>();
+        for (four, products) in fours.iter_mut().enumerate() {
+            let part = four * 4 * D..(four + 1) * 4 * D;
+            let sums = dot_of_four::<A, D>(&a[part.clone()], &b[part]);
+            for (product, sum) in products.iter_mut().zip(sums) {
+                product.0[lane] = sum * scale;
+            }
         }
-        return;
+        done = fours.len() * 4;
     }
-    let (fours, rest) = products.as_chunks_mut::<4>();
-    let done = fours.len() * 4;
-    for (four, products) in fours.iter_mut().enumerate() {
-        let part = four * 4 * D..(four + 1) * 4 * D;
-        let sums = dot_of_four::<A, D>(&a[part.clone()], &b[part]);
-        for (product, sum) in products.iter_mut().zip(sums) {
-            product.0[lane] = sum * scale;
-        }
-    }
-    for (head, product) in rest.iter_mut().enumerate() {
-        let part = (done + head) * D..(done + head + 1) * D;
+    let dim = if D == 0 { dim } else { D };
+    for (head, product) in products.iter_mut().enumerate().skip(done) {
+        let part = head * dim..(head + 1) * dim;
         product.0[lane] = dot::<A>(&a[part.clone()], &b[part]) * scale;
     }
 }
