@@ -64,6 +64,10 @@ pub fn read<F: Family>(path: &Path) -> Result<F> {
         .with_context(|| format!("in {}", path.display()))
 }
 
+/// Names of settings, and those that they had when the first runs were made. Fingerprints in checkpoints and of stored
+/// numbers are of these.
+pub const FIRST_NAMES: [(&str, &str); 2] = [("n_heads", "heads"), ("n_kv_heads", "kv_heads")];
+
 /// The text of a file that people may have written: without the byte order mark that some editors begin it with.
 pub fn read_text(path: &Path) -> Result<String> {
     text::read_text(path).map_err(|error| match error {

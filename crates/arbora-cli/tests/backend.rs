@@ -31,7 +31,7 @@ fn place() -> Place {
         "eval_batch_size": 4,
         "eval_items": 8,
         "architecture": {
-            "d_model": 16, "heads": 2, "kv_heads": 2, "height": 1, "d_ff": [32],
+            "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "height": 1, "d_ff": [32],
             "route_on": { "kind": "first-n", "tokens": 4 },
         },
         "trainer": { "steps": 120, "eval_every": 120, "warmup_steps": 0 },

@@ -414,7 +414,7 @@ fn values_that_are_no_numbers_or_out_of_range_are_refused_by_name() {
         "samples",
         "architecture.d_model",
         "architecture.d_ff",
-        "architecture.heads",
+        "architecture.n_heads",
         "architecture.embedding_depth",
         "architecture.branching",
         "trainer.keep_checkpoints",
@@ -433,7 +433,10 @@ fn values_that_are_no_numbers_or_out_of_range_are_refused_by_name() {
             "architecture.encoder_layers=9999999999999",
             &["expected 0 to 65536"],
         ),
-        ("architecture.heads=3", &["expected a divisor of 8, got 3"]),
+        (
+            "architecture.n_heads=3",
+            &["expected a divisor of 8, got 3"],
+        ),
         ("trainer.seed=-1", &["trainer.seed"]),
     ];
     for (setting, words) in large {

@@ -48,7 +48,7 @@ fn small_settings(place: &Place) {
     let settings = json!({
         "batch_size": 2, "eval_batch_size": 2, "eval_items": 2, "test_items": 6,
         "architecture": {
-            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 0,
+            "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 0,
         },
         "trainer": { "steps": 4, "eval_every": 2, "checkpoint_every": 2, "warmup_steps": 0 },
     });

@@ -29,7 +29,7 @@ fn place() -> Place {
         "eval_batch_size": 4,
         "eval_items": 4,
         "architecture": {
-            "d_model": 8, "heads": 2, "kv_heads": 2, "d_ff": [8],
+            "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "d_ff": [8],
             "route_on": { "kind": "first-n", "tokens": 4 },
         },
         "trainer": { "steps": 3, "eval_every": 3, "checkpoint_every": 1, "warmup_steps": 0 },
@@ -367,7 +367,7 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
         ),
         (
             &["--widths", "9"],
-            "architecture.heads: expected a divisor of d_model",
+            "architecture.n_heads: expected a divisor of d_model",
         ),
         (&["--corpora", "sea,nowhere.txt"], "nowhere.txt"),
         (

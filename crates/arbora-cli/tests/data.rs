@@ -104,7 +104,7 @@ fn series_that_change_are_refused() {
         "data": {"kind": "series", "train": "train.ts", "test": "test.ts", "whole": true},
         "batch_size": 2,
         "architecture": {
-            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 1,
+            "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 1,
         },
         "trainer": { "steps": 2, "eval_every": 2, "warmup_steps": 0 },
     });
@@ -182,7 +182,7 @@ fn text_that_moved_is_named_anew_if_it_is_the_same() {
         "data": {"source": "text.txt", "tokenizer": {"kind": "bytes"}, "window": 16, "validation": 0.25},
         "batch_size": 4, "eval_batch_size": 4, "eval_items": 8, "test_items": 8,
         "architecture": {
-            "d_model": 8, "heads": 2, "kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
+            "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
             "route_on": {"kind": "first-n", "tokens": 4},
         },
         "trainer": {"steps": 2, "eval_every": 2, "warmup_steps": 0},

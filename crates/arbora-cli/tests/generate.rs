@@ -22,7 +22,7 @@ fn place() -> Place {
         "batch_size": 4,
         "eval_batch_size": 4,
         "architecture": {
-            "d_model": 8, "heads": 2, "kv_heads": 2, "height": 2, "d_ff": [8],
+            "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "height": 2, "d_ff": [8],
             "route_on": { "kind": "first-n", "tokens": 4 },
         },
         "trainer": { "steps": 4, "eval_every": 2, "warmup_steps": 0 },

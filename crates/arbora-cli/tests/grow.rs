@@ -17,7 +17,7 @@ fn trained(task: &str, more: Value) -> Place {
     let mut settings = json!({
         "data": data, "batch_size": 2, "eval_batch_size": 2, "eval_items": 2, "test_items": 2,
         "architecture": {
-            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 0,
+            "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 0,
         },
         "trainer": { "steps": 4, "eval_every": 4, "checkpoint_every": 4, "warmup_steps": 0 },
     });

@@ -22,7 +22,7 @@ const COPY: &str = r#"{
     "data": { "kind": "copy", "length": 32, "characters": 4, "curriculum": null },
     "batch_size": 2, "eval_batch_size": 3, "eval_items": 3, "test_items": 6,
     "architecture": {
-        "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 0
+        "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 0
     },
     "trainer": { "steps": 4, "eval_every": 2, "checkpoint_every": 4, "warmup_steps": 0 }
 }"#;

@@ -17,7 +17,7 @@ fn tiny() -> Value {
         "eval_batch_size": 4,
         "eval_items": 8,
         "architecture": {
-            "d_model": 8, "heads": 2, "kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
+            "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
             "route_on": { "kind": "first-n", "tokens": 4 },
         },
         "trainer": { "steps": 4, "eval_every": 2, "checkpoint_every": 1, "warmup_steps": 0 },
@@ -337,12 +337,12 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         ("architecture.d_ff=[0]", "architecture.d_ff: expected 1 to"),
         (
-            "architecture.heads=3",
-            "architecture.heads: expected a divisor of d_model, got 3",
+            "architecture.n_heads=3",
+            "architecture.n_heads: expected a divisor of d_model, got 3",
         ),
         (
-            "architecture.kv_heads=0",
-            "architecture.kv_heads: expected 1 to",
+            "architecture.n_kv_heads=0",
+            "architecture.n_kv_heads: expected 1 to",
         ),
         (
             "architecture.dropout=1",

@@ -141,11 +141,11 @@ fn sequences_train_on_another_process_as_here() {
     };
     let copy = with(
         json!({ "kind": "copy", "length": 8 }),
-        json!({ "d_model": 8, "d_ff": 8, "heads": 2, "encoder_layers": 1 }),
+        json!({ "d_model": 8, "d_ff": 8, "n_heads": 2, "encoder_layers": 1 }),
     );
     let recall = with(
         json!({ "kind": "recall", "length": 16, "pairs": 4, "keys": 6, "values": 3, "curriculum": [] }),
-        json!({ "d_model": 8, "heads": 2, "kv_heads": 2, "layers": 2, "d_ff": 8 }),
+        json!({ "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "layers": 2, "d_ff": 8 }),
     );
     std::fs::write(place.path("copy.json"), copy).unwrap();
     std::fs::write(place.path("recall.json"), recall).unwrap();
@@ -527,7 +527,7 @@ fn language(place: &Place) {
         "eval_batch_size": 8,
         "eval_items": 8,
         "architecture": {
-            "d_model": 16, "heads": 2, "kv_heads": 2, "branching": 2, "height": 2, "blocks": [1],
+            "d_model": 16, "n_heads": 2, "n_kv_heads": 2, "branching": 2, "height": 2, "blocks": [1],
             "d_ff": [32], "route_on": { "kind": "first-n", "tokens": 4 }, "head": "per-leaf",
         },
         "trainer": {

@@ -18,7 +18,7 @@ fn tiny() -> Value {
         "eval_batch_size": 2,
         "eval_items": 2,
         "test_items": 4,
-        "architecture": { "d_model": 8, "heads": 2, "kv_heads": 2, "layers": 2, "d_ff": 8 },
+        "architecture": { "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "layers": 2, "d_ff": 8 },
         "attention": {
             "tree_fine": { "router": { "branching": [2, 2] } },
             "tree_fine_kary": { "router": { "branching": [3] } },
@@ -474,12 +474,12 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         ("data.keys=3", "data.keys: expected 4"),
         (
-            "architecture.heads=3",
-            "architecture.heads: expected a divisor of 8",
+            "architecture.n_heads=3",
+            "architecture.n_heads: expected a divisor of 8",
         ),
         (
-            "architecture.kv_heads=0",
-            "architecture.kv_heads: expected 1",
+            "architecture.n_kv_heads=0",
+            "architecture.n_kv_heads: expected 1",
         ),
         (
             "architecture.dense_layers=3",
@@ -530,11 +530,11 @@ fn settings_out_of_range_are_refused_by_name() {
         "--set",
         "attention.tree_fine.router.scope=per-layer",
         "--set",
-        "architecture.kv_heads=1",
+        "architecture.n_kv_heads=1",
     ];
     let line = refused_training(&place, &wide);
     assert!(
-        line.contains("architecture.kv_heads: expected 2 for a tree"),
+        line.contains("architecture.n_kv_heads: expected 2 for a tree"),
         "{line}"
     );
     // The relaxation has no dropout: the layer would panic in the first step.

@@ -29,6 +29,9 @@ fn a_run_of_before_is_measured_and_resumed() {
     // It named a second model, and not what had trained it.
     let mut config = place.json("out/config.json");
     config["compare_with"] = "cross-attention".into();
+    let architecture = config["architecture"].as_object_mut().unwrap();
+    let heads = architecture.remove("n_heads").unwrap();
+    architecture.insert("heads".into(), heads);
     fs::write(place.path("out/config.json"), config.to_string()).unwrap();
     fs::remove_file(place.path("out/made.json")).unwrap();
     assert_eq!(place.eval("out", &[])["metrics"], measured["metrics"]);
@@ -379,6 +382,8 @@ fn fingerprints_tell_architectures_apart_and_ignore_the_schedule() {
         state["fingerprint"].as_str().unwrap().to_owned()
     };
     let base = print("base", "trainer.seed=1");
+    // Checkpoints from before settings were renamed have it.
+    assert_eq!(base, "retreever-dab213bc4302b568");
     assert_eq!(base, print("schedule", "trainer.learning_rate=1e-4"));
     let colour =
         format!(r#"data={{"kind":"folder","path":"pictures","size":{SIZE:?},"held_out":2}}"#);
@@ -478,7 +483,7 @@ fn windows_of_time_series_are_classified() {
     let settings = json!({
         "data": data, "batch_size": 8,
         "architecture": {
-            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 1,
+            "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 1,
         },
         "trainer": { "steps": 60, "eval_every": 30, "learning_rate": 0.02, "warmup_steps": 0 },
     });

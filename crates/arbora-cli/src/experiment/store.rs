@@ -1,6 +1,6 @@
 //! The numbers of finished runs, and by what they are known again.
 
-use crate::settings::read_json;
+use crate::settings::{FIRST_NAMES, read_json};
 use anyhow::Result;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -91,6 +91,14 @@ impl Origin<'_> {
         // What is kept of a run changes no number in it.
         for key in ["trainer.checkpoint_every", "trainer.keep_checkpoints"] {
             remove(&mut settings, key);
+        }
+        if let Some(architecture) = settings.pointer_mut("/architecture") {
+            for (name, first) in FIRST_NAMES {
+                if let Some(value) = architecture.get(name).cloned() {
+                    architecture[first] = value;
+                    remove(architecture, name);
+                }
+            }
         }
         let mut all = json!({
             "family": self.family, "version": self.version, "backend": self.backend, "settings": settings,
@@ -266,6 +274,30 @@ pub mod tests {
             ..base.clone()
         };
         assert_ne!(base.fingerprint(), changed.fingerprint());
+    }
+
+    #[test]
+    fn renamed_settings_keep_their_fingerprint() {
+        let fingerprint = |architecture: Value| {
+            let settings = json!({ "architecture": architecture });
+            let origin = Origin {
+                family: "sequence",
+                version: 1,
+                backend: "flex",
+                settings: &settings,
+                digest: None,
+                route: "learned",
+                from: None,
+            };
+            origin.fingerprint()
+        };
+        let first = fingerprint(json!({"d_model": 8, "heads": 2, "kv_heads": 1}));
+        let renamed = json!({"d_model": 8, "n_heads": 2, "n_kv_heads": 1});
+        assert_eq!(fingerprint(renamed), first);
+        assert_ne!(
+            fingerprint(json!({"d_model": 8, "n_heads": 1, "n_kv_heads": 1})),
+            first
+        );
     }
 
     #[test]

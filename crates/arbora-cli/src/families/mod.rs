@@ -20,7 +20,9 @@ pub(crate) use names::kind;
 pub use names::{AnyModel, AnyTask, Preset, named, names};
 
 use crate::placement::NOTHING_TO_PLACE;
+use crate::settings::FIRST_NAMES;
 use anyhow::{Result, bail};
+use arbora::models::init::stable_hash;
 use arbora::models::tree_coder::Placement;
 use arbora::rl::train::{TrainableModel, TrainerConfig};
 use arbora::tasks::TaskError;
@@ -102,6 +104,7 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     /// - run: the folder of the run whose data they are, where there is one: what it keeps of them counts. That they are
     ///   the data that it began with [`About::expect_kept`] says.
     fn load(&self, run: Option<&Path>) -> Result<Self::Data>;
+
     /// What settings and data together come to. Settings that do not fit the data are refused.
     fn about(&self, data: &Self::Data) -> Result<About>;
     /// The model before its first step.
@@ -189,6 +192,15 @@ impl Common<'_> {
         };
         items.div_ceil(self.eval_batch)
     }
+}
+
+/// A hash of all settings of a network.
+fn network_hash(network: &impl Serialize) -> Result<u64> {
+    let mut settings = serde_json::to_string(network)?;
+    for (name, first) in FIRST_NAMES {
+        settings = settings.replace(&format!("\"{name}\":"), &format!("\"{first}\":"));
+    }
+    Ok(stable_hash(&settings))
 }
 
 /// What settings and data together come to.

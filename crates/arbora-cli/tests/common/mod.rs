@@ -132,7 +132,7 @@ pub fn tiny() -> Value {
         "eval_batch_size": 4,
         "eval_items": 4,
         "architecture": {
-            "d_model": 8, "d_ff": 8, "heads": 2, "embedding_depth": 1, "encoder_layers": 0,
+            "d_model": 8, "d_ff": 8, "n_heads": 2, "embedding_depth": 1, "encoder_layers": 0,
         },
         "trainer": { "steps": 6, "eval_every": 3, "checkpoint_every": 2, "warmup_steps": 0 },
     })

@@ -99,7 +99,7 @@ pub fn copy() -> Value {
     json!({
         "data": {"kind": "copy", "length": 8},
         "batch_size": 2, "eval_batch_size": 2, "eval_items": 2, "test_items": 4,
-        "architecture": {"d_model": 8, "d_ff": 8, "heads": 2, "encoder_layers": 1},
+        "architecture": {"d_model": 8, "d_ff": 8, "n_heads": 2, "encoder_layers": 1},
         "trainer": trainer(),
     })
 }
@@ -114,7 +114,7 @@ fn recall() -> Value {
     json!({
         "data": {"kind": "recall", "length": 16, "pairs": 4, "keys": 6, "values": 3, "curriculum": []},
         "batch_size": 2, "eval_batch_size": 2, "eval_items": 2, "test_items": 4,
-        "architecture": {"d_model": 8, "heads": 2, "kv_heads": 2, "layers": 2, "d_ff": 8},
+        "architecture": {"d_model": 8, "n_heads": 2, "n_kv_heads": 2, "layers": 2, "d_ff": 8},
         "trainer": trainer(),
     })
 }
@@ -124,7 +124,7 @@ fn language() -> Value {
         "data": {"source": "text.txt", "tokenizer": {"kind": "bpe", "vocabulary": 270}, "window": 16, "validation": 0.25},
         "batch_size": 2, "eval_batch_size": 2, "eval_items": 4, "test_items": 4,
         "architecture": {
-            "d_model": 8, "heads": 2, "kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
+            "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "branching": 2, "height": 2, "blocks": [1], "d_ff": [8],
             "route_on": {"kind": "first-n", "tokens": 4},
         },
         "trainer": trainer(),

@@ -2,7 +2,7 @@
 
 use super::LanguageModel;
 use super::data::{LanguageSource, TokenizerSource};
-use crate::families::{attention, check, kind};
+use crate::families::{attention, check, kind, network_hash};
 use anyhow::{Result, anyhow, bail};
 use arbora::attention::AttentionKindConfig;
 use arbora::models::init::stable_hash;
@@ -68,9 +68,11 @@ impl LanguageModelKind {
 pub struct LanguageArchitecture {
     /// Width of tokens.
     pub d_model: usize,
-    pub heads: usize,
+    #[serde(alias = "heads")]
+    pub n_heads: usize,
     /// Key and value heads.
-    pub kv_heads: usize,
+    #[serde(alias = "kv_heads")]
+    pub n_kv_heads: usize,
     /// Children of a node.
     pub branching: usize,
     /// Decisions from the root to a leaf.
@@ -137,8 +139,8 @@ impl LanguageConfig {
             ("test_items", self.test_items, 0),
             ("data.window", self.data.window, 2),
             ("architecture.d_model", a.d_model, 1),
-            ("architecture.heads", a.heads, 1),
-            ("architecture.kv_heads", a.kv_heads, 1),
+            ("architecture.n_heads", a.n_heads, 1),
+            ("architecture.n_kv_heads", a.n_kv_heads, 1),
         ];
         let blocks = a.blocks.iter();
         let blocks = blocks.map(|value| ("architecture.blocks", *value, 1));
@@ -221,8 +223,8 @@ impl LanguageConfig {
         let attention = attention::of_run(kind, self.trainer.seed, balances, false);
         TreeCoderConfig::new(vocabulary, self.data.window)
             .with_d_model(a.d_model)
-            .with_n_heads(a.heads)
-            .with_n_kv_heads(Some(a.kv_heads))
+            .with_n_heads(a.n_heads)
+            .with_n_kv_heads(Some(a.n_kv_heads))
             .with_branching(a.branching)
             .with_height(a.height)
             .with_blocks(a.blocks.clone())
@@ -242,9 +244,8 @@ impl LanguageConfig {
 
     /// Names the architecture and the tokenizer: checkpoints of others are refused.
     pub fn fingerprint_with(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let network = serde_json::to_string(&self.tree_coder(tokenizer.vocabulary()))?;
-        let [network, tokenizer] =
-            [network, tokenizer.fingerprint()].map(|text| stable_hash(&text));
+        let network = network_hash(&self.tree_coder(tokenizer.vocabulary()))?;
+        let tokenizer = stable_hash(&tokenizer.fingerprint());
         let model = self.model.name();
         Ok(format!("{model}-{network:016x}-tokenizer-{tokenizer:016x}"))
     }

@@ -2,12 +2,12 @@
 
 use super::data::{Features, Source};
 use crate::families::check::{self, LARGEST_SIZE};
-use crate::families::kind;
+use crate::families::{kind, network_hash};
 use anyhow::{Result, bail};
 use arbora::attention::GhostNodes;
 use arbora::models::{
     CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
-    ReTreeverConfig, RewardKind, StdKind, init::stable_hash, latents_for,
+    ReTreeverConfig, RewardKind, StdKind, latents_for,
 };
 use arbora::rl::BaselineConfig;
 use arbora::rl::train::TrainerConfig;
@@ -64,7 +64,8 @@ pub struct Architecture {
     pub d_model: usize,
     /// Width of feed-forward layers.
     pub d_ff: usize,
-    pub heads: usize,
+    #[serde(alias = "heads")]
+    pub n_heads: usize,
     /// Linear layers of an embedding.
     pub embedding_depth: usize,
     /// Transformer blocks of the encoder.
@@ -130,12 +131,12 @@ impl RetrievalConfig {
             ("samples", self.samples, 1),
             ("architecture.d_model", a.d_model, 1),
             ("architecture.d_ff", a.d_ff, 1),
-            ("architecture.heads", a.heads, 1),
+            ("architecture.n_heads", a.n_heads, 1),
             ("architecture.embedding_depth", a.embedding_depth, 1),
             ("architecture.encoder_layers", a.encoder_layers, 0),
             ("architecture.branching", a.branching, 2),
         ])?;
-        check::divisor("architecture.heads", a.d_model, a.heads)?;
+        check::divisor("architecture.n_heads", a.d_model, a.n_heads)?;
         check::dropout(a.dropout)?;
         if a.ghosts == GhostNodes::Published && a.layout != Layout::Published {
             bail!("architecture.ghosts: published ghosts need architecture.layout=published");
@@ -197,7 +198,7 @@ impl RetrievalConfig {
             .with_embedding(features.embedding)
             .with_d_model(a.d_model)
             .with_d_ff(a.d_ff)
-            .with_n_heads(a.heads)
+            .with_n_heads(a.n_heads)
             .with_embedding_depth(a.embedding_depth)
             .with_encoder_layers(a.encoder_layers)
             .with_dropout(a.dropout)
@@ -232,8 +233,7 @@ impl RetrievalConfig {
 
     /// Names the model's architecture: checkpoints of another are refused.
     pub fn architecture_fingerprint(&self, features: &Features) -> Result<String> {
-        let network = serde_json::to_string(&self.network(features))?;
-        let hash = stable_hash(&network);
+        let hash = network_hash(&self.network(features))?;
         Ok(format!("{}-{hash:016x}", self.model.name()))
     }
 }

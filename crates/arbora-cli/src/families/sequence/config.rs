@@ -1,14 +1,13 @@
 //! Settings of a run on sequences: a transformer classifies tokens, and its attention is of some kind.
 
 use super::data::SequenceSource;
-use crate::families::{attention, check, kind};
+use crate::families::{attention, check, kind, network_hash};
 use anyhow::{Result, bail};
 use arbora::attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora::attention::{
     AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig, TreeScope, TreeSharing,
 };
 use arbora::models::TreeformerConfig;
-use arbora::models::init::stable_hash;
 use arbora::rl::train::TrainerConfig;
 use arbora::tasks::recall::Lookup;
 use serde::{Deserialize, Serialize};
@@ -50,9 +49,11 @@ kind! {
 pub struct SequenceArchitecture {
     /// Width of tokens.
     pub d_model: usize,
-    pub heads: usize,
+    #[serde(alias = "heads")]
+    pub n_heads: usize,
     /// Key and value heads.
-    pub kv_heads: usize,
+    #[serde(alias = "kv_heads")]
+    pub n_kv_heads: usize,
     /// Transformer blocks.
     pub layers: usize,
     /// Width inside the MLPs.
@@ -155,22 +156,22 @@ impl SequenceConfig {
             ("eval_items", self.eval_items, 1),
             ("test_items", self.test_items, 1),
             ("architecture.d_model", a.d_model, 1),
-            ("architecture.heads", a.heads, 1),
-            ("architecture.kv_heads", a.kv_heads, 1),
+            ("architecture.n_heads", a.n_heads, 1),
+            ("architecture.n_kv_heads", a.n_kv_heads, 1),
             ("architecture.layers", a.layers, 1),
             ("architecture.d_ff", a.d_ff, 1),
         ])?;
-        check::divisor("architecture.heads", a.d_model, a.heads)?;
-        check::divisor("architecture.kv_heads", a.heads, a.kv_heads)?;
+        check::divisor("architecture.n_heads", a.d_model, a.n_heads)?;
+        check::divisor("architecture.n_kv_heads", a.n_heads, a.n_kv_heads)?;
         if let Some(router) = self.router()
             && router.scope == TreeScope::PerLayer
             && router.sharing == TreeSharing::Shared
-            && a.kv_heads != a.heads
+            && a.n_kv_heads != a.n_heads
         {
             bail!(
-                "architecture.kv_heads: expected {} for a tree per layer that queries and keys share, got {}",
-                a.heads,
-                a.kv_heads
+                "architecture.n_kv_heads: expected {} for a tree per layer that queries and keys share, got {}",
+                a.n_heads,
+                a.n_kv_heads
             );
         }
         if a.dense_layers > a.layers {
@@ -203,7 +204,7 @@ impl SequenceConfig {
             ("attention.big_bird", SequenceModelKind::BigBird),
         ] {
             // Of the model's own kind the heads were compared above.
-            check::section(key, others.kind(model).check(a.heads, a.heads))?;
+            check::section(key, others.kind(model).check(a.n_heads, a.n_heads))?;
         }
         self.data.lookup()?;
         if a.causal
@@ -246,8 +247,8 @@ impl SequenceConfig {
         let a = &self.architecture;
         TreeformerConfig::new(lookup.vocabulary(), lookup.classes())
             .with_d_model(a.d_model)
-            .with_n_heads(a.heads)
-            .with_n_kv_heads(Some(a.kv_heads))
+            .with_n_heads(a.n_heads)
+            .with_n_kv_heads(Some(a.n_kv_heads))
             .with_layers(a.layers)
             .with_d_ff(a.d_ff)
             .with_max_positions(if a.positions { lookup.length() } else { 0 })
@@ -260,7 +261,7 @@ impl SequenceConfig {
 
     /// Names the model's architecture: checkpoints of another are refused.
     pub(super) fn architecture_fingerprint(&self, lookup: &Lookup) -> Result<String> {
-        let text = serde_json::to_string(&self.treeformer(lookup))?;
-        Ok(format!("{}-{:016x}", self.model.name(), stable_hash(&text)))
+        let hash = network_hash(&self.treeformer(lookup))?;
+        Ok(format!("{}-{hash:016x}", self.model.name()))
     }
 }
