@@ -41,25 +41,17 @@ pub struct QueryDecisions {
 /// If a probability is outside [0, 1], an entropy negative, or a branching factor below 2.
 pub fn panels(picture: &ConfidencePicture) -> Result<[Panel; 2]> {
     for (at, query) in picture.queries.iter().enumerate() {
-        let check = |what: &str, values: &[f32], [least, most]: [f32; 2], expected: &str| {
-            let fits = |value: f32| (least..=most).contains(&value) || value.is_nan();
-            match values.iter().find(|value| !fits(**value)) {
-                Some(odd) => bail!("query {at}: {what}: expected {expected}, got {odd}"),
-                None => Ok(()),
-            }
+        // NaN is on neither side of a bound.
+        let odd = |values: &[f32], least: f32, most: f32| {
+            let mut values = values.iter().copied();
+            values.find(|value| *value < least || *value > most)
         };
-        check(
-            "probability",
-            &query.probability,
-            [0.0, 1.0 + 1e-4],
-            "0 to 1",
-        )?;
-        check(
-            "entropy",
-            &query.entropy,
-            [-1e-4, f32::INFINITY],
-            "at least 0",
-        )?;
+        if let Some(odd) = odd(&query.probability, 0.0, 1.0 + 1e-4) {
+            bail!("query {at}: probability: expected 0 to 1, got {odd}");
+        }
+        if let Some(odd) = odd(&query.entropy, -1e-4, f32::INFINITY) {
+            bail!("query {at}: entropy: expected at least 0, got {odd}");
+        }
     }
     let branching = picture.branching;
     ensure!(

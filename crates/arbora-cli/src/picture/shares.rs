@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::between;
 use super::svg::{Anchor, Colour, INK, PAPER, Scene};
@@ -58,12 +58,9 @@ fn lay_out(picture: &SharesPicture) -> Result<Scene> {
             row.name,
             row.shares.len()
         );
-        for share in &row.shares {
-            ensure!(
-                (0.0..=1.0 + 1e-9).contains(share),
-                "row {:?}: share: expected 0 to 1, got {share}",
-                row.name
-            );
+        let is_share = |share: &f64| (0.0..=1.0 + 1e-9).contains(share);
+        if let Some(odd) = row.shares.iter().find(|share| !is_share(share)) {
+            bail!("row {:?}: share: expected 0 to 1, got {odd}", row.name);
         }
     }
     let numbers = count < CROWDED;

@@ -10,7 +10,7 @@ mod watch;
 
 pub use watch::{end_on_loss, finish, lost, saved};
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use burn::remote::{ConnectError, RemoteHost};
 use burn::tensor::Device;
 use std::fmt;
@@ -19,6 +19,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+use thiserror::Error;
 
 /// The environment variable with what a server asks its clients for, on both sides.
 pub const TOKEN: &str = "ARBORA_TOKEN";
@@ -47,7 +48,7 @@ impl Address {
 }
 
 impl FromStr for Address {
-    type Err = Error;
+    type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let parse = || -> Result<Self, &'static str> {
@@ -86,12 +87,13 @@ impl fmt::Display for Address {
 }
 
 /// Why what is at an address does not answer as a server.
+#[derive(Debug, Error)]
 enum NoAnswer {
-    /// Nothing accepts connections.
+    #[error("cannot be reached: {0}; `arbora serve` starts a server")]
     Unreachable(io::Error),
-    /// Something accepts connections and then says nothing.
+    #[error("accepts connections but does not answer within {} s", ANSWER_LIMIT.as_secs())]
     Silent,
-    /// What answers is not `arbora serve`.
+    #[error("something other than `arbora serve` answers there: {0}")]
     OtherServer(String),
 }
 
@@ -123,28 +125,14 @@ pub fn open(address: &Address) -> Result<Device> {
 }
 
 fn connected(address: &Address) -> Result<Device> {
-    let silent = || {
-        anyhow!(
-            "accepts connections but does not answer within {} s",
-            ANSWER_LIMIT.as_secs()
-        )
-    };
-    let other = |reason| anyhow!("something other than `arbora serve` answers there: {reason}");
-    match answers(address) {
-        Ok(()) => {}
-        Err(NoAnswer::Unreachable(reason)) => {
-            bail!("cannot be reached: {reason}; `arbora serve` starts a server")
-        }
-        Err(NoAnswer::Silent) => return Err(silent()),
-        Err(NoAnswer::OtherServer(reason)) => return Err(other(reason)),
-    }
+    answers(address)?;
     let mut host = RemoteHost::websocket(&address.server());
     if let Some(token) = token() {
         host = host.with_credential(token);
     }
     let options = Device::remote_options(&host).device_index(address.index);
     // The answer to the handshake has no limit of its own.
-    let connected = within(ANSWER_LIMIT, move || options.init()).map_err(|_| silent())?;
+    let connected = within(ANSWER_LIMIT, move || options.init()).map_err(|_| NoAnswer::Silent)?;
     connected.map_err(|error| match error {
         ConnectError::Unauthorized => {
             anyhow!("refused this program's token; set {TOKEN} to the server's")
@@ -161,7 +149,7 @@ fn connected(address: &Address) -> Result<Device> {
              {client_version}; use one release on both sides"
         ),
         // It answered a moment ago, but not as a server of sessions does.
-        ConnectError::Unreachable { reason } => other(reason),
+        ConnectError::Unreachable { reason } => NoAnswer::OtherServer(reason).into(),
         error => anyhow!("no session: {error}"),
     })
 }

@@ -214,12 +214,13 @@ impl<'a> Results<'a> {
         first.map_or((0, ""), |entry| (entry.items, entry.of.as_str()))
     }
 
+    fn distinct(&self, name: fn(&Entry) -> &str) -> Vec<&str> {
+        let names: BTreeSet<&str> = self.all_entries().map(name).collect();
+        names.into_iter().collect()
+    }
+
     /// How much was trained and measured, and on what.
     fn measured(&self) -> String {
-        let of = |name: fn(&Entry) -> &str| {
-            let names: BTreeSet<&str> = self.all_entries().map(name).collect();
-            Vec::from_iter(names)
-        };
         let steps = match self.common_steps() {
             Some(steps) => format!("{} steps per run, measured", thousands(steps)),
             None => "Measured".to_owned(),
@@ -228,12 +229,12 @@ impl<'a> Results<'a> {
         let seeds: BTreeSet<u64> = self.all_entries().map(|entry| entry.seed).collect();
         let several = if seeds.len() > 1 { "s" } else { "" };
         let numbers: Vec<String> = seeds.iter().map(u64::to_string).collect();
-        let commits = of(|entry| &entry.commit);
+        let commits = self.distinct(|entry| &entry.commit);
         let mut text = format!(
             "{steps} on {} {what}, seed{several} {}, backend {}. Commit{} {}.",
             thousands(items),
             numbers.join(", "),
-            of(|entry| &entry.backend).join(", "),
+            self.distinct(|entry| &entry.backend).join(", "),
             if commits.len() > 1 { "s" } else { "" },
             commits.join(", ")
         );
@@ -495,16 +496,12 @@ impl<'a> Results<'a> {
     /// The numbers, for a program: the entries of a store, and what follows from them.
     pub fn json(&self) -> Value {
         let [open, diverged] = self.open();
-        let cases = 0..self.cases.map_or(1, Cases::count);
         let lines = self.experiment.lines();
-        let summary: Vec<Value> = cases
-            .flat_map(|case| lines.iter().map(move |line| (case, line)))
-            .map(|(case, line)| self.summary(line, case))
-            .collect();
-        let backends: BTreeSet<&str> = self
-            .all_entries()
-            .map(|entry| entry.backend.as_str())
-            .collect();
+        let mut summary = Vec::new();
+        for case in 0..self.cases.map_or(1, Cases::count) {
+            summary.extend(lines.iter().map(|line| self.summary(line, case)));
+        }
+        let backends = self.distinct(|entry| &entry.backend);
         let times = self.runs.iter().filter_map(|run| {
             let times = run.times.as_ref()?;
             Some(json!({
