@@ -1,4 +1,4 @@
-//! What a run changes of the settings of an attention.
+//! What a run changes in the settings of attention.
 
 use arbora::attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora::rl::seed::{Purpose, derive};

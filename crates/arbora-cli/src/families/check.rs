@@ -7,7 +7,7 @@ use std::fmt::Display;
 /// Far above any size that is of use, and below what overflows an address.
 pub const LARGEST_SIZE: usize = 1 << 16;
 
-/// Settings with their least values.
+/// Refuses the first size that is below its least value, or beyond any use: its name, its value, the least one.
 pub fn sizes<'a>(sizes: impl IntoIterator<Item = (&'a str, usize, usize)>) -> Result<()> {
     for (key, value, least) in sizes {
         if !(least..=LARGEST_SIZE).contains(&value) {
@@ -17,7 +17,7 @@ pub fn sizes<'a>(sizes: impl IntoIterator<Item = (&'a str, usize, usize)>) -> Re
     Ok(())
 }
 
-/// Settings that are finite and not negative.
+/// Refuses the first weight that is negative or not finite.
 pub fn weights<const N: usize>(weights: [(&str, f64); N]) -> Result<()> {
     for (key, weight) in weights {
         if !(weight.is_finite() && weight >= 0.0) {
@@ -27,7 +27,7 @@ pub fn weights<const N: usize>(weights: [(&str, f64); N]) -> Result<()> {
     Ok(())
 }
 
-/// A setting that divides another one.
+/// Refuses a part that does not divide its whole.
 pub fn divisor(key: &str, whole: usize, part: usize) -> Result<()> {
     if !whole.is_multiple_of(part) {
         bail!("{key}: expected a divisor of {whole}, got {part}");
@@ -35,7 +35,7 @@ pub fn divisor(key: &str, whole: usize, part: usize) -> Result<()> {
     Ok(())
 }
 
-/// A share below all.
+/// Refuses a dropout outside of 0 to below 1.
 pub fn dropout(dropout: f64) -> Result<()> {
     if !(0.0..1.0).contains(&dropout) {
         bail!("architecture.dropout: expected 0 to below 1, got {dropout}");
@@ -43,12 +43,12 @@ pub fn dropout(dropout: f64) -> Result<()> {
     Ok(())
 }
 
-/// What a section found, which knows its settings by short names.
+/// Puts the name of a section before what it refuses: it knows its settings by short names.
 pub fn section<T, E: Display>(section: &str, checked: Result<T, E>) -> Result<T> {
     checked.map_err(|error| anyhow!("{section}.{error}"))
 }
 
-/// The policy gradient by its whole path, and then all else.
+/// Refuses settings of a training, those of the policy gradient by their whole path.
 pub fn trainer(trainer: &TrainerConfig) -> Result<()> {
     section("trainer.policy_gradient", trainer.policy_gradient.check())?;
     section("trainer", trainer.check())

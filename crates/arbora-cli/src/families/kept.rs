@@ -18,14 +18,14 @@ pub struct Kept {
 /// Refuses other facts than a run's folder has: the folder, what it has, what there is.
 type Check = fn(&Path, &str, &str) -> Result<()>;
 
-/// What tells data from others.
+/// What tells the data of a run from others.
 pub trait Facts: Serialize + DeserializeOwned {
     /// The name of their file.
     const FILE: &'static str;
     /// What they are facts of.
     const WHAT: &'static str;
 
-    /// What is other data now, and how, if it is.
+    /// Says how other data differ; `None` where they are the same.
     fn change(&self, now: &Self) -> Option<String>;
 }
 

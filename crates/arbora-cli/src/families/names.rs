@@ -24,7 +24,7 @@ pub enum Preset {
     Published,
 }
 
-/// A kind of values that have names on the command line and in files.
+/// Declares an enum, and the name that each value has on the command line and in files.
 macro_rules! kind {
     (
         $(#[$about:meta])*

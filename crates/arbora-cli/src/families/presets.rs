@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Layers of settings, each over those before it.
+/// Layers of settings, each over those before it. `why` in a file is for people.
 #[derive(Deserialize)]
 struct Layers {
     /// Of all tasks.
