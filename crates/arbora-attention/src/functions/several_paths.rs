@@ -354,5 +354,6 @@ fn neighbours(node: &Tensor<2, Int>) -> [Tensor<2, Int>; 2] {
 /// One entry per node for each of its children: `[rows, nodes]` -> `[rows, nodes, group]`
 fn spread<K: Basic>(rows: Tensor<2, K>, group: usize) -> Tensor<3, K> {
     let [count, nodes] = rows.dims();
-    rows.reshape([count, nodes, 1]).expand([count, nodes, group])
+    rows.reshape([count, nodes, 1])
+        .expand([count, nodes, group])
 }
