@@ -1,7 +1,7 @@
 //! What decoding keeps of earlier tokens.
 
 use super::kind::{CachedRows, HeadSizes};
-use super::pages::{LeafPages, Query};
+use super::pages::LeafPages;
 use super::{Kind, SelfAttention, SelfAttentionOutput, expect, expect_some};
 use crate::functions::TreeCoarseState;
 use crate::functions::masked_attention::{places, select_rows};
@@ -282,7 +282,7 @@ impl FineCache {
                     let first = (example * new + token) * heads + head * group;
                     query_leaf[first..first + group]
                         .iter()
-                        .map(move |leaf| Query { token, leaf: *leaf })
+                        .map(move |leaf| (token, *leaf))
                 });
                 lists.push(
                     self.pages

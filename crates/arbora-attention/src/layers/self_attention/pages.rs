@@ -22,14 +22,6 @@ struct Leaf {
     keys: usize,
 }
 
-/// A query that reads keys.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Query {
-    /// Its position among the tokens of the call.
-    pub token: usize,
-    pub leaf: i64,
-}
-
 /// A page to read.
 #[derive(Debug, PartialEq)]
 pub(super) struct Page {
@@ -108,6 +100,7 @@ impl LeafPages {
 
     /// The pages of the past that queries need.
     ///
+    /// - queries: the position of each among the tokens of the call, and its leaf
     /// - fresh: leaves of the keys of the call, of which a query sees those up to its own token
     /// - needs_ancestors: whether a query whose leaf has neither old nor fresh keys needs those under the deepest
     ///   ancestor that has
@@ -115,16 +108,16 @@ impl LeafPages {
         &self,
         example: usize,
         head: usize,
-        queries: impl Iterator<Item = Query>,
+        queries: impl Iterator<Item = (usize, i64)>,
         fresh: &[i64],
         needs_ancestors: bool,
     ) -> Vec<Page> {
         let first = self.first(example, head);
         let held = |leaf: usize| self.leaves[first + leaf].keys;
         let mut wanted = BTreeSet::new();
-        for query in queries {
-            let leaf = query.leaf as usize;
-            let seen = &fresh[..=query.token];
+        for (token, leaf) in queries {
+            let leaf = leaf as usize;
+            let seen = &fresh[..=token];
             for depth in (0..=self.shape.height()).rev() {
                 let below = self.shape.leaves() / self.shape.width(depth);
                 let node = leaf / below;
@@ -170,8 +163,7 @@ mod tests {
         fresh: &[i64],
         needs_ancestors: bool,
     ) -> Vec<(usize, i64, usize)> {
-        let query = Query { token: 0, leaf };
-        let needed = pages.needed(0, 1, [query].into_iter(), fresh, needs_ancestors);
+        let needed = pages.needed(0, 1, [(0, leaf)].into_iter(), fresh, needs_ancestors);
         let of = |page: &Page| (page.index, page.leaf, page.keys);
         needed.iter().map(of).collect()
     }

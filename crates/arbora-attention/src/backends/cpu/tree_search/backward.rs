@@ -182,8 +182,7 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
             for (step, level) in problem.levels.iter().enumerate() {
                 for lane in 0..rows {
                     let node = whole.path[(first + lane) * steps + step] as usize;
-                    let real = block.length[lane].div_ceil(level.span);
-                    let real = real.saturating_sub(node * level.group).min(level.group);
+                    let real = level.real(block.length[lane], node * level.group);
                     policy.decisions[lane] += u32::from(real > 1);
                 }
             }
@@ -204,36 +203,33 @@ impl<const D: usize> Kernel for Specialised<BlockBackward<'_>, D> {
                     chosen[lane] = child.min(block.real[lane].saturating_sub(1));
                 }
             }
-            let positions = &mut task.positions[level.slots_above..][..level.group];
-            match whole.gradient {
-                SearchGradient::Context(_) => {
-                    for (child, positions) in positions.iter_mut().enumerate() {
+            // Of the context the scored siblings beside the chosen one get gradients, of the policy those that it decides among.
+            let (mut siblings, mut skipped) = (block.scored, chosen);
+            if let SearchGradient::Policy(grad) = whole.gradient {
+                policy_scores::<A>(dims, level, &block, &chosen, grad, scores, &mut policy);
+                skipped = [NOWHERE; LANES];
+                for lane in 0..LANES {
+                    let real = block.real[lane];
+                    siblings[lane] = if real > 1 { real } else { 0 };
+                }
+            } else {
+                // The chosen node is not attended to.
+                for child in 0..level.group {
+                    for score in &mut scores[child * heads..][..heads] {
                         for lane in 0..LANES {
-                            let child = child as u32;
-                            let taken = child < block.scored[lane] && child != chosen[lane];
-                            let at = (block.base[lane] - block.root[lane]) as u32 + child;
-                            positions[lane] = if taken { at } else { NOWHERE };
-                        }
-                    }
-                    // The chosen node is not attended to.
-                    for child in 0..level.group {
-                        for score in &mut scores[child * heads..][..heads] {
-                            for lane in 0..LANES {
-                                let out = chosen[lane] == child as u32;
-                                score.0[lane] = if out { MASKED } else { score.0[lane] };
-                            }
+                            let out = chosen[lane] == child as u32;
+                            score.0[lane] = if out { MASKED } else { score.0[lane] };
                         }
                     }
                 }
-                SearchGradient::Policy(grad) => {
-                    for (child, positions) in positions.iter_mut().enumerate() {
-                        for lane in 0..LANES {
-                            let taken = (child as u32) < block.real[lane] && block.real[lane] > 1;
-                            let at = (block.base[lane] - block.root[lane] + child) as u32;
-                            positions[lane] = if taken { at } else { NOWHERE };
-                        }
-                    }
-                    policy_scores::<A>(dims, level, &block, &chosen, grad, scores, &mut policy);
+            }
+            let positions = &mut task.positions[level.slots_above..][..level.group];
+            for (child, positions) in positions.iter_mut().enumerate() {
+                for lane in 0..LANES {
+                    let child = child as u32;
+                    let taken = child < siblings[lane] && child != skipped[lane];
+                    let at = (block.base[lane] - block.root[lane]) as u32 + child;
+                    positions[lane] = if taken { at } else { NOWHERE };
                 }
             }
         }

@@ -102,6 +102,15 @@ struct Level {
     leaves: bool,
 }
 
+impl Level {
+    /// Siblings from `first` on that are over tokens.
+    #[inline(always)]
+    fn real(&self, length: usize, first: usize) -> usize {
+        let real = length.div_ceil(self.span).saturating_sub(first);
+        real.min(self.group)
+    }
+}
+
 fn levels(shape: &TokenTreeShape) -> Vec<Level> {
     let mut slots_above = 0;
     let decisions = (1..=shape.decisions())
@@ -198,10 +207,7 @@ impl<'a> Problem<'a> {
         let (heads, width) = (dims.heads, dims.key_row());
         for lane in 0..block.rows {
             let first = block.node[lane] as usize * level.group;
-            let real = block.length[lane]
-                .div_ceil(level.span)
-                .saturating_sub(first)
-                .min(level.group);
+            let real = level.real(block.length[lane], first);
             let scored = if dims.ghosts_attended && !level.leaves {
                 level.width.saturating_sub(first).min(level.group)
             } else {
