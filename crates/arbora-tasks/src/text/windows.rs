@@ -1,6 +1,5 @@
 //! Windows of tokens, in batches.
 
-use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -331,21 +330,23 @@ impl Part {
                 "the tokenizer gives no token for any document of the {name} text"
             )));
         }
-        let ranges: Vec<Range<usize>> = if config.mix_documents {
-            vec![0..part.ids.len()]
+        // Windows are cut from each document, or from all of them as one stream.
+        let streams = if config.mix_documents {
+            vec![part.ids.len()]
         } else {
-            let starts = iter::once(0).chain(ends.iter().copied());
-            starts.zip(&ends).map(|(start, end)| start..*end).collect()
+            ends.clone()
         };
-        for range in ranges {
+        let mut first = 0;
+        for end in streams {
             // The last token is a target only.
-            let last = range.end.saturating_sub(1);
-            let starts = (range.start..last).step_by(config.window);
+            let last = end.saturating_sub(1);
+            let starts = (first..last).step_by(config.window);
             part.windows.extend(starts.map(|start| Window {
                 start,
                 count: config.window.min(last - start),
                 document: ends.partition_point(|&end| end <= start),
             }));
+            first = end;
         }
         Ok(part)
     }
