@@ -90,7 +90,7 @@ struct Sizes {
     plan: Plan,
 }
 
-/// The rows that a unit owns, one head of neighbours, and those of the other side that they meet.
+/// The rows that a unit owns, one head of neighbours of one side, and the rows of the other side, `others`, that it pairs them with.
 #[derive(CubeType)]
 struct Owned {
     example: usize,
@@ -112,7 +112,7 @@ struct Owned {
 
 #[cube]
 impl Owned {
-    /// The rows of `own` that the unit has, and of `other` those that they meet but for masks.
+    /// Rows of the side `own`, and those of `other` that no leaf, and no first key, keeps from them; masks may.
     fn new<M: Numeric>(lists: &[M], own: &Side, other: &Side, sizes: &Sizes) -> Owned {
         if comptime![sizes.plan.listed] {
             Owned::listed::<M>(lists, own, other, sizes)
@@ -146,7 +146,7 @@ impl Owned {
         let per_group = own.positions * (own.heads / sizes.key.heads);
         let bucket = ABSOLUTE_POS / per_group * (sizes.leaves + 1) + leaf;
         let bounds = other.lists + 2 * other.rows + 2 * bucket;
-        // A row without a leaf meets none.
+        // A row without a leaf is paired with none.
         let taken = select(leaf < sizes.leaves, 1usize, 0usize);
         let first = usize::cast_from(lists[bounds]);
         let count = (usize::cast_from(lists[bounds + 1]) - first) * taken;
@@ -352,7 +352,7 @@ struct Problem {
     axes: Axes,
     /// The first row of keys that dense attention attends to.
     first_key: usize,
-    /// Dense attention has the scale of them.
+    /// Of attention within leaves; of dense attention they hold the scale alone.
     options: LeafAttentionOptions,
     vector: usize,
     plan: Plan,

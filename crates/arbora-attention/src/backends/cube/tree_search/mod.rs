@@ -294,7 +294,7 @@ struct Problem {
 }
 
 impl Problem {
-    /// And the values, as they lie.
+    /// The search, and its values as they lie: not every launch reads them.
     fn new(
         inputs: TreeSearchInputs<CubeBackend>,
         path: Option<CubeTensor>,
