@@ -113,7 +113,6 @@ pub trait Family: Clone + PartialEq + Serialize + DeserializeOwned + 'static {
     }
     /// A model that a checkpoint is to be loaded into.
     fn untrained(&self, data: &Self::Data, device: &Device) -> Self::Model;
-    /// Training batches.
     fn training(&self, data: &Self::Data) -> TrainingBatches<Self::Batch>;
     /// The fixed evaluation batches.
     ///
@@ -244,7 +243,6 @@ impl About {
 
 /// A run to be drawn.
 pub struct Finished<'a, F: Family> {
-    /// What it is called.
     pub name: &'a str,
     pub folder: &'a Path,
     pub config: &'a F,
@@ -255,7 +253,6 @@ pub struct Finished<'a, F: Family> {
 /// A number in a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// The measurement.
     pub metric: &'static str,
     /// What is written above it.
     pub title: &'static str,

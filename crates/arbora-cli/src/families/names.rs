@@ -62,11 +62,8 @@ macro_rules! any {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $any {
-            /// Answering queries from a context.
             Retrieval($retrieval),
-            /// Classifying the tokens of a sequence.
             Sequence($sequence),
-            /// Predicting each next token of a text.
             Language($language),
         }
 

@@ -66,11 +66,9 @@ impl LanguageModelKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageArchitecture {
-    /// Width of tokens.
     pub d_model: usize,
     #[serde(alias = "heads")]
     pub n_heads: usize,
-    /// Key and value heads.
     #[serde(alias = "kv_heads")]
     pub n_kv_heads: usize,
     /// Children of a node.
@@ -85,7 +83,6 @@ pub struct LanguageArchitecture {
     pub route_on: RouteOn,
     /// Whose probabilities a leaf gives.
     pub head: LeafHead,
-    /// How tokens attend, in every block.
     pub attention: AttentionKindConfig,
     /// Dropout after embeddings, in MLPs, and after attention and MLPs.
     pub dropout: f64,
@@ -124,7 +121,6 @@ pub struct LanguageConfig {
     pub selector: SelectorSettings,
     /// Weight of the balance of the trees inside of attention, for kinds that have some.
     pub lambda_attention: f64,
-    /// The optimiser, the policy gradient and the schedule.
     pub trainer: TrainerConfig,
 }
 

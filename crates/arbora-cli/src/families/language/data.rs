@@ -93,9 +93,7 @@ pub struct LanguageSource {
 #[derive(Clone, Debug)]
 pub struct LanguageData {
     pub text: Text,
-    /// The part that is trained on.
     pub training: Corpus,
-    /// The part that is measured on.
     pub validation: Corpus,
 }
 

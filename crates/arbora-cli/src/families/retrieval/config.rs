@@ -60,15 +60,12 @@ impl RetrievalModelKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
-    /// Width of embeddings and tokens.
     pub d_model: usize,
-    /// Width of feed-forward layers.
     pub d_ff: usize,
     #[serde(alias = "heads")]
     pub n_heads: usize,
     /// Linear layers of an embedding.
     pub embedding_depth: usize,
-    /// Transformer blocks of the encoder.
     pub encoder_layers: usize,
     pub dropout: f64,
     /// How standard deviations are read.
@@ -112,9 +109,7 @@ pub struct RetrievalConfig {
     /// looks. Not in the paper: 0 there.
     pub lambda_guide: f64,
     pub reward: RewardKind,
-    /// Routes sampled per query.
     pub samples: usize,
-    /// The optimiser, the policy gradient and the schedule.
     pub trainer: TrainerConfig,
 }
 

@@ -33,7 +33,6 @@ enum Network {
 /// How a trained model searches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
-    /// How paths are looked for.
     pub strategy: Strategy,
     /// Divides the logits of the policy.
     pub temperature: f64,

@@ -47,16 +47,12 @@ kind! {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceArchitecture {
-    /// Width of tokens.
     pub d_model: usize,
     #[serde(alias = "heads")]
     pub n_heads: usize,
-    /// Key and value heads.
     #[serde(alias = "kv_heads")]
     pub n_kv_heads: usize,
-    /// Transformer blocks.
     pub layers: usize,
-    /// Width inside the MLPs.
     pub d_ff: usize,
     /// Whether tokens have learned positions.
     pub positions: bool,
@@ -74,17 +70,13 @@ pub struct SequenceArchitecture {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionSettings {
-    /// Of `tree-fine`.
     pub tree_fine: TreeFineConfig,
-    /// Of `tree-fine-kary`.
     pub tree_fine_kary: TreeFineConfig,
     /// Of `tree-coarse`, which takes no alignment.
     pub tree_coarse: TreeCoarseConfig,
     /// Of `linformer`; the most tokens are those of the data.
     pub linformer: LinformerConfig,
-    /// Of `big-bird`.
     pub big_bird: BigBirdConfig,
-    /// Of `performer`.
     pub performer: PerformerConfig,
 }
 
@@ -139,7 +131,6 @@ pub struct SequenceConfig {
     pub architecture: SequenceArchitecture,
     pub attention: AttentionSettings,
     pub trees: TreeTraining,
-    /// The optimiser and the schedule.
     pub trainer: TrainerConfig,
 }
 

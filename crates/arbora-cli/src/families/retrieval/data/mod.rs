@@ -156,7 +156,6 @@ pub struct TaskData {
     pub data_summary: Option<String>,
     /// Whether a problem says which token answers a query.
     pub knows_answers: bool,
-    /// The images behind the task, if it has any.
     pub images: Option<ImageTask>,
     /// The problem of a training step, a pure function of seed and step: seed, step, batch size, device.
     pub training: Training,
@@ -191,9 +190,7 @@ impl TaskData {
 pub struct DataFacts {
     /// Of all that is read of them.
     pub sha256: String,
-    /// Items that are trained on.
     pub training: usize,
-    /// Items that are measured on.
     pub test: usize,
 }
 

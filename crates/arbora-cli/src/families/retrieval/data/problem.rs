@@ -8,11 +8,9 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 /// A batch of questions, their contexts and the truth.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    /// What questions are answered from.
     pub context: Context,
     /// `[batch, queries, d_query]`
     pub queries: Tensor<3>,
-    /// The truth per query.
     pub target: Target,
     /// `[batch, queries]`, `true` = masked out; `None` where none is.
     pub target_mask: Option<Tensor<2, Bool>>,
