@@ -349,7 +349,7 @@ pub fn refuse_others(command: &str, folder: &Path) -> Result<()> {
     match AnyTask::of_run(folder) {
         None | Some(AnyTask::Retrieval(_)) => Ok(()),
         Some(task) => bail!(
-            "{}: a run of task {}, whose model retrieves nothing; {command} is for retrieval",
+            "{}: a run of task {}; {command} needs a run of retrieval",
             folder.display(),
             task.name()
         ),

@@ -346,7 +346,10 @@ fn bandits_without_context_or_beyond_measure_are_refused() {
             "data.max_context: expected at most 65536",
         ),
         ("reward=accuracy", "accuracy needs classes"),
-        (r#"data={"kind":"copy"}"#, "of another task than bandit"),
+        (
+            r#"data={"kind":"copy"}"#,
+            "data: expected those of task bandit",
+        ),
     ] {
         let args = ["train", "bandit", "--out", "out", "--set", setting];
         assert_says(&place.refuse(&args), &[words]);
@@ -450,7 +453,7 @@ fn data_of_another_task_and_settings_that_do_not_fit_the_data_are_refused() {
     let cases: [(&str, &[&str]); 4] = [
         (
             r#"data={"kind":"copy"}"#,
-            &["data: of another task than images"],
+            &["data: expected those of task images"],
         ),
         (
             r#"architecture.order={"axis":2}"#,

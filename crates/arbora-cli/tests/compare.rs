@@ -556,7 +556,7 @@ fn a_repetition_that_is_stopped_goes_on_where_it_was() {
     let plan = |args: &[&str]| {
         let args = of_file(&[&["--seeds", "0", "--plan"], args].concat());
         let text = place.succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        text.matches("to be trained anew").count()
+        text.matches("to be trained again").count()
     };
     assert_eq!(plan(&[]), 2);
     // One line alone, then the other, then nothing.
@@ -567,7 +567,7 @@ fn a_repetition_that_is_stopped_goes_on_where_it_was() {
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("dense-seed0: finished before"), "{told}");
     assert!(
-        told.contains("tree-seed0: trained anew; what was there is out/tree-seed0-before-1"),
+        told.contains("tree-seed0: trained again; what was there is out/tree-seed0-before-1"),
         "{told}"
     );
     assert_eq!(plan(&[]), 0);
@@ -597,7 +597,7 @@ fn what_another_version_or_another_backend_trained_is_kept_and_trained_anew() {
         assert!(run().contains("dense-seed0: finished before"));
         fs::write(place.path("page.json"), r#"{"runs": []}"#).unwrap();
         let told = run();
-        assert!(told.contains("dense-seed0: trained anew"), "{told}");
+        assert!(told.contains("dense-seed0: trained again"), "{told}");
         assert_eq!(place.json(made), json!([{"version": 1, "backend": "flex"}]));
     }
     let kept = place.json("out/dense-seed0-before-1/made.json");

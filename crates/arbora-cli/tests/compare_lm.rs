@@ -388,7 +388,7 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
             &["--models", "hash-route"],
             "a grid compares others with tree-coder",
         ),
-        (&["--models", "tree-coder,dense"], "dense learns sequences"),
+        (&["--models", "tree-coder,dense"], "dense is for sequences"),
         (
             &["--rates", "1e-3"],
             "--rates: a grid has one learning rate",
@@ -423,7 +423,7 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
     );
     let line = place.refuse(&["compare", "copy", "--models", "retreever", "--heights", "2"]);
     assert!(
-        line.contains("--heights: is for lm; copy has no grid"),
+        line.contains("--heights: only for lm, not for copy"),
         "{line}"
     );
 }

@@ -89,7 +89,7 @@ fn an_image_file_that_changes_is_refused() {
     fs::write(place.path("test.idx"), bytes).unwrap();
     all_refuse(&place, "out: its data have changed");
     fs::write(place.path("test.idx"), idx([3, SIZE[0], SIZE[1]])).unwrap();
-    all_refuse(&place, "and has 12 items to train on and 3 to measure on");
+    all_refuse(&place, "now 12 items to train on and 3 to measure on");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn data_that_moved_are_named_anew_if_they_are_the_same() {
     fs::remove_file(place.path("out/data.json")).unwrap();
     let message = place.refuse(&[&["eval", "out"], &others[..]].concat());
     assert!(
-        message.contains("out: does not say which data it began with"),
+        message.contains("out: has no digest of its data"),
         "{message}"
     );
 }

@@ -485,7 +485,7 @@ fn models_runs_and_commands_of_other_families_are_refused() {
     };
     says(
         &["train", "lm", "--model", "dense"],
-        &["dense learns sequences", "tree-coder, linear-active"],
+        &["dense is for sequences", "tree-coder, linear-active"],
     );
     says(
         &["train", "recall", "--model", "tree-coder"],
@@ -503,7 +503,10 @@ fn models_runs_and_commands_of_other_families_are_refused() {
         &["eval", "out", "--search", "beam=2"],
         &["tree-coder searches no token tree"],
     );
-    says(&["grow", "out"], &["task lm", "grow is for retrieval"]);
+    says(
+        &["grow", "out"],
+        &["task lm", "grow needs a run of retrieval"],
+    );
     says(
         &["train", "images", "--out", "out", "--resume"],
         &["for task lm, asked for images"],

@@ -426,11 +426,11 @@ fn models_and_commands_of_the_other_family_are_refused() {
     };
     says(
         &["train", "recall", "--model", "retreever"],
-        &["retreever learns retrieval", "tree-fine"],
+        &["retreever is for retrieval", "tree-fine"],
     );
     says(
         &["train", "images", "--model", "dense"],
-        &["dense learns sequences", "cross-attention"],
+        &["dense is for sequences", "cross-attention"],
     );
     says(
         &["train", "recall", "--preset", "published"],
@@ -438,9 +438,12 @@ fn models_and_commands_of_the_other_family_are_refused() {
     );
     says(
         &["inspect", "out"],
-        &["task recall", "inspect is for retrieval"],
+        &["task recall", "inspect needs a run of retrieval"],
     );
-    says(&["grow", "out"], &["task recall", "grow is for retrieval"]);
+    says(
+        &["grow", "out"],
+        &["task recall", "grow needs a run of retrieval"],
+    );
     says(
         &["eval", "out", "--random-route"],
         &["dense searches no token tree"],
@@ -455,7 +458,7 @@ fn models_and_commands_of_the_other_family_are_refused() {
     );
     says(
         &["compare", "recall", "--models", "dense,retreever"],
-        &["retreever learns retrieval"],
+        &["retreever is for retrieval"],
     );
     says(
         &["compare", "recall", "--models", "dense,dense"],
@@ -518,7 +521,7 @@ fn settings_out_of_range_are_refused_by_name() {
             "attention.big_bird.global: expected 0 to 65536, got 65537",
         ),
         ("attention.tree_fin.x=1", "did you mean attention.tree_fine"),
-        ("task=needle", "of another task than needle"),
+        ("task=needle", "data: expected those of task needle"),
         ("test_items=0", "test_items: expected 1"),
     ] {
         let line = refused_training(&place, &["--set", setting]);

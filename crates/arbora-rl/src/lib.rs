@@ -66,9 +66,9 @@ pub use rollout::Rollout;
 pub struct ConfigError {
     /// The setting, as it is written in a configuration.
     pub setting: &'static str,
-    /// What it may be.
+    /// Expected values.
     pub expected: String,
-    /// What it is.
+    /// The given value.
     pub got: String,
 }
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 pub struct ConfigError {
     /// The setting, as it is written in a configuration.
     pub setting: &'static str,
-    /// What it may be.
+    /// Expected values.
     pub expected: String,
-    /// What it is.
+    /// The given value.
     pub got: String,
 }
 
@@ -61,7 +61,7 @@ pub enum TaskError {
         what: String,
         /// What it should be.
         expected: String,
-        /// What it is.
+        /// The given value.
         got: String,
     },
     /// There is no image at this position.

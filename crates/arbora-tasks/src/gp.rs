@@ -26,7 +26,7 @@ pub(crate) const RANGE: std::ops::Range<f64> = -2.0..2.0;
 /// The factorisation costs the cube of the number of points, its memory the square (128 MiB here).
 const MOST_POINTS: usize = 4096;
 
-/// How alike the values at two points are.
+/// Covariance function of the values at two points.
 ///
 /// With the distance d, the scale s, the length l and the period p of [`Hyperparameters`]:
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

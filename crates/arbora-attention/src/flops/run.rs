@@ -24,9 +24,9 @@ pub struct RunCost {
 /// What one layer has cost so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerCost {
-    /// The way of attending last recorded; empty where nothing was.
+    /// The kind of attention last recorded; empty where nothing was.
     pub kind: &'static str,
-    /// What it took.
+    /// Its cost.
     pub cost: AttentionCost,
     /// What dense attention would have taken.
     pub dense: AttentionCost,

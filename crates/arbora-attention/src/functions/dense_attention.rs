@@ -1,7 +1,8 @@
 //! Softmax attention of every query to all keys.
 
-use super::check::axes;
-use crate::ops::{AttentionMask, DenseAttentionInputs, DenseAttentionOptions, TreeAttentionOps};
+use crate::ops::{
+    AttentionMask, DenseAttentionInputs, DenseAttentionOptions, TreeAttentionOps, shapes,
+};
 use burn::backend::Dispatch;
 use burn::tensor::{Bool, Tensor};
 
@@ -30,20 +31,9 @@ pub fn dense_attention(
     mask: Option<Tensor<2, Bool>>,
     options: DenseAttentionOptions,
 ) -> Tensor<4> {
-    let [batch, _, heads, head_dim] = query.dims();
-    let [_, rows, _, value_dim] = value.dims();
-    let first_key = options.first_key;
-    assert!(
-        first_key <= rows,
-        "dense_attention: first key: expected at most {rows}, got {first_key}"
-    );
-    let axes = axes!("dense_attention", batch, rows, heads, head_dim, value_dim)
-        .with("rows - first_key", rows - first_key);
-    axes.expect("key", "batch, rows, heads, head_dim", &key.dims());
-    axes.expect("value", "batch, rows, heads, value_dim", &value.dims());
-    if let Some(mask) = &mask {
-        axes.expect("mask", "batch, rows - first_key", &mask.dims());
-    }
+    let shapes = [query.shape(), key.shape(), value.shape()];
+    let shape_of_mask = mask.as_ref().map(Tensor::shape);
+    shapes::dense_attention(shapes.each_ref(), shape_of_mask.as_ref(), &options);
     let keys = |mask: Tensor<2, Bool>| AttentionMask::Keys(mask.into_dispatch());
     let inputs = DenseAttentionInputs {
         query: query.into_dispatch(),

@@ -1,7 +1,6 @@
 //! The second half of a transformer block as one operator: a normalisation and a gated feed-forward part.
 
-use super::check::{Axes, axes};
-use crate::ops::{FeedForwardOps, FeedForwardPrimitive};
+use crate::ops::{FeedForwardOps, FeedForwardPrimitive, shapes};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -36,21 +35,6 @@ impl FeedForwardWeights {
             outer_bias: self.outer_bias.into_dispatch(),
         }
     }
-
-    /// - axes: `dim`, `ff` and `2 ff`
-    #[track_caller]
-    pub(super) fn check(&self, axes: &Axes) {
-        for (name, width, vector) in [
-            ("norm_gamma", "dim", &self.norm_gamma),
-            ("norm_beta", "dim", &self.norm_beta),
-            ("inner_bias", "2 ff", &self.inner_bias),
-            ("outer_bias", "dim", &self.outer_bias),
-        ] {
-            axes.expect(name, width, &vector.dims());
-        }
-        axes.expect("inner", "dim, 2 ff", &self.inner.dims());
-        axes.expect("outer", "ff, dim", &self.outer.dims());
-    }
 }
 
 /// The second half of a transformer block: a normalisation, and a gated feed-forward part with a
@@ -78,20 +62,6 @@ pub fn feed_forward<const D: usize>(
     epsilon: f64,
 ) -> Tensor<D> {
     let shape = input.dims();
-    let dim = check(shape, &weights);
-    let rows: usize = shape[..D - 1].iter().product();
-    let rows: Tensor<2> = input.reshape([rows, dim]);
-    let output: Tensor<2> = Tensor::from_dispatch(<Dispatch as FeedForwardOps>::feed_forward(
-        rows.into_dispatch(),
-        weights.into_dispatch(),
-        epsilon,
-    ));
-    output.reshape(shape)
-}
-
-/// The width of the rows.
-#[track_caller]
-fn check<const D: usize>(shape: [usize; D], weights: &FeedForwardWeights) -> usize {
     let Some(dim) = shape.last().copied() else {
         panic!("feed_forward: input: expected an axis at least, got none");
     };
@@ -100,7 +70,11 @@ fn check<const D: usize>(shape: [usize; D], weights: &FeedForwardWeights) -> usi
         dim > 0 && ff > 0,
         "feed_forward: dim and ff: expected at least 1, got {dim} and {ff}"
     );
-    let axes = axes!("feed_forward", dim, ff).with("2 ff", 2 * ff);
-    weights.check(&axes);
-    dim
+    let count: usize = shape[..D - 1].iter().product();
+    let rows: Tensor<2> = input.reshape([count, dim]);
+    let weights = weights.into_dispatch();
+    shapes::feed_forward(&rows.shape(), &weights, None);
+    let rows = rows.into_dispatch();
+    let output = <Dispatch as FeedForwardOps>::feed_forward(rows, weights, epsilon);
+    Tensor::<2>::from_dispatch(output).reshape(shape)
 }

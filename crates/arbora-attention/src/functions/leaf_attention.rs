@@ -1,8 +1,9 @@
 //! Softmax attention of queries to the keys of their leaf.
 
-use super::check::{Axes, axes};
+use super::check::Axes;
 use crate::ops::{
     AttentionOutput, CandidateInputs, LeafAttentionInputs, LeafAttentionOptions, TreeAttentionOps,
+    shapes,
 };
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
@@ -120,18 +121,18 @@ pub(crate) fn zero_rows([batch, rows, heads]: [usize; 3], like: &Tensor<4>) -> T
     Tensor::zeros([batch, rows, heads, 4], (&device, like.dtype()))
 }
 
-/// What [`candidate_keys`] compares, none of which gets a gradient but the gate.
+/// Inputs of [`candidate_keys`]; only the gate has a gradient.
 #[derive(Clone, Debug)]
 pub struct CandidateKeys {
     /// `[batch, keys, kv_heads]`, zero: it is there for its gradient.
     pub gate: Tensor<3>,
-    /// As attention had it, `[batch, queries, heads, head_dim]`.
+    /// As in [`LeafAttentionInput`], `[batch, queries, heads, head_dim]`.
     pub query: Tensor<4>,
-    /// As attention had it, `[batch, keys, kv_heads, head_dim]`.
+    /// As in [`LeafAttentionInput`], `[batch, keys, kv_heads, head_dim]`.
     pub key: Tensor<4>,
-    /// As attention had it, `[batch, keys, kv_heads, value_dim]`.
+    /// As in [`LeafAttentionInput`], `[batch, keys, kv_heads, value_dim]`.
     pub value: Tensor<4>,
-    /// As attention had it, `[batch, queries, heads]`.
+    /// As in [`LeafAttentionInput`], `[batch, queries, heads]`.
     pub query_leaf: Tensor<3, Int>,
     /// One other leaf per key, `[batch, keys, kv_heads]`; outside `0..leaves`: none.
     pub candidate_leaf: Tensor<3, Int>,
@@ -207,22 +208,15 @@ fn check(
     query_leaf: &Tensor<3, Int>,
     options: &LeafAttentionOptions,
 ) -> Axes {
-    let [batch, queries, heads, head_dim] = query.dims();
-    let [_, keys, kv_heads, _] = key.dims();
-    let value_dim = value.dims()[3];
     assert!(
         options.leaves > 0,
         "{function}: leaves: expected at least 1, got 0"
     );
-    assert!(
-        kv_heads > 0 && heads.is_multiple_of(kv_heads),
-        "{function}: query: axis heads: expected a multiple of kv_heads = {kv_heads}, got {heads}"
-    );
-    let axes = axes!(
-        function, batch, queries, heads, head_dim, keys, kv_heads, value_dim
-    );
-    axes.expect("key", "batch, keys, kv_heads, head_dim", &key.dims());
-    axes.expect("value", "batch, keys, kv_heads, value_dim", &value.dims());
-    axes.expect("query_leaf", "batch, queries, heads", &query_leaf.dims());
-    axes
+    let shapes = [
+        query.shape(),
+        key.shape(),
+        value.shape(),
+        query_leaf.shape(),
+    ];
+    shapes::leaf_attention(function, shapes.each_ref())
 }

@@ -1,8 +1,7 @@
 //! Embeddings of all nodes of a token tree, from its leaves up.
 
-use super::check::{axes, expect_divisor};
 use super::feed_forward::FeedForwardWeights;
-use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions};
+use crate::ops::{BlockPrimitive, TreeAttentionOps, TreeBuildOptions, shapes};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
@@ -73,44 +72,13 @@ pub fn tree_build(
     block: BlockWeights,
     options: TreeBuildOptions,
 ) -> Tensor<3> {
-    check(&leaves, &lengths, &block, &options);
+    let block = block.into_dispatch();
+    let rows = [("leaves", &leaves.shape())];
+    shapes::tree_build(&rows, &lengths.shape(), &block, &options);
     Tensor::from_dispatch(<Dispatch as TreeAttentionOps>::tree_build(
         leaves.into_dispatch(),
         lengths.into_dispatch(),
-        block.into_dispatch(),
+        block,
         options,
     ))
-}
-
-#[track_caller]
-fn check(
-    leaves: &Tensor<3>,
-    lengths: &Tensor<1, Int>,
-    block: &BlockWeights,
-    options: &TreeBuildOptions,
-) {
-    let [batch, _, dim] = leaves.dims();
-    let [ff, _] = block.feed_forward.outer.dims();
-    let axes = axes!("tree_build", batch, dim, ff)
-        .with("leaves", options.shape.width(0))
-        .with("2 ff", 2 * ff);
-    axes.expect("leaves", "batch, leaves, dim", &leaves.dims());
-    axes.expect("lengths", "batch", &lengths.dims());
-    for (name, width, vector) in [
-        ("norm_gamma", "dim", &block.norm_gamma),
-        ("norm_beta", "dim", &block.norm_beta),
-        ("output_bias", "dim", &block.output_bias),
-    ] {
-        axes.expect(name, width, &vector.dims());
-    }
-    for (name, sizes, matrix) in [
-        ("query", "dim, dim", &block.query),
-        ("key", "dim, dim", &block.key),
-        ("value", "dim, dim", &block.value),
-        ("output", "dim, dim", &block.output),
-    ] {
-        axes.expect(name, sizes, &matrix.dims());
-    }
-    block.feed_forward.check(&axes);
-    expect_divisor("tree_build: heads", options.heads, dim);
 }

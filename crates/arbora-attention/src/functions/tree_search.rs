@@ -1,9 +1,8 @@
 //! The walk of each query from root to leaf, and attention to what it meets.
 
-use super::check::axes;
 use super::several_paths::SeveralPaths;
 use crate::ops::{
-    GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchInputs, TreeSearchOptions,
+    GhostNodes, RoutePrimitive, TreeAttentionOps, TreeSearchInputs, TreeSearchOptions, shapes,
 };
 use arbora_tree::Layout;
 use burn::backend::Dispatch;
@@ -260,24 +259,9 @@ fn check(
     route: &Route,
     options: &TreeSearchOptions,
 ) {
-    let [batch, queries, heads, head_dim] = query.dims();
-    let value_dim = value.dims()[3];
-    let (nodes, decisions) = (options.shape.nodes(), options.shape.decisions());
-    let paths = route.paths();
-    let axes = axes!(
-        "tree_search",
-        batch,
-        queries,
-        nodes,
-        heads,
-        head_dim,
-        value_dim,
-        paths
-    )
-    .with("decisions + 1", decisions + 1);
-    axes.expect("key", "batch, nodes, heads, head_dim", &key.dims());
-    axes.expect("value", "batch, nodes, heads, value_dim", &value.dims());
-    axes.expect("lengths", "batch", &lengths.dims());
+    let shapes = [query.shape(), key.shape(), value.shape(), lengths.shape()];
+    let (decisions, paths) = (options.shape.decisions(), route.paths());
+    let axes = shapes::tree_search(shapes.each_ref(), options).with("paths", paths);
     assert!(paths > 0, "tree_search: paths: expected at least 1, got 0");
     match route {
         Route::Greedy | Route::Beam(_) => {}

@@ -1,4 +1,4 @@
-//! What the policy thinks along a path.
+//! Probabilities of the policy along a path.
 
 use super::tree_cross_attention::TreeCrossAttention;
 use super::tree_index::TreeIndex;

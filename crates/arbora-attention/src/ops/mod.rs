@@ -5,6 +5,7 @@ mod leaf_attention;
 pub(crate) mod limits;
 mod primitive;
 pub mod reference;
+pub(crate) mod shapes;
 #[cfg(feature = "fusion")]
 mod specs;
 

@@ -1,4 +1,4 @@
-//! What every way of attending must do, whatever it computes.
+//! What every kind of attention must do, whatever it computes.
 
 use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::{

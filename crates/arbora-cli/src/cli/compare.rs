@@ -77,7 +77,10 @@ fn of_file(args: &CompareArgs) -> Result<Experiment> {
         ("--preset", args.preset.is_some()),
     ] {
         if given {
-            bail!("{option}: {} says so itself", args.what);
+            bail!(
+                "{option}: cannot be combined with {}, which sets it",
+                args.what
+            );
         }
     }
     args.asked.grid.refuse(&args.what)?;

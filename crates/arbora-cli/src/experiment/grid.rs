@@ -50,7 +50,7 @@ impl GridArgs {
             ("--trees", self.trees.len()),
             ("--corpora", self.corpora.len()),
         ] {
-            ensure!(count == 0, "{option}: is for lm; {what} has no grid");
+            ensure!(count == 0, "{option}: only for lm, not for {what}");
         }
         Ok(())
     }

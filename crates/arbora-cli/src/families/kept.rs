@@ -69,7 +69,7 @@ impl Kept {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Ok(found) if found == self.contents.as_bytes() => Ok(()),
             _ => bail!(
-                "{}: is there, and is not of this run; choose another folder for it",
+                "{}: exists and belongs to another run; choose another folder",
                 path.display()
             ),
         }

@@ -35,7 +35,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Evaluation asks the same questions in every run, whatever its seed.
+/// Evaluation data are the same in every run, whatever its seed.
 pub const EVALUATION_SEED: u64 = 0;
 
 /// Calls a function that is generic over the family with the family of a task.
@@ -233,7 +233,7 @@ impl About {
         }
         if have_moved && !is_known {
             bail!(
-                "{}: does not say which data it began with, so they cannot be named anew",
+                "{}: has no digest of its data, so their paths cannot be changed",
                 folder.display()
             );
         }

@@ -142,7 +142,7 @@ impl AnyModel {
             Ok(name)
         } else {
             bail!(
-                "--model: {name} learns {learns}; here: {}",
+                "--model: {name} is for {learns}; expected one of {}",
                 known.join(", ")
             )
         }

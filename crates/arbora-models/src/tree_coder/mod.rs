@@ -178,7 +178,7 @@ impl TreeCoder {
     /// - With [`GenerateOptions::reroute`] a sequence starts again with its last tokens, on the route that these choose, so
     ///   that text may be longer than the context. Random routes are drawn again.
     ///
-    /// Prompts of one length that take the same route advance together, see [`Decoder`](Decoder). A prompt that
+    /// Prompts of one length that take the same route advance together, see [`Decoder`]. A prompt that
     /// has ended costs nothing more.
     ///
     /// # Errors

@@ -62,7 +62,9 @@ pub enum TrainError {
 
     /// The log of a run ends before the step that is resumed: going on would lose numbers without a
     /// word.
-    #[error("{path}: its whole lines end at step {found}, before step {step} of the checkpoint")]
+    #[error(
+        "{path}: its last complete line is of step {found}, before step {step} of the checkpoint"
+    )]
     ShortLog {
         /// The log.
         path: PathBuf,

@@ -122,7 +122,7 @@ impl Trainer {
         self
     }
 
-    /// Who watches the run.
+    /// A callback for progress.
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Box::new(progress);
         self

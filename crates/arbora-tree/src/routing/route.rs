@@ -9,7 +9,7 @@ use burn::tensor::{Bool, Int, Tensor};
 /// The leaf of a masked token.
 pub const NO_LEAF: i64 = -1;
 
-/// The way of each token from the root to its leaf. It carries no gradient.
+/// The path of each token from the root to its leaf. It carries no gradient.
 #[derive(Clone, Debug)]
 pub struct Routing {
     /// The node at each depth, by its index within that depth: `[batch, tokens, heads, height +

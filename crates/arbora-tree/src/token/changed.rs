@@ -6,7 +6,7 @@ use crate::tensors::expect_equal;
 use burn::tensor::Tensor;
 use core::ops::Range;
 
-/// The nodes that an append or an update recomputed: what an index needs in order to follow.
+/// The nodes that an append or an update recomputed. An index is updated from these.
 #[derive(Clone, Debug)]
 pub struct Changed {
     pub(super) before: TokenTreeShape,

@@ -2,10 +2,10 @@
 //! they read and write. What a task does is in `attention_tiles`.
 
 use super::attention_tiles::{
-    Attention, AttentionOutputs, Backward, Forward, Gradients, Plain, QUERIES, Scratch, Shared,
-    Summed, TASKS,
+    Attention, AttentionOutputs, Backward, Forward, Gradients, Plain, Scratch, Shared, Summed,
 };
 use super::simd::dispatch;
+use super::tuning::{QUERIES, TASKS};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -8,10 +8,11 @@
 //! over them. The last layer is linear: hidden units are averaged first.
 
 use super::rows::{
-    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
-    layer_norm_backward, load, most_rows, multiply, split_array, store, sum_partials,
+    Matrix, Pool, Write, add_rows, layer_norm, layer_norm_backward, load, most_rows, multiply,
+    split_array, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp};
+use super::tuning::{CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, PARTIAL_GRADIENTS};
 use super::{HostBackend, allocate_like, on_host};
 use crate::functions::check::expect;
 use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};

@@ -6,10 +6,11 @@
 //! the tiles of running tasks. What a task does is in `attention_tiles`.
 
 use super::attention_tiles::{
-    Attention, AttentionOutputs, Backward, Dropping, Forward, Gradients, KeyPlace, Pairs, QUERIES,
-    QueryPlace, Scratch, Shared, Summed, TASKS,
+    Attention, AttentionOutputs, Backward, Dropping, Forward, Gradients, KeyPlace, Pairs,
+    QueryPlace, Scratch, Shared, Summed,
 };
 use super::simd::dispatch;
+use super::tuning::{QUERIES, TASKS};
 use crate::ops::{LeafAttentionOptions, row_state};
 use rayon::prelude::*;
 use std::ops::Range;

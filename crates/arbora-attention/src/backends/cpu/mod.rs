@@ -12,6 +12,7 @@ mod rows;
 mod simd;
 mod tree_build;
 mod tree_search;
+mod tuning;
 
 use crate::ops::{
     AttentionMask, AttentionOutput, BlockPrimitive, CandidateInputs, DenseAttentionInputs,

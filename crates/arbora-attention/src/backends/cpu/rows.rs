@@ -1,19 +1,9 @@
 //! What kernels do to the rows of a chunk: normalisation, sums and products.
 
 use super::simd::{Arithmetic, LANES};
+use super::tuning::{CHUNK_NUMBERS, CHUNK_ROWS};
 use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-
-/// Numbers of one chunk's activations: half of a cache of 1 MB; weights and gradients share the rest.
-const CHUNK_NUMBERS: usize = 1 << 17;
-/// Rows of a chunk, where there are as many: matrix products of fewer rows are slow, and more rows gain
-/// nothing.
-pub(super) const CHUNK_ROWS: Range<usize> = 32..256;
-/// Chunks that a few rows are cut into at least, so that threads share them.
-pub(super) const CHUNKS_OF_FEW_ROWS: usize = 8;
-/// Copies of the parameters' gradients, each summed over a fixed part of the chunks.
-pub(super) const PARTIAL_GRADIENTS: usize = 32;
 
 /// Most rows of a chunk whose rows have this many numbers of activations.
 pub(super) fn most_rows(numbers_per_row: usize) -> usize {

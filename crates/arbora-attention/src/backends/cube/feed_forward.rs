@@ -3,8 +3,9 @@
 //! Products with weights are burn's own; one kernel each does what is between them. Gradients save nothing: they compute what they
 //! need once more from the rows.
 
-use super::{end_past, expect_fits, floats, into_contiguous, launch, shapes};
+use super::{end_past, expect_fits, floats, into_contiguous, launch};
 use crate::ops::limits::{self, are_single};
+use crate::ops::shapes;
 use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;

@@ -16,7 +16,6 @@
 
 mod attention;
 mod feed_forward;
-mod shapes;
 mod tree_build;
 mod tree_search;
 

@@ -14,7 +14,7 @@ pub struct NodeIndicators {
 }
 
 impl NodeIndicators {
-    /// Indicators that are already at hand, `[batch, tokens, heads, nodes]`.
+    /// Given indicators, `[batch, tokens, heads, nodes]`.
     ///
     /// # Panics
     /// If axis 3 is not the number of nodes.

@@ -19,7 +19,7 @@ use means::{by_node, counted, each_head, means, path_table, sum_weights};
 use rows::{leaf_sums, rows_at};
 use serde::{Deserialize, Serialize};
 
-/// What a node without keys gives to the queries that pass it. The paper (arXiv 2208.09015, section 3.2) leaves
+/// Value of a node without keys for the queries that pass it. The paper (arXiv 2208.09015, section 3.2) leaves
 /// it open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,7 +37,7 @@ pub struct TreeCoarseOptions {
     /// Whether a query averages over no key after it. With more keys than queries, the queries are the last
     /// tokens: query `i` stands at `i + keys - queries`.
     pub causal: bool,
-    /// What a node without keys gives.
+    /// Value of a node without keys.
     pub empty_node: EmptyNode,
 }
 

@@ -9,7 +9,7 @@ use arbora_tree::shape::CompleteTree;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// What a query gets whose leaf has no key that it may see. Treeformer does not say; a finite mask
+/// Output of a query whose leaf has no visible key. Treeformer does not say; a finite mask
 /// before the softmax would silently give the mean of all values.
 ///
 /// Where even the root has no key, every policy gives 0. Padded queries get 0.

@@ -68,7 +68,7 @@ impl TreeFineInput {
 /// defaults of all else.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TreeFineOptions {
-    /// What a query gets whose leaf has no key that it may see.
+    /// Output of a query whose leaf has no visible key.
     pub empty_leaf: EmptyLeaf,
     /// What the gradient of a route is, on autodiff devices.
     pub surrogate: Surrogate,

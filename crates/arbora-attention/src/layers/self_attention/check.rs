@@ -12,9 +12,9 @@ use thiserror::Error;
 pub struct ConfigError {
     /// The setting, as it is written in the configuration of its kind.
     pub setting: &'static str,
-    /// What it may be.
+    /// Expected values.
     pub expected: String,
-    /// What it is.
+    /// The given value.
     pub got: String,
 }
 

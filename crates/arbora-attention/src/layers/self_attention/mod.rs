@@ -1,4 +1,4 @@
-//! Multi-head attention whose way of attending is one of several kinds.
+//! Multi-head attention of one of several kinds.
 
 mod alignment;
 pub mod baselines;
@@ -51,7 +51,7 @@ pub struct SelfAttentionConfig {
     pub bias: bool,
 }
 
-/// Multi-head attention with projections outside, and the way of attending inside.
+/// Multi-head attention with projections outside, and a kind of attention inside.
 ///
 /// The projections of queries, keys, values and outputs belong to this module and not to the [`Kind`],
 /// so that their parameter ids, and the optimiser's state for them, survive a change of kind by
@@ -206,7 +206,7 @@ impl SelfAttentionConfig {
 }
 
 impl SelfAttention {
-    /// The same projections with another way of attending, freshly initialised.
+    /// The same projections with another kind of attention, freshly initialised.
     ///
     /// # Panics
     /// With a setting that is out of its range, see [`AttentionKindConfig::check`].

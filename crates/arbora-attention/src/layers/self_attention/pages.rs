@@ -74,7 +74,7 @@ impl LeafPages {
         self.leaves.iter().map(|leaf| leaf.pages.len()).sum()
     }
 
-    /// Numbers the pages that are read anew, without gaps. Returns the old index of each.
+    /// Renumbers the pages in use, without gaps. Returns the old index of each.
     pub fn compact(&mut self) -> Vec<usize> {
         let mut old = Vec::with_capacity(self.used());
         for page in self.leaves.iter_mut().flat_map(|leaf| &mut leaf.pages) {

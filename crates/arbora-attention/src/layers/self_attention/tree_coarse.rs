@@ -26,7 +26,7 @@ pub struct TreeCoarseConfig {
     /// are not meant to resemble it.
     #[serde(deserialize_with = "router_of_coarse")]
     pub router: RouterConfig,
-    /// What a node without keys gives.
+    /// Value of a node without keys.
     pub empty_node: EmptyNode,
     /// Whether every head weighs depths by itself.
     pub per_head_alpha: bool,

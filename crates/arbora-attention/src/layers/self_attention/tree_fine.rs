@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub struct TreeFineConfig {
     /// The trees, and how they learn.
     pub router: RouterConfig,
-    /// What a query gets whose leaf has no key that it may see.
+    /// Output of a query whose leaf has no visible key.
     pub empty_leaf: EmptyLeaf,
     /// Rate of dropout of the weights within a leaf, in `0.0..1.0`. It drops on autodiff devices alone,
     /// and there [`SelfAttentionInput::with_seed`](super::SelfAttentionInput::with_seed) has to be

@@ -24,7 +24,7 @@ pub(super) fn begun(folder: &Path) -> Result<Option<SystemTime>> {
 pub(super) fn refuse_older(source: &Path, folder: &Path) -> Result<()> {
     ensure!(
         begun(source)? <= begun(folder)?,
-        "{}: from: {} was trained anew after this run began; move it away to train anew",
+        "{}: from: {} was trained again after this run started; move this run away to train it again",
         folder.display(),
         source.display()
     );

@@ -53,7 +53,7 @@ struct Engine<'a, F: Family> {
     data: Vec<(Value, F::Data)>,
     /// The numbers of finished runs.
     known: Store,
-    /// Runs begun before are trained anew, until none of them is open, in this call or in one that goes on with it.
+    /// Runs begun before are trained again, until none of them is open, in this call or in one that goes on with it.
     since: Option<SystemTime>,
     commit: String,
     started: Instant,
@@ -232,7 +232,7 @@ impl<F: Family> Engine<'_, F> {
         Ok(is_older || made(folder)?.iter().any(|made| *made != now))
     }
 
-    /// Makes room for a run that is trained anew. What is there is kept, beside it.
+    /// Makes room for a run that is trained again. What is there is kept, beside it.
     fn set_aside_outdated(&self, planned: &Planned<F>) -> Result<()> {
         let folder = &planned.run.folder;
         if !self.is_outdated(folder)? {
@@ -251,7 +251,7 @@ impl<F: Family> Engine<'_, F> {
         std::fs::rename(folder, &kept)
             .with_context(|| format!("cannot rename {}", folder.display()))?;
         tell!(
-            "{}: trained anew; what was there is {}",
+            "{}: trained again; what was there is {}",
             folder.display(),
             kept.display()
         );
@@ -272,7 +272,7 @@ impl<F: Family> Engine<'_, F> {
                 Some(State::Finished) => "trained",
                 Some(State::Unfinished) => "not finished",
                 Some(State::Absent) => "not begun",
-                None => "to be trained anew",
+                None => "to be trained again",
             };
             let resume = state == Some(State::Unfinished);
             let task = &self.experiment.task;
@@ -562,7 +562,7 @@ mod tests {
         let [source, run] = ["dense-seed1", "tree-seed1"].map(|name| place.path().join(name));
         fs::create_dir(&run).unwrap();
         fs::write(run.join(CONFIG), "{}").unwrap();
-        // The source is not there, then older than the run, then trained anew.
+        // The source is not there, then older than the run, then trained again.
         refuse_older(&source, &run).unwrap();
         fs::create_dir(&source).unwrap();
         let begun = fs::metadata(run.join(CONFIG)).unwrap().modified().unwrap();
@@ -576,7 +576,7 @@ mod tests {
         begin_source(begun + hour);
         let text = refuse_older(&source, &run).unwrap_err().to_string();
         assert!(
-            text.contains("was trained anew after this run began"),
+            text.contains("was trained again after this run started"),
             "{text}"
         );
     }

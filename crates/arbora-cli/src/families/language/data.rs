@@ -173,7 +173,7 @@ impl LanguageBatch {
         self.skipped.iter().filter(|skipped| !**skipped).count()
     }
 
-    /// Bytes of text that the tokens asked for stand for.
+    /// Bytes of text of the targets.
     pub fn bytes(&self) -> u64 {
         let bytes = self.text.bytes.iter().zip(&self.skipped);
         let asked = bytes.filter(|(_, skipped)| !**skipped);
@@ -334,7 +334,7 @@ impl Facts for TextFacts {
         let mut parts = PARTS.into_iter().zip(had.into_iter().zip(has));
         let (part, (had, has)) = parts.find(|(_, (had, has))| had != has)?;
         Some(format!(
-            "text has changed: the {part} part had {had}, and has {has}"
+            "text has changed: the {part} part had {had}, now it has {has}"
         ))
     }
 }

@@ -117,7 +117,7 @@ impl RetrievalConfig {
     /// Checks what types alone do not.
     pub fn check(&self) -> Result<()> {
         if self.data.task() != self.task {
-            bail!("data: of another task than {}", self.task.name());
+            bail!("data: expected those of task {}", self.task.name());
         }
         let a = &self.architecture;
         check::sizes([

@@ -112,7 +112,7 @@ impl SequenceConfig {
     }
 }
 
-/// Whether the weights of one way of attending are weights of the other.
+/// Whether the weights of one kind of attention are weights of the other.
 fn same_weights(one: &AttentionKindConfig, other: &AttentionKindConfig) -> bool {
     match (one, other) {
         (AttentionKindConfig::TreeFine(one), AttentionKindConfig::TreeFine(other)) => {

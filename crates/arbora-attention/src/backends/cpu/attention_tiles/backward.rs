@@ -1,11 +1,12 @@
 //! The backward pass of one task.
 
 use super::super::simd::{Arithmetic, Kernel, LANES, add_scaled, exp_lanes_up_to_zero};
+use super::super::tuning::{BACKWARD_KEYS, QUERIES};
 use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{Attention, AttentionOutputs, BACKWARD_KEYS, Pairs, Places, QUERIES, Sight, room};
+use super::{Attention, AttentionOutputs, Pairs, Places, Sight, room};
 use std::marker::PhantomData;
 
 /// The backward pass of some queries and some keys. The results are written, not added to what is there;

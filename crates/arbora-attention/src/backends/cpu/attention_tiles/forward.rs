@@ -1,15 +1,16 @@
 //! The forward pass of one task.
 
 use super::super::simd::{Arithmetic, Kernel, LANES, exp_lanes_up_to_zero};
+use super::super::tuning::FORWARD_KEYS;
 use super::memory::{Rows, Scratch};
 use super::products::{
     Sink, add_products, copy_rows, lanes, lanes_mut, padded, products, scale_row, tiles, transpose,
 };
-use super::{Attention, FORWARD_KEYS, Pairs, Places, Sight, UNSEEN, room};
+use super::{Attention, Pairs, Places, Sight, UNSEEN, room};
 use std::marker::PhantomData;
 
 /// The forward pass of some queries, which lie in `query` and `context` as the numbers of their rows say,
-/// and of some keys. At most [`QUERIES`](super::QUERIES) queries.
+/// and of some keys. At most [`QUERIES`](super::super::tuning::QUERIES) queries.
 pub(in super::super) struct Forward<'a, P> {
     pub(in super::super) attention: Attention<'a>,
     pub(in super::super) pairs: P,

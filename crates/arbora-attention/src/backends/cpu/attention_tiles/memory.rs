@@ -1,6 +1,7 @@
 //! Where tasks read and write.
 
 use super::super::simd::LANES;
+use super::super::tuning::PIECE;
 use super::{KeyPlace, Pairs, Places, QueryPlace, Sight};
 use rayon::prelude::*;
 use std::marker::PhantomData;
@@ -35,7 +36,6 @@ impl<'a> Summed<'a> {
 
     /// Sums the parts in their order.
     pub(in super::super) fn finish(self) {
-        const PIECE: usize = 4096;
         let (length, parts) = (self.whole.len(), self.parts);
         if parts.is_empty() {
             return;

@@ -19,20 +19,8 @@ pub(super) use forward::Forward;
 pub(super) use memory::{Scratch, Shared, Summed};
 
 use super::simd::{Arithmetic, LANES};
+use super::tuning::QUERIES;
 use crate::ops::pair_number;
-
-/// Keys of one tile, forward: few enough that keys, values and logits share the nearest cache.
-const FORWARD_KEYS: usize = 128;
-
-/// Keys of one tile, backward, where there are twice as many arrays.
-const BACKWARD_KEYS: usize = 64;
-
-/// Queries for which a task holds its state: few enough for the second cache, and many enough that
-/// copying a tile of keys costs nothing beside what is done with it.
-pub(super) const QUERIES: usize = 256;
-
-/// A call with fewer pairs of an example and a head is cut into more tasks than that.
-pub(super) const TASKS: usize = 64;
 
 /// Below every logit, and finite, so that the difference of two of them is a number.
 const UNSEEN: f32 = -1e30;

@@ -1,5 +1,6 @@
 //! Gradients of a tree build, level by level from the root.
 
+use super::super::tuning::PARTIAL_GRADIENTS;
 use super::*;
 
 impl Build<'_> {

@@ -13,10 +13,11 @@ mod forward;
 
 use super::feed_forward::{self, FeedForward, Layer};
 use super::rows::{
-    CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, Matrix, PARTIAL_GRADIENTS, Pool, Write, add_rows, layer_norm,
-    layer_norm_backward, load, most_rows, multiply, split_array, store, sum_partials,
+    Matrix, Pool, Write, add_rows, layer_norm, layer_norm_backward, load, most_rows, multiply,
+    split_array, store, sum_partials,
 };
 use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
+use super::tuning::{CHUNK_ROWS, CHUNKS_OF_FEW_ROWS};
 use crate::functions::check::{expect, expect_divisor};
 use crate::ops::TreeBuildOptions;
 use arbora_tree::TokenTreeShape;

@@ -1,5 +1,6 @@
 //! Gradients of tree search along its paths: through the context, and through log-probability and entropy.
 
+use super::super::tuning::QUERIES_PER_CHUNK;
 use super::*;
 
 /// The gradient that a backward pass starts from.

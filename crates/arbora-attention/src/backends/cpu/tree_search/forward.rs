@@ -1,5 +1,6 @@
 //! The search of trees: the walk of a block of queries, and attention to what it selects.
 
+use super::super::tuning::ROWS_PER_TASK;
 use super::*;
 
 impl Search<'_> {

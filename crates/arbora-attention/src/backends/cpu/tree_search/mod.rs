@@ -16,20 +16,12 @@ use super::rows::{split, split_array};
 use super::simd::{
     Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, dot_of_four, exp, ln, prefetch,
 };
+use super::tuning::CACHED_BYTES;
 use crate::ops::limits::leaf_group;
 use crate::ops::reference::{MASKED_LOGIT, SMALLEST_TOTAL};
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::iter::repeat_n;
-
-/// Rows (queries of all examples) per task.
-const ROWS_PER_TASK: usize = 4 * LANES;
-
-/// Queries whose gradients are held before they are added to keys and values.
-const QUERIES_PER_CHUNK: usize = 32 * LANES;
-
-/// Keys of a level beyond this many bytes do not stay in a core's cache: they are asked for early.
-const CACHED_BYTES: usize = 16 * 1024;
 
 const MASKED: f32 = MASKED_LOGIT as f32;
 const SMALLEST: f32 = SMALLEST_TOTAL as f32;

@@ -24,13 +24,12 @@ pub(super) use forward::{dense, within_leaves};
 
 use super::tree_search::position_of;
 use super::{
-    MASKED, SMALLEST, element, empty, end_past, floats, into_contiguous, launch, shapes,
-    vector_size,
+    MASKED, SMALLEST, element, empty, end_past, floats, into_contiguous, launch, vector_size,
 };
 use crate::functions::check::Axes;
 use crate::ops::{
     AttentionMask, AttentionOutput, CandidateInputs, DenseAttentionInputs, DenseAttentionOptions,
-    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions,
+    LeafAttentionGradients, LeafAttentionInputs, LeafAttentionOptions, shapes,
 };
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Slice, TensorMetadata};
@@ -418,7 +417,8 @@ impl Problem {
         let rows = rows.map(into_contiguous);
         let [query, key, value] = rows.each_ref().map(|rows| rows.shape());
         let [query_leaf, key_leaf] = leaves.each_ref().map(|leaf| leaf.shape());
-        let axes = shapes::leaf_attention([&query, &key, &value, &query_leaf, &key_leaf]);
+        let axes = shapes::leaf_attention("leaf_attention", [&query, &key, &value, &query_leaf]);
+        axes.expect("key_leaf", "batch, keys, kv_heads", &key_leaf);
         let mut problem = Self::new(rows, axes, options);
         problem.plan.listed = true;
         problem.plan.causal = options.causal.is_some();

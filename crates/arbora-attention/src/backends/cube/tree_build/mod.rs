@@ -14,7 +14,8 @@ pub(super) use backward::backward;
 
 use super::feed_forward::{self, normalize, product};
 use super::tree_search::position_of;
-use super::{MASKED, SMALLEST, element, end_past, floats, into_contiguous, launch, shapes, zeros};
+use super::{MASKED, SMALLEST, element, end_past, floats, into_contiguous, launch, zeros};
+use crate::ops::shapes;
 use crate::ops::{BlockPrimitive, TreeBuildGradients, TreeBuildOptions};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;

@@ -13,13 +13,13 @@ pub(super) use backward::{context_backward, policy_backward};
 pub(super) use forward::search;
 
 use super::{
-    MASKED, SMALLEST, element, empty, end_past, floats, into_contiguous, launch, shapes, softmax,
+    MASKED, SMALLEST, element, empty, end_past, floats, into_contiguous, launch, softmax,
     softmax_backward, vector_size, zeros,
 };
 use crate::functions::check::Axes;
 use crate::ops::limits::{leaf_group, slots};
 use crate::ops::{
-    GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive,
+    GhostNodes, RoutePrimitive, TreeSearchInputs, TreeSearchOptions, TreeSearchPrimitive, shapes,
 };
 use arbora_tree::Layout;
 use burn::backend::TensorMetadata;

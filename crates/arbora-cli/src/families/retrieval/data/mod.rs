@@ -207,7 +207,7 @@ impl Facts for DataFacts {
     const WHAT: &'static str = "data";
 
     fn change(&self, now: &Self) -> Option<String> {
-        (self != now).then(|| format!("data have changed: had {self}, and has {now}"))
+        (self != now).then(|| format!("data have changed: had {self}, now {now}"))
     }
 }
 

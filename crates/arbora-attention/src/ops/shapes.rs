@@ -1,19 +1,20 @@
-//! What kernels rely on: the shapes of an operator's tensors fit together.
+//! Checks that the shapes of an operator's tensors fit together, for functions and for what kernels rely on.
 //!
-//! Kernels are launched without checks of bounds. They compute every position from the sizes that the host takes from some of
-//! these shapes, so a tensor of another shape would be read or written past its end. What tensors hold is not relied on:
-//! kernels bound lengths, paths and leaves themselves.
+//! CubeCL kernels are launched without checks of bounds. They compute every position from the sizes that the host takes from
+//! some of these shapes, so a tensor of another shape would be read or written past its end. What tensors hold is not relied
+//! on: kernels bound lengths, paths and leaves themselves.
 
-use crate::functions::check::{Axes, axes, expect_divisor};
-use crate::ops::{
+use super::{
     BlockPrimitive, DenseAttentionOptions, FeedForwardPrimitive, TreeBuildOptions,
     TreeSearchOptions,
 };
+use crate::functions::check::{Axes, axes, expect_divisor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Shape;
 
 /// Query, key, value and lengths of a search; returns what the others must agree on.
-pub(super) fn tree_search(
+#[track_caller]
+pub(crate) fn tree_search(
     [query, key, value, lengths]: [&Shape; 4],
     options: &TreeSearchOptions,
 ) -> Axes {
@@ -37,7 +38,9 @@ pub(super) fn tree_search(
 }
 
 /// Uniforms that choose children: at least one for each decision.
-pub(super) fn draws(axes: &Axes, uniforms: &Shape, options: &TreeSearchOptions) {
+#[cfg(any(test, feature = "cube-kernels"))]
+#[track_caller]
+pub(crate) fn draws(axes: &Axes, uniforms: &Shape, options: &TreeSearchOptions) {
     let [_, _, draws] = uniforms.dims();
     let decisions = options.shape.decisions();
     assert!(
@@ -48,7 +51,8 @@ pub(super) fn draws(axes: &Axes, uniforms: &Shape, options: &TreeSearchOptions) 
 }
 
 /// Query, key, value and mask.
-pub(super) fn dense_attention(
+#[track_caller]
+pub(crate) fn dense_attention(
     [query, key, value]: [&Shape; 3],
     mask: Option<&Shape>,
     options: &DenseAttentionOptions,
@@ -78,37 +82,40 @@ pub(super) fn dense_attention(
     axes
 }
 
-/// Query, key, value, and the leaves of queries and keys.
-pub(super) fn leaf_attention([query, key, value, query_leaf, key_leaf]: [&Shape; 5]) -> Axes {
+/// Query, key, value and the leaves of queries; returns what those of keys must agree with.
+#[track_caller]
+pub(crate) fn leaf_attention(
+    function: &'static str,
+    [query, key, value, query_leaf]: [&Shape; 4],
+) -> Axes {
     let [batch, queries, heads, head_dim] = query.dims();
-    let [_, keys, kv_heads, value_dim] = value.dims();
-    expect_divisor("leaf_attention: heads of keys", kv_heads, heads);
+    let [_, keys, kv_heads, _] = key.dims();
+    let value_dim = value[3];
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "{function}: query: axis heads: expected a multiple of kv_heads = {kv_heads}, got {heads}"
+    );
     let axes = axes!(
-        "leaf_attention",
-        batch,
-        queries,
-        keys,
-        heads,
-        kv_heads,
-        head_dim,
-        value_dim
+        function, batch, queries, keys, heads, kv_heads, head_dim, value_dim
     );
     axes.expect("key", "batch, keys, kv_heads, head_dim", key);
     axes.expect("value", "batch, keys, kv_heads, value_dim", value);
     axes.expect("query_leaf", "batch, queries, heads", query_leaf);
-    axes.expect("key_leaf", "batch, keys, kv_heads", key_leaf);
     axes
 }
 
 /// What the backward pass of attention takes beside the inputs: context and its gradient, and the logarithms of totals.
-pub(super) fn attended(axes: &Axes, [context, lse, grad]: [&Shape; 3]) {
+#[cfg(any(test, feature = "cube-kernels"))]
+#[track_caller]
+pub(crate) fn attended(axes: &Axes, [context, lse, grad]: [&Shape; 3]) {
     axes.expect("context", "batch, queries, heads, value_dim", context);
     axes.expect("lse", "batch, queries, heads", lse);
     axes.expect("grad", "batch, queries, heads, value_dim", grad);
 }
 
 /// Lengths and weights of a tree build, and rows: leaves, or nodes and their gradients.
-pub(super) fn tree_build<B: Backend>(
+#[track_caller]
+pub(crate) fn tree_build<B: Backend>(
     rows: &[(&str, &Shape)],
     lengths: &Shape,
     block: &BlockPrimitive<B>,
@@ -124,22 +131,24 @@ pub(super) fn tree_build<B: Backend>(
         axes.expect(name, &format!("batch, {name}, dim"), shape);
     }
     axes.expect("lengths", "batch", lengths);
-    // In the order in which `map` goes over them.
-    let [attention, feed_forward] = [
-        "dim; dim; dim, dim; dim, dim; dim, dim; dim, dim; dim",
-        "dim; dim; dim, 2 ff; 2 ff; ff, dim; dim",
-    ];
-    let mut expected = attention.split("; ").chain(feed_forward.split("; "));
-    let _: BlockPrimitive<B> = block.clone().map(|weight| {
-        let names = expected.next().expect("a block has 13 weights");
-        axes.expect("weight", names, &weight.shape());
-        weight
-    });
+    for (name, names, weight) in [
+        ("norm_gamma", "dim", &block.norm_gamma),
+        ("norm_beta", "dim", &block.norm_beta),
+        ("query", "dim, dim", &block.query),
+        ("key", "dim, dim", &block.key),
+        ("value", "dim, dim", &block.value),
+        ("output", "dim, dim", &block.output),
+        ("output_bias", "dim", &block.output_bias),
+    ] {
+        axes.expect(name, names, &weight.shape());
+    }
+    weights(&axes, &block.feed_forward);
     expect_divisor("tree_build: heads", options.heads, dim);
 }
 
 /// Rows and weights of a feed-forward part, and the gradient of its result.
-pub(super) fn feed_forward<B: Backend>(
+#[track_caller]
+pub(crate) fn feed_forward<B: Backend>(
     rows: &Shape,
     weights: &FeedForwardPrimitive<B>,
     grad: Option<&Shape>,
@@ -147,6 +156,14 @@ pub(super) fn feed_forward<B: Backend>(
     let [count, dim] = rows.dims();
     let [ff, _] = weights.outer.shape().dims();
     let axes = axes!("feed_forward", count, dim, ff).with("2 ff", 2 * ff);
+    self::weights(&axes, weights);
+    if let Some(grad) = grad {
+        axes.expect("grad", "count, dim", grad);
+    }
+}
+
+#[track_caller]
+fn weights<B: Backend>(axes: &Axes, weights: &FeedForwardPrimitive<B>) {
     for (name, names, weight) in [
         ("norm_gamma", "dim", &weights.norm_gamma),
         ("norm_beta", "dim", &weights.norm_beta),
@@ -156,9 +173,6 @@ pub(super) fn feed_forward<B: Backend>(
         ("outer_bias", "dim", &weights.outer_bias),
     ] {
         axes.expect(name, names, &weight.shape());
-    }
-    if let Some(grad) = grad {
-        axes.expect("grad", "count, dim", grad);
     }
 }
 
@@ -274,7 +288,8 @@ mod tests {
             vec![2, 3, 4, 7],
         ];
         refused(&tensors, &[], |shapes| {
-            let axes = leaf_attention([0, 1, 2, 3, 4].map(|at| &shapes[at]));
+            let axes = leaf_attention("leaf_attention", [0, 1, 2, 3].map(|at| &shapes[at]));
+            axes.expect("key_leaf", "batch, keys, kv_heads", &shapes[4]);
             attended(&axes, [5, 6, 7].map(|at| &shapes[at]));
         });
     }
