@@ -298,7 +298,7 @@ impl<F: Family> TrainedRun<F> {
         let config = settings::layered(&found, None, moved)?;
         let [now, before] = [&config, &found].map(serde_json::to_value);
         if let Some((key, ..)) = settings::difference_but_places(&now?, &before?) {
-            bail!("--set {key}: only where the data of a run lie can be named anew");
+            bail!("--set {key}: only the paths of the data of a saved run can be changed");
         }
         let (checkpoint, passed_over) = Checkpoint::newest(folder)?;
         let step = checkpoint.state().step;

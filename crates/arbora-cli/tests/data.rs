@@ -161,7 +161,7 @@ fn data_that_moved_are_named_anew_if_they_are_the_same() {
     }
     let message = place.refuse(&["eval", "out", "--set", "data.held_out=3"]);
     assert!(
-        message.contains("data.held_out: only where the data of a run lie can be named anew"),
+        message.contains("data.held_out: only the paths of the data of a saved run can be changed"),
         "{message}"
     );
     // Where nothing says which data they were, nothing says that these are the same.

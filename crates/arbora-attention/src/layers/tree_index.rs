@@ -106,7 +106,7 @@ impl TreeIndex {
             .greater_equal(length.expand([batch, leaves]))
     }
 
-    /// Projects the nodes that a change of the tree made anew, and no others.
+    /// Projects the nodes that a change of the tree recomputed, and no others.
     #[track_caller]
     pub(super) fn follow(
         &mut self,

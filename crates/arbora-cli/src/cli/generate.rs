@@ -58,7 +58,7 @@ pub struct GenerateArgs {
     /// Seed of what is drawn.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
-    /// Begin anew after every N tokens, on the route that the last ones choose: half a context of them, or of
+    /// Start again after every N tokens, on the route that the last ones choose: half a context of them, or of
     /// fewer all but the oldest N. Text may then be longer than the model's context.
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     reroute: Option<usize>,

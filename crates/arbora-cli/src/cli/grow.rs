@@ -119,7 +119,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     } else {
         let how = match &anew {
             None => "each round appends to the trees".to_owned(),
-            Some(reason) => format!("each round encodes the whole context anew: {reason}"),
+            Some(reason) => format!("each round encodes the whole context again: {reason}"),
         };
         format!(
             "{} at step {}, {}, {} rounds, {} repeats, {}\n{how}\n\n{}\n\ncurves: {}.svg",

@@ -95,7 +95,7 @@ enum Command {
     ///
     /// bandit: arms of the wheel bandit, with a run of the task bandit. optimisation: where to look for
     /// the maximum of a function, with a run of the task gp. A model with a tree that encodes tokens one
-    /// by one (architecture.encoder_layers = 0) appends to its tree; others encode the whole context anew
+    /// by one (architecture.encoder_layers = 0) appends to its tree; others encode the whole context again
     /// in every round.
     #[command(after_help = "Examples:
   arbora grow runs/bandit-retreever-1

@@ -211,7 +211,7 @@ pub struct Asked {
     /// Train and write nothing: print how far each run is, and the command that trains it.
     #[arg(long, conflicts_with = "only_table")]
     pub plan: bool,
-    /// Train all runs anew, whatever is stored or finished. Their folders are kept beside, as NAME-before-N. Where it is
+    /// Train all runs again, whatever is stored or finished. Their folders are kept beside, as NAME-before-N. Where it is
     /// stopped, the same command goes on, and so does the next one without this option, until the file `again` is gone
     /// from the folder of the runs.
     #[arg(long)]

@@ -168,7 +168,7 @@ pub const MEASURED: &str = "measured.json";
 
 /// What was measured of the run in a folder, if it was.
 pub fn measured(folder: &Path) -> Result<Option<Measured>> {
-    let what = "not the numbers of a run; without this file they are measured anew";
+    let what = "not the numbers of a run; without this file they are measured again";
     read_json(&folder.join(MEASURED), what)
 }
 

@@ -207,7 +207,7 @@ fn play(
 /// A model and a batch of contexts that grow by one token per example at a time.
 ///
 /// Where the model can, the token joins a stream: `O(b log N)` work. Otherwise the whole context is
-/// encoded anew for each prediction.
+/// encoded again for each prediction.
 struct Growing<'model> {
     model: &'model RetrievalModel,
     view: View,
@@ -224,7 +224,7 @@ enum Memory<'model> {
     Whole(Option<Box<Context>>),
 }
 
-/// Why the contexts of a model are encoded anew in every round; `None` where they are streamed.
+/// Why the contexts of a model are encoded again in every round; `None` where they are streamed.
 pub fn refusal(model: &RetrievalModel, device: &Device) -> Option<StreamRefused> {
     model.retreever()?.stream_empty(1, 1, device).err()
 }
