@@ -52,10 +52,13 @@ impl Tries {
     }
 }
 
+/// Makes ready for many tries, in a folder.
+type Begin = dyn Fn(&Path) -> Result<Tries> + Send + Sync;
+
 /// What is tried.
 pub struct Target {
     name: &'static str,
-    begin: Box<dyn Fn(&Path) -> Result<Tries> + Send + Sync>,
+    begin: Box<Begin>,
 }
 
 impl Target {

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 /// What is tried: each for hours.
 pub fn targets() -> Vec<Target> {
-    let kinds: [(&'static str, fn(&Yard) -> Result<()>); 2] =
-        [("memory", Yard::memory), ("resumed", Yard::resumed)];
-    let target = |(name, work): (&'static str, fn(&Yard) -> Result<()>)| {
+    let target = |name, work: fn(&Yard) -> Result<()>| {
         Target::new(name, move |folder| {
             let yard = Yard::new(folder)?;
             Ok(Tries::drawn(move |_| work(&yard)))
         })
     };
-    kinds.map(target).into()
+    vec![
+        target("memory", Yard::memory),
+        target("resumed", Yard::resumed),
+    ]
 }
 
 /// How many steps, where they are not to be this many.
