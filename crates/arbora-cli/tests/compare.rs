@@ -301,7 +301,7 @@ fn lists_that_make_no_sense_are_refused() {
         ),
         (
             &["--models", "perceiver", "--set", "task=gp"],
-            "of another task",
+            "expected those of task gp",
         ),
     ];
     for (args, words) in cases {
