@@ -489,7 +489,7 @@ fn models_runs_and_commands_of_other_families_are_refused() {
     );
     says(
         &["train", "recall", "--model", "tree-coder"],
-        &["tree-coder learns language"],
+        &["tree-coder is for language"],
     );
     says(
         &["train", "lm", "--preset", "published"],
@@ -622,7 +622,7 @@ fn files_of_the_user_in_the_folder_of_a_new_run_are_not_written_over() {
     .unwrap();
     let file = r#"data.tokenizer={"kind":"file","path":"tok/tokenizer.json"}"#;
     let line = place.refuse(&[&TRAIN[..], &["--set", file, "--out", "tok"]].concat());
-    assert!(line.contains("tok/tokenizer.json: is there"), "{line}");
+    assert!(line.contains("tok/tokenizer.json: exists"), "{line}");
     // What a start that was cut short has left is no obstacle.
     fs::write(place.path("tok/tokenizer.json"), kept).unwrap();
     train(&place, &["--set", file, "--out", "tok"]);

@@ -1,4 +1,22 @@
 //! Sizes that work is cut by. They change no number, but the order in which sums of several tasks are added.
+//!
+//! The time with another size divided by that with this one, lowest and highest over the rows of the named sections of
+//! `cargo xtask bench --quick --backends flex` (fastest of three runs in turns, 2 threads, AVX-512; runs of one binary differ by 5 %):
+//!
+//! | size | others | sections |
+//! |---|---|---|
+//! | `FORWARD_KEYS` | 64: 0.95–1.05, 256: 0.95–1.01 | leaf |
+//! | `BACKWARD_KEYS` | 32: 0.96–1.02, 128: 0.91–1.01 | leaf |
+//! | `QUERIES` | 128: 0.96–1.09, 512: 0.96–1.05 | leaf |
+//! | `TASKS` | 16: 0.98–1.02, 256: 0.94–1.13 | leaf |
+//! | `PIECE` | 512: 0.96–1.02, 65,536: 0.96–1.01 | leaf |
+//! | `ROWS_PER_TASK` | 1 · `LANES`: 0.97–1.05, 16 · `LANES`: 0.97–1.00 | search, gradient |
+//! | `QUERIES_PER_CHUNK` | 8 · `LANES`: 0.94–1.03, 128 · `LANES`: 0.96–1.02 | search, gradient |
+//! | `CACHED_BYTES` | always prefetched: 1.03–1.10, never: 0.91–1.09 | scaling |
+//! | `CHUNK_NUMBERS` | 2^15: 1.00–1.08, 2^19: 0.95–1.18 | layer, training |
+//! | `CHUNK_ROWS` | to 64: 0.99–1.12, to 1,024: 0.98–1.04 | layer, training |
+//! | `CHUNKS_OF_FEW_ROWS` | 2: 0.98–1.05, 32: 1.01–1.08 | layer, training |
+//! | `PARTIAL_GRADIENTS` | 8: 0.97–1.07, 128: 1.00–1.11 | layer, training |
 
 use super::simd::LANES;
 use std::ops::Range;
