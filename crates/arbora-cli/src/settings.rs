@@ -192,6 +192,9 @@ fn collect(base: &Value, layer: Value, path: &str) -> Result<Vec<(String, Value)
     };
     let mut found = Vec::new();
     for (key, value) in layer {
+        let renamed = |(name, first): &(&str, &str)| *first == key && base.contains_key(*name);
+        let renamed = FIRST_NAMES.into_iter().find(renamed);
+        let key = renamed.map_or(key, |(name, _)| name.to_owned());
         let path = below(&key);
         let Some(slot) = base.get(&key) else {
             bail!(
@@ -273,6 +276,11 @@ mod tests {
         let axis = order(r#"architecture.order={"axis":0}"#);
         assert_eq!(axis, json!({ "axis": 0 }));
         assert!(read("steps").is_err());
+        // By its first name.
+        assert_eq!(
+            read("architecture.heads=2").unwrap().architecture.n_heads,
+            2
+        );
     }
 
     #[test]

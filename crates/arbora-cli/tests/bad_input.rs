@@ -935,7 +935,7 @@ fn a_mistyped_argument_is_refused_with_what_it_may_have_been() {
 }
 
 #[test]
-fn searches_are_read_by_name_and_number_of_paths() {
+fn searches_of_no_such_form_are_refused() {
     let place = Place::new();
     for wrong in [
         "beam",

@@ -85,3 +85,18 @@ impl GpObjective {
 fn place(at: usize) -> f64 {
     RANGE.start + (RANGE.end - RANGE.start) * at as f64 / (GRID - 1) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_between_points_of_the_grid_are_linear_and_both_ends_belong_to_the_function() {
+        let objective = GpObjective::new(Kernel::Rbf, 3);
+        let (left, right) = (objective.values[10], objective.values[11]);
+        let between = objective.value(0.25 * place(10) + 0.75 * place(11));
+        assert!((between - (0.25 * left + 0.75 * right)).abs() < 1e-9);
+        assert_eq!(objective.value(-2.0), objective.values[0]);
+        assert_eq!(objective.value(2.0), objective.values[GRID - 1]);
+    }
+}

@@ -189,7 +189,7 @@ impl Common<'_> {
             (_, Some(count)) => asked.min(count),
             (_, None) => asked,
         };
-        items.div_ceil(self.eval_batch)
+        items.div_ceil(self.eval_batch.max(1))
     }
 }
 

@@ -27,18 +27,6 @@ fn the_maximum_is_reached_and_never_exceeded() {
 }
 
 #[test]
-fn values_between_points_of_the_grid_are_linear_and_both_ends_belong_to_the_function() {
-    let objective = GpObjective::new(Kernel::Rbf, 3);
-    let values = grid(&objective);
-    let place = |at: usize| -2.0 + 4.0 * at as f64 / 400.0;
-    for left in [0, 10, 399] {
-        let between = objective.value(0.25 * place(left) + 0.75 * place(left + 1));
-        let expected = 0.25 * values[left] + 0.75 * values[left + 1];
-        assert!((between - expected).abs() < 1e-9);
-    }
-}
-
-#[test]
 fn a_smooth_function_changes_little_from_point_to_point() {
     let objective = GpObjective::new(Kernel::Rbf, 4);
     // A slope has the deviation s / l, at most 1 / 0.1 for what is drawn; six of them over 0.01.
