@@ -45,7 +45,7 @@ struct Runner {
 impl Runner {
     fn new(config: &TreeCoderConfig, leaves: Option<Vec<usize>>, device: &Device) -> Self {
         Self {
-            model: config.init(1, device),
+            model: config.clone().with_seed(1).init(device),
             optimizer: AdamWConfig::new().init(),
             options: TreeCoderOptions {
                 leaves,

@@ -134,7 +134,7 @@ fn entrant(step: Step, backend: &Opened) -> Entrant<'static> {
     let target = Target::Classes(Tensor::<2, Int>::from_data(classes, &device));
     let numbers = uniform([batch, tokens, 1, draws(&step.shape())], 2, &device);
 
-    let mut model = Some(ReTreeverConfig::new(step.model()).init(0, &device).train());
+    let mut model = Some(ReTreeverConfig::new(step.model()).init(&device).train());
     let mut optimizer = AdamConfig::new().init();
     let mut estimator = PolicyGradientConfig::default().init();
     Entrant::new(backend.name, move || {

@@ -20,6 +20,9 @@
 //! are burn's backend features of the same names; none is on by default. Enable a backend on this
 //! crate and not only on burn: a backend that burn has and this crate lacks compiles, and panics when
 //! an operator is called. The GPU features imply `fusion`.
+//!
+//! `remote`: tensors on devices of another process, where operators run as compositions of burn's operations.
+//! `count-projections`: what [`flops`] counts in tests.
 
 // burn 0.22 marks ndarray and libtorch as deprecated in favour of flex. They are supported here for
 // as long as the pinned burn carries them, and lint levels do not reach dependents.
@@ -31,6 +34,7 @@ pub mod functions;
 pub mod layers;
 pub mod ops;
 
+pub use arbora_tree::ConfigError;
 pub use backends::{CpuKernels, cpu_kernels};
 pub use functions::{EmptyLeaf, EmptyNode, Route, SearchOutput};
 pub use layers::*;

@@ -125,7 +125,7 @@ pub fn network(device: &Device) -> TreeCoder {
         .with_height(1)
         .with_d_ff(vec![64])
         .with_route_on(RouteOn::FirstN { tokens: PROMPT })
-        .init(0, device)
+        .init(device)
 }
 
 /// Windows of a text's bytes, `tokens + 1` each.

@@ -13,15 +13,13 @@
 // Both panic where nobody reads any more: see `message::tell` and `cli::show`.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
-mod alone;
 mod atomic_file;
 pub mod backend;
 mod catch_panic;
 mod cli;
-#[doc(hidden)]
-pub mod doors;
 mod experiment;
 mod families;
+mod folder_lock;
 mod grow;
 mod message;
 pub mod picture;
@@ -33,6 +31,8 @@ mod run;
 mod settings;
 mod statistic;
 mod table;
+#[doc(hidden)]
+pub mod testing;
 mod threads;
 // For its tests: CI has the feature.
 #[cfg(all(test, feature = "remote"))]

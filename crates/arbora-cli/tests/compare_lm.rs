@@ -367,7 +367,7 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
         ),
         (
             &["--widths", "9"],
-            "architecture.n_heads: expected a divisor of d_model",
+            "architecture.n_heads: expected a divisor of 9",
         ),
         (&["--corpora", "sea,nowhere.txt"], "nowhere.txt"),
         (

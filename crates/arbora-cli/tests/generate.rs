@@ -223,12 +223,12 @@ fn prompts_options_and_runs_that_cannot_be_continued_are_refused() {
         (
             "--temperature",
             "-1",
-            "--temperature: expected at least 0, got -1",
+            "--temperature: expected a number of at least 0, got -1",
         ),
         (
             "--temperature",
             "NaN",
-            "--temperature: expected at least 0, got NaN",
+            "--temperature: expected a number of at least 0, got NaN",
         ),
         ("--tokens", "-1", "'--tokens <N>': expected a whole number"),
         ("--seed", "-1", "invalid value '-1' for '--seed <SEED>'"),

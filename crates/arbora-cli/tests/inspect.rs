@@ -212,12 +212,12 @@ fn models_without_a_tree_have_curves_alone() {
     for model in ["cross-attention", "perceiver"] {
         place.train(&["--model", model, "--out", model]);
         let text = place.succeed(&["inspect", model]);
-        let expected = format!("{model} walks no tree; its curves are in {model}/inspect\n");
+        let expected = format!("{model} has no tree; its curves are in {model}/inspect\n");
         assert_eq!(text, expected);
         let folder = format!("{model}/inspect");
         assert_eq!(files(&place, &folder), ["curves.png", "curves.svg"]);
         let refused = place.refuse(&["inspect", model, "--query", "0"]);
-        assert!(refused.contains("walks no tree"), "{refused}");
+        assert!(refused.contains("which has no tree"), "{refused}");
     }
 }
 

@@ -248,7 +248,7 @@ fn a_tree_can_be_walked_at_random() {
     train(&place, &[&soft[..], &["--out", "soft"]].concat());
     train(&place, &["--model", "linear-active", "--out", "linear"]);
     for (run, words) in [
-        ("linear", "linear-active walks no tree"),
+        ("linear", "linear-active has no tree"),
         ("soft", "soft selectors go to all leaves"),
     ] {
         let line = place.refuse(&["eval", run, "--random-route"]);
@@ -338,7 +338,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ("architecture.d_ff=[0]", "architecture.d_ff: expected 1 to"),
         (
             "architecture.n_heads=3",
-            "architecture.n_heads: expected a divisor of d_model, got 3",
+            "architecture.n_heads: expected a divisor of 16, got 3",
         ),
         (
             "architecture.n_kv_heads=0",
@@ -346,7 +346,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         (
             "architecture.dropout=1",
-            "architecture.dropout: expected at least 0 and below 1",
+            "architecture.dropout: expected 0 to below 1",
         ),
         (
             "architecture.route_on.tokens=16",

@@ -376,7 +376,7 @@ fn nodes_on_other_processes_give_the_logits_of_local_ones() {
     let home = Device::flex();
     let devices = [near.device(0), far.device(0), far.device(1)];
     for head in [LeafHead::Shared, LeafHead::PerLeaf] {
-        let local = tree().with_head(head).init(7, &home);
+        let local = tree().with_head(head).with_seed(7).init(&home);
         let nodes = [
             ("0", &devices[0]),
             ("0.1", &devices[1]),
@@ -410,7 +410,7 @@ fn decoding_with_leaves_on_another_process_gives_the_logits_of_local_ones() {
         // By chance, so that some go to each leaf.
         let selector = SelectorConfig::new().with_kind(SelectorKind::Random);
         let local = tree().with_head(head).with_selector(selector);
-        let local = local.init(7, &Device::flex());
+        let local = local.with_seed(7).init(&Device::flex());
         let spread = placed(local.clone(), &[("0.1", &far), ("1", &far)]);
         let fed = |model: &TreeCoder| {
             let mut decoder = model.decoder().unwrap();
@@ -440,7 +440,12 @@ fn losses_of_attention_on_another_process_come_home() {
     let home = Device::flex().autodiff();
     let attention = AttentionKindConfig::TreeFine(TreeFineConfig::new([2]));
     // Not clones, which would share the trees' running state.
-    let model = || tree().with_attention(attention.clone()).init(7, &home);
+    let model = || {
+        tree()
+            .with_attention(attention.clone())
+            .with_seed(7)
+            .init(&home)
+    };
     let (local, spread) = (model(), placed(model(), &[("0.1", &server.device(0))]));
     let loss = |model: &TreeCoder| {
         let (tokens, options) = sequences(&home);
@@ -494,7 +499,7 @@ fn a_step_of_nodes_on_two_processes_is_the_local_one_and_leaves_them_there() {
     let place = Place::new();
     let server = Server::start(&place, &[]);
     let (home, far) = (Device::flex(), server.device(0));
-    let local = tree().init(7, &home);
+    let local = tree().with_seed(7).init(&home);
     let spread = placed(local.clone(), &[("1", &far)]);
     let before = parameters(&spread);
     let ((local, expected), (spread, norm)) = (stepped(local, &home), stepped(spread, &home));

@@ -64,7 +64,7 @@ fn main() {
         .with_d_model(32)
         .with_d_ff(32)
         .with_encoder_layers(2);
-    let mut model = ReTreeverConfig::new(config).init(0, &device);
+    let mut model = ReTreeverConfig::new(config).init(&device);
     let mut optimizer = AdamConfig::new().init();
     let mut estimator = PolicyGradientConfig::default().init();
     let decisions = model.decisions(TOKENS);

@@ -67,7 +67,7 @@ fn main() {
         "{} parameters, {} of them on a path",
         counts.total, counts.active
     );
-    let mut model = config.init(0, &device);
+    let mut model = config.init(&device);
     let mut optimiser = AdamConfig::new().init();
     for step in 0..STEPS {
         let (tokens, _) = sequences(Purpose::Data, step, &device);

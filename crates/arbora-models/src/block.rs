@@ -1,9 +1,10 @@
 //! The pre-norm transformer block that the Treeformer and the TreeCoder are made of.
 
 use arbora_attention::{
-    AttentionCache, AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig,
+    AttentionCache, AttentionKind, AttentionKindConfig, SelfAttention, SelfAttentionConfig,
     SelfAttentionInput, SelfAttentionOutput,
 };
+use arbora_tree::ConfigError;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::transformer::{PositionWiseFeedForward, PositionWiseFeedForwardConfig};
@@ -42,12 +43,26 @@ pub struct TransformerBlockConfig {
 }
 
 impl TransformerBlockConfig {
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let heads = SelfAttentionConfig::new(self.d_model, self.n_heads);
+        heads.with_n_kv_heads(self.n_kv_heads).check()?;
+        ConfigError::unless_at_least_1([("d_ff", self.d_ff)])?;
+        ConfigError::unless_dropout(self.dropout)?;
+        let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
+        ConfigError::in_section("attention", self.attention.check(self.n_heads, kv_heads))
+    }
+
     /// Initialises the block on a device, with burn's weights: models draw their own over them.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`, or `n_kv_heads` does not divide `n_heads`.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
     pub fn init(&self, device: &Device) -> TransformerBlock {
+        ConfigError::expect_ok("transformer_block", self.check());
         let norm = || RmsNormConfig::new(self.d_model).init(device);
         TransformerBlock {
             attention_norm: norm(),
@@ -64,6 +79,17 @@ impl TransformerBlockConfig {
     }
 }
 
+/// Refuses a kind of attention that supports no causal mask.
+pub(crate) fn check_causal(attention: &AttentionKindConfig) -> Result<(), ConfigError> {
+    let kind = match attention {
+        AttentionKindConfig::Linformer(_) => "linformer",
+        AttentionKindConfig::BigBird(_) => "big-bird",
+        _ => return Ok(()),
+    };
+    let expected = format!("false with {kind} attention");
+    Err(ConfigError::new("causal", &expected, true))
+}
+
 impl TransformerBlock {
     /// The same with trees that split these tokens, `[batch, tokens, d_model]` off the autodiff device,
     /// evenly.
@@ -74,8 +100,8 @@ impl TransformerBlock {
         let query = plain.attention.query.forward(tokens.clone());
         let key = plain.attention.key.forward(tokens);
         let router = match &mut self.attention.kind {
-            Kind::TreeFine(tree) => &mut tree.router,
-            Kind::TreeCoarse(tree) => &mut tree.router,
+            AttentionKind::TreeFine(tree) => &mut tree.router,
+            AttentionKind::TreeCoarse(tree) => &mut tree.router,
             _ => return self,
         };
         let (trees, dim) = (router.query.trees(), router.query.dim());

@@ -4,6 +4,7 @@ use crate::init::seeded;
 use crate::parts::{Context, Decoder, Encoder, ModelConfig};
 use crate::prediction::Prediction;
 use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
+use arbora_tree::ConfigError;
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -13,6 +14,9 @@ use burn::tensor::{Bool, Device, Tensor};
 pub struct CrossAttentionConfig {
     /// What it shares with ReTreever.
     pub model: ModelConfig,
+    /// Seed of the weights: one seed gives the same weights on every backend.
+    #[config(default = 0)]
+    pub seed: u64,
 }
 
 /// A transformer encoder with one dense cross attention from queries to all tokens.
@@ -27,19 +31,28 @@ pub struct CrossAttentionModel {
 }
 
 impl CrossAttentionConfig {
-    /// Initialises the model. One seed gives the same weights on every backend.
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::check`] of `model`.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::in_section("model", self.model.check())
+    }
+
+    /// Initialises the model on a device.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`, or an embedding has no layer.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
-    pub fn init(&self, seed: u64, device: &Device) -> CrossAttentionModel {
+    pub fn init(&self, device: &Device) -> CrossAttentionModel {
+        ConfigError::expect_ok("cross_attention", self.check());
         let model = &self.model;
         let dense = CrossAttentionModel {
             encoder: Encoder::new(model, device),
             attention: PreNormAttentionConfig::new(model.d_model, model.n_heads).init(device),
             decoder: Decoder::new(model, device),
         };
-        seeded(dense, seed, model.initialization)
+        seeded(dense, self.seed, model.initialization)
     }
 }
 
@@ -52,6 +65,9 @@ pub struct EncodedContext {
 
 impl CrossAttentionModel {
     /// Encodes a context.
+    ///
+    /// # Panics
+    /// As [`Encoder::encode`].
     pub fn encode(&self, context: &Context) -> EncodedContext {
         EncodedContext {
             tokens: self.encoder.encode(context),

@@ -22,7 +22,8 @@
 //! # Feature flags
 //!
 //! `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `webgpu`, `metal`, `cuda`, `rocm`, `cpu` and `fusion`
-//! are burn's backend features of the same names; none is on by default.
+//! are burn's backend features of the same names; none is on by default. `remote`: parts of a model on devices of another
+//! process.
 
 pub mod block;
 pub mod cross_attention;
@@ -36,6 +37,7 @@ pub mod streaming;
 pub mod tree_coder;
 pub mod treeformer;
 
+pub use arbora_tree::ConfigError;
 pub use block::{TransformerBlock, TransformerBlockConfig};
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};
 pub use init::Initialization;
@@ -43,6 +45,6 @@ pub use parts::{Context, EmbeddingKind, ModelConfig};
 pub use perceiver::{PerceiverIo, PerceiverIoConfig, latents_for};
 pub use prediction::{HeadKind, Prediction, RewardKind, StdKind, Target};
 pub use retreever::{LossOptions, ReTreever, ReTreeverConfig, ReTreeverOutput};
-pub use streaming::{ReTreeverStream, StreamRefused};
+pub use streaming::{ReTreeverStream, ReTreeverStreamError};
 pub use tree_coder::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
 pub use treeformer::{Treeformer, TreeformerConfig, TreeformerOptions, TreeformerOutput};

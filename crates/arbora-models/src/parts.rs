@@ -6,7 +6,7 @@ use arbora_attention::functions::{BlockWeights, FeedForwardWeights, feed_forward
 use arbora_attention::ops::TreeBuildOptions;
 use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
 use arbora_tree::token::masked_mean;
-use arbora_tree::{Aggregator, TokenTreeShape};
+use arbora_tree::{Aggregator, ConfigError, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{
@@ -66,6 +66,25 @@ pub struct ModelConfig {
     /// Most positions of a sequence embedding.
     #[config(default = 5000)]
     pub max_positions: usize,
+}
+
+impl ModelConfig {
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([
+            ("d_context", self.d_context),
+            ("d_query", self.d_query),
+            ("d_model", self.d_model),
+            ("d_ff", self.d_ff),
+            ("embedding_depth", self.embedding_depth),
+            ("max_positions", self.max_positions),
+        ])?;
+        ConfigError::unless_divisor("n_heads", self.n_heads, self.d_model)?;
+        ConfigError::unless_dropout(self.dropout)
+    }
 }
 
 /// The context that queries are answered from.
@@ -198,6 +217,7 @@ impl Block {
     /// # Shapes
     /// - tokens: `[batch, tokens, d_model]`
     /// - mask: `[batch, tokens]`, `true` = masked out
+    /// - returns `[batch, tokens, d_model]`
     pub fn forward(&self, tokens: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
         self.attend(tokens.clone(), tokens, mask)
     }
@@ -315,10 +335,6 @@ struct SequenceEmbedding {
 impl Embedding {
     fn new(d_input: usize, config: &ModelConfig, device: &Device) -> Self {
         let (d_model, d_ff) = (config.d_model, config.d_ff);
-        assert!(
-            config.embedding_depth >= 1,
-            "embedding: linear layers: expected at least 1, got 0"
-        );
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let mut layers = vec![linear(d_input, d_model)];
         layers.extend((1..config.embedding_depth).map(|_| linear(d_model, d_model)));
@@ -434,6 +450,9 @@ impl Encoder {
     }
 
     /// The encoded tokens, `[batch, tokens, d_model]`.
+    ///
+    /// # Panics
+    /// If features are not as wide as the model takes them, or a sequence is longer than `max_positions`.
     pub fn encode(&self, context: &Context) -> Tensor<3> {
         self.transform(self.embed_context(context), context.mask.clone())
     }

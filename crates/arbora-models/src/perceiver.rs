@@ -4,7 +4,7 @@ use crate::init::{seeded, truncated_normal};
 use crate::parts::{Block, Context, Decoder, Encoder, ModelConfig};
 use crate::prediction::Prediction;
 use arbora_attention::{PreNormAttention, PreNormAttentionConfig};
-use arbora_tree::{Layout, TokenTreeShape};
+use arbora_tree::{ConfigError, Layout, TokenTreeShape};
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -19,6 +19,9 @@ pub struct PerceiverIoConfig {
     pub model: ModelConfig,
     /// Number of latents, at least 1; [`latents_for`] gives as many as ReTreever retrieves.
     pub latents: usize,
+    /// Seed of the weights: one seed gives the same weights on every backend.
+    #[config(default = 0)]
+    pub seed: u64,
 }
 
 /// Perceiver IO (Jaegle et al. 2021, arXiv 2107.14795, §3.1): latents read the context once, and
@@ -43,19 +46,25 @@ pub struct PerceiverIo {
 }
 
 impl PerceiverIoConfig {
-    /// Initialises the model. One seed gives the same weights on every backend.
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// If there is no latent, or as [`ModelConfig::check`] of `model`.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([("latents", self.latents)])?;
+        ConfigError::in_section("model", self.model.check())
+    }
+
+    /// Initialises the model on a device.
     ///
     /// # Panics
-    /// If there is no latent, `n_heads` does not divide `d_model`, or an embedding has no layer.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
-    pub fn init(&self, seed: u64, device: &Device) -> PerceiverIo {
-        assert!(
-            self.latents >= 1,
-            "perceiver_io: latents: expected at least 1, got 0"
-        );
+    pub fn init(&self, device: &Device) -> PerceiverIo {
+        ConfigError::expect_ok("perceiver_io", self.check());
         let model = &self.model;
         let shape = [self.latents, model.d_model];
-        let latents = truncated_normal(shape, LATENT_DEVIATION, seed, "latents");
+        let latents = truncated_normal(shape, LATENT_DEVIATION, self.seed, "latents");
         let perceiver = PerceiverIo {
             encoder: Encoder::new(model, device),
             latents: Param::from_data(latents, device),
@@ -63,7 +72,7 @@ impl PerceiverIoConfig {
             attention: PreNormAttentionConfig::new(model.d_model, model.n_heads).init(device),
             decoder: Decoder::new(model, device),
         };
-        seeded(perceiver, seed, model.initialization)
+        seeded(perceiver, self.seed, model.initialization)
     }
 }
 

@@ -129,6 +129,9 @@ impl Prediction {
     /// The mean negative log-likelihood over unmasked queries, `[1]`.
     ///
     /// - mask: `[batch, queries]`, `true` = masked out
+    ///
+    /// # Panics
+    /// As [`log_likelihood`](Self::log_likelihood).
     #[track_caller]
     pub fn loss(&self, target: &Target, mask: Option<&Tensor<2, Bool>>) -> Tensor<1> {
         -masked_average(self.log_likelihood(target), mask)

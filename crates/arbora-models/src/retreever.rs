@@ -8,7 +8,7 @@ use arbora_attention::{
     TreeIndex,
 };
 use arbora_rl::Rollout;
-use arbora_tree::{Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
+use arbora_tree::{ConfigError, Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
@@ -33,6 +33,9 @@ pub struct ReTreeverConfig {
     /// Whether gradients stop at the aggregator's input, as published.
     #[config(default = true)]
     pub detach_children: bool,
+    /// Seed of the weights: one seed gives the same weights on every backend.
+    #[config(default = 0)]
+    pub seed: u64,
 }
 
 /// Retrieval via tree cross attention (arXiv 2309.17388, §3.2).
@@ -101,23 +104,26 @@ pub struct ReTreeverLosses {
 }
 
 impl ReTreeverConfig {
-    /// Initialises the model. One seed gives the same weights on every backend.
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::in_section("model", self.model.check())?;
+        let branching = self.branching;
+        ConfigError::unless(branching >= 2, "branching", "at least 2", branching)?;
+        let fits = self.ghosts == GhostNodes::Masked || self.layout == Layout::Published;
+        let expected = "masked, or published with layout published";
+        ConfigError::unless(fits, "ghosts", expected, "published")
+    }
+
+    /// Initialises the model on a device.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`, the branching factor is below 2, published ghosts are
-    /// asked for with another layout, or an embedding has no layer.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
-    pub fn init(&self, seed: u64, device: &Device) -> ReTreever {
-        assert!(
-            self.branching >= 2,
-            "retreever: branching factor: expected at least 2, got {}",
-            self.branching
-        );
-        assert!(
-            self.ghosts == GhostNodes::Masked || self.layout == Layout::Published,
-            "retreever: published ghosts: expected layout Published, got {:?}",
-            self.layout
-        );
+    pub fn init(&self, device: &Device) -> ReTreever {
+        ConfigError::expect_ok("retreever", self.check());
         let model = &self.model;
         let retreever = ReTreever {
             encoder: Encoder::new(model, device),
@@ -130,12 +136,16 @@ impl ReTreeverConfig {
             layout: self.layout,
             order: self.order,
         };
-        seeded(retreever, seed, model.initialization)
+        seeded(retreever, self.seed, model.initialization)
     }
 }
 
 impl ReTreever {
     /// Encodes a context and builds its tree.
+    ///
+    /// # Panics
+    /// If there is no token, an axis disagrees with the others or the model, the order reads an axis that positions
+    /// lack, or a sequence is longer than `max_positions`.
     pub fn tree(&self, context: &Context) -> TokenTree {
         let tokens = self.encoder.encode(context);
         let shape = TokenTreeShape::new(tokens.dims()[1], self.branching, self.layout);
@@ -150,6 +160,9 @@ impl ReTreever {
     }
 
     /// Encodes a context, builds its tree and projects its nodes: all that queries need.
+    ///
+    /// # Panics
+    /// As [`tree`](Self::tree).
     pub fn index(&self, context: &Context) -> TreeIndex {
         self.attention.index(&self.tree(context))
     }
@@ -190,23 +203,23 @@ impl ReTreever {
     }
 
     /// The probabilities that the policy gives to the children of the nodes on a path; see
-    /// [`TreeCrossAttention::policy_along`].
+    /// [`TreeCrossAttention::policy_probabilities`].
     ///
     /// - queries: `[batch, queries, d_query]`
     /// - path: `[batch, queries, paths, decisions + 1]`, as a search returns it
     /// - returns `[batch, queries, paths, decisions, branching]`, the decision at the root first
     ///
     /// # Panics
-    /// As [`TreeCrossAttention::policy_along`].
+    /// As [`TreeCrossAttention::policy_probabilities`].
     #[track_caller]
-    pub fn policy_along(
+    pub fn policy_probabilities(
         &self,
         queries: Tensor<3>,
         index: &TreeIndex,
         path: Tensor<4, Int>,
     ) -> Tensor<5> {
         let queries = self.encoder.embed_queries(queries);
-        self.attention.policy_along(queries, index, path)
+        self.attention.policy_probabilities(queries, index, path)
     }
 
     /// Answers queries from all leaves, with the same weights.

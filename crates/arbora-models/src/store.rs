@@ -55,8 +55,7 @@ pub fn save_weights<M: Module>(model: &M, path: impl AsRef<Path>) -> Result<(), 
 ///
 /// # Errors
 /// If the ending is unknown, the file cannot be read, or it lacks a parameter of the model or holds
-/// one of another shape. The model is then unchanged in the caller's hands: it was moved in and is
-/// dropped.
+/// one of another shape. The model, which was moved in, is then dropped.
 pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M, StoreError> {
     let path = path.as_ref();
     if !matches!(ending(path), "bpk" | "safetensors") {

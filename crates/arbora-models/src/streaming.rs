@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Why a model cannot answer from a context that grows, or a stored one cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum StreamRefused {
+pub enum ReTreeverStreamError {
     /// The encoder attends among tokens, so that one more token changes all of them.
     #[error(
         "growing contexts need tokens encoded one by one; self-attention in this encoder \
@@ -43,7 +43,7 @@ pub enum StreamRefused {
 ///
 /// Appending or replacing a token embeds it and aggregates and projects its `O(log N)` ancestors,
 /// each from `b` children, and nothing else. Answers equal those from [`ReTreever::index`] of the whole
-/// context, up to rounding. For whom that holds is told at [`StreamRefused`].
+/// context, up to rounding. Which models can: see [`ReTreeverStreamError`].
 ///
 /// Stream on a device without gradients: see [`TokenTree`], section "Streams".
 ///
@@ -58,7 +58,7 @@ pub enum StreamRefused {
 /// let device = Device::default();
 /// let head = HeadKind::Gaussian { dim: 1, std: StdKind::Exp };
 /// let config = ModelConfig::new(3, 2, head).with_encoder_layers(0);
-/// let model = ReTreeverConfig::new(config).init(1, &device);
+/// let model = ReTreeverConfig::new(config).with_seed(1).init(&device);
 /// let mut stream = model.stream_empty(1, 1024, &device)?; // room for 1024 tokens at first
 /// for _ in 0..10 {
 ///     stream.append(Tensor::ones([1, 1, 3], &device))?;
@@ -85,7 +85,7 @@ impl ReTreever {
     /// # Errors
     /// If the encoder attends among tokens, leaves are not the tokens in their given order, or the
     /// layout is not left-filled.
-    pub fn stream(&self, context: &Context) -> Result<ReTreeverStream<'_>, StreamRefused> {
+    pub fn stream(&self, context: &Context) -> Result<ReTreeverStream<'_>, ReTreeverStreamError> {
         self.streams()?;
         let memory = self.attention.stream(self.tree(context));
         Ok(ReTreeverStream::new(self, memory))
@@ -104,7 +104,7 @@ impl ReTreever {
         batch: usize,
         room: usize,
         device: &Device,
-    ) -> Result<ReTreeverStream<'_>, StreamRefused> {
+    ) -> Result<ReTreeverStream<'_>, ReTreeverStreamError> {
         self.streams()?;
         let shape = TokenTreeShape::new(room, self.branching, self.layout);
         let tree = TokenTree::empty(batch, self.attention.attention.d_model, shape, device);
@@ -121,24 +121,24 @@ impl ReTreever {
         &self,
         path: impl AsRef<Path>,
         device: &Device,
-    ) -> Result<ReTreeverStream<'_>, StreamRefused> {
+    ) -> Result<ReTreeverStream<'_>, ReTreeverStreamError> {
         self.streams()?;
         let memory = StreamingIndex::load(path, &self.attention, device)?;
         Ok(ReTreeverStream::new(self, memory))
     }
 
     /// Whether one more token leaves the others as they are.
-    fn streams(&self) -> Result<(), StreamRefused> {
+    fn streams(&self) -> Result<(), ReTreeverStreamError> {
         if self.encoder.layers() > 0 {
             let layers = self.encoder.layers();
-            return Err(StreamRefused::Encoder { layers });
+            return Err(ReTreeverStreamError::Encoder { layers });
         }
         if self.order != TokenOrder::Given {
-            return Err(StreamRefused::Order { order: self.order });
+            return Err(ReTreeverStreamError::Order { order: self.order });
         }
         if self.layout != Layout::LeftFilled {
             let layout = self.layout;
-            return Err(StreamRefused::Layout { layout });
+            return Err(ReTreeverStreamError::Layout { layout });
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ fn batch() -> (Context, Tensor<3>, Target) {
 fn retreever_overfits_one_batch() {
     let device = autodiff_device();
     let (context, queries, target) = batch();
-    let mut model = ReTreeverConfig::new(small()).init(1, &device);
+    let mut model = ReTreeverConfig::new(small()).with_seed(1).init(&device);
     let mut optimizer = AdamConfig::new().init();
     let mut estimator = PolicyGradientConfig::default().init();
     let mut tree = Vec::new();
@@ -73,7 +73,9 @@ fn retreever_overfits_one_batch() {
 fn dense_attention_overfits_one_batch() {
     let device = autodiff_device();
     let (context, queries, target) = batch();
-    let mut model = CrossAttentionConfig::new(small()).init(1, &device);
+    let mut model = CrossAttentionConfig::new(small())
+        .with_seed(1)
+        .init(&device);
     let mut optimizer = AdamConfig::new().init();
     let mut losses = Vec::new();
     for _ in 0..STEPS {
@@ -92,7 +94,9 @@ fn four_latents_overfit_one_batch() {
     let rate = RATE / 10.0;
     let device = autodiff_device();
     let (context, queries, target) = batch();
-    let mut model = PerceiverIoConfig::new(small(), 4).init(1, &device);
+    let mut model = PerceiverIoConfig::new(small(), 4)
+        .with_seed(1)
+        .init(&device);
     let mut optimizer = AdamConfig::new().init();
     let mut losses = Vec::new();
     for _ in 0..STEPS {

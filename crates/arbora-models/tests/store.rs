@@ -23,7 +23,9 @@ fn small() -> ModelConfig {
 }
 
 fn model(seed: u64) -> ReTreever {
-    ReTreeverConfig::new(small()).init(seed, &device())
+    ReTreeverConfig::new(small())
+        .with_seed(seed)
+        .init(&device())
 }
 
 /// What a model predicts for one fixed input, bit by bit.
@@ -129,17 +131,17 @@ fn weights_of_another_architecture_are_refused() {
     for name in FORMATS {
         let path = folder.path().join(name);
         let wider = ReTreeverConfig::new(small().with_d_ff(16));
-        save_weights(&wider.init(1, &device()), &path).unwrap();
+        save_weights(&wider.with_seed(1).init(&device()), &path).unwrap();
         let error = refused(&path);
         assert!(matches!(error, StoreError::OtherModel { .. }), "{error}");
 
         let deeper = ReTreeverConfig::new(small().with_encoder_layers(2));
-        save_weights(&deeper.init(1, &device()), &path).unwrap();
+        save_weights(&deeper.with_seed(1).init(&device()), &path).unwrap();
         let error = refused(&path);
         assert!(matches!(error, StoreError::OtherModel { .. }), "{error}");
 
         let dense = CrossAttentionConfig::new(small());
-        save_weights(&dense.init(1, &device()), &path).unwrap();
+        save_weights(&dense.with_seed(1).init(&device()), &path).unwrap();
         let error = refused(&path);
         assert!(matches!(error, StoreError::OtherModel { .. }), "{error}");
     }

@@ -5,7 +5,7 @@
 //! outcome was, and move the log-probability of what was chosen. The estimator is a function of
 //! tensors. It knows no model and no tree, and it adds to any loss of an ordinary burn program.
 //!
-//! Use it directly as a library of functions, or take the trainer of feature `train` for a model
+//! Use it directly as a library of functions, or use the trainer of feature `train` for a model
 //! that yields rollouts.
 //!
 //! - [`Rollout`]: what the sampled decisions of a batch look like to the estimator
@@ -64,8 +64,8 @@ pub use rollout::Rollout;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{setting}: expected {expected}, got {got}")]
 pub struct ConfigError {
-    /// The setting, as it is written in a configuration.
-    pub setting: &'static str,
+    /// The setting, as it is written in a configuration; parts of a path are separated by dots.
+    pub setting: String,
     /// Expected values.
     pub expected: String,
     /// The given value.
@@ -74,9 +74,13 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// The error of a setting with a value that it may not have.
-    pub fn new(setting: &'static str, expected: impl Into<String>, got: impl ToString) -> Self {
+    pub fn new(
+        setting: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl ToString,
+    ) -> Self {
         Self {
-            setting,
+            setting: setting.into(),
             expected: expected.into(),
             got: got.to_string(),
         }

@@ -12,7 +12,7 @@ use crate::ConfigError;
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_")]
 pub struct Cosine {
-    /// The rate after warm-up.
+    /// The rate after warm-up, at least 0.
     pub base: f64,
     /// Steps of warm-up. Step `t` of them takes `base * (t + 1) / warmup_steps`.
     pub warmup_steps: u64,

@@ -25,9 +25,9 @@ pub fn derive(seed: u64, purpose: Purpose) -> u64 {
     mix(spread(seed, purpose as u64))
 }
 
-/// The seed at a place in a row of seeds, far from all others of it: the states of SplitMix64, which are not mixed.
-pub fn spread(seed: u64, place: u64) -> u64 {
-    seed.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+/// State `index` of the generator SplitMix64 that starts at `seed`, before its output function, which is [`mix`].
+pub fn spread(seed: u64, index: u64) -> u64 {
+    seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): every

@@ -81,7 +81,7 @@ impl WheelBandit {
     }
 
     /// The mean reward of every arm at `context`.
-    pub fn optimal(&self, context: [f32; 2]) -> [f32; ARMS] {
+    pub fn mean_rewards(&self, context: [f32; 2]) -> [f32; ARMS] {
         let mut means = [Self::LOW; ARMS];
         means[0] = Self::SAFE;
         if norm(context) > self.delta {
@@ -98,7 +98,7 @@ impl WheelBandit {
     #[track_caller]
     pub fn reward(&self, context: [f32; 2], arm: usize, rng: &mut impl Rng) -> f32 {
         assert_arm("WheelBandit::reward", arm);
-        self.optimal(context)[arm] + Self::NOISE * rng.sample::<f32, _>(StandardNormal)
+        self.mean_rewards(context)[arm] + Self::NOISE * rng.sample::<f32, _>(StandardNormal)
     }
 
     /// What a model is told of an interaction: the context and the arm, one-hot.

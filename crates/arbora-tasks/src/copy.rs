@@ -116,20 +116,20 @@ pub struct CopyBatch {
     pub queries: Tensor<3>,
     /// The class to answer each query with, `[batch, length / 2]`.
     pub classes: Tensor<2, Int>,
-    /// Tokens that take part in each example: all of them, but for a curriculum. Those are the first
-    /// places of the context, and as many queries at the end.
-    pub taking_part: usize,
+    /// Unmasked context tokens of each example, and as many queries: the first of the context, the last of the queries.
+    /// All of them, but for a curriculum.
+    pub active_tokens: usize,
 }
 
 impl CopyBatch {
     /// Masked tokens, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn context_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(self.taking_part..self.classes.dims()[1])
+        self.mask(self.active_tokens..self.classes.dims()[1])
     }
 
     /// Masked queries, `[batch, length / 2]`, `true` = masked out; `None` where none is.
     pub fn target_mask(&self) -> Option<Tensor<2, Bool>> {
-        self.mask(0..self.classes.dims()[1] - self.taking_part)
+        self.mask(0..self.classes.dims()[1] - self.active_tokens)
     }
 
     fn mask(&self, masked: Range<usize>) -> Option<Tensor<2, Bool>> {
@@ -193,9 +193,8 @@ impl SequenceCopy {
         self.draw(seed, index | EVALUATION, batch_size, self.context(), device)
     }
 
-    /// The token that answers each query, in the order of the sequence: what the oracle control is
-    /// told, and nothing else may be. The last query's answer is always the end sign and lies
-    /// nowhere; it is sent to the start sign.
+    /// The index of the context token that answers each query, for the oracle control alone. The last answer, the end
+    /// sign, is not in the context; its index is that of the start sign.
     pub fn answers(&self) -> Vec<usize> {
         (0..self.context()).rev().collect()
     }
@@ -205,7 +204,7 @@ impl SequenceCopy {
         seed: u64,
         stream: u64,
         batch_size: usize,
-        taking_part: usize,
+        active_tokens: usize,
         device: &Device,
     ) -> Result<CopyBatch, TaskError> {
         check_batch(batch_size)?;
@@ -228,7 +227,7 @@ impl SequenceCopy {
             tokens: Tensor::from_data(TensorData::new(tokens, shape), device),
             queries: Tensor::zeros(shape, device),
             classes: Tensor::from_data(TensorData::new(answers, [batch_size, context]), device),
-            taking_part,
+            active_tokens,
         })
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: expected {expected}, got {got}")]
 pub struct ConfigError {
-    /// The setting, as it is written in a configuration.
-    pub setting: &'static str,
+    /// The setting, as it is written in a configuration; parts of a path are separated by dots.
+    pub setting: String,
     /// Expected values.
     pub expected: String,
     /// The given value.
@@ -46,7 +46,7 @@ pub enum TaskError {
         /// What was expected and what came. Channels and steps count from 0.
         problem: String,
     },
-    /// Text is too short, or a tokenizer is none or refuses it.
+    /// Text is too short, or a tokenizer is invalid or refuses it.
     #[error("{0}")]
     Text(String),
     /// A setting, or another number that is given, is out of its range.
@@ -114,12 +114,12 @@ impl TaskError {
     }
 
     pub(crate) fn config(
-        setting: &'static str,
+        setting: impl Into<String>,
         expected: impl Into<String>,
         got: impl ToString,
     ) -> Self {
         Self::Config(ConfigError {
-            setting,
+            setting: setting.into(),
             expected: expected.into(),
             got: got.to_string(),
         })

@@ -73,7 +73,10 @@ fn training_merges_frequent_pairs_and_repeats_itself() {
     let TaskError::Config(error) = error else {
         panic!("{error}");
     };
-    assert_eq!((error.setting, error.got.as_str()), ("vocabulary", "256"));
+    assert_eq!(
+        (error.setting.as_str(), error.got.as_str()),
+        ("vocabulary", "256")
+    );
 }
 
 /// What the library makes of a text by itself.

@@ -34,7 +34,7 @@ fn main() {
     );
     println!("their scores:            {}", line(candidates.scores));
     let soft = Surrogate::Soft { temperature: 0.5 };
-    let probabilities = tree.leaf_probabilities(first, &soft);
+    let probabilities = tree.leaf_probabilities(first, None, &soft);
     println!("probability per leaf:    {}", line(probabilities));
 }
 

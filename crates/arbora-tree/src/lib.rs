@@ -26,6 +26,8 @@
 extern crate alloc;
 
 #[cfg(feature = "tensor")]
+mod error;
+#[cfg(feature = "tensor")]
 pub mod order;
 #[cfg(feature = "tensor")]
 pub mod routing;
@@ -35,6 +37,8 @@ mod tensors;
 #[cfg(feature = "tensor")]
 pub mod token;
 
+#[cfg(feature = "tensor")]
+pub use error::ConfigError;
 #[cfg(feature = "tensor")]
 pub use order::{OrderInput, TokenOrder};
 #[cfg(feature = "tensor")]

@@ -98,7 +98,7 @@ impl TokenTreeShape {
         self.leaf_group
     }
 
-    /// Child slots of a node of the given height (at least 1).
+    /// Child slots of a node of the given height, which is at least 1: a leaf has none, and is not checked for.
     pub fn group(&self, height: usize) -> usize {
         if height == 1 {
             self.leaf_group
@@ -274,7 +274,16 @@ impl CompleteTree {
     }
 
     /// Number of nodes of the given depth.
+    ///
+    /// # Panics
+    /// If `depth` is above the height.
+    #[track_caller]
     pub fn width(&self, depth: usize) -> usize {
+        let height = self.height();
+        assert!(
+            depth <= height,
+            "complete_tree: depth: expected at most {height}, got {depth}"
+        );
         self.branching[..depth].iter().product()
     }
 
@@ -288,7 +297,11 @@ impl CompleteTree {
         (0..=self.height()).map(|depth| self.width(depth)).sum()
     }
 
-    /// Position, in level order, of the first node of the given depth.
+    /// Position, in level order, of the first node of the given depth; of the height plus 1, the number of nodes.
+    ///
+    /// # Panics
+    /// If `depth` is above that.
+    #[track_caller]
     pub fn offset(&self, depth: usize) -> usize {
         (0..depth).map(|above| self.width(above)).sum()
     }
@@ -300,6 +313,9 @@ impl CompleteTree {
     }
 
     /// Index, one depth above, of a node's parent; `None` for the root.
+    ///
+    /// # Panics
+    /// If `depth` is above the height.
     pub fn parent(&self, depth: usize, index: usize) -> Option<usize> {
         (depth > 0).then(|| index / self.branching[depth - 1])
     }

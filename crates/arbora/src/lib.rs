@@ -2,7 +2,7 @@
 //!
 //! Embed single crates where you can; this facade is for programs that use several.
 //!
-//! - [`tree`][]: shapes, leaf orders and node tensors
+//! - [`tree`][]: shapes, leaf orders, node tensors, and decision trees that route tokens
 //! - [`attention`][]: operators for every backend, and layers
 //! - [`rl`][]: policy gradients and the trainer
 //! - [`models`][]: ReTreever, Treeformer, TreeCoders, and the models they are compared with

@@ -2,7 +2,7 @@
 
 use crate::functions::check::expect;
 use crate::layers::baselines::BigBirdConfig;
-use crate::layers::{Kind, SelfAttention, TreeScope};
+use crate::layers::{AttentionKind, SelfAttention, TreeScope};
 use std::iter::Sum;
 use std::ops::Add;
 
@@ -57,6 +57,9 @@ impl Sum for AttentionCost {
 /// Costs are those of a forward pass at inference. Causal attention counts as if every pair were formed, as is usual
 /// and as [`LeafCounts::cost_ratio`](arbora_tree::routing::LeafCounts::cost_ratio) counts. Padding costs whatever it
 /// is counted as: pass real tokens for an ideal cost.
+///
+/// In formulas `n` is the number of queries and of keys, `d` is `d_model`, `H` heads, `h` the height, `b_l` the logits of a
+/// node of level `l` (1 if binary), `k` the rank, `m` the features, `T` the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CostShape {
     /// Queries.
@@ -250,7 +253,7 @@ fn logits(factor: usize) -> usize {
     }
 }
 
-impl Kind {
+impl AttentionKind {
     /// What attending costs at the given sizes.
     ///
     /// - share: for kinds whose pairs meet in leaves, the measured share of pairs that do; `None` means leaves

@@ -6,8 +6,8 @@ use crate::ops::{
 use burn::backend::Dispatch;
 use burn::tensor::{Bool, Tensor};
 
-/// Softmax attention of every query to all keys from a first row on: what a search is compared with,
-/// and the attention of leaves while training.
+/// Softmax attention of every query to all keys from row `first_key` on: what a tree search is compared with, and the
+/// attention to all leaves in training.
 ///
 /// Rows of queries, keys and values hold all heads side by side, as projections leave them and as
 /// [`tree_search`](crate::functions::tree_search) takes them. Where there is a [kernel](crate::functions#kernels), no matrix of

@@ -2,9 +2,9 @@
 //!
 //! # Kernels
 //!
-//! There are kernels for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; on these for heads
-//! and values up to 256 numbers, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and double precision,
-//! wider heads on GPUs, tch on other devices) takes a reference body of tensor operations, without a warning.
+//! There are kernels for single precision on flex, ndarray, tch on the CPU, and all CubeCL backends; on these for `head_dim`
+//! and `value_dim` up to 256, and up to 2^31 - 1 numbers per tensor. Everything else (half, bfloat16 and double precision,
+//! wider heads on GPUs, tch on other devices) runs the reference implementation on tensor operations, without a warning.
 
 pub(crate) mod check;
 mod dense_attention;

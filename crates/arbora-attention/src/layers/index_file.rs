@@ -303,7 +303,7 @@ impl Contents {
         }
         if *entry("weights")? != ContextWeights::of(&layer.attention).fingerprint() {
             return Err(other_layer(
-                "its key or value weights are others, or have changed since",
+                "its key or value weights are not those of the layer as it is now",
             ));
         }
         let single = |view: TensorView| {

@@ -18,22 +18,22 @@ impl TreeCrossAttention {
     ///
     /// # Shapes
     /// - queries: `[batch, queries, …]`, projected by [`attention`](Self::attention)
-    /// - numbers: `[batch, queries]`, uniform in `0.0..1.0`
+    /// - uniforms: `[batch, queries]`, uniform in `0.0..1.0`
     /// - returns `[batch, queries, 1, decisions + 1]`; an example without tokens gets the leftmost path
     ///
     /// # Panics
-    /// If `numbers` has another shape, or the index is of other weights.
+    /// If `uniforms` has another shape, the index has another batch, or is of other weights.
     #[track_caller]
     pub fn leaf_routes(
         &self,
         queries: &ProjectedQueries,
         index: &TreeIndex,
-        numbers: Tensor<2>,
+        uniforms: Tensor<2>,
     ) -> Tensor<4, Int> {
         index.expect(&self.attention);
         let [batch, count, heads, head_dim] = queries.query.dims();
-        expect("leaf_routes: numbers", numbers.dims(), [batch, count]);
-        let numbers = numbers.without_autodiff();
+        expect("leaf_routes: uniforms", uniforms.dims(), [batch, count]);
+        let uniforms = uniforms.without_autodiff();
         let [_, nodes, ..] = index.key.dims();
         let first = index.shape.offset(0);
         let leaves = nodes - first;
@@ -54,7 +54,7 @@ impl TreeCrossAttention {
         // Inverts the cumulative distribution. Ghosts have no mass and lie behind the real leaves.
         let cumulative = attention.cumsum(2);
         let whole = cumulative.clone().narrow(2, leaves - 1, 1);
-        let cut = numbers.unsqueeze_dim::<3>(2) * whole;
+        let cut = uniforms.unsqueeze_dim::<3>(2) * whole;
         let leaf = cumulative.lower_equal(cut).int().sum_dim(2); // [batch, queries, 1]
         let last = index.lengths.clone().sub_scalar(1).clamp_min(0);
         let last = last.reshape([batch, 1, 1]).expand([batch, count, 1]);

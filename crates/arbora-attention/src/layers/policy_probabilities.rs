@@ -23,7 +23,7 @@ impl TreeCrossAttention {
     /// If axes disagree, the tree has no decision, or the index is of other weights (see
     /// [`TreeIndex::check`]).
     #[track_caller]
-    pub fn policy_along(
+    pub fn policy_probabilities(
         &self,
         queries: Tensor<3>,
         index: &TreeIndex,
@@ -32,13 +32,13 @@ impl TreeCrossAttention {
         index.expect(&self.attention);
         let shape = &index.shape;
         let (decisions, branching) = (shape.decisions(), shape.branching());
-        expect_some("policy_along: decisions", decisions);
+        expect_some("policy_probabilities: decisions", decisions);
         let [batch, queries_each, _] = queries.dims();
         let [examples, nodes, ..] = index.key.dims();
-        expect("policy_along: axis 0 of queries", batch, examples);
+        expect("policy_probabilities: axis 0 of queries", batch, examples);
         let paths = path.dims()[2];
         let expected = [batch, queries_each, paths, decisions + 1];
-        expect("policy_along: path", path.dims(), expected);
+        expect("policy_probabilities: path", path.dims(), expected);
         // Paths of a query are those of queries side by side.
         let queries = self.attention.project_queries(queries).repeat(paths);
         let query = queries.query;

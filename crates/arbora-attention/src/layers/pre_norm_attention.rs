@@ -1,9 +1,10 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
-use crate::functions::check::{expect, expect_divisor};
+use crate::functions::check::expect;
 use crate::functions::dense_attention;
 use crate::ops::DenseAttentionOptions;
+use arbora_tree::ConfigError;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -62,13 +63,22 @@ pub struct PreNormAttention {
 }
 
 impl PreNormAttentionConfig {
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// If `d_model` is 0, or `n_heads` does not divide it.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([("d_model", self.d_model)])?;
+        ConfigError::unless_divisor("n_heads", self.n_heads, self.d_model)
+    }
+
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
     pub fn init(&self, device: &Device) -> PreNormAttention {
-        expect_divisor("pre_norm_attention: n_heads", self.n_heads, self.d_model);
+        ConfigError::expect_ok("pre_norm_attention", self.check());
         let linear = |bias| LinearConfig::new(self.d_model, self.d_model).with_bias(bias);
         PreNormAttention {
             norm: LayerNormConfig::new(self.d_model).init(device),

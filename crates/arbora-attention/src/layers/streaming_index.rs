@@ -9,8 +9,8 @@ use burn::tensor::Tensor;
 ///
 /// Appending or replacing tokens aggregates and projects the changed leaves and their ancestors and
 /// nothing else: `O(log N)` nodes for one token. The result equals building and indexing the trees
-/// anew, up to rounding; when that holds, how room grows, and why to stream without gradients is told
-/// at [`TokenTree`], section "Streams".
+/// anew, up to rounding. When that holds, how room grows, and why to stream without gradients: see
+/// [`TokenTree`], section "Streams".
 ///
 /// Search [`index`](Self::index). A clone of it is a snapshot that later changes leave alone; while
 /// one is held, the next change copies the index.
@@ -26,14 +26,14 @@ use burn::tensor::Tensor;
 /// let device = Device::default();
 /// let layer = TreeCrossAttentionConfig::new(32, 4).init(&device);
 /// let shape = TokenTreeShape::new(1024, 2, Layout::LeftFilled); // room for 1024 tokens at first
-/// let mut memory = layer.stream(TokenTree::empty(1, 32, shape, &device));
+/// let mut stream = layer.stream(TokenTree::empty(1, 32, shape, &device));
 ///
-/// memory.append(&layer, Tensor::ones([1, 10, 32], &device), &MeanAggregator)?;
+/// stream.append(&layer, Tensor::ones([1, 10, 32], &device), &MeanAggregator)?;
 /// let queries = Tensor::ones([1, 4, 32], &device);
-/// let found = layer.search(queries, memory.index(), Route::Greedy);
+/// let found = layer.search(queries, stream.index(), Route::Greedy);
 /// assert_eq!(found.context.dims(), [1, 4, 32]);
 ///
-/// memory.save("memory.safetensors")?;
+/// stream.save("stream.safetensors")?;
 /// # Ok(())
 /// # }
 /// ```
@@ -82,6 +82,9 @@ impl StreamingIndex {
 
     /// Appends to every example the first `counts[example]` of its tokens: see
     /// [`TokenTree::append_ragged`].
+    ///
+    /// - tokens: `[batch, new, d_model]`
+    /// - counts: one for each example
     ///
     /// # Errors
     /// As [`append`](Self::append).

@@ -7,7 +7,7 @@ use super::streaming_index::StreamingIndex;
 use super::tree_index::TreeIndex;
 use crate::functions::{Route, SearchOutput, tree_search};
 use crate::ops::{GhostNodes, TreeSearchOptions};
-use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
+use arbora_tree::{ConfigError, Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -41,23 +41,32 @@ pub struct TreeCrossAttention {
 }
 
 impl TreeCrossAttentionConfig {
+    fn attention(&self) -> PreNormAttentionConfig {
+        PreNormAttentionConfig::new(self.d_model, self.n_heads).with_residual(self.residual)
+    }
+
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// As [`PreNormAttentionConfig::check`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.attention().check()
+    }
+
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
     pub fn init(&self, device: &Device) -> TreeCrossAttention {
-        let attention = PreNormAttentionConfig::new(self.d_model, self.n_heads)
-            .with_residual(self.residual)
-            .init(device);
         TreeCrossAttention {
-            attention,
+            attention: self.attention().init(device),
             ghosts: self.ghosts,
         }
     }
 }
 
-/// How a layer searches. A [`Route`] alone stands for itself at temperature 1.
+/// How a layer searches. A [`Route`] converts into it, with temperature 1.
 #[derive(Clone, Debug)]
 pub struct SearchOptions {
     /// How paths are chosen.

@@ -174,7 +174,7 @@ impl ContextWeights {
                 && bias(own) == bias(other);
             if !equal {
                 return Some(format!(
-                    "its {name} weights are others, or have changed since"
+                    "its {name} weights are not those of the layer as it is now"
                 ));
             }
         }

@@ -1,5 +1,6 @@
 //! The feed-forward part of the block that summarises siblings, for rows by themselves.
 
+use super::fields::{from_array, into_array};
 use super::limits::{self, are_single};
 use super::reference;
 use burn::backend::tensor::FloatTensor;
@@ -34,30 +35,8 @@ impl<B: Backend> FeedForwardPrimitive<B> {
         FeedForwardPrimitive::from_array(self.into_array().map(function))
     }
 
-    /// All weights in the order of the fields.
-    pub(crate) fn into_array(self) -> [FloatTensor<B>; 6] {
-        [
-            self.norm_gamma,
-            self.norm_beta,
-            self.inner,
-            self.inner_bias,
-            self.outer,
-            self.outer_bias,
-        ]
-    }
-
-    pub(crate) fn from_array(
-        [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias]: [FloatTensor<B>; 6],
-    ) -> Self {
-        Self {
-            norm_gamma,
-            norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        }
-    }
+    into_array! { [FloatTensor<B>; 6] norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias }
+    from_array! { [FloatTensor<B>; 6] norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias }
 }
 
 /// Gradients of a feed-forward part.
@@ -71,7 +50,7 @@ pub struct FeedForwardGradients<B: Backend> {
     pub weights: FeedForwardPrimitive<B>,
 }
 
-/// A feed-forward part on a backend. It is of no tree: blocks of any model may have it. As for
+/// A feed-forward part on a backend. Independent of trees: any transformer block can use it. As for
 /// [`TreeAttentionOps`](super::TreeAttentionOps) the default bodies are the reference, and `backward` chooses.
 #[backend_extension(
     Cube: cfg(any(

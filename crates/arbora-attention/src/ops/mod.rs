@@ -1,6 +1,7 @@
 //! The operators of tree attention, declared on burn's `Backend`.
 
 mod feed_forward;
+pub(crate) mod fields;
 mod leaf_attention;
 pub(crate) mod limits;
 mod primitive;
@@ -18,6 +19,7 @@ use arbora_tree::TokenTreeShape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::DType;
+use fields::{from_array, into_array};
 use limits::are_single;
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +40,8 @@ pub enum GhostNodes {
     Masked,
     /// As the published code does: unchosen inner ghosts stay in the attended set as zero vectors
     /// (logit 0, value 0), an attention sink. Leaves that are ghosts are masked all the same. Needs
-    /// [`Layout::Published`](arbora_tree::Layout::Published), and has no effect where N is a power
-    /// of the branching factor.
+    /// [`Layout::Published`](arbora_tree::Layout::Published). No effect where N is a power of the
+    /// branching factor and no token is masked out.
     Published,
 }
 
@@ -258,49 +260,8 @@ impl<B: Backend> BlockPrimitive<B> {
         BlockPrimitive::from_array(self.into_array().map(function))
     }
 
-    /// All weights in the order of the fields, those of the feed-forward part last.
-    pub(crate) fn into_array(self) -> [FloatTensor<B>; 13] {
-        let [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias] =
-            self.feed_forward.into_array();
-        [
-            self.norm_gamma,
-            self.norm_beta,
-            self.query,
-            self.key,
-            self.value,
-            self.output,
-            self.output_bias,
-            norm_gamma,
-            norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        ]
-    }
-
-    pub(crate) fn from_array(weights: [FloatTensor<B>; 13]) -> Self {
-        let [
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward @ ..,
-        ] = weights;
-        Self {
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward: FeedForwardPrimitive::from_array(feed_forward),
-        }
-    }
+    into_array! { [FloatTensor<B>; 13] norm_gamma, norm_beta, query, key, value, output, output_bias; feed_forward: FeedForwardPrimitive }
+    from_array! { [FloatTensor<B>; 13] norm_gamma, norm_beta, query, key, value, output, output_bias; feed_forward: FeedForwardPrimitive }
 }
 
 /// Gradients of a tree build.
@@ -322,8 +283,8 @@ pub struct TreeBuildGradients<B: Backend> {
 ///
 /// Where no kernel takes a gradient, its reference is differentiated, on the thread that asks. In fusion's queue
 /// that could wait forever: burn's graphs have one lock, and a thread may hold it while it waits for room in the
-/// queue. So `backward` chooses before anything is queued, and `backward_kernel` is what the queue runs. On CubeCL that
-/// panics on all that `backward` would give to the reference.
+/// queue. So `backward` chooses before anything is queued, and `backward_kernel` is what the queue runs. Call that only
+/// where `backward` would choose a kernel: on CubeCL it panics otherwise.
 #[backend_extension(
     Cube: cfg(any(
         feature = "wgpu",

@@ -171,7 +171,7 @@ fn a_causal_big_bird_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "big-bird takes no mask of pairs")]
+#[should_panic(expected = "big-bird does not support masks of pairs")]
 fn a_big_bird_with_a_mask_of_pairs_is_refused() {
     let kind = AttentionKindConfig::BigBird(BigBirdConfig::default());
     let pairs = Tensor::<3, Bool>::full([1, 4, 4], false, &device());
@@ -188,7 +188,7 @@ fn a_big_bird_with_a_context_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "self_attention: window: expected an odd number, got 2")]
+#[should_panic(expected = "self_attention: kind.window: expected an odd number, got 2")]
 fn an_even_window_is_refused() {
     let kind = AttentionKindConfig::BigBird(config(4, 2, 1, 1));
     layer(&kind, &device());

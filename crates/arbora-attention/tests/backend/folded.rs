@@ -3,7 +3,7 @@
 use crate::self_attention::with_fixed_projections;
 use crate::tree_coarse_layer::{coarse, layer};
 use arbora_attention::{
-    AttentionKindConfig, Kind, RouterConfig, SelfAttention, SelfAttentionConfig,
+    AttentionKind, AttentionKindConfig, RouterConfig, SelfAttention, SelfAttentionConfig,
     SelfAttentionInput, TreeCoarseConfig, TreeScope, TreeSharing, flops,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
@@ -164,7 +164,7 @@ fn a_router_that_normalises_cannot_be_folded() {
 #[should_panic(expected = "self_attention: fold: expected the kind tree-coarse, got dense")]
 fn dense_attention_cannot_be_folded() {
     let layer = SelfAttentionConfig::new(8, 4).init(&device());
-    assert!(matches!(layer.kind, Kind::Dense(_)));
+    assert!(matches!(layer.kind, AttentionKind::Dense(_)));
     let _ = layer.fold();
 }
 

@@ -3,8 +3,8 @@
 use crate::self_attention::with_fixed_projections;
 use crate::tree_coarse_layer::{coarse, layer as coarse_layer};
 use arbora_attention::{
-    AttentionKindConfig, Kind, Router, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
-    TreeCoarseConfig, TreeFineConfig, TreeSharing,
+    AttentionKind, AttentionKindConfig, Router, SelfAttention, SelfAttentionConfig,
+    SelfAttentionInput, TreeCoarseConfig, TreeFineConfig, TreeSharing,
 };
 use arbora_testing::{assert_close, autodiff_device, device, random, values};
 use arbora_tree::Growth;
@@ -22,8 +22,8 @@ fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAtte
 
 fn router(layer: &SelfAttention) -> &Router {
     match &layer.kind {
-        Kind::TreeFine(fine) => &fine.router,
-        Kind::TreeCoarse(coarse) => &coarse.router,
+        AttentionKind::TreeFine(fine) => &fine.router,
+        AttentionKind::TreeCoarse(coarse) => &coarse.router,
         kind => panic!("expected a kind with trees, got {kind:?}"),
     }
 }

@@ -54,7 +54,7 @@ fn only_the_weights_of_keys_and_values_bind_an_index() {
     layer.attention.key.weight = Param::from_tensor(random([6, 6], 9, &device()));
     assert_eq!(
         index.check(&layer).unwrap_err().to_string(),
-        "the index is not of this layer: its key weights are others, or have changed since; \
+        "the index is not of this layer: its key weights are not those of the layer as it is now; \
          index the trees again"
     );
     layer.attention.key.weight = key;

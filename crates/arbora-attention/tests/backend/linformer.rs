@@ -2,7 +2,7 @@
 
 use crate::kinds::{self, D_MODEL, HEADS, layer};
 use arbora_attention::baselines::{Linformer, LinformerConfig};
-use arbora_attention::{AttentionKindConfig, Kind, SelfAttentionInput};
+use arbora_attention::{AttentionKind, AttentionKindConfig, SelfAttentionInput};
 use arbora_testing::{assert_close, autodiff_device, device, padding, random};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
@@ -69,7 +69,7 @@ fn linformer_is_the_equation_of_its_paper() {
     for kind in variants() {
         let device = autodiff_device();
         let layer = layer(&kind, &device);
-        let Kind::Linformer(linformer) = &layer.kind else {
+        let AttentionKind::Linformer(linformer) = &layer.kind else {
             panic!("not a Linformer");
         };
         let hidden = padding(&[11, 4], 11, &device);
@@ -150,7 +150,7 @@ fn a_causal_linformer_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "linformer takes no mask of pairs")]
+#[should_panic(expected = "linformer does not support masks of pairs")]
 fn a_linformer_with_a_mask_of_pairs_is_refused() {
     let pairs = Tensor::<3, Bool>::full([1, 4, 4], false, &device());
     let input = SelfAttentionInput::new(random([1, 4, D_MODEL], 1, &device()));

@@ -3,7 +3,7 @@
 use crate::kinds::{self, D_MODEL, HEADS, layer};
 use arbora_attention::baselines::PerformerConfig;
 use arbora_attention::{
-    AttentionKindConfig, Kind, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    AttentionKind, AttentionKindConfig, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, random_data, values};
@@ -32,7 +32,7 @@ fn performer_does_what_every_kind_does() {
 /// The estimate with all pairs of features and keys formed, nothing shifted, head by head: query head `h` of 4
 /// reads key and value head `h / 2`.
 fn by_definition(layer: &SelfAttention, tokens: Tensor<3>, hidden: Tensor<3, Bool>) -> Tensor<3> {
-    let Kind::Performer(performer) = &layer.kind else {
+    let AttentionKind::Performer(performer) = &layer.kind else {
         panic!("not a Performer");
     };
     let [batch, count, _] = tokens.dims();
@@ -223,7 +223,7 @@ fn large_tokens_give_finite_contexts_and_gradients() {
 fn directions_are_saved_and_not_trained() {
     let layer = layer(&config(12, 0), &autodiff_device());
     let trained = |layer: &SelfAttention| match &layer.kind {
-        Kind::Performer(performer) => values(performer.directions.value()),
+        AttentionKind::Performer(performer) => values(performer.directions.value()),
         _ => panic!("not a Performer"),
     };
     let other = SelfAttentionConfig::new(D_MODEL, HEADS)
@@ -233,7 +233,7 @@ fn directions_are_saved_and_not_trained() {
     assert_ne!(trained(&layer), trained(&other));
     let loaded = other.load_record(layer.clone().into_record());
     assert_eq!(trained(&layer), trained(&loaded));
-    assert!(matches!(&layer.kind, Kind::Performer(performer)
+    assert!(matches!(&layer.kind, AttentionKind::Performer(performer)
         if !performer.directions.value().is_require_grad()));
 }
 
@@ -252,7 +252,7 @@ fn memory_is_linear_in_the_number_of_tokens() {
 }
 
 #[test]
-#[should_panic(expected = "performer takes no mask of pairs")]
+#[should_panic(expected = "performer does not support masks of pairs")]
 fn a_performer_with_a_mask_of_pairs_is_refused() {
     let pairs = Tensor::<3, Bool>::full([1, 4, 4], false, &device());
     let input = SelfAttentionInput::new(random([1, 4, D_MODEL], 1, &device()));
@@ -260,7 +260,7 @@ fn a_performer_with_a_mask_of_pairs_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "self_attention: features: expected at least 1, got 0")]
+#[should_panic(expected = "self_attention: kind.features: expected at least 1, got 0")]
 fn a_performer_without_features_is_refused() {
     layer(&config(0, 0), &device());
 }

@@ -33,7 +33,7 @@ fn probabilities_along_a_path_multiply_to_its_log_probability() {
         let numbers = random([3, 5, 1, decisions], 3, &device()).abs() % 1.0;
         for route in [Route::Greedy, Route::Sampled(numbers)] {
             let found = layer.search(queries.clone(), &index, route);
-            let policy = layer.policy_along(queries.clone(), &index, found.path.clone());
+            let policy = layer.policy_probabilities(queries.clone(), &index, found.path.clone());
             assert_eq!(policy.dims(), [3, 5, 1, decisions, branching]);
             let next = found
                 .path
@@ -59,9 +59,10 @@ fn probabilities_along_several_paths_are_those_along_each() {
     );
     let index = layer.index(&tree);
     let path = layer.search(queries.clone(), &index, Route::Beam(3)).path;
-    let all = layer.policy_along(queries.clone(), &index, path.clone());
+    let all = layer.policy_probabilities(queries.clone(), &index, path.clone());
     for at in 0..3 {
-        let one = layer.policy_along(queries.clone(), &index, path.clone().narrow(2, at, 1));
+        let one =
+            layer.policy_probabilities(queries.clone(), &index, path.clone().narrow(2, at, 1));
         assert_close(all.clone().narrow(2, at, 1), one, 1e-6, 1e-6);
     }
 }
@@ -80,7 +81,7 @@ fn probabilities_sum_to_one_and_ghosts_have_none() {
         let shape = *tree.shape();
         let index = layer.index(&tree);
         let path = layer.search(queries.clone(), &index, Route::Greedy).path;
-        let policy = layer.policy_along(queries.clone(), &index, path.clone());
+        let policy = layer.policy_probabilities(queries.clone(), &index, path.clone());
         let sums = policy.clone().sum_dim(4).reshape([3, 2, shape.decisions()]);
         assert_close(sums.clone(), Tensor::ones_like(&sums), 1e-5, 1e-5);
 
@@ -101,23 +102,23 @@ fn probabilities_sum_to_one_and_ghosts_have_none() {
 }
 
 #[test]
-#[should_panic(expected = "policy_along: path: expected [1, 2, 1, 3], got [1, 1, 1, 3]")]
+#[should_panic(expected = "policy_probabilities: path: expected [1, 2, 1, 3], got [1, 1, 1, 3]")]
 fn paths_of_other_queries_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = mean_tree(random([1, 8, 6], 1, &device()), &[8], 2, Layout::LeftFilled);
     let index = layer.index(&tree);
     let one = random([1, 1, 6], 2, &device());
     let path = layer.search(one, &index, Route::Greedy).path;
-    layer.policy_along(random([1, 2, 6], 2, &device()), &index, path);
+    layer.policy_probabilities(random([1, 2, 6], 2, &device()), &index, path);
 }
 
 #[test]
-#[should_panic(expected = "policy_along: decisions: expected at least 1, got 0")]
+#[should_panic(expected = "policy_probabilities: decisions: expected at least 1, got 0")]
 fn trees_without_a_decision_are_refused() {
     let layer = layer(GhostNodes::Masked, &device());
     let tree = mean_tree(random([1, 2, 6], 1, &device()), &[2], 2, Layout::LeftFilled);
     let index = layer.index(&tree);
     let query = random([1, 1, 6], 2, &device());
     let path = layer.search(query.clone(), &index, Route::Greedy).path;
-    layer.policy_along(query, &index, path);
+    layer.policy_probabilities(query, &index, path);
 }

@@ -1,7 +1,7 @@
 //! The random directions of Performer.
 
 use arbora_attention::baselines::PerformerConfig;
-use arbora_attention::{AttentionKindConfig, Kind, SelfAttentionConfig};
+use arbora_attention::{AttentionKind, AttentionKindConfig, SelfAttentionConfig};
 use arbora_testing::{device, values};
 
 /// The directions that a layer of one head draws, `[features, dim]`.
@@ -9,7 +9,7 @@ fn drawn(config: PerformerConfig, dim: usize) -> Vec<f32> {
     let layer = SelfAttentionConfig::new(dim, 1)
         .with_kind(AttentionKindConfig::Performer(config))
         .init(&device());
-    let Kind::Performer(performer) = layer.kind else {
+    let AttentionKind::Performer(performer) = layer.kind else {
         unreachable!("the kind is that of the configuration");
     };
     values(performer.directions.value().transpose())

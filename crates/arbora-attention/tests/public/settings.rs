@@ -2,8 +2,9 @@
 
 use arbora_attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora_attention::{
-    AlignmentConfig, AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig,
-    TreeScope, TreeSharing,
+    AlignmentConfig, AttentionKindConfig, PreNormAttentionConfig, RouterConfig,
+    SelfAttentionConfig, TreeCoarseConfig, TreeCrossAttentionConfig, TreeFineConfig, TreeScope,
+    TreeSharing,
 };
 use arbora_tree::routing::Surrogate;
 
@@ -89,6 +90,32 @@ fn settings_that_no_layer_can_be_made_of_are_refused_by_name() {
         ),
     ] {
         let error = refused.check(4, 4).expect_err(setting);
+        assert_eq!(error.setting, setting, "{error}");
+    }
+}
+
+#[test]
+fn layers_refuse_settings_by_name() {
+    let layer = || SelfAttentionConfig::new(8, 4);
+    layer().with_n_kv_heads(Some(2)).check().unwrap();
+    let cross = TreeCrossAttentionConfig::new(8, 4).check();
+    cross.unwrap();
+    let refused_kind = router(|it| it.branching = vec![1]);
+    for (setting, checked) in [
+        ("d_model", SelfAttentionConfig::new(0, 1).check()),
+        ("n_heads", SelfAttentionConfig::new(8, 0).check()),
+        ("n_heads", SelfAttentionConfig::new(8, 3).check()),
+        ("n_kv_heads", layer().with_n_kv_heads(Some(3)).check()),
+        ("n_kv_heads", layer().with_n_kv_heads(Some(0)).check()),
+        (
+            "kind.router.branching",
+            layer().with_kind(refused_kind).check(),
+        ),
+        ("d_model", PreNormAttentionConfig::new(0, 1).check()),
+        ("n_heads", PreNormAttentionConfig::new(8, 3).check()),
+        ("n_heads", TreeCrossAttentionConfig::new(8, 3).check()),
+    ] {
+        let error = checked.expect_err(setting);
         assert_eq!(error.setting, setting, "{error}");
     }
 }

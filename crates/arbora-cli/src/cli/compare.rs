@@ -18,7 +18,7 @@ pub struct CompareArgs {
     /// Which models learn it [default for images: retreever,cross-attention; for lm: all].
     #[arg(long, value_name = "MODELS", value_delimiter = ',')]
     models: Vec<AnyModel>,
-    /// Where settings start [default: small].
+    /// The settings that others are changed from: small takes minutes, published hours to days [default: small].
     #[arg(long)]
     preset: Option<Preset>,
     /// One run of each model per seed [default: 0, or the seeds of the experiment].
@@ -29,7 +29,7 @@ pub struct CompareArgs {
         allow_negative_numbers = true
     )]
     seeds: Vec<u64>,
-    /// Learning rates to choose from, by each model for itself on the first seed.
+    /// Candidate learning rates: each model takes the one that is best on the first seed.
     #[arg(
         long,
         value_name = "RATES",
@@ -128,7 +128,7 @@ fn of_task(args: &mut CompareArgs, task: AnyTask) -> Result<Experiment> {
             .collect::<Result<_>>()?;
     }
     if is_grid && models.iter().all(|model| model.name() != TREE_CODER) {
-        bail!("--models: a grid compares others with tree-coder, which is not named");
+        bail!("--models: expected tree-coder among the models of a grid");
     }
     args.asked.is_grid = is_grid;
     let row = |model: AnyModel| Ok(Row::of_model(of_family!(task, model_of(model))?));

@@ -7,9 +7,11 @@ use crate::message::tell;
 use crate::placement::PlaceArgs;
 use crate::run::config_of;
 use anyhow::{Context as _, Result, anyhow, bail};
-use arbora::models::tree_coder::{Finish, GenerateError, GenerateOptions, Generated, NewToken};
+use arbora::models::tree_coder::{
+    FinishReason, GenerateError, GenerateOptions, Generated, NewToken,
+};
 use arbora::rl::train::Checkpoint;
-use arbora::tasks::text::{Continuation, Continued, Tokenizer};
+use arbora::tasks::text::{DecodeStream, DecodedText, Tokenizer};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
@@ -58,8 +60,8 @@ pub struct GenerateArgs {
     /// Seed of what is drawn.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
-    /// Start again after every N tokens, on the route that the last ones choose: half a context of them, or of
-    /// fewer all but the oldest N. Text may then be longer than the model's context.
+    /// Restart the context after every N new tokens: keep half a context of tokens (of fewer, all but the oldest N)
+    /// and choose a new route from them. Text may then be longer than the model's context.
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     reroute: Option<usize>,
     /// Where to compute: a backend compiled in, or ws://HOST:PORT where `arbora serve` listens.
@@ -107,7 +109,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
 
     let mut shown = match (&args.prompts[..], &prompts[..]) {
         ([text], [prompt]) if !args.json => {
-            let continuation = Continuation::new(&tokenizer, prompt, &args.stops)?;
+            let continuation = DecodeStream::new(&tokenizer, prompt, &args.stops)?;
             let out = std::io::stdout();
             Some(Stream::new(text, continuation, &options.stop, out))
         }
@@ -124,7 +126,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         .map_err(|error| refused(&error, &args))?;
     let texts = prompts.iter().zip(&found);
     let texts = texts.map(|(prompt, found)| text_of(&tokenizer, prompt, found, &args.stops));
-    let texts: Vec<Continued> = texts.collect::<Result<_>>()?;
+    let texts: Vec<DecodedText> = texts.collect::<Result<_>>()?;
     if let Some(shown) = shown {
         shown.finish(&texts[0])?;
     }
@@ -164,7 +166,7 @@ fn encoded(
 }
 
 fn options(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<GenerateOptions> {
-    // The same text may be other tokens where it is generated; `Continuation` looks for the text itself.
+    // The same text may be other tokens where it is generated; `DecodeStream` looks for the text itself.
     let mut stop = vec![vec![tokenizer.end_of_document()]];
     for text in &args.stops {
         stop.push(encoded(text, tokenizer, "--stop", "to stop at")?);
@@ -205,7 +207,7 @@ fn refused(error: &GenerateError, args: &GenerateArgs) -> anyhow::Error {
 }
 
 /// What a person should know of the continuations beside them.
-fn remarks(config: &LanguageConfig, texts: &[Continued], found: &[Generated]) {
+fn remarks(config: &LanguageConfig, texts: &[DecodedText], found: &[Generated]) {
     let prompt = config.prompt();
     if config.model.has_tree() && found.iter().any(|found| found.short_prompt) {
         tell!(
@@ -213,7 +215,7 @@ fn remarks(config: &LanguageConfig, texts: &[Continued], found: &[Generated]) {
         );
     }
     let mut all = texts.iter().zip(found);
-    if all.any(|(text, found)| !text.is_stopped && found.finish == Finish::Context) {
+    if all.any(|(text, found)| !text.is_stopped && found.finish == FinishReason::Context) {
         tell!(
             "the context of {} tokens is full; --reroute N goes on beyond it",
             config.data.window
@@ -227,21 +229,21 @@ fn text_of(
     prompt: &[u32],
     found: &Generated,
     stops: &[String],
-) -> Result<Continued> {
+) -> Result<DecodedText> {
     // Tokens that end it need not have the text that was asked for: a tokenizer may change text.
-    let mut text = Continuation::new(tokenizer, prompt, stops)?;
+    let mut text = DecodeStream::new(tokenizer, prompt, stops)?;
     let new = found.before_stop().iter();
     new.for_each(|&token| text.push(token));
     let mut text = text.whole()?;
-    text.is_stopped |= matches!(found.finish, Finish::Stop { .. });
+    text.is_stopped |= matches!(found.finish, FinishReason::Stop { .. });
     Ok(text)
 }
 
 /// A continuation for a program. Leaves and margins are of all that was generated, hidden behind a stop or not.
-fn numbers(prompt: &str, text: &Continued, found: &Generated) -> Value {
+fn numbers(prompt: &str, text: &DecodedText, found: &Generated) -> Value {
     let finish = match found.finish {
         _ if text.is_stopped => "stop",
-        Finish::Context => "context",
+        FinishReason::Context => "context",
         _ => "length",
     };
     let shown = &found.log_probabilities[..text.tokens];
@@ -262,7 +264,7 @@ fn numbers(prompt: &str, text: &Continued, found: &Generated) -> Value {
 struct Stream<'a, W> {
     /// As it was asked for.
     prompt: &'a str,
-    text: Continuation<'a>,
+    text: DecodeStream<'a>,
     /// What ends the continuation, as tokens.
     stop_tokens: &'a [Vec<u32>],
     new: Vec<u32>,
@@ -275,7 +277,7 @@ struct Stream<'a, W> {
 }
 
 impl<'a, W: Write> Stream<'a, W> {
-    fn new(prompt: &'a str, text: Continuation<'a>, stop_tokens: &'a [Vec<u32>], out: W) -> Self {
+    fn new(prompt: &'a str, text: DecodeStream<'a>, stop_tokens: &'a [Vec<u32>], out: W) -> Self {
         Self {
             prompt,
             text,
@@ -299,7 +301,7 @@ impl<'a, W: Write> Stream<'a, W> {
         decided.iter().for_each(|&token| self.text.push(token));
         self.pushed = until;
         // Tokens without a text are refused with the whole text.
-        if let Ok(text) = self.text.certain() {
+        if let Ok(text) = self.text.stable_text() {
             self.show(&text);
         }
     }
@@ -318,7 +320,7 @@ impl<'a, W: Write> Stream<'a, W> {
     }
 
     /// Writes what was held back and does belong to the continuation.
-    fn finish(mut self, whole: &Continued) -> Result<()> {
+    fn finish(mut self, whole: &DecodedText) -> Result<()> {
         self.show(&whole.text);
         self.write("\n");
         match self.failed {
@@ -360,7 +362,7 @@ mod tests {
         }
     }
 
-    fn generated(tokens: Vec<u32>, finish: Finish) -> Generated {
+    fn generated(tokens: Vec<u32>, finish: FinishReason) -> Generated {
         Generated {
             log_probabilities: (0..tokens.len()).map(|at| -(at as f64)).collect(),
             tokens,
@@ -382,7 +384,7 @@ mod tests {
         let stops = ["END".to_owned()];
         let stop = ids("END");
         assert_eq!(lower.decode(&stop).unwrap(), "end");
-        let finish = Finish::Stop { length: stop.len() };
+        let finish = FinishReason::Stop { length: stop.len() };
         let found = generated(ids("the END"), finish);
         let text = text_of(&lower, &ids("all "), &found, &stops).unwrap();
         assert_eq!((text.text.as_str(), text.is_stopped), ("the ", true));
@@ -398,7 +400,7 @@ mod tests {
         let bytes = Tokenizer::bytes();
         let ids = |text: &str| bytes.encode(text).unwrap().ids;
         // In tokens that are not those of the stop, as another way of merging would have them.
-        let found = generated(ids("the end of"), Finish::Length);
+        let found = generated(ids("the end of"), FinishReason::Length);
         let text = text_of(&bytes, &ids("x"), &found, &["end".into()]).unwrap();
         let shown = numbers("x", &text, &found);
         assert_eq!(shown["text"], "the ");
@@ -415,11 +417,11 @@ mod tests {
         for end in 1..=drawn.len() {
             let tokens = &drawn[..end];
             if let Some(stop) = stops.iter().find(|stop| tokens.ends_with(stop)) {
-                let finish = Finish::Stop { length: stop.len() };
+                let finish = FinishReason::Stop { length: stop.len() };
                 return generated(tokens.to_vec(), finish);
             }
         }
-        generated(drawn.to_vec(), Finish::Length)
+        generated(drawn.to_vec(), FinishReason::Length)
     }
 
     #[test]
@@ -436,7 +438,7 @@ mod tests {
             let found = until_stop(&drawn, &stop_tokens);
             let whole = text_of(&bytes, &[120], &found, &stops).unwrap();
             let mut out = Vec::new();
-            let text = Continuation::new(&bytes, &[120], &stops).unwrap();
+            let text = DecodeStream::new(&bytes, &[120], &stops).unwrap();
             let mut shown = Stream::new("x", text, &stop_tokens, &mut out);
             for &token in &found.tokens {
                 shown.push(token);

@@ -1,12 +1,12 @@
 //! `arbora grow`
 
 use super::GrowArgs;
-use crate::alone::alone;
 use crate::families::kind;
 use crate::families::retrieval::data::Source;
 use crate::families::retrieval::{
     RetrievalConfig, RetrievalModel, RetrievalModelKind, RetrievalTask,
 };
+use crate::folder_lock::with_folder_lock;
 use crate::grow::{Choice, Cost, Settings, View, bandit, optimisation, refusal};
 use crate::message::tell;
 use crate::picture::curves::{self, Panel, Series};
@@ -105,7 +105,7 @@ pub fn run(args: GrowArgs) -> Result<ExitCode> {
     let anew = encoded_anew(model, device);
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let pictures = out.join(format!("grow-{}", kind.name()));
-    alone(out, || curves::draw(&played.panels(), &pictures))?;
+    with_folder_lock(out, || curves::draw(&played.panels(), &pictures))?;
     let text = if args.json {
         let mut value = played.json();
         value["run"] = args.run.to_string_lossy().into();

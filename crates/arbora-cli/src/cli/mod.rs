@@ -91,7 +91,7 @@ enum Command {
   arbora inspect runs/copy-retreever-1 --json --out pictures
   arbora inspect runs/lm-tree-coder-1")]
     Inspect(InspectArgs),
-    /// Let a trained run choose: loops that learn while they choose, on contexts that grow.
+    /// Make decisions one after the other with a trained model, which appends each observation to its context.
     ///
     /// bandit: arms of the wheel bandit, with a run of the task bandit. optimisation: where to look for
     /// the maximum of a function, with a run of the task gp. A model with a tree that encodes tokens one
@@ -106,7 +106,7 @@ enum Command {
     /// They name it as they name a backend, by its address: --backend ws://HOST:PORT, or ws://HOST:PORT/1 for
     /// the second of several devices. The traffic is not encrypted, and whoever reaches the address may
     /// compute: serve one machine or a network that you trust. Where the environment variable ARBORA_TOKEN is
-    /// set, only clients with the same are served.
+    /// set, only clients with the same ARBORA_TOKEN are served.
     #[command(after_help = "Examples:
   arbora serve
   arbora serve --backend cuda --devices 2 --address 0.0.0.0:3000
@@ -128,7 +128,7 @@ struct TrainArgs {
     /// Which model learns it [default: retreever; for recall and needle: dense; for lm: tree-coder].
     #[arg(long)]
     model: Option<AnyModel>,
-    /// Where settings start.
+    /// The settings that others are changed from: small takes minutes, published hours to days.
     #[arg(long, default_value = "small", conflicts_with = "resume")]
     preset: Preset,
     /// A JSON file with any part of the settings.
@@ -146,7 +146,7 @@ struct TrainArgs {
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// For recall and needle: start from the weights of the trained run in this folder, whose architecture
-    /// must be the same but for its attention. Trees of the same form keep their weights; new ones split its
+    /// must be the same but for its attention. Trees of the same shape keep their weights; new ones split its
     /// activations evenly, unless trees.median_split is false.
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     from: Option<PathBuf>,
@@ -248,14 +248,14 @@ struct GrowArgs {
     /// Which loop [default: the one that fits the run's task].
     #[arg(long = "loop", value_name = "LOOP")]
     kind: Option<grow::Loop>,
-    /// Choices made in each world, 1 to 65536 [default: bandit 500, optimisation 40].
+    /// Choices made in each environment, 1 to 65536 [default: bandit 500, optimisation 40].
     #[arg(
         long,
         value_parser = clap::value_parser!(u64).range(1..=65_536),
         allow_negative_numbers = true
     )]
     rounds: Option<u64>,
-    /// Worlds (for the bandit: of each radius), 1 to 4096 [default: bandit 10, optimisation 50].
+    /// Independent environments (for the bandit: of each radius), 1 to 4096 [default: bandit 10, optimisation 50].
     #[arg(
         long,
         value_parser = clap::value_parser!(u64).range(1..=4_096),

@@ -211,9 +211,8 @@ pub struct Asked {
     /// Train and write nothing: print how far each run is, and the command that trains it.
     #[arg(long, conflicts_with = "only_table")]
     pub plan: bool,
-    /// Train all runs again, whatever is stored or finished. Their folders are kept beside, as NAME-before-N. Where it is
-    /// stopped, the same command goes on, and so does the next one without this option, until the file `again` is gone
-    /// from the folder of the runs.
+    /// Train all runs again; old folders are renamed NAME-before-N. Where it is stopped, the next command goes on, with
+    /// or without --again, as long as the file `again` is in --out.
     #[arg(long)]
     pub again: bool,
     #[command(flatten)]
@@ -366,7 +365,7 @@ impl Experiment {
         Ok(experiment)
     }
 
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     fn check(&self) -> Result<()> {
         ensure!(!self.rows.is_empty(), "rows: expected at least one");
         for (at, row) in self.rows.iter().enumerate() {

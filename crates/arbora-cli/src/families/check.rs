@@ -27,22 +27,6 @@ pub fn weights<const N: usize>(weights: [(&str, f64); N]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a part that does not divide its whole.
-pub fn divisor(key: &str, whole: usize, part: usize) -> Result<()> {
-    if !whole.is_multiple_of(part) {
-        bail!("{key}: expected a divisor of {whole}, got {part}");
-    }
-    Ok(())
-}
-
-/// Refuses a dropout outside of 0 to below 1.
-pub fn dropout(dropout: f64) -> Result<()> {
-    if !(0.0..1.0).contains(&dropout) {
-        bail!("architecture.dropout: expected 0 to below 1, got {dropout}");
-    }
-    Ok(())
-}
-
 /// Puts the name of a section before what it refuses: it knows its settings by short names.
 pub fn section<T, E: Display>(section: &str, checked: Result<T, E>) -> Result<T> {
     checked.map_err(|error| anyhow!("{section}.{error}"))

@@ -193,9 +193,12 @@ impl Common<'_> {
     }
 }
 
-/// A hash of all settings of a network.
+/// A hash of all settings of a network but its seed, which is not set, and the last of them.
 fn network_hash(network: &impl Serialize) -> Result<u64> {
     let mut settings = serde_json::to_string(network)?;
+    if let Some(at) = settings.rfind(",\"seed\":0}") {
+        settings.replace_range(at..at + 9, "");
+    }
     for (name, first) in FIRST_NAMES {
         settings = settings.replace(&format!("\"{name}\":"), &format!("\"{first}\":"));
     }

@@ -90,7 +90,7 @@ impl Worlds for Arms {
         let (delta, repeat) = (world / self.repeats, world % self.repeats);
         let (wheel, place) = (&self.wheels[delta], self.places[world]);
         let reward = wheel.reward(place, arm, &mut self.numbers[world]);
-        let means = wheel.optimal(place).map(f64::from);
+        let means = wheel.mean_rewards(place).map(f64::from);
         let best = means.into_iter().fold(f64::NEG_INFINITY, f64::max);
         let average = means.iter().sum::<f64>() / ARMS as f64;
         let regrets = &mut self.regrets[delta];

@@ -16,7 +16,9 @@ use crate::families::retrieval::RetrievalModel;
 use crate::families::retrieval::data::Problem;
 use anyhow::{Result, ensure};
 use arbora::attention::{Route, TreeIndex};
-use arbora::models::{Context, Prediction, ReTreever, ReTreeverStream, StreamRefused, Target};
+use arbora::models::{
+    Context, Prediction, ReTreever, ReTreeverStream, ReTreeverStreamError, Target,
+};
 use arbora::rl::sample::uniform;
 use arbora::rl::seed::{Purpose, derive, rng};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -225,7 +227,7 @@ enum Memory<'model> {
 }
 
 /// Why the contexts of a model are encoded again in every round; `None` where they are streamed.
-pub fn refusal(model: &RetrievalModel, device: &Device) -> Option<StreamRefused> {
+pub fn refusal(model: &RetrievalModel, device: &Device) -> Option<ReTreeverStreamError> {
     model.retreever()?.stream_empty(1, 1, device).err()
 }
 

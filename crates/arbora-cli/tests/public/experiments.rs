@@ -1,6 +1,6 @@
 //! The experiments behind the pages of `docs/results`, as their files have them.
 
-use arbora_cli::doors;
+use arbora_cli::testing;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,13 +30,13 @@ fn refusal(experiment: &Value) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("experiment.json");
     fs::write(&file, experiment.to_string()).unwrap();
-    let refused = doors::read_experiment(&file).err();
+    let refused = testing::read_experiment(&file).err();
     refused.map(|error| format!("{error:#}"))
 }
 
 #[test]
 fn every_table_and_the_grid_can_be_named() {
-    let bundled: BTreeSet<String> = doors::experiments().map(str::to_owned).collect();
+    let bundled: BTreeSet<String> = testing::experiments().map(str::to_owned).collect();
     assert_eq!(texts().collect::<BTreeSet<_>>(), bundled);
     assert!(named("lm")["grid"].is_object());
 }

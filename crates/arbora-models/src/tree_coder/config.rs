@@ -1,8 +1,8 @@
 //! Settings of a TreeCoder, and what they must fulfil.
 
-use crate::block::TransformerBlockConfig;
+use crate::block::{TransformerBlockConfig, check_causal};
 use arbora_attention::AttentionKindConfig;
-use arbora_rl::ConfigError;
+use arbora_tree::ConfigError;
 use arbora_tree::shape::CompleteTree;
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
@@ -57,9 +57,9 @@ impl RouteOn {
 
 /// How children are chosen.
 ///
-/// Trees of all kinds have the same selectors, and take of a child what [`SelectorGradient`] says of its probability:
-/// the controls differ in the decisions alone. With [`SelectorGradient::Reinforce`] and [`SelectorGradient::Soft`] they
-/// take all of the one child, and their selectors do not learn.
+/// Selectors of all kinds have the same parameters, and weigh a child as [`SelectorGradient`] says: the controls differ
+/// in the decisions alone. With [`SelectorGradient::Reinforce`] and [`SelectorGradient::Soft`] the controls weigh it by 1,
+/// and their selectors do not learn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SelectorKind {
@@ -105,13 +105,13 @@ pub enum SelectorBalance {
     None,
     /// Switch Transformers' auxiliary loss at every node (arXiv 2101.03961, section 2.2).
     SwitchLoss {
-        /// Of the loss, beside the task's.
+        /// Weight of the loss, beside the task's.
         weight: f64,
     },
     /// A bias per child that is added to the probabilities where decisions are taken, and nowhere else: it moves
     /// against the load (arXiv 2408.15664, algorithm 1).
     LossFree {
-        /// How far per forward pass of training.
+        /// Step of the bias per forward pass of training.
         rate: f64,
     },
 }
@@ -119,7 +119,7 @@ pub enum SelectorBalance {
 /// Configuration of the selectors.
 #[derive(Config, Debug, PartialEq)]
 pub struct SelectorConfig {
-    /// Who chooses.
+    /// How children are chosen.
     #[config(default = "SelectorKind::Learned")]
     pub kind: SelectorKind,
     /// Width of a hidden layer; `None`: a linear classifier.
@@ -198,119 +198,61 @@ pub struct TreeCoderConfig {
     /// Which head a leaf predicts with.
     #[config(default = "LeafHead::Shared")]
     pub head: LeafHead,
+    /// Seed of the weights: one seed gives the same weights on every backend.
+    #[config(default = 0)]
+    pub seed: u64,
 }
 
 impl TreeCoderConfig {
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     ///
     /// # Errors
     /// With the first setting that is out of range.
     pub fn check(&self) -> Result<(), ConfigError> {
-        for (setting, value) in [
+        ConfigError::unless_at_least_1([
             ("vocabulary", self.vocabulary),
             ("context", self.context),
             ("classes", self.classes.unwrap_or(1)),
-            ("d_model", self.d_model),
-            ("n_heads", self.n_heads),
-        ] {
-            if value == 0 {
-                return Err(ConfigError::new(setting, "at least 1", 0));
-            }
-        }
-        if !self.d_model.is_multiple_of(self.n_heads) {
-            return Err(ConfigError::new(
-                "n_heads",
-                "a divisor of d_model",
-                self.n_heads,
-            ));
-        }
-        if let Some(kv_heads) = self.n_kv_heads
-            && (kv_heads == 0 || !self.n_heads.is_multiple_of(kv_heads))
-        {
-            return Err(ConfigError::new(
-                "n_kv_heads",
-                "a divisor of n_heads",
-                kv_heads,
-            ));
-        }
-        if self.branching < 2 {
-            return Err(ConfigError::new("branching", "at least 2", self.branching));
-        }
+        ])?;
+        let branching = self.branching;
+        ConfigError::unless(branching >= 2, "branching", "at least 2", branching)?;
         for (setting, values) in [("blocks", &self.blocks), ("d_ff", &self.d_ff)] {
             let of_blocks = setting == "d_ff" && self.height == 0;
             let fits = values.len() == 1
                 || Some(values.len()) == self.height.checked_add(1)
                 || of_blocks && self.blocks == [values.len()];
-            if !fits {
-                let expected = if of_blocks {
-                    "one number, or one for each block"
-                } else {
-                    "one number, or one for each of the height + 1 levels"
-                };
-                let got = format!("{values:?} at height {}", self.height);
-                return Err(ConfigError::new(setting, expected, got));
-            }
-            if values.contains(&0) {
-                let got = format!("{values:?}");
-                return Err(ConfigError::new(setting, "at least 1", got));
-            }
+            let expected = if of_blocks {
+                "one number, or one for each block"
+            } else {
+                "one number, or one for each of the height + 1 levels"
+            };
+            let got = format!("{values:?} at height {}", self.height);
+            ConfigError::unless(fits, setting, expected, &got)?;
+            ConfigError::unless(!values.contains(&0), setting, "at least 1", got)?;
         }
-        if self.nodes().is_none_or(|nodes| nodes > Self::MOST_NODES) {
-            let got = format!("{} with branching {}", self.height, self.branching);
-            return Err(ConfigError::new(
-                "height",
-                "a tree of at most 65536 nodes",
-                got,
-            ));
+        let countable = self.nodes().is_some_and(|nodes| nodes <= Self::MOST_NODES);
+        let got = format!("{} with branching {branching}", self.height);
+        ConfigError::unless(countable, "height", "a tree of at most 65536 nodes", got)?;
+        if let RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens } = self.route_on {
+            let holds = (1..=self.context).contains(&tokens);
+            let expected = "at least 1 and at most the context";
+            ConfigError::unless(holds, "route_on.tokens", expected, tokens)?;
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(ConfigError::new(
-                "dropout",
-                "at least 0 and below 1",
-                self.dropout,
-            ));
+        self.block(0, 0, 0).check()?;
+        if self.causal {
+            check_causal(&self.attention)?;
         }
-        match self.route_on {
-            RouteOn::FirstN { tokens } | RouteOn::PreviousChunk { tokens }
-                if tokens == 0 || tokens > self.context =>
-            {
-                let expected = "at least 1 and at most the context";
-                return Err(ConfigError::new("route_on.tokens", expected, tokens));
-            }
-            _ => {}
+        if let AttentionKindConfig::Linformer(linformer) = &self.attention {
+            let most = linformer.max_tokens;
+            let expected = "at least the context, rounded up to whole chunks";
+            ConfigError::unless(
+                most >= self.padded(),
+                "attention.max_tokens",
+                expected,
+                most,
+            )?;
         }
-        self.check_attention()?;
-        self.selector.check()
-    }
-
-    fn check_attention(&self) -> Result<(), ConfigError> {
-        let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
-        self.attention
-            .check(self.n_heads, kv_heads)
-            .map_err(|error| {
-                let got = format!("{} = {}", error.setting, error.got);
-                ConfigError::new("attention", error.expected, got)
-            })?;
-        match &self.attention {
-            AttentionKindConfig::Linformer(_) | AttentionKindConfig::BigBird(_) if self.causal => {
-                let kind = match self.attention {
-                    AttentionKindConfig::BigBird(_) => "big-bird",
-                    _ => "linformer",
-                };
-                let expected =
-                    "dense, performer, tree-fine or tree-coarse where tokens see none after them";
-                Err(ConfigError::new("attention", expected, kind))
-            }
-            AttentionKindConfig::Linformer(linformer) if linformer.max_tokens < self.padded() => {
-                let expected = "max_tokens of at least the context, rounded up to whole chunks";
-                Err(ConfigError::new(
-                    "attention",
-                    expected,
-                    linformer.max_tokens,
-                ))
-            }
-            _ => Ok(()),
-        }
+        ConfigError::in_section("selector", self.selector.check())
     }
 
     /// Most tokens that a block gets: sequences are filled up to whole chunks.
@@ -388,16 +330,14 @@ fn level(numbers: &[usize], depth: usize) -> usize {
 }
 
 impl SelectorConfig {
-    fn check(&self) -> Result<(), ConfigError> {
-        if self.hidden == Some(0) {
-            return Err(ConfigError::new("selector.hidden", "at least 1", 0));
-        }
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        if let SelectorGradient::GumbelStraightThrough { temperature } = self.gradient
-            && !positive(temperature)
-        {
-            let setting = "selector.gradient.temperature";
-            return Err(ConfigError::new(setting, "above 0", temperature));
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is out of its range, or does not go with the others.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([("hidden", self.hidden.unwrap_or(1))])?;
+        if let SelectorGradient::GumbelStraightThrough { temperature } = self.gradient {
+            ConfigError::unless_positive("gradient.temperature", temperature)?;
         }
         if self.kind == SelectorKind::Learned {
             match (self.gradient, self.balance) {
@@ -405,25 +345,23 @@ impl SelectorConfig {
                 (SelectorGradient::Soft, balance) => {
                     let expected = "none with soft selectors, which use all children";
                     let got = format!("{balance:?}");
-                    return Err(ConfigError::new("selector.balance", expected, got));
+                    return Err(ConfigError::new("balance", expected, got));
                 }
                 (SelectorGradient::Reinforce, SelectorBalance::LossFree { .. }) => {
                     let expected = "none or switch-loss with reinforce, whose samples follow the probabilities alone";
-                    return Err(ConfigError::new("selector.balance", expected, "loss-free"));
+                    return Err(ConfigError::new("balance", expected, "loss-free"));
                 }
                 _ => {}
             }
         }
         match self.balance {
-            SelectorBalance::SwitchLoss { weight } if !positive(weight) => Err(ConfigError::new(
-                "selector.balance.weight",
-                "above 0",
-                weight,
-            )),
-            SelectorBalance::LossFree { rate } if !positive(rate) => {
-                Err(ConfigError::new("selector.balance.rate", "above 0", rate))
+            SelectorBalance::None => Ok(()),
+            SelectorBalance::SwitchLoss { weight } => {
+                ConfigError::unless_positive("balance.weight", weight)
             }
-            _ => Ok(()),
+            SelectorBalance::LossFree { rate } => {
+                ConfigError::unless_positive("balance.rate", rate)
+            }
         }
     }
 }

@@ -164,6 +164,9 @@ impl Decoder {
     }
 
     /// The tokens that a sequence was fed.
+    ///
+    /// # Panics
+    /// If there is no such sequence, as all that take one do.
     pub fn tokens(&self, sequence: usize) -> &[u32] {
         &self.sequences[sequence].tokens
     }

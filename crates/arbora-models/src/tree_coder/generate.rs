@@ -5,17 +5,16 @@ use super::decoder::check_tokens;
 use super::draws::place_seed;
 use super::sampling::{Filters, log_probability, margin, pick};
 use super::{TreeCoder, TreeCoderConfig};
-use arbora_rl::ConfigError;
 use arbora_rl::seed::{Purpose, rng};
+use arbora_tree::ConfigError;
 use burn::config::Config;
 use rand::Rng;
 use thiserror::Error;
 
-/// Greedy decoding gives the same tokens on every backend, with or without a cache, as long as the logit of the
-/// greatest is more than this above that of the second, and in each decision of a selector the value of the child
-/// above that of the next. Where they are closer, rounding may decide: see [`Generated::smallest_margin`] and
-/// [`Generated::smallest_route_margin`]. Attention that routes tokens to leaves of its own decides as well, and has
-/// no margin here.
+/// The least margin at which greedy decoding gives the same tokens on every backend, with or without a cache: of the
+/// largest logit over the second, and in each selector of the value of the chosen child over the next. Below it rounding
+/// may decide: see [`Generated::smallest_margin`] and [`Generated::smallest_route_margin`]. Attention that routes
+/// tokens to leaves has no margin here.
 ///
 /// The tests hold logits with and without a cache to within a tenth of it, in single precision.
 pub const GREEDY_EPSILON: f64 = 1e-3;
@@ -41,14 +40,13 @@ pub struct GenerateOptions {
     /// the prompt.
     #[config(default = "vec![]")]
     pub stop: Vec<Vec<u32>>,
-    /// Of what is drawn. The prompt with index `i` draws as it would alone with the seed `seed + i`.
+    /// Seed of sampling: the prompt with index `i` draws as it would alone with `seed + i`.
     #[config(default = 0)]
     pub seed: u64,
-    /// After how many new tokens a sequence starts again, on a new route, with its last tokens as the prompt.
-    /// Of more tokens than half a context it keeps as many as that; of fewer, all but so many of the oldest; but never
-    /// fewer than the route reads ([`RouteOn::FirstN`] and [`RouteOn::PreviousChunk`]), and it does not start again
-    /// before it has more. The route reads the first tokens of what is kept, not the newest. Earlier where the context
-    /// is full. `None`: never, and a full context ends the continuation.
+    /// After so many new tokens, or when the context is full, a sequence restarts at position 0 with its last tokens as
+    /// the prompt, and a new route is chosen from the first of these. Kept is half a context, or of fewer tokens all but
+    /// the oldest `reroute`, but never fewer than the route reads ([`RouteOn::FirstN`] and [`RouteOn::PreviousChunk`]): a
+    /// sequence with no more than these does not restart. `None`: a full context ends the continuation.
     #[config(default = "None")]
     pub reroute: Option<usize>,
     /// Whether keys and values are kept. Otherwise each token is computed from all tokens before it: slow,
@@ -63,8 +61,9 @@ pub struct Generated {
     /// The new tokens, with the stop sequence if there is one.
     pub tokens: Vec<u32>,
     /// Why there are no more.
-    pub finish: Finish,
-    /// The leaf of each routed item, in order: one, or one for each chunk; and on after each new beginning.
+    pub finish: FinishReason,
+    /// The leaf of each routed item, in order: one, or one for each chunk; after a restart those
+    /// of the new context follow.
     pub leaves: Vec<usize>,
     /// Of each new token, the logarithm of its probability before temperature and filters.
     pub log_probabilities: Vec<f64>,
@@ -81,15 +80,15 @@ impl Generated {
     /// The new tokens without the stop sequence.
     pub fn before_stop(&self) -> &[u32] {
         match self.finish {
-            Finish::Stop { length } => &self.tokens[..self.tokens.len() - length],
-            Finish::Length | Finish::Context => &self.tokens,
+            FinishReason::Stop { length } => &self.tokens[..self.tokens.len() - length],
+            FinishReason::Length | FinishReason::Context => &self.tokens,
         }
     }
 }
 
 /// Why a continuation ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
+pub enum FinishReason {
     /// With a stop sequence.
     Stop {
         /// Its tokens, which are the last ones of the continuation.
@@ -111,7 +110,7 @@ pub struct NewToken {
     /// The logarithm of its probability before temperature and filters.
     pub log_probability: f64,
     /// If it is the last one: why.
-    pub finish: Option<Finish>,
+    pub finish: Option<FinishReason>,
 }
 
 /// Why there is no continuation.
@@ -174,39 +173,22 @@ pub enum GenerateError {
 }
 
 impl GenerateOptions {
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     ///
     /// # Errors
     /// With the first option that is out of range.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let counts = [
-            ("max_tokens", Some(self.max_tokens)),
-            ("top_k", self.top_k),
-            ("reroute", self.reroute),
-        ];
-        if let Some((setting, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
-            return Err(ConfigError::new(setting, "at least 1", 0));
-        }
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(ConfigError::new(
-                "temperature",
-                "at least 0",
-                self.temperature,
-            ));
-        }
-        if let Some(mass) = self.top_p
-            && !(mass > 0.0 && mass <= 1.0)
-        {
-            return Err(ConfigError::new("top_p", "above 0 and at most 1", mass));
-        }
-        if self.stop.iter().any(Vec::is_empty) {
-            return Err(ConfigError::new(
-                "stop",
-                "sequences of at least 1 token",
-                "none",
-            ));
-        }
-        Ok(())
+        ConfigError::unless_at_least_1([
+            ("max_tokens", self.max_tokens),
+            ("top_k", self.top_k.unwrap_or(1)),
+            ("reroute", self.reroute.unwrap_or(1)),
+        ])?;
+        ConfigError::unless_at_least_0("temperature", self.temperature)?;
+        let mass = self.top_p.unwrap_or(1.0);
+        let holds = mass > 0.0 && mass <= 1.0;
+        ConfigError::unless(holds, "top_p", "above 0 and at most 1", mass)?;
+        let holds = !self.stop.iter().any(Vec::is_empty);
+        ConfigError::unless(holds, "stop", "sequences of at least 1 token", "none")
     }
 
     fn filters(&self) -> Filters {
@@ -252,7 +234,7 @@ pub(super) fn continued(
                 done: None,
                 found: Generated {
                     tokens: Vec::new(),
-                    finish: Finish::Length,
+                    finish: FinishReason::Length,
                     leaves: Vec::new(),
                     log_probabilities: Vec::new(),
                     smallest_margin: f64::INFINITY,
@@ -355,7 +337,7 @@ struct Continuation {
     begun: usize,
     /// Of what is drawn.
     seed: u64,
-    done: Option<Finish>,
+    done: Option<FinishReason>,
     found: Generated,
 }
 
@@ -390,15 +372,15 @@ impl Continuation {
     }
 
     /// - is_full: whether the context has no place for the last token
-    fn finish(&self, options: &GenerateOptions, is_full: bool) -> Option<Finish> {
+    fn finish(&self, options: &GenerateOptions, is_full: bool) -> Option<FinishReason> {
         let tokens = &self.found.tokens;
         let stopped = options.stop.iter().filter(|stop| tokens.ends_with(stop));
         if let Some(length) = stopped.map(Vec::len).max() {
-            return Some(Finish::Stop { length });
+            return Some(FinishReason::Stop { length });
         }
         if tokens.len() == options.max_tokens {
-            return Some(Finish::Length);
+            return Some(FinishReason::Length);
         }
-        (is_full && options.reroute.is_none()).then_some(Finish::Context)
+        (is_full && options.reroute.is_none()).then_some(FinishReason::Context)
     }
 }

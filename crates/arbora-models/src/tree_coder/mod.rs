@@ -21,13 +21,16 @@ pub use config::{
 };
 pub use decoder::Decoder;
 pub use forward::{LevelRouting, TreeCoderOptions, TreeCoderOutput, TreeCoderRouting};
-pub use generate::{Finish, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken};
+pub use generate::{
+    FinishReason, GREEDY_EPSILON, GenerateError, GenerateOptions, Generated, NewToken,
+};
 pub use node::{Head, Node};
 pub use parameters::ParameterCounts;
 pub use placement::{NodeName, Placement, PlacementError};
 pub use selector::Selector;
 
 use crate::init::{Initialization, seeded};
+use arbora_tree::ConfigError;
 use arbora_tree::shape::CompleteTree;
 use burn::module::{Module, ParamId};
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
@@ -58,15 +61,13 @@ pub struct TreeCoder {
 }
 
 impl TreeCoderConfig {
-    /// Initialises the model on a device. Weights depend on the seed alone, not on the backend.
+    /// Initialises the model on a device.
     ///
     /// # Panics
-    /// If [`check`](Self::check) refuses the configuration.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
-    pub fn init(&self, seed: u64, device: &Device) -> TreeCoder {
-        if let Err(error) = self.check() {
-            panic!("tree_coder: {error}");
-        }
+    pub fn init(&self, device: &Device) -> TreeCoder {
+        ConfigError::expect_ok("tree_coder", self.check());
         let table = |rows| EmbeddingConfig::new(rows, self.d_model).init(device);
         let tree = self.tree();
         let nodes = (0..=self.height)
@@ -82,7 +83,7 @@ impl TreeCoderConfig {
             head: (self.head == LeafHead::Shared).then(|| Head::new(self, device)),
             config: self.clone(),
         };
-        let mut model = seeded(model, seed, Initialization::Unit);
+        let mut model = seeded(model, self.seed, Initialization::Unit);
         for node in &mut model.nodes {
             node.selector = node.selector.take().map(Selector::with_even_start);
         }
@@ -192,11 +193,11 @@ impl TreeCoder {
         self.generate_each(prompts, options, |_| {})
     }
 
-    /// As [`generate`](Self::generate), and tells of each token as soon as it is there: of all prompts in turn, the
-    /// first tokens first.
+    /// As [`generate`](Self::generate), and calls `on_token` for each new token: of all prompts in turn, the first tokens
+    /// first.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate). Tokens that came before were told of.
+    /// As [`generate`](Self::generate). Tokens that came before were passed to `on_token`.
     pub fn generate_each(
         &self,
         prompts: &[Vec<u32>],
@@ -212,9 +213,8 @@ impl TreeCoder {
     /// to its device and back home, and nothing else of size: where every leaf has a head of its own and is placed,
     /// logits come home as well. Weights, their gradients and the state of an optimiser stay with the node.
     ///
-    /// Clones share running state, which moves with the first of them that is placed: the biases of loss-free balancing,
-    /// and what trees and random features of attention keep. The others then cannot run, so place before cloning, or
-    /// load weights into a model of its own.
+    /// Clones share running state (biases of loss-free balancing and of routing trees, the directions of Performer), which
+    /// moves with the first of them that is placed; the others then cannot run. Place before cloning.
     ///
     /// # Errors
     /// If the tree does not have a node of the placement.

@@ -9,13 +9,12 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bool, Device, Tensor};
 
-/// A node of the tree: transformer blocks, and outside of them what decides where a sequence goes next, or says
-/// what a leaf predicts.
+/// A node of the tree: transformer blocks, then the selector of an inner node, or the head of a leaf.
 #[derive(Module, Debug)]
 pub struct Node {
     /// The transformer blocks, the first one first.
     pub blocks: Vec<TransformerBlock>,
-    /// Chooses a child, or in the controls says no more than how much of one is taken; `None` at leaves.
+    /// Scores the children; in the controls it only weighs the child that was chosen without it. `None` at leaves.
     pub selector: Option<Selector>,
     /// What this leaf predicts; `None` at inner nodes, and where all leaves share a head.
     pub head: Option<Head>,

@@ -18,7 +18,7 @@ pub struct ParameterCounts {
 }
 
 impl TreeCoderConfig {
-    /// How many parameters the model has.
+    /// How many parameters the model has, for settings that [`check`](Self::check) takes.
     pub fn parameters(&self) -> ParameterCounts {
         let tree = self.tree();
         let embedding = (self.vocabulary + self.context) * self.d_model;
@@ -55,7 +55,7 @@ impl TreeCoderConfig {
         }
     }
 
-    /// The linear transformer of the active path: one node with the blocks that a sequence passes from the root to a
+    /// The linear transformer (plain, one path; not linear attention) of the active path: one node with the blocks that a sequence passes from the root to a
     /// leaf, each of its own width. It has the active parameters of the tree but for those of the selectors, and is
     /// asked for the same tokens.
     #[must_use]

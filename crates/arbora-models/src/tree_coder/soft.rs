@@ -8,7 +8,7 @@ use burn::tensor::activation::softmax;
 
 impl Pass<'_> {
     /// Runs every node on every item. What comes out of a subtree is the mixture of what comes out of its children's:
-    /// hidden states with a shared head, logits with a head per leaf. The route that is told is the greedy one.
+    /// hidden states with a shared head, logits with a head per leaf. The reported route is the greedy one.
     ///
     /// - returns hidden states or logits, `[batch, tokens, d_model or classes]`
     pub fn mixture(&mut self, items: Items) -> Tensor<3> {

@@ -4,10 +4,11 @@ mod mixing;
 
 pub use mixing::LocalMixing;
 
-use crate::block::{TransformerBlock, TransformerBlockConfig};
+use crate::block::{TransformerBlock, TransformerBlockConfig, check_causal};
 use crate::init::{Initialization, seeded};
 use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
 use arbora_rl::seed::spread;
+use arbora_tree::ConfigError;
 use arbora_tree::routing::Surrogate;
 use burn::config::Config;
 use burn::module::{Module, ParamId};
@@ -60,6 +61,9 @@ pub struct TreeformerConfig {
     /// Treeformers are bootstrapped from the top (arXiv 2208.09015, Algorithm 1).
     #[config(default = 0)]
     pub dense_layers: usize,
+    /// Seed of the weights: one seed gives the same weights on every backend.
+    #[config(default = 0)]
+    pub seed: u64,
 }
 
 /// A transformer over tokens whose attention is of any kind: an encoder, or with `causal` a decoder.
@@ -107,27 +111,33 @@ pub struct TreeformerOutput {
 }
 
 impl TreeformerConfig {
-    /// Initialises the model on a device. Weights depend on the seed alone, not on the backend.
+    /// Checks that every setting is in its range and goes with the others.
     ///
-    /// # Panics
-    /// If `vocabulary`, `classes`, `d_model` or `layers` is 0, `dense_layers` is above `layers`, `n_heads` does
-    /// not divide `d_model`, or `n_kv_heads` does not divide `n_heads`.
-    #[track_caller]
-    pub fn init(&self, seed: u64, device: &Device) -> Treeformer {
-        for (name, value) in [
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([
             ("vocabulary", self.vocabulary),
             ("classes", self.classes),
-            ("d_model", self.d_model),
             ("layers", self.layers),
-        ] {
-            assert!(value > 0, "treeformer: {name}: expected at least 1, got 0");
+        ])?;
+        let holds = self.dense_layers <= self.layers;
+        let expected = format!("at most {}", self.layers);
+        ConfigError::unless(holds, "dense_layers", &expected, self.dense_layers)?;
+        if self.causal {
+            check_causal(&self.attention)?;
         }
-        assert!(
-            self.dense_layers <= self.layers,
-            "treeformer: dense_layers: expected at most {}, got {}",
-            self.layers,
-            self.dense_layers
-        );
+        // Of the highest layer, which no setting makes dense but `attention` itself.
+        self.block(self.layers).check()
+    }
+
+    /// Initialises the model on a device.
+    ///
+    /// # Panics
+    /// With a setting that [`check`](Self::check) refuses.
+    #[track_caller]
+    pub fn init(&self, device: &Device) -> Treeformer {
+        ConfigError::expect_ok("treeformer", self.check());
         let table = |rows| EmbeddingConfig::new(rows, self.d_model).init(device);
         let model = Treeformer {
             embedding: table(self.vocabulary),
@@ -143,7 +153,7 @@ impl TreeformerConfig {
             head: LinearConfig::new(self.d_model, self.classes).init(device),
             causal: self.causal,
         };
-        seeded(model, seed, Initialization::Unit)
+        seeded(model, self.seed, Initialization::Unit)
     }
 
     fn block(&self, layer: usize) -> TransformerBlockConfig {

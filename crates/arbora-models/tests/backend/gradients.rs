@@ -11,7 +11,8 @@ use burn::tensor::{Int, Tensor};
 fn model(detach_children: bool) -> ReTreever {
     ReTreeverConfig::new(small().with_encoder_layers(0))
         .with_detach_children(detach_children)
-        .init(1, &autodiff_device())
+        .with_seed(1)
+        .init(&autodiff_device())
 }
 
 fn features() -> Tensor<3> {
@@ -61,7 +62,7 @@ fn detached_children_keep_the_policy_out_of_the_encoder() {
 #[test]
 fn the_tree_loss_and_the_policy_teach_the_aggregator_and_the_leaves_loss_does_not() {
     let device = autodiff_device();
-    let model = ReTreeverConfig::new(small()).init(1, &device);
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device);
     for part in ["tree", "leaves", "policy"] {
         let target = Target::Values(random([2, 3, 1], 6, &device));
         let losses = model.losses(
@@ -102,7 +103,8 @@ fn published(tokens: usize, branching: usize, ghosts: GhostNodes) -> (f32, Vec<f
         .with_branching(branching)
         .with_layout(Layout::Published)
         .with_ghosts(ghosts)
-        .init(1, &device);
+        .with_seed(1)
+        .init(&device);
     let context = points(
         2,
         tokens,

@@ -30,7 +30,7 @@ fn last() -> Tensor<2, Bool> {
 
 #[test]
 fn the_loss_of_a_gaussian_is_its_mean_reward_negated() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 8, None, &device());
     let target = Target::Values(truth());
     let route = Route::Sampled(numbers());
@@ -54,7 +54,7 @@ fn the_loss_of_a_gaussian_is_its_mean_reward_negated() {
 
 #[test]
 fn masked_queries_take_no_part_in_a_loss() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 9, None, &device());
     let first = |tensor: Tensor<3>| {
         let dim = tensor.dims()[2];
@@ -100,7 +100,7 @@ fn masked_queries_take_no_part_in_a_loss() {
 
 #[test]
 fn samples_with_the_same_numbers_are_copies_of_one_sample() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
     let losses = |numbers| {
@@ -124,7 +124,7 @@ fn samples_with_the_same_numbers_are_copies_of_one_sample() {
 
 #[test]
 fn contexts_without_a_decision_have_a_loss_and_nothing_to_learn_a_route_from() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let target = Target::Values(truth());
     for tokens in [1, 2] {
         let context = points(2, tokens, None, &device());
@@ -155,7 +155,7 @@ fn the_copy_task_is_rewarded_by_accuracy() {
         .with_encoder_layers(0)
         .with_embedding(EmbeddingKind::Sequence)
         .with_max_positions(16);
-    let model = ReTreeverConfig::new(model).init(1, &device());
+    let model = ReTreeverConfig::new(model).with_seed(1).init(&device());
     let context = Context::sequence(random([2, 9, 4], 1, &device()), None);
     let queries = random([2, 3, 4], 2, &device());
     let index = model.index(&context);
@@ -192,7 +192,7 @@ fn the_copy_task_is_rewarded_by_accuracy() {
 #[test]
 #[should_panic(expected = "retreever: route: expected one to learn by, got a beam")]
 fn a_beam_is_no_route_to_learn_by() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
     model.losses(
@@ -207,7 +207,7 @@ fn a_beam_is_no_route_to_learn_by() {
 
 #[test]
 fn routes_without_a_path_or_of_other_queries_are_refused() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
     for (route, expected) in [
@@ -232,7 +232,7 @@ fn routes_without_a_path_or_of_other_queries_are_refused() {
 
 #[test]
 fn a_guide_is_the_cross_entropy_per_decision_of_the_path_that_attention_draws() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 8, None, &device());
     let target = Target::Values(truth());
     let guided = |numbers: Option<Tensor<2>>| {
@@ -284,7 +284,7 @@ fn values_have_no_accuracy() {
 #[test]
 fn an_oracle_walks_to_the_tokens_it_is_told() {
     let config = ReTreeverConfig::new(small()).with_order(arbora_tree::TokenOrder::KdTree);
-    let model = config.init(1, &device());
+    let model = config.with_seed(1).init(&device());
     let context = points(2, 8, None, &device());
     let tokens = Tensor::<2, Int>::from_data([[3, 0, 7], [1, 1, 6]], &device());
     let path = model.paths_to(tokens.clone(), &context);

@@ -18,7 +18,7 @@ fn two_kinds(device: &Device) -> Context {
 
 fn leaves(order: TokenOrder, device: &Device) -> Vec<i64> {
     let config = ReTreeverConfig::new(small()).with_order(order);
-    let tree = config.init(1, device).tree(&two_kinds(device));
+    let tree = config.with_seed(1).init(device).tree(&two_kinds(device));
     tree.order().into_data().iter::<i64>().collect()
 }
 

@@ -66,7 +66,8 @@ fn masked_tokens_never_change_what_a_sampled_search_predicts() {
     ] {
         let model = ReTreeverConfig::new(small())
             .with_order(order)
-            .init(1, &device());
+            .with_seed(1)
+            .init(&device());
         let numbers = uniforms([2, 3, 1, 4], 6, &device());
         let route = Route::Sampled(numbers.clone());
         let batch = model.predict(queries(), &model.index(&padded()), route);
@@ -89,7 +90,9 @@ fn masked_tokens_never_change_what_a_sampled_search_predicts() {
 
 #[test]
 fn masked_tokens_never_change_what_dense_attention_predicts() {
-    let model = CrossAttentionConfig::new(small()).init(1, &device());
+    let model = CrossAttentionConfig::new(small())
+        .with_seed(1)
+        .init(&device());
     let batch = parts(model.predict(queries(), &model.encode(&padded())));
     for (example, context) in examples().iter().enumerate() {
         let queries = example_of(queries(), example);
@@ -100,7 +103,7 @@ fn masked_tokens_never_change_what_dense_attention_predicts() {
 
 #[test]
 fn masked_tokens_between_real_ones_are_skipped() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     // Two masked tokens first, then the real ones, then the others: real ones keep their order.
     let from = Tensor::<1, Int>::from_data([7, 8, 0, 1, 2, 3, 4, 5, 6], &device());
     let Context {
@@ -136,7 +139,7 @@ fn the_order_of_a_batch_never_changes_a_prediction() {
         mask: mask.map(|mask| mask.float().flip([0]).greater_elem(0.5)),
     };
     let numbers = uniforms([2, 3, 1, 4], 6, &device());
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let sampled = |context: &Context, queries, numbers| {
         let index = model.index(context);
         parts(
@@ -149,7 +152,9 @@ fn the_order_of_a_batch_never_changes_a_prediction() {
     let got = sampled(&swapped, swap(queries()), swap(numbers));
     assert_close(swap(got), expected, 1e-5, 1e-5);
 
-    let dense = CrossAttentionConfig::new(small()).init(1, &device());
+    let dense = CrossAttentionConfig::new(small())
+        .with_seed(1)
+        .init(&device());
     let expected = parts(dense.predict(queries(), &dense.encode(&padded())));
     let got = parts(dense.predict(swap(queries()), &dense.encode(&swapped)));
     assert_close(swap(got), expected, 1e-5, 1e-5);

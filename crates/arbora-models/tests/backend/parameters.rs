@@ -27,9 +27,9 @@ fn published_models_have_the_published_number_of_parameters() {
         ("grey 28x28", ModelConfig::new(3, 2, gaussian(1)), 366_786),
         ("copy", copy, 185_868),
     ] {
-        let retreever = ReTreeverConfig::new(model.clone()).init(0, &device());
+        let retreever = ReTreeverConfig::new(model.clone()).init(&device());
         assert_eq!(retreever.num_params(), expected, "{name}");
-        let dense = CrossAttentionConfig::new(model).init(0, &device());
+        let dense = CrossAttentionConfig::new(model).init(&device());
         assert_eq!(dense.num_params(), expected - AGGREGATOR, "{name}, dense");
     }
 }
@@ -38,14 +38,14 @@ fn published_models_have_the_published_number_of_parameters() {
 fn sequences_may_have_more_positions_than_the_published_timescale() {
     let config = |positions| {
         let model = small().with_embedding(EmbeddingKind::Sequence);
-        ReTreeverConfig::new(model.with_max_positions(positions)).init(0, &device())
+        ReTreeverConfig::new(model.with_max_positions(positions)).init(&device())
     };
     assert_eq!(config(20_000).num_params(), config(10).num_params());
 }
 
 #[test]
 fn one_seed_gives_these_weights_on_every_backend() {
-    let model = ReTreeverConfig::new(small()).init(7, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(7).init(&device());
     let found = parameters(&model);
     for (path, first) in GOLDEN {
         let parameter = found
@@ -62,7 +62,7 @@ fn he_positions_widens_the_weights_after_positions_and_nothing_else() {
         let model = small()
             .with_embedding(EmbeddingKind::Sequence)
             .with_initialization(initialization);
-        parameters(&ReTreeverConfig::new(model).init(7, &device()))
+        parameters(&ReTreeverConfig::new(model).with_seed(7).init(&device()))
     };
     let published = config(Initialization::Published);
     let wide = config(Initialization::HePositions);
@@ -95,10 +95,14 @@ const GOLDEN: [(&str, [f32; 2]); 4] = [
 #[test]
 fn the_seed_alone_decides_the_weights() {
     let weights = |seed| {
-        parameters(&ReTreeverConfig::new(small()).init(seed, &device()))
-            .into_iter()
-            .flat_map(|parameter| parameter.values)
-            .collect::<Vec<f32>>()
+        parameters(
+            &ReTreeverConfig::new(small())
+                .with_seed(seed)
+                .init(&device()),
+        )
+        .into_iter()
+        .flat_map(|parameter| parameter.values)
+        .collect::<Vec<f32>>()
     };
     assert_eq!(weights(1), weights(1));
     assert_ne!(weights(1), weights(2));
@@ -106,7 +110,7 @@ fn the_seed_alone_decides_the_weights() {
 
 #[test]
 fn linear_layers_start_within_their_bounds_and_layer_norms_as_the_identity() {
-    let model = ReTreeverConfig::new(small()).init(3, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(3).init(&device());
     let found = parameters(&model);
     let mut firsts = Vec::new();
     for Parameter {

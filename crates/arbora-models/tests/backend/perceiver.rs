@@ -16,7 +16,9 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
 fn model() -> PerceiverIo {
-    PerceiverIoConfig::new(small(), 3).init(1, &device())
+    PerceiverIoConfig::new(small(), 3)
+        .with_seed(1)
+        .init(&device())
 }
 
 #[test]
@@ -37,8 +39,8 @@ fn it_has_the_parameters_of_retreever_and_its_latents() {
     ] {
         let model = model.clone().with_encoder_layers(layers);
         let latents = latents_for(tokens, 2, Layout::LeftFilled);
-        let perceiver = PerceiverIoConfig::new(model.clone(), latents).init(0, &device());
-        let tree = ReTreeverConfig::new(model).init(0, &device());
+        let perceiver = PerceiverIoConfig::new(model.clone(), latents).init(&device());
+        let tree = ReTreeverConfig::new(model).init(&device());
         assert_eq!(perceiver.num_params(), expected, "{layers} layers");
         assert_eq!(tree.num_params(), retreever, "{layers} layers");
         assert_eq!(expected, retreever + 64 * latents, "{layers} layers");
@@ -48,7 +50,11 @@ fn it_has_the_parameters_of_retreever_and_its_latents() {
 
 #[test]
 fn one_seed_gives_these_latents_on_every_backend() {
-    let found = parameters(&PerceiverIoConfig::new(small(), 3).init(7, &device()));
+    let found = parameters(
+        &PerceiverIoConfig::new(small(), 3)
+            .with_seed(7)
+            .init(&device()),
+    );
     let latents = latents(&found);
     assert_eq!(latents.shape, [3, 8]);
     assert_eq!(latents.values[..2], [0.008463077, 0.022838725]);
@@ -58,7 +64,11 @@ fn one_seed_gives_these_latents_on_every_backend() {
 fn latents_start_as_a_truncated_normal_of_the_seed() {
     let wide = small().with_d_model(64);
     let draws = |seed| {
-        let found = parameters(&PerceiverIoConfig::new(wide.clone(), 64).init(seed, &device()));
+        let found = parameters(
+            &PerceiverIoConfig::new(wide.clone(), 64)
+                .with_seed(seed)
+                .init(&device()),
+        );
         latents(&found).values.clone()
     };
     let drawn = draws(1);
@@ -79,8 +89,12 @@ fn latents_start_as_a_truncated_normal_of_the_seed() {
 
 #[test]
 fn what_it_shares_with_retreever_starts_the_same() {
-    let perceiver = parameters(&PerceiverIoConfig::new(small(), 3).init(5, &device()));
-    let tree = parameters(&ReTreeverConfig::new(small()).init(5, &device()));
+    let perceiver = parameters(
+        &PerceiverIoConfig::new(small(), 3)
+            .with_seed(5)
+            .init(&device()),
+    );
+    let tree = parameters(&ReTreeverConfig::new(small()).with_seed(5).init(&device()));
     let shared = |found: &[Parameter]| -> Vec<(String, Vec<f32>)> {
         let of = |path: &str| path.starts_with("encoder.") || path.starts_with("decoder.");
         let shared = found.iter().filter(|parameter| of(&parameter.path));
@@ -97,7 +111,8 @@ fn there_are_as_many_latents_as_nodes_that_a_search_selects_at_most() {
     for branching in [2, 3, 4] {
         let model = ReTreeverConfig::new(small())
             .with_branching(branching)
-            .init(1, &device());
+            .with_seed(1)
+            .init(&device());
         for tokens in [1, 2, 3, 5, 10, 13] {
             let index = model.index(&points(1, tokens, None, &device()));
             let draws = model.decisions(tokens).max(1);
@@ -138,7 +153,9 @@ fn latents_differ_after_reading() {
 #[test]
 fn every_token_reaches_every_query() {
     let device = autodiff_device();
-    let model = PerceiverIoConfig::new(small(), 3).init(1, &device);
+    let model = PerceiverIoConfig::new(small(), 3)
+        .with_seed(1)
+        .init(&device);
     let features = Tensor::<3>::from_data(random_data([1, 6, 3], 2), &device).require_grad();
     let context = Context {
         features: features.clone(),
@@ -186,7 +203,9 @@ fn the_order_of_points_never_changes_a_prediction() {
 /// The gradients of a small model for a batch of one whole and one shorter context.
 fn learned(layers: usize, lengths: [usize; 2]) -> Vec<Parameter> {
     let device = autodiff_device();
-    let model = PerceiverIoConfig::new(small().with_encoder_layers(layers), 3).init(1, &device);
+    let model = PerceiverIoConfig::new(small().with_encoder_layers(layers), 3)
+        .with_seed(1)
+        .init(&device);
     let context = points(2, 6, Some(padding(&lengths, 6, &device)), &device);
     let queries = random([2, 3, 2], 5, &device);
     let prediction = model.predict(queries, &model.encode(&context));
@@ -233,16 +252,18 @@ fn a_context_without_a_real_token_leaves_predictions_and_gradients_finite() {
 fn saved_weights_are_the_weights_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let config = PerceiverIoConfig::new(small(), 3);
-    let saved = config.init(1, &device());
+    let saved = config.clone().with_seed(1).init(&device());
     for name in ["perceiver.bpk", "perceiver.safetensors"] {
         let path = folder.path().join(name);
         save_weights(&saved, &path).unwrap();
-        let loaded = load_weights(config.init(2, &device()), &path).unwrap();
+        let loaded = load_weights(config.clone().with_seed(2).init(&device()), &path).unwrap();
         for (got, expected) in parameters(&loaded).iter().zip(parameters(&saved)) {
             assert_eq!(got.path, expected.path);
             assert_eq!(got.values, expected.values, "{name}: {}", got.path);
         }
-        let other = PerceiverIoConfig::new(small(), 4).init(2, &device());
+        let other = PerceiverIoConfig::new(small(), 4)
+            .with_seed(2)
+            .init(&device());
         let error = load_weights(other, &path).expect_err("another number of latents");
         assert!(matches!(error, StoreError::OtherModel { .. }), "{error}");
     }
@@ -251,7 +272,9 @@ fn saved_weights_are_the_weights_loaded() {
 #[test]
 #[should_panic(expected = "perceiver_io: latents: expected at least 1, got 0")]
 fn a_model_without_latents_is_refused() {
-    PerceiverIoConfig::new(small(), 0).init(1, &device());
+    PerceiverIoConfig::new(small(), 0)
+        .with_seed(1)
+        .init(&device());
 }
 
 fn latents(found: &[Parameter]) -> &Parameter {

@@ -9,11 +9,11 @@ use arbora_testing::device;
 fn saved_weights_are_the_weights_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let config = ReTreeverConfig::new(small());
-    let saved = config.init(1, &device());
+    let saved = config.clone().with_seed(1).init(&device());
     for name in ["weights.bpk", "weights.safetensors"] {
         let path = folder.path().join(name);
         save_weights(&saved, &path).unwrap();
-        let loaded = load_weights(config.init(2, &device()), &path).unwrap();
+        let loaded = load_weights(config.clone().with_seed(2).init(&device()), &path).unwrap();
         for (got, expected) in parameters(&loaded).iter().zip(parameters(&saved)) {
             assert_eq!(got.path, expected.path);
             assert_eq!(got.values, expected.values, "{name}: {}", got.path);

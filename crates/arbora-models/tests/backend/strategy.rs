@@ -15,7 +15,7 @@ fn parts(prediction: Prediction) -> Tensor<3> {
 
 #[test]
 fn options_lead_from_the_greedy_prediction_to_that_from_all_leaves() {
-    let model = ReTreeverConfig::new(small()).init(1, &device());
+    let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let mask = padding(&[9, 4], 9, &device());
     let index = model.index(&points(2, 9, Some(mask), &device()));
     let queries = random([2, 3, 2], 5, &device());

@@ -4,7 +4,7 @@ use crate::small;
 use arbora_attention::Route;
 use arbora_models::{
     Context, EmbeddingKind, ModelConfig, Prediction, ReTreever, ReTreeverConfig, ReTreeverStream,
-    StreamRefused,
+    ReTreeverStreamError,
 };
 use arbora_testing::{assert_close, device, padding, random};
 use arbora_tree::{Layout, StreamError, TokenOrder};
@@ -19,7 +19,8 @@ fn config(embedding: EmbeddingKind) -> ModelConfig {
 fn model(embedding: EmbeddingKind, branching: usize) -> ReTreever {
     ReTreeverConfig::new(config(embedding))
         .with_branching(branching)
-        .init(1, &device())
+        .with_seed(1)
+        .init(&device())
 }
 
 /// A context of the first `lengths[example]` tokens of each example.
@@ -138,10 +139,12 @@ fn a_stored_stream_grows_on() {
         stored.append(part(&features, 7, 9)).unwrap();
         assert_same_answers(&model, &stored, &features, &[9, 9]);
 
-        let other = ReTreeverConfig::new(config(embedding)).init(2, &device());
+        let other = ReTreeverConfig::new(config(embedding))
+            .with_seed(2)
+            .init(&device());
         assert!(matches!(
             other.stream_load(&path, &device()),
-            Err(StreamRefused::Stored(_))
+            Err(ReTreeverStreamError::Stored(_))
         ));
     }
 }
@@ -149,7 +152,7 @@ fn a_stored_stream_grows_on() {
 #[test]
 fn changes_beyond_the_limit_or_of_absent_tokens_are_refused_and_change_nothing() {
     let sequences = ReTreeverConfig::new(config(EmbeddingKind::Sequence).with_max_positions(6));
-    let sequences = sequences.init(1, &device());
+    let sequences = sequences.with_seed(1).init(&device());
     let points = model(EmbeddingKind::Points, 2);
     let features = random([2, 9, 3], 1, &device());
     let whole = context(&features, &[5, 3]);
@@ -194,7 +197,7 @@ fn changes_beyond_the_limit_or_of_absent_tokens_are_refused_and_change_nothing()
 fn models_whose_tokens_change_when_one_comes_are_refused() {
     let base = || ReTreeverConfig::new(config(EmbeddingKind::Points));
     let refusal = |config: ReTreeverConfig| {
-        let model = config.init(1, &device());
+        let model = config.with_seed(1).init(&device());
         let refused = model.stream_empty(1, 4, &device()).unwrap_err();
         let features = random([1, 4, 3], 1, &device());
         let same = model.stream(&context(&features, &[4])).unwrap_err();
@@ -204,19 +207,19 @@ fn models_whose_tokens_change_when_one_comes_are_refused() {
     let deep = ReTreeverConfig::new(small().with_encoder_layers(2));
     assert!(matches!(
         refusal(deep),
-        StreamRefused::Encoder { layers: 2 }
+        ReTreeverStreamError::Encoder { layers: 2 }
     ));
     let sorted = base().with_order(TokenOrder::Axis(0));
     assert!(matches!(
         refusal(sorted),
-        StreamRefused::Order {
+        ReTreeverStreamError::Order {
             order: TokenOrder::Axis(0)
         }
     ));
     let published = base().with_layout(Layout::Published);
     assert!(matches!(
         refusal(published),
-        StreamRefused::Layout {
+        ReTreeverStreamError::Layout {
             layout: Layout::Published
         }
     ));

@@ -32,7 +32,7 @@ fn each_item_is_computed_by_height_plus_one_nodes() {
             ),
         ] {
             let config = config(branching, height).with_route_on(route_on);
-            let output = run(&config.init(1, &device()), &rows::<5>(6));
+            let output = run(&config.clone().with_seed(1).init(&device()), &rows::<5>(6));
             let routing = output.routing;
             assert_eq!(output.logits.dims(), [6, 5, 7]);
             assert_eq!(routing.chunks, chunks);
@@ -66,7 +66,8 @@ fn grouped_execution_equals_every_node_on_every_sequence_selected_by_one_hot_row
         for head in [LeafHead::Shared, LeafHead::PerLeaf] {
             let model = config(branching, height)
                 .with_head(head)
-                .init(17, &device());
+                .with_seed(17)
+                .init(&device());
             let rows = rows::<4>(7);
             let output = run(&model, &rows);
             let used = output.routing.leaves.iter().collect::<HashSet<_>>();
@@ -82,7 +83,7 @@ fn grouped_execution_equals_every_node_on_every_sequence_selected_by_one_hot_row
 #[test]
 fn levels_have_blocks_and_widths_of_their_own() {
     let config = small().with_blocks(vec![2, 1, 3]).with_d_ff(vec![8, 4, 6]);
-    let model = config.init(1, &device());
+    let model = config.clone().with_seed(1).init(&device());
     let blocks: Vec<usize> = model.nodes.iter().map(|node| node.blocks.len()).collect();
     assert_eq!(blocks, [2, 1, 1, 3, 3, 3, 3]);
     assert_eq!(config.active_blocks(), 6);
@@ -95,7 +96,9 @@ fn levels_have_blocks_and_widths_of_their_own() {
     let widths: Vec<usize> = (0..6).map(|place| linear.d_ff_of(0, place)).collect();
     assert_eq!(widths, [8, 8, 4, 6, 6, 6]);
     assert_eq!(
-        run(&linear.init(1, &device()), &rows).routing.leaves,
+        run(&linear.with_seed(1).init(&device()), &rows)
+            .routing
+            .leaves,
         [0; 5]
     );
 }
@@ -110,7 +113,7 @@ fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
         let config = config(2, height)
             .with_causal(causal)
             .with_route_on(RouteOn::PreviousChunk { tokens: chunk });
-        let model = config.init(17, &device());
+        let model = config.clone().with_seed(17).init(&device());
         let rows = rows::<7>(4);
         let output = run(&model, &rows);
         // At height 0 there is nothing to route.
@@ -140,7 +143,7 @@ fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
 #[test]
 #[should_panic(expected = "tree_coder: axis 0 of tokens: expected at least 1 sequence, got 0")]
 fn a_batch_without_sequences_is_refused() {
-    run::<3>(&small().init(1, &device()), &[]);
+    run::<3>(&small().with_seed(1).init(&device()), &[]);
 }
 
 #[test]
@@ -151,7 +154,10 @@ fn the_order_of_a_batch_changes_no_sequence() {
         RouteOn::LastToken,
         RouteOn::MeanAll,
     ] {
-        let model = small().with_route_on(route_on).init(17, &device());
+        let model = small()
+            .with_route_on(route_on)
+            .with_seed(17)
+            .init(&device());
         let rows = rows::<5>(5);
         let mut turned = rows.clone();
         turned.rotate_left(2);
@@ -167,7 +173,7 @@ fn the_order_of_a_batch_changes_no_sequence() {
 
 #[test]
 fn given_leaves_are_gone_to() {
-    let model = small().init(1, &device());
+    let model = small().with_seed(1).init(&device());
     let rows = rows::<4>(4);
     // One item per leaf, a leaf without items, one leaf for all.
     for leaves in [[0, 1, 2, 3], [3, 1, 1, 0], [2; 4]] {
@@ -200,14 +206,14 @@ fn given(leaves: Vec<usize>) {
         leaves: Some(leaves),
         ..Default::default()
     };
-    let model = small().init(1, &device());
+    let model = small().with_seed(1).init(&device());
     model.forward(tokens(&rows::<3>(2), &device()), None, &options);
 }
 
 #[test]
 #[should_panic(expected = "axis 1 of tokens: expected 1 to 8")]
 fn sequences_longer_than_the_context_are_refused() {
-    run(&small().init(1, &device()), &rows::<9>(1));
+    run(&small().with_seed(1).init(&device()), &rows::<9>(1));
 }
 
 fn router(scope: TreeScope, sharing: TreeSharing) -> RouterConfig {
@@ -286,7 +292,7 @@ fn parameters_are_counted_as_the_model_has_them() {
             (config.clone().with_height(0), 0),
             (config.linear_total(), 0),
         ] {
-            let model = config.init(1, &device());
+            let model = config.clone().with_seed(1).init(&device());
             let blocks: usize = model.nodes.iter().map(|node| node.blocks.len()).sum();
             let directions = match config.attention {
                 AttentionKindConfig::Performer(_) => config.d_model / config.n_heads * 5,
@@ -308,7 +314,8 @@ fn a_tree_with_any_attention_computes_each_sequence_alone() {
         let model = small()
             .with_attention(kind)
             .with_causal(causal)
-            .init(1, &device());
+            .with_seed(1)
+            .init(&device());
         let rows = rows::<6>(4);
         let together = run(&model, &rows);
         let expected = values(together.logits);
@@ -321,12 +328,12 @@ fn a_tree_with_any_attention_computes_each_sequence_alone() {
 #[test]
 fn selectors_and_trees_of_attention_are_named_for_the_optimiser() {
     let tree = AttentionKindConfig::TreeFine(TreeFineConfig::new([2]));
-    let model = small().with_attention(tree).init(1, &device());
+    let model = small().with_attention(tree).with_seed(1).init(&device());
     // A gamma, weights and biases of each of three selectors; one level in each of seven blocks.
     assert_eq!(model.selector_parameter_ids().len(), 9);
     assert_eq!(model.tree_parameter_ids().len(), 14);
     let hidden = small().with_selector(SelectorConfig::new().with_hidden(Some(4)));
-    let model = hidden.init(1, &device());
+    let model = hidden.with_seed(1).init(&device());
     assert_eq!(model.selector_parameter_ids().len(), 15);
 }
 
@@ -342,7 +349,10 @@ fn saved_weights_are_the_weights_loaded() {
         SelectorGradient::ScaledDelta,
         SelectorBalance::LossFree { rate: 0.125 },
     );
-    let training = config.init(1, &arbora_testing::autodiff_device());
+    let training = config
+        .clone()
+        .with_seed(1)
+        .init(&arbora_testing::autodiff_device());
     crate::tree_coder_oracle::run_on(&training, &rows::<4>(5), &arbora_testing::autodiff_device());
     let saved = training.valid();
     let bias = saved.nodes[0].selector.as_ref().unwrap().decision_bias();
@@ -351,7 +361,7 @@ fn saved_weights_are_the_weights_loaded() {
         let path = folder.path().join(name);
         for saved in [&saved, &training] {
             save_weights(saved, &path).unwrap();
-            let loaded = load_weights(config.init(2, &device()), &path).unwrap();
+            let loaded = load_weights(config.clone().with_seed(2).init(&device()), &path).unwrap();
             assert_eq!(state(&loaded), state(saved), "{name}");
             let output = run(&loaded, &rows::<4>(3)).logits;
             assert_close(
@@ -362,13 +372,13 @@ fn saved_weights_are_the_weights_loaded() {
             );
         }
     }
-    let other = config.with_height(1).init(2, &device());
+    let other = config.with_height(1).with_seed(2).init(&device());
     assert!(load_weights(other, folder.path().join("weights.bpk")).is_err());
 }
 
 #[test]
 fn one_seed_gives_these_weights_on_every_backend() {
-    let found = parameters(&small().init(7, &device()));
+    let found = parameters(&small().with_seed(7).init(&device()));
     for (path, first) in GOLDEN {
         let parameter = found.iter().find(|parameter| parameter.path == path);
         let parameter = parameter.unwrap_or_else(|| panic!("no parameter {path}"));

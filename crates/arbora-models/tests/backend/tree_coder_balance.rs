@@ -41,7 +41,7 @@ fn loss(model: &TreeCoder, leaves: Option<Vec<usize>>) -> f32 {
 fn the_switch_loss_is_its_weight_where_children_are_alike_and_k_times_it_where_one_takes_all() {
     for (branching, height) in [(2, 1), (2, 3), (3, 2)] {
         let config = balanced(LOSS).with_branching(branching).with_height(height);
-        let model = config.init(1, &device());
+        let model = config.clone().with_seed(1).init(&device());
         let even = with_scores(model.clone(), &vec![0.0; branching]);
         assert!((loss(&even, None) - 0.5).abs() < 1e-5);
         let mut scores = vec![0.0; branching];
@@ -54,7 +54,10 @@ fn the_switch_loss_is_its_weight_where_children_are_alike_and_k_times_it_where_o
 #[test]
 fn the_switch_loss_weighs_nodes_by_their_items() {
     // Probabilities 3/4 and 1/4 everywhere. Of six items the root sends 4 : 2, its children 3 : 1 and 0 : 2.
-    let model = with_scores(balanced(LOSS).init(1, &device()), &[3f32.ln(), 0.0]);
+    let model = with_scores(
+        balanced(LOSS).with_seed(1).init(&device()),
+        &[3f32.ln(), 0.0],
+    );
     let got = loss(&model, Some(vec![0, 3, 0, 1, 3, 0]));
     let switch = |first: f32| 2.0 * (first * 0.75 + (1.0 - first) * 0.25);
     let root = switch(4.0 / 6.0);
@@ -65,7 +68,7 @@ fn the_switch_loss_weighs_nodes_by_their_items() {
 #[test]
 fn the_switch_loss_teaches_selectors_to_share() {
     let device = autodiff_device();
-    let model = balanced(LOSS).with_height(1).init(1, &device);
+    let model = balanced(LOSS).with_height(1).with_seed(1).init(&device);
     let model = with_scores(model, &[1.0, 0.0]);
     let bias = Tensor::<1>::from_floats([1.0, 0.0], &device).require_grad();
     let mut model = model;
@@ -94,7 +97,10 @@ fn biases(model: &TreeCoder) -> Vec<Vec<f32>> {
 #[test]
 fn biases_move_against_the_load_in_training_and_not_where_nothing_came() {
     let config = balanced(BIAS);
-    let training = with_scores(config.init(1, &autodiff_device()), &[0.0, 1.0]);
+    let training = with_scores(
+        config.clone().with_seed(1).init(&autodiff_device()),
+        &[0.0, 1.0],
+    );
     let routing = run_on(&training, &rows::<4>(5), &autodiff_device()).routing;
     assert_eq!(routing.leaves, [3; 5]);
     assert!(routing.balance_loss.is_none());
@@ -121,7 +127,7 @@ fn equal_loads_move_no_bias() {
         .with_route_on(RouteOn::PreviousChunk { tokens: 2 });
     let mut equal = 0;
     for seed in 0..8 {
-        let model = config.init(seed, &autodiff_device());
+        let model = config.clone().with_seed(seed).init(&autodiff_device());
         let leaves = run_on(&model, &rows::<4>(1), &autodiff_device())
             .routing
             .leaves;
@@ -149,7 +155,10 @@ fn balance_counts_what_evaluation_chooses_where_training_draws() {
     ] {
         // At the root alone: below it the two would see other items.
         let trained = |gradient| {
-            let model = learning(gradient, balance).with_height(1).init(3, &device);
+            let model = learning(gradient, balance)
+                .with_height(1)
+                .with_seed(3)
+                .init(&device);
             let routing = run_on(&model, &rows::<4>(8), &device).routing;
             let loss = routing.balance_loss.map(values);
             (routing.leaves, loss, biases(&model))
@@ -183,7 +192,7 @@ fn chunks_of_nothing_but_padding_count_in_no_balance() {
     for balance in [LOSS, BIAS] {
         let config = balanced(balance).with_route_on(RouteOn::PreviousChunk { tokens: 2 });
         let measured = |lengths: &[usize], tokens: usize| {
-            let model = config.init(3, &autodiff_device());
+            let model = config.clone().with_seed(3).init(&autodiff_device());
             let routing = filled(&model, lengths, tokens);
             let entropies: Vec<f64> = routing.levels.iter().map(|level| level.entropy).collect();
             (routing, entropies, biases(&model))
@@ -215,7 +224,7 @@ fn chunks_of_nothing_but_padding_count_in_no_balance() {
 fn chunks_of_nothing_but_padding_take_no_part_in_a_rollout() {
     let config = learning(SelectorGradient::Reinforce, SelectorBalance::None)
         .with_route_on(RouteOn::PreviousChunk { tokens: 2 });
-    let model = config.init(3, &autodiff_device());
+    let model = config.clone().with_seed(3).init(&autodiff_device());
     let routing = filled(&model, &[4, 3], 8);
     let rollout = routing.rollout().unwrap();
     assert_eq!(rollout.dims(), [8, 1]);
@@ -228,7 +237,10 @@ fn chunks_of_nothing_but_padding_take_no_part_in_a_rollout() {
 fn biases_bring_items_to_leaves_that_had_none_and_change_no_probability() {
     // Child 1 has probability 0.73: biases of 1 / 8 per step turn the decision in the second step.
     let config = balanced(BIAS).with_height(1);
-    let training = with_scores(config.init(1, &autodiff_device()), &[0.0, 1.0]);
+    let training = with_scores(
+        config.clone().with_seed(1).init(&autodiff_device()),
+        &[0.0, 1.0],
+    );
     let leaves = || {
         run_on(&training, &rows::<4>(3), &autodiff_device())
             .routing

@@ -3,7 +3,7 @@
 use arbora_attention::baselines::PerformerConfig;
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::tree_coder::{
-    Finish, GREEDY_EPSILON, GenerateOptions, Generated, LeafHead, RouteOn, SelectorBalance,
+    FinishReason, GREEDY_EPSILON, GenerateOptions, Generated, LeafHead, RouteOn, SelectorBalance,
     SelectorConfig, SelectorGradient, SelectorKind,
 };
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
@@ -61,7 +61,7 @@ fn sequences() -> [Vec<u32>; 3] {
 }
 
 fn assert_decodes(config: &TreeCoderConfig, ends: &[usize]) -> usize {
-    assert_model_decodes(&config.init(SEED, &device()), ends)
+    assert_model_decodes(&config.clone().with_seed(SEED).init(&device()), ends)
 }
 
 /// Feeds sequences in pieces that end at these places, side by side. What comes after each piece must be what one
@@ -182,7 +182,7 @@ fn decoding_gives_the_logits_of_one_call_with_balanced_loads() {
         let balance = SelectorBalance::LossFree { rate: 2.0 };
         let selector = SelectorConfig::new().with_balance(balance);
         let config = small(1, route_on).with_selector(selector);
-        let training = config.init(SEED, &autodiff_device());
+        let training = config.clone().with_seed(SEED).init(&autodiff_device());
         let tokens = rows(&sequences()[..1], &autodiff_device());
         let before = whole(&training.valid(), &sequences()[0]);
         training.forward(tokens, None, &TreeCoderOptions::default());
@@ -196,7 +196,7 @@ fn decoding_gives_the_logits_of_one_call_with_balanced_loads() {
 #[test]
 fn sequences_that_end_or_wait_leave_the_others_alone() {
     for route_on in [FIRST, CHUNKS] {
-        let model = small(1, route_on).init(SEED, &device());
+        let model = small(1, route_on).with_seed(SEED).init(&device());
         let sequences = sequences();
         let mut decoder = model.decoder().unwrap();
         let [a, b, c] = [decoder.add(0), decoder.add(0), decoder.add(0)];
@@ -244,13 +244,13 @@ fn drawn() -> GenerateOptions {
 #[test]
 fn greedy_decoding_is_the_same_with_and_without_a_cache() {
     for route_on in [FIRST, CHUNKS] {
-        let model = small(2, route_on).init(SEED, &device());
+        let model = small(2, route_on).with_seed(SEED).init(&device());
         let cached = model.generate(&prompts(), &greedy()).unwrap();
         let plain = greedy().with_cache(false);
         let anew = model.generate(&prompts(), &plain).unwrap();
         for (cached, anew) in cached.iter().zip(&anew) {
             assert_eq!(cached.tokens.len(), 16);
-            assert_eq!(cached.finish, Finish::Length);
+            assert_eq!(cached.finish, FinishReason::Length);
             assert_near_generated(cached, anew);
         }
     }
@@ -259,7 +259,7 @@ fn greedy_decoding_is_the_same_with_and_without_a_cache() {
 #[test]
 fn a_route_margin_is_that_of_the_closest_decision() {
     for route_on in [FIRST, CHUNKS] {
-        let mut model = small(2, route_on).init(SEED, &device());
+        let mut model = small(2, route_on).with_seed(SEED).init(&device());
         for node in &mut model.nodes {
             if let Some(selector) = &mut node.selector {
                 // First chunks have nothing to read: without this both of their children are alike.
@@ -287,7 +287,7 @@ fn a_route_margin_is_that_of_the_closest_decision() {
         assert_eq!(decoder.route_margin(number), f64::INFINITY);
     }
     // Given leaves are nobody's decision.
-    let model = small(2, FIRST).init(SEED, &device());
+    let model = small(2, FIRST).with_seed(SEED).init(&device());
     let options = TreeCoderOptions {
         leaves: Some(vec![3]),
         ..Default::default()
@@ -322,7 +322,7 @@ fn each_prompt_of_a_batch_gets_what_it_gets_alone() {
         for kind in [SelectorKind::Learned, SelectorKind::Random] {
             let selector = SelectorConfig::new().with_kind(kind);
             let config = small(2, route_on).with_selector(selector);
-            let model = config.init(SEED, &device());
+            let model = config.clone().with_seed(SEED).init(&device());
             let together = model.generate(&prompts(), &drawn()).unwrap();
             for (index, (prompt, expected)) in prompts().into_iter().zip(&together).enumerate() {
                 let options = drawn().with_seed(7 + index as u64);
@@ -338,7 +338,7 @@ fn each_prompt_of_a_batch_gets_what_it_gets_alone() {
 
 #[test]
 fn what_is_drawn_depends_on_the_seed() {
-    let model = small(1, FIRST).init(SEED, &device());
+    let model = small(1, FIRST).with_seed(SEED).init(&device());
     let by = |seed| {
         let options = drawn().with_seed(seed);
         model.generate(&prompts(), &options).unwrap()
@@ -349,7 +349,7 @@ fn what_is_drawn_depends_on_the_seed() {
 
 #[test]
 fn one_token_kept_is_greedy_at_any_temperature() {
-    let model = small(1, CHUNKS).init(SEED, &device());
+    let model = small(1, CHUNKS).with_seed(SEED).init(&device());
     let expected = model.generate(&prompts(), &greedy()).unwrap();
     let options = greedy().with_temperature(3.0).with_top_k(Some(1));
     assert_eq!(model.generate(&prompts(), &options).unwrap(), expected);
@@ -357,7 +357,7 @@ fn one_token_kept_is_greedy_at_any_temperature() {
 
 #[test]
 fn a_stop_sequence_ends_its_own_prompt_alone() {
-    let model = small(1, FIRST).init(SEED, &device());
+    let model = small(1, FIRST).with_seed(SEED).init(&device());
     let free = model.generate(&prompts(), &drawn()).unwrap();
     let stop = free[0].tokens[4..7].to_vec();
     let first = |tokens: &[u32]| tokens.windows(3).position(|part| part == stop);
@@ -375,37 +375,37 @@ fn a_stop_sequence_ends_its_own_prompt_alone() {
             Some(at) => {
                 assert_eq!(stopped.tokens, free.tokens[..at + 3]);
                 assert_eq!(stopped.before_stop(), &free.tokens[..at]);
-                assert_eq!(stopped.finish, Finish::Stop { length: 3 });
+                assert_eq!(stopped.finish, FinishReason::Stop { length: 3 });
                 assert_eq!(stopped.log_probabilities.len(), at + 3);
             }
         }
     }
-    assert_ne!(stopped[0].finish, Finish::Length);
-    assert!(stopped.iter().any(|one| one.finish == Finish::Length));
+    assert_ne!(stopped[0].finish, FinishReason::Length);
+    assert!(stopped.iter().any(|one| one.finish == FinishReason::Length));
 }
 
 #[test]
 fn without_a_new_route_the_context_is_the_end() {
-    let model = small(1, CHUNKS).init(SEED, &device());
+    let model = small(1, CHUNKS).with_seed(SEED).init(&device());
     let options = greedy().with_reroute(None);
     let found = model.generate(&prompts(), &options).unwrap();
     for (prompt, found) in prompts().iter().zip(&found) {
         // The last token has no place any more, and needs none.
         assert_eq!(found.tokens.len(), CONTEXT - prompt.len() + 1);
-        assert_eq!(found.finish, Finish::Context);
+        assert_eq!(found.finish, FinishReason::Context);
         assert_eq!(found.leaves.len(), CONTEXT / 2);
     }
     let full = vec![vec![1; CONTEXT]];
     let found = model.generate(&full, &options).unwrap();
     assert_eq!(
         (found[0].tokens.len(), found[0].finish),
-        (1, Finish::Context)
+        (1, FinishReason::Context)
     );
 }
 
 #[test]
 fn a_new_route_is_that_of_the_last_tokens_as_a_prompt() {
-    let model = small(2, FIRST).init(SEED, &device());
+    let model = small(2, FIRST).with_seed(SEED).init(&device());
     let prompt = vec![1, 5, 2, 9, 0, 3];
     let begin = |prompt: &[u32], count| {
         let options = greedy().with_max_tokens(count).with_reroute(None);
@@ -425,7 +425,7 @@ fn a_new_route_is_that_of_the_last_tokens_as_a_prompt() {
 
 #[test]
 fn a_new_route_drops_the_oldest_tokens_of_a_short_text_and_keeps_what_it_reads() {
-    let model = small(2, FIRST).init(SEED, &device());
+    let model = small(2, FIRST).with_seed(SEED).init(&device());
     let continued = |prompt: &[u32], count: usize, reroute: Option<usize>| {
         let options = greedy().with_max_tokens(count).with_reroute(reroute);
         let found = model.generate(&[prompt.to_vec()], &options).unwrap();
@@ -458,7 +458,10 @@ fn a_new_route_drops_the_oldest_tokens_of_a_short_text_and_keeps_what_it_reads()
 #[test]
 fn random_routes_are_drawn_anew_where_a_sequence_begins_anew() {
     let selector = SelectorConfig::new().with_kind(SelectorKind::Random);
-    let model = small(2, FIRST).with_selector(selector).init(1, &device());
+    let model = small(2, FIRST)
+        .with_selector(selector)
+        .with_seed(1)
+        .init(&device());
     let found = model.generate(&prompts(), &greedy()).unwrap();
     let changed = found.iter().filter(|one| {
         assert!(one.leaves.len() > 1);
@@ -469,7 +472,7 @@ fn random_routes_are_drawn_anew_where_a_sequence_begins_anew() {
 
 #[test]
 fn tokens_are_told_of_as_they_come() {
-    let model = small(1, FIRST).init(SEED, &device());
+    let model = small(1, FIRST).with_seed(SEED).init(&device());
     let mut told = vec![Vec::new(); prompts().len()];
     let mut ends = vec![None; prompts().len()];
     let mut steps = Vec::new();
@@ -496,7 +499,7 @@ fn tokens_are_told_of_as_they_come() {
 fn short_prompts_are_told_of() {
     let prompts = prompts();
     let short = |route_on| -> Vec<bool> {
-        let model = small(1, route_on).init(SEED, &device());
+        let model = small(1, route_on).with_seed(SEED).init(&device());
         let found = model.generate(&prompts, &greedy()).unwrap();
         found.iter().map(|found| found.short_prompt).collect()
     };
@@ -506,8 +509,8 @@ fn short_prompts_are_told_of() {
 
 #[test]
 fn models_on_an_autodiff_device_generate_the_same() {
-    let plain = small(1, FIRST).init(SEED, &device());
-    let training = small(1, FIRST).init(SEED, &autodiff_device());
+    let plain = small(1, FIRST).with_seed(SEED).init(&device());
+    let training = small(1, FIRST).with_seed(SEED).init(&autodiff_device());
     let expected = plain.generate(&prompts(), &greedy()).unwrap();
     assert_eq!(training.generate(&prompts(), &greedy()).unwrap(), expected);
 }
@@ -524,7 +527,7 @@ fn greedy_decoding_gives_these_tokens_on_every_backend() {
         [7, 3, 2, 9, 10, 7, 2, 10, 1, 3, 2, 9, 10, 3, 3, 2],
     ];
     for (route_on, expected) in [(FIRST, first), (CHUNKS, chunks)] {
-        let model = small(2, route_on).init(SEED, &device());
+        let model = small(2, route_on).with_seed(SEED).init(&device());
         for options in [greedy(), greedy().with_cache(false)] {
             let found = model.generate(&prompts()[..2], &options).unwrap();
             for (found, expected) in found.iter().zip(expected) {

@@ -7,7 +7,7 @@ use arbora_testing::device;
 
 #[test]
 fn prompts_that_cannot_be_continued_are_errors() {
-    let model = small(1, FIRST).init(SEED, &device());
+    let model = small(1, FIRST).with_seed(SEED).init(&device());
     let refused = |prompt: Vec<u32>| {
         let prompts = [vec![1, 2, 3], prompt];
         model.generate(&prompts, &greedy()).unwrap_err()
@@ -31,7 +31,7 @@ fn prompts_that_cannot_be_continued_are_errors() {
 #[test]
 fn models_that_cannot_generate_are_errors() {
     let refused = |config: TreeCoderConfig| {
-        let model = config.init(SEED, &device());
+        let model = config.with_seed(SEED).init(&device());
         model.generate(&prompts(), &greedy()).unwrap_err()
     };
     assert_eq!(
@@ -67,11 +67,11 @@ fn options_out_of_range_are_errors() {
         ),
         (
             greedy().with_temperature(-1.0),
-            "temperature: expected at least 0, got -1",
+            "temperature: expected a number of at least 0, got -1",
         ),
         (
             greedy().with_temperature(f64::NAN),
-            "temperature: expected at least 0, got NaN",
+            "temperature: expected a number of at least 0, got NaN",
         ),
         (
             greedy().with_top_k(Some(0)),
@@ -96,7 +96,7 @@ fn options_out_of_range_are_errors() {
     ] {
         let error = options.check().unwrap_err();
         assert_eq!(error.to_string(), expected);
-        let model = small(0, FIRST).init(SEED, &device());
+        let model = small(0, FIRST).with_seed(SEED).init(&device());
         assert_eq!(
             model.generate(&prompts(), &options),
             Err(GenerateError::Setting(error))
@@ -106,7 +106,7 @@ fn options_out_of_range_are_errors() {
 
 #[test]
 fn logits_that_are_not_finite_are_an_error() {
-    let mut model = small(0, FIRST).init(SEED, &device());
+    let mut model = small(0, FIRST).with_seed(SEED).init(&device());
     let weight = &mut model.nodes[0].blocks[0].attention.output.weight;
     *weight = weight.clone().map(|weight| weight * f32::NAN);
     assert_eq!(

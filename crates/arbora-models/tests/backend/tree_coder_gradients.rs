@@ -34,14 +34,14 @@ fn score(logits: Tensor<3>) -> Tensor<1> {
 
 /// The model whose root reads with this weight, `[d_model, branching]`.
 fn with_root(config: &TreeCoderConfig, weight: Tensor<2>) -> TreeCoder {
-    let mut model = config.init(6, &weight.device());
+    let mut model = config.clone().with_seed(6).init(&weight.device());
     let selector = model.nodes[0].selector.as_mut().unwrap();
     selector.output.weight = Param::initialized(ParamId::new(), weight);
     model
 }
 
 fn root_weight() -> TensorData {
-    let model = small().init(6, &device());
+    let model = small().with_seed(6).init(&device());
     let selector = model.nodes[0].selector.as_ref().unwrap();
     selector.output.weight.val().into_data()
 }
@@ -55,7 +55,7 @@ fn every_parameter_that_a_route_meets_learns_and_no_other() {
             SelectorGradient::GumbelStraightThrough { temperature: 0.7 },
         ] {
             let device = autodiff_device();
-            let model = config(gradient).with_head(head).init(1, &device);
+            let model = config(gradient).with_head(head).with_seed(1).init(&device);
             let output = forward(&model, Some(&[0, 0, 2, 0, 2]), &device);
             let found = gradients_of(&model, &score(output.logits).backward());
             for parameter in found {
@@ -84,7 +84,9 @@ fn selectors_of_a_control_learn_how_much_to_take_of_a_child() {
     use arbora_models::tree_coder::SelectorKind;
     let device = autodiff_device();
     for kind in [SelectorKind::Random, SelectorKind::Hash] {
-        let model = crate::tree_coder_oracle::control(kind).init(1, &device);
+        let model = crate::tree_coder_oracle::control(kind)
+            .with_seed(1)
+            .init(&device);
         let output = forward(&model, Some(&[0, 1, 2, 3, 0]), &device);
         let found = gradients_of(&model, &score(output.logits).backward());
         // Biases of balance are no parameters.
@@ -100,7 +102,7 @@ fn detached_selectors_learn_and_leave_hidden_states_as_they_are() {
         let balance = SelectorBalance::SwitchLoss { weight: 1.0 };
         let mut config = learning(SelectorGradient::ScaledDelta, balance);
         config.selector.detach = detach;
-        let model = config.init(1, &device);
+        let model = config.clone().with_seed(1).init(&device);
         let output = forward(&model, Some(&[0, 1, 2, 3, 0]), &device);
         let loss = output
             .routing
@@ -141,13 +143,13 @@ fn chunks_that_part_and_padding_pass_gradients_on_to_what_they_read() {
         (RouteOn::LastToken, vec![2, 0, 2]),
     ] {
         let config = config(SelectorGradient::ScaledDelta).with_route_on(route_on);
-        let model = config.init(6, &device());
+        let model = config.clone().with_seed(6).init(&device());
         // Of the root, which everything passes.
         let start = model.nodes[0].blocks[0].attention.value.weight.val();
         let start = start.into_data();
         assert_matches_finite_differences(start, &device(), 1e-2, 2e-2, |weight: Tensor<2>| {
             let device = weight.device();
-            let mut model = config.init(6, &device);
+            let mut model = config.clone().with_seed(6).init(&device);
             let value = &mut model.nodes[0].blocks[0].attention.value;
             value.weight = Param::initialized(ParamId::new(), weight);
             let mask = padding(&LENGTHS, 5, &device);
@@ -312,7 +314,7 @@ fn reinforce_expects_the_gradient_of_the_expected_reward() {
     let rewards = [1.0, -0.5, 2.0, 0.25];
     let config = config(SelectorGradient::Reinforce);
     let gradient = |mean: &dyn Fn(&TreeCoder) -> Tensor<1>| {
-        let model = config.init(3, &device);
+        let model = config.clone().with_seed(3).init(&device);
         let found = gradients_of(&model, &mean(&model).backward());
         let of = |path: &str| {
             let found = found.iter().find(|parameter| parameter.path == path);
@@ -354,7 +356,9 @@ fn reinforce_expects_the_gradient_of_the_expected_reward() {
 #[test]
 fn reinforce_takes_children_whole_and_teaches_selectors_by_rewards_alone() {
     let device = autodiff_device();
-    let model = config(SelectorGradient::Reinforce).init(1, &device);
+    let model = config(SelectorGradient::Reinforce)
+        .with_seed(1)
+        .init(&device);
     let output = forward(&model, None, &device);
     let found = gradients_of(&model, &score(output.logits).backward());
     for parameter in &found {

@@ -46,7 +46,8 @@ fn no_token_after_the_prompt_changes_a_prediction_before_it_or_a_route() {
         for selector in [SelectorKind::Learned, SelectorKind::Hash] {
             let model = control(selector)
                 .with_attention(kind.clone())
-                .init(17, &device());
+                .with_seed(17)
+                .init(&device());
             let (most, rerouted) = leaks(&model, 2);
             assert!(most < 1e-5 && !rerouted, "{kind:?}: {most}");
         }
@@ -61,7 +62,8 @@ fn no_token_changes_a_prediction_before_it_where_chunks_are_routed_on_the_chunk_
                 let model = control(selector)
                     .with_route_on(RouteOn::PreviousChunk { tokens: chunk })
                     .with_attention(kind.clone())
-                    .init(17, &device());
+                    .with_seed(17)
+                    .init(&device());
                 let (most, rerouted) = leaks(&model, 0);
                 assert!(most < 1e-5, "{kind:?}, chunks of {chunk}: {most}");
                 assert!(rerouted, "no route depends on a token");
@@ -74,11 +76,17 @@ fn no_token_changes_a_prediction_before_it_where_chunks_are_routed_on_the_chunk_
 fn a_route_on_all_tokens_leaks_and_the_tests_above_would_see_it() {
     for route_on in [RouteOn::MeanAll, RouteOn::LastToken] {
         assert!(!route_on.is_causal());
-        let (most, rerouted) = leaks(&small().with_route_on(route_on).init(17, &device()), 2);
+        let (most, rerouted) = leaks(
+            &small()
+                .with_route_on(route_on)
+                .with_seed(17)
+                .init(&device()),
+            2,
+        );
         assert!(most > 1e-3 && rerouted, "{most}");
     }
     // Within the prompt as well, which is why no loss may be taken there.
-    let (most, _) = leaks(&small().init(17, &device()), 0);
+    let (most, _) = leaks(&small().with_seed(17).init(&device()), 0);
     assert!(most > 1e-3, "{most}");
 }
 
@@ -113,7 +121,7 @@ fn paddable() -> Vec<TreeCoderConfig> {
 #[test]
 fn padding_changes_neither_logits_nor_routes() {
     for config in paddable() {
-        let model = config.init(17, &device());
+        let model = config.clone().with_seed(17).init(&device());
         for (row, length) in rows::<6>(4).into_iter().zip([3, 4, 5, 6]) {
             let alone = model.forward(
                 tokens(&[row], &device()).narrow(1, 0, length),
@@ -144,7 +152,8 @@ fn sequences_padded_before_their_tokens_keep_their_route() {
     let model = small()
         .with_causal(false)
         .with_route_on(RouteOn::LastToken)
-        .init(17, &device());
+        .with_seed(17)
+        .init(&device());
     let masks = [[true, true, false, false, false, false]];
     let one = padded(&model, &[[0, 0, 1, 2, 3, 4]], &masks);
     let other = padded(&model, &[[5, 6, 1, 2, 3, 4]], &masks);
@@ -155,7 +164,7 @@ fn sequences_padded_before_their_tokens_keep_their_route() {
 #[test]
 fn a_sequence_of_nothing_but_padding_stays_finite() {
     for config in paddable() {
-        let model = config.init(17, &device());
+        let model = config.clone().with_seed(17).init(&device());
         let rows = rows::<6>(2);
         let output = padded(&model, &rows, &[[true; 6], [false; 6]]);
         assert!(
@@ -168,7 +177,7 @@ fn a_sequence_of_nothing_but_padding_stays_finite() {
 #[test]
 #[should_panic(expected = "padding, [batch, count]): axis 1 expected 4, got 3")]
 fn a_mask_of_another_shape_is_refused() {
-    let model = small().init(17, &device());
+    let model = small().with_seed(17).init(&device());
     let mask = Tensor::<2, Bool>::from_data([[false; 3]], &device());
     let input = tokens(&[[1, 2, 3, 4]], &device());
     model.forward(input, Some(mask), &TreeCoderOptions::default());

@@ -52,7 +52,10 @@ fn sure_selectors_make_all_gradients_the_same_model() {
     ] {
         let output = |gradient| {
             let config = learning(gradient, SelectorBalance::None).with_route_on(route_on);
-            run(&surely_begun(certain(config.init(17, &device()))), &rows)
+            run(
+                &surely_begun(certain(config.clone().with_seed(17).init(&device()))),
+                &rows,
+            )
         };
         let scaled = output(SelectorGradient::ScaledDelta);
         let leaves = scaled.routing.leaves;
@@ -85,7 +88,9 @@ fn sure_selectors_make_all_gradients_the_same_model() {
 
 #[test]
 fn a_soft_tree_runs_every_node_on_everything_and_tells_the_greedy_route() {
-    let soft = learning(SelectorGradient::Soft, SelectorBalance::None).init(5, &device());
+    let soft = learning(SelectorGradient::Soft, SelectorBalance::None)
+        .with_seed(5)
+        .init(&device());
     let rows = rows::<5>(3);
     let routing = run(&soft, &rows).routing;
     assert_eq!(routing.activations, [3; 7]);
@@ -96,7 +101,9 @@ fn a_soft_tree_runs_every_node_on_everything_and_tells_the_greedy_route() {
 #[test]
 #[should_panic(expected = "expected none with soft selectors")]
 fn soft_selectors_take_no_given_leaves() {
-    let soft = learning(SelectorGradient::Soft, SelectorBalance::None).init(5, &device());
+    let soft = learning(SelectorGradient::Soft, SelectorBalance::None)
+        .with_seed(5)
+        .init(&device());
     let options = TreeCoderOptions {
         leaves: Some(vec![0]),
         ..Default::default()
@@ -106,7 +113,7 @@ fn soft_selectors_take_no_given_leaves() {
 
 #[test]
 fn random_routes_follow_the_seed_and_the_number_of_the_item_alone() {
-    let model = control(SelectorKind::Random).init(1, &device());
+    let model = control(SelectorKind::Random).with_seed(1).init(&device());
     let many = rows::<3>(32);
     let routing = routed(&model, &many, 9, &device());
     // Other tokens, fewer of them, another mode.
@@ -114,7 +121,9 @@ fn random_routes_follow_the_seed_and_the_number_of_the_item_alone() {
         routed(&model, &[[0; 3]; 20], 9, &device()).leaves,
         routing.leaves[..20]
     );
-    let training = control(SelectorKind::Random).init(1, &autodiff_device());
+    let training = control(SelectorKind::Random)
+        .with_seed(1)
+        .init(&autodiff_device());
     assert_eq!(
         routed(&training, &many, 9, &autodiff_device()).leaves,
         routing.leaves
@@ -130,7 +139,7 @@ fn random_routes_follow_the_seed_and_the_number_of_the_item_alone() {
 fn hashed_routes_follow_the_tokens_that_a_selector_would_read() {
     let model = |route_on| {
         let config = control(SelectorKind::Hash).with_route_on(route_on);
-        config.init(1, &device())
+        config.clone().with_seed(1).init(&device())
     };
     let leaves = |route_on, rows: &[[i64; 4]]| routed(&model(route_on), rows, 0, &device()).leaves;
     // All pairs of tokens before two others.
@@ -163,8 +172,8 @@ fn hashed_routes_follow_the_tokens_that_a_selector_would_read() {
 fn gumbel_noise_moves_routes_in_training_alone_and_leaves_values_as_they_are() {
     let config = learning(GUMBEL, SelectorBalance::None);
     let (training, evaluated) = (
-        config.init(1, &autodiff_device()),
-        config.init(1, &device()),
+        config.clone().with_seed(1).init(&autodiff_device()),
+        config.clone().with_seed(1).init(&device()),
     );
     let rows = rows::<4>(16);
     let options = TreeCoderOptions {
@@ -195,7 +204,7 @@ fn gumbel_noise_moves_routes_in_training_alone_and_leaves_values_as_they_are() {
 #[test]
 fn sampled_paths_are_as_frequent_as_their_probabilities_say() {
     let config = learning(SelectorGradient::Reinforce, SelectorBalance::None);
-    let training = config.init(2, &autodiff_device());
+    let training = config.clone().with_seed(2).init(&autodiff_device());
     let many = [[1, 4, 2]; 600];
     let routing = routed(&training, &many, 1, &autodiff_device());
     let mut counts = [0; 4];
@@ -206,7 +215,7 @@ fn sampled_paths_are_as_frequent_as_their_probabilities_say() {
         leaves: Some(vec![0, 1, 2, 3]),
         ..Default::default()
     };
-    let evaluated = config.init(2, &device());
+    let evaluated = config.clone().with_seed(2).init(&device());
     let one_each = evaluated
         .forward(tokens(&[[1, 4, 2]; 4], &device()), None, &options)
         .routing;
@@ -234,7 +243,7 @@ fn sampled_paths_are_as_frequent_as_their_probabilities_say() {
 fn a_rollout_has_a_row_per_item() {
     let config = learning(SelectorGradient::Reinforce, SelectorBalance::None)
         .with_route_on(RouteOn::PreviousChunk { tokens: 2 });
-    let training = config.init(2, &autodiff_device());
+    let training = config.clone().with_seed(2).init(&autodiff_device());
     let routing = run_on(&training, &rows::<5>(3), &autodiff_device()).routing;
     let rollout = routing.rollout().unwrap();
     assert_eq!(rollout.dims(), [9, 1]);
@@ -245,14 +254,14 @@ fn a_rollout_has_a_row_per_item() {
         assert!((entropies[first] - 2f32.ln()).abs() < 1e-5);
         assert!((log_probs[first] - 0.25f32.ln()).abs() < 1e-5);
     }
-    let scaled = small().init(2, &device());
+    let scaled = small().with_seed(2).init(&device());
     assert!(run(&scaled, &rows::<5>(3)).routing.rollout().is_none());
 }
 
 #[test]
 fn a_hidden_layer_is_computed_as_written_down() {
     let config = small().with_selector(SelectorConfig::new().with_hidden(Some(12)));
-    let model = config.init(1, &device());
+    let model = config.clone().with_seed(1).init(&device());
     let found = parameters(&model);
     let of = |name: &str| -> Tensor<2> {
         let path = format!("nodes.0.selector.{name}");
@@ -282,7 +291,11 @@ fn a_hidden_layer_is_computed_as_written_down() {
 
 #[test]
 fn selectors_start_near_even() {
-    let routing = run(&small().with_d_model(32).init(1, &device()), &rows::<6>(16)).routing;
+    let routing = run(
+        &small().with_d_model(32).with_seed(1).init(&device()),
+        &rows::<6>(16),
+    )
+    .routing;
     for level in routing.levels {
         assert!(level.entropy > 0.85 * 2f64.ln(), "{}", level.entropy);
     }

@@ -51,7 +51,7 @@ fn ids<M: Module>(model: &M) -> Vec<ParamId> {
 
 #[test]
 fn every_token_gets_its_classes() {
-    let model = small().init(1, &device());
+    let model = small().with_seed(1).init(&device());
     let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device());
     let output = model.forward(tokens, None, &TreeformerOptions::default());
     assert_eq!(output.logits.dims(), [2, 5, 3]);
@@ -75,7 +75,7 @@ fn padding_changes_no_token_wherever_it_stands() {
 
 fn padding_changes_no_token(kind: AttentionKindConfig) {
     let config = small().with_max_positions(0).with_attention(kind);
-    let model = config.init(1, &device());
+    let model = config.clone().with_seed(1).init(&device());
     let row = [1, 2, 3, 4, 5];
     let padding = |row: [bool; 5]| Tensor::<2, Bool>::from_data([row], &device());
     let classes = |row: [i64; 5], mask| {
@@ -99,7 +99,7 @@ fn padding_changes_no_token(kind: AttentionKindConfig) {
 fn a_causal_model_sees_nothing_ahead() {
     for kind in masked_kinds() {
         let config = small().with_causal(true).with_attention(kind);
-        let model = config.init(1, &device());
+        let model = config.clone().with_seed(1).init(&device());
         let classes = |row| logits(&model, tokens(&[row], &device()), None);
         let (one, other) = (classes([1, 2, 3, 4, 5]), classes([1, 2, 3, 0, 6]));
         assert_near(&one[..9], &other[..9]);
@@ -110,13 +110,13 @@ fn a_causal_model_sees_nothing_ahead() {
 #[test]
 #[should_panic(expected = "treeformer: dense_layers: expected at most 2, got 3")]
 fn more_dense_layers_than_layers_are_refused() {
-    small().with_dense_layers(3).init(1, &device());
+    small().with_dense_layers(3).with_seed(1).init(&device());
 }
 
 #[test]
 fn a_token_reads_the_one_before_it_and_where_it_stands() {
     let classes = |config: TreeformerConfig, row| {
-        let model = config.init(3, &device());
+        let model = config.clone().with_seed(3).init(&device());
         logits(&model, tokens(&[row], &device()), None)
     };
     let plain = small().with_local_mixing(false).with_max_positions(0);
@@ -140,7 +140,7 @@ fn trees() -> AttentionKindConfig {
 
 #[test]
 fn another_way_of_attending_keeps_all_other_weights() {
-    let model = small().init(1, &device());
+    let model = small().with_seed(1).init(&device());
     let swapped = model.clone().with_attention(&trees(), 1..2, 5);
     let (before, after) = (ids(&model), ids(&swapped));
     assert!(before.iter().all(|id| after.contains(id)));
@@ -165,7 +165,8 @@ fn layers_that_route_report_where_and_the_lowest_can_stay_dense() {
     let model = small()
         .with_attention(trees())
         .with_dense_layers(1)
-        .init(1, &device());
+        .with_seed(1)
+        .init(&device());
     let row = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device());
     let output = model.forward(row, None, &TreeformerOptions::default());
     let [None, Some(report)] = &output.routing[..] else {
@@ -179,7 +180,7 @@ fn layers_that_route_report_where_and_the_lowest_can_stay_dense() {
 
 #[test]
 fn layers_have_trees_of_their_own() {
-    let model = small().with_attention(trees()).init(1, &device());
+    let model = small().with_attention(trees()).with_seed(1).init(&device());
     let found = parameters(&model);
     let weight = |layer: usize| {
         let of = format!("blocks.{layer}.attention.kind");
@@ -195,7 +196,8 @@ fn layers_have_trees_of_their_own() {
 fn median_split_trees_send_half_of_what_reaches_them_either_way() {
     let model = small()
         .with_attention(AttentionKindConfig::TreeFine(TreeFineConfig::new([2])))
-        .init(1, &device());
+        .with_seed(1)
+        .init(&device());
     let rows = tokens(&[[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]], &device());
     let spread = |model: &Treeformer, layer: usize| {
         let output = model.forward(rows.clone(), None, &TreeformerOptions::default());
@@ -238,7 +240,7 @@ fn trees_split_the_same_way_on_an_autodiff_device_and_nothing_else_moves() {
     let config = small()
         .with_dropout(0.5)
         .with_attention(AttentionKindConfig::TreeFine(fine));
-    let plain = config.init(1, &device());
+    let plain = config.clone().with_seed(1).init(&device());
     let training = plain.clone().train();
     let rows = [[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]];
     let numbers = |model: &Treeformer| -> Vec<(String, Vec<f32>)> {
@@ -263,7 +265,10 @@ fn trees_split_the_same_way_on_an_autodiff_device_and_nothing_else_moves() {
 #[should_panic(expected = "treeformer: layers: expected below 2, got 2")]
 fn trees_of_a_layer_that_is_not_there_are_not_split() {
     let tokens = tokens(&[[0, 1, 2, 3, 6]], &device());
-    let _ = small().init(1, &device()).with_median_split(tokens, &[2]);
+    let _ = small()
+        .with_seed(1)
+        .init(&device())
+        .with_median_split(tokens, &[2]);
 }
 
 #[test]
@@ -274,7 +279,8 @@ fn losses_on_routes_and_the_mixture_of_leaves_teach_the_trees() {
     let model = small()
         .with_layers(1)
         .with_attention(AttentionKindConfig::TreeFine(fine))
-        .init(1, &device)
+        .with_seed(1)
+        .init(&device)
         .train();
     let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 5, 1, 4, 2]], &device);
     let options = TreeformerOptions {
@@ -306,21 +312,23 @@ fn losses_on_routes_and_the_mixture_of_leaves_teach_the_trees() {
 #[test]
 #[should_panic(expected = "treeformer: layers: expected below 2, got 1..3")]
 fn layers_that_are_not_there_are_refused() {
-    let _ = small()
-        .init(1, &device())
-        .with_attention(&AttentionKindConfig::Dense, 1..3, 5);
+    let _ =
+        small()
+            .with_seed(1)
+            .init(&device())
+            .with_attention(&AttentionKindConfig::Dense, 1..3, 5);
 }
 
 #[test]
 #[should_panic(expected = "axis 1 of tokens: expected at most 4 positions, got 5")]
 fn sequences_longer_than_the_positions_are_refused() {
-    let model = small().with_max_positions(4).init(1, &device());
+    let model = small().with_max_positions(4).with_seed(1).init(&device());
     logits(&model, tokens(&[[0; 5]], &device()), None);
 }
 
 #[test]
 fn one_seed_gives_these_weights_on_every_backend() {
-    let found = parameters(&small().init(7, &device()));
+    let found = parameters(&small().with_seed(7).init(&device()));
     for (path, first) in GOLDEN {
         let parameter = found
             .iter()
@@ -328,8 +336,8 @@ fn one_seed_gives_these_weights_on_every_backend() {
             .unwrap_or_else(|| panic!("no parameter {path}"));
         assert_eq!(parameter.values[..2], first, "{path}");
     }
-    let again = parameters(&small().init(7, &device()));
-    let other = parameters(&small().init(8, &device()));
+    let again = parameters(&small().with_seed(7).init(&device()));
+    let other = parameters(&small().with_seed(8).init(&device()));
     for ((one, again), other) in found.iter().zip(&again).zip(&other) {
         assert_eq!(one.values, again.values, "{}", one.path);
         let constant = one.path.ends_with("gamma") || one.path.ends_with("bias");
@@ -348,7 +356,7 @@ const GOLDEN: [(&str, [f32; 2]); 4] = [
 #[test]
 fn every_weight_that_matters_learns() {
     let device = device().autodiff();
-    let model = small().init(1, &device).train();
+    let model = small().with_seed(1).init(&device).train();
     let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device);
     let output = model.forward(tokens, None, &TreeformerOptions::default());
     let loss = output.logits.powi_scalar(2).mean();
@@ -368,9 +376,9 @@ fn every_weight_that_matters_learns() {
 fn saved_weights_load_into_a_model_of_another_seed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
-    let saved = small().init(1, &device());
+    let saved = small().with_seed(1).init(&device());
     save_weights(&saved, &path).unwrap();
-    let loaded = load_weights(small().init(2, &device()), &path).unwrap();
+    let loaded = load_weights(small().with_seed(2).init(&device()), &path).unwrap();
     let row = tokens(&[[0, 1, 2, 3, 6]], &device());
     assert_eq!(
         logits(&loaded, row.clone(), None),

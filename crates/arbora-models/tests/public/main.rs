@@ -1,5 +1,6 @@
 //! What needs no device: settings, sizes and names.
 
+mod configs;
 mod parameters;
 mod perceiver;
 mod placement;

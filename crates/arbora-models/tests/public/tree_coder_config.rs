@@ -104,24 +104,24 @@ fn settings_out_of_range_are_refused_by_name() {
             learning(SelectorGradient::Reinforce, loss_free),
         ),
         (
-            "attention",
+            "attention.features",
             config().with_attention(AttentionKindConfig::Performer(PerformerConfig {
                 features: 0,
                 ..Default::default()
             })),
         ),
         (
-            "attention",
+            "attention.router.sharing",
             config().with_n_kv_heads(Some(1)).with_attention(shared),
         ),
-        ("attention", config().with_attention(linformer)),
-        ("attention", config().with_attention(big_bird)),
+        ("causal", config().with_attention(linformer)),
+        ("causal", config().with_attention(big_bird)),
         (
-            "attention",
+            "attention.max_tokens",
             config().with_causal(false).with_attention(short),
         ),
         (
-            "attention",
+            "attention.max_tokens",
             config()
                 .with_causal(false)
                 .with_route_on(RouteOn::PreviousChunk { tokens: 5 })

@@ -9,13 +9,12 @@ use super::{TrainError, checkpoint};
 
 const LOCK: &str = "lock";
 
-/// A run folder that no other process trains in, nor any other [`Trainer`](super::Trainer) of this one, for as long as
-/// this value or one of its clones lives.
+/// Exclusive write access to a run folder, for as long as this value or a clone lives, against other processes and other
+/// [`Trainer`](super::Trainer)s of this one.
 ///
-/// The system's lock of a file `lock` in the folder says so. It ends with its process, however that ends; the file stays and
-/// means nothing by itself. Where a file system knows no locks nothing is kept out.
-///
-/// A folder that is moved or replaced, or whose file `lock` is, is not claimed any more: its trainer writes no further checkpoint.
+/// It is the system's lock of a file `lock` in the folder, which ends with the process. A file system without locks
+/// protects nothing. Where the folder or its `lock` is moved or replaced, the trainer stops at its next checkpoint with
+/// [`TrainError::Replaced`].
 #[derive(Clone, Debug)]
 pub struct Claim {
     folder: PathBuf,
@@ -128,7 +127,7 @@ fn make(folder: &Path) -> Result<(), TrainError> {
 /// missing would be written over.
 ///
 /// # Errors
-/// [`TrainError::NotAFolder`] where something else is there, or [`TrainError::Io`] where that cannot be told.
+/// [`TrainError::NotAFolder`] where something else is there, or [`TrainError::Io`] if the file system returns an error.
 pub fn is_folder(path: impl AsRef<Path>) -> Result<bool, TrainError> {
     let path = path.as_ref();
     match fs::metadata(path) {
@@ -142,7 +141,7 @@ pub fn is_folder(path: impl AsRef<Path>) -> Result<bool, TrainError> {
 /// Whether one of the files or folders is there.
 ///
 /// # Errors
-/// [`TrainError::Io`] where that cannot be told.
+/// [`TrainError::Io`] if the file system returns an error.
 pub fn has_any(folder: impl AsRef<Path>, names: &[&str]) -> Result<bool, TrainError> {
     let mut paths = names.iter().map(|name| folder.as_ref().join(name));
     paths.try_fold(false, |is_there, path| {

@@ -127,7 +127,10 @@ impl OptimizerConfig {
     }
 
     /// Whether every setting is in its range.
-    fn check(&self) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let (epsilon, weight_decay) = (self.epsilon, self.weight_decay);
         for (setting, beta) in [
             ("optimizer.beta_1", self.beta_1),

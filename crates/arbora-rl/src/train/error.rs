@@ -35,7 +35,7 @@ pub enum TrainError {
 
     /// The run folder, or its file `lock`, is not the one that was claimed when the training began.
     #[error(
-        "{path}: was moved or replaced, or its file lock was, while it was trained; its last checkpoint stays"
+        "{path}: the run folder or its file lock was moved or replaced during training; the last checkpoint is intact"
     )]
     Replaced {
         /// The run folder.
@@ -60,8 +60,8 @@ pub enum TrainError {
         reason: String,
     },
 
-    /// The log of a run ends before the step that is resumed: going on would lose numbers without a
-    /// word.
+    /// The log of a run ends before the step that is resumed: going on would leave a gap in
+    /// the log.
     #[error(
         "{path}: its last complete line is of step {found}, before step {step} of the checkpoint"
     )]

@@ -42,8 +42,6 @@
 mod checkpoint;
 mod claim;
 mod config;
-#[doc(hidden)]
-pub mod doors;
 mod error;
 mod log;
 mod measure;
@@ -51,6 +49,8 @@ mod memory;
 mod model;
 mod silent;
 mod strategy;
+#[doc(hidden)]
+pub mod testing;
 mod trainer;
 
 /// The log of numbers, in a run folder.

@@ -42,10 +42,10 @@ pub trait TrainableModel: Module + ModuleDisplay + Display + 'static {
     }
 }
 
-/// Parameters with a treatment of their own.
+/// Parameters with their own settings of the optimiser.
 #[derive(Clone, Debug)]
 pub struct ParameterGroup {
-    /// Which.
+    /// The parameters.
     pub parameters: ParamGroup,
     /// Whether weight decay pulls them to 0, as it does all others. Where a parameter's direction decides and
     /// not its size, as in the hyperplanes of a routing tree, decay does nothing but shrink gradients, or lets

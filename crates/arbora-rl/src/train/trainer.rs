@@ -144,12 +144,9 @@ impl Trainer {
         self.interrupter.clone()
     }
 
-    /// Stops this run at Ctrl-C, and on Unix also where a scheduler or a closed terminal asks the process to end (SIGTERM,
-    /// SIGHUP), with a checkpoint. A second Ctrl-C ends the process at once, with exit code 130, and so does another of the
-    /// others: of these several may come at once for one reason, so those within five seconds are one. A process that
-    /// was begun to ignore SIGHUP, as by `nohup`, goes on ignoring it.
-    ///
-    /// The handlers are the process's only ones and stay. When several trainers ask, the last one is stopped.
+    /// Stops this run with a checkpoint at Ctrl-C, and on Unix at SIGTERM and SIGHUP. A second Ctrl-C exits at once with
+    /// code 130, and so does a SIGTERM or SIGHUP more than five seconds after the first. An ignored SIGHUP (`nohup`) stays
+    /// ignored. The handlers are the process's, and stop the trainer that called this last.
     ///
     /// # Errors
     /// [`TrainError::Signal`] if the process has another handler already.

@@ -11,13 +11,13 @@ pub struct PictureChanges {
     /// All pictures, changed or not.
     pub pictures: usize,
     /// Turned or mirrored, as their EXIF data say.
-    pub turned: usize,
+    pub rotated: usize,
     /// Put on white, because some of their pixels were not opaque.
     pub transparent: usize,
     /// Rounded from 16 bits per channel to 8.
-    pub deep: usize,
+    pub from_16_bit: usize,
     /// Converted from the colours of printers, CMYK, without a colour profile.
-    pub printed: usize,
+    pub from_cmyk: usize,
     /// Made grey.
     pub made_grey: usize,
     /// Grey ones whose value became that of red, green and blue.
@@ -30,10 +30,10 @@ impl fmt::Display for PictureChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} pictures", self.pictures)?;
         let changes = [
-            (self.turned, "turned as their EXIF data say"),
+            (self.rotated, "turned as their EXIF data say"),
             (self.transparent, "with transparency put on white"),
-            (self.deep, "rounded from 16 bits to 8"),
-            (self.printed, "converted from CMYK"),
+            (self.from_16_bit, "rounded from 16 bits to 8"),
+            (self.from_cmyk, "converted from CMYK"),
             (self.made_grey, "made grey"),
             (self.made_colour, "made colour from grey"),
             (self.resized, "resized"),

@@ -29,10 +29,10 @@ pub(super) fn read(
         let own_channels = if image.color().has_color() { 3 } else { 1 };
         let channels = *channels.get_or_insert(own_channels);
         for (count, is_changed) in [
-            (&mut changes.turned, picture.turned),
+            (&mut changes.rotated, picture.rotated),
             (&mut changes.transparent, picture.transparent),
-            (&mut changes.deep, picture.deep),
-            (&mut changes.printed, picture.printed),
+            (&mut changes.from_16_bit, picture.from_16_bit),
+            (&mut changes.from_cmyk, picture.from_cmyk),
             (&mut changes.made_grey, channels < own_channels),
             (&mut changes.made_colour, channels > own_channels),
             (&mut changes.resized, [height, width] != got),

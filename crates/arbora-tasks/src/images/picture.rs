@@ -24,13 +24,13 @@ const MOST: u64 = 1 << 28;
 pub(super) struct Picture {
     pub image: DynamicImage,
     /// Turned or mirrored, as its EXIF data say.
-    pub turned: bool,
+    pub rotated: bool,
     /// Some of its pixels were not opaque. They lie on white.
     pub transparent: bool,
     /// It had 16 bits per channel, which were rounded.
-    pub deep: bool,
+    pub from_16_bit: bool,
     /// It was in the colours of printers, CMYK.
-    pub printed: bool,
+    pub from_cmyk: bool,
 }
 
 /// Reads a picture. The content decides on the format, not the name.
@@ -96,9 +96,9 @@ fn jpeg(path: &Path, mut bytes: Vec<u8>) -> Result<Picture, TaskError> {
     let pixels = decoder.decode().map_err(|error| refuse(&error))?;
     let image = opaque(width as u32, height as u32, channels, pixels);
     let image = image.ok_or_else(|| refuse(&CUT))?;
-    let printed = matches!(from, Some(ColorSpace::CMYK | ColorSpace::YCCK));
+    let from_cmyk = matches!(from, Some(ColorSpace::CMYK | ColorSpace::YCCK));
     Ok(Picture {
-        printed,
+        from_cmyk,
         ..shown(image, decoder.exif().map(Vec::as_slice))
     })
 }
@@ -158,7 +158,7 @@ fn opaque(width: u32, height: u32, channels: usize, bytes: Vec<u8>) -> Option<Dy
 /// A decoded picture as a viewer shows it.
 fn shown(image: DynamicImage, exif: Option<&[u8]>) -> Picture {
     let color = image.color();
-    let deep = color.bytes_per_pixel() > color.channel_count();
+    let from_16_bit = color.bytes_per_pixel() > color.channel_count();
     let mut transparent = false;
     let (width, height) = (image.width(), image.height());
     let channels = if color.has_color() { 3 } else { 1 };
@@ -186,10 +186,10 @@ fn shown(image: DynamicImage, exif: Option<&[u8]>) -> Picture {
     DynamicImage::apply_orientation(&mut image, turn);
     Picture {
         image,
-        turned: turn != Orientation::NoTransforms,
+        rotated: turn != Orientation::NoTransforms,
         transparent,
-        deep,
-        printed: false,
+        from_16_bit,
+        from_cmyk: false,
     }
 }
 

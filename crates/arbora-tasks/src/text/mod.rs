@@ -2,7 +2,7 @@
 //!
 //! - [`Corpus`]: documents from a file, from a folder or bundled, and their split for validation
 //! - [`Tokenizer`]: bytes, byte-pair encoding trained on a corpus, or the `tokenizer.json` of another program
-//! - [`Continuation`]: the text of tokens that come one by one, as far as it is certain
+//! - [`DecodeStream`]: the text of tokens that come one by one, as far as it is certain
 //! - [`Text`]: both parts of a corpus as windows, in batches
 //!
 //! # Example
@@ -25,15 +25,15 @@
 //! # }
 //! ```
 
-mod continuation;
 mod corpus;
+mod decode_stream;
 #[cfg(feature = "sample")]
 pub mod sample;
 mod tokenizer;
 mod windows;
 
 pub use crate::files::read_text;
-pub use continuation::{Continuation, Continued};
 pub use corpus::{Corpus, Document};
+pub use decode_stream::{DecodeStream, DecodedText};
 pub use tokenizer::{Encoded, Tokenizer};
 pub use windows::{Text, TextBatch, TextConfig};

@@ -20,7 +20,7 @@ use tokenizers::{
     Trainer as _,
 };
 
-use super::continuation::{Known, complete};
+use super::decode_stream::{Known, complete};
 use crate::{TaskError, files};
 
 const BYTES: usize = 256;
@@ -310,7 +310,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::decode`], whose conditions hold.
     #[track_caller]
-    pub(super) fn certain(&self, ids: &[u32]) -> Result<String, TaskError> {
+    pub(super) fn stable_text(&self, ids: &[u32]) -> Result<String, TaskError> {
         let Kind::Model { model, .. } = &self.kind else {
             return Ok(complete(lossy(&self.within_documents(ids))));
         };

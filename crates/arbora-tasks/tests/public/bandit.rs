@@ -41,7 +41,7 @@ fn each_quadrant_outside_the_core_has_an_arm_that_pays() {
         ([-0.6, -0.3], [1.2, 1.0, 1.0, 1.0, 50.0]),
     ];
     for (context, means) in cases {
-        assert_eq!(wheel.optimal(context), means, "at {context:?}");
+        assert_eq!(wheel.mean_rewards(context), means, "at {context:?}");
     }
 }
 
@@ -69,7 +69,7 @@ fn rewards_have_the_stated_mean_and_deviation() {
         let mean = rewards.iter().sum::<f64>() / 4e3;
         let variance = rewards.iter().map(|one| (one - mean).powi(2)).sum::<f64>() / 4e3;
         // Five standard errors: of a mean 0.01 / sqrt(4000), of a deviation that over sqrt(2).
-        let expected = f64::from(wheel.optimal(place)[arm]);
+        let expected = f64::from(wheel.mean_rewards(place)[arm]);
         assert!((mean - expected).abs() < 8e-4, "{mean} for {expected}");
         assert!((variance.sqrt() - 0.01).abs() < 6e-4, "{}", variance.sqrt());
     }
@@ -78,10 +78,13 @@ fn rewards_have_the_stated_mean_and_deviation() {
 #[test]
 fn wheels_without_core_and_without_rim_exist_and_others_are_refused() {
     assert_eq!(
-        WheelBandit::new(0.0).unwrap().optimal([1e-3, 1e-3])[1],
+        WheelBandit::new(0.0).unwrap().mean_rewards([1e-3, 1e-3])[1],
         50.0
     );
-    assert_eq!(WheelBandit::new(1.0).unwrap().optimal([1.0, 0.0])[2], 1.0);
+    assert_eq!(
+        WheelBandit::new(1.0).unwrap().mean_rewards([1.0, 0.0])[2],
+        1.0
+    );
     for (delta, text) in [(-0.5, "-0.5"), (1.5, "1.5"), (f32::NAN, "NaN")] {
         assert_eq!(
             WheelBandit::new(delta).unwrap_err().to_string(),
@@ -116,7 +119,7 @@ proptest! {
                     if points.counts[0] == 15 && points == &batch.target {
                         prop_assert_eq!(arm, at % ARMS);
                     }
-                    let outside = WheelBandit::new(0.0).unwrap().optimal(place)[arm];
+                    let outside = WheelBandit::new(0.0).unwrap().mean_rewards(place)[arm];
                     let high = *y > 0.5;
                     prop_assert!(!high || outside == 50.0);
                     if outside == 50.0 {

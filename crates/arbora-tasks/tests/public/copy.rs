@@ -19,7 +19,7 @@ fn a_curriculum_doubles_until_the_length_is_whole() {
     let task = SequenceCopy::new(config).unwrap();
     let lengths = [0, 9, 10, 25, 30, u64::MAX].map(|step| {
         let batch = task.batch(0, step, 1, &Device::flex());
-        batch.unwrap().taking_part
+        batch.unwrap().active_tokens
     });
     assert_eq!(lengths, [8, 8, 16, 32, 50, 50]);
 }

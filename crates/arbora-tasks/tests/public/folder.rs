@@ -96,7 +96,7 @@ fn changes_are_counted_and_named() {
     let expected = PictureChanges {
         pictures: 3,
         transparent: 1,
-        deep: 1,
+        from_16_bit: 1,
         made_colour: 1,
         resized: 1,
         ..Default::default()
@@ -131,7 +131,7 @@ fn pictures_are_turned_before_their_sizes_are_compared() {
     fs::write(b, turned).unwrap();
     let (set, changes) = ImageSet::from_folder(folder.path(), None, None).unwrap();
     assert_eq!(set.image(1).unwrap(), [20, 20, 21, 21, 22, 22]);
-    assert_eq!(changes.turned, 1);
+    assert_eq!(changes.rotated, 1);
 }
 
 #[test]

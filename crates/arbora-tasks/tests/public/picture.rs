@@ -100,7 +100,7 @@ fn pictures_are_turned_as_their_exif_data_say() {
             png_turned(&png, orientation, b"IEND"),
         ] {
             let (image, changes) = read(&bytes).unwrap();
-            assert_eq!(changes.turned, usize::from(orientation != 1));
+            assert_eq!(changes.rotated, usize::from(orientation != 1));
             let (right, low) = (image.width - 1, image.height - 1);
             let is_upright = orientation < 5;
             assert_eq!(right > low, is_upright, "orientation {orientation}");
@@ -111,7 +111,7 @@ fn pictures_are_turned_as_their_exif_data_say() {
         }
     }
     for upright in [&jpeg, &png, &jpeg_turned(&jpeg, 9)] {
-        assert_eq!(changes(upright).turned, 0);
+        assert_eq!(changes(upright).rotated, 0);
     }
 }
 
@@ -190,12 +190,12 @@ fn sixteen_bits_are_rounded_to_eight() {
     assert_eq!(rounded[1..5], [0, 1, 1, 2]);
     let grey = ImageBuffer::<Luma<u16>, _>::from_raw(9, 1, values.to_vec()).unwrap();
     let (picture, changes) = read(&encoded(grey, ImageFormat::Png)).unwrap();
-    assert_eq!((picture.pixels, changes.deep), (rounded.to_vec(), 1));
+    assert_eq!((picture.pixels, changes.from_16_bit), (rounded.to_vec(), 1));
     let colour = ImageBuffer::<Rgb<u16>, _>::from_raw(3, 1, values.to_vec()).unwrap();
     let (picture, changes) = read(&encoded(colour, ImageFormat::Png)).unwrap();
-    assert_eq!((picture.pixels, changes.deep), (rounded.to_vec(), 1));
+    assert_eq!((picture.pixels, changes.from_16_bit), (rounded.to_vec(), 1));
     let (_, changes) = read(&encoded(busy(2, 2, true), ImageFormat::Png)).unwrap();
-    assert_eq!(changes.deep, 0);
+    assert_eq!(changes.from_16_bit, 0);
 }
 
 /// `Image.new("CMYK", (8, 8), (0, 128, 255, 51)).save(file, "JPEG", quality=30, optimize=True)` of Pillow 13, which
@@ -216,7 +216,7 @@ const CMYK: [u8; 177] = [
 #[test]
 fn colours_of_printers_become_those_of_screens() {
     let (picture, changes) = read(&CMYK).unwrap();
-    assert_eq!(changes.printed, 1);
+    assert_eq!(changes.from_cmyk, 1);
     // (1 - ink) (1 - black), up to what the format loses.
     for pixel in picture.pixels.chunks(3) {
         let near = pixel.iter().zip([204u8, 102, 0]);

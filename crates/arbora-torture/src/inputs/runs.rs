@@ -5,9 +5,9 @@ use super::models::device;
 use anyhow::{Context as _, Result};
 use arbora::rl::BaselineState;
 use arbora::rl::train::{
-    Checkpoint, CheckpointState, FORMAT_VERSION, OptimizerConfig, TrainerConfig, doors,
+    Checkpoint, CheckpointState, FORMAT_VERSION, OptimizerConfig, TrainerConfig, testing,
 };
-use arbora_cli::doors as commands;
+use arbora_cli::testing as commands;
 use burn::nn::LinearConfig;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -76,7 +76,7 @@ pub fn log(_: &Path) -> Result<Reader> {
     let files = [("metrics.jsonl", LOG)];
     let words = &["\"step\":", "}\n{"];
     Ok(Reader::new(files, words, |folder, name| {
-        Ok(doors::open_log(&folder.join(name), 2)?)
+        Ok(testing::open_log(&folder.join(name), 2)?)
     }))
 }
 
@@ -120,7 +120,7 @@ pub fn checkpoint(made: &Path) -> Result<Reader> {
         baseline: BaselineState::default(),
         config: TrainerConfig::default(),
     };
-    doors::save(made, &state, &model, &optimizer)?;
+    testing::save(made, &state, &model, &optimizer)?;
     let names = ["state.json", "SHA256SUMS", "model.bpk", "optimizer.bpk"];
     let from = made.join("checkpoints/step-00000001");
     let read = |name: &str| {
@@ -140,7 +140,7 @@ pub fn checkpoint(made: &Path) -> Result<Reader> {
     let mut reader = Reader::new(files, words, move |folder, _| {
         let (checkpoint, _) = Checkpoint::newest(folder)?;
         checkpoint.load_model(LinearConfig::new(3, 4).init(&device))?;
-        doors::load_optimizer(&checkpoint, OptimizerConfig::default().init())?;
+        testing::load_optimizer(&checkpoint, OptimizerConfig::default().init())?;
         Ok(())
     });
     reader.mend = Some(|folder, name, bytes| {

@@ -48,8 +48,8 @@ pub enum TokenOrder {
         /// Seed of the direction.
         seed: u64,
     },
-    /// Balanced hierarchical k-means on the encoded tokens: where leaves go is learned with the
-    /// encoder.
+    /// Balanced hierarchical k-means on the encoded tokens: it depends on the encoder, but no gradient
+    /// flows through it.
     ///
     /// A node with k children divides its tokens into k clusters by Lloyd's iterations from
     /// farthest-point seeds. Its children are then filled one after the other, greatest cluster

@@ -19,13 +19,13 @@ pub enum Growth {
     /// that the model computes jumps. With the seed of the tree's configuration the level is the
     /// one that a tree initialised at full height has.
     Random {
-        /// Of the weights.
+        /// Seed of the weights.
         seed: u64,
     },
     /// Every token goes to the last child, so attention within leaves computes the same function as
     /// before. The weights are small and not 0, so that gradients tell them apart.
     Preserve {
-        /// Of the weights.
+        /// Seed of the weights.
         seed: u64,
         /// Standard deviation of the new logits' part that depends on a token of unit size.
         noise: f64,

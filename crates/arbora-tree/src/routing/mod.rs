@@ -39,6 +39,7 @@ pub use level::RoutingLevel;
 pub use route::{Candidates, NO_LEAF, Routing};
 pub use surrogate::Surrogate;
 
+use crate::ConfigError;
 use crate::shape::CompleteTree;
 use crate::tensors::expect_equal;
 use burn::config::Config;
@@ -72,27 +73,33 @@ pub struct RoutingTreeConfig {
 }
 
 impl RoutingTreeConfig {
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_at_least_1([("dim", self.dim), ("trees", self.trees)])?;
+        ConfigError::unless_at_least_0("balance_rate", self.balance_rate)?;
+        let holds = self.branching.iter().all(|factor| *factor >= 2);
+        let got = format!("{:?}", self.branching);
+        ConfigError::unless(holds, "branching", "factors of at least 2", &got)?;
+        let mut factors = self.branching.iter();
+        let nodes = factors.try_fold(2usize, |nodes, factor| nodes.checked_mul(*factor));
+        ConfigError::unless(
+            nodes.is_some(),
+            "branching",
+            "nodes that can be counted",
+            got,
+        )
+    }
+
     /// A tree with random hyperplanes through the origin.
     ///
     /// # Panics
-    /// If `dim` or `trees` is 0, a branching factor is below 2, or `balance_rate` is negative or
-    /// not finite.
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
     pub fn init(&self, device: &Device) -> RoutingTree {
-        for (name, value) in [("dim", self.dim), ("trees", self.trees)] {
-            assert!(
-                value >= 1,
-                "routing_tree: {name}: expected at least 1, got 0"
-            );
-        }
-        assert!(
-            self.balance_rate.is_finite() && self.balance_rate >= 0.0,
-            "routing_tree: balance_rate: expected a finite number of at least 0, got {}",
-            self.balance_rate
-        );
-        for (level, factor) in self.branching.iter().enumerate() {
-            growth::check_factor(level, *factor);
-        }
+        ConfigError::expect_ok("routing_tree", self.check());
         let shape = CompleteTree::new(self.branching.clone());
         let levels = (0..shape.height())
             .map(|depth| {
@@ -124,7 +131,7 @@ impl RoutingTreeConfig {
 /// # Weight decay
 ///
 /// Exempt the parameters from it: decay draws the weights to 0, and a tree without weights sends
-/// every token the way of its biases. They are [`parameter_ids`](Self::parameter_ids), and they are
+/// every token by its biases alone. They are [`parameter_ids`](Self::parameter_ids), and they are
 /// found below containers named `Struct:RoutingTree` by a module visitor.
 ///
 /// # Balance state

@@ -2,6 +2,7 @@
 
 use super::level::{children, margin_terms, one_hot};
 use super::{Heads, RoutingTree};
+use crate::ConfigError;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub enum Surrogate {
     /// A k-ary node, which the paper does not have, counts `s` for the child it takes and 0 for the
     /// others; its backward pass is that of `s · softmax(logits / temperature)`.
     DenseGradient {
-        /// Of the softmax over leaves.
+        /// Temperature of the softmax over leaves.
         temperature: f64,
         /// Margins beyond it pass no gradient; 1 as published.
         clip: f64,
@@ -36,12 +37,12 @@ pub enum Surrogate {
     TopMargin {
         /// How many leaves, the routed one included.
         candidates: usize,
-        /// Of the softmax over the candidates.
+        /// Temperature of the softmax over the candidates.
         temperature: f64,
     },
     /// Margin scores with a softmax over all leaves, to be annealed towards temperature 0.
     Soft {
-        /// Of the softmax over leaves.
+        /// Temperature of the softmax over leaves.
         temperature: f64,
     },
 }
@@ -71,68 +72,49 @@ impl Surrogate {
         matches!(self, Self::DenseGradient { scale: None, .. })
     }
 
-    #[track_caller]
-    fn check(&self, operation: &str) {
-        let positive = |name: &str, value: f64| {
-            assert!(
-                value.is_finite() && value > 0.0,
-                "{operation}: {name}: expected a finite positive number, got {value}"
-            );
-        };
-        positive("temperature", self.temperature());
+    /// Checks that every number is in its range.
+    ///
+    /// # Errors
+    /// With the first that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::unless_positive("temperature", self.temperature())?;
         match *self {
             Self::DenseGradient { clip, scale, .. } => {
-                assert!(
-                    clip > 0.0,
-                    "{operation}: clip: expected a positive number, got {clip}"
-                );
-                if let Some(scale) = scale {
-                    positive("scale", scale);
-                }
+                ConfigError::unless(clip > 0.0, "clip", "a positive number", clip)?;
+                ConfigError::unless_positive("scale", scale.unwrap_or(1.0))
             }
-            Self::TopMargin { candidates, .. } => assert!(
-                candidates >= 1,
-                "{operation}: candidates: expected at least 1, got 0"
-            ),
-            Self::Soft { .. } => {}
+            Self::TopMargin { candidates, .. } => {
+                ConfigError::unless_at_least_1([("candidates", candidates)])
+            }
+            Self::Soft { .. } => Ok(()),
         }
     }
 }
 
 impl RoutingTree {
     /// The scores of the nodes of every depth, from the root to the leaves: sums of the terms of
-    /// their ancestors. All nodes are evaluated. See
-    /// [`masked_node_scores`](Self::masked_node_scores), which differs for
-    /// [`Surrogate::DenseGradient`] without a scale alone.
+    /// their ancestors. All nodes are evaluated.
+    ///
+    /// Masked tokens get scores too, which are to be ignored. The mask matters for [`Surrogate::DenseGradient`] without a
+    /// scale alone, which takes the mean over unmasked tokens.
     ///
     /// # Shapes
     /// - x: `[batch, tokens, heads, dim]`
+    /// - mask: `[batch, tokens]`, `true` = masked out
     /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root scores
     ///   0
     ///
     /// # Panics
-    /// If an axis is 0 or disagrees with the tree, `heads` is no multiple of `trees`, or a number
-    /// of the surrogate is out of its range.
+    /// If an axis is 0 or disagrees with the tree or the mask, `heads` is no multiple of `trees`, or
+    /// [`Surrogate::check`] refuses the surrogate.
     #[track_caller]
-    pub fn node_scores(&self, x: Tensor<4>, surrogate: &Surrogate) -> Vec<Tensor<4>> {
-        self.masked_node_scores(x, None, surrogate)
-    }
-
-    /// [`node_scores`](Self::node_scores) whose statistics leave out masked tokens. Masked tokens
-    /// get scores too, which are to be ignored.
-    ///
-    /// - mask: `[batch, tokens]`, `true` = masked out
-    ///
-    /// # Panics
-    /// As [`node_scores`](Self::node_scores), and if the mask has another shape.
-    #[track_caller]
-    pub fn masked_node_scores(
+    pub fn node_scores(
         &self,
         x: Tensor<4>,
         mask: Option<Tensor<2, Bool>>,
         surrogate: &Surrogate,
     ) -> Vec<Tensor<4>> {
-        surrogate.check("node_scores");
+        ConfigError::expect_ok("node_scores", surrogate.check());
         let (rows, heads) = self.rows("node_scores", x);
         let [trees, count, _] = rows.dims();
         let logits: Vec<Tensor<4>> = self
@@ -161,28 +143,22 @@ impl RoutingTree {
 
     /// The probability of every leaf: softmax of its score over the temperature.
     ///
-    /// All leaves take part, for [`Surrogate::TopMargin`] too; its candidates are those of
+    /// The softmax is over all leaves, for [`Surrogate::TopMargin`] too; its candidates are those of
     /// [`best_leaves`](Self::best_leaves).
     ///
+    /// - mask: as of [`node_scores`](Self::node_scores)
     /// - returns `[batch, tokens, heads, leaves]`
     ///
     /// # Panics
     /// As [`node_scores`](Self::node_scores).
     #[track_caller]
-    pub fn leaf_probabilities(&self, x: Tensor<4>, surrogate: &Surrogate) -> Tensor<4> {
-        self.masked_leaf_probabilities(x, None, surrogate)
-    }
-
-    /// [`leaf_probabilities`](Self::leaf_probabilities) whose statistics leave out masked tokens,
-    /// as [`masked_node_scores`](Self::masked_node_scores).
-    #[track_caller]
-    pub fn masked_leaf_probabilities(
+    pub fn leaf_probabilities(
         &self,
         x: Tensor<4>,
         mask: Option<Tensor<2, Bool>>,
         surrogate: &Surrogate,
     ) -> Tensor<4> {
-        let mut scores = self.masked_node_scores(x, mask, surrogate);
+        let mut scores = self.node_scores(x, mask, surrogate);
         let leaves = scores.swap_remove(self.height());
         softmax(leaves / surrogate.temperature(), 3)
     }
@@ -191,12 +167,11 @@ impl RoutingTree {
     /// the softmax of the scores over the temperature. These are not sums of leaf probabilities:
     /// each depth is a distribution of its own.
     ///
-    /// - mask: `[batch, tokens]`, `true` = masked out, left out of statistics as in
-    ///   [`masked_node_scores`](Self::masked_node_scores)
+    /// - mask: as of [`node_scores`](Self::node_scores)
     /// - returns `height + 1` tensors `[batch, tokens, heads, nodes at the depth]`; the root has 1
     ///
     /// # Panics
-    /// As [`masked_node_scores`](Self::masked_node_scores).
+    /// As [`node_scores`](Self::node_scores).
     #[track_caller]
     pub fn node_probabilities(
         &self,
@@ -204,7 +179,7 @@ impl RoutingTree {
         mask: Option<Tensor<2, Bool>>,
         surrogate: &Surrogate,
     ) -> Vec<Tensor<4>> {
-        self.masked_node_scores(x, mask, surrogate)
+        self.node_scores(x, mask, surrogate)
             .into_iter()
             .map(|scores| softmax(scores / surrogate.temperature(), 3))
             .collect()
@@ -229,7 +204,7 @@ impl RoutingTree {
         keep: &Tensor<3>,
         surrogate: &Surrogate,
     ) -> Vec<Tensor<4>> {
-        surrogate.check("balance_loss");
+        ConfigError::expect_ok("balance_loss", surrogate.check());
         let size = surrogate.needs_mean_size().then(|| {
             let rows = rows.clone().without_autodiff();
             let logits: Vec<_> = self

@@ -238,7 +238,7 @@ pub fn node_mask(shape: &TokenTreeShape, lengths: Tensor<1, Int>) -> Tensor<2, B
 ///
 /// # Shapes
 /// - rows: `[batch, rows, dim]`
-/// - indices: `[batch, picked]`
+/// - indices: `[batch, picked]`, each below `rows`, which is not checked
 /// - returns `[batch, picked, dim]`
 pub fn select_rows(rows: Tensor<3>, indices: Tensor<2, Int>) -> Tensor<3> {
     let [batch, count, dim] = rows.dims();

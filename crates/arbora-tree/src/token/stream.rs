@@ -34,8 +34,7 @@ pub enum StreamError {
     },
     /// An example would grow past [`TokenTree::with_max_tokens`].
     #[error(
-        "appending beyond what memory holds: example {example} has {length} tokens, \
-         and {appended} more exceed the limit of {max_tokens}"
+        "append: example {example}: expected at most {max_tokens} tokens, got {length} and {appended} more"
     )]
     Full {
         /// The example.

@@ -159,7 +159,7 @@ fn a_full_tree_refuses_before_anything_changes() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "appending beyond what memory holds: example 0 has 4 tokens, and 3 more exceed the limit of 6"
+        "append: example 0: expected at most 6 tokens, got 4 and 3 more"
     );
     assert_same_tree(&tree, &before);
     assert!(tree.reserve(7, &MeanAggregator).is_err());

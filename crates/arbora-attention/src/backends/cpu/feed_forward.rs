@@ -15,6 +15,7 @@ use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, exp};
 use super::tuning::{CHUNK_ROWS, CHUNKS_OF_FEW_ROWS, PARTIAL_GRADIENTS};
 use super::{HostBackend, allocate_like, on_host};
 use crate::functions::check::expect;
+use crate::ops::fields::from_array;
 use crate::ops::{FeedForwardGradients, FeedForwardOps, FeedForwardPrimitive, reference};
 use burn::backend::tensor::FloatTensor;
 use rayon::prelude::*;
@@ -31,19 +32,7 @@ pub(crate) struct FeedForward<T> {
 }
 
 impl<T> FeedForward<T> {
-    /// From all fields in their order.
-    pub(crate) fn new(
-        [norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias]: [T; 6],
-    ) -> Self {
-        Self {
-            norm_gamma,
-            norm_beta,
-            inner,
-            inner_bias,
-            outer,
-            outer_bias,
-        }
-    }
+    from_array! { [T; 6] norm_gamma, norm_beta, inner, inner_bias, outer, outer_bias }
 }
 
 /// How many numbers each parameter should have, in the order of the fields.
@@ -298,7 +287,7 @@ fn chunk_rows(rows: usize, numbers_per_row: usize) -> usize {
 /// The feed-forward part of rows, `[rows, dim]`, as outputs are, which are fully written.
 fn forward(rows: &[f32], weights: [&[f32]; 6], epsilon: f32, outputs: &mut [f32]) {
     check("feed_forward", rows, weights, outputs);
-    let weights = &FeedForward::new(weights);
+    let weights = &FeedForward::from_array(weights);
     let layer = Layer { weights, epsilon };
     let (dim, ff) = (weights.dim(), weights.ff());
     if rows.is_empty() {
@@ -331,7 +320,7 @@ fn backward(
 ) {
     check("feed_forward_backward", rows, weights, grad);
     check("feed_forward_backward", rows, weights, d_rows);
-    let weights = &FeedForward::new(weights);
+    let weights = &FeedForward::from_array(weights);
     let layer = Layer { weights, epsilon };
     let (dim, ff) = (weights.dim(), weights.ff());
     let mut partials = Vec::new();
@@ -356,7 +345,10 @@ fn backward(
                             rows,
                             grad,
                             d_rows,
-                            gradients: FeedForward::new(split_array(partial, sizes(dim, ff))),
+                            gradients: FeedForward::from_array(split_array(
+                                partial,
+                                sizes(dim, ff),
+                            )),
                             scratch,
                         });
                     }

@@ -71,7 +71,7 @@ impl NodeIndicators {
             probabilities.len()
         );
         let [batch, tokens, heads, _] = self.nodes.dims();
-        let takes_part = self.nodes.clone().narrow(3, 0, 1);
+        let is_unmasked = self.nodes.clone().narrow(3, 0, 1);
         let depths = probabilities.iter().enumerate().map(|(depth, nodes)| {
             let expected = [batch, tokens, heads, self.tree.width(depth)];
             assert!(
@@ -80,8 +80,8 @@ impl NodeIndicators {
                 nodes.dims()
             );
             match depth {
-                0 => takes_part.clone(),
-                _ => nodes.clone() * takes_part.clone(),
+                0 => is_unmasked.clone(),
+                _ => nodes.clone() * is_unmasked.clone(),
             }
         });
         Self {

@@ -42,7 +42,10 @@ impl TreeCoarseState {
         &self.tree
     }
 
-    /// The state of some examples, in the order of `rows`, which are their places in the batch.
+    /// The state of some examples, in the order of `rows`, which are their indices in the batch.
+    ///
+    /// # Panics
+    /// If an index is out of range.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
         Self {

@@ -65,7 +65,7 @@ impl Call<'_> {
     /// Of the leaves, for queries and keys: `[batch, rows, heads or 1, leaves]`.
     fn probabilities(&self, surrogate: &Surrogate) -> (Tensor<4>, Tensor<4>) {
         let of = |tree: &RoutingTree, rows: &Tensor<4>, padding: &Option<Tensor<2, Bool>>| {
-            tree.masked_leaf_probabilities(rows.clone(), padding.clone(), surrogate)
+            tree.leaf_probabilities(rows.clone(), padding.clone(), surrogate)
         };
         (
             of(self.queries, &self.query_rows, &self.input.query_padding),

@@ -85,7 +85,7 @@ impl Router {
 
         let loss = |tree: &RoutingTree, rows: Tensor<4>, mass: Tensor<4>| {
             let surrogate = Surrogate::Soft { temperature };
-            let mut scores = tree.node_scores(tree_input(rows, tree), &surrogate);
+            let mut scores = tree.node_scores(tree_input(rows, tree), None, &surrogate);
             let leaves = scores.swap_remove(tree.height());
             divergence(mass, log_softmax(leaves / temperature, 3))
         };

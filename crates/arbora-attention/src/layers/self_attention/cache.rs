@@ -2,7 +2,7 @@
 
 use super::kind::{CachedRows, HeadSizes};
 use super::pages::LeafPages;
-use super::{Kind, SelfAttention, SelfAttentionOutput, expect, expect_some};
+use super::{AttentionKind, SelfAttention, SelfAttentionOutput, expect, expect_some};
 use crate::functions::TreeCoarseState;
 use crate::functions::masked_attention::{places, select_rows};
 use arbora_tree::shape::CompleteTree;
@@ -38,7 +38,7 @@ impl AttentionCache {
     }
 
     /// Keys that the last call read from the cache, with their values, over all examples and key heads. The tokens of the
-    /// call itself are not counted. None for tree-coarse, which keeps sums in place of keys.
+    /// call itself are not counted. 0 for tree-coarse and Performer, which keep sums in place of keys.
     pub fn keys_read(&self) -> usize {
         match &self.state {
             CacheState::TreeFine(cache) => cache.read,
@@ -167,15 +167,17 @@ impl SelfAttention {
         let [query, key, value] = self.project(tokens.clone(), tokens);
         let rows = CachedRows { query, key, value };
         let context = match (&self.kind, &mut cache.state) {
-            (Kind::Dense(dense), CacheState::Dense(state)) => {
+            (AttentionKind::Dense(dense), CacheState::Dense(state)) => {
                 cache.read = batch * self.sizes.kv_heads * cache.tokens;
                 dense.attend_cached(rows, state)
             }
-            (Kind::TreeFine(tree), CacheState::TreeFine(state)) => tree.attend_cached(rows, state),
-            (Kind::Performer(performer), CacheState::Performer(state)) => {
+            (AttentionKind::TreeFine(tree), CacheState::TreeFine(state)) => {
+                tree.attend_cached(rows, state)
+            }
+            (AttentionKind::Performer(performer), CacheState::Performer(state)) => {
                 performer.attend_cached(rows, state)
             }
-            (Kind::TreeCoarse(tree), CacheState::TreeCoarse(state)) => {
+            (AttentionKind::TreeCoarse(tree), CacheState::TreeCoarse(state)) => {
                 tree.attend_cached(rows, state)
             }
             (kind, _) => panic!(

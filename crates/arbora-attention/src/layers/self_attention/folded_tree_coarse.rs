@@ -2,7 +2,7 @@
 
 use super::cache::{expect_no_autodiff, expect_trees};
 use super::kind::HeadSizes;
-use super::{Kind, SelfAttention, SelfAttentionInput, SelfAttentionOutput};
+use super::{AttentionKind, SelfAttention, SelfAttentionInput, SelfAttentionOutput};
 use crate::flops;
 use crate::functions::check::expect;
 use crate::functions::{EmptyNode, TreeCoarseOptions, TreeCoarseState, head_leaves, tree_coarse};
@@ -15,10 +15,9 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 /// trees: a hyperplane `w` of projected queries is the hyperplane `W_q w` of tokens. Only values and outputs are
 /// projected, half of what the layer projects (Treeformer, arXiv 2208.09015, section 3.2).
 ///
-/// Made by [`SelfAttention::fold`]. Hyperplanes of tokens are as wide as tokens, so a decision costs as many
-/// times more as heads have trees of their own. Folding saves work where the decisions of all heads, `heads ·
-/// height`, are fewer than the numbers of a token, and always with
-/// [`TreeScope::PerLayer`](super::TreeScope::PerLayer). With trees per head the router reads tokens once per head.
+/// Made by [`SelfAttention::fold`]. A folded hyperplane has `d_model` weights in place of `head_dim`. With a tree per
+/// head, folding saves work if `(heads - 1)` times the logits of all levels (1 of a binary one) is below `d_model`; with
+/// [`TreeScope::PerLayer`](super::TreeScope::PerLayer) always.
 ///
 /// No gradient reaches the trees.
 #[derive(Module, Debug)]
@@ -51,7 +50,7 @@ impl SelfAttention {
     #[must_use]
     #[track_caller]
     pub fn fold(&self) -> FoldedTreeCoarse {
-        let Kind::TreeCoarse(coarse) = &self.kind else {
+        let AttentionKind::TreeCoarse(coarse) = &self.kind else {
             panic!(
                 "self_attention: fold: expected the kind tree-coarse, got {}",
                 self.kind.name()

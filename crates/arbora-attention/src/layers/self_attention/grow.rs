@@ -1,7 +1,7 @@
 //! Layers with deeper trees, grown from those of a trained layer.
 
 use super::SelfAttention;
-use super::kind::Kind;
+use super::kind::AttentionKind;
 use super::router::Router;
 use crate::functions::check::axes;
 use crate::functions::tree_input;
@@ -15,8 +15,8 @@ impl SelfAttention {
     /// keep their parameters and their ids.
     ///
     /// With [`Growth::Preserve`] the layer computes the same as before: attention within leaves, because all tokens of a
-    /// leaf go to the same new leaf, and tree-coarse, because the new depth starts with the weight 0. With the other
-    /// ways a new depth starts with 1 / (height + 1), as in a new layer. The weights of depths become a new parameter: what an
+    /// leaf go to the same new leaf, and tree-coarse, because the new depth starts with the weight 0. With other [`Growth`] the
+    /// weight of a new depth starts with 1 / (height + 1), as in a new layer. The weights of depths become a new parameter: what an
     /// optimiser holds for the old one does not fit it.
     ///
     /// [`Growth::MedianSplit`] takes tokens here, `[batch, tokens, 1, d_model]`, which the layer projects: shared
@@ -32,14 +32,14 @@ impl SelfAttention {
             _ => None,
         };
         let kind = match self.kind {
-            Kind::TreeFine(mut fine) => {
+            AttentionKind::TreeFine(mut fine) => {
                 fine.router = grown(fine.router, branching, growth, samples);
-                Kind::TreeFine(fine)
+                AttentionKind::TreeFine(fine)
             }
-            Kind::TreeCoarse(mut coarse) => {
+            AttentionKind::TreeCoarse(mut coarse) => {
                 coarse.router = grown(coarse.router, branching, growth, samples);
                 coarse.alpha = Param::from_tensor(with_new_depth(coarse.alpha.val(), growth));
-                Kind::TreeCoarse(coarse)
+                AttentionKind::TreeCoarse(coarse)
             }
             kind => panic!(
                 "self_attention: grow: expected a kind with trees, got {}",

@@ -9,6 +9,7 @@ use super::tree_coarse::{TreeCoarse, TreeCoarseConfig};
 use super::tree_fine::{TreeFine, TreeFineConfig};
 use super::{AttentionMasks, dense};
 use crate::functions::TreeCoarseState;
+use arbora_tree::ConfigError;
 use arbora_tree::routing::Surrogate;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -37,18 +38,18 @@ pub enum AttentionKindConfig {
 // A layer has one: its size does not matter, and boxes would show in every match.
 #[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
-pub enum Kind {
-    /// Every query to every key. Takes every mask.
+pub enum AttentionKind {
+    /// Every query to every key. Supports every mask.
     Dense(dense::Dense),
-    /// Every query to learned mixtures of keys. Takes padding.
+    /// Every query to learned mixtures of keys. Supports padding masks.
     Linformer(Linformer),
-    /// Blocks of queries to a window, to random blocks and to global ones. Takes padding.
+    /// Blocks of queries to a window, to random blocks and to global ones. Supports padding masks.
     BigBird(BigBird),
-    /// An estimate of attention to every key from random features. Takes padding and causal masks.
+    /// An estimate of attention to every key from random features. Supports padding and causal masks.
     Performer(Performer),
-    /// Every query to the keys of its own leaf: TF-Attention. Takes padding and the causal mask.
+    /// Every query to the keys of its own leaf: TF-Attention. Supports padding and causal masks.
     TreeFine(TreeFine),
-    /// The mean of values in each node on a query's path: TC-Attention. Takes padding and the causal mask.
+    /// The mean of values in each node on a query's path: TC-Attention. Supports padding and causal masks.
     TreeCoarse(TreeCoarse),
 }
 
@@ -127,22 +128,20 @@ impl AttentionKindConfig {
     }
 
     #[track_caller]
-    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> Kind {
-        if let Err(error) = self.check(sizes.heads, sizes.kv_heads) {
-            panic!("self_attention: {error}");
-        }
+    pub(super) fn init(&self, sizes: HeadSizes, device: &Device) -> AttentionKind {
+        ConfigError::expect_ok("self_attention", self.check(sizes.heads, sizes.kv_heads));
         match self {
-            Self::Dense => Kind::Dense(dense::Dense {}),
-            Self::Linformer(linformer) => Kind::Linformer(linformer.init(sizes, device)),
-            Self::BigBird(big_bird) => Kind::BigBird(big_bird.init()),
-            Self::Performer(performer) => Kind::Performer(performer.init(sizes, device)),
-            Self::TreeFine(config) => Kind::TreeFine(config.init(sizes, device)),
-            Self::TreeCoarse(config) => Kind::TreeCoarse(config.init(sizes, device)),
+            Self::Dense => AttentionKind::Dense(dense::Dense {}),
+            Self::Linformer(linformer) => AttentionKind::Linformer(linformer.init(sizes, device)),
+            Self::BigBird(big_bird) => AttentionKind::BigBird(big_bird.init()),
+            Self::Performer(performer) => AttentionKind::Performer(performer.init(sizes, device)),
+            Self::TreeFine(config) => AttentionKind::TreeFine(config.init(sizes, device)),
+            Self::TreeCoarse(config) => AttentionKind::TreeCoarse(config.init(sizes, device)),
         }
     }
 }
 
-impl Kind {
+impl AttentionKind {
     #[track_caller]
     pub(super) fn attend(&self, input: Projected) -> Attended {
         let context = match self {

@@ -38,12 +38,12 @@ impl AttentionMasks {
         );
     }
 
-    /// Panics on a mask of pairs, and unless `causal` on a causal one: masks that a kind does not take.
+    /// Panics on a mask of pairs, and unless `causal` on a causal one: masks that a kind does not support.
     #[track_caller]
     pub(super) fn only(&self, kind: &str, causal: bool) {
         assert!(
             self.pairs.is_none(),
-            "self_attention: pairs: {kind} takes no mask of pairs, got one"
+            "self_attention: pairs: {kind} does not support masks of pairs, got one"
         );
         assert!(
             causal || !self.causal,

@@ -15,16 +15,16 @@ mod tree_coarse;
 mod tree_fine;
 
 pub use cache::AttentionCache;
-pub use check::ConfigError;
 pub use folded_tree_coarse::FoldedTreeCoarse;
-pub use kind::{AttentionKindConfig, Kind};
+pub use kind::{AttentionKind, AttentionKindConfig};
 pub use masks::AttentionMasks;
 pub use router::{AlignmentConfig, Router, RouterConfig, RoutingReport, TreeScope, TreeSharing};
 pub use tree_coarse::{TreeCoarse, TreeCoarseConfig};
 pub use tree_fine::{TreeFine, TreeFineConfig};
 
 use crate::flops;
-use crate::functions::check::{expect, expect_divisor, expect_some};
+use crate::functions::check::{expect, expect_some};
+use arbora_tree::ConfigError;
 use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::config::Config;
 use burn::module::{Module, ParamId};
@@ -53,7 +53,7 @@ pub struct SelfAttentionConfig {
 
 /// Multi-head attention with projections outside, and a kind of attention inside.
 ///
-/// The projections of queries, keys, values and outputs belong to this module and not to the [`Kind`],
+/// The projections of queries, keys, values and outputs belong to this module and not to the [`AttentionKind`],
 /// so that their parameter ids, and the optimiser's state for them, survive a change of kind by
 /// [`with_kind`](Self::with_kind): how a dense model becomes a Treeformer.
 #[derive(Module, Debug)]
@@ -67,7 +67,7 @@ pub struct SelfAttention {
     /// `W_o`, `[heads · head_dim, d_model]`
     pub output: Linear,
     /// How queries attend.
-    pub kind: Kind,
+    pub kind: AttentionKind,
     #[module(skip)]
     sizes: HeadSizes,
 }
@@ -174,16 +174,26 @@ pub struct SelfAttentionOutput {
 }
 
 impl SelfAttentionConfig {
+    /// Checks that every setting is in its range and goes with the others.
+    ///
+    /// # Errors
+    /// With the first setting that is not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
+        ConfigError::unless_at_least_1([("d_model", self.d_model)])?;
+        ConfigError::unless_divisor("n_heads", self.n_heads, self.d_model)?;
+        ConfigError::unless_divisor("n_kv_heads", kv_heads, self.n_heads)?;
+        ConfigError::in_section("kind", self.kind.check(self.n_heads, kv_heads))
+    }
+
     /// Initialises the layer on a device.
     ///
     /// # Panics
-    /// If `n_heads` does not divide `d_model`, if `n_kv_heads` does not divide `n_heads`, or with a setting of the kind
-    /// that is out of its range, see [`AttentionKindConfig::check`].
+    /// With a setting that [`check`](Self::check) refuses.
     #[track_caller]
     pub fn init(&self, device: &Device) -> SelfAttention {
+        ConfigError::expect_ok("self_attention", self.check());
         let kv_heads = self.n_kv_heads.unwrap_or(self.n_heads);
-        expect_divisor("self_attention: n_heads", self.n_heads, self.d_model);
-        expect_divisor("self_attention: n_kv_heads", kv_heads, self.n_heads);
         let sizes = HeadSizes {
             heads: self.n_heads,
             kv_heads,
@@ -255,8 +265,8 @@ impl SelfAttention {
     /// without trees. They are to be exempt from weight decay, see [`RoutingTree`].
     pub fn tree_parameter_ids(&self) -> Vec<ParamId> {
         let router = match &self.kind {
-            Kind::TreeFine(fine) => &fine.router,
-            Kind::TreeCoarse(coarse) => &coarse.router,
+            AttentionKind::TreeFine(fine) => &fine.router,
+            AttentionKind::TreeCoarse(coarse) => &coarse.router,
             _ => return Vec::new(),
         };
         std::iter::once(&router.query)

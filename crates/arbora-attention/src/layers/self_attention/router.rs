@@ -72,8 +72,7 @@ pub struct RouterConfig {
     pub balance_loss: bool,
     /// Whether the report carries an alignment loss.
     pub alignment: Option<AlignmentConfig>,
-    /// Step by which biases follow the counts of children after every call on an autodiff device; 0 is
-    /// off.
+    /// Step of the biases against skewed counts of children, after every call on an autodiff device; 0: none.
     pub balance_rate: f64,
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,

@@ -79,15 +79,15 @@ impl Sizes {
         let (query_leaf, key_leaf) = (Integer::<B>(query_leaf), Integer::<B>(key_leaf));
         let key_leaf = key_leaf.cast_like(&query_leaf);
         // The leaf is that of the query, so one of the two need not be looked at.
-        let takes_part = query_leaf
+        let is_unmasked = query_leaf
             .clone()
             .above(-1)
             .and(query_leaf.clone().above(options.leaves as i64 - 1).not());
-        let takes_part = self.per_row(takes_part.integer(&query_leaf)).above(0);
+        let is_unmasked = self.per_row(is_unmasked.integer(&query_leaf)).above(0);
         let seen = self
             .per_row(query_leaf.clone())
             .equal(self.per_key(key_leaf))
-            .and(takes_part);
+            .and(is_unmasked);
         let Some(offset) = options.causal else {
             return seen;
         };

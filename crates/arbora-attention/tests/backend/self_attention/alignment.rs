@@ -44,12 +44,12 @@ fn divergences(layer: &SelfAttention, tokens: Tensor<3>, lengths: [usize; 2], ca
     let p_query = floats(
         router
             .query
-            .leaf_probabilities(rows(&layer.query, 4), &soft),
+            .leaf_probabilities(rows(&layer.query, 4), None, &soft),
     );
     let p_key = floats(
         router
             .key_tree()
-            .leaf_probabilities(rows(&layer.key, 2), &soft),
+            .leaf_probabilities(rows(&layer.key, 2), None, &soft),
     );
     let (query_routes, key_routes) =
         router.route(rows(&layer.query, 4), rows(&layer.key, 2), None, None);

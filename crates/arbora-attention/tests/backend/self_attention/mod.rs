@@ -3,7 +3,7 @@
 mod alignment;
 
 use arbora_attention::{
-    AttentionKindConfig, EmptyLeaf, Kind, RouterConfig, RoutingReport, SelfAttention,
+    AttentionKind, AttentionKindConfig, EmptyLeaf, RouterConfig, RoutingReport, SelfAttention,
     SelfAttentionConfig, SelfAttentionInput, TreeFine, TreeFineConfig, TreeScope, TreeSharing,
 };
 use arbora_testing::{assert_close, autodiff_device, device, padding, random, values};
@@ -62,7 +62,7 @@ fn fine_layer(config: TreeFineConfig, device: &Device) -> SelfAttention {
 
 fn tree_fine(layer: &SelfAttention) -> &TreeFine {
     match &layer.kind {
-        Kind::TreeFine(tree) => tree,
+        AttentionKind::TreeFine(tree) => tree,
         other => panic!("expected a tree, got {other:?}"),
     }
 }
@@ -143,7 +143,7 @@ fn another_kind_keeps_the_projections_and_their_ids() {
     let trees = dense.with_kind(&AttentionKindConfig::TreeFine(fine(&[2, 2])), &device());
     assert_eq!(projections(&trees), before);
     assert_eq!(values(trees.query.weight.val()), weight);
-    assert!(matches!(trees.kind, Kind::TreeFine(_)));
+    assert!(matches!(trees.kind, AttentionKind::TreeFine(_)));
     let back = trees.with_kind(&AttentionKindConfig::Dense, &device());
     assert_eq!(projections(&back), before);
 }
@@ -331,7 +331,9 @@ fn dropout_needs_a_seed() {
 }
 
 #[test]
-#[should_panic(expected = "self_attention: pairs: tree-fine takes no mask of pairs, got one")]
+#[should_panic(
+    expected = "self_attention: pairs: tree-fine does not support masks of pairs, got one"
+)]
 fn masks_of_pairs_are_refused() {
     let layer = fine_layer(fine(&[2]), &device());
     let pairs = Tensor::<3, Int>::zeros([2, 9, 9], &device()).bool();
@@ -354,7 +356,7 @@ fn self_key_is_refused_across_contexts() {
 
 #[test]
 #[should_panic(
-    expected = "self_attention: router.sharing: expected separate with one tree per layer"
+    expected = "self_attention: kind.router.sharing: expected separate with one tree per layer"
 )]
 fn one_shared_tree_per_layer_needs_equal_widths() {
     let mut config = fine(&[2]);

@@ -84,12 +84,12 @@ impl Setting {
     fn probabilities(&self, surrogate: &Surrogate) -> [Tensor<4>; 2] {
         let [queries, keys] = &self.trees;
         [
-            queries.masked_leaf_probabilities(
+            queries.leaf_probabilities(
                 self.input.query.clone(),
                 self.input.query_padding.clone(),
                 surrogate,
             ),
-            keys.masked_leaf_probabilities(
+            keys.leaf_probabilities(
                 self.input.key.clone(),
                 self.input.key_padding.clone(),
                 surrogate,

@@ -5,10 +5,10 @@ mod retrieval;
 mod walk;
 
 use super::{InspectArgs, show};
-use crate::alone::alone;
 use crate::atomic_file;
 use crate::families::curves::panels;
 use crate::families::{AnyTask, Family, Finished};
+use crate::folder_lock::with_folder_lock;
 use crate::picture::curves::{self, Panel};
 use crate::run::{TrainedRun, config_of, refuse_others, task_of};
 use crate::settings::refuse_within_data;
@@ -35,7 +35,7 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
     is_folder(&out)?;
     let mut seen = inspect(&args, &out)?;
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    alone(&out, || seen.write(&args.run, &out))?;
+    with_folder_lock(&out, || seen.write(&args.run, &out))?;
     show(&match (args.json, seen.is_bare) {
         (true, _) => seen.numbers.to_string(),
         (false, true) => format!("{} in {}", seen.text, out.display()),

@@ -28,12 +28,12 @@ pub fn inspect(args: &InspectArgs, out: &Path) -> Result<Seen> {
     let name = config.model.name();
     if !config.model.has_tree() {
         if args.item.is_some() || args.query.is_some() {
-            bail!("--item and --query: {name} walks no tree; its curves need neither");
+            bail!("--item and --query: not supported for {name}, which has no tree");
         }
         return Ok(Seen {
             pictures,
             numbers: json!({ "model": config.model, "tree": false }),
-            text: format!("{name} walks no tree; its curves are"),
+            text: format!("{name} has no tree; its curves are"),
             is_bare: true,
         });
     }

@@ -73,7 +73,11 @@ impl Walk {
             0 => Vec::new(),
             _ => {
                 let index = tree.index(&problem.context);
-                floats(tree.policy_along(problem.queries.clone(), &index, search.path.clone()))
+                floats(tree.policy_probabilities(
+                    problem.queries.clone(),
+                    &index,
+                    search.path.clone(),
+                ))
             }
         };
         let is_right = match problem.target {

@@ -10,8 +10,8 @@ use super::plan::{self, Place, Plan};
 use super::results::{Results, Shown, Times};
 use super::store::{self, Entry, Measured, Origin, Reached, Store};
 use super::{AT_RANDOM, Asked, Column, Experiment};
-use crate::alone::alone;
 use crate::families::{About, Family, FamilyModel as _, Finished, named};
+use crate::folder_lock::with_folder_lock;
 use crate::message::tell;
 use crate::run::{CONFIG, Made, Run, State, Trained, first_free, made, make_new, measured};
 use crate::{atomic_file, backend, cli, settings};
@@ -372,14 +372,14 @@ impl<F: Family> Engine<'_, F> {
             Some(page) => {
                 let folder = atomic_file::folder_of(page);
                 let is_part = self.asked.is_part || !open.is_empty();
-                alone(folder, || {
+                with_folder_lock(folder, || {
                     self.write_page(page, &results, is_part, &mut json)
                 })?;
                 if let (true, true, Some(readme)) =
                     (self.experiment.readme, open.is_empty(), &self.asked.readme)
                 {
                     let text = results.readme(&page.to_string_lossy());
-                    alone(atomic_file::folder_of(readme), || {
+                    with_folder_lock(atomic_file::folder_of(readme), || {
                         page::update(readme, "", &self.asked.made_by, &text)
                     })?;
                 }
@@ -389,7 +389,7 @@ impl<F: Family> Engine<'_, F> {
                 std::fs::create_dir_all(&self.out)
                     .with_context(|| format!("cannot make {}", self.out.display()))?;
                 let text = format!("{}\n{}", start(self.experiment), results.page());
-                alone(&self.out, || {
+                with_folder_lock(&self.out, || {
                     atomic_file::write(&self.out.join(TABLE), text)?;
                     let numbers = serde_json::to_string_pretty(&json)? + "\n";
                     atomic_file::write(&self.out.join(NUMBERS), numbers)

@@ -125,7 +125,7 @@ pub struct LanguageConfig {
 }
 
 impl LanguageConfig {
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     pub fn check(&self) -> Result<()> {
         let a = &self.architecture;
         let sizes = [
@@ -235,7 +235,10 @@ impl LanguageConfig {
     /// The model before its first step, for a vocabulary.
     pub fn untrained_for(&self, vocabulary: usize, device: &Device) -> LanguageModel {
         let seed = derive(self.trainer.seed, Purpose::Parameters);
-        LanguageModel::new(self, self.tree_coder(vocabulary).init(seed, device))
+        LanguageModel::new(
+            self,
+            self.tree_coder(vocabulary).with_seed(seed).init(device),
+        )
     }
 
     /// Names the architecture and the tokenizer: checkpoints of others are refused.

@@ -122,7 +122,7 @@ impl FamilyModel for LanguageModel {
     fn walking_at_random(self) -> Result<Self> {
         let tree = self.network.config();
         if tree.height == 0 {
-            bail!("walks no tree");
+            bail!("has no tree");
         }
         if tree.selector.gradient == SelectorGradient::Soft {
             bail!("has soft selectors, and soft selectors go to all leaves");

@@ -3,7 +3,7 @@
 use super::data::{Features, Source};
 use crate::families::check::{self, LARGEST_SIZE};
 use crate::families::{kind, network_hash};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use arbora::attention::GhostNodes;
 use arbora::models::{
     CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
@@ -114,7 +114,7 @@ pub struct RetrievalConfig {
 }
 
 impl RetrievalConfig {
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     pub fn check(&self) -> Result<()> {
         if self.data.task() != self.task {
             bail!("data: expected those of task {}", self.task.name());
@@ -131,11 +131,16 @@ impl RetrievalConfig {
             ("architecture.encoder_layers", a.encoder_layers, 0),
             ("architecture.branching", a.branching, 2),
         ])?;
-        check::divisor("architecture.n_heads", a.d_model, a.n_heads)?;
-        check::dropout(a.dropout)?;
-        if a.ghosts == GhostNodes::Published && a.layout != Layout::Published {
-            bail!("architecture.ghosts: published ghosts need architecture.layout=published");
-        }
+        // What depends on the data does not matter here.
+        let model = ModelConfig::new(1, 1, HeadKind::Classes { count: 1 });
+        self.retreever(model).check().map_err(|error| {
+            let setting = error.setting.trim_start_matches("model.");
+            anyhow!(
+                "architecture.{setting}: expected {}, got {}",
+                error.expected,
+                error.got
+            )
+        })?;
         check::weights([
             ("lambda_ca", self.lambda_ca),
             ("lambda_guide", self.lambda_guide),
@@ -187,10 +192,9 @@ impl RetrievalConfig {
     }
 
     /// What all networks share.
-    fn model_config(&self, features: &Features) -> ModelConfig {
+    fn shared(&self, model: ModelConfig) -> ModelConfig {
         let a = &self.architecture;
-        ModelConfig::new(features.d_context, features.d_query, features.head)
-            .with_embedding(features.embedding)
+        model
             .with_d_model(a.d_model)
             .with_d_ff(a.d_ff)
             .with_n_heads(a.n_heads)
@@ -198,31 +202,36 @@ impl RetrievalConfig {
             .with_encoder_layers(a.encoder_layers)
             .with_dropout(a.dropout)
             .with_initialization(a.initialization)
-            .with_max_positions(features.most_tokens.max(5000))
+    }
+
+    fn retreever(&self, model: ModelConfig) -> ReTreeverConfig {
+        let a = &self.architecture;
+        ReTreeverConfig::new(self.shared(model))
+            .with_branching(a.branching)
+            .with_layout(a.layout)
+            .with_order(a.order)
+            .with_ghosts(a.ghosts)
+            .with_detach_children(a.detach_children)
     }
 
     /// The full configuration of the network for data with the given features.
     pub fn network(&self, features: &Features) -> NetworkConfig {
-        let (a, model) = (&self.architecture, self.model_config(features));
+        let a = &self.architecture;
+        let model = ModelConfig::new(features.d_context, features.d_query, features.head)
+            .with_embedding(features.embedding)
+            .with_max_positions(features.most_tokens.max(5000));
         match self.model {
             RetrievalModelKind::CrossAttention => {
-                NetworkConfig::Dense(CrossAttentionConfig::new(model))
+                NetworkConfig::Dense(CrossAttentionConfig::new(self.shared(model)))
             }
             // As many latents as ReTreever selects of the largest context.
             RetrievalModelKind::Perceiver => {
                 let latents = latents_for(features.most_tokens, a.branching, a.layout);
-                NetworkConfig::Perceiver(PerceiverIoConfig::new(model, latents))
+                NetworkConfig::Perceiver(PerceiverIoConfig::new(self.shared(model), latents))
             }
             RetrievalModelKind::ReTreever
             | RetrievalModelKind::RandomRoute
-            | RetrievalModelKind::OracleRoute => NetworkConfig::ReTreever(
-                ReTreeverConfig::new(model)
-                    .with_branching(a.branching)
-                    .with_layout(a.layout)
-                    .with_order(a.order)
-                    .with_ghosts(a.ghosts)
-                    .with_detach_children(a.detach_children),
-            ),
+            | RetrievalModelKind::OracleRoute => NetworkConfig::ReTreever(self.retreever(model)),
         }
     }
 

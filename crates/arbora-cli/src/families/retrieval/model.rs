@@ -64,9 +64,13 @@ impl RetrievalModel {
     pub fn new(config: &RetrievalConfig, features: &Features, device: &Device) -> Self {
         let seed = derive(config.trainer.seed, Purpose::Parameters);
         let network = match config.network(features) {
-            NetworkConfig::ReTreever(config) => Network::ReTreever(config.init(seed, device)),
-            NetworkConfig::Dense(config) => Network::Dense(config.init(seed, device)),
-            NetworkConfig::Perceiver(config) => Network::Perceiver(config.init(seed, device)),
+            NetworkConfig::ReTreever(config) => {
+                Network::ReTreever(config.with_seed(seed).init(device))
+            }
+            NetworkConfig::Dense(config) => Network::Dense(config.with_seed(seed).init(device)),
+            NetworkConfig::Perceiver(config) => {
+                Network::Perceiver(config.with_seed(seed).init(device))
+            }
         };
         Self {
             network,
@@ -178,7 +182,7 @@ impl FamilyModel for RetrievalModel {
 
     fn walking_at_random(mut self) -> Result<Self> {
         if self.retreever().is_none() {
-            bail!("walks no tree");
+            bail!("has no tree");
         }
         self.config.model = RetrievalModelKind::RandomRoute;
         Ok(self)

@@ -4,9 +4,7 @@ use super::data::SequenceSource;
 use crate::families::{attention, check, kind, network_hash};
 use anyhow::{Result, bail};
 use arbora::attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
-use arbora::attention::{
-    AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig, TreeScope, TreeSharing,
-};
+use arbora::attention::{AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora::models::TreeformerConfig;
 use arbora::rl::train::TrainerConfig;
 use arbora::tasks::recall::Lookup;
@@ -135,7 +133,7 @@ pub struct SequenceConfig {
 }
 
 impl SequenceConfig {
-    /// Checks what types alone do not.
+    /// Checks that every setting is in its range and goes with the others.
     pub fn check(&self) -> Result<()> {
         if self.data.task() != self.task {
             bail!("data: expected those of task {}", self.task.name());
@@ -152,27 +150,6 @@ impl SequenceConfig {
             ("architecture.layers", a.layers, 1),
             ("architecture.d_ff", a.d_ff, 1),
         ])?;
-        check::divisor("architecture.n_heads", a.d_model, a.n_heads)?;
-        check::divisor("architecture.n_kv_heads", a.n_heads, a.n_kv_heads)?;
-        if let Some(router) = self.router()
-            && router.scope == TreeScope::PerLayer
-            && router.sharing == TreeSharing::Shared
-            && a.n_kv_heads != a.n_heads
-        {
-            bail!(
-                "architecture.n_kv_heads: expected {} for a tree per layer that queries and keys share, got {}",
-                a.n_heads,
-                a.n_kv_heads
-            );
-        }
-        if a.dense_layers > a.layers {
-            bail!(
-                "architecture.dense_layers: expected at most {}, got {}",
-                a.layers,
-                a.dense_layers
-            );
-        }
-        check::dropout(a.dropout)?;
         let trees = &self.trees;
         check::weights([
             ("trees.lambda_balance", trees.lambda_balance),
@@ -194,21 +171,16 @@ impl SequenceConfig {
             ("attention.tree_coarse", SequenceModelKind::TreeCoarse),
             ("attention.big_bird", SequenceModelKind::BigBird),
         ] {
-            // Of the model's own kind the heads were compared above.
-            check::section(key, others.kind(model).check(a.n_heads, a.n_heads))?;
+            // Those of another model need not fit the heads of this one.
+            let kv_heads = if model == self.model {
+                a.n_kv_heads
+            } else {
+                a.n_heads
+            };
+            check::section(key, others.kind(model).check(a.n_heads, kv_heads))?;
         }
-        self.data.lookup()?;
-        if a.causal
-            && matches!(
-                self.model,
-                SequenceModelKind::Linformer | SequenceModelKind::BigBird
-            )
-        {
-            bail!(
-                "architecture.causal: {} does not support causal masks",
-                self.model.name()
-            );
-        }
+        let network = self.treeformer(&self.data.lookup()?);
+        check::section("architecture", network.check())?;
         check::trainer(&self.trainer)
     }
 

@@ -67,7 +67,7 @@ impl Family for SequenceConfig {
 
     fn untrained(&self, data: &Lookup, device: &Device) -> SequenceModel {
         let seed = derive(self.trainer.seed, Purpose::Parameters);
-        SequenceModel::new(self, self.treeformer(data).init(seed, device))
+        SequenceModel::new(self, self.treeformer(data).with_seed(seed).init(device))
     }
 
     fn training(&self, data: &Lookup) -> TrainingBatches<SequenceBatch> {

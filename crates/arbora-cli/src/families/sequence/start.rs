@@ -22,7 +22,7 @@ impl SequenceConfig {
         let (mut network, new_layers) = match &self.from {
             Some(from) => self.continued(from, data, device)?,
             None => (
-                self.treeformer(data).init(seed, device),
+                self.treeformer(data).with_seed(seed).init(device),
                 (0..self.architecture.layers).collect(),
             ),
         };

@@ -38,7 +38,7 @@ fn gradients_of_margin_scores_match_finite_differences() {
             2e-3,
             |x| {
                 let tree = tree(&branching, normalize, &x.device());
-                weighted(tree.node_scores(x, &MARGINS))
+                weighted(tree.node_scores(x, None, &MARGINS))
             },
         );
         assert_matches_finite_differences(
@@ -65,7 +65,7 @@ fn unit_at(output: usize) -> Tensor<3> {
 fn gradients_reach_every_weight_and_bias_as_finite_differences_say() {
     let x = random([1, 4, 1, 3], 2, &device());
     let trained = tree(&[3, 2], true, &autodiff_device());
-    let gradients = weighted(trained.node_scores(x.clone(), &MARGINS)).backward();
+    let gradients = weighted(trained.node_scores(x.clone(), None, &MARGINS)).backward();
     let step = 1e-3f32;
     for depth in 0..2 {
         let level = &trained.levels()[depth];
@@ -75,7 +75,7 @@ fn gradients_reach_every_weight_and_bias_as_finite_differences_say() {
         let (weight, bias) = (weight.without_autodiff(), bias.without_autodiff());
         let loss = |weight: Tensor<3>, bias: Tensor<2>| -> f32 {
             let moved = tree(&[3, 2], true, &device()).with_parameters(depth, weight, bias);
-            weighted(moved.node_scores(x.clone(), &MARGINS)).into_scalar()
+            weighted(moved.node_scores(x.clone(), None, &MARGINS)).into_scalar()
         };
         for output in 0..3 {
             let unit = Tensor::<2>::eye(3, &device()).narrow(0, output, 1) * step;
@@ -102,7 +102,7 @@ fn the_published_backward_pass_has_its_closed_form() {
     let tree = tree(&[2, 2, 2], false, &autodiff_device());
     let x = random([1, tokens, 1, 3], 4, &device()) * 2.0;
     let upstream = random([1, tokens, 1, 8], 5, &device());
-    let probabilities = tree.leaf_probabilities(x.clone(), &surrogate);
+    let probabilities = tree.leaf_probabilities(x.clone(), None, &surrogate);
     let p = values(probabilities.clone());
     let gradients = (probabilities * upstream.clone()).sum().backward();
     let (x, g) = (values(x), values(upstream));
@@ -153,7 +153,7 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
     let tree = tree(&[4], false, &autodiff_device());
     let x = random([1, 3, 1, 3], 6, &device());
     let upstream = random([1, 3, 1, 4], 7, &device());
-    let scores = tree.node_scores(x.clone(), &surrogate).pop().unwrap();
+    let scores = tree.node_scores(x.clone(), None, &surrogate).pop().unwrap();
     let gradients = (scores * upstream.clone()).sum().backward();
     let got = values(tree.levels()[0].bias.val().grad(&gradients).unwrap());
 
@@ -186,8 +186,9 @@ fn the_backward_pass_of_a_k_ary_choice_is_that_of_its_softmax() {
 fn values_do_not_depend_on_whether_gradients_are_recorded() {
     let x = random([2, 3, 1, 3], 8, &device());
     for surrogate in surrogates() {
-        let plain = tree(&[2, 3], true, &device()).node_scores(x.clone(), &surrogate);
-        let tracked = tree(&[2, 3], true, &autodiff_device()).node_scores(x.clone(), &surrogate);
+        let plain = tree(&[2, 3], true, &device()).node_scores(x.clone(), None, &surrogate);
+        let tracked =
+            tree(&[2, 3], true, &autodiff_device()).node_scores(x.clone(), None, &surrogate);
         for (plain, tracked) in plain.into_iter().zip(tracked) {
             assert_eq!(values(plain), values(tracked));
         }

@@ -273,9 +273,26 @@ fn given_leaves_have_the_path_of_their_ancestors() {
 }
 
 #[test]
-#[should_panic(expected = "branching factor of level 1: expected at least 2, got 1")]
+#[should_panic(expected = "routing_tree: branching: expected factors of at least 2, got [2, 1]")]
 fn a_node_with_one_child_is_refused() {
     tree(3, &[2, 1], 1);
+}
+
+#[test]
+fn settings_out_of_range_are_refused_by_name() {
+    let config = || RoutingTreeConfig::new(3, vec![2]);
+    config().check().unwrap();
+    for (setting, refused) in [
+        ("dim", RoutingTreeConfig::new(0, vec![2])),
+        ("trees", config().with_trees(0)),
+        ("branching", RoutingTreeConfig::new(3, vec![2, 1])),
+        ("branching", RoutingTreeConfig::new(3, vec![2; 64])),
+        ("balance_rate", config().with_balance_rate(-1.0)),
+        ("balance_rate", config().with_balance_rate(f64::NAN)),
+    ] {
+        let error = refused.check().expect_err(setting);
+        assert_eq!(error.setting, setting, "{error}");
+    }
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn backward_chunks(
                     build,
                     group: *group,
                     runs,
-                    gradients: Block::new(split_array(partial, build.sizes())),
+                    gradients: Block::from_array(split_array(partial, build.sizes())),
                     scratch,
                 });
             }

@@ -20,6 +20,7 @@ use super::simd::{Arithmetic, Kernel, LANES, add_scaled, dispatch, dot, exp};
 use super::tuning::{CHUNK_ROWS, CHUNKS_OF_FEW_ROWS};
 use crate::functions::check::{expect, expect_divisor};
 use crate::ops::TreeBuildOptions;
+use crate::ops::fields::from_array;
 use arbora_tree::TokenTreeShape;
 use rayon::prelude::*;
 use std::mem::take;
@@ -38,29 +39,7 @@ pub(crate) struct Block<T> {
 }
 
 impl<T> Block<T> {
-    /// From all fields in their order, those of the feed-forward part last.
-    pub(crate) fn new(fields: [T; 13]) -> Self {
-        let [
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward @ ..,
-        ] = fields;
-        Self {
-            norm_gamma,
-            norm_beta,
-            query,
-            key,
-            value,
-            output,
-            output_bias,
-            feed_forward: FeedForward::new(feed_forward),
-        }
-    }
+    from_array! { [T; 13] norm_gamma, norm_beta, query, key, value, output, output_bias; feed_forward: FeedForward }
 }
 
 /// One build: its block, and the sizes and settings.
@@ -101,7 +80,7 @@ impl<'a> Build<'a> {
             epsilon: options.epsilon as f32,
             detach: options.detach_children,
             lengths,
-            block: Block::new(weights),
+            block: Block::from_array(weights),
         };
         expect_divisor("tree_build: heads", build.heads, dim);
         expect("tree_build: lengths", lengths.len(), batch);

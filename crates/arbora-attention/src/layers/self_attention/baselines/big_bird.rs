@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// defaults are those of the released code, which takes the first and the last block as global where this takes
 /// the first two.
 ///
-/// Takes padding, in self-attention. Refuses causal masks, masks of pairs, cross-attention and sequences without
+/// Supports padding masks, in self-attention. Panics on causal masks, masks of pairs, cross-attention and sequences without
 /// tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Settings of Linformer ([arXiv 2006.04768](https://arxiv.org/abs/2006.04768)): every query attends to `rank`
 /// learned mixtures of keys instead of to the keys.
 ///
-/// Takes padding. Refuses causal masks and masks of pairs: a mixture has no position.
+/// Supports padding masks. Panics on causal masks and masks of pairs: a mixture has no position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]

@@ -27,7 +27,7 @@ const MASKED: f64 = -1e30;
 /// Settings of Performer ([arXiv 2009.14794](https://arxiv.org/abs/2009.14794)): softmax attention estimated
 /// from random features (FAVOR+).
 ///
-/// Takes padding and causal masks. Refuses masks of pairs.
+/// Supports padding and causal masks. Panics on masks of pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]

@@ -51,7 +51,7 @@ pub fn copy_problem(batch: CopyBatch, answers: &[usize]) -> Problem {
         context: Context::sequence(batch.tokens.clone(), batch.context_mask()),
         queries: batch.queries,
         target: Target::Classes(batch.classes),
-        tokens: batch.taking_part as f64,
+        tokens: batch.active_tokens as f64,
         kind: None,
         answers: Some(Tensor::<2, Int>::from_data(answers, &device).expand([examples, count])),
     }

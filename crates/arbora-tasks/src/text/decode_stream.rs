@@ -9,25 +9,25 @@ use crate::TaskError;
 
 /// The text of tokens that come one by one behind a prompt, for whoever shows it while it grows.
 ///
-/// What was [certain](Continuation::certain) once is the beginning of the text forever, whatever tokens follow and
+/// What was [certain](DecodeStream::stable_text) once is the beginning of the text forever, whatever tokens follow and
 /// whatever tokenizer it is. With many of them a token changes text before it: bytes become a character, or
 /// a run of bytes becomes unreadable as a whole, or what was the last word gets a space. Such text is held
 /// back until it is decided. With a decoder that may change anything up to the end, that is all of it.
 ///
 /// ```
-/// use arbora_tasks::text::{Continuation, Tokenizer};
+/// use arbora_tasks::text::{DecodeStream, Tokenizer};
 /// # fn main() -> Result<(), arbora_tasks::TaskError> {
 /// let bytes = Tokenizer::bytes();
 /// let prompt = bytes.encode("caf")?.ids;
 /// let stops = ["lait".to_owned()];
-/// let mut text = Continuation::new(&bytes, &prompt, &stops)?;
+/// let mut text = DecodeStream::new(&bytes, &prompt, &stops)?;
 /// let certain: Vec<String> = bytes
 ///     .encode("é au lait")?
 ///     .ids
 ///     .into_iter()
 ///     .map(|token| {
 ///         text.push(token);
-///         text.certain()
+///         text.stable_text()
 ///     })
 ///     .collect::<Result<_, _>>()?;
 /// assert_eq!(certain[..4], ["", "é", "é ", "é a"]);
@@ -38,7 +38,7 @@ use crate::TaskError;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Continuation<'a> {
+pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     stops: &'a [String],
     /// Tokens of the prompt, then the new ones.
@@ -51,7 +51,7 @@ pub struct Continuation<'a> {
 
 /// A text that does not grow any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Continued {
+pub struct DecodedText {
     /// The text behind the prompt, up to the first of the texts that end it.
     pub text: String,
     /// The fewest of the new tokens whose text begins with it. Without those of what ends it, but for a token
@@ -61,7 +61,7 @@ pub struct Continued {
     pub is_stopped: bool,
 }
 
-impl<'a> Continuation<'a> {
+impl<'a> DecodeStream<'a> {
     /// Nothing yet behind a prompt.
     ///
     /// The prompt says how the first token is written: some tokenizers write it in another way where a text
@@ -84,7 +84,7 @@ impl<'a> Continuation<'a> {
         for count in (0..=prompt.len()).rev() {
             let ids = &prompt[..count];
             let text = tokenizer.decode(ids)?;
-            if tokenizer.certain(ids)? == text {
+            if tokenizer.stable_text(ids)? == text {
                 return Ok(Self {
                     tokenizer,
                     stops,
@@ -94,7 +94,7 @@ impl<'a> Continuation<'a> {
                 });
             }
         }
-        unreachable!("Continuation::new: no tokens have no text")
+        unreachable!("DecodeStream::new: no tokens have no text")
     }
 
     /// Adds a token.
@@ -110,8 +110,8 @@ impl<'a> Continuation<'a> {
     /// # Panics
     /// As [`Tokenizer::decode`].
     #[track_caller]
-    pub fn certain(&self) -> Result<String, TaskError> {
-        let mut text = self.tokenizer.certain(&self.ids)?.split_off(self.begin);
+    pub fn stable_text(&self) -> Result<String, TaskError> {
+        let mut text = self.tokenizer.stable_text(&self.ids)?.split_off(self.begin);
         let may_stop = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&text[*at..]));
         let open = text.char_indices().map(|(at, _)| at).find(may_stop);
         // A stop that is there does not decide while a longer one may begin before it.
@@ -128,7 +128,7 @@ impl<'a> Continuation<'a> {
     /// # Panics
     /// As [`Tokenizer::decode`].
     #[track_caller]
-    pub fn whole(&self) -> Result<Continued, TaskError> {
+    pub fn whole(&self) -> Result<DecodedText, TaskError> {
         let text = |tokens: usize| {
             let text = self.tokenizer.decode(&self.ids[..self.prompt + tokens]);
             text.map(|mut text| text.split_off(self.begin))
@@ -136,7 +136,7 @@ impl<'a> Continuation<'a> {
         let all = self.ids.len() - self.prompt;
         let mut whole = text(all)?;
         let Some(end) = first_of(&whole, self.stops) else {
-            return Ok(Continued {
+            return Ok(DecodedText {
                 text: whole,
                 tokens: all,
                 is_stopped: false,
@@ -148,7 +148,7 @@ impl<'a> Continuation<'a> {
         while !text(tokens)?.starts_with(&whole) {
             tokens += 1;
         }
-        Ok(Continued {
+        Ok(DecodedText {
             text: whole,
             tokens,
             is_stopped: true,

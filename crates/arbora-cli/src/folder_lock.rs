@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Changes what is in a folder while no other process that asks likewise does; the others wait. Where a folder cannot be
 /// locked (Windows, some networks) nothing is waited for.
-pub(crate) fn alone<T>(folder: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn with_folder_lock<T>(folder: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let lock = File::open(folder).and_then(|opened| opened.lock().map(|()| opened));
     let done = work();
     drop(lock);
@@ -27,7 +27,7 @@ mod tests {
         other.lock().unwrap();
         let is_free = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let work = || alone(folder.path(), || Ok(is_free.load(SeqCst)));
+            let work = || with_folder_lock(folder.path(), || Ok(is_free.load(SeqCst)));
             let waits = scope.spawn(work);
             std::thread::sleep(Duration::from_millis(100));
             is_free.store(true, SeqCst);

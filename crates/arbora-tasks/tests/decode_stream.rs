@@ -1,6 +1,6 @@
 //! Text that is shown while it grows: what was shown is the beginning of what it becomes.
 
-use arbora_tasks::text::{Continuation, Tokenizer};
+use arbora_tasks::text::{DecodeStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -191,12 +191,12 @@ fn readable_text_is_certain_with_its_token() {
     let stops = ["END".to_owned()];
     for (name, tokenizer) in prompt_ones() {
         let ids = |text: &str| tokenizer.encode(text).unwrap().ids;
-        let mut text = Continuation::new(&tokenizer, &ids("the"), &stops).unwrap();
+        let mut text = DecodeStream::new(&tokenizer, &ids("the"), &stops).unwrap();
         for token in ids(" the the thethe") {
             text.push(token);
             let whole = text.whole().unwrap().text;
             assert_eq!(
-                text.certain().unwrap().trim_end(),
+                text.stable_text().unwrap().trim_end(),
                 whole.trim_end(),
                 "{name}"
             );
@@ -210,8 +210,8 @@ fn no_tokens_have_no_text() {
     for (name, tokenizer) in prompt_ones().into_iter().chain(late_ones()) {
         for ids in [&[][..], &[tokenizer.end_of_document()]] {
             assert_eq!(tokenizer.decode(ids).unwrap(), "", "{name}");
-            let text = Continuation::new(&tokenizer, ids, &[]).unwrap();
-            assert_eq!(text.certain().unwrap(), "", "{name}");
+            let text = DecodeStream::new(&tokenizer, ids, &[]).unwrap();
+            assert_eq!(text.stable_text().unwrap(), "", "{name}");
             assert_eq!(text.whole().unwrap().text, "", "{name}");
         }
     }
@@ -223,7 +223,7 @@ fn text_goes_on_from_its_prompt_as_if_it_were_one() {
         let ids = |text: &str| tokenizer.encode(text).unwrap().ids;
         let (prompt, new) = (ids("the"), ids(" the the"));
         let decoded = |ids: &[u32]| tokenizer.decode(ids).unwrap();
-        let mut text = Continuation::new(&tokenizer, &prompt, &[]).unwrap();
+        let mut text = DecodeStream::new(&tokenizer, &prompt, &[]).unwrap();
         new.iter().for_each(|&token| text.push(token));
         let whole = format!("{}{}", decoded(&prompt), text.whole().unwrap().text);
         assert_eq!(whole, decoded(&[prompt, new].concat()), "{name}");
@@ -245,10 +245,10 @@ fn bytes_of_the_model_do_not_change_the_prompt() {
         else {
             continue;
         };
-        let mut text = Continuation::new(&tokenizer, &ids, &[]).unwrap();
+        let mut text = DecodeStream::new(&tokenizer, &ids, &[]).unwrap();
         text.push(last);
         assert_eq!(text.whole().unwrap().text, "\u{fffd}", "{name}");
-        assert_eq!(text.certain().unwrap(), "", "{name}");
+        assert_eq!(text.stable_text().unwrap(), "", "{name}");
         tried += 1;
     }
     // The vocabulary of "words of bytes" has no such character.
@@ -265,13 +265,13 @@ fn a_run_of_bytes_is_held_back_until_it_is_over() {
         (&[0xc3, 0xa9], "é"),
         (&[0x41, 0x42, 0xff], "\u{fffd}\u{fffd}\u{fffd}"),
     ] {
-        let mut text = Continuation::new(&tokenizer, &the, &[]).unwrap();
+        let mut text = DecodeStream::new(&tokenizer, &the, &[]).unwrap();
         for &one in run {
             text.push(byte(one));
-            assert_eq!(text.certain().unwrap(), "");
+            assert_eq!(text.stable_text().unwrap(), "");
         }
         text.push(the[0]);
-        assert_eq!(text.certain().unwrap(), format!("{expected}the"));
+        assert_eq!(text.stable_text().unwrap(), format!("{expected}the"));
     }
 }
 
@@ -281,7 +281,7 @@ fn numbers_are_those_of_the_tokens_before_a_stop() {
     let ids = |text: &str| bytes.encode(text).unwrap().ids;
     let whole = |stop: &str| {
         let stops = [stop.to_owned()];
-        let mut text = Continuation::new(&bytes, &ids("x"), &stops).unwrap();
+        let mut text = DecodeStream::new(&bytes, &ids("x"), &stops).unwrap();
         ids("the énd")
             .into_iter()
             .for_each(|token| text.push(token));
@@ -313,13 +313,13 @@ proptest! {
             let mut prompt = tokenizer.encode(&written).unwrap().ids;
             prompt.extend(half.iter().map(|number| number % vocabulary));
             // A few decoders of the library fail over a few tokens: at most two here.
-            let Ok(mut text) = Continuation::new(&tokenizer, &prompt, &stops) else {
+            let Ok(mut text) = DecodeStream::new(&tokenizer, &prompt, &stops) else {
                 continue;
             };
             let mut certain: Vec<String> = Vec::new();
             for one in &new {
                 text.push(token(one));
-                let (Ok(now), Ok(whole)) = (text.certain(), text.whole()) else {
+                let (Ok(now), Ok(whole)) = (text.stable_text(), text.whole()) else {
                     break;
                 };
                 certain.push(now);
@@ -347,9 +347,9 @@ fn what_may_become_a_stop_or_a_character_is_held_back() {
     let bytes = Tokenizer::bytes();
     let stops = ["\n\n", "END", "early", "late", "ly and late"].map(String::from);
     let certain = |text: &[u8], stops: &[String]| {
-        let mut continuation = Continuation::new(&bytes, &[], stops).unwrap();
+        let mut continuation = DecodeStream::new(&bytes, &[], stops).unwrap();
         text.iter().for_each(|&byte| continuation.push(byte.into()));
-        let certain = continuation.certain().unwrap();
+        let certain = continuation.stable_text().unwrap();
         assert!(continuation.whole().unwrap().text.starts_with(&certain));
         certain
     };
