@@ -318,7 +318,7 @@ fn a_mask_of_pairs_is_refused() {
 
 #[test]
 #[should_panic(
-    expected = "self_attention: kind.router.alignment: expected null, since means are not aligned, got "
+    expected = "self_attention: kind.router.alignment: expected null, since means are not aligned, got 64 rows"
 )]
 fn an_alignment_is_refused() {
     let mut config = binary();

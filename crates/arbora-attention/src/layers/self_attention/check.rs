@@ -41,7 +41,7 @@ impl AttentionKindConfig {
                 tree.router.check(heads, kv_heads)?;
                 let alignment = &tree.router.alignment;
                 let expected = "null, since means are not aligned";
-                let got = format!("{alignment:?}");
+                let got = format!("{} rows", alignment.map_or(0, |alignment| alignment.rows));
                 ConfigError::unless(alignment.is_none(), "router.alignment", expected, got)
             }
         }
