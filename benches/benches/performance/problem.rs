@@ -4,6 +4,7 @@ use crate::numbers::Cost;
 use arbora_attention::functions::tree_search;
 use arbora_attention::ops::TreeSearchOptions;
 use arbora_attention::{Route, SearchOutput};
+use arbora_rl::seed::{mix, spread};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -188,16 +189,9 @@ fn numbers<const D: usize>(
     from_unit: impl Fn(f32) -> f32,
     device: &Device,
 ) -> Tensor<D> {
-    let mut state = seed << 40;
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut mixed = state;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            mixed ^= mixed >> 31;
-            from_unit((mixed >> 40) as f32 / (1_u32 << 24) as f32)
-        })
+    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
+        .map(|index| mix(spread(seed << 40, index + 1)))
+        .map(|mixed| from_unit((mixed >> 40) as f32 / (1_u32 << 24) as f32))
         .collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }

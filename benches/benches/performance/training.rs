@@ -132,14 +132,14 @@ fn entrant(step: Step, backend: &Opened) -> Entrant<'static> {
     let queries = Tensor::<3>::zeros([batch, tokens, CLASSES], &device);
     let classes = TensorData::new(symbols, [batch, tokens]);
     let target = Target::Classes(Tensor::<2, Int>::from_data(classes, &device));
-    let numbers = uniform([batch, tokens, 1, draws(&step.shape())], 2, &device);
+    let uniforms = uniform([batch, tokens, 1, draws(&step.shape())], 2, &device);
 
     let mut model = Some(ReTreeverConfig::new(step.model()).init(&device).train());
     let mut optimizer = AdamConfig::new().init();
     let mut estimator = PolicyGradientConfig::default().init();
     Entrant::new(backend.name, move || {
         let current = model.take().expect("a step ends with a model");
-        let route = Route::Sampled(numbers.clone());
+        let route = Route::Sampled(uniforms.clone());
         let losses = current.losses(
             &context,
             queries.clone(),

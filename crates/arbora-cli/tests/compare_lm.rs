@@ -386,7 +386,7 @@ fn grids_that_make_no_sense_are_refused_in_one_line() {
         ),
         (
             &["--models", "hash-route"],
-            "a grid compares others with tree-coder",
+            "expected tree-coder among the models of a grid",
         ),
         (&["--models", "tree-coder,dense"], "dense is for sequences"),
         (

@@ -370,15 +370,15 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         (
             r#"architecture.attention={"kind":"linformer","max_tokens":16}"#,
-            "architecture.attention: expected dense, performer, tree-fine or tree-coarse",
+            "architecture.attention: expected a kind that supports causal masks, got linformer",
         ),
         (
             r#"selector.gradient={"kind":"gumbel-straight-through","temperature":0}"#,
-            "selector.gradient.temperature: expected above 0, got 0",
+            "selector.gradient.temperature: expected a positive number, got 0",
         ),
         (
             r#"selector.balance={"kind":"switch-loss","weight":-1}"#,
-            "selector.balance.weight: expected above 0, got -1",
+            "selector.balance.weight: expected a positive number, got -1",
         ),
         ("selector.hidden=0", "selector.hidden: expected at least 1"),
         (

@@ -498,7 +498,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ),
         (
             "attention.tree_fine.router.branching=[2,1]",
-            "attention.tree_fine.router.branching: expected factors of at least 2, got 1",
+            "attention.tree_fine.router.branching: expected factors of at least 2, got [2, 1]",
         ),
         (
             "attention.tree_fine.router.branching=[512,512]",
@@ -537,7 +537,9 @@ fn settings_out_of_range_are_refused_by_name() {
     ];
     let line = refused_training(&place, &wide);
     assert!(
-        line.contains("architecture.n_kv_heads: expected 2 for a tree"),
+        line.contains(
+            "attention.tree_fine.router.sharing: expected separate with one tree per layer"
+        ),
         "{line}"
     );
     // The relaxation has no dropout: the layer would panic in the first step.

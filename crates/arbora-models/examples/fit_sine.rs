@@ -72,14 +72,14 @@ fn main() {
     for step in 0..STEPS {
         let (context, query, truth) = waves(0, step, &device);
         let shape = [BATCH, QUERIES, 1, decisions];
-        let numbers = sample::uniform(&mut rng(0, Purpose::Policy, step), shape, &device);
+        let uniforms = sample::uniform(&mut rng(0, Purpose::Policy, step), shape, &device);
         let target = Target::Values(truth);
         let losses = model.losses(
             &context,
             query,
             &target,
             None,
-            Route::Sampled(numbers),
+            Route::Sampled(uniforms),
             LossOptions::default(),
         );
         let policy = estimator.loss(losses.rollout, losses.reward, None);

@@ -86,8 +86,11 @@ pub(crate) fn check_causal(attention: &AttentionKindConfig) -> Result<(), Config
         AttentionKindConfig::BigBird(_) => "big-bird",
         _ => return Ok(()),
     };
-    let expected = format!("false with {kind} attention");
-    Err(ConfigError::new("causal", &expected, true))
+    Err(ConfigError::new(
+        "attention",
+        "a kind that supports causal masks",
+        kind,
+    ))
 }
 
 impl TransformerBlock {

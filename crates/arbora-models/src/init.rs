@@ -4,10 +4,10 @@
 //! weights on different backends, and different weights when a layer is first used at another time.
 //! Here every draw comes from the host and depends on the seed and the parameter's path alone.
 
+use arbora_rl::seed::step_rng;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 /// How far weights are drawn from 0.
@@ -53,7 +53,7 @@ pub fn truncated_normal<const D: usize>(
     seed: u64,
     path: &str,
 ) -> TensorData {
-    let mut rng = generator(seed, path);
+    let mut rng = step_rng(seed, stable_hash(path));
     // Rejection from a uniform proposal: exact, and without tails it accepts six in ten.
     let mut draw = || loop {
         let standard: f32 = rng.random_range(-2.0..2.0);
@@ -63,13 +63,6 @@ pub fn truncated_normal<const D: usize>(
     };
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw()).collect();
     TensorData::new(values, shape)
-}
-
-/// The generator of one parameter's numbers.
-fn generator(seed: u64, path: &str) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stable_hash(path));
-    rng
 }
 
 struct SeededLinear {
@@ -122,7 +115,7 @@ impl ModuleMapper for SeededLinear {
                 _ => 1.0,
             };
             let bound = (spread / self.fan_in as f32).sqrt();
-            let mut rng = generator(self.seed, &path);
+            let mut rng = step_rng(self.seed, stable_hash(&path));
             let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| {
                     if bound > 0.0 {

@@ -82,6 +82,9 @@ impl ModelConfig {
             ("embedding_depth", self.embedding_depth),
             ("max_positions", self.max_positions),
         ])?;
+        let holds = self.embedding == EmbeddingKind::Points || self.d_model.is_multiple_of(2);
+        let expected = "an even number, which sequence embeddings need";
+        ConfigError::unless(holds, "d_model", expected, self.d_model)?;
         ConfigError::unless_divisor("n_heads", self.n_heads, self.d_model)?;
         ConfigError::unless_dropout(self.dropout)
     }

@@ -69,7 +69,7 @@ pub struct ReTreeverOutput {
 pub struct LossOptions {
     /// What the policy is rewarded for.
     pub reward: RewardKind,
-    /// Uniform numbers in `0.0..1.0`, `[batch, queries]`: also teach the policy to walk where the
+    /// Uniforms in `0.0..1.0`, `[batch, queries]`: also teach the policy to walk where the
     /// model's own attention to all leaves looks
     /// ([`TreeCrossAttention::leaf_routes`]). Not in the paper.
     pub guide: Option<Tensor<2>>,
@@ -167,7 +167,7 @@ impl ReTreever {
         self.attention.index(&self.tree(context))
     }
 
-    /// Number of choices on the way down a tree over `tokens` tokens: the uniform numbers a
+    /// Number of choices on the way down a tree over `tokens` tokens: the uniforms that a
     /// [`Route::Sampled`] needs per path.
     pub fn decisions(&self, tokens: usize) -> usize {
         TokenTreeShape::new(tokens, self.branching, self.layout).decisions()
@@ -265,7 +265,7 @@ impl ReTreever {
         );
         let [batch, count, _] = queries.dims();
         let got = match &route {
-            Route::Sampled(numbers) | Route::Uniform(numbers) => numbers.dims(),
+            Route::Sampled(uniforms) | Route::Uniform(uniforms) => uniforms.dims(),
             Route::Given(path) => path.dims(),
             Route::Greedy | Route::Beam(_) => [batch, count, samples, 0],
         };
@@ -281,8 +281,8 @@ impl ReTreever {
             .project_queries(self.encoder.embed_queries(queries));
         let leaves = self.attention.attend_leaves(queries.clone(), &index);
         let leaves = self.decoder.decode(leaves).loss(target, mask);
-        let guide = options.guide.map(|numbers| {
-            let path = self.attention.leaf_routes(&queries, &index, numbers);
+        let guide = options.guide.map(|uniforms| {
+            let path = self.attention.leaf_routes(&queries, &index, uniforms);
             let found = self
                 .attention
                 .search(queries.clone(), &index, Route::Given(path));

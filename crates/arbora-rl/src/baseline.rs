@@ -66,11 +66,11 @@ impl BaselineConfig {
         match *self {
             Self::Constant { value } => {
                 let holds = value.is_finite();
-                ConfigError::unless(holds, "baseline.value", "a finite number", value)
+                ConfigError::unless(holds, "value", "a finite number", value)
             }
             Self::MovingAverage { decay } => {
                 let holds = (0.0..1.0).contains(&decay);
-                ConfigError::unless(holds, "baseline.decay", "a number in 0.0..1.0", decay)
+                ConfigError::unless(holds, "decay", "a number in 0.0..1.0", decay)
             }
             _ => Ok(()),
         }

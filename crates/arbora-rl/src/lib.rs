@@ -61,7 +61,7 @@ pub use policy_gradient::{PolicyGradient, PolicyGradientConfig, PolicyGradientOu
 pub use rollout::Rollout;
 
 /// A setting that is out of its range.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: expected {expected}, got {got}")]
 pub struct ConfigError {
     /// The setting, as it is written in a configuration; parts of a path are separated by dots.
@@ -74,11 +74,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// The error of a setting with a value that it may not have.
-    pub fn new(
-        setting: impl Into<String>,
-        expected: impl Into<String>,
-        got: impl ToString,
-    ) -> Self {
+    pub fn new(setting: &str, expected: &str, got: impl ToString) -> Self {
         Self {
             setting: setting.into(),
             expected: expected.into(),
@@ -86,27 +82,32 @@ impl ConfigError {
         }
     }
 
+    /// What `check` of a part says, with the name of the section before its setting.
+    pub(crate) fn in_section(section: &str, checked: Result<(), Self>) -> Result<(), Self> {
+        checked.map_err(|error| Self {
+            setting: format!("{section}.{}", error.setting),
+            ..error
+        })
+    }
+
     /// Refuses a setting unless `holds`.
     pub(crate) fn unless(
         holds: bool,
-        setting: &'static str,
+        setting: &str,
         expected: &str,
         got: impl ToString,
     ) -> Result<(), Self> {
-        if holds {
-            Ok(())
-        } else {
-            Err(Self::new(setting, expected, got))
-        }
+        let refused = || Self::new(setting, expected, got);
+        holds.then_some(()).ok_or_else(refused)
     }
 
     /// Refuses a number that is negative, infinite or NaN.
-    pub(crate) fn unless_at_least_0<T>(setting: &'static str, got: T) -> Result<(), Self>
+    pub(crate) fn unless_at_least_0<T>(setting: &str, got: T) -> Result<(), Self>
     where
         T: Into<f64> + Copy + ToString,
     {
         let number: f64 = got.into();
         let holds = number.is_finite() && number >= 0.0;
-        Self::unless(holds, setting, "a finite number of at least 0", got)
+        Self::unless(holds, setting, "a number of at least 0", got)
     }
 }

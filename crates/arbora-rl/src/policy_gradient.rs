@@ -52,7 +52,7 @@ impl PolicyGradientConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
         ConfigError::unless_at_least_0("entropy_weight", self.entropy_weight)?;
-        self.baseline.check()
+        ConfigError::in_section("baseline", self.baseline.check())
     }
 }
 

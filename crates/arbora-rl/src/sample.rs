@@ -3,6 +3,7 @@
 //! The uniform numbers are an input, drawn on the host, so one seed makes every backend draw the
 //! same choices (up to probabilities that differ in their last bits).
 
+use crate::check;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
 
@@ -32,10 +33,8 @@ pub fn uniform<const D: usize>(
 pub fn categorical(probabilities: Tensor<2>, uniform: Tensor<2>) -> Tensor<2, Int> {
     let [rows, choices] = probabilities.dims();
     let [uniform_rows, _] = uniform.dims();
-    assert_eq!(
-        uniform_rows, rows,
-        "sample::categorical: uniform: axis 0 (rows): expected {rows}, got {uniform_rows}"
-    );
+    let operation = "sample::categorical";
+    check::same_axes(operation, "uniform", ["rows"], &[uniform_rows], &[rows]);
     assert!(
         choices > 0,
         "sample::categorical: probabilities: axis 1 (choices): expected at least 1, got 0"

@@ -87,7 +87,7 @@ impl CopyConfig {
         }
     }
 
-    /// Context tokens that take part in a training step.
+    /// Unmasked context tokens of a training step.
     fn context_at(&self, step: u64) -> usize {
         let whole = self.length / 2;
         let Some(Curriculum { start, steps }) = self.curriculum else {

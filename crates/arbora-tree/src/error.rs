@@ -37,11 +37,8 @@ impl ConfigError {
         expected: &str,
         got: impl ToString,
     ) -> Result<(), Self> {
-        if holds {
-            Ok(())
-        } else {
-            Err(Self::new(setting, expected, got))
-        }
+        let refused = || Self::new(setting, expected, got);
+        holds.then_some(()).ok_or_else(refused)
     }
 
     /// Refuses the first of some sizes that is 0.

@@ -98,7 +98,7 @@ impl TokenTreeShape {
         self.leaf_group
     }
 
-    /// Child slots of a node of the given height, which is at least 1: a leaf has none, and is not checked for.
+    /// Child slots of a node of the given height, at least 1. Height 0, a leaf, is not refused.
     pub fn group(&self, height: usize) -> usize {
         if height == 1 {
             self.leaf_group

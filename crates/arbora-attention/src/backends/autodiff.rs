@@ -138,8 +138,8 @@ impl<B: Backend + TreeAttentionOps, C: CheckpointStrategy> TreeAttentionOps for 
         let learned = !matches!(route, RoutePrimitive::Uniform(_));
         let route = match route {
             RoutePrimitive::Greedy => RoutePrimitive::Greedy,
-            RoutePrimitive::Sampled(numbers) => RoutePrimitive::Sampled(numbers.into_primitive()),
-            RoutePrimitive::Uniform(numbers) => RoutePrimitive::Uniform(numbers.into_primitive()),
+            RoutePrimitive::Sampled(uniforms) => RoutePrimitive::Sampled(uniforms.into_primitive()),
+            RoutePrimitive::Uniform(uniforms) => RoutePrimitive::Uniform(uniforms.into_primitive()),
             RoutePrimitive::Given(path) => RoutePrimitive::Given(path),
         };
         let found = B::tree_search(inputs.clone(), route, options);

@@ -159,7 +159,8 @@ impl TreeCrossAttention {
     /// - tokens: `[batch, tokens, d_model]`
     ///
     /// # Panics
-    /// If an axis does not fit the layer, or there is no token.
+    /// If an axis does not fit the layer, there is no token, or [`ghosts`](Self::ghosts) are published, which the
+    /// tree built here has no layout for.
     #[track_caller]
     pub fn forward(&self, queries: Tensor<3>, tokens: Tensor<3>) -> SearchOutput {
         let shape = TokenTreeShape::new(tokens.dims()[1], 2, Layout::LeftFilled);

@@ -45,7 +45,7 @@ impl<B: Backend> FeedForwardPrimitive<B> {
 pub struct FeedForwardGradients<B: Backend> {
     /// `[rows, dim]`
     pub rows: FloatTensor<B>,
-    /// Of every weight.
+    /// Gradients of every weight, in its shape.
     #[extension_type]
     pub weights: FeedForwardPrimitive<B>,
 }

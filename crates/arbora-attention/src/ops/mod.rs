@@ -270,7 +270,7 @@ impl<B: Backend> BlockPrimitive<B> {
 pub struct TreeBuildGradients<B: Backend> {
     /// `[batch, leaves, dim]`, zero at ghosts
     pub leaves: FloatTensor<B>,
-    /// Of every weight.
+    /// Gradients of every weight, in its shape.
     #[extension_type]
     pub block: BlockPrimitive<B>,
 }

@@ -86,7 +86,7 @@ fn gradients(
 fn flat<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Tensor<1> {
     let count: usize = tensor.dims().iter().product();
     let gradient = tensor.grad(gradients);
-    gradient.expect("all take part").reshape([count])
+    gradient.expect("all have a gradient").reshape([count])
 }
 
 #[test]

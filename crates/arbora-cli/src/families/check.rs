@@ -1,4 +1,4 @@
-//! Checks of settings that types alone do not make. What is refused is named by its path, as `--set` takes it.
+//! Whether settings are in their ranges and go together. What is refused is named by its path, as `--set` takes it.
 
 use anyhow::{Result, anyhow, bail};
 use arbora::rl::train::TrainerConfig;

@@ -15,14 +15,14 @@ pub struct Kept {
     check: Option<Check>,
 }
 
-/// Refuses other facts than a run's folder has: the folder, what it has, what there is.
+/// Refuses other data than those of a run's folder: the folder, what it has, what there is.
 type Check = fn(&Path, &str, &str) -> Result<()>;
 
 /// What tells the data of a run from others.
-pub trait Facts: Serialize + DeserializeOwned {
+pub trait Provenance: Serialize + DeserializeOwned {
     /// The name of their file.
     const FILE: &'static str;
-    /// What they are facts of.
+    /// What the data are.
     const WHAT: &'static str;
 
     /// Says how other data differ; `None` where they are the same.
@@ -39,11 +39,11 @@ impl Kept {
         }
     }
 
-    /// A file of facts, which must stay what they are.
-    pub fn facts<F: Facts>(facts: &F) -> Result<Self> {
+    /// A file that says which data they are, which must stay the same.
+    pub fn provenance<F: Provenance>(provenance: &F) -> Result<Self> {
         Ok(Self {
             name: F::FILE,
-            contents: serde_json::to_string_pretty(facts)? + "\n",
+            contents: serde_json::to_string_pretty(provenance)? + "\n",
             check: Some(expect_same::<F>),
         })
     }
@@ -80,7 +80,7 @@ impl Kept {
     }
 }
 
-fn expect_same<F: Facts>(folder: &Path, had: &str, has: &str) -> Result<()> {
+fn expect_same<F: Provenance>(folder: &Path, had: &str, has: &str) -> Result<()> {
     let what = || {
         let path = folder.join(F::FILE);
         format!("{}: not the description of {}", path.display(), F::WHAT)

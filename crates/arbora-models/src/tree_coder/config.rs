@@ -86,7 +86,7 @@ pub enum SelectorGradient {
     /// As value-preserving, but with Gumbel noise on the scores while training, and the gradient of the softmax
     /// at a temperature.
     GumbelStraightThrough {
-        /// Of the softmax.
+        /// Temperature of the softmax.
         temperature: f64,
     },
     /// All children, weighted by their probabilities: exact, at the cost of the whole tree. An oracle for

@@ -55,8 +55,8 @@ impl TreeCoderConfig {
         }
     }
 
-    /// The linear transformer (plain, one path; not linear attention) of the active path: one node with the blocks that a sequence passes from the root to a
-    /// leaf, each of its own width. It has the active parameters of the tree but for those of the selectors, and is
+    /// The plain transformer of the active path, which the paper calls linear: one node with the blocks that a sequence
+    /// passes from the root to a leaf, each of its own width. It has the active parameters of the tree but for those of the selectors, and is
     /// asked for the same tokens.
     #[must_use]
     pub fn linear_active(&self) -> Self {

@@ -120,7 +120,7 @@ pub enum PlacementError {
     UnknownNode {
         /// The name.
         node: NodeName,
-        /// Of the tree.
+        /// Height of the tree.
         height: usize,
         /// The number of a node's last child.
         last: usize,

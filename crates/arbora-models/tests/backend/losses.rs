@@ -18,7 +18,7 @@ fn truth() -> Tensor<3> {
     random([2, 3, 1], 6, &device())
 }
 
-fn numbers() -> Tensor<4> {
+fn drawn() -> Tensor<4> {
     uniforms([2, 3, 1, 4], 7, &device())
 }
 
@@ -33,7 +33,7 @@ fn the_loss_of_a_gaussian_is_its_mean_reward_negated() {
     let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 8, None, &device());
     let target = Target::Values(truth());
-    let route = Route::Sampled(numbers());
+    let route = Route::Sampled(drawn());
     let losses = model.losses(
         &context,
         queries(),
@@ -66,7 +66,7 @@ fn masked_queries_take_no_part_in_a_loss() {
         Tensor::cat(vec![first(tensor), rest], 1)
     };
     let target = Target::Values(garbage(truth()));
-    let route = Route::Sampled(numbers());
+    let route = Route::Sampled(drawn());
     let masked = model.losses(
         &context,
         garbage(queries()),
@@ -76,7 +76,7 @@ fn masked_queries_take_no_part_in_a_loss() {
         LossOptions::default(),
     );
     let target = Target::Values(first(truth()));
-    let route = Route::Sampled(numbers().narrow(1, 0, 2));
+    let route = Route::Sampled(drawn().narrow(1, 0, 2));
     let without = model.losses(
         &context,
         first(queries()),
@@ -103,12 +103,12 @@ fn samples_with_the_same_numbers_are_copies_of_one_sample() {
     let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 9, None, &device());
     let target = Target::Values(truth());
-    let losses = |numbers| {
-        let (route, options) = (Route::Sampled(numbers), LossOptions::default());
+    let losses = |uniforms| {
+        let (route, options) = (Route::Sampled(uniforms), LossOptions::default());
         model.losses(&context, queries(), &target, Some(&last()), route, options)
     };
-    let one = losses(numbers());
-    let three = losses(numbers().repeat_dim(2, 3));
+    let one = losses(drawn());
+    let three = losses(drawn().repeat_dim(2, 3));
     assert_close(three.tree, one.tree, 1e-5, 1e-5);
     assert_close(three.leaves, one.leaves, 1e-5, 1e-5);
     assert_close(three.selected, one.selected, 1e-5, 1e-5);
@@ -129,7 +129,7 @@ fn contexts_without_a_decision_have_a_loss_and_nothing_to_learn_a_route_from() {
     for tokens in [1, 2] {
         let context = points(2, tokens, None, &device());
         assert_eq!(model.decisions(tokens), 0);
-        let route = Route::Sampled(numbers());
+        let route = Route::Sampled(drawn());
         let losses = model.losses(
             &context,
             queries(),
@@ -213,11 +213,11 @@ fn routes_without_a_path_or_of_other_queries_are_refused() {
     for (route, expected) in [
         (Route::Beam(0), "expected one to learn by, got a beam"),
         (
-            Route::Sampled(numbers().narrow(1, 0, 2)),
+            Route::Sampled(drawn().narrow(1, 0, 2)),
             "expected [2, 3, ..], got [2, 2, 1, 4]",
         ),
         (
-            Route::Sampled(numbers().reshape([2, 1, 3, 4])),
+            Route::Sampled(drawn().reshape([2, 1, 3, 4])),
             "expected [2, 3, ..], got [2, 1, 3, 4]",
         ),
     ] {
@@ -235,12 +235,12 @@ fn a_guide_is_the_cross_entropy_per_decision_of_the_path_that_attention_draws() 
     let model = ReTreeverConfig::new(small()).with_seed(1).init(&device());
     let context = points(2, 8, None, &device());
     let target = Target::Values(truth());
-    let guided = |numbers: Option<Tensor<2>>| {
+    let guided = |uniforms: Option<Tensor<2>>| {
         let options = LossOptions {
-            guide: numbers,
+            guide: uniforms,
             ..LossOptions::default()
         };
-        let route = Route::Sampled(self::numbers());
+        let route = Route::Sampled(drawn());
         model.losses(&context, queries(), &target, None, route, options)
     };
     let with = guided(Some(uniforms([2, 3], 9, &device())));

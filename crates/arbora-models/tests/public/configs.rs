@@ -3,8 +3,8 @@
 use arbora_attention::baselines::{BigBirdConfig, PerformerConfig};
 use arbora_attention::{AttentionKindConfig, GhostNodes};
 use arbora_models::{
-    ConfigError, CrossAttentionConfig, HeadKind, ModelConfig, PerceiverIoConfig, ReTreeverConfig,
-    TransformerBlockConfig, TreeformerConfig,
+    ConfigError, CrossAttentionConfig, EmbeddingKind, HeadKind, ModelConfig, PerceiverIoConfig,
+    ReTreeverConfig, TransformerBlockConfig, TreeformerConfig,
 };
 use arbora_tree::Layout;
 
@@ -33,6 +33,14 @@ fn what_models_of_retrieval_share_is_checked() {
             ModelConfig::new(0, 1, HeadKind::Classes { count: 3 }).check(),
         ),
         ("d_model", model().with_d_model(0).check()),
+        (
+            "d_model",
+            model()
+                .with_embedding(EmbeddingKind::Sequence)
+                .with_d_model(9)
+                .with_n_heads(3)
+                .check(),
+        ),
         ("d_ff", model().with_d_ff(0).check()),
         ("embedding_depth", model().with_embedding_depth(0).check()),
         ("max_positions", model().with_max_positions(0).check()),
@@ -96,7 +104,7 @@ fn transformers_refuse_settings_by_their_paths() {
             treeformer().with_attention(features).check(),
         ),
         (
-            "causal",
+            "attention",
             treeformer()
                 .with_attention(big_bird)
                 .with_causal(true)

@@ -114,8 +114,8 @@ fn settings_out_of_range_are_refused_by_name() {
             "attention.router.sharing",
             config().with_n_kv_heads(Some(1)).with_attention(shared),
         ),
-        ("causal", config().with_attention(linformer)),
-        ("causal", config().with_attention(big_bird)),
+        ("attention", config().with_attention(linformer)),
+        ("attention", config().with_attention(big_bird)),
         (
             "attention.max_tokens",
             config().with_causal(false).with_attention(short),

@@ -97,7 +97,13 @@ impl Config for OptimizerConfig {}
 
 impl OptimizerConfig {
     /// The optimizer, without state.
+    ///
+    /// # Panics
+    /// With a setting that [`check`](Self::check) refuses.
     pub fn init(&self) -> ModuleOptimizer {
+        if let Err(error) = self.check() {
+            panic!("OptimizerConfig::init: {error}");
+        }
         if self.weight_decay > 0.0 {
             self.with_decay(self.weight_decay).init()
         } else {
@@ -132,16 +138,13 @@ impl OptimizerConfig {
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
         let (epsilon, weight_decay) = (self.epsilon, self.weight_decay);
-        for (setting, beta) in [
-            ("optimizer.beta_1", self.beta_1),
-            ("optimizer.beta_2", self.beta_2),
-        ] {
+        for (setting, beta) in [("beta_1", self.beta_1), ("beta_2", self.beta_2)] {
             let holds = (0.0..1.0).contains(&beta);
             ConfigError::unless(holds, setting, "a number in 0.0..1.0", beta)?;
         }
         let holds = epsilon.is_finite() && epsilon > 0.0;
-        ConfigError::unless(holds, "optimizer.epsilon", "a positive number", epsilon)?;
-        ConfigError::unless_at_least_0("optimizer.weight_decay", weight_decay)
+        ConfigError::unless(holds, "epsilon", "a positive number", epsilon)?;
+        ConfigError::unless_at_least_0("weight_decay", weight_decay)
     }
 
     fn with_decay(&self, weight_decay: f32) -> AdamWConfig {
@@ -172,7 +175,7 @@ impl TrainerConfig {
         ConfigError::unless_at_least_0("learning_rate", self.learning_rate)?;
         ConfigError::unless_at_least_0("final_learning_rate", self.final_learning_rate)?;
         ConfigError::unless_at_least_0("lambda_rl", self.lambda_rl)?;
-        self.optimizer.check()?;
+        ConfigError::in_section("optimizer", self.optimizer.check())?;
         if let Some(norm) = self.clip_norm {
             let holds = norm.is_finite() && norm > 0.0;
             ConfigError::unless(holds, "clip_norm", "a positive number or none", norm)?;

@@ -195,7 +195,7 @@ fn self_critical_refuses_greedy_rewards_of_other_rows() {
 }
 
 #[test]
-#[should_panic(expected = "baseline.decay: expected a number in 0.0..1.0, got 1")]
+#[should_panic(expected = "decay: expected a number in 0.0..1.0, got 1")]
 fn a_decay_of_one_is_refused() {
     BaselineConfig::MovingAverage { decay: 1.0 }.init();
 }

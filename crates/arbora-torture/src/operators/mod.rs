@@ -21,6 +21,7 @@ mod search;
 
 use crate::frame::{Target, Tries};
 use anyhow::{Error, Result, anyhow};
+use arbora::rl::seed::{mix, spread};
 use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -407,8 +408,7 @@ impl Place {
     /// A number that is the same for the same tensor of a problem.
     fn next(&mut self, below: usize) -> usize {
         self.drawn += 1;
-        let mixed = (self.seed ^ self.drawn).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 33) as usize % below
+        mix(spread(self.seed, self.drawn)) as usize % below
     }
 
     /// A tensor of these numbers.

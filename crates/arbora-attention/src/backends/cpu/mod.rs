@@ -193,25 +193,25 @@ impl<B: HostBackend> TreeAttentionOps for B {
         else {
             return reference::tree_search::<B>(inputs, route, options);
         };
-        let numbers = match &route {
-            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
-                B::host(numbers.clone())
+        let uniforms = match &route {
+            RoutePrimitive::Sampled(uniforms) | RoutePrimitive::Uniform(uniforms) => {
+                B::host(uniforms.clone())
             }
             // None are read.
             RoutePrimitive::Greedy | RoutePrimitive::Given(_) => Some(query.clone()),
         };
-        let Some(numbers) = numbers else {
+        let Some(uniforms) = uniforms else {
             return reference::tree_search::<B>(inputs, route, options);
         };
-        let numbers = B::floats(&numbers);
+        let uniforms = B::floats(&uniforms);
         let given = match &route {
             RoutePrimitive::Given(path) => indices::<B>(path.clone()),
             _ => Vec::new(),
         };
         let route = match &route {
             RoutePrimitive::Greedy => RouteSlices::Greedy,
-            RoutePrimitive::Sampled(_) => RouteSlices::Sampled(numbers),
-            RoutePrimitive::Uniform(_) => RouteSlices::Uniform(numbers),
+            RoutePrimitive::Sampled(_) => RouteSlices::Sampled(uniforms),
+            RoutePrimitive::Uniform(_) => RouteSlices::Uniform(uniforms),
             RoutePrimitive::Given(_) => RouteSlices::Given(&given),
         };
 

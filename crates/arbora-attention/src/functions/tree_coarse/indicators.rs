@@ -64,21 +64,17 @@ impl NodeIndicators {
     #[track_caller]
     pub fn soft(&self, probabilities: &[Tensor<4>]) -> Self {
         let depths = self.tree.height() + 1;
-        assert_eq!(
+        expect(
+            "node_indicators: depths of probabilities",
             probabilities.len(),
             depths,
-            "node_indicators: probabilities: expected one per depth ({depths}), got {}",
-            probabilities.len()
         );
         let [batch, tokens, heads, _] = self.nodes.dims();
         let is_unmasked = self.nodes.clone().narrow(3, 0, 1);
         let depths = probabilities.iter().enumerate().map(|(depth, nodes)| {
             let expected = [batch, tokens, heads, self.tree.width(depth)];
-            assert!(
-                nodes.dims() == expected,
-                "node_indicators: probabilities of depth {depth}: expected {expected:?}, got {:?}",
-                nodes.dims()
-            );
+            let what = format!("node_indicators: probabilities of depth {depth}");
+            expect(&what, nodes.dims(), expected);
             match depth {
                 0 => is_unmasked.clone(),
                 _ => nodes.clone() * is_unmasked.clone(),

@@ -4,7 +4,7 @@ use super::causal::{CausalRoutes, path_rows, path_weights, positions, weighted};
 use super::means::{counted, sums_of_depths};
 use super::rows::leaf_sums;
 use super::{EmptyNode, check_alpha};
-use crate::functions::check::expect_some;
+use crate::functions::check::{expect, expect_some};
 use crate::functions::masked_attention::{select_rows, without_absent};
 use arbora_tree::CompleteTree;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
@@ -70,14 +70,10 @@ impl TreeCoarseState {
     pub fn append(&mut self, key_leaves: Tensor<3, Int>, value: Tensor<4>) {
         let [batch, _, kv_heads, width] = self.sums.dims();
         let keys = key_leaves.dims()[1];
-        let expected = [batch, keys, kv_heads, width - 1];
-        assert!(
-            value.dims() == expected && key_leaves.dims()[..] == expected[..3],
-            "tree_coarse_state: value [batch, keys, kv_heads, value_dim]: expected {expected:?}, got {:?} with \
-             leaves {:?}",
-            value.dims(),
-            key_leaves.dims()
-        );
+        let what = "tree_coarse_state: leaves [batch, keys, kv_heads]";
+        expect(what, key_leaves.dims(), [batch, keys, kv_heads]);
+        let what = "tree_coarse_state: value [batch, keys, kv_heads, value_dim]";
+        expect(what, value.dims(), [batch, keys, kv_heads, width - 1]);
         expect_some("tree_coarse_state: axis 1 of keys", keys);
         let rows = counted(value.cast(DType::F32), &key_leaves);
         if keys > 1 {

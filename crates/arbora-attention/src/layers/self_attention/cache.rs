@@ -158,10 +158,10 @@ impl SelfAttention {
         let d_model = self.sizes.d_model();
         expect("self_attention: axis 2 of tokens", width, d_model);
         expect_some("self_attention: axis 1 of tokens", new);
-        assert_eq!(
-            batch, cache.batch,
-            "self_attention: axis 0 of tokens: expected {}, as the cache has, got {batch}",
-            cache.batch
+        expect(
+            "self_attention: axis 0 of tokens, as of the cache",
+            batch,
+            cache.batch,
         );
         expect_no_autodiff("self_attention", &tokens.device());
         let [query, key, value] = self.project(tokens.clone(), tokens);

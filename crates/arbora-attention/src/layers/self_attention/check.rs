@@ -6,15 +6,13 @@ use super::router::{RouterConfig, TreeScope, TreeSharing};
 use arbora_tree::routing::Surrogate;
 use arbora_tree::{ConfigError, RoutingTreeConfig};
 
-type Checked = Result<(), ConfigError>;
-
 impl AttentionKindConfig {
     /// Checks the settings for a layer with these heads, so that a layer can be made of them. Heads themselves
     /// are not checked.
     ///
     /// # Errors
     /// With the first setting that is out of its range.
-    pub fn check(&self, heads: usize, kv_heads: usize) -> Checked {
+    pub fn check(&self, heads: usize, kv_heads: usize) -> Result<(), ConfigError> {
         match self {
             Self::Dense => Ok(()),
             Self::Linformer(linformer) => {
@@ -51,7 +49,7 @@ impl AttentionKindConfig {
 impl RouterConfig {
     const MOST_LEAVES: usize = 1 << 16;
 
-    fn check(&self, heads: usize, kv_heads: usize) -> Checked {
+    fn check(&self, heads: usize, kv_heads: usize) -> Result<(), ConfigError> {
         let tree = RoutingTreeConfig::new(1, self.branching.clone());
         ConfigError::in_section("router", tree.with_balance_rate(self.balance_rate).check())?;
         let few = self.branching.iter().product::<usize>() <= Self::MOST_LEAVES;

@@ -81,12 +81,12 @@ pub fn tree_search<B: Backend>(
         };
         let child = match &route {
             RoutePrimitive::Greedy => leftmost_best(chosen_from.clone(), real.clone(), &node),
-            RoutePrimitive::Sampled(numbers) | RoutePrimitive::Uniform(numbers) => {
-                let numbers = Float::<B>(numbers.clone()).at_least_single().cast(dtype);
+            RoutePrimitive::Sampled(uniforms) | RoutePrimitive::Uniform(uniforms) => {
+                let uniforms = Float::<B>(uniforms.clone()).at_least_single().cast(dtype);
                 // Indexed by height, so that padding to a higher tree moves no number.
                 inverse_cdf(
                     chosen_from.clone(),
-                    numbers.last_of_three(height - 1),
+                    uniforms.last_of_three(height - 1),
                     &node,
                 )
             }
@@ -169,7 +169,7 @@ pub fn tree_search<B: Backend>(
         path: Integer::cat(path, 2).0,
         policy: Float::cat(
             [log_prob, entropy]
-                .map(|numbers| numbers.reshape([1, batch, queries]))
+                .map(|uniforms| uniforms.reshape([1, batch, queries]))
                 .into(),
             0,
         )

@@ -2,7 +2,7 @@
 //! tokenizer, and which text it was.
 
 use super::LanguageConfig;
-use crate::families::kept::Facts;
+use crate::families::kept::Provenance;
 use crate::families::{Family as _, Kept};
 use crate::progress::meanwhile;
 use anyhow::{Context as _, Result, bail};
@@ -122,12 +122,15 @@ impl LanguageData {
 
     /// What the folder of a run keeps.
     pub fn kept(&self) -> Result<Vec<Kept>> {
-        let facts = TextFacts {
-            training: PartFacts::of(&self.training),
-            validation: PartFacts::of(&self.validation),
+        let provenance = TextProvenance {
+            training: PartProvenance::of(&self.training),
+            validation: PartProvenance::of(&self.validation),
         };
         let tokenizer = self.text.tokenizer().to_json();
-        Ok(vec![Kept::file(TOKENIZER, tokenizer), Kept::facts(&facts)?])
+        Ok(vec![
+            Kept::file(TOKENIZER, tokenizer),
+            Kept::provenance(&provenance)?,
+        ])
     }
 
     /// Tokens of the training part and of the validation part that are asked for.
@@ -293,14 +296,14 @@ const PARTS: [&str; 2] = ["training", "held-out"];
 
 /// A part of a text, told from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartFacts {
+pub struct PartProvenance {
     /// [`Corpus::sha256`].
     pub sha256: String,
     pub bytes: usize,
     pub documents: usize,
 }
 
-impl PartFacts {
+impl PartProvenance {
     fn of(corpus: &Corpus) -> Self {
         Self {
             sha256: corpus.sha256(),
@@ -310,7 +313,7 @@ impl PartFacts {
     }
 }
 
-impl std::fmt::Display for PartFacts {
+impl std::fmt::Display for PartProvenance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (bytes, documents) = (self.bytes, self.documents);
         write!(f, "{bytes} bytes in {documents} documents with SHA-256 ")?;
@@ -319,12 +322,12 @@ impl std::fmt::Display for PartFacts {
 }
 
 #[derive(Serialize, Deserialize)]
-struct TextFacts {
-    training: PartFacts,
-    validation: PartFacts,
+struct TextProvenance {
+    training: PartProvenance,
+    validation: PartProvenance,
 }
 
-impl Facts for TextFacts {
+impl Provenance for TextProvenance {
     const FILE: &'static str = "text.json";
     const WHAT: &'static str = "a text";
 

@@ -60,11 +60,18 @@ impl Family for RetrievalConfig {
         }
         Ok(About {
             fingerprint: self.architecture_fingerprint(&data.features)?,
-            digest: data.facts.as_ref().map(|facts| facts.sha256.clone()),
+            digest: data
+                .provenance
+                .as_ref()
+                .map(|provenance| provenance.sha256.clone()),
             items: data.items,
             count: data.count,
             data_summary: data.data_summary.clone(),
-            kept: data.facts.iter().map(Kept::facts).collect::<Result<_>>()?,
+            kept: data
+                .provenance
+                .iter()
+                .map(Kept::provenance)
+                .collect::<Result<_>>()?,
             ..About::default()
         })
     }

@@ -108,7 +108,7 @@ impl RetrievalModel {
                 let route = match self.search.map(|search| search.strategy) {
                     Some(Strategy::Beam(width)) => Route::Beam(width),
                     Some(Strategy::Samples(count)) => {
-                        Route::Sampled(numbers(model, problem, count, rng))
+                        Route::Sampled(uniforms(model, problem, count, rng))
                     }
                     Some(Strategy::Greedy) => Route::Greedy,
                     None => self
@@ -135,7 +135,7 @@ impl RetrievalModel {
     ) -> Option<Route> {
         match self.config.model {
             RetrievalModelKind::RandomRoute => {
-                Some(Route::Uniform(numbers(model, problem, samples, rng)))
+                Some(Route::Uniform(uniforms(model, problem, samples, rng)))
             }
             RetrievalModelKind::OracleRoute => Some(Route::Given(oracle(model, problem))),
             _ => None,
@@ -151,8 +151,8 @@ impl RetrievalModel {
     }
 }
 
-/// Uniform numbers for one step, `[batch, queries, samples, decisions]`.
-fn numbers(
+/// Uniforms for one step, `[batch, queries, samples, decisions]`.
+fn uniforms(
     model: &ReTreever,
     problem: &Problem,
     samples: usize,
@@ -210,7 +210,7 @@ impl TrainableModel for RetrievalModel {
         let control = self.control(model, &problem, config.samples, rng);
         let learns = control.is_none();
         let route = control
-            .unwrap_or_else(|| Route::Sampled(numbers(model, &problem, config.samples, rng)));
+            .unwrap_or_else(|| Route::Sampled(uniforms(model, &problem, config.samples, rng)));
         let [examples, queries, _] = problem.queries.dims();
         let guide = (learns && config.lambda_guide > 0.0)
             .then(|| uniform(rng, [examples, queries], &problem.queries.device()));

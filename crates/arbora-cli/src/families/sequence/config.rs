@@ -2,7 +2,7 @@
 
 use super::data::SequenceSource;
 use crate::families::{attention, check, kind, network_hash};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use arbora::attention::baselines::{BigBirdConfig, LinformerConfig, PerformerConfig};
 use arbora::attention::{AttentionKindConfig, RouterConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora::models::TreeformerConfig;
@@ -81,15 +81,15 @@ pub struct AttentionSettings {
 impl AttentionSettings {
     /// Those of a model.
     fn kind(&self, model: SequenceModelKind) -> AttentionKindConfig {
-        use AttentionKindConfig as Kind;
+        use AttentionKindConfig as Attention;
         match model {
-            SequenceModelKind::Dense => Kind::Dense,
-            SequenceModelKind::TreeFine => Kind::TreeFine(self.tree_fine.clone()),
-            SequenceModelKind::TreeFineKary => Kind::TreeFine(self.tree_fine_kary.clone()),
-            SequenceModelKind::TreeCoarse => Kind::TreeCoarse(self.tree_coarse.clone()),
-            SequenceModelKind::Linformer => Kind::Linformer(self.linformer.clone()),
-            SequenceModelKind::BigBird => Kind::BigBird(self.big_bird.clone()),
-            SequenceModelKind::Performer => Kind::Performer(self.performer.clone()),
+            SequenceModelKind::Dense => Attention::Dense,
+            SequenceModelKind::TreeFine => Attention::TreeFine(self.tree_fine.clone()),
+            SequenceModelKind::TreeFineKary => Attention::TreeFine(self.tree_fine_kary.clone()),
+            SequenceModelKind::TreeCoarse => Attention::TreeCoarse(self.tree_coarse.clone()),
+            SequenceModelKind::Linformer => Attention::Linformer(self.linformer.clone()),
+            SequenceModelKind::BigBird => Attention::BigBird(self.big_bird.clone()),
+            SequenceModelKind::Performer => Attention::Performer(self.performer.clone()),
         }
     }
 }
@@ -180,7 +180,12 @@ impl SequenceConfig {
             check::section(key, others.kind(model).check(a.n_heads, kv_heads))?;
         }
         let network = self.treeformer(&self.data.lookup()?);
-        check::section("architecture", network.check())?;
+        network
+            .check()
+            .map_err(|error| match error.setting.as_str() {
+                "attention" => anyhow!("model: expected {}, got {}", error.expected, error.got),
+                _ => anyhow!("architecture.{error}"),
+            })?;
         check::trainer(&self.trainer)
     }
 

@@ -183,8 +183,8 @@ pub(crate) fn search(
     // A kernel takes the same number of buffers for every choice.
     let (choice, choices) = match route {
         RoutePrimitive::Greedy => (Choice::Greedy, lengths.clone()),
-        RoutePrimitive::Sampled(numbers) => (Choice::Sampled, numbers),
-        RoutePrimitive::Uniform(numbers) => (Choice::Uniform, numbers),
+        RoutePrimitive::Sampled(uniforms) => (Choice::Sampled, uniforms),
+        RoutePrimitive::Uniform(uniforms) => (Choice::Uniform, uniforms),
         RoutePrimitive::Given(path) => (Choice::Given, path),
     };
     match choice {

@@ -2,7 +2,7 @@
 
 use super::super::RetrievalConfig;
 use super::problem::Problem;
-use super::{DataFacts, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
+use super::{DataProvenance, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
 use crate::families::EVALUATION_SEED;
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{EmbeddingKind, HeadKind, StdKind};
@@ -98,21 +98,21 @@ impl ImageTask {
         });
         TaskData {
             count: Some(count),
-            facts: Some(self.facts()),
+            provenance: Some(self.provenance()),
             data_summary: self.changes.map(|changes| changes.to_string()),
             images: Some(self),
             ..TaskData::new("test images", features, training, evaluation)
         }
     }
 
-    fn facts(&self) -> DataFacts {
+    fn provenance(&self) -> DataProvenance {
         let sets = [self.train.set(), self.test.set()];
         let shapes = sets.map(|set| {
             let sizes = [set.count, set.height, set.width, set.channels];
             sizes.map(|size| (size as u64).to_le_bytes()).concat()
         });
         let parts = sets.iter().zip(&shapes);
-        DataFacts {
+        DataProvenance {
             sha256: sha256(parts.flat_map(|(set, shape)| [shape.as_slice(), &set.pixels])),
             training: sets[0].count,
             test: sets[1].count,

@@ -9,7 +9,7 @@ pub use images::ImageTask;
 pub use problem::Problem;
 
 use super::{RetrievalConfig, RetrievalTask};
-use crate::families::kept::Facts;
+use crate::families::kept::Provenance;
 use anyhow::{Result, anyhow};
 use arbora::models::{EmbeddingKind, HeadKind};
 use arbora::tasks::TaskError;
@@ -151,7 +151,7 @@ pub struct TaskData {
     /// Items in the evaluation set, `None` where they are generated without end.
     pub count: Option<usize>,
     /// Tells the data from others; `None` where they are drawn as the settings say.
-    pub facts: Option<DataFacts>,
+    pub provenance: Option<DataProvenance>,
     /// What was done to the data on their way here, where that is not plain from the settings.
     pub data_summary: Option<String>,
     /// Whether a problem says which token answers a query.
@@ -175,7 +175,7 @@ impl TaskData {
             features,
             items,
             count: None,
-            facts: None,
+            provenance: None,
             data_summary: None,
             knows_answers: false,
             images: None,
@@ -187,14 +187,14 @@ impl TaskData {
 
 /// Data of files, told from others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataFacts {
+pub struct DataProvenance {
     /// Of all that is read of them.
     pub sha256: String,
     pub training: usize,
     pub test: usize,
 }
 
-impl std::fmt::Display for DataFacts {
+impl std::fmt::Display for DataProvenance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (training, test) = (self.training, self.test);
         write!(f, "{training} items to train on and {test} to measure on ")?;
@@ -202,7 +202,7 @@ impl std::fmt::Display for DataFacts {
     }
 }
 
-impl Facts for DataFacts {
+impl Provenance for DataProvenance {
     const FILE: &'static str = "data.json";
     const WHAT: &'static str = "data";
 

@@ -1,7 +1,7 @@
 //! Classification of time series as a task.
 
 use super::problem::{Problem, mean, needed};
-use super::{DataFacts, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
+use super::{DataProvenance, Evaluation, Features, Source, TaskData, Training, sha256, with_path};
 use anyhow::{Context as _, Result, bail};
 use arbora::models::{Context, EmbeddingKind, HeadKind, Target};
 use arbora::tasks::series::{SeriesBatch, SeriesClassification, SeriesSet};
@@ -55,7 +55,7 @@ pub fn load(source: &Source) -> Result<TaskData> {
     });
     Ok(TaskData {
         count: Some(count),
-        facts: Some(DataFacts {
+        provenance: Some(DataProvenance {
             sha256: digest([&train, &test]),
             training: train.series().len(),
             test: test.series().len(),
