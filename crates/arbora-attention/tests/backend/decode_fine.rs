@@ -162,7 +162,7 @@ fn the_cache_of_other_trees_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "self_attention: axis 0 of tokens: expected 3, as the cache has, got 2")]
+#[should_panic(expected = "self_attention: axis 0 of tokens, as of the cache: expected 3, got 2")]
 fn another_batch_than_the_cache_has_is_refused() {
     let layer = layer(AttentionKindConfig::Dense);
     let mut cache = layer.cache(3, &device());

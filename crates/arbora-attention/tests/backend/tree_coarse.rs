@@ -347,7 +347,7 @@ fn the_same_keys_added_twice_give_the_same_bits() {
 }
 
 #[test]
-#[should_panic(expected = "node_indicators: probabilities: expected one per depth (3), got 2")]
+#[should_panic(expected = "node_indicators: depths of probabilities: expected 3, got 2")]
 fn probabilities_are_needed_for_every_depth() {
     let tree = CompleteTree::new(vec![2, 2]);
     let leaves = Leaves::random([1, 3, 1], &tree, 0.0, 1);
