@@ -338,7 +338,7 @@ fn settings_out_of_range_are_refused_by_name() {
         ("architecture.d_ff=[0]", "architecture.d_ff: expected 1 to"),
         (
             "architecture.n_heads=3",
-            "architecture.n_heads: expected a divisor of 16, got 3",
+            "architecture.n_heads: expected a divisor of 8, got 3",
         ),
         (
             "architecture.n_kv_heads=0",
