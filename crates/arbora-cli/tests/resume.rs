@@ -498,3 +498,24 @@ fn a_run_that_ended_before_its_first_checkpoint_starts_again() {
     place.succeed(&RESUME);
     assert_eq!(place.metrics("whole"), place.metrics("out"));
 }
+
+/// What names a network must not change with the code: checkpoints of before would be refused.
+#[test]
+fn networks_keep_the_names_that_their_checkpoints_have() {
+    let place = Place::new();
+    let short = "trainer.steps=1 eval_items=2 test_items=2 batch_size=2 eval_batch_size=2";
+    for (task, model, expected) in [
+        ("gp", "retreever", "retreever-84bf18a9b06c03bd"),
+        ("recall", "tree-fine", "tree-fine-eb8b91583e20c32a"),
+        ("recall", "linformer", "linformer-756da62caa9ee3e9"),
+        ("lm", "tree-coder", "tree-coder-eccf4d462d335756"),
+    ] {
+        let mut args = vec!["train", task, "--model", model, "--out", model];
+        args.extend(short.split(' ').flat_map(|setting| ["--set", setting]));
+        place.succeed(&args);
+        let newest = place.checkpoints(model).pop().unwrap();
+        let state = place.json(format!("{model}/checkpoints/{newest}/state.json"));
+        let fingerprint = state["fingerprint"].as_str().unwrap();
+        assert!(fingerprint.starts_with(expected), "{fingerprint}");
+    }
+}

@@ -5,7 +5,8 @@ use super::masked_attention::index_along;
 use burn::tensor::{Bool, Tensor};
 
 /// Tokens whose pairs are formed: pairs cost `tokens · CHUNK`, and one state of `features · value_dim` numbers
-/// is held for every `CHUNK` tokens. Around a usual head width both are as large as the inputs.
+/// is held for every `CHUNK` tokens. Chunks of 16, 32, 64, 128 and 256 took 117, 68, 35, 85 and 83 ms at 4,096 tokens and
+/// 64 features, and 5.6, 6.1, 7.8, 30 and 44 ms at 16 (flex, 2 cores).
 const CHUNK: usize = 64;
 
 /// Causal attention without a softmax, at a cost linear in the number of tokens:
