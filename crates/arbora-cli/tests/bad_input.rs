@@ -445,6 +445,11 @@ fn values_that_are_no_numbers_or_out_of_range_are_refused_by_name() {
     for (setting, words) in large {
         refuse_setting(&place, setting, words);
     }
+    // A sequence embedding takes sines and cosines by turns.
+    let odd = ["architecture.d_model=9", "architecture.n_heads=3"];
+    let odd = odd.map(|setting| ["--set", setting]).concat();
+    let refused = place.refuse(&[&["train", "copy", "--out", "odd"][..], &odd].concat());
+    assert_says(&refused, &["architecture.d_model: expected an even number"]);
 }
 
 #[test]

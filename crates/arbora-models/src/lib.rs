@@ -26,6 +26,7 @@
 //! process.
 
 pub mod block;
+mod check;
 pub mod cross_attention;
 pub mod init;
 pub mod parts;

@@ -1,5 +1,6 @@
 //! ReTreever: a transformer encoder whose tokens are searched as a tree.
 
+use crate::check::expect;
 use crate::init::seeded;
 use crate::parts::{BlockAggregator, Context, Decoder, Encoder, ModelConfig};
 use crate::prediction::{Prediction, RewardKind, Target, masked_average};
@@ -269,10 +270,8 @@ impl ReTreever {
             Route::Given(path) => path.dims(),
             Route::Greedy | Route::Beam(_) => [batch, count, samples, 0],
         };
-        assert!(
-            got[..2] == [batch, count],
-            "retreever: route [batch, queries, paths, ..]: expected [{batch}, {count}, ..], got {got:?}"
-        );
+        let what = "retreever: axes 0 and 1 of the route";
+        expect(what, &got[..2], &[batch, count]);
         let index = self.index(context);
         // Search and attention to all leaves share their weights, so they share projected queries.
         let queries = self

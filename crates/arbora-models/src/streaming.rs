@@ -1,5 +1,6 @@
 //! Contexts that grow and change token by token.
 
+use crate::check::expect;
 use crate::parts::Context;
 use crate::retreever::{ReTreever, ReTreeverOutput};
 use arbora_attention::{IndexError, SearchOptions, StreamingIndex, TreeIndex};
@@ -240,10 +241,7 @@ impl<'model> ReTreeverStream<'model> {
         let [batch, new, _] = features.dims();
         let expected = self.lengths.len();
         for (name, got) in [("axis 0 of features", batch), ("counts", counts.len())] {
-            assert_eq!(
-                got, expected,
-                "retreever stream: append: {name}: expected {expected}, got {got}"
-            );
+            expect(&format!("retreever stream: append: {name}"), got, expected);
         }
         // Before anything is embedded: there are no positions beyond the limit.
         let max_tokens = self.memory.tree().max_tokens().unwrap_or(usize::MAX);
@@ -288,12 +286,8 @@ impl<'model> ReTreeverStream<'model> {
         features: Tensor<2>,
     ) -> Result<Changed, StreamError> {
         let [rows, _] = features.dims();
-        assert_eq!(
-            rows,
-            leaves.len(),
-            "retreever stream: update: axis 0 of features: expected {}, got {rows}",
-            leaves.len()
-        );
+        let what = "retreever stream: update: axis 0 of features";
+        expect(what, rows, leaves.len());
         for &(example, token) in leaves {
             let batch = self.lengths.len();
             if example >= batch || token >= self.lengths[example] {

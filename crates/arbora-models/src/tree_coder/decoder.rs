@@ -26,6 +26,7 @@ use super::generate::GenerateError;
 use super::route::{Decided, Gate, Scores, children_of, fixed_leaf};
 use super::routes::{Carried, Group, Routes, select};
 use super::{TreeCoder, TreeCoderOptions};
+use crate::check::expect;
 use arbora_attention::AttentionCache;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -146,11 +147,7 @@ impl Decoder {
     #[must_use]
     #[track_caller]
     pub fn without_cache(mut self) -> Self {
-        assert!(
-            self.sequences.is_empty(),
-            "decoder: without_cache: expected no sequences yet, got {}",
-            self.sequences.len()
-        );
+        expect("decoder: without_cache: sequences", self.sequences.len(), 0);
         self.is_cached = false;
         self
     }

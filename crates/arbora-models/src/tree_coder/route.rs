@@ -6,6 +6,7 @@ use super::draws::{gumbel, hash_leaf, random_leaf, sampled_child};
 use super::forward::{LevelRouting, Pass};
 use super::items::Items;
 use super::routes::{Carried, Routes, indices, select};
+use crate::check::expect;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use std::ops::Range;
@@ -264,11 +265,10 @@ impl Pass<'_> {
         let [batch, count] = tokens.dims();
         let items = batch * chunks;
         if let Some(given) = &self.options.leaves {
-            assert_eq!(
+            expect(
+                "tree_coder: options.leaves: axis 0 (items)",
                 given.len(),
                 items,
-                "tree_coder: options.leaves: axis 0 (items): expected {items}, got {}",
-                given.len()
             );
             if let Some(leaf) = given.iter().find(|leaf| **leaf >= leaves) {
                 panic!("tree_coder: options.leaves: expected leaves below {leaves}, got {leaf}");

@@ -6,7 +6,7 @@ use crate::families::{kind, network_hash};
 use anyhow::{Result, anyhow, bail};
 use arbora::attention::GhostNodes;
 use arbora::models::{
-    CrossAttentionConfig, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
+    CrossAttentionConfig, EmbeddingKind, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
     ReTreeverConfig, RewardKind, StdKind, latents_for,
 };
 use arbora::rl::BaselineConfig;
@@ -133,13 +133,13 @@ impl RetrievalConfig {
         ])?;
         // What depends on the data does not matter here.
         let model = ModelConfig::new(1, 1, HeadKind::Classes { count: 1 });
+        let model = model.with_embedding(match self.task {
+            RetrievalTask::Copy | RetrievalTask::Series => EmbeddingKind::Sequence,
+            _ => EmbeddingKind::Points,
+        });
         self.retreever(model).check().map_err(|error| {
-            let setting = error.setting.trim_start_matches("model.");
-            anyhow!(
-                "architecture.{setting}: expected {}, got {}",
-                error.expected,
-                error.got
-            )
+            let error = error.to_string();
+            anyhow!("architecture.{}", error.trim_start_matches("model."))
         })?;
         check::weights([
             ("lambda_ca", self.lambda_ca),

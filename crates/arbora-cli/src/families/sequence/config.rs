@@ -172,11 +172,8 @@ impl SequenceConfig {
             ("attention.big_bird", SequenceModelKind::BigBird),
         ] {
             // Those of another model need not fit the heads of this one.
-            let kv_heads = if model == self.model {
-                a.n_kv_heads
-            } else {
-                a.n_heads
-            };
+            let own = model == self.model;
+            let kv_heads = if own { a.n_kv_heads } else { a.n_heads };
             check::section(key, others.kind(model).check(a.n_heads, kv_heads))?;
         }
         let network = self.treeformer(&self.data.lookup()?);
