@@ -214,11 +214,11 @@ fn routes_without_a_path_or_of_other_queries_are_refused() {
         (Route::Beam(0), "expected one to learn by, got a beam"),
         (
             Route::Sampled(drawn().narrow(1, 0, 2)),
-            "expected [2, 3, ..], got [2, 2, 1, 4]",
+            "axes 0 and 1 of the route: expected [2, 3], got [2, 2]",
         ),
         (
             Route::Sampled(drawn().reshape([2, 1, 3, 4])),
-            "expected [2, 3, ..], got [2, 1, 3, 4]",
+            "axes 0 and 1 of the route: expected [2, 3], got [2, 1]",
         ),
     ] {
         let options = LossOptions::default();
