@@ -3,7 +3,7 @@
 use super::data::{Features, Source};
 use crate::families::check::{self, LARGEST_SIZE};
 use crate::families::{kind, network_hash};
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use arbora::attention::GhostNodes;
 use arbora::models::{
     CrossAttentionConfig, EmbeddingKind, HeadKind, Initialization, ModelConfig, PerceiverIoConfig,
@@ -131,16 +131,7 @@ impl RetrievalConfig {
             ("architecture.encoder_layers", a.encoder_layers, 0),
             ("architecture.branching", a.branching, 2),
         ])?;
-        // What depends on the data does not matter here.
-        let model = ModelConfig::new(1, 1, HeadKind::Classes { count: 1 });
-        let model = model.with_embedding(match self.task {
-            RetrievalTask::Copy | RetrievalTask::Series => EmbeddingKind::Sequence,
-            _ => EmbeddingKind::Points,
-        });
-        self.retreever(model).check().map_err(|error| {
-            let error = error.to_string();
-            anyhow!("architecture.{}", error.trim_start_matches("model."))
-        })?;
+        self.check_network(EmbeddingKind::Points)?;
         check::weights([
             ("lambda_ca", self.lambda_ca),
             ("lambda_guide", self.lambda_guide),
@@ -169,8 +160,17 @@ impl RetrievalConfig {
         check::trainer(&self.trainer)
     }
 
+    /// Checks the network for a kind of embedding; its other sizes that follow from the data are in range.
+    fn check_network(&self, embedding: EmbeddingKind) -> Result<()> {
+        let model = ModelConfig::new(1, 1, HeadKind::Classes { count: 1 });
+        let model = self.shared(model.with_embedding(embedding));
+        check::section("architecture", model.check())?;
+        check::section("architecture", self.retreever(model).check())
+    }
+
     /// Checks what depends on the data.
     pub fn check_features(&self, features: &Features) -> Result<()> {
+        self.check_network(features.embedding)?;
         if let TokenOrder::Axis(axis) = self.architecture.order
             && axis >= features.d_position
         {
