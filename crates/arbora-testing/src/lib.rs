@@ -12,24 +12,73 @@
 
 pub mod gradient;
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-#[cfg(target_os = "linux")]
 use std::sync::OnceLock;
 
-/// The device under test: burn's default, which `BURN_DEVICE` names.
+/// The device under test: burn's default, which `BURN_DEVICE` names. Its floats are of the type that `ARBORA_TEST_FLOAT` names
+/// (`f16`, `bf16` or `f64`), and of burn's default type without it.
 pub fn device() -> Device {
     #[cfg(target_os = "linux")]
     if std::env::var("BURN_DEVICE").is_ok_and(|name| name == "wgpu") {
         yield_to_device();
     }
+    static CONFIGURED: OnceLock<()> = OnceLock::new();
+    CONFIGURED.get_or_init(|| {
+        if let Some(dtype) = float_asked_for() {
+            let configured = Device::default().configure(dtype);
+            configured.expect("no tensor was made before the device was asked for");
+        }
+    });
     Device::default()
 }
 
-/// The device under test, recording gradients.
+/// The device under test, recording gradients; with `ARBORA_TEST_CHECKPOINTING` by gradient checkpointing.
 pub fn autodiff_device() -> Device {
-    device().autodiff()
+    recording(&device())
+}
+
+/// A device of the suite that records gradients, as [`autodiff_device`] does.
+pub fn recording(device: &Device) -> Device {
+    let device = device.clone().autodiff();
+    if std::env::var_os("ARBORA_TEST_CHECKPOINTING").is_some() {
+        device.gradient_checkpointing()
+    } else {
+        device
+    }
+}
+
+fn float_asked_for() -> Option<FloatDType> {
+    let asked = std::env::var("ARBORA_TEST_FLOAT").ok()?;
+    Some(match asked.as_str() {
+        "f16" => FloatDType::F16,
+        "bf16" => FloatDType::BF16,
+        "f64" => FloatDType::F64,
+        other => panic!("ARBORA_TEST_FLOAT={other}: expected f16, bf16 or f64"),
+    })
+}
+
+/// What a test that computes in single precision allows, as it is for the floats under test: at least 16 times their precision.
+pub fn allowed(tolerance: f32) -> f32 {
+    half_precision().map_or(tolerance, |unit| tolerance.max(16.0 * unit as f32))
+}
+
+/// A factor that overflows where a masked row divides by what is too small, and nowhere else.
+pub fn large() -> f32 {
+    match float_asked_for() {
+        Some(FloatDType::F16) => 1e3,
+        _ => 1e6,
+    }
+}
+
+/// The distance from 1 to the next number of the floats under test, where these are of half precision.
+pub(crate) fn half_precision() -> Option<f64> {
+    match float_asked_for() {
+        Some(FloatDType::F16) => Some(2f64.powi(-10)),
+        Some(FloatDType::BF16) => Some(2f64.powi(-7)),
+        _ => None,
+    }
 }
 
 /// From now on the calling thread runs when no other wants to, and fusion's thread when no thread of the device does. Both wait
@@ -101,12 +150,39 @@ pub fn random<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> 
     Tensor::from_data(random_data(shape, seed), device)
 }
 
-/// The numbers of [`random`].
+/// [`random`] constants beside a tensor: of its shape and type, on its device.
+pub fn random_like<const D: usize>(tensor: &Tensor<D>, seed: u64) -> Tensor<D> {
+    let device = tensor.device().without_autodiff();
+    Tensor::from_data(random_data(tensor.dims(), seed), (&device, tensor.dtype()))
+}
+
+/// In single precision: what operators compute in their own and what they return in that of their inputs can then be added up.
+pub fn single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.cast(FloatDType::F32)
+}
+
+/// The sum in single precision, each element times a random factor of its own: a loss that tells all elements apart.
+pub fn weighed<const D: usize>(tensor: Tensor<D>, seed: u64) -> Tensor<1> {
+    let tensor = single(tensor);
+    (tensor.clone() * random_like(&tensor, seed)).sum()
+}
+
+/// The numbers of [`random`]. They are numbers of the floats under test: a device does not round them.
 pub fn random_data<const D: usize>(shape: [usize; D], seed: u64) -> TensorData {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let count = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0..1.0)).collect();
-    TensorData::new(values, shape)
+    let draws = (0..count).map(|_| exact(rng.random_range(-1.0..1.0)));
+    TensorData::new(draws.collect(), shape)
+}
+
+/// The next number towards 0 that the floats under test have.
+pub fn exact(number: f32) -> f32 {
+    let cut = match float_asked_for() {
+        Some(FloatDType::F16) => 13,
+        Some(FloatDType::BF16) => 16,
+        _ => 0,
+    };
+    f32::from_bits(number.to_bits() >> cut << cut)
 }
 
 /// A tensor of independent draws from U(0, 1), the uniform numbers that sampling takes.
@@ -129,7 +205,8 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// Asserts that two tensors agree in shape and, element by element, within
-/// `absolute + relative * |expected|`. Non-finite elements never agree.
+/// `absolute + relative * |expected|`; see [`allowed`] for half precision, where `absolute` is times the largest element.
+/// Non-finite elements never agree.
 ///
 /// # Panics
 /// With the first differing position, both values and the largest difference.
@@ -142,6 +219,11 @@ pub fn assert_close<const D: usize>(
 ) {
     assert_eq!(got.dims(), expected.dims(), "assert_close: shapes differ");
     let (got, expected) = (values(got), values(expected));
+    let (mut absolute, relative) = (allowed(absolute), allowed(relative));
+    if half_precision().is_some() {
+        // What was rounded on the way there was as large as the largest.
+        absolute *= expected.iter().fold(1.0, |most: f32, x| most.max(x.abs()));
+    }
     let differs = |g: f32, e: f32| {
         let within = (g - e).abs() <= absolute + relative * e.abs();
         !within || !g.is_finite() || !e.is_finite()

@@ -33,7 +33,8 @@ pub mod order;
 pub mod routing;
 pub mod shape;
 #[cfg(feature = "tensor")]
-mod tensors;
+#[doc(hidden)]
+pub mod tensors;
 #[cfg(feature = "tensor")]
 pub mod token;
 

@@ -1,6 +1,6 @@
 //! Checks and tensors that all modules share.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
 use core::fmt::{Debug, Display};
 
 /// # Panics
@@ -17,6 +17,31 @@ pub(crate) fn int_tensor<const D: usize>(
     device: &Device,
 ) -> Tensor<D, Int> {
     Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// `tensor` as a constant beside `reference`: on its device, of its type, and recording as it does. Two strategies of gradient
+/// checkpointing cannot meet in an operation, and [`Tensor::autodiff`] knows burn's default alone.
+pub fn constant_like<const D: usize, const E: usize>(
+    tensor: Tensor<D>,
+    reference: &Tensor<E>,
+) -> Tensor<D> {
+    let (device, dtype) = (reference.device(), reference.dtype());
+    let tensor = tensor.without_autodiff().to_device(&device).cast(dtype);
+    if device.is_autodiff() {
+        (tensor * Tensor::ones([1; D], (&device, dtype))).detach()
+    } else {
+        tensor
+    }
+}
+
+/// How counts, scores and balance biases are made: in single precision, whatever the device makes by default.
+pub fn single(device: &Device) -> TensorCreationOptions {
+    (device, DType::F32).into()
+}
+
+/// 1 where true and 0 elsewhere.
+pub fn indicator<const D: usize>(mask: Tensor<D, Bool>, dtype: impl Into<DType>) -> Tensor<D> {
+    mask.float().cast(dtype.into())
 }
 
 /// 0, 1, 2, … along the last axis of a tensor of the given shape.

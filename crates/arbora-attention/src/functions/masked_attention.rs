@@ -3,8 +3,9 @@
 
 use super::dense_attention;
 use crate::ops::DenseAttentionOptions;
+use arbora_tree::tensors::indicator;
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorCreationOptions};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions};
 
 /// Which pairs a query does not see, `true` = masked out; `None` where nothing is. What does not depend on an
 /// axis has length 1 there: the result broadcasts to `[batch, heads, queries, keys]`.
@@ -47,11 +48,12 @@ pub(crate) fn last_keys(queries: usize, offset: usize, device: &Device) -> Tenso
 pub(crate) fn softmax_of_visible(logits: Tensor<4>, hidden: Option<Tensor<4, Bool>>) -> Tensor<4> {
     const MASKED: f64 = -1e30;
     const SMALLEST: f64 = 1e-30;
-    let logits = fill_hidden(logits, &hidden, MASKED);
+    let dtype = logits.dtype();
+    let logits = fill_hidden(at_least_single(logits), &hidden, MASKED);
     let greatest = logits.clone().detach().max_dim(3);
     let exponential = fill_hidden((logits - greatest).exp(), &hidden, 0.0);
     let total = exponential.clone().sum_dim(3).clamp_min(SMALLEST);
-    exponential / total
+    (exponential / total).cast(dtype)
 }
 
 /// `pairs` with `value` where they are hidden.
@@ -71,14 +73,14 @@ pub(crate) fn fill_hidden(
     }
 }
 
-/// Indicators of leaves, `[batch, rows, heads]` -> `[batch, rows, heads, leaves]`; zeros for rows without
-/// one.
+/// Indicators of leaves in single precision, `[batch, rows, heads]` -> `[batch, rows, heads, leaves]`; zeros for rows
+/// without one.
 pub(crate) fn one_hot(leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
     let [batch, rows, heads] = leaf.dims();
     let shape = [batch, rows, heads, leaves];
     let each = index_along(3, shape, (&leaf.device(), leaf.dtype()));
     let own = leaf.clone().unsqueeze_dim::<4>(3).expand(shape);
-    own.equal(each).float()
+    indicator(own.equal(each), DType::F32)
 }
 
 /// How far along `axis` each place of a tensor is.

@@ -6,7 +6,7 @@ use arbora_attention::{
     AttentionKind, AttentionKindConfig, Router, SelfAttention, SelfAttentionConfig,
     SelfAttentionInput, TreeCoarseConfig, TreeFineConfig, TreeSharing,
 };
-use arbora_testing::{assert_close, autodiff_device, device, random, values};
+use arbora_testing::{allowed, assert_close, autodiff_device, device, random, values};
 use arbora_tree::Growth;
 use burn::tensor::{Device, Tensor};
 
@@ -63,7 +63,9 @@ fn a_new_depth_weighs_nothing_where_it_preserves_and_its_share_otherwise() {
     let preserved = layer.clone().grow(2, &Growth::preserve(1));
     assert_eq!(alpha(&preserved), [0.5, 0.5, 0.0]);
     let random = layer.clone().grow(3, &Growth::Random { seed: 1 });
-    assert_eq!(alpha(&random), [0.5, 0.5, 1.0 / 3.0]);
+    let weights = alpha(&random);
+    assert_eq!(weights[..2], [0.5, 0.5]);
+    assert!((weights[2] - 1.0 / 3.0).abs() < allowed(1e-7));
     // An optimiser must not give the state of the old weights to the longer ones.
     assert_ne!(coarse(&random).alpha.id, coarse(&layer).alpha.id);
 }

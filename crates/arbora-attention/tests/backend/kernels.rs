@@ -11,10 +11,12 @@ use arbora_attention::ops::{
 };
 use arbora_attention::ops::{DenseAttentionOptions, TreeSearchOptions};
 use arbora_attention::{GhostNodes, Route};
-use arbora_testing::{assert_close, autodiff_device, device, padding, random, uniforms, values};
+use arbora_testing::{
+    assert_close, autodiff_device, device, padding, random, single, uniforms, values, weighed,
+};
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::backend::Dispatch;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 /// Sums of tens of products of numbers around 1, in another order.
 const ABSOLUTE: f32 = 2e-5;
@@ -357,12 +359,7 @@ fn gradients_of_searches_equal_those_of_the_reference() {
     let device = autodiff_device();
     for case in SEARCHES {
         let path = case.random_path();
-        let loss = |(context, policy, ..): Found| {
-            let [batch, queries, heads, dim] = context.dims();
-            let of_context = random([batch, queries, heads, dim], 5, &device);
-            let of_policy = random([2, batch, queries], 6, &device);
-            (context * of_context).sum() + (policy * of_policy).sum()
-        };
+        let loss = |(context, policy, ..): Found| weighed(context, 5) + weighed(policy, 6);
         let got = gradients(case.inputs(&device), |inputs| {
             loss(case.kernel(inputs, Route::Given(path.clone())))
         });
@@ -413,7 +410,8 @@ fn non_contiguous_inputs_are_searched_alike() {
     let device = autodiff_device();
     let case = PLAIN;
     let path = case.random_path();
-    let loss = |(context, policy, ..): Found| context.powi_scalar(2).sum() + policy.sum();
+    let loss =
+        |(context, policy, ..): Found| single(context).powi_scalar(2).sum() + single(policy).sum();
     let of = |inputs: Inputs| {
         gradients(inputs, |inputs| {
             loss(case.kernel(inputs, Route::Given(path.clone())))
@@ -482,7 +480,7 @@ fn no_queries_give_zero_gradients() {
     let (_, of_policy) = <Dispatch as TreeAttentionOps>::tree_policy_backward(
         inputs,
         path(),
-        Tensor::<3>::zeros([2, 4, 0], &device).into_dispatch(),
+        Tensor::<3>::zeros([2, 4, 0], (&device, DType::F32)).into_dispatch(),
         case.options(),
     );
     for gradient in [of_key, of_value, of_policy].map(Tensor::<4>::from_dispatch) {
@@ -583,7 +581,7 @@ fn gradients_are_the_same_numbers_every_time() {
         let inputs = case.inputs(&device);
         gradients(inputs, |inputs| {
             let (context, policy, ..) = case.kernel(inputs, Route::Given(path.clone()));
-            context.powi_scalar(2).sum() + policy.sum()
+            single(context).powi_scalar(2).sum() + single(policy).sum()
         })
     };
     let first = of().map(values);
@@ -735,10 +733,7 @@ fn the_denominators_of_dense_attention_equal_those_of_the_reference() {
 fn gradients_of_dense_attention_equal_those_of_the_reference() {
     let device = autodiff_device();
     for case in DENSES {
-        let loss = |context: Tensor<4>| {
-            let weights = random(context.dims(), 5, &device);
-            (context * weights).sum()
-        };
+        let loss = |context: Tensor<4>| weighed(context, 5);
         let got = gradients(case.inputs(&device), |inputs| loss(case.kernel(inputs)));
         if case.first_key == case.rows {
             // The reference of no keys is a constant, which has nothing to differentiate.

@@ -4,7 +4,8 @@ use arbora_attention::functions::tree_search;
 use arbora_attention::ops::TreeSearchOptions;
 use arbora_attention::{GhostNodes, Route, SearchOutput};
 use arbora_testing::{
-    assert_close, autodiff_device, device, gradient, random, random_data, uniforms, values,
+    assert_close, autodiff_device, device, gradient, random, random_data, single, uniforms, values,
+    weighed,
 };
 use arbora_tree::{Layout, TokenTreeShape};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -342,7 +343,8 @@ fn an_example_without_tokens_gets_zeros_and_finite_gradients() {
         0.0,
     );
     assert_eq!(counts(found.selected), [0, 0]);
-    let loss = found.context.sum() + found.log_prob.sum() + found.entropy.unwrap().sum();
+    let of_policy = single(found.log_prob).sum() + single(found.entropy.unwrap()).sum();
+    let loss = single(found.context).sum() + of_policy;
     let gradients = loss.backward();
     for gradient in [
         query.grad(&gradients).unwrap(),
@@ -444,7 +446,6 @@ fn gradients_match_finite_differences() {
     };
     // The route is discrete: differences are taken along a fixed one.
     let objective = |query: Tensor<4>, key: Tensor<4>, value: Tensor<4>| {
-        let device = query.device();
         let found = tree_search(
             query,
             key,
@@ -453,9 +454,8 @@ fn gradients_match_finite_differences() {
             Route::Given(path.clone()),
             TreeSearchOptions::new(shape),
         );
-        (found.context * random([2, 2, 2, 3], 4, &device)).sum()
-            + (found.log_prob * random([2, 2, 1], 5, &device)).sum()
-            + (found.entropy.unwrap() * random([2, 2, 1], 6, &device)).sum()
+        let of_policy = weighed(found.log_prob, 5) + weighed(found.entropy.unwrap(), 6);
+        weighed(found.context, 4) + of_policy
     };
     let nodes = [2, shape.nodes(), 2, 3];
     let other = |shape: [usize; 4], seed, like: &Tensor<4>| random(shape, seed, &like.device());
@@ -507,7 +507,7 @@ fn gradient_checkpointing_changes_no_gradient() {
             Route::Greedy,
             TreeSearchOptions::new(shape),
         );
-        let gradients = (found.context.sum() + found.log_prob.sum()).backward();
+        let gradients = (single(found.context).sum() + single(found.log_prob).sum()).backward();
         let gradient = key.grad(&gradients).unwrap();
         Tensor::<4>::from_data(gradient.into_data(), &arbora_testing::device())
     };

@@ -3,7 +3,7 @@
 use crate::mean_tree;
 use crate::two_pass::layer;
 use arbora_attention::{GhostNodes, Route, SearchOptions, SearchOutput, TreeCrossAttention, flops};
-use arbora_testing::{assert_close, autodiff_device, device, random, uniforms, values};
+use arbora_testing::{assert_close, autodiff_device, device, random, uniforms, values, weighed};
 use arbora_tree::{Layout, TokenTree, TokenTreeShape};
 use burn::module::Param;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -461,8 +461,7 @@ fn policies_of_several_samples_have_the_gradients_of_one_each() {
             layer.search(queries, &index, route.clone())
         };
         let of_paths = found.log_prob.reshape([12]) + found.entropy.unwrap().reshape([12]) * 0.5;
-        let weights = random([12], 5, &device);
-        let gradients = (of_paths * weights).sum().backward();
+        let gradients = weighed(of_paths, 5).backward();
         let of = |weight: Tensor<2>| weight.grad(&gradients).unwrap();
         [&layer.attention.query, &layer.attention.key].map(|linear| of(linear.weight.val()))
     };

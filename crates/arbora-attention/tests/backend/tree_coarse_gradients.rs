@@ -6,7 +6,9 @@ use arbora_attention::functions::{
     NodeIndicators, TreeCoarseOptions, tree_coarse, tree_coarse_relaxed,
 };
 use arbora_testing::gradient::assert_matches_finite_differences;
-use arbora_testing::{assert_close, autodiff_device, device, random, random_data, values};
+use arbora_testing::{
+    assert_close, autodiff_device, device, random, random_data, random_like, values,
+};
 use arbora_tree::CompleteTree;
 use burn::tensor::{Tensor, TensorData};
 
@@ -265,7 +267,7 @@ fn straight_through_keeps_hard_values_and_passes_every_gradient_but_those_of_roo
         values(relaxed.nodes().clone()),
         values(hard.nodes().clone())
     );
-    let weight = random([1, 3, 1, 7], 9, &autodiff);
+    let weight = random_like(relaxed.nodes(), 9);
     let gradients = (relaxed.into_nodes() * weight.clone()).sum().backward();
     assert!(
         probabilities[0].grad(&gradients).is_none(),

@@ -5,7 +5,7 @@ use crate::mean_tree;
 use arbora_attention::{
     GhostNodes, QueryResidual, Route, TreeCrossAttention, TreeCrossAttentionConfig,
 };
-use arbora_testing::{assert_close, autodiff_device, device, random, uniforms, values};
+use arbora_testing::{assert_close, autodiff_device, device, random, uniforms, values, weighed};
 use arbora_tree::{Layout, TokenTree};
 use burn::module::Param;
 use burn::tensor::activation::softmax;
@@ -187,11 +187,6 @@ fn check(case: Case) {
     let tokens_count = *case.lengths.iter().max().unwrap();
     let draws = 8;
     let numbers = uniforms([batch, 3, draws], 23, &arbora_testing::device());
-    let weights = random([batch, 3, WIDTH], 24, &device);
-    let (log_weights, entropy_weights) = (
-        random([batch, 3], 25, &device),
-        random([batch, 3], 26, &device),
-    );
 
     let run = |one_pass: bool| {
         let tokens = random([batch, tokens_count, WIDTH], 21, &device).require_grad();
@@ -218,9 +213,8 @@ fn check(case: Case) {
             let found = two_pass(&layer, &tree, &case.lengths, queries.clone(), numbers);
             (found.context, found.log_prob, found.entropy, found.path)
         };
-        let loss = (context.clone() * weights.clone()).sum()
-            + (log_prob.clone() * log_weights.clone()).sum()
-            + (entropy.clone() * entropy_weights.clone()).sum();
+        let of_policy = weighed(log_prob.clone(), 25) + weighed(entropy.clone(), 26);
+        let loss = weighed(context.clone(), 24) + of_policy;
         let mut gradients = loss.backward();
         let mut parameter = |tensor: Tensor<2>| tensor.grad_remove(&mut gradients).unwrap();
         let matrices = [

@@ -4,7 +4,7 @@ use crate::{gradients_of, parameters};
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
-use arbora_testing::{device, values};
+use arbora_testing::{autodiff_device, device, values};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
@@ -253,7 +253,7 @@ fn trees_split_the_same_way_on_an_autodiff_device_and_nothing_else_moves() {
         let expected = plain
             .clone()
             .with_median_split(tokens(&rows, &device()), layers);
-        let inputs = tokens(&rows, &device().autodiff());
+        let inputs = tokens(&rows, &autodiff_device());
         let split = training.clone().with_median_split(inputs, layers);
         assert_eq!(split.tree_parameter_ids(), plain.tree_parameter_ids());
         // Among them the biases that follow the counts of children.
@@ -273,7 +273,7 @@ fn trees_of_a_layer_that_is_not_there_are_not_split() {
 
 #[test]
 fn losses_on_routes_and_the_mixture_of_leaves_teach_the_trees() {
-    let device = device().autodiff();
+    let device = autodiff_device();
     let mut fine = TreeFineConfig::new([2, 2]);
     fine.router.alignment = Some(Default::default());
     let model = small()
@@ -355,7 +355,7 @@ const GOLDEN: [(&str, [f32; 2]); 4] = [
 
 #[test]
 fn every_weight_that_matters_learns() {
-    let device = device().autodiff();
+    let device = autodiff_device();
     let model = small().with_seed(1).init(&device).train();
     let tokens = tokens(&[[0, 1, 2, 3, 6], [3, 3, 1, 0, 2]], &device);
     let output = model.forward(tokens, None, &TreeformerOptions::default());

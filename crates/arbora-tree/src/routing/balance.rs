@@ -1,8 +1,8 @@
 //! How evenly tokens spread over leaves, and what pulls them apart.
 
 use super::{Routing, RoutingTree, Surrogate};
-use crate::tensors::expect_equal;
-use burn::tensor::{IndexingUpdateOp, Tensor};
+use crate::tensors::{expect_equal, indicator, single};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
 ///
@@ -68,8 +68,11 @@ fn leaf_counts(routing: &Routing) -> Tensor<3> {
         .reshape([batch, tokens, trees, group])
         .swap_dims(1, 2) // [batch, trees, tokens, group]
         .reshape([batch, trees, tokens * group]);
-    let counted = leaves.clone().greater_equal_elem(0).float();
-    let zeros = Tensor::zeros([batch, trees, routing.shape().leaves()], &leaves.device());
+    let counted = indicator(leaves.clone().greater_equal_elem(0), FloatDType::F32);
+    let zeros = Tensor::zeros(
+        [batch, trees, routing.shape().leaves()],
+        single(&leaves.device()),
+    );
     // Whole numbers: their sum does not depend on the order.
     zeros.scatter(2, leaves.clamp_min(0), counted, IndexingUpdateOp::Add)
 }
@@ -129,15 +132,16 @@ impl RoutingTree {
         let path = heads.to_rows(routing.path.clone()); // [trees, rows, height + 1]
         let device = path.device();
         if self.height() == 0 {
-            return Tensor::ones([1], &device);
+            return Tensor::ones([1], single(&device));
         }
         let counts = leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
         let tokens = counts.clone().sum_dim(1); // [trees, 1]
-        let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0).float();
+        let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0);
+        let keep = indicator(keep, FloatDType::F32);
         let path = path.clamp_min(0);
         let [trees, count, _] = path.dims();
 
-        let mut total = Tensor::<2>::zeros([trees, 1], &device);
+        let mut total = Tensor::<2>::zeros([trees, 1], single(&device));
         let probabilities = self.child_probabilities(rows, &path, &keep, surrogate);
         for (depth, given_node) in probabilities.into_iter().enumerate() {
             let [_, _, _, branching] = given_node.dims();
@@ -198,7 +202,8 @@ impl RoutingTree {
             let old = level.balance.value_sync();
             // Where a model trains, its tensors are on a device with gradients, and a buffer has
             // none.
-            let new = (old.without_autodiff() - step.without_autodiff()).detach();
+            let old = old.without_autodiff().cast(FloatDType::F32);
+            let new = (old - step.without_autodiff()).detach();
             level.balance.update(new);
             // A record is made of the value that is in sync.
             level.balance.value_sync();

@@ -1,7 +1,7 @@
 //! One level of a routing tree: the linear functions of its nodes.
 
 use crate::shape::CompleteTree;
-use crate::tensors::counting;
+use crate::tensors::{constant_like, counting, indicator, single};
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
@@ -46,7 +46,7 @@ impl RoutingLevel {
         Self {
             weight: Param::from_data(weight, device),
             bias: Param::from_data(TensorData::new(bias, [trees, outputs]), device),
-            balance: RunningState::new(Tensor::zeros([trees, outputs], device)),
+            balance: RunningState::new(Tensor::zeros([trees, outputs], single(device))),
             branching,
         }
     }
@@ -61,9 +61,9 @@ impl RoutingLevel {
     pub(super) fn with_bias(self, values: Vec<f32>) -> Self {
         let bias = self.bias.map(|old| {
             let new = TensorData::new(values, old.dims());
-            successor(&old, Tensor::from_data(new, &old.device()))
+            successor(&old, Tensor::from_data(new, (&old.device(), old.dtype())))
         });
-        let balance = RunningState::new(Tensor::zeros(bias.dims(), &bias.device()));
+        let balance = RunningState::new(Tensor::zeros(bias.dims(), single(&bias.device())));
         Self {
             bias,
             balance,
@@ -100,15 +100,9 @@ impl RoutingLevel {
     }
 }
 
-/// `new` where `old` is, recording gradients as `old` does: a new tensor asks for none.
+/// `new` where `old` is, with gradients where `old` has them.
 fn successor<const D: usize>(old: &Tensor<D>, new: Tensor<D>) -> Tensor<D> {
-    let new = new.without_autodiff().to_device(&old.device());
-    let new = if old.is_autodiff() {
-        new.autodiff()
-    } else {
-        new
-    };
-    new.set_require_grad(old.is_require_grad())
+    constant_like(new, old).set_require_grad(old.is_require_grad())
 }
 
 /// The linear functions of a level as tensors, in single precision.
@@ -279,7 +273,6 @@ pub(super) fn first_maximum<const D: usize>(values: Tensor<D>) -> Tensor<D, Int>
 pub(super) fn one_hot<const D: usize>(positions: Tensor<D, Int>, width: usize) -> Tensor<D> {
     let mut dims = positions.dims();
     dims[D - 1] = width;
-    counting(dims, &positions.device())
-        .equal(positions.expand(dims))
-        .float()
+    let places = counting(dims, &positions.device());
+    indicator(places.equal(positions.expand(dims)), FloatDType::F32)
 }

@@ -3,7 +3,7 @@
 use super::level::{children, first_maximum, margin_terms, margins};
 use super::{Heads, RoutingTree};
 use crate::shape::CompleteTree;
-use crate::tensors::counting;
+use crate::tensors::{counting, single};
 use burn::tensor::{Bool, Int, Tensor};
 
 /// The leaf of a masked token.
@@ -57,7 +57,7 @@ impl Routing {
             margins: Tensor::full(
                 [batch, tokens, heads, shape.height().max(1)],
                 f32::MAX,
-                &device,
+                single(&device),
             ),
             shape: shape.clone(),
             trees,
@@ -136,7 +136,11 @@ impl RoutingTree {
         let [trees, count, _] = rows.dims();
         let (path, mut taken) = self.descend(&rows);
         if taken.is_empty() {
-            taken.push(Tensor::full([trees, count, 1], f32::MAX, &rows.device()));
+            taken.push(Tensor::full(
+                [trees, count, 1],
+                f32::MAX,
+                single(&rows.device()),
+            ));
         }
         let mut path = heads.to_heads(Tensor::cat(path, 2));
         let mut margins = heads.to_heads(Tensor::cat(taken, 2));
@@ -230,7 +234,7 @@ impl Beam {
         let device = rows.device().without_autodiff();
         Self {
             nodes: Tensor::zeros([trees, count, 1], &device),
-            scores: Tensor::zeros([trees, count, 1], &device),
+            scores: Tensor::zeros([trees, count, 1], single(&device)),
         }
     }
 

@@ -3,8 +3,9 @@
 use super::level::{children, margin_terms, one_hot};
 use super::{Heads, RoutingTree};
 use crate::ConfigError;
+use crate::tensors::{indicator, single};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which differentiable scores stand in for the decisions of a [`RoutingTree`].
@@ -128,7 +129,7 @@ impl RoutingTree {
             .then(|| mean_size(&logits, keep));
 
         let device = rows.device().without_autodiff();
-        let mut scores = vec![Tensor::<3>::zeros([trees, count, 1], &device)];
+        let mut scores = vec![Tensor::<3>::zeros([trees, count, 1], single(&device))];
         for logits in logits {
             let term = decision_terms(logits, surrogate, scale.as_ref());
             let [_, _, nodes, branching] = term.dims();
@@ -248,11 +249,14 @@ fn decision_terms(
     let constant = logits.clone().without_autodiff();
     let size = match (scale, mean_size) {
         (None, Some(size)) => size.clone(),
-        (scale, _) => Tensor::full([1, 1, 1, 1], scale.unwrap_or(1.0), &constant.device()),
+        (scale, _) => Tensor::full([1; 4], scale.unwrap_or(1.0), single(&constant.device())),
     };
     if logits.dims()[3] == 1 {
-        let passes = constant.clone().abs().lower_equal_elem(clip).float();
-        let sign = constant.greater_equal_elem(0.0).float() * 2.0 - 1.0;
+        let passes = indicator(
+            constant.clone().abs().lower_equal_elem(clip),
+            FloatDType::F32,
+        );
+        let sign = indicator(constant.greater_equal_elem(0.0), FloatDType::F32) * 2.0 - 1.0;
         let right = sign * size + straight_through(logits * passes * 2.0);
         Tensor::cat(vec![right.clone().neg(), right], 3)
     } else {
@@ -273,9 +277,9 @@ fn straight_through(value: Tensor<4>) -> Tensor<4> {
 fn mean_size(logits: &[Tensor<4>], keep: Option<Tensor<3>>) -> Tensor<4> {
     let [trees, count, _, _] = logits[0].dims();
     let device = logits[0].device().without_autodiff();
-    let keep = keep.unwrap_or_else(|| Tensor::ones([trees, count, 1], &device));
+    let keep = keep.unwrap_or_else(|| Tensor::ones([trees, count, 1], single(&device)));
     let mut outputs = 0;
-    let mut total = Tensor::<3>::zeros([trees, 1, 1], &device);
+    let mut total = Tensor::<3>::zeros([trees, 1, 1], single(&device));
     for level in logits {
         let [_, _, nodes, per_node] = level.dims();
         outputs += nodes * per_node;
@@ -290,8 +294,6 @@ fn mean_size(logits: &[Tensor<4>], keep: Option<Tensor<3>>) -> Tensor<4> {
 /// 1 for unmasked rows, 0 for masked ones: `[trees, rows, 1]`.
 #[track_caller]
 fn keep_rows(mask: Tensor<2, Bool>, heads: Heads, operation: &str) -> Tensor<3> {
-    heads
-        .to_rows(heads.spread(operation, mask, 1))
-        .bool_not()
-        .float()
+    let masked = heads.to_rows(heads.spread(operation, mask, 1));
+    indicator(masked.bool_not(), FloatDType::F32)
 }

@@ -7,7 +7,7 @@ pub use changed::Changed;
 pub use stream::StreamError;
 
 use crate::shape::TokenTreeShape;
-use crate::tensors::{expect_equal, int_tensor};
+use crate::tensors::{expect_equal, indicator, int_tensor};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// Summarises the children of a node: the encoder of inner nodes.
@@ -57,7 +57,7 @@ pub trait Aggregator {
             let children = pad_rows(level, width * group).reshape([batch * width, group, dim]);
             let missing = width * group - level_mask.dims()[1];
             if missing > 0 {
-                let ghosts = Tensor::<2>::ones([batch, missing], &device).bool();
+                let ghosts = Tensor::<2, Bool>::ones([batch, missing], &device);
                 level_mask = Tensor::cat(vec![level_mask, ghosts], 1);
             }
             let children_mask = level_mask.reshape([batch * width, group]);
@@ -93,7 +93,7 @@ impl Aggregator for MeanAggregator {
 /// - mask: `[groups, siblings]`, `true` = masked out
 /// - returns `[groups, dim]`
 pub fn masked_mean(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-    let keep = mask.bool_not().float().unsqueeze_dim::<3>(2); // [groups, siblings, 1]
+    let keep = indicator(mask.bool_not(), rows.dtype()).unsqueeze_dim::<3>(2); // [groups, siblings, 1]
     let count = keep.clone().sum_dim(1).clamp_min(1.0); // [groups, 1, 1]
     ((rows * keep).sum_dim(1) / count).squeeze_dim(1)
 }

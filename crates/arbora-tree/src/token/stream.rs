@@ -4,7 +4,7 @@ use super::changed::{Changed, add_runs};
 use super::{Aggregator, TokenTree};
 use crate::shape::{Layout, TokenTreeShape};
 use crate::tensors::{counting, expect_equal, int_tensor};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorCreationOptions, TensorData};
 use thiserror::Error;
 
 /// Why tokens cannot be appended to a tree or replaced in it. The tree is unchanged.
@@ -86,13 +86,20 @@ pub enum StreamError {
 impl TokenTree {
     /// A batch of trees without tokens, with room for `shape.tokens()` of them each.
     ///
+    /// - options: `&device`, for tokens of the device's default type, or `(&device, dtype)`
+    ///
     /// # Panics
     /// If `batch` or `dim` is 0.
     #[track_caller]
-    pub fn empty(batch: usize, dim: usize, shape: TokenTreeShape, device: &Device) -> Self {
+    pub fn empty(
+        batch: usize,
+        dim: usize,
+        shape: TokenTreeShape,
+        options: impl Into<TensorCreationOptions>,
+    ) -> Self {
         assert!(batch > 0, "token_tree: batch: expected at least 1, got 0");
         assert!(dim > 0, "token_tree: dim: expected at least 1, got 0");
-        let nodes = Tensor::zeros([batch, shape.nodes(), dim], device);
+        let nodes = Tensor::zeros([batch, shape.nodes(), dim], options);
         Self::from_nodes(nodes, vec![0; batch], shape)
     }
 

@@ -77,7 +77,7 @@ impl NodeIndicators {
             expect(&what, nodes.dims(), expected);
             match depth {
                 0 => is_unmasked.clone(),
-                _ => nodes.clone() * is_unmasked.clone(),
+                _ => nodes.clone().cast(is_unmasked.dtype()) * is_unmasked.clone(),
             }
         });
         Self {

@@ -148,8 +148,8 @@ pub fn tree_coarse_relaxed(
     check(queries, keys, &value, &alpha, &tree, options);
     let (dtype, heads) = (value.dtype(), query.nodes().dims()[2]);
     let (value, alpha) = (at_least_single(value), at_least_single(alpha));
-    let weight = query.into_nodes() * by_node(alpha, &tree);
-    let key = key.into_nodes();
+    let weight = query.into_nodes().cast(value.dtype()) * by_node(alpha, &tree);
+    let key = key.into_nodes().cast(value.dtype());
     let context = if options.causal {
         causal(weight, key, value, &tree, options.empty_node)
     } else {

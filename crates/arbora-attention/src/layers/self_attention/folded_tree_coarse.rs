@@ -184,7 +184,8 @@ fn folded(tree: &RoutingTree, linear: &Linear, heads: usize) -> RoutingTree {
             let hyperplane = level.weight.val();
             let [_, outputs, _] = hyperplane.dims();
             let balance = level.balance.value_sync().without_autodiff();
-            let bias = level.bias.val() + balance;
+            let bias = level.bias.val();
+            let bias = bias.clone() + balance.cast(bias.dtype());
             let hyperplane = each_tree(hyperplane, trees);
             let bias = each_tree(bias.reshape([tree.trees(), outputs, 1]), trees);
             let bias = match &offset {

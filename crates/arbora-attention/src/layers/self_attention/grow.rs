@@ -6,6 +6,7 @@ use super::router::Router;
 use crate::functions::check::axes;
 use crate::functions::tree_input;
 use arbora_tree::routing::Growth;
+use arbora_tree::tensors::constant_like;
 use burn::module::Param;
 use burn::tensor::Tensor;
 
@@ -124,10 +125,5 @@ fn with_new_depth(old: Tensor<2>, growth: &Growth) -> Tensor<2> {
         _ => (depths as f64 + 1.0).recip(),
     };
     let new = Tensor::full([rows, 1], first, (&alpha.device(), alpha.dtype()));
-    let alpha = Tensor::cat(vec![alpha, new], 1).to_device(&old.device());
-    if old.is_autodiff() {
-        alpha.autodiff()
-    } else {
-        alpha
-    }
+    constant_like(Tensor::cat(vec![alpha, new], 1), &old)
 }

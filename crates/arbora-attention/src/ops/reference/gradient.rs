@@ -35,6 +35,11 @@ fn gradient<B: Backend>(tensor: &Tracked<B>, gradients: &mut Gradients) -> Float
     })
 }
 
+/// Whether there is nothing to differentiate.
+fn is_nothing(tensor: &impl TensorMetadata) -> bool {
+    tensor.shape().num_elements() == 0
+}
+
 /// Gradients of some tensors, through an output of which the gradient is given.
 fn gradients<B: Backend, const N: usize>(
     tracked: [Tracked<B>; N],
@@ -52,6 +57,11 @@ pub fn tree_context_backward<B: Backend>(
     grad: FloatTensor<B>,
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    if is_nothing(&grad) {
+        return [inputs.query, inputs.key, inputs.value]
+            .map(|tensor| Float::<B>(tensor).zeros_like().0)
+            .into();
+    }
     let tracked = [inputs.query, inputs.key, inputs.value].map(track::<B>);
     let found = search_along::<B>(tracked.clone(), inputs.lengths, path, options);
     gradients::<B, 3>(tracked, found.context, grad).into()
@@ -64,6 +74,11 @@ pub fn tree_policy_backward<B: Backend>(
     grad: FloatTensor<B>,
     options: TreeSearchOptions,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
+    if is_nothing(&grad) {
+        return [inputs.query, inputs.key]
+            .map(|tensor| Float::<B>(tensor).zeros_like().0)
+            .into();
+    }
     let value = <Autodiff<B> as AutodiffBackend>::from_inner(inputs.value);
     let tracked = [inputs.query, inputs.key].map(track::<B>);
     let [query, key] = tracked.clone();
@@ -165,7 +180,7 @@ pub fn feed_forward_backward<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FeedForwardGradients<B> {
-    if rows.shape().num_elements() == 0 {
+    if is_nothing(&rows) {
         return FeedForwardGradients {
             rows,
             weights: weights.map(|weight| Float::<B>(weight).zeros_like().0),

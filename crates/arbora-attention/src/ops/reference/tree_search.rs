@@ -32,6 +32,18 @@ pub fn tree_search<B: Backend>(
     let [batch, queries, heads, head_dim] = query.dims();
     let [_, nodes, _, value_dim] = value.dims();
     let rows = batch * queries;
+    if rows == 0 {
+        // Some backends do not take all of the operations below of nothing.
+        let none = Integer::arange(0, &lengths);
+        let context = query.zeros([batch, queries, heads, value_dim]);
+        let path = none.clone();
+        return TreeSearchPrimitive {
+            context: context.cast(output_dtype).0,
+            path: path.reshape([batch, queries, shape.decisions() + 1]).0,
+            policy: query.zeros([2, batch, queries]).0,
+            counts: none.reshape([3, batch, queries]).0,
+        };
+    }
     let scale = options.scale.unwrap_or((head_dim as f64).powf(-0.5));
 
     let search = Search {
@@ -110,13 +122,19 @@ pub fn tree_search<B: Backend>(
         let picked = chosen_from
             .mul(chosen.clone().float(dtype))
             .sum(1)
-            .reshape([rows]);
-        // A given path may take a child whose probability underflows to 0.
-        let step_log_prob = picked
+            .reshape([rows])
             .fill(decided.clone().not(), 1.0)
-            .clamp_min(f64::from(f32::MIN_POSITIVE))
-            .log();
-        log_prob = log_prob.add(step_log_prob);
+            .detach();
+        // A given path may take a child whose probability underflows to 0.
+        let smallest = f64::from(f32::MIN_POSITIVE);
+        log_prob = log_prob.add(picked.clone().clamp_min(smallest).log());
+        if !matches!(route, RoutePrimitive::Uniform(_)) {
+            let held = picked.clone().at_most(picked.zeros_like().shift(smallest));
+            let step = log_sum_of_chosen(log_probability.clone(), &chosen);
+            let gradient = step.clone().sub(step.detach());
+            let gradient = gradient.fill(held, 0.0).mul(weight.clone());
+            log_prob = log_prob.add(gradient);
+        }
         let step_entropy = probability
             .mul(log_probability)
             .sum(1)
@@ -240,6 +258,24 @@ impl<B: Backend> Search<B> {
             positions,
         }
     }
+}
+
+/// The logarithm of the sum over heads of the probability of the chosen child. Its gradient is that of logarithms: through
+/// the probability itself, it would overflow where that is small.
+///
+/// - log_probability: `[rows, group, heads]`
+/// - chosen: `[rows, group]`, one of each row
+/// - returns `[rows]`
+fn log_sum_of_chosen<B: Backend>(log_probability: Float<B>, chosen: &Mask<B>) -> Float<B> {
+    let [rows, group, heads] = log_probability.dims();
+    let chosen = chosen.clone().float(log_probability.dtype());
+    let chosen = chosen
+        .reshape([rows, group, 1])
+        .expand([rows, group, heads]);
+    let each = log_probability.mul(chosen).sum(1).reshape([rows, heads]);
+    let greatest = each.clone().detach().max(1);
+    let exponential = each.sub(greatest.clone().expand([rows, heads])).exp();
+    exponential.sum(1).log().add(greatest).reshape([rows])
 }
 
 /// `[batch]` -> `[batch * queries]`.

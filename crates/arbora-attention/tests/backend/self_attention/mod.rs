@@ -87,9 +87,10 @@ impl ModuleMapper for Descend {
         let gradient = param.grad(&self.0);
         param.map(|old| match gradient {
             None => old,
-            Some(gradient) => (old.without_autodiff() - gradient * 0.3)
-                .autodiff()
-                .require_grad(),
+            Some(gradient) => {
+                let new = old.clone().without_autodiff() - gradient * 0.3;
+                Tensor::from_data(new.into_data(), (&old.device(), old.dtype())).require_grad()
+            }
         })
     }
 }

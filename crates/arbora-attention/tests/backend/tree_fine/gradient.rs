@@ -116,10 +116,8 @@ impl Setting {
 
 fn constant(gains: &[f64], like: &Tensor<4>) -> Tensor<4> {
     let gains: Vec<f32> = gains.iter().map(|gain| *gain as f32).collect();
-    Tensor::from_data(
-        TensorData::new(gains, like.dims()),
-        &like.device().without_autodiff(),
-    )
+    let options = (&like.device().without_autodiff(), like.dtype());
+    Tensor::from_data(TensorData::new(gains, like.dims()), options)
 }
 
 #[track_caller]
