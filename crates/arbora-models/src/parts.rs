@@ -14,7 +14,7 @@ use burn::nn::{
     PositionalEncodingConfig,
 };
 use burn::tensor::activation::{gelu, relu};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// How tokens and queries are embedded.
@@ -119,8 +119,9 @@ impl Context {
     /// A sequence of token features `[batch, tokens, d_context]`; a token's position is its place.
     pub fn sequence(features: Tensor<3>, mask: Option<Tensor<2, Bool>>) -> Self {
         let [batch, tokens, _] = features.dims();
-        let positions = Tensor::arange(0..tokens as i64, &features.device())
-            .float()
+        // In half precision places past 2,048 would be equal.
+        let positions = Tensor::<1, Int>::arange(0..tokens as i64, &features.device())
+            .cast(FloatDType::F32)
             .reshape([1, tokens, 1])
             .expand([batch, tokens, 1]);
         Self {

@@ -1,8 +1,9 @@
 //! What models predict, its loss and its reward.
 
 use arbora_rl::reward;
+use arbora_tree::tensors::at_least_single;
 use burn::tensor::activation::{log_softmax, softplus};
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How the network's raw output becomes a standard deviation.
@@ -53,7 +54,10 @@ impl HeadKind {
                 let raw = raw.slice([0..batch, 0..queries, dim..2 * dim]);
                 let std = match std {
                     StdKind::Exp => raw.exp(),
-                    StdKind::Bounded => softplus(raw, 1.0) * 0.95 + 0.05,
+                    StdKind::Bounded => {
+                        let dtype = raw.dtype();
+                        (softplus(at_least_single(raw), 1.0) * 0.95 + 0.05).cast(dtype)
+                    }
                 };
                 Prediction::Gaussian { mean, std }
             }
@@ -109,7 +113,7 @@ pub enum Target {
 
 impl Prediction {
     /// The log-likelihood of the truth in nats, summed over dimensions, `[batch, queries]`,
-    /// differentiable. For classes: the negative cross-entropy.
+    /// differentiable, at least in single precision. For classes: the negative cross-entropy.
     ///
     /// # Panics
     /// If values are predicted for classes, or classes for values.
@@ -119,9 +123,11 @@ impl Prediction {
             (Self::Gaussian { mean, std }, Target::Values(value)) => {
                 reward::log_density(mean.clone(), std.clone(), value.clone())
             }
-            (Self::Classes { logits }, Target::Classes(class)) => log_softmax(logits.clone(), 2)
-                .gather(2, class.clone().unsqueeze_dim(2))
-                .squeeze_dim(2),
+            (Self::Classes { logits }, Target::Classes(class)) => {
+                log_softmax(at_least_single(logits.clone()), 2)
+                    .gather(2, class.clone().unsqueeze_dim(2))
+                    .squeeze_dim(2)
+            }
             _ => panic!("log_likelihood: expected values for a Gaussian and classes for logits"),
         }
     }
@@ -168,7 +174,11 @@ pub fn masked_average(values: Tensor<2>, mask: Option<&Tensor<2, Bool>>) -> Tens
     match mask {
         None => values.mean(),
         Some(mask) => {
-            let count = mask.clone().bool_not().float().sum().clamp_min(1.0);
+            let kept = mask
+                .clone()
+                .bool_not()
+                .cast(FloatDType::from(values.dtype()));
+            let count = kept.sum().clamp_min(1.0);
             values.mask_fill(mask.clone(), 0.0).sum() / count
         }
     }

@@ -12,7 +12,7 @@ use arbora_rl::Rollout;
 use arbora_tree::{ConfigError, Layout, OrderInput, TokenOrder, TokenTree, TokenTreeShape};
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 
 /// Configuration of [`ReTreever`].
 #[derive(Config, Debug)]
@@ -286,7 +286,8 @@ impl ReTreever {
                 .attention
                 .search(queries.clone(), &index, Route::Given(path));
             // Per decision, so that its weight means the same at every height.
-            let decisions = found.decisions.float().clamp_min(1.0);
+            let decisions = found.decisions.cast(FloatDType::F32).clamp_min(1.0);
+            let decisions = decisions.cast(found.log_prob.dtype());
             let per_decision = found.log_prob / decisions;
             -masked_average(per_decision.squeeze_dim(2), mask)
         });
@@ -320,11 +321,11 @@ impl ReTreever {
             leaves,
             guide,
             reward: by_row(prediction.reward(&target, options.reward)),
-            selected: masked_average(search.selected.float(), flat_mask.as_ref()),
+            selected: masked_average(search.selected.cast(FloatDType::F32), flat_mask.as_ref()),
             rollout: Rollout {
                 log_prob: by_path(search.log_prob),
                 entropy: by_path(search.entropy.expect("no beam")),
-                decisions: by_path(search.decisions.float()),
+                decisions: by_path(search.decisions.cast(FloatDType::F32)),
                 mask,
             },
         }

@@ -1,7 +1,7 @@
 //! Baselines that are subtracted from rewards.
 
 use burn::config::Config;
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, DType, FloatDType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, check};
@@ -147,6 +147,7 @@ impl Baseline {
             BaselineConfig::Constant { value } => reward - value,
             BaselineConfig::MovingAverage { decay } => {
                 let baseline = self.advance_average(reward.clone(), keep.clone(), decay);
+                let baseline = baseline.cast(reward.dtype());
                 reward - baseline.unsqueeze::<2>()
             }
             BaselineConfig::BatchMean => {
@@ -171,7 +172,7 @@ impl Baseline {
                 });
                 let operation = "Baseline::advantage";
                 check::same_shape(operation, "greedy_reward", greedy.dims(), [rows, 1]);
-                let greedy = check::detached_like(greedy, &reward);
+                let greedy = check::constant_like(greedy, &reward);
                 reward - greedy
             }
         };
@@ -179,14 +180,13 @@ impl Baseline {
         advantage.mask_fill(keep.equal_elem(0.0), 0.0)
     }
 
-    /// The average before this batch, `[1]`; then takes the batch in.
+    /// The average before this batch, `[1]`; then takes the batch in. Both in single precision, as the state is.
     fn advance_average(&mut self, reward: Tensor<2>, keep: Tensor<2>, decay: f64) -> Tensor<1> {
-        let device = reward.device();
+        let (reward, keep) = (reward.cast(DType::F32), keep.cast(DType::F32));
+        let single = (&reward.device(), DType::F32);
         let state = match &self.average {
-            Average::Host(numbers) => Tensor::from_data(TensorData::from(*numbers), &device),
-            Average::Device(state) => {
-                check::detached_like(state.as_ref().clone(), &keep.clone().sum())
-            }
+            Average::Host(numbers) => Tensor::from_data(TensorData::from(*numbers), single),
+            Average::Device(state) => check::constant_like(state.as_ref().clone(), &keep),
         };
         let (sum, weight) = (state.clone().narrow(0, 0, 1), state.narrow(0, 1, 1));
         // Before the first batch both are 0, and 0 / tiny is the 0 that is promised.
@@ -195,7 +195,7 @@ impl Baseline {
         let count = keep.sum();
         let mean = reward.sum() / count.clone().clamp_min(1.0);
         // A batch with nothing in it must not age the average.
-        let fresh = count.greater_elem(0.5).float() * (1.0 - decay);
+        let fresh = count.greater_elem(0.5).cast(FloatDType::F32) * (1.0 - decay);
         let kept = fresh.clone().neg() + 1.0;
         let sum = sum * kept.clone() + mean * fresh.clone();
         let weight = weight * kept + fresh;

@@ -1,6 +1,6 @@
-//! Shape checks and the lifting of plain tensors into an autodiff computation.
+//! Shape checks, and constants beside other tensors.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 
 /// Panics unless `got` equals `expected` at `[rows, samples]`, naming the operation, the tensor and the axis.
 #[track_caller]
@@ -26,23 +26,35 @@ pub(crate) fn same_axes<const D: usize>(
     }
 }
 
-/// `tensor` without history, in the same autodiff context as `reference`.
+/// `tensor` without history, as a constant beside `reference`: on its device, of its type, and recording as it does.
 ///
-/// A reward may be computed from values that left the graph. Mixing such a tensor with a tracked
-/// one panics inside burn with a message that names neither.
-pub(crate) fn detached_like<const D: usize>(tensor: Tensor<D>, reference: &Tensor<D>) -> Tensor<D> {
-    if reference.is_autodiff() {
-        tensor.autodiff().detach()
+/// A reward may be computed from values that left the graph, and two strategies of gradient checkpointing cannot meet in an
+/// operation: [`Tensor::autodiff`] knows burn's default alone.
+pub(crate) fn constant_like<const D: usize, const E: usize>(
+    tensor: Tensor<D>,
+    reference: &Tensor<E>,
+) -> Tensor<D> {
+    let (device, dtype) = (reference.device(), reference.dtype());
+    let tensor = tensor.without_autodiff().to_device(&device).cast(dtype);
+    if device.is_autodiff() {
+        (tensor * Tensor::ones([1; D], (&device, dtype))).detach()
     } else {
-        tensor.without_autodiff()
+        tensor
     }
 }
 
-/// The mask in the same autodiff context as `reference`; nothing masked where there is none.
+/// The mask on the device of `reference`; nothing masked where there is none.
 pub(crate) fn mask_like(mask: Option<Tensor<2, Bool>>, reference: &Tensor<2>) -> Tensor<2, Bool> {
     match mask {
         None => reference.zeros_like().detach().greater_elem(0.5),
-        Some(mask) if reference.is_autodiff() => mask.autodiff(),
-        Some(mask) => mask.without_autodiff(),
+        Some(mask) => mask.without_autodiff().to_device(&reference.device()),
+    }
+}
+
+/// In single precision, if it was less.
+pub(crate) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+        _ => tensor,
     }
 }

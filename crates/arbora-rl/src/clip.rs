@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 /// Scales all gradients by one factor so that their global norm is at most `max_norm`.
 ///
@@ -77,7 +77,8 @@ impl ModuleVisitor for SquaredNorms<'_> {
             return;
         }
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            let square = gradient.square().sum();
+            // In half precision a square overflows from 256 on.
+            let square = gradient.cast(DType::F32).square().sum();
             let device = square.device();
             match self.squares.iter_mut().find(|(known, _)| *known == device) {
                 Some((_, squares)) => squares.push(square),

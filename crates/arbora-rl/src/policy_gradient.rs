@@ -100,6 +100,9 @@ impl PolicyGradient {
     /// something. A mean over nothing is 0, so a batch that is masked entirely gives a loss of 0 and
     /// no gradient. Add the result to the task loss and call `backward` once.
     ///
+    /// Rewards and masks may come from any device, and rewards in any type. What is returned is of the type of
+    /// the log-probabilities; half precision is computed in single.
+    ///
     /// - `reward`: `[rows, samples]`; its history, if any, is ignored
     /// - `greedy_reward`: `[rows, 1]`, needed by the self-critical baseline alone
     ///
@@ -120,12 +123,10 @@ impl PolicyGradient {
             decisions,
             mask,
         } = rollout;
-        let entropy = if log_prob.is_autodiff() {
-            entropy.autodiff()
-        } else {
-            entropy
-        };
-        let reward = check::detached_like(reward, &log_prob);
+        let dtype = log_prob.dtype();
+        let log_prob = check::at_least_single(log_prob);
+        let entropy = entropy.cast(log_prob.dtype());
+        let reward = check::constant_like(reward, &log_prob);
         let mask = check::mask_like(mask, &reward);
 
         let advantage = self
@@ -135,20 +136,19 @@ impl PolicyGradient {
         let count = keep.clone().sum().clamp_min(1.0);
         let log_prob = log_prob.mask_fill(mask.clone(), 0.0);
         let surrogate = (advantage.clone() * log_prob).sum() / count.clone();
-        let mean_reward = reward.mask_fill(mask, 0.0).sum() / count;
+        let mean_reward = reward.mask_fill(mask.clone(), 0.0).sum() / count;
 
-        let decisions = check::detached_like(decisions, &keep);
-        let silent = decisions.lower_equal_elem(0.0).float() + keep.neg() + 1.0;
-        let silent = silent.greater_elem(0.5);
+        let decisions = check::constant_like(decisions, &keep).lower_equal_elem(0.0);
+        let silent = decisions.bool_or(mask.clone());
         let decided = entropy.ones_like().detach().mask_fill(silent.clone(), 0.0);
         let decided = decided.sum().clamp_min(1.0);
         let entropy = entropy.mask_fill(silent, 0.0).sum() / decided;
 
         PolicyGradientOutput {
-            loss: surrogate.neg() - entropy.clone() * self.config.entropy_weight,
-            reward: mean_reward.detach(),
-            entropy: entropy.detach(),
-            advantage,
+            loss: (surrogate.neg() - entropy.clone() * self.config.entropy_weight).cast(dtype),
+            reward: mean_reward.detach().cast(dtype),
+            entropy: entropy.detach().cast(dtype),
+            advantage: advantage.cast(dtype),
         }
     }
 }

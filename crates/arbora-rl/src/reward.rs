@@ -1,10 +1,10 @@
 //! How good an outcome was.
 //!
 //! A reward needs no gradient: any function of a prediction and a target will do, [`accuracy`]
-//! among them. Everything returned here is detached. The functions below give one reward per
-//! query, `[batch, queries]`; where several samples are drawn, fold them into the batch axis and
-//! reshape the result to the `[rows, samples]` that [`PolicyGradient`](crate::PolicyGradient)
-//! takes.
+//! among them. Everything returned here is detached, and in single precision where it is made of
+//! half. The functions below give one reward per query, `[batch, queries]`; where several samples
+//! are drawn, fold them into the batch axis and reshape the result to the `[rows, samples]` that
+//! [`PolicyGradient`](crate::PolicyGradient) takes.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
@@ -23,6 +23,7 @@ use crate::check;
 pub fn log_density(mean: Tensor<3>, std: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
     same_shape("log_density", "std", std.dims(), mean.dims());
     same_shape("log_density", "value", value.dims(), mean.dims());
+    let [mean, std, value] = [mean, std, value].map(check::at_least_single);
     let half_log_two_pi = 0.5 * (2.0 * std::f64::consts::PI).ln();
     let standardised = (value - mean) / std.clone();
     let log_density = standardised.square().mul_scalar(-0.5) - std.log() - half_log_two_pi;
@@ -48,15 +49,9 @@ pub fn log_likelihood(mean: Tensor<3>, std: Tensor<3>, value: Tensor<3>) -> Tens
 /// If the shapes disagree.
 pub fn accuracy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tensor<2> {
     same_queries("accuracy", class.dims(), logits.dims());
-    let device = logits.device();
-    let chosen = logits.detach().argmax(2).squeeze_dim::<2>(2);
-    let correct = chosen.equal(class).float();
+    let chosen = logits.clone().detach().argmax(2).squeeze_dim::<2>(2);
     // The comparison of integers leaves the context of `logits`; come back to it.
-    if device.is_autodiff() {
-        correct.autodiff()
-    } else {
-        correct.without_autodiff()
-    }
+    check::constant_like(chosen.equal(class).float(), &check::at_least_single(logits))
 }
 
 /// Log-probability of the true class under the softmax of the logits.
@@ -71,7 +66,7 @@ pub fn accuracy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tensor<2> {
 /// If the shapes disagree.
 pub fn negative_cross_entropy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tensor<2> {
     same_queries("negative_cross_entropy", class.dims(), logits.dims());
-    let log_prob = log_softmax(logits.detach(), 2);
+    let log_prob = log_softmax(check::at_least_single(logits.detach()), 2);
     log_prob
         .gather(2, class.unsqueeze_dim::<3>(2))
         .squeeze_dim::<2>(2)
@@ -87,6 +82,7 @@ pub fn negative_cross_entropy(logits: Tensor<3>, class: Tensor<2, Int>) -> Tenso
 /// If the shapes differ.
 pub fn negative_mse(prediction: Tensor<3>, value: Tensor<3>) -> Tensor<2> {
     same_shape("negative_mse", "value", value.dims(), prediction.dims());
+    let [prediction, value] = [prediction, value].map(check::at_least_single);
     (prediction.detach() - value.detach())
         .square()
         .mean_dim(2)

@@ -64,6 +64,19 @@ pub fn allowed(tolerance: f32) -> f32 {
     half_precision().map_or(tolerance, |unit| tolerance.max(16.0 * unit as f32))
 }
 
+/// Asserts that numbers are those expected: exactly, or as far as half precision holds them.
+#[track_caller]
+pub fn assert_held(got: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (got, expected) in got.iter().zip(expected) {
+        let error = (got - expected).abs();
+        assert!(
+            error <= allowed(0.0),
+            "{what}: expected {expected}, got {got}"
+        );
+    }
+}
+
 /// A factor that overflows where a masked row divides by what is too small, and nowhere else.
 pub fn large() -> f32 {
     match float_asked_for() {
@@ -142,6 +155,15 @@ pub fn assert_backend_asked_for() {
 /// `cargo xtask test-all-backends` counts these lines and prints the reasons.
 pub fn skip(reason: &str) {
     println!("[skip] {reason}");
+}
+
+/// [`skip`], where the floats under test are of half precision and the test cannot hold for the reason given.
+pub fn skipped_in_half_precision(reason: &str) -> bool {
+    let half = half_precision().is_some();
+    if half {
+        skip(reason);
+    }
+    half
 }
 
 /// A tensor of independent draws from U(-1, 1). The numbers come from the host, so one seed gives

@@ -1,6 +1,6 @@
 //! Checks and tensors that all modules share.
 
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
 use core::fmt::{Debug, Display};
 
 /// # Panics
@@ -34,14 +34,17 @@ pub fn constant_like<const D: usize, const E: usize>(
     }
 }
 
+/// In single precision, if it was less.
+pub fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    match tensor.dtype() {
+        DType::F16 | DType::BF16 => tensor.cast(DType::F32),
+        _ => tensor,
+    }
+}
+
 /// How counts, scores and balance biases are made: in single precision, whatever the device makes by default.
 pub fn single(device: &Device) -> TensorCreationOptions {
     (device, DType::F32).into()
-}
-
-/// 1 where true and 0 elsewhere.
-pub fn indicator<const D: usize>(mask: Tensor<D, Bool>, dtype: impl Into<DType>) -> Tensor<D> {
-    mask.float().cast(dtype.into())
 }
 
 /// 0, 1, 2, … along the last axis of a tensor of the given shape.

@@ -3,9 +3,9 @@
 
 use super::dense_attention;
 use crate::ops::DenseAttentionOptions;
-use arbora_tree::tensors::indicator;
+use arbora_tree::tensors::at_least_single;
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorCreationOptions};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorCreationOptions};
 
 /// Which pairs a query does not see, `true` = masked out; `None` where nothing is. What does not depend on an
 /// axis has length 1 there: the result broadcasts to `[batch, heads, queries, keys]`.
@@ -80,7 +80,7 @@ pub(crate) fn one_hot(leaf: &Tensor<3, Int>, leaves: usize) -> Tensor<4> {
     let shape = [batch, rows, heads, leaves];
     let each = index_along(3, shape, (&leaf.device(), leaf.dtype()));
     let own = leaf.clone().unsqueeze_dim::<4>(3).expand(shape);
-    indicator(own.equal(each), DType::F32)
+    own.equal(each).cast(FloatDType::F32)
 }
 
 /// How far along `axis` each place of a tensor is.
@@ -128,12 +128,6 @@ pub(crate) fn with_ones(value: Tensor<4>) -> Tensor<4> {
     let options = (&value.device(), value.dtype());
     let ones = Tensor::ones([batch, keys, kv_heads, 1], options);
     Tensor::cat(vec![value, ones], 3)
-}
-
-/// In single precision, if it was less.
-pub(crate) fn at_least_single<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    let dtype = crate::ops::at_least_single(tensor.dtype());
-    tensor.cast(dtype)
 }
 
 /// [`dense_attention`] to all keys, of which query heads share some.

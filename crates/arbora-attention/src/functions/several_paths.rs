@@ -1,10 +1,11 @@
 //! Search along several paths per query.
 
-use super::masked_attention::{at_least_single, index_along};
+use super::masked_attention::index_along;
 use crate::functions::dense_attention;
 use crate::ops::limits::leaf_group;
 use crate::ops::reference::MASKED_LOGIT;
 use crate::ops::{DenseAttentionOptions, GhostNodes, TreeSearchOptions};
+use arbora_tree::tensors::at_least_single;
 use burn::tensor::activation::softmax;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, Int, Tensor};

@@ -4,6 +4,7 @@ use super::pre_norm_attention::ProjectedQueries;
 use super::tree_cross_attention::TreeCrossAttention;
 use super::tree_index::TreeIndex;
 use crate::functions::check::expect;
+use arbora_tree::tensors::at_least_single;
 use arbora_tree::token::paths_to_leaves;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
@@ -47,14 +48,14 @@ impl TreeCrossAttention {
             .reshape([batch, 1, 1, leaves])
             .expand([batch, heads, count, leaves]);
         let logits = query.matmul(key) * (head_dim as f64).powf(-0.5);
-        let attention = softmax(logits.mask_fill(ghosts, f32::MIN), 3)
+        let attention = softmax(at_least_single(logits).mask_fill(ghosts, f32::MIN), 3)
             .mean_dim(1)
             .squeeze_dim::<3>(1); // [batch, queries, leaves]
 
         // Inverts the cumulative distribution. Ghosts have no mass and lie behind the real leaves.
         let cumulative = attention.cumsum(2);
         let whole = cumulative.clone().narrow(2, leaves - 1, 1);
-        let cut = uniforms.unsqueeze_dim::<3>(2) * whole;
+        let cut = uniforms.cast(whole.dtype()).unsqueeze_dim::<3>(2) * whole;
         let leaf = cumulative.lower_equal(cut).int().sum_dim(2); // [batch, queries, 1]
         let last = index.lengths.clone().sub_scalar(1).clamp_min(0);
         let last = last.reshape([batch, 1, 1]).expand([batch, count, 1]);

@@ -4,6 +4,7 @@ use super::tree_cross_attention::TreeCrossAttention;
 use super::tree_index::TreeIndex;
 use crate::functions::check::{expect, expect_some};
 use crate::functions::masked_attention::index_along;
+use arbora_tree::tensors::at_least_single;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 
@@ -80,7 +81,8 @@ impl TreeCrossAttention {
         let all = [batch * count, heads, decisions, branching];
         let hidden = ghosts.clone();
         let hidden = hidden.reshape([batch * count, 1, decisions, branching]);
-        let logits = logits.reshape(all).mask_fill(hidden.expand(all), f32::MIN);
+        let logits = at_least_single(logits).reshape(all);
+        let logits = logits.mask_fill(hidden.expand(all), f32::MIN);
         // Where all children are ghosts the softmax gives each a share, which the mask takes back.
         softmax(logits, 3)
             .mean_dim(1)

@@ -93,7 +93,7 @@ impl Aggregator for Composed {
         let value = by_head(linear(x, &block.value));
         let logits = query.matmul(key.transpose()) / ((DIM / heads) as f64).sqrt();
         let hidden = mask.clone().reshape([groups, 1, 1, siblings]);
-        let logits = logits.mask_fill(hidden.expand([groups, heads, siblings, siblings]), -1e9);
+        let logits = logits.mask_fill(hidden.expand([groups, heads, siblings, siblings]), -1e4);
         let context = softmax(logits, 3)
             .matmul(value)
             .swap_dims(1, 2)
@@ -190,6 +190,9 @@ fn gradients(
 
 #[test]
 fn gradients_of_a_build_are_those_of_its_levels_composed() {
+    if arbora_testing::skipped_in_half_precision("the composition rounds after every operation") {
+        return;
+    }
     for shape in shapes() {
         for detach in [true, false] {
             let built = gradients(shape, detach, tree_build);

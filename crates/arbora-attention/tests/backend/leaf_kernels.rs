@@ -281,6 +281,9 @@ fn attention_within_leaves_is_the_same_numbers_every_time() {
 
 #[test]
 fn the_only_key_of_a_leaf_has_all_the_weight_whatever_its_logits() {
+    if arbora_testing::skipped_in_half_precision("the logits are larger than any number") {
+        return;
+    }
     let case = Case {
         batch: 2,
         queries: 21,

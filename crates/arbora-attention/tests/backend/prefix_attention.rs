@@ -76,6 +76,9 @@ fn later_tokens_change_nothing() {
 
 #[test]
 fn running_sums_count_exactly_over_several_levels_of_chunks() {
+    if arbora_testing::skipped_in_half_precision("whole numbers are not exact up to 4,200") {
+        return;
+    }
     for tokens in [1, 64, 65, 4200] {
         let ones = Tensor::ones([1, tokens, 1, 2], &device());
         let expected: Vec<f32> = (1..=tokens).flat_map(|count| [count as f32; 2]).collect();

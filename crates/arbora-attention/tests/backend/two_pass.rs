@@ -267,6 +267,11 @@ fn sampled_search_equals_two_passes_with_two_children() {
 
 #[test]
 fn sampled_search_equals_two_passes_with_three_children() {
+    if arbora_testing::skipped_in_half_precision(
+        "two passes round probabilities, and draw another child",
+    ) {
+        return;
+    }
     check(case(&[13, 9, 2], 3));
 }
 

@@ -1,6 +1,7 @@
 //! The network that chooses a child for each sequence.
 
 use super::config::{SelectorBalance, TreeCoderConfig};
+use arbora_tree::tensors::single;
 use burn::module::{Module, ParamId, RunningState};
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::gelu;
@@ -31,7 +32,7 @@ impl Selector {
                 .hidden
                 .map(|hidden| LinearConfig::new(config.d_model, hidden).init(device)),
             output: LinearConfig::new(width, config.branching).init(device),
-            balance: RunningState::new(Tensor::zeros([config.branching], device)),
+            balance: RunningState::new(Tensor::zeros([config.branching], single(device))),
         }
     }
 
@@ -93,7 +94,7 @@ impl Selector {
             })
             .collect();
         let old = self.balance.value_sync().without_autodiff();
-        let steps = Tensor::<1>::from_floats(steps.as_slice(), &old.device());
+        let steps = Tensor::<1>::from_data(steps.as_slice(), single(&old.device()));
         self.balance.update((old + steps).detach());
         // A record is made of the value that is in sync.
         self.balance.value_sync();

@@ -3,7 +3,7 @@
 use crate::{points, small};
 use arbora_attention::Route;
 use arbora_models::{Context, CrossAttentionConfig, Prediction, ReTreeverConfig};
-use arbora_testing::{assert_close, device, padding, random, uniforms};
+use arbora_testing::{assert_close, device, large, padding, random, uniforms};
 use arbora_tree::TokenOrder;
 use burn::tensor::{Int, Tensor};
 
@@ -30,10 +30,10 @@ pub fn padded() -> Context {
     let mask = padding(&[5, 3], 9, &device());
     let pad = |tensor: Tensor<3>| {
         let dim = tensor.dims()[2];
-        let garbage = Tensor::full([2, 4, dim], 1e6, &device());
+        let garbage = Tensor::full([2, 4, dim], large(), &device());
         let padded = Tensor::cat(vec![tensor, garbage], 1);
         let masked = mask.clone().unsqueeze_dim::<3>(2).expand([2, 9, dim]);
-        padded.mask_fill(masked, 1e6)
+        padded.mask_fill(masked, large())
     };
     Context {
         features: pad(both.features),

@@ -9,7 +9,8 @@ use arbora_models::{
     StdKind, Target, latents_for,
 };
 use arbora_testing::{
-    assert_close, autodiff_device, device, padding, random, random_data, uniforms, values,
+    allowed, assert_close, assert_held, autodiff_device, device, padding, random, random_data,
+    uniforms, values,
 };
 use arbora_tree::Layout;
 use burn::module::Module;
@@ -57,7 +58,7 @@ fn one_seed_gives_these_latents_on_every_backend() {
     );
     let latents = latents(&found);
     assert_eq!(latents.shape, [3, 8]);
-    assert_eq!(latents.values[..2], [0.008463077, 0.022838725]);
+    assert_held(&latents.values[..2], &[0.008463077, 0.022838725], "latents");
 }
 
 #[test]
@@ -74,7 +75,7 @@ fn latents_start_as_a_truncated_normal_of_the_seed() {
     let drawn = draws(1);
     assert_eq!(drawn, draws(1));
     assert_ne!(drawn, draws(2));
-    assert!(drawn.iter().all(|value| value.abs() < 0.04));
+    assert!(drawn.iter().all(|value| value.abs() < 0.04 + allowed(0.0)));
     let count = drawn.len() as f32;
     let mean = drawn.iter().sum::<f32>() / count;
     let square = drawn.iter().map(|value| value * value).sum::<f32>() / count;

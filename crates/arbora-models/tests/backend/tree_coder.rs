@@ -13,7 +13,7 @@ use arbora_models::tree_coder::{
     LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
 };
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
-use arbora_testing::{assert_close, device, values};
+use arbora_testing::{assert_close, assert_held, device, values};
 use burn::module::Module;
 use std::collections::HashSet;
 
@@ -105,6 +105,11 @@ fn levels_have_blocks_and_widths_of_their_own() {
 
 #[test]
 fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
+    if arbora_testing::skipped_in_half_precision(
+        "other groups of sequences round otherwise, and near routes change",
+    ) {
+        return;
+    }
     // Rows that stand for missing chunks come last, so only encoders could see them.
     let sizes = [(2, 2), (1, 2), (3, 1), (5, 1), (2, 0)];
     let encoders = [(2, 2, false), (3, 1, false)];
@@ -382,7 +387,7 @@ fn one_seed_gives_these_weights_on_every_backend() {
     for (path, first) in GOLDEN {
         let parameter = found.iter().find(|parameter| parameter.path == path);
         let parameter = parameter.unwrap_or_else(|| panic!("no parameter {path}"));
-        assert_eq!(parameter.values[..2], first, "{path}");
+        assert_held(&parameter.values[..2], &first, path);
     }
 }
 

@@ -7,7 +7,7 @@ use arbora_models::tree_coder::{
     SelectorConfig, SelectorGradient, SelectorKind,
 };
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
-use arbora_testing::{autodiff_device, device, values};
+use arbora_testing::{allowed, autodiff_device, device, values};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -46,7 +46,7 @@ fn assert_near(got: &[f32], expected: &[f32], what: &str) {
     assert_eq!(got.len(), expected.len());
     for (got, expected) in got.iter().zip(expected) {
         assert!(
-            (got - expected).abs() < 1e-4,
+            (got - expected).abs() < allowed(1e-4),
             "{got} for {expected}: {what}"
         );
     }
@@ -282,7 +282,7 @@ fn a_route_margin_is_that_of_the_closest_decision() {
         let number = decoder.add(0);
         assert_eq!(decoder.route_margin(number), f64::INFINITY);
         decoder.feed(&[(number, sequence.as_slice())]).unwrap();
-        assert!((decoder.route_margin(number) - closest).abs() < 1e-4);
+        assert!(((decoder.route_margin(number) - closest).abs() as f32) < allowed(1e-4));
         decoder.clear(number);
         assert_eq!(decoder.route_margin(number), f64::INFINITY);
     }
@@ -302,7 +302,8 @@ fn a_route_margin_is_that_of_the_closest_decision() {
 /// As far as margins allow.
 fn assert_near_generated(one: &Generated, other: &Generated) {
     assert!(one.smallest_margin > GREEDY_EPSILON, "{one:?}");
-    let close = (one.smallest_route_margin - other.smallest_route_margin).abs() < 1e-4;
+    let close =
+        ((one.smallest_route_margin - other.smallest_route_margin).abs() as f32) < allowed(1e-4);
     assert!(
         close || one.smallest_route_margin == other.smallest_route_margin,
         "{one:?} {other:?}"
@@ -312,12 +313,20 @@ fn assert_near_generated(one: &Generated, other: &Generated) {
     assert_eq!(one.finish, other.finish);
     assert_eq!(one.short_prompt, other.short_prompt);
     for (one, other) in one.log_probabilities.iter().zip(&other.log_probabilities) {
-        assert!((one - other).abs() < 1e-4, "{one} for {other}");
+        assert!(
+            ((one - other).abs() as f32) < allowed(1e-4),
+            "{one} for {other}"
+        );
     }
 }
 
 #[test]
 fn each_prompt_of_a_batch_gets_what_it_gets_alone() {
+    if arbora_testing::skipped_in_half_precision(
+        "other groups of sequences round otherwise, and near choices change",
+    ) {
+        return;
+    }
     for route_on in [FIRST, CHUNKS] {
         for kind in [SelectorKind::Learned, SelectorKind::Random] {
             let selector = SelectorConfig::new().with_kind(kind);

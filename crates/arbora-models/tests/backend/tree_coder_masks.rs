@@ -5,7 +5,7 @@ use arbora_attention::baselines::PerformerConfig;
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::tree_coder::{RouteOn, SelectorConfig, SelectorKind};
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions, TreeCoderOutput};
-use arbora_testing::{device, values};
+use arbora_testing::{allowed, device, values};
 use burn::tensor::{Bool, Tensor};
 
 fn causal_kinds() -> [AttentionKindConfig; 4] {
@@ -65,7 +65,7 @@ fn no_token_changes_a_prediction_before_it_where_chunks_are_routed_on_the_chunk_
                     .with_seed(17)
                     .init(&device());
                 let (most, rerouted) = leaks(&model, 0);
-                assert!(most < 1e-5, "{kind:?}, chunks of {chunk}: {most}");
+                assert!(most < allowed(1e-5), "{kind:?}, chunks of {chunk}: {most}");
                 assert!(rerouted, "no route depends on a token");
             }
         }

@@ -4,7 +4,7 @@ use crate::{gradients_of, parameters};
 use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
-use arbora_testing::{autodiff_device, device, values};
+use arbora_testing::{assert_held, autodiff_device, device, values};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
@@ -334,7 +334,7 @@ fn one_seed_gives_these_weights_on_every_backend() {
             .iter()
             .find(|parameter| parameter.path == path)
             .unwrap_or_else(|| panic!("no parameter {path}"));
-        assert_eq!(parameter.values[..2], first, "{path}");
+        assert_held(&parameter.values[..2], &first, path);
     }
     let again = parameters(&small().with_seed(7).init(&device()));
     let other = parameters(&small().with_seed(8).init(&device()));

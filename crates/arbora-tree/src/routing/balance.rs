@@ -1,7 +1,7 @@
 //! How evenly tokens spread over leaves, and what pulls them apart.
 
 use super::{Routing, RoutingTree, Surrogate};
-use crate::tensors::{expect_equal, indicator, single};
+use crate::tensors::{expect_equal, single};
 use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
@@ -68,7 +68,7 @@ fn leaf_counts(routing: &Routing) -> Tensor<3> {
         .reshape([batch, tokens, trees, group])
         .swap_dims(1, 2) // [batch, trees, tokens, group]
         .reshape([batch, trees, tokens * group]);
-    let counted = indicator(leaves.clone().greater_equal_elem(0), FloatDType::F32);
+    let counted = leaves.clone().greater_equal_elem(0).cast(FloatDType::F32);
     let zeros = Tensor::zeros(
         [batch, trees, routing.shape().leaves()],
         single(&leaves.device()),
@@ -137,7 +137,7 @@ impl RoutingTree {
         let counts = leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
         let tokens = counts.clone().sum_dim(1); // [trees, 1]
         let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0);
-        let keep = indicator(keep, FloatDType::F32);
+        let keep = keep.cast(FloatDType::F32);
         let path = path.clamp_min(0);
         let [trees, count, _] = path.dims();
 

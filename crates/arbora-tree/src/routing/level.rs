@@ -1,7 +1,7 @@
 //! One level of a routing tree: the linear functions of its nodes.
 
 use crate::shape::CompleteTree;
-use crate::tensors::{constant_like, counting, indicator, single};
+use crate::tensors::{constant_like, counting, single};
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
@@ -274,5 +274,5 @@ pub(super) fn one_hot<const D: usize>(positions: Tensor<D, Int>, width: usize) -
     let mut dims = positions.dims();
     dims[D - 1] = width;
     let places = counting(dims, &positions.device());
-    indicator(places.equal(positions.expand(dims)), FloatDType::F32)
+    places.equal(positions.expand(dims)).cast(FloatDType::F32)
 }

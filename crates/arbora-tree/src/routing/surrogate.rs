@@ -3,7 +3,7 @@
 use super::level::{children, margin_terms, one_hot};
 use super::{Heads, RoutingTree};
 use crate::ConfigError;
-use crate::tensors::{indicator, single};
+use crate::tensors::single;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -252,11 +252,12 @@ fn decision_terms(
         (scale, _) => Tensor::full([1; 4], scale.unwrap_or(1.0), single(&constant.device())),
     };
     if logits.dims()[3] == 1 {
-        let passes = indicator(
-            constant.clone().abs().lower_equal_elem(clip),
-            FloatDType::F32,
-        );
-        let sign = indicator(constant.greater_equal_elem(0.0), FloatDType::F32) * 2.0 - 1.0;
+        let passes = constant
+            .clone()
+            .abs()
+            .lower_equal_elem(clip)
+            .cast(FloatDType::F32);
+        let sign = constant.greater_equal_elem(0.0).cast(FloatDType::F32) * 2.0 - 1.0;
         let right = sign * size + straight_through(logits * passes * 2.0);
         Tensor::cat(vec![right.clone().neg(), right], 3)
     } else {
@@ -295,5 +296,5 @@ fn mean_size(logits: &[Tensor<4>], keep: Option<Tensor<3>>) -> Tensor<4> {
 #[track_caller]
 fn keep_rows(mask: Tensor<2, Bool>, heads: Heads, operation: &str) -> Tensor<3> {
     let masked = heads.to_rows(heads.spread(operation, mask, 1));
-    indicator(masked.bool_not(), FloatDType::F32)
+    masked.bool_not().cast(FloatDType::F32)
 }

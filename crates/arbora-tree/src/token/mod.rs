@@ -7,8 +7,8 @@ pub use changed::Changed;
 pub use stream::StreamError;
 
 use crate::shape::TokenTreeShape;
-use crate::tensors::{expect_equal, indicator, int_tensor};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use crate::tensors::{expect_equal, int_tensor};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 
 /// Summarises the children of a node: the encoder of inner nodes.
 pub trait Aggregator {
@@ -93,7 +93,8 @@ impl Aggregator for MeanAggregator {
 /// - mask: `[groups, siblings]`, `true` = masked out
 /// - returns `[groups, dim]`
 pub fn masked_mean(rows: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-    let keep = indicator(mask.bool_not(), rows.dtype()).unsqueeze_dim::<3>(2); // [groups, siblings, 1]
+    let keep = mask.bool_not().cast(FloatDType::from(rows.dtype()));
+    let keep = keep.unsqueeze_dim::<3>(2); // [groups, siblings, 1]
     let count = keep.clone().sum_dim(1).clamp_min(1.0); // [groups, 1, 1]
     ((rows * keep).sum_dim(1) / count).squeeze_dim(1)
 }

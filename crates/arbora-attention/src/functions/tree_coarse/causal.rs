@@ -5,9 +5,8 @@ use super::means::{by_node, counted, each_head, sum_weights, sums_of_depths};
 use super::rows::{leaf_sums, rows_at};
 use crate::functions::masked_attention::without_absent;
 use crate::functions::prefix_attention::{running_sums, shifted, with_zero_rows};
-use arbora_tree::tensors::indicator;
 use arbora_tree::{CompleteTree, Routing};
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, FloatDType, Int, Tensor, TensorData};
 
 /// Tokens whose pairs are formed; a table of all nodes is held for every `CHUNK` tokens. 16, 32, 64, 128 and 256 took 421,
 /// 401, 412, 499 and 773 ms at 4,096 tokens and values of 64, and 124, 133, 150, 232 and 580 ms at 16 (flex, 2 cores).
@@ -67,7 +66,7 @@ impl CausalRoutes<'_> {
             let query = query_nodes.clone().narrow(3, depth, 1).expand(all);
             let key = key_nodes.clone().narrow(3, depth, 1).swap_dims(2, 3);
             let together = query.equal(key.expand(all));
-            let together = indicator(together, own.dtype());
+            let together = together.cast(FloatDType::from(own.dtype()));
             together.mask_fill(later.clone(), 0.0)
         };
         let present = own.clone().narrow(3, value_dim, 1);

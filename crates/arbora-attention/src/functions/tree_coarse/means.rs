@@ -4,9 +4,8 @@ use super::EmptyNode;
 use super::indicators::children_summed;
 use crate::functions::masked_attention::{repeat_each, with_ones, without_absent};
 use arbora_tree::CompleteTree;
-use arbora_tree::tensors::indicator;
 use burn::tensor::kind::Basic;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 
 /// Indicators that sum to less than this are those of a node without keys.
 const NO_KEYS: f64 = 1e-6;
@@ -59,7 +58,7 @@ fn mean(
         (Some(parent), EmptyNode::CarryParent) => {
             // For an empty node the value is the parent's, and the derivative by the indicator of a key that the
             // node lacks is what it would bring: its value less the parent's.
-            let lack = (1.0 - counts.clone()) * indicator(empty, counts.dtype());
+            let lack = (1.0 - counts.clone()) * empty.cast(FloatDType::from(counts.dtype()));
             values / at_least_one + parent * lack
         }
         _ => values / at_least_one,
@@ -79,7 +78,7 @@ pub(super) fn sum_weights(
     if empty_node == EmptyNode::Drop {
         return weight / at_least_one;
     }
-    let lack = (1.0 - counts.clone()) * indicator(empty, counts.dtype());
+    let lack = (1.0 - counts.clone()) * empty.cast(FloatDType::from(counts.dtype()));
     let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
     let mut carried: Option<Tensor<4>> = None;
     for depth in (0..=tree.height()).rev() {

@@ -10,9 +10,10 @@ pub use indicators::NodeIndicators;
 pub use state::TreeCoarseState;
 
 use super::check::{axes, expect, expect_divisor, expect_some};
-use super::masked_attention::{at_least_single, by_head, without_absent};
+use super::masked_attention::{by_head, without_absent};
 use super::prefix_attention::{prefix_attention, prefix_sums};
 use arbora_tree::CompleteTree;
+use arbora_tree::tensors::at_least_single;
 use burn::tensor::{Int, Tensor};
 use causal::CausalRoutes;
 use means::{by_node, counted, each_head, means, path_table, sum_weights};

@@ -6,7 +6,6 @@ use crate::functions::masked_attention::{
 };
 use crate::functions::{head_leaves, tree_input};
 use arbora_tree::routing::{Routing, RoutingTree, Surrogate};
-use arbora_tree::tensors::indicator;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 use rand::{Rng, SeedableRng};
@@ -113,7 +112,7 @@ fn mass_by_leaf(weights: Tensor<4>, leaf: &Tensor<3, Int>, leaves: usize) -> Ten
 /// - log_probability: `[batch, rows, heads or 1, leaves]`
 fn divergence(mass: Tensor<4>, log_probability: Tensor<4>) -> Tensor<1> {
     let total = mass.clone().sum_dim(3); // [batch, rows, heads, 1]
-    let counts = indicator(total.clone().greater_elem(SMALLEST), total.dtype());
+    let counts = total.clone().greater_elem(SMALLEST).cast(FloatDType::F32);
     let share = mass / total.clamp_min(SMALLEST);
     // x log x is 0 at 0.
     let entropy = share.clone() * share.clone().clamp_min(SMALLEST).log();

@@ -221,21 +221,21 @@ impl Router {
         seed: Option<u64>,
     ) -> RoutingReport {
         let counts = LeafCounts::new(&routes.0, &routes.1);
-        let is_training = query.device().is_autodiff();
+        let (is_training, dtype) = (query.device().is_autodiff(), query.dtype());
         let has_loss = self.balance_loss && is_training;
         let balance_loss = has_loss.then(|| {
             let loss = |tree: &RoutingTree, rows: &Tensor<4>, routing| {
                 tree.balance_loss(tree_input(rows.clone(), tree), routing, surrogate)
             };
-            let query = loss(&self.query, &query, &routes.0);
-            let key = loss(self.key_tree(), &key, &routes.1);
-            (query + key) / 2.0
+            let of_keys = loss(self.key_tree(), &key, &routes.1);
+            ((loss(&self.query, &query, &routes.0) + of_keys) / 2.0).cast(dtype)
         });
         let alignment = self.alignment.filter(|_| is_training);
         let alignment_loss = alignment.map(|alignment| {
             let how = (causal, surrogate.temperature());
             let drawn = (alignment.rows, seed);
-            self.alignment_loss((query, key), masks, (&routes.0, &routes.1), how, drawn)
+            let loss = self.alignment_loss((query, key), masks, (&routes.0, &routes.1), how, drawn);
+            loss.cast(dtype)
         });
         match &self.key {
             _ if !is_training => {}

@@ -5,7 +5,7 @@ use arbora_testing::{allowed, assert_close, autodiff_device, device, padding, ra
 use arbora_tree::{
     CompleteTree, LeafCounts, NO_LEAF, Routing, RoutingTree, RoutingTreeConfig, Surrogate,
 };
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData};
 
 fn given(leaves: &[i64], dims: [usize; 3], branching: &[usize], trees: usize) -> Routing {
     let leaves = Tensor::from_data(TensorData::new(leaves.to_vec(), dims), &device());
@@ -151,15 +151,15 @@ fn from_all_nodes(
     let routing = tree.route(x.clone(), mask.clone());
     let probabilities = tree.node_probabilities(x, mask, surrogate);
     let on = routing.nodes(0).greater_equal_elem(0).unsqueeze_dim::<4>(3);
-    let all = on.clone().float().sum().into_scalar::<f32>();
-    let mut total = Tensor::zeros([1], &device());
+    let all = on.clone().cast(FloatDType::F32).sum().into_scalar::<f32>();
+    let mut total = Tensor::zeros([1], (&device(), DType::F32));
     for depth in 0..tree.height() {
         let branching = tree.shape().branching(depth);
         let node = routing.nodes(depth);
         let child = routing.nodes(depth + 1);
         let given = given_the_node(probabilities[depth + 1].clone(), node.clone(), branching);
         for at in 0..tree.shape().width(depth) {
-            let here = node.clone().equal_elem(at as i64).float();
+            let here = node.clone().equal_elem(at as i64).cast(FloatDType::F32);
             let count = here.clone().sum().into_scalar::<f32>();
             let mean = (given.clone() * here.unsqueeze_dim::<4>(3)) / count.max(1.0);
             for branch in 0..branching {

@@ -1,8 +1,9 @@
 //! Performer: linear attention by positive random features.
 
 use super::super::kind::{CachedRows, HeadSizes, Projected};
-use crate::functions::masked_attention::{at_least_single, fill_hidden, with_ones};
+use crate::functions::masked_attention::{fill_hidden, with_ones};
 use crate::functions::prefix_attention;
+use arbora_tree::tensors::at_least_single;
 use burn::config::Config;
 use burn::module::{Module, RunningState};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
