@@ -31,6 +31,11 @@ impl Backend {
         Self::Cpu,
     ];
 
+    /// Whether the suite runs on it in other settings than its defaults too.
+    pub fn runs_settings(self) -> bool {
+        matches!(self, Self::Flex | Self::Tch)
+    }
+
     /// The name of burn's feature, ours, and the value of `BURN_DEVICE`.
     pub fn name(self) -> &'static str {
         match self {

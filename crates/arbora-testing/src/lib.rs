@@ -12,7 +12,8 @@
 
 pub mod gradient;
 
-use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::OnceLock;
@@ -263,4 +264,27 @@ pub fn assert_close<const D: usize>(
             got[at], expected[at]
         );
     }
+}
+
+/// The module with its parameters in another type, as users of half precision cast it.
+pub fn cast_module<M: Module>(module: M, dtype: FloatDType) -> M {
+    module.map(&mut Cast(dtype))
+}
+
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|old| {
+            let learns = old.is_require_grad();
+            old.cast(self.0).detach().set_require_grad(learns)
+        })
+    }
+}
+
+/// The types of floats beside single precision that a device computes in.
+pub fn other_floats(device: &Device) -> Vec<FloatDType> {
+    let mut all = vec![FloatDType::F16, FloatDType::BF16, FloatDType::F64];
+    all.retain(|dtype| device.supports_dtype(DType::from(*dtype)));
+    all
 }

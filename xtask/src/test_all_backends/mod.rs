@@ -1,7 +1,9 @@
 //! `cargo xtask test-all-backends`: one suite, every backend.
 //!
 //! The suite is the test target `backend` of each crate that has one. It is compiled once, with the
-//! features of all backends asked for, and run once per backend with `BURN_DEVICE`.
+//! features of all backends asked for, and run once per backend with `BURN_DEVICE`. On flex and
+//! libtorch it runs again on devices that record by gradient checkpointing, and on devices whose
+//! floats are of half and of double precision.
 
 mod libtest;
 mod report;
@@ -37,6 +39,18 @@ pub struct Args {
     #[arg(long)]
     filter: Option<String>,
 }
+
+/// How devices under test are set up beside their defaults: a name, and the variable that `arbora-testing` reads.
+type Setting = (&'static str, (&'static str, &'static str));
+
+const SETTINGS: [Setting; 4] = [
+    ("checkpointing", ("ARBORA_TEST_CHECKPOINTING", "1")),
+    ("f16", ("ARBORA_TEST_FLOAT", "f16")),
+    ("bf16", ("ARBORA_TEST_FLOAT", "bf16")),
+    ("f64", ("ARBORA_TEST_FLOAT", "f64")),
+];
+/// Its suite runs whole commands, which choose their devices themselves.
+const COMMANDS: &str = "arbora-cli";
 
 /// Suites of one backend that run at the same time.
 const SUITES_AT_ONCE: usize = 2;
@@ -75,6 +89,16 @@ pub fn run(args: &Args) -> Result<()> {
                 Err(error) => row.broken.push(format!("{error:#}")),
             }
             row.time = start.elapsed();
+        }
+        let again = ready.iter().filter(|backend| backend.runs_settings());
+        for (backend, setting) in again.flat_map(|one| SETTINGS.map(|setting| (one, setting))) {
+            let Ok(binaries) = &compiled else { break };
+            let mut row = Row::new(backend.name());
+            row.setting = Some(setting);
+            let start = Instant::now();
+            run_suites(binaries, args.filter.as_deref(), &environment, &mut row);
+            row.time = start.elapsed();
+            rows.push(row);
         }
     }
 
@@ -129,8 +153,11 @@ fn run_suites(binaries: &[Binary], filter: Option<&str>, environment: &Environme
         1..=SUITES_AT_ONCE => cores.into_iter().map(Some).collect(),
         _ => vec![None; SUITES_AT_ONCE],
     };
-    let backend = row.backend;
-    let left = Mutex::new(binaries.iter());
+    let (backend, setting, name) = (row.backend, row.setting, row.name());
+    let suites = binaries
+        .iter()
+        .filter(|binary| setting.is_none() || binary.package != COMMANDS);
+    let left = Mutex::new(suites);
     let row = Mutex::new(row);
     let run = |place: Option<CoreId>| {
         if let Some(core) = place {
@@ -141,18 +168,18 @@ fn run_suites(binaries: &[Binary], filter: Option<&str>, environment: &Environme
             let next = left.lock().expect(HOLDERS).next();
             let Some(binary) = next else { return };
             let start = Instant::now();
-            let outcome = suite_of(binary, backend, filter, environment);
+            let outcome = suite_of(binary, (backend, setting), filter, environment);
             let package = &binary.package;
             let mut row = row.lock().expect(HOLDERS);
             match outcome {
                 Ok(suite) => {
                     let counts = Counts::of(suite.tests.values());
                     let seconds = start.elapsed().as_secs_f64();
-                    println!("{backend:<8} {package:<18} {counts} in {seconds:.1} s");
+                    println!("{name:<18} {package:<18} {counts} in {seconds:.1} s");
                     row.add(package, suite);
                 }
                 Err(error) => {
-                    println!("{backend:<8} {package:<18} broke off");
+                    println!("{name:<18} {package:<18} broke off");
                     row.broken.push(format!("{package}: {error:#}"));
                 }
             }
@@ -168,7 +195,7 @@ fn run_suites(binaries: &[Binary], filter: Option<&str>, environment: &Environme
 
 fn suite_of(
     binary: &Binary,
-    backend: &str,
+    (backend, setting): (&str, Option<Setting>),
     filter: Option<&str>,
     environment: &Environment,
 ) -> Result<libtest::Suite> {
@@ -182,6 +209,7 @@ fn suite_of(
     command.current_dir(&binary.folder);
     command.env("CARGO_MANIFEST_DIR", &binary.folder);
     command.env("BURN_DEVICE", backend);
+    command.envs(setting.map(|(_, variable)| variable));
     // CubeCL's memory pools make an error, with a backtrace where `RUST_BACKTRACE` is set, of every page without room: see
     // docs/decisions/0011-the-suite-on-a-cpu-driver.md. Panics keep theirs.
     command.env("RUST_LIB_BACKTRACE", "0");
@@ -233,7 +261,7 @@ fn last_lines(text: &str) -> String {
 fn print_details(rows: &[Row]) {
     let outcomes = || {
         rows.iter()
-            .flat_map(|row| row.tests.iter().map(|test| (row.backend, test)))
+            .flat_map(|row| row.tests.iter().map(|test| (row.name(), test)))
     };
     for (backend, (name, outcome)) in outcomes() {
         if let Outcome::Failed(printed) = outcome {

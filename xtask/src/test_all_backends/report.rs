@@ -4,13 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::time::Duration;
 
+use super::Setting;
 use super::libtest::{Outcome, Suite};
 use crate::columns::{self, Column};
 
-/// Everything that one backend ran.
+/// Per cent of the tests of a setting that may say that they cannot hold in it.
+const MOST_SKIPPED: usize = 5;
+
+/// Everything that one backend ran in one setting.
 #[derive(Default)]
 pub struct Row {
     pub backend: &'static str,
+    /// `None`: the backend's own defaults.
+    pub setting: Option<Setting>,
     /// By `crate::test::name`.
     pub tests: BTreeMap<String, Outcome>,
     pub device: Option<String>,
@@ -32,6 +38,13 @@ impl Row {
         Self {
             backend,
             ..Self::default()
+        }
+    }
+
+    pub fn name(&self) -> String {
+        match self.setting {
+            None => self.backend.into(),
+            Some((setting, _)) => format!("{} {setting}", self.backend),
         }
     }
 
@@ -76,29 +89,38 @@ pub fn objections(rows: &[Row]) -> Vec<String> {
     let mut objections = Vec::new();
     for row in rows {
         for reason in &row.broken {
-            objections.push(format!("{} could not run: {reason}", row.backend));
+            objections.push(format!("{} could not run: {reason}", row.name()));
         }
         let counts = row.counts();
         if counts.failed > 0 {
-            objections.push(format!("{}: {} failed", row.backend, counts.failed));
+            objections.push(format!("{}: {} failed", row.name(), counts.failed));
         }
         if row.broken.is_empty() && counts.passed + counts.failed == 0 {
-            objections.push(format!("{}: no test ran", row.backend));
+            objections.push(format!("{}: no test ran", row.name()));
+        }
+        let most = (counts.passed + counts.failed + counts.skipped) * MOST_SKIPPED / 100;
+        if row.setting.is_some() && counts.skipped > most {
+            let (name, skipped) = (row.name(), counts.skipped);
+            objections.push(format!("{name}: {skipped} skipped, at most {most} may be"));
         }
     }
-    objections.extend(differences(rows));
+    let is_plain = |row: &&Row| row.setting.is_none();
+    let (plain, set): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_plain);
+    objections.extend(differences(&plain));
+    objections.extend(differences(&set));
     objections
 }
 
 /// The tests that some backends ran and another one did not. A backend that broke off is left out:
 /// what it lacks is no news.
-fn differences(rows: &[Row]) -> Vec<String> {
-    let complete: Vec<&Row> = rows.iter().filter(|row| row.broken.is_empty()).collect();
+fn differences(rows: &[&Row]) -> Vec<String> {
+    let complete = rows.iter().filter(|row| row.broken.is_empty());
+    let complete: Vec<&&Row> = complete.collect();
     let all: BTreeSet<&String> = complete.iter().flat_map(|row| row.tests.keys()).collect();
     let mut differences = Vec::new();
     for row in complete {
         for name in all.iter().filter(|name| !row.tests.contains_key(**name)) {
-            differences.push(format!("{} does not have the test {name}", row.backend));
+            differences.push(format!("{} does not have the test {name}", row.name()));
         }
     }
     differences
@@ -107,7 +129,7 @@ fn differences(rows: &[Row]) -> Vec<String> {
 /// The closing table and the line that machines read.
 pub fn table(rows: &[Row]) -> String {
     let columns: [Column<Row>; 6] = [
-        ("backend", |row| row.backend.into()),
+        ("backend", |row| row.name()),
         ("device", |row| {
             row.device.clone().unwrap_or("unknown".into())
         }),
@@ -161,6 +183,27 @@ mod tests {
         let skipped = Outcome::Skipped("no f64".into());
         skipping.tests.insert("b".into(), skipped);
         assert!(objections(&[row("flex", &["a", "b"]), skipping]).is_empty());
+    }
+
+    #[test]
+    fn a_setting_may_skip_a_few_tests_and_lack_those_of_commands() {
+        let names: Vec<String> = (0..40).map(|at| format!("test {at}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let plain = || row("flex", &[&names[..], &["of a command"]].concat());
+        let half = |skipped: usize| {
+            let mut half = row("flex", &names);
+            half.setting = Some(("f16", ("ARBORA_TEST_FLOAT", "f16")));
+            for name in &names[..skipped] {
+                let outcome = Outcome::Skipped("rounding".into());
+                half.tests.insert(name.to_string(), outcome);
+            }
+            half
+        };
+        assert!(objections(&[plain(), half(2)]).is_empty());
+        assert_eq!(
+            objections(&[plain(), half(3)]),
+            ["flex f16: 3 skipped, at most 2 may be"]
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod leaf_routes;
 mod linformer;
 mod performer;
 mod policy;
+mod precision;
 mod prefix_attention;
 mod search;
 mod self_attention;

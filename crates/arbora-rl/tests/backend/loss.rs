@@ -3,7 +3,7 @@
 use arbora_rl::{BaselineConfig, PolicyGradientConfig, Rollout};
 use arbora_testing::gradient::assert_matches_finite_differences;
 use arbora_testing::{assert_close, autodiff_device, device, random_data, values};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 fn config(baseline: BaselineConfig, entropy_weight: f64) -> PolicyGradientConfig {
     PolicyGradientConfig {
@@ -225,4 +225,41 @@ fn a_reward_of_another_shape_is_refused() {
     config(BaselineConfig::None, 0.0)
         .init()
         .loss(rollout, reward, None);
+}
+
+#[test]
+fn plain_rewards_and_masks_meet_checkpointed_log_probabilities_of_another_precision() {
+    let device = device();
+    let recording = device.clone().autodiff().gradient_checkpointing();
+    let reward = || Tensor::<2>::from_data([[1.0, -2.0], [3.0, 0.5]], &device);
+    let single = [FloatDType::F32].into_iter();
+    for dtype in single.chain(arbora_testing::other_floats(&device)) {
+        for baseline in [
+            BaselineConfig::None,
+            BaselineConfig::MovingAverage { decay: 0.9 },
+            BaselineConfig::BatchMean,
+            BaselineConfig::SelfCritical,
+        ] {
+            let log_prob = [[-1.0, -2.0], [-3.0, -4.0]];
+            let options = (&recording, DType::from(dtype));
+            let log_prob = Tensor::<2>::from_data(log_prob, options).require_grad();
+            let rollout = Rollout {
+                log_prob: log_prob.clone(),
+                entropy: reward().ones_like(),
+                decisions: reward().ones_like(),
+                mask: Some(reward().lower_elem(-1.0)),
+            };
+            let mut estimator = config(baseline, 0.01).init();
+            // The second batch meets what the first one left.
+            estimator.loss(rollout.clone(), reward(), Some(reward().sum_dim(1)));
+            let found = estimator.loss(rollout, reward(), Some(reward().sum_dim(1)));
+            assert_eq!(found.loss.dtype(), DType::from(dtype), "{baseline:?}");
+            let gradient = values(log_prob.grad(&found.loss.backward()).unwrap());
+            let masked = gradient[1] == 0.0;
+            assert!(
+                masked && gradient[0].is_finite() && gradient[2] != 0.0,
+                "{baseline:?}"
+            );
+        }
+    }
 }

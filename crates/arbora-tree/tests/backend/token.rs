@@ -2,7 +2,7 @@
 
 use arbora_testing::{allowed, assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 fn tree(tokens: Tensor<3>, lengths: &[usize], branching: usize, layout: Layout) -> TokenTree {
     let [_, count, _] = tokens.dims();
@@ -160,5 +160,23 @@ fn paths_to_tokens_end_at_the_nodes_over_them() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn tokens_of_another_precision_than_the_device_are_built_and_appended() {
+    for dtype in arbora_testing::other_floats(&device()) {
+        let tokens = random([1, 7, 2], 7, &device()).cast(dtype);
+        let shape = TokenTreeShape::new(7, 2, Layout::LeftFilled);
+        let mask = padding(&[5], 7, &device());
+        let order = TokenOrder::Given.permutation(&tokens, Some(&mask), &shape);
+        let built = TokenTree::build(tokens.clone(), Some(mask), order, shape, &MeanAggregator);
+        let options = (&device(), DType::from(dtype));
+        let mut grown = TokenTree::empty(1, 2, shape, options);
+        grown
+            .append(tokens.narrow(1, 0, 5), &MeanAggregator)
+            .unwrap();
+        assert_eq!(grown.nodes().dtype(), DType::from(dtype));
+        assert_eq!(values(built.nodes()), values(grown.nodes()));
     }
 }
