@@ -67,7 +67,7 @@ fn main() {
     println!("balance loss: {:.3}", balance.clone().into_scalar::<f32>());
     let gradients = (output.square().mean() + balance * 0.01).backward();
     // Trees must not decay. To an optimiser with weight decay add a second one without, for them:
-    // optimizer.with_group(ParamGroup::from_ids(block.attention.tree_parameter_ids()), plain, None)
+    // optimizer.with_group(SelfAttention::tree_parameter_group(), plain, None)
     let query = &block.attention.query.weight;
     let gradient = query.grad(&gradients).expect("attention reads queries");
     println!(

@@ -11,6 +11,7 @@
 //! - [`functions`]: the tensor functions that users call.
 //! - [`baselines`]: published ways of attending that trees are compared with.
 //! - [`layers`]: modules, each with a config, `init` and `forward`-like methods.
+//! - [`store`]: saving and loading the weights of any module, which refuses those of another one.
 //! - [`flops`]: counting of work.
 //! - [`cpu_kernels()`]: the vector instructions and threads of the kernels on the CPU.
 //!
@@ -33,8 +34,10 @@ pub mod flops;
 pub mod functions;
 pub mod layers;
 pub mod ops;
+pub mod store;
 
 pub use arbora_tree::ConfigError;
+pub use arbora_tree::routing::{Growth, LeafCounts, Routing, RoutingTree, Surrogate};
 pub use backends::{CpuKernels, cpu_kernels};
 pub use functions::{EmptyLeaf, EmptyNode, Route, SearchOutput};
 pub use layers::*;

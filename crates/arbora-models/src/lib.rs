@@ -17,7 +17,7 @@
 //! - [`prediction`]: what models predict, its loss and its reward
 //! - [`init`]: seeded initialisation on the host, equal on every backend
 //! - [`streaming`]: contexts that grow and change token by token
-//! - [`store`]: saving and loading weights, as burnpack or safetensors
+//! - [`store`]: saving and loading weights, as burnpack or safetensors; of `arbora-attention`
 //!
 //! # Feature flags
 //!
@@ -33,11 +33,11 @@ pub mod parts;
 pub mod perceiver;
 pub mod prediction;
 pub mod retreever;
-pub mod store;
 pub mod streaming;
 pub mod tree_coder;
 pub mod treeformer;
 
+pub use arbora_attention::store;
 pub use arbora_tree::ConfigError;
 pub use block::{TransformerBlock, TransformerBlockConfig};
 pub use cross_attention::{CrossAttentionConfig, CrossAttentionModel};

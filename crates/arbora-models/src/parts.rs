@@ -1,5 +1,6 @@
 //! What the models are made of.
 
+use crate::check::expect_some;
 use crate::init::Initialization;
 use crate::prediction::{HeadKind, Prediction};
 use arbora_attention::functions::{BlockWeights, FeedForwardWeights, feed_forward, tree_build};
@@ -156,7 +157,12 @@ impl FeedForward {
 
     /// `[batch, rows, d_model]` -> the same. In one operator, which has no dropout: where dropout
     /// acts, layer by layer.
+    ///
+    /// # Panics
+    /// If there is no example.
+    #[track_caller]
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        expect_some("feed_forward: axis 0 of input", input.dims()[0]);
         if !self.drops(&input.device()) {
             let epsilon = LayerNormConfig::new(self.norm.gamma.dims()[0]).epsilon;
             return feed_forward(input, self.weights(), epsilon);
@@ -361,7 +367,8 @@ impl Embedding {
     /// `[batch, rows, features]` -> `[batch, rows, d_model]`
     ///
     /// # Panics
-    /// If a sequence is longer than the configured number of positions.
+    /// If there is no example, or a sequence is longer than the configured number of positions.
+    #[track_caller]
     pub fn forward(&self, features: Tensor<3>) -> Tensor<3> {
         let hidden = self.contents(features);
         match &self.sequence {
@@ -378,7 +385,8 @@ impl Embedding {
     /// - returns `[batch, rows, d_model]`
     ///
     /// # Panics
-    /// If a place is not below the configured number of positions.
+    /// If there is no example, or a place is not below the configured number of positions.
+    #[track_caller]
     pub fn forward_at(&self, features: Tensor<3>, places: &[usize]) -> Tensor<3> {
         let hidden = self.contents(features);
         let Some(sequence) = &self.sequence else {
@@ -403,7 +411,9 @@ impl Embedding {
     }
 
     /// What rows hold, wherever they stand.
+    #[track_caller]
     fn contents(&self, features: Tensor<3>) -> Tensor<3> {
+        expect_some("embedding: axis 0 of features", features.dims()[0]);
         mlp(&self.layers, features, elu)
     }
 }

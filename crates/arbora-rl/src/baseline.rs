@@ -133,6 +133,7 @@ impl Baseline {
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<2> {
         let [rows, samples] = reward.dims();
+        check::some_samples("Baseline::advantage", "reward", [rows, samples]);
         if let Some(mask) = &mask {
             check::same_shape("Baseline::advantage", "mask", mask.dims(), [rows, samples]);
         }

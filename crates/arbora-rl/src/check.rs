@@ -2,6 +2,20 @@
 
 use burn::tensor::{Bool, DType, Tensor};
 
+/// Panics if an axis of `[rows, samples]` is 0: there is nothing to learn from, and not every backend takes tensors of nothing.
+#[track_caller]
+pub(crate) fn some_samples(operation: &str, tensor: &str, [rows, samples]: [usize; 2]) {
+    for (axis, (name, got)) in [("rows", rows), ("samples", samples)]
+        .into_iter()
+        .enumerate()
+    {
+        assert!(
+            got > 0,
+            "{operation}: {tensor}: axis {axis} ({name}): expected at least 1, got 0"
+        );
+    }
+}
+
 /// Panics unless `got` equals `expected` at `[rows, samples]`, naming the operation, the tensor and the axis.
 #[track_caller]
 pub(crate) fn same_shape(operation: &str, tensor: &str, got: [usize; 2], expected: [usize; 2]) {

@@ -25,13 +25,12 @@
 //!
 //! ```
 //! use arbora_rl::{BaselineConfig, PolicyGradientConfig, Rollout};
-//! use burn::tensor::Tensor;
-//! # fn example(log_prob: Tensor<2>, entropy: Tensor<2>, reward: Tensor<2>, task_loss: Tensor<1>) {
+//! use burn::tensor::{Int, Tensor};
+//! # fn example(log_probs: Tensor<2>, choices: Tensor<2, Int>, reward: Tensor<2>, task_loss: Tensor<1>) {
 //! let config = PolicyGradientConfig::default().with_baseline(BaselineConfig::LeaveOneOut);
 //! let mut policy_gradient = config.init();
-//! // One decision per sequence, four sequences per row.
-//! let decisions = log_prob.ones_like();
-//! let rollout = Rollout { log_prob, entropy, decisions, mask: None };
+//! // One decision per sample, four samples per row.
+//! let rollout = Rollout::from_choices(log_probs, choices);
 //! let output = policy_gradient.loss(rollout, reward, None);
 //! let gradients = (task_loss + output.loss).backward();
 //! # }
@@ -58,6 +57,8 @@ pub mod train;
 pub use baseline::{Baseline, BaselineConfig, BaselineState};
 pub use clip::{clip_global_norm, global_norm};
 pub use policy_gradient::{PolicyGradient, PolicyGradientConfig, PolicyGradientOutput};
+/// Of the version whose generators [`seed`] returns and [`sample`] takes.
+pub use rand;
 pub use rollout::Rollout;
 
 /// A setting that is out of its range.

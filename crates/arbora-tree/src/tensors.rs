@@ -10,6 +10,13 @@ pub(crate) fn expect_equal<T: PartialEq + Debug>(of: impl Display, expected: T, 
     assert!(got == expected, "{of}: expected {expected:?}, got {got:?}");
 }
 
+/// # Panics
+/// If there are none of what is counted.
+#[track_caller]
+pub(crate) fn expect_some(what: impl Display, got: usize) {
+    assert!(got > 0, "{what}: expected at least 1, got 0");
+}
+
 /// `values` as an integer tensor of the device's own integer type.
 pub(crate) fn int_tensor<const D: usize>(
     values: Vec<i64>,

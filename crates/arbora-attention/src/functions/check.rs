@@ -28,22 +28,31 @@ pub(crate) fn expect_divisor(what: &str, got: usize, of: usize) {
 
 /// The sizes of a function's axes by their names: its tensors must agree on them.
 pub(crate) struct Axes {
-    pub function: &'static str,
-    pub sizes: Vec<(&'static str, usize)>,
+    function: &'static str,
+    sizes: Vec<(&'static str, usize)>,
 }
 
 /// [`Axes`] that are named as the variables that hold their sizes.
 macro_rules! axes {
     ($function:expr, $($axis:ident),+) => {
-        $crate::functions::check::Axes {
-            function: $function,
-            sizes: vec![$((stringify!($axis), $axis)),+],
-        }
+        $crate::functions::check::Axes::new($function, vec![$((stringify!($axis), $axis)),+])
     };
 }
 pub(crate) use axes;
 
 impl Axes {
+    /// Panics without an example: not every backend takes tensors of none.
+    #[track_caller]
+    pub fn new(function: &'static str, sizes: Vec<(&'static str, usize)>) -> Self {
+        for (name, size) in &sizes {
+            assert!(
+                *name != "batch" || *size > 0,
+                "{function}: batch: expected at least 1, got 0"
+            );
+        }
+        Self { function, sizes }
+    }
+
     /// One more axis, whose name is that of no variable.
     pub fn with(mut self, name: &'static str, size: usize) -> Self {
         self.sizes.push((name, size));

@@ -1,7 +1,7 @@
 //! The published pre-norm attention, which tree and dense layers share.
 
 use crate::flops;
-use crate::functions::check::expect;
+use crate::functions::check::{expect, expect_some};
 use crate::functions::dense_attention;
 use crate::ops::DenseAttentionOptions;
 use arbora_tree::ConfigError;
@@ -171,7 +171,7 @@ impl PreNormAttention {
     /// If the queries are not `d_model` wide.
     #[track_caller]
     pub fn project_queries(&self, queries: Tensor<3>) -> ProjectedQueries {
-        self.check_width("queries", &queries);
+        self.check_rows("queries", &queries);
         let normalized = self.norm.forward(queries.clone());
         let query = self.by_head(self.query.forward(normalized.clone()));
         flops::record(|total| total.query += rows(&queries));
@@ -185,7 +185,7 @@ impl PreNormAttention {
     /// Keys and values, `[batch, tokens, heads, head_dim]`.
     #[track_caller]
     pub(super) fn project_context(&self, tokens: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        self.check_width("tokens", &tokens);
+        self.check_rows("tokens", &tokens);
         flops::record(|total| {
             total.key += rows(&tokens);
             total.value += rows(&tokens);
@@ -215,9 +215,14 @@ impl PreNormAttention {
     }
 
     #[track_caller]
-    fn check_width(&self, name: &str, tensor: &Tensor<3>) {
-        let name = format!("pre_norm_attention: axis 2 of {name}");
-        expect(&name, tensor.dims()[2], self.d_model);
+    fn check_rows(&self, name: &str, tensor: &Tensor<3>) {
+        let [batch, _, width] = tensor.dims();
+        expect_some(&format!("pre_norm_attention: axis 0 of {name}"), batch);
+        expect(
+            &format!("pre_norm_attention: axis 2 of {name}"),
+            width,
+            self.d_model,
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use arbora_attention::{
 };
 use arbora_testing::{allowed, assert_close, autodiff_device, device, random, values};
 use arbora_tree::Growth;
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAttention {
@@ -153,4 +154,25 @@ fn samples_are_tokens() {
     let layer = fine_layer(&[], 4, &device());
     let samples = random([1, 3, 4, 2], 1, &device());
     let _ = layer.grow(2, &Growth::MedianSplit { samples });
+}
+
+#[test]
+fn a_frozen_layer_stays_frozen_when_it_grows() {
+    for height in [0, 1] {
+        let branching = vec![2; height];
+        let layer = coarse_layer(TreeCoarseConfig::new(branching), 2, &autodiff_device());
+        for growth in [Growth::Random { seed: 1 }, Growth::preserve(1)] {
+            let frozen = layer.clone().no_grad().grow(2, &growth);
+            let learning = layer.clone().grow(2, &growth);
+            for (layer, learns) in [(frozen, false), (learning, true)] {
+                assert_eq!(coarse(&layer).alpha.is_require_grad(), learns);
+                for tree in [&router(&layer).query, router(&layer).key_tree()] {
+                    for level in tree.levels() {
+                        assert_eq!(level.weight.is_require_grad(), learns);
+                        assert_eq!(level.bias.is_require_grad(), learns);
+                    }
+                }
+            }
+        }
+    }
 }

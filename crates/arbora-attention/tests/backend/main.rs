@@ -4,6 +4,7 @@ mod big_bird;
 mod build;
 mod decode_coarse;
 mod decode_fine;
+mod empty_batch;
 mod feed_forward;
 mod flops;
 mod folded;

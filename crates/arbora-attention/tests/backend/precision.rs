@@ -112,19 +112,3 @@ fn counts_of_many_tokens_are_exact_whatever_the_precision_of_the_device() {
         );
     }
 }
-
-#[test]
-fn a_balance_bias_moves_in_single_precision() {
-    let mut config = TreeFineConfig::new([2]);
-    config.router.balance_rate = 1e-4;
-    let layer = layer(AttentionKindConfig::TreeFine(config), &autodiff_device());
-    let tokens = Tensor::<3>::ones([1, 5, 8], &autodiff_device());
-    for _ in 0..3 {
-        layer.forward(SelfAttentionInput::new(tokens.clone()));
-    }
-    let moved = values(router(&layer).query.levels()[0].balance.value_sync());
-    assert!(
-        moved.iter().any(|bias| (bias.abs() - 3e-4).abs() < 1e-8),
-        "{moved:?}"
-    );
-}

@@ -29,6 +29,7 @@ pub use parameters::ParameterCounts;
 pub use placement::{NodeName, Placement, PlacementError};
 pub use selector::Selector;
 
+use crate::check::expect_some;
 use crate::init::{Initialization, seeded};
 use arbora_tree::ConfigError;
 use arbora_tree::shape::CompleteTree;
@@ -143,10 +144,7 @@ impl TreeCoder {
     pub fn embed(&self, tokens: Tensor<2, Int>, before: usize) -> Tensor<3> {
         let [batch, count] = tokens.dims();
         let context = self.config.context;
-        assert!(
-            batch >= 1,
-            "tree_coder: axis 0 of tokens: expected at least 1 sequence, got 0"
-        );
+        expect_some("tree_coder: axis 0 of tokens", batch);
         assert!(
             count >= 1 && before + count <= context,
             "tree_coder: axis 1 of tokens: expected 1 to {context} tokens with those before, got {before} + {count}"

@@ -5,6 +5,7 @@ mod mixing;
 pub use mixing::LocalMixing;
 
 use crate::block::{TransformerBlock, TransformerBlockConfig, check_causal};
+use crate::check::expect_some;
 use crate::init::{Initialization, seeded};
 use arbora_attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput};
 use arbora_rl::seed::spread;
@@ -264,8 +265,8 @@ impl Treeformer {
     /// - logits: `[batch, tokens, classes]`
     ///
     /// # Panics
-    /// If the axes of `padding` disagree with those of `tokens`, there are more tokens than positions, or the
-    /// kind of attention does not take a mask that is there.
+    /// If there is no sequence or no token, the axes of `padding` disagree with those of `tokens`, there are more tokens than
+    /// positions, or the kind of attention does not take a mask that is there.
     #[track_caller]
     pub fn forward(
         &self,
@@ -301,6 +302,8 @@ impl Treeformer {
     #[track_caller]
     fn embed(&self, tokens: Tensor<2, Int>, padding: Option<&Tensor<2, Bool>>) -> Tensor<3> {
         let [batch, count] = tokens.dims();
+        expect_some("treeformer: axis 0 of tokens", batch);
+        expect_some("treeformer: axis 1 of tokens", count);
         let device = tokens.device();
         let mut hidden = self.embedding.forward(tokens);
         if let Some(positions) = &self.positions {

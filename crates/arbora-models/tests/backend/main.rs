@@ -1,6 +1,7 @@
 //! The suite that every backend runs: `cargo xtask test-all-backends`.
 
 mod aggregator;
+mod empty_batch;
 mod gradients;
 mod losses;
 mod order;

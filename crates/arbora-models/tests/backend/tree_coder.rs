@@ -146,7 +146,7 @@ fn chunks_of_a_sequence_meet_at_nodes_as_if_joined_there() {
 }
 
 #[test]
-#[should_panic(expected = "tree_coder: axis 0 of tokens: expected at least 1 sequence, got 0")]
+#[should_panic(expected = "tree_coder: axis 0 of tokens: expected at least 1, got 0")]
 fn a_batch_without_sequences_is_refused() {
     run::<3>(&small().with_seed(1).init(&device()), &[]);
 }

@@ -1,11 +1,16 @@
 //! The Treeformer on a device.
 
 use crate::{gradients_of, parameters};
-use arbora_attention::{AttentionKindConfig, TreeCoarseConfig, TreeFineConfig};
+use arbora_attention::{
+    AttentionKindConfig, Growth, SelfAttention, SelfAttentionConfig, SelfAttentionInput,
+    TreeCoarseConfig, TreeFineConfig, TreeSharing,
+};
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::{Treeformer, TreeformerConfig, TreeformerOptions};
-use arbora_testing::{assert_held, autodiff_device, device, values};
+use arbora_testing::{allowed, assert_held, autodiff_device, device, random, values};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 fn small() -> TreeformerConfig {
@@ -384,4 +389,60 @@ fn saved_weights_load_into_a_model_of_another_seed() {
         logits(&loaded, row.clone(), None),
         logits(&saved, row, None)
     );
+}
+
+/// A layer under a name of its own, as users have it.
+#[derive(Module, Debug)]
+struct Wrapped {
+    body: SelfAttention,
+}
+
+#[test]
+fn levels_that_grow_after_an_optimiser_was_made_do_not_decay_either() {
+    let device = autodiff_device();
+    let (rate, decay) = (0.1, 0.5);
+    for sharing in [TreeSharing::Shared, TreeSharing::Separate] {
+        let mut kind = TreeFineConfig::new([2]);
+        kind.router.sharing = sharing;
+        let kind = AttentionKindConfig::TreeFine(kind);
+        let body = SelfAttentionConfig::new(8, 2).with_kind(kind).init(&device);
+        let weight_decay = Some(WeightDecayConfig::new(decay));
+        let decaying = SgdConfig::new().with_weight_decay(weight_decay).build();
+        let group = SelfAttention::tree_parameter_group();
+        let mut optimizer =
+            ModuleOptimizer::from(decaying).with_group(group, SgdConfig::new().build(), None);
+        let growth = Growth::Random { seed: 3 };
+        let model = Wrapped {
+            body: body.grow(2, &growth),
+        };
+        let input = SelfAttentionInput::new(random([2, 9, 8], 1, &device));
+        let gradients = model
+            .body
+            .forward(input)
+            .context
+            .powi_scalar(2)
+            .mean()
+            .backward();
+        let (before, of) = (parameters(&model), gradients_of(&model, &gradients));
+        let gradients = GradientsParams::from_grads(gradients, &model);
+        let after = parameters(&optimizer.step(f64::from(rate), model, gradients));
+        let mut trees = 0;
+        for ((before, of), after) in before.iter().zip(&of).zip(&after) {
+            // Balance biases are buffers.
+            let is_tree = before.path.contains("levels") && !before.path.ends_with("balance");
+            trees += usize::from(is_tree);
+            let decay = if is_tree { 0.0 } else { decay };
+            for (at, gradient) in of.values.iter().enumerate() {
+                let expected = before.values[at] - rate * (gradient + decay * before.values[at]);
+                let error = (after.values[at] - expected).abs();
+                assert!(error < allowed(1e-6), "{}: {error}", before.path);
+            }
+        }
+        let per_tree = 2 * 2; // levels, with a weight and a bias each
+        let expected = match sharing {
+            TreeSharing::Shared => per_tree,
+            TreeSharing::Separate => 2 * per_tree,
+        };
+        assert_eq!(trees, expected);
+    }
 }

@@ -12,7 +12,7 @@ mod points;
 pub(crate) use self::directions::normal_draws;
 use self::points::Points;
 use crate::shape::TokenTreeShape;
-use crate::tensors::{counting, expect_equal, int_tensor};
+use crate::tensors::{counting, expect_equal, expect_some, int_tensor};
 use burn::tensor::{Bool, Int, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -113,6 +113,7 @@ impl TokenOrder {
         shape: &TokenTreeShape,
     ) -> Tensor<2, Int> {
         let [batch, tokens, dim] = points.dims();
+        expect_some("token_order: axis 0 of points", batch);
         expect_equal("token_order: axis 1 of points", shape.tokens(), tokens);
         if let Some(mask) = mask {
             expect_equal("token_order: mask", [batch, tokens], mask.dims());

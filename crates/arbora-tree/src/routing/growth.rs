@@ -5,6 +5,7 @@ use super::level::{self, RoutingLevel};
 use super::split::{equalising_biases, largest, median_bias};
 use crate::order::normal_draws;
 use crate::shape::CompleteTree;
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -54,7 +55,7 @@ impl Growth {
 impl RoutingTree {
     /// The tree with one more level below its leaves. Leaf `l` becomes the parent of the `branching`
     /// leaves from `l * branching` on. The other levels' parameters stay as they are and keep their
-    /// ids.
+    /// ids. Where the level above is frozen, so is the new one.
     ///
     /// A tree of height 0 has no parameters and grows on the device that it was initialised on.
     ///
@@ -87,8 +88,15 @@ impl RoutingTree {
             Some(level) => level.weight.val().device(),
             None => self.device.clone(),
         };
-        self.levels
-            .push(RoutingLevel::new(weight, bias, branching, &device));
+        let mut level = RoutingLevel::new(weight, bias, branching, &device);
+        if self
+            .levels
+            .last()
+            .is_some_and(|above| !above.weight.is_require_grad())
+        {
+            level = level.no_grad();
+        }
+        self.levels.push(level);
         self.shape = shape;
         match growth {
             Growth::MedianSplit { samples } => self.split_from("grow", samples.clone(), depth),

@@ -41,7 +41,7 @@ pub use surrogate::Surrogate;
 
 use crate::ConfigError;
 use crate::shape::CompleteTree;
-use crate::tensors::expect_equal;
+use crate::tensors::{expect_equal, expect_some};
 use burn::config::Config;
 use burn::module::{Module, ParamId};
 use burn::tensor::kind::Basic;
@@ -251,10 +251,7 @@ impl Heads {
     #[track_caller]
     fn new(operation: &str, [batch, tokens, heads]: [usize; 3], trees: usize) -> Self {
         for (axis, length) in [batch, tokens, heads].into_iter().enumerate() {
-            assert!(
-                length >= 1,
-                "{operation}: axis {axis} of x: expected at least 1, got 0"
-            );
+            expect_some(format_args!("{operation}: axis {axis} of x"), length);
         }
         assert!(
             heads.is_multiple_of(trees),

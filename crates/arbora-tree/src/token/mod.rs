@@ -7,7 +7,7 @@ pub use changed::Changed;
 pub use stream::StreamError;
 
 use crate::shape::TokenTreeShape;
-use crate::tensors::{expect_equal, int_tensor};
+use crate::tensors::{expect_equal, expect_some, int_tensor};
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 
 /// Summarises the children of a node: the encoder of inner nodes.
@@ -129,7 +129,7 @@ impl TokenTree {
     ///   (see [`TokenOrder::permutation`](crate::TokenOrder::permutation))
     ///
     /// # Panics
-    /// If the axes of `tokens`, `mask`, `order` and `shape` disagree.
+    /// If there is no example, or the axes of `tokens`, `mask`, `order` and `shape` disagree.
     #[track_caller]
     pub fn build<A: Aggregator + ?Sized>(
         tokens: Tensor<3>,
@@ -140,6 +140,7 @@ impl TokenTree {
     ) -> Self {
         let [batch, count, dim] = tokens.dims();
         let device = tokens.device();
+        expect_some("token_tree: axis 0 of tokens", batch);
         expect_equal("token_tree: axis 1 of tokens", shape.tokens(), count);
         expect_equal("token_tree: order", [batch, count], order.dims());
         if let Some(mask) = &mask {

@@ -3,7 +3,7 @@
 use super::changed::{Changed, add_runs};
 use super::{Aggregator, TokenTree};
 use crate::shape::{Layout, TokenTreeShape};
-use crate::tensors::{counting, expect_equal, int_tensor};
+use crate::tensors::{counting, expect_equal, expect_some, int_tensor};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorCreationOptions, TensorData};
 use thiserror::Error;
 
@@ -97,8 +97,8 @@ impl TokenTree {
         shape: TokenTreeShape,
         options: impl Into<TensorCreationOptions>,
     ) -> Self {
-        assert!(batch > 0, "token_tree: batch: expected at least 1, got 0");
-        assert!(dim > 0, "token_tree: dim: expected at least 1, got 0");
+        expect_some("token_tree: batch", batch);
+        expect_some("token_tree: dim", dim);
         let nodes = Tensor::zeros([batch, shape.nodes(), dim], options);
         Self::from_nodes(nodes, vec![0; batch], shape)
     }
@@ -110,10 +110,11 @@ impl TokenTree {
     /// - lengths: real tokens of each example
     ///
     /// # Panics
-    /// If the axes of `nodes`, `lengths` and `shape` disagree, or a length exceeds `shape.tokens()`.
+    /// If there is no example, the axes of `nodes`, `lengths` and `shape` disagree, or a length exceeds `shape.tokens()`.
     #[track_caller]
     pub fn from_nodes(nodes: Tensor<3>, lengths: Vec<usize>, shape: TokenTreeShape) -> Self {
         let [batch, count, _] = nodes.dims();
+        expect_some("token_tree: axis 0 of nodes", batch);
         expect_equal("token_tree: axis 1 of nodes", shape.nodes(), count);
         expect_equal("token_tree: lengths", batch, lengths.len());
         for (example, length) in lengths.iter().enumerate() {

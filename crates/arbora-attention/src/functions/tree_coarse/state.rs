@@ -28,6 +28,7 @@ impl TreeCoarseState {
         tree: &CompleteTree,
         device: &Device,
     ) -> Self {
+        expect_some("tree_coarse_state: batch", batch);
         Self {
             sums: Tensor::zeros(
                 [batch, tree.nodes(), kv_heads, value_dim + 1],

@@ -121,10 +121,11 @@ impl SelfAttention {
     /// A cache for `batch` examples that has seen no token.
     ///
     /// # Panics
-    /// If the kind does not support causal decoding.
+    /// If `batch` is 0 or the kind does not support causal decoding.
     #[track_caller]
     #[must_use]
     pub fn cache(&self, batch: usize, device: &Device) -> AttentionCache {
+        expect_some("self_attention: batch of a cache", batch);
         AttentionCache {
             batch,
             tokens: 0,

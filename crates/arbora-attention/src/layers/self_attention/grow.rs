@@ -5,9 +5,9 @@ use super::kind::AttentionKind;
 use super::router::Router;
 use crate::functions::check::axes;
 use crate::functions::tree_input;
-use arbora_tree::routing::Growth;
+use arbora_tree::routing::{Growth, RoutingTree};
 use arbora_tree::tensors::constant_like;
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 impl SelfAttention {
@@ -18,7 +18,8 @@ impl SelfAttention {
     /// With [`Growth::Preserve`] the layer computes the same as before: attention within leaves, because all tokens of a
     /// leaf go to the same new leaf, and tree-coarse, because the new depth starts with the weight 0. With other [`Growth`] the
     /// weight of a new depth starts with 1 / (height + 1), as in a new layer. The weights of depths become a new parameter: what an
-    /// optimiser holds for the old one does not fit it.
+    /// optimiser holds for the old one does not fit it. What is frozen stays so: a new level by the level above it, the first
+    /// level of a tree by the projection of queries.
     ///
     /// [`Growth::MedianSplit`] takes tokens here, `[batch, tokens, 1, d_model]`, which the layer projects: shared
     /// trees split queries and keys together, separate trees their own.
@@ -32,14 +33,16 @@ impl SelfAttention {
             Growth::MedianSplit { samples } => Some(self.samples(samples.clone())),
             _ => None,
         };
+        let learns = self.query.weight.is_require_grad();
         let kind = match self.kind {
             AttentionKind::TreeFine(mut fine) => {
-                fine.router = grown(fine.router, branching, growth, samples);
+                fine.router = grown(fine.router, learns, branching, growth, samples);
                 AttentionKind::TreeFine(fine)
             }
             AttentionKind::TreeCoarse(mut coarse) => {
-                coarse.router = grown(coarse.router, branching, growth, samples);
-                coarse.alpha = Param::from_tensor(with_new_depth(coarse.alpha.val(), growth));
+                coarse.router = grown(coarse.router, learns, branching, growth, samples);
+                let alpha = Param::from_tensor(with_new_depth(coarse.alpha.val(), growth));
+                coarse.alpha = alpha.set_require_grad(coarse.alpha.is_require_grad());
                 AttentionKind::TreeCoarse(coarse)
             }
             kind => panic!(
@@ -69,6 +72,7 @@ impl SelfAttention {
 #[track_caller]
 fn grown(
     router: Router,
+    learns: bool,
     branching: usize,
     growth: &Growth,
     samples: Option<(Tensor<4>, Tensor<4>)>,
@@ -89,9 +93,18 @@ fn grown(
             )
         }
     };
+    let grow = |tree: RoutingTree, growth: &Growth| {
+        let is_first = tree.height() == 0;
+        let grown = tree.grow(branching, growth);
+        if is_first && !learns {
+            grown.no_grad()
+        } else {
+            grown
+        }
+    };
     Router {
-        query: router.query.grow(branching, &of_queries),
-        key: router.key.map(|tree| tree.grow(branching, &of_keys)),
+        query: grow(router.query, &of_queries),
+        key: router.key.map(|tree| grow(tree, &of_keys)),
         ..router
     }
 }

@@ -27,7 +27,7 @@ use crate::functions::check::{expect, expect_some};
 use arbora_tree::ConfigError;
 use arbora_tree::routing::{RoutingTree, Surrogate};
 use burn::config::Config;
-use burn::module::{Module, ParamId};
+use burn::module::{Module, ParamGroup, ParamId};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, Device, Tensor};
 use kind::{HeadSizes, Projected};
@@ -157,6 +157,7 @@ impl SelfAttentionInput {
         let name = format!("{layer}: axis 2 of context");
         expect(&name, context_width, d_model);
         expect(&format!("{layer}: axis 0 of context"), contexts, batch);
+        expect_some(&format!("{layer}: axis 0 of tokens"), batch);
         expect_some(&format!("{layer}: axis 1 of tokens"), queries);
         expect_some(&format!("{layer}: axis 1 of context"), keys);
         self.masks.check(batch, queries, keys);
@@ -236,7 +237,7 @@ impl SelfAttention {
     /// - returns `[batch, tokens, d_model]`
     ///
     /// # Panics
-    /// If there is no token, or a context without one, if an axis disagrees with the others, or the kind
+    /// If there is no example or no token, or a context without one, if an axis disagrees with the others, or the kind
     /// does not take a mask that is there.
     #[track_caller]
     pub fn forward(&self, input: SelfAttentionInput) -> SelfAttentionOutput {
@@ -261,8 +262,18 @@ impl SelfAttention {
         }
     }
 
+    /// The parameters of the trees of all layers of a model, by their paths: levels that grow later belong to it too. They
+    /// are to be exempt from weight decay, see [`RoutingTree`].
+    ///
+    /// `optimizer.with_group(SelfAttention::tree_parameter_group(), without_decay, None)` of burn's `ModuleOptimizer`.
+    #[must_use]
+    pub fn tree_parameter_group() -> ParamGroup {
+        let levels = r"(^|\.)router\.(query|key)\.levels\.\d+\.(weight|bias)$";
+        ParamGroup::from_regex(levels).expect("a fixed pattern")
+    }
+
     /// The ids of the parameters of all trees, those of queries before those of keys; empty for kinds
-    /// without trees. They are to be exempt from weight decay, see [`RoutingTree`].
+    /// without trees. A level that grows later has others: see [`tree_parameter_group`](Self::tree_parameter_group).
     pub fn tree_parameter_ids(&self) -> Vec<ParamId> {
         let router = match &self.kind {
             AttentionKind::TreeFine(fine) => &fine.router,

@@ -326,3 +326,16 @@ fn a_routing_of_other_tokens_is_refused() {
         &Surrogate::default(),
     );
 }
+
+#[test]
+fn a_small_balance_rate_moves_biases_whatever_the_precision_of_the_device() {
+    let tree = RoutingTreeConfig::new(4, vec![2])
+        .with_balance_rate(1e-4)
+        .init(&autodiff_device());
+    let tokens = Tensor::ones([1, 5, 1, 4], &autodiff_device());
+    for _ in 0..3 {
+        tree.track_balance(&[&tree.route(tokens.clone(), None)]);
+    }
+    let moved = values(tree.levels()[0].balance.value_sync());
+    assert!((moved[0].abs() - 3e-4).abs() < 1e-8, "{moved:?}");
+}

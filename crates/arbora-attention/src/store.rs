@@ -1,4 +1,7 @@
-//! Saving and loading weights.
+//! Saving and loading weights of any module.
+//!
+//! burn's own stores load a file into a module that has other parameters without an error: a tree of height 4 into one of
+//! height 2. [`load_weights`] refuses it.
 
 use burn::module::Module;
 use burn::store::{BurnpackStore, ModuleSnapshot, SafetensorsStore};
@@ -54,8 +57,8 @@ pub fn save_weights<M: Module>(model: &M, path: impl AsRef<Path>) -> Result<(), 
 /// Reads parameters that [`save_weights`] wrote into a model of the same architecture.
 ///
 /// # Errors
-/// If the ending is unknown, the file cannot be read, or it lacks a parameter of the model or holds
-/// one of another shape. The model, which was moved in, is then dropped.
+/// If the ending is unknown, the file cannot be read, or it lacks a parameter of the model, or holds
+/// one of another shape or one that the model does not have. The model, which was moved in, is then dropped.
 pub fn load_weights<M: Module>(mut model: M, path: impl AsRef<Path>) -> Result<M, StoreError> {
     let path = path.as_ref();
     if !matches!(ending(path), "bpk" | "safetensors") {

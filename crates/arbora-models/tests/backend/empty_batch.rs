@@ -1,0 +1,47 @@
+//! Batches of no example are refused by every model, in the same words.
+
+use crate::{points, small};
+use arbora_models::{
+    CrossAttentionConfig, PerceiverIoConfig, ReTreeverConfig, TreeformerConfig, TreeformerOptions,
+};
+use arbora_testing::device;
+use burn::tensor::{Int, Tensor};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+#[track_caller]
+fn refused(what: &str, call: impl FnOnce()) {
+    let message = catch_unwind(AssertUnwindSafe(call)).expect_err(what);
+    let message = message.downcast_ref::<String>().expect("a sentence");
+    assert!(
+        message.ends_with("expected at least 1, got 0"),
+        "{what}: {message}"
+    );
+}
+
+#[test]
+fn models_refuse_a_batch_of_nothing() {
+    let device = device();
+    let none = || Tensor::<3>::zeros([0, 3, 2], &device);
+    let empty = || {
+        let mut context = points(1, 5, None, &device);
+        context.features = Tensor::zeros([0, 5, 3], &device);
+        context.positions = Tensor::zeros([0, 5, 2], &device);
+        context
+    };
+    let one = points(1, 5, None, &device);
+    let retreever = ReTreeverConfig::new(small()).init(&device);
+    refused("retreever", || drop(retreever.index(&empty())));
+    let index = retreever.index(&one);
+    refused("its queries", || {
+        drop(retreever.predict_from_leaves(none(), &index));
+    });
+    let dense = CrossAttentionConfig::new(small()).init(&device);
+    refused("cross attention", || drop(dense.encode(&empty())));
+    let latents = PerceiverIoConfig::new(small(), 3).init(&device);
+    refused("perceiver", || drop(latents.encode(&empty())));
+    let treeformer = TreeformerConfig::new(7, 3).with_d_model(8).init(&device);
+    refused("treeformer", || {
+        let tokens = Tensor::<2, Int>::zeros([0, 5], &device);
+        drop(treeformer.forward(tokens, None, &TreeformerOptions::default()));
+    });
+}
