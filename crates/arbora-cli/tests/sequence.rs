@@ -437,8 +437,8 @@ fn models_and_commands_of_the_other_family_are_refused() {
         &["no published settings"],
     );
     says(
-        &["inspect", "out"],
-        &["task recall", "inspect needs a run of retrieval"],
+        &["inspect", "out", "--item", "1"],
+        &["--item and --query: a run of sequences shows the leaves of all its held-out items"],
     );
     says(
         &["grow", "out"],
@@ -558,4 +558,39 @@ fn settings_out_of_range_are_refused_by_name() {
     );
     let short = ["--set", "data.curriculum=[]", "--set", "data.length=8"];
     assert!(refused_training(&place, &short).contains("data.length: expected 9 to"));
+}
+
+#[test]
+fn inspect_shows_what_met_nobody_in_the_leaves_of_each_layer() {
+    let place = place();
+    train(&place, &["--model", "tree-fine", "--out", "out"]);
+    let seen = parse(&place.succeed(&["inspect", "out", "--json"]));
+    let layers = seen["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    let evaluated = parse(&place.succeed(&["eval", "out", "--json"]));
+    assert!(
+        evaluated.to_string().contains("keys_without_query_percent"),
+        "{evaluated}"
+    );
+    for layer in layers {
+        let sum = |name: &str| -> f64 {
+            let counts = layer[name].as_array().unwrap();
+            counts.iter().map(|count| count.as_f64().unwrap()).sum()
+        };
+        // Two heads of 16 tokens, the mean over trees.
+        assert!((sum("leaf_queries") - 16.0).abs() < 1e-3, "{layer}");
+        assert!((sum("leaf_keys") - 16.0).abs() < 1e-3, "{layer}");
+        let share = layer["queries_without_key_percent"].as_f64().unwrap();
+        assert!((0.0..=100.0).contains(&share), "{layer}");
+    }
+    let text = place.succeed(&["inspect", "out", "--out", "seen"]);
+    assert!(
+        text.contains("of queries have no key in their leaf"),
+        "{text}"
+    );
+    assert!(place.path("seen/curves.svg").is_file());
+    // Without trees there are the curves.
+    train(&place, &["--model", "dense", "--out", "dense"]);
+    let text = place.succeed(&["inspect", "dense"]);
+    assert!(text.contains("dense has no trees"), "{text}");
 }

@@ -9,6 +9,7 @@ mod check;
 pub mod curves;
 mod kept;
 pub mod language;
+mod leaves;
 mod names;
 mod presets;
 pub mod retrieval;

@@ -35,13 +35,17 @@ impl LeafCounts {
     /// trees]`: the cost of attention within leaves relative to dense attention. `1 / leaves` when
     /// all leaves are equally full, 1 when one leaf has everything. 0 where there is no query or no
     /// key.
+    ///
+    /// What is saved are pairs, wanted or not. A ratio below `1 / leaves` says that queries and keys are
+    /// in different leaves: look at [`queries_without_key`](Self::queries_without_key) beside it.
     pub fn cost_ratio(&self) -> Tensor<2> {
         let (meet, all) = self.pairs();
         meet / all.clamp_min(1.0)
     }
 
     /// `1 / cost_ratio`, `[batch, trees]`: how many equally full leaves would cost the same. 0
-    /// where there is no query or no key. Infinite where there are both and no leaf has both.
+    /// where there is no query or no key. Infinite where there are both and no leaf has both. More than there are leaves
+    /// is no balance, but queries and keys in different leaves.
     pub fn effective_leaves(&self) -> Tensor<2> {
         let (meet, all) = self.pairs();
         let (apart, none) = (meet.clone().equal_elem(0.0), all.clone().equal_elem(0.0));
@@ -50,12 +54,30 @@ impl LeafCounts {
             .mask_fill(none, 0.0)
     }
 
+    /// The share of queries in leaves without a key, `[batch, trees]`; 0 where there is no query. Attention within leaves has
+    /// nothing to give them, and they meet no pair: [`cost_ratio`](Self::cost_ratio) takes their loss for a saving.
+    pub fn queries_without_key(&self) -> Tensor<2> {
+        share_where_none(&self.queries, &self.keys)
+    }
+
+    /// The share of keys in leaves without a query, `[batch, trees]`; 0 where there is no key. Nobody reads them.
+    pub fn keys_without_query(&self) -> Tensor<2> {
+        share_where_none(&self.keys, &self.queries)
+    }
+
     /// Pairs in common leaves, and all pairs: `[batch, trees]` each.
     fn pairs(&self) -> (Tensor<2>, Tensor<2>) {
         let meet = (self.queries.clone() * self.keys.clone()).sum_dim(2);
         let all = self.queries.clone().sum_dim(2) * self.keys.clone().sum_dim(2);
         (meet.squeeze_dim(2), all.squeeze_dim(2))
     }
+}
+
+/// The share of tokens in leaves where the others are none, `[batch, trees]`.
+fn share_where_none(tokens: &Tensor<3>, others: &Tensor<3>) -> Tensor<2> {
+    let met = others.clone().greater_elem(0.0);
+    let alone = tokens.clone().mask_fill(met, 0.0).sum_dim(2);
+    (alone / tokens.clone().sum_dim(2).clamp_min(1.0)).squeeze_dim(2)
 }
 
 /// Tokens per leaf, `[batch, trees, leaves]`.

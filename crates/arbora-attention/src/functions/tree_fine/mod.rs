@@ -86,6 +86,10 @@ pub struct TreeFineOptions {
 pub struct TreeFineOutput {
     /// `[batch, queries, heads, value_dim]`
     pub context: Tensor<4>,
+    /// The logarithm of the softmax's denominator within the leaf, `[batch, queries, heads]`, in at least single
+    /// precision and without a gradient; `f32::MIN` for a query whose leaf has no key that it may see, whatever
+    /// [`EmptyLeaf`] gave it.
+    pub lse: Tensor<3>,
     /// Routing of the queries.
     pub query: Routing,
     /// Routing of the keys.
@@ -156,7 +160,7 @@ pub fn tree_fine(
         within: WithinLeaves::new(queries.shape(), &options),
         input,
     };
-    let context = match options.surrogate {
+    let LeafAttentionOutput { context, lse } = match options.surrogate {
         _ if !call.input.query.device().is_autodiff() => call.hard(),
         Surrogate::TopMargin {
             candidates,
@@ -167,6 +171,7 @@ pub fn tree_fine(
     };
     TreeFineOutput {
         context,
+        lse,
         query,
         key,
     }
@@ -206,8 +211,8 @@ impl Call<'_> {
     }
 
     /// Attention along hard routes, which get no gradient.
-    fn hard(&self) -> Tensor<4> {
-        self.within.attend(self.routed_rows()).context
+    fn hard(&self) -> LeafAttentionOutput {
+        self.within.attend(self.routed_rows())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The mask of indicators, relaxed: every pair of a query and a key.
 
-use super::{Call, nothing_but_gradient};
+use super::{Call, LeafAttentionOutput, nothing_but_gradient};
 use crate::functions::masked_attention::{
     by_head, fill_hidden, hidden_pairs, last_keys, one_hot, repeat_each, softmax_of_visible,
     without_absent,
@@ -13,10 +13,10 @@ const SMALLEST: f64 = 1e-18;
 
 impl Call<'_> {
     /// Attention within leaves, with the straight-through gradient of all indicators.
-    pub(super) fn dense_gradient(self, surrogate: &Surrogate) -> Tensor<4> {
-        let context = self.hard();
+    pub(super) fn dense_gradient(self, surrogate: &Surrogate) -> LeafAttentionOutput {
+        let found = self.hard();
         if self.queries.leaves() == 1 {
-            return context;
+            return found;
         }
         let (query, key) = self.probabilities(surrogate);
         let indicators = |leaf: &Tensor<3, Int>, probability: Tensor<4>| {
@@ -40,13 +40,16 @@ impl Call<'_> {
         let relaxed = weights.matmul(value) / total.mask_fill(none.clone(), 1.0);
         let none = none.expand(relaxed.dims());
         let relaxed = by_head(relaxed.mask_fill(none, 0.0));
-        let dtype = context.dtype();
-        context + nothing_but_gradient(relaxed).cast(dtype)
+        let gradient = nothing_but_gradient(relaxed).cast(found.context.dtype());
+        LeafAttentionOutput {
+            context: found.context + gradient,
+            ..found
+        }
     }
 
     /// Attention to all keys, weighted by the probability of a common leaf.
     #[track_caller]
-    pub(super) fn soft(self, surrogate: &Surrogate) -> Tensor<4> {
+    pub(super) fn soft(self, surrogate: &Surrogate) -> LeafAttentionOutput {
         let rate = self.within.options.dropout.map_or(0.0, |it| it.rate);
         assert!(
             rate == 0.0,
@@ -59,7 +62,15 @@ impl Call<'_> {
         let group = self.input.query.dims()[2] / self.input.key.dims()[2];
         let value = by_head(repeat_each(self.input.value.clone(), group));
         let context = by_head(weights.cast(value.dtype()).matmul(value));
-        without_absent(context, self.query_leaf)
+        // Of the hard routes, as without gradients.
+        let lse = self
+            .within
+            .attend(self.routed_rows().without_autodiff())
+            .lse;
+        LeafAttentionOutput {
+            context: without_absent(context, self.query_leaf),
+            lse,
+        }
     }
 
     /// Of the leaves, for queries and keys: `[batch, rows, heads or 1, leaves]`.

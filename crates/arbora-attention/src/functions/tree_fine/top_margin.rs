@@ -9,7 +9,7 @@ use burn::tensor::{Bool, Tensor};
 
 impl Call<'_> {
     /// Attention within leaves, whose routes get gradients from `candidates` leaves each.
-    pub(super) fn top_margin(self, candidates: usize, temperature: f64) -> Tensor<4> {
+    pub(super) fn top_margin(self, candidates: usize, temperature: f64) -> LeafAttentionOutput {
         let best = |tree: &RoutingTree, rows: &Tensor<4>, mask: &Option<Tensor<2, Bool>>| {
             tree.best_leaves(rows.clone(), mask.clone(), candidates)
         };
@@ -26,8 +26,10 @@ impl Call<'_> {
         let mut biased = self.routed_rows();
         biased.rows.key_bias = Some(key_bias.cast(self.input.key.dtype()));
         let found = self.within.attend(biased);
+        let lse = found.lse.clone();
         let context = self.candidate_keys(found, &key, &constants, temperature);
-        self.candidate_queries(context, &query, constants, temperature)
+        let context = self.candidate_queries(context, &query, constants, temperature);
+        LeafAttentionOutput { context, lse }
     }
 
     /// Gates of the leaves that keys are not in.

@@ -1,11 +1,11 @@
 //! Settings of the routing trees of a layer, and the trees.
 
 use super::kind::HeadSizes;
-use crate::functions::tree_input;
+use crate::functions::{to_heads, tree_input};
 use arbora_tree::routing::{LeafCounts, Routing, RoutingTree, RoutingTreeConfig, Surrogate};
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Device, FloatDType, Tensor};
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
@@ -161,8 +161,14 @@ pub struct RoutingReport {
     /// a tree are counted.
     pub counts: LeafCounts,
     /// The pairs of a query and a key in one leaf, as a share of all pairs: `[batch, trees]`, 1 / leaves
-    /// for balanced leaves and 1 if one leaf holds everything.
+    /// for balanced leaves and 1 if one leaf holds everything. It also falls where queries and keys part, and
+    /// then nothing is saved: see the next two.
     pub cost_ratio: Tensor<2>,
+    /// The share of queries whose leaf has no key that they may see, `[batch, trees]`, padding excluded. They got what
+    /// [`EmptyLeaf`](crate::EmptyLeaf) says, or in tree-coarse attention the mean of a node above. Keep it below 0.05.
+    pub queries_without_key: Tensor<2>,
+    /// The share of keys in leaves without a query, `[batch, trees]`, padding excluded: nobody reads them.
+    pub keys_without_query: Tensor<2>,
     /// How unevenly nodes send tokens to their children, the mean of queries and keys: 1 where children
     /// are equally likely, the branching factor where one gets everything. Differentiable; on autodiff
     /// devices alone. The caller weighs it and adds it to the loss.
@@ -208,14 +214,20 @@ impl Router {
     /// of the trees following the routes: the losses of the call describe the trees that routed it.
     ///
     /// - query, key: what was routed, as [`route`](Self::route) takes it, and as the masks
+    /// - lse: of attention within leaves, `[batch, queries, heads]`
     /// - causal: how far queries are behind the first key, if they see no later keys
     /// - seed: of the rows that an alignment loss draws
     #[track_caller]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a call of attention knows of its routes"
+    )]
     pub(super) fn report(
         &self,
         (query, key): (Tensor<4>, Tensor<4>),
         masks: [Option<Tensor<2, Bool>>; 2],
         routes: (Routing, Routing),
+        lse: Option<Tensor<3>>,
         surrogate: &Surrogate,
         causal: Option<usize>,
         seed: Option<u64>,
@@ -247,6 +259,11 @@ impl Router {
         }
         RoutingReport {
             cost_ratio: counts.cost_ratio(),
+            queries_without_key: match lse {
+                Some(lse) => without_key(lse, &routes.0),
+                None => counts.queries_without_key(),
+            },
+            keys_without_query: counts.keys_without_query(),
             counts,
             query: routes.0,
             key: routes.1,
@@ -254,4 +271,18 @@ impl Router {
             alignment_loss,
         }
     }
+}
+
+/// The share of unmasked queries whose softmax was over nothing, `[batch, trees]`.
+fn without_key(lse: Tensor<3>, routing: &Routing) -> Tensor<2> {
+    let ([batch, queries, heads], trees) = (lse.dims(), routing.trees());
+    let routed = to_heads(routing.leaves().greater_equal_elem(0), heads);
+    let of = |tokens: Tensor<3, Bool>| {
+        let by_tree = tokens
+            .cast(FloatDType::F32)
+            .reshape([batch, queries, trees, heads / trees]);
+        by_tree.sum_dim(3).sum_dim(1).reshape([batch, trees])
+    };
+    let without = lse.lower_elem(f32::MIN / 2.0).bool_and(routed.clone());
+    of(without) / of(routed).clamp_min(1.0)
 }

@@ -160,9 +160,15 @@ impl TreeCoarse {
             )
         };
         // Means are not aligned, so neither masks nor a seed are asked for.
-        let report = self
-            .router
-            .report((query, key), [None, None], routes, &surrogate, None, None);
+        let report = self.router.report(
+            (query, key),
+            [None, None],
+            routes,
+            None,
+            &surrogate,
+            None,
+            None,
+        );
         Attended {
             context,
             routing: Some(report),

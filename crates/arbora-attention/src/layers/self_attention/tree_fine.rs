@@ -96,6 +96,7 @@ impl TreeFine {
             rows,
             [query_padding, key_padding],
             (found.query, found.key),
+            Some(found.lse),
             &surrogate,
             options.causal,
             input.seed,

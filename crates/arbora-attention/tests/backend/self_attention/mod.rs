@@ -402,3 +402,75 @@ fn configurations_read_back_and_refuse_what_they_do_not_know() {
         assert!(serde_json::from_str::<AttentionKindConfig>(unknown).is_err());
     }
 }
+
+#[test]
+fn queries_whose_leaf_has_no_key_yet_are_reported() {
+    let mut seen = 0;
+    for scope in [TreeScope::PerHead, TreeScope::PerLayer] {
+        for surrogate in [
+            Surrogate::default(),
+            Surrogate::Soft { temperature: 1.0 },
+            Surrogate::DenseGradient {
+                temperature: 1.0,
+                clip: 1.0,
+                scale: None,
+            },
+        ] {
+            for device in [device(), autodiff_device()] {
+                let mut config = TreeFineConfig::new([2, 2, 2]);
+                config.router.scope = scope;
+                config.router.sharing = TreeSharing::Separate;
+                config.router.surrogate = surrogate;
+                let layer = fine_layer(config, &device);
+                for causal in [false, true] {
+                    let mut input = SelfAttentionInput::new(tokens(&device)).mask_pad(mask());
+                    input.masks.causal = causal;
+                    let report = report(&layer, input);
+                    let [batch, queries, heads] = report.query.leaves().dims();
+                    let [.., kv_heads] = report.key.leaves().dims();
+                    let trees = report.query.trees();
+                    let integers = |tensor: Tensor<3, Int>| -> Vec<i64> {
+                        tensor.into_data().iter::<i64>().collect()
+                    };
+                    let (asked, kept) = (
+                        integers(report.query.leaves()),
+                        integers(report.key.leaves()),
+                    );
+                    let mut expected = Vec::new();
+                    for example in 0..batch {
+                        for tree in 0..trees {
+                            let (mut all, mut alone) = (0.0, 0.0f32);
+                            let group = heads / trees;
+                            for head in tree * group..(tree + 1) * group {
+                                let kv_head = head * kv_heads / heads;
+                                for query in 0..queries {
+                                    let leaf = asked[(example * queries + query) * heads + head];
+                                    if leaf < 0 {
+                                        continue;
+                                    }
+                                    let last = if causal { query + 1 } else { queries };
+                                    let met = (0..last).any(|key| {
+                                        kept[(example * queries + key) * kv_heads + kv_head] == leaf
+                                    });
+                                    all += 1.0;
+                                    alone += f32::from(u8::from(!met));
+                                }
+                            }
+                            expected.push(alone / all);
+                        }
+                    }
+                    seen += expected.iter().filter(|share| **share > 0.0).count();
+                    let got = values(report.queries_without_key);
+                    for (got, expected) in got.iter().zip(&expected) {
+                        assert!(
+                            (got - expected).abs() < 1e-6,
+                            "{scope:?} {surrogate:?} {causal}"
+                        );
+                    }
+                    assert_eq!(got.len(), expected.len());
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "{seen}");
+}

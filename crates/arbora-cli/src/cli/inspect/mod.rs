@@ -2,6 +2,7 @@
 
 mod language;
 mod retrieval;
+mod sequence;
 mod walk;
 
 use super::{InspectArgs, show};
@@ -10,7 +11,7 @@ use crate::families::curves::panels;
 use crate::families::{AnyTask, Family, Finished};
 use crate::folder_lock::with_folder_lock;
 use crate::picture::curves::{self, Panel};
-use crate::run::{TrainedRun, config_of, refuse_others, task_of};
+use crate::run::{TrainedRun, config_of, task_of};
 use crate::settings::refuse_within_data;
 use anyhow::{Context as _, Result};
 use arbora::rl::train::is_folder;
@@ -27,10 +28,8 @@ pub fn run(args: InspectArgs) -> Result<ExitCode> {
     let out = out.unwrap_or_else(|| args.run.join("inspect"));
     let inspect = match task_of(&args.run) {
         AnyTask::Language(_) => language::inspect,
-        _ => {
-            refuse_others("inspect", &args.run)?;
-            retrieval::inspect
-        }
+        AnyTask::Sequence(_) => sequence::inspect,
+        AnyTask::Retrieval(_) => retrieval::inspect,
     };
     is_folder(&out)?;
     let mut seen = inspect(&args, &out)?;

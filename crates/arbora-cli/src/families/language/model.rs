@@ -2,6 +2,7 @@
 
 use super::{LanguageBatch, LanguageConfig};
 use crate::families::FamilyModel;
+use crate::families::leaves::alone;
 use crate::families::training::{mean_of, not_decaying};
 use anyhow::{Result, bail};
 use arbora::models::prediction::masked_average;
@@ -282,6 +283,12 @@ impl LanguageModel {
         }
         // The selectors' means are over items with text.
         let items = routing.real_items() as f64;
+        let reports: Vec<_> = routing.attention.iter().collect();
+        if !reports.is_empty() {
+            let shares =
+                alone(&reports).map(|(name, mean)| Measurement::new(name, mean * items, items));
+            measured.extend(shares);
+        }
         if self.network.config().selector.kind == SelectorKind::Learned {
             for (depth, level) in routing.levels.iter().enumerate() {
                 let (name, sum) = (format!("{ENTROPY}{depth}"), level.entropy * items);

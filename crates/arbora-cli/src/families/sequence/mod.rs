@@ -10,6 +10,7 @@ pub use data::SequenceBatch;
 pub use model::SequenceModel;
 
 use super::curves::{Curve, PERCENT};
+use super::leaves::UNANSWERED;
 use super::{About, Column, EVALUATION_SEED, Family, FamilyModel, TrainingBatches};
 use super::{column, common};
 use anyhow::{Result, bail};
@@ -32,6 +33,7 @@ impl Family for SequenceConfig {
     const COLUMNS: &'static [Column] = &[
         column("core_flops_percent", "core FLOPs, % of dense", 1),
         column("effective_leaves", "effective leaves", 1),
+        column(UNANSWERED, "queries without a key, %", 1),
     ];
     const LIVE: &'static [&'static str] = &["loss", "log_likelihood", "accuracy"];
 
@@ -108,6 +110,12 @@ impl Family for SequenceConfig {
             Curve("Accuracy, held out", PERCENT, "valid", "accuracy"),
             Curve("Core FLOPs, held out", flops, "valid", "core_flops_percent"),
             Curve("Effective leaves, held out", leaves, "valid", in_use),
+            Curve(
+                "Queries without a key, held out",
+                ("%", 1.0),
+                "valid",
+                UNANSWERED,
+            ),
             Curve("Balance loss", balance, "train", "balance"),
             Curve("Alignment loss", ("nats", 1.0), "train", "alignment"),
         ]

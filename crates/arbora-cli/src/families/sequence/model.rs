@@ -1,6 +1,7 @@
 //! The transformer as the trainer wants it: what a step minimises and what an evaluation measures.
 
 use super::{SequenceBatch, SequenceConfig};
+use crate::families::leaves::{UNANSWERED, alone, mean_of_share};
 use crate::families::training::{count_asked, mean_of, not_decaying};
 use arbora::attention::RoutingReport;
 use arbora::attention::flops::RunCost;
@@ -93,9 +94,14 @@ impl TrainableModel for SequenceModel {
             .with_metric("log_likelihood", -task_loss)
             .with_metric("accuracy", right);
         if !reports.is_empty() {
-            let ratios = reports.iter().map(|report| report.cost_ratio.clone());
-            let ratio = Tensor::cat(ratios.collect(), 1).mean();
-            output = output.with_metric("cost_ratio", ratio);
+            let mean = |share: fn(&RoutingReport) -> &Tensor<2>| {
+                let shares = reports.iter().map(|report| share(report).clone());
+                Tensor::cat(shares.collect(), 1).mean()
+            };
+            let unanswered = mean(|report| &report.queries_without_key) * 100.0;
+            output = output
+                .with_metric("cost_ratio", mean(|report| &report.cost_ratio))
+                .with_metric(UNANSWERED, unanswered);
         }
         for (name, auxiliary) in [("balance", balance), ("alignment", alignment)] {
             if let Some(auxiliary) = auxiliary {
@@ -133,6 +139,14 @@ impl TrainableModel for SequenceModel {
     }
 }
 
+impl SequenceModel {
+    /// Where the tokens of a batch went in each layer; `None` for a layer without trees.
+    pub fn routing(&self, batch: &SequenceBatch) -> Vec<Option<RoutingReport>> {
+        self.forward(&batch.lookup, &TreeformerOptions::default())
+            .routing
+    }
+}
+
 /// What attention cost, by actual counts, and how tokens spread over leaves.
 fn cost(
     network: &Treeformer,
@@ -144,7 +158,9 @@ fn cost(
     let mut cost = RunCost::default();
     for (layer, (block, report)) in network.blocks.iter().zip(routing).enumerate() {
         // Costs are linear in the share of pairs that meet, so the mean over examples is exact.
-        let share = report.as_ref().map(mean_ratio);
+        let share = report
+            .as_ref()
+            .map(|report| mean_of_share(&report.cost_ratio));
         cost.record(layer, &block.attention, [tokens, tokens], share);
     }
     let of = |name: &str, mean: f64| Measurement::new(name, mean * weight, weight);
@@ -153,9 +169,12 @@ fn cost(
     if reports.is_empty() {
         return measured;
     }
-    let ratios = reports.iter().map(|report| mean_ratio(report));
+    let ratios = reports
+        .iter()
+        .map(|report| mean_of_share(&report.cost_ratio));
     let ratio = ratios.sum::<f64>() / reports.len() as f64;
     measured.push(of("cost_ratio", ratio));
+    measured.extend(alone(&reports).map(|(name, mean)| of(name, mean)));
     // Of the mean ratio, as a cost is: the mean of reciprocals would hide a collapsed tree.
     measured.push(Measurement::new("effective_leaves", weight, ratio * weight));
     type Extreme = fn(Tensor<3>) -> Tensor<3>;
@@ -170,11 +189,6 @@ fn cost(
         measured.push(of(name, means.sum::<f64>() / (2 * reports.len()) as f64));
     }
     measured
-}
-
-/// The share of pairs that meet in a leaf, the mean over examples and trees.
-fn mean_ratio(report: &RoutingReport) -> f64 {
-    f64::from(report.cost_ratio.clone().mean().into_scalar::<f32>())
 }
 
 #[cfg(all(test, feature = "flex"))]

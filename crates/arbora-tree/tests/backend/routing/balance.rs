@@ -48,6 +48,21 @@ fn the_cost_ratio_is_the_share_of_pairs_that_meet() {
 }
 
 #[test]
+fn queries_and_keys_that_meet_nobody_are_counted() {
+    // Half of the queries, half of the keys; nobody alone; no query; no key.
+    let queries = [
+        0, 0, 1, 1, 2, 2, 3, 3, NO_LEAF, NO_LEAF, NO_LEAF, NO_LEAF, 0, 1, 2, 3,
+    ];
+    let keys = [
+        1, 1, 2, 3, 2, 3, 2, 3, 0, 1, 2, 3, NO_LEAF, NO_LEAF, NO_LEAF, NO_LEAF,
+    ];
+    let routing = |leaves| given(leaves, [4, 4, 1], &[2, 2], 1);
+    let counts = LeafCounts::new(&routing(&queries), &routing(&keys));
+    assert_eq!(values(counts.queries_without_key()), [0.5, 0.0, 0.0, 1.0]);
+    assert_eq!(values(counts.keys_without_query()), [0.5, 0.0, 1.0, 0.0]);
+}
+
+#[test]
 fn the_balance_loss_is_1_at_balance_and_the_branching_factor_at_collapse() {
     let tree = tree(4, &[2, 2, 2], 1);
     let soft = Surrogate::Soft { temperature: 1.0 };
