@@ -288,7 +288,8 @@ impl BlockAggregator {
 }
 
 impl Aggregator for BlockAggregator {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        let mask = leaves.equal_elem(0);
         let children = if self.detach_children {
             children.detach()
         } else {
@@ -323,8 +324,8 @@ impl Aggregator for BlockAggregator {
 struct LevelByLevel<'a>(&'a BlockAggregator);
 
 impl Aggregator for LevelByLevel<'_> {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        self.0.aggregate(children, mask)
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        self.0.aggregate(children, leaves)
     }
 }
 

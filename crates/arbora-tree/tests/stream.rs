@@ -3,19 +3,20 @@
 
 use arbora_tree::token::masked_mean;
 use arbora_tree::{Aggregator, Layout, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 const DIM: usize = 3;
 
-/// Unlike a mean alone, tells a node from its only child and is not linear.
+/// Unlike a mean alone, tells a node from its only child, counts leaves and is not linear.
 struct Squashed;
 
 impl Aggregator for Squashed {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        (masked_mean(children, mask) * 1.5 + 0.1).tanh()
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        let weight = leaves.clone().cast(FloatDType::F32).sum_dim(1) * 0.1;
+        (masked_mean(children, leaves.equal_elem(0)) * 1.5 + weight).tanh()
     }
 }
 

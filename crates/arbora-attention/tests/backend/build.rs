@@ -7,7 +7,7 @@ use arbora_testing::{allowed, assert_close, autodiff_device, device, random, ran
 use arbora_tree::token::masked_mean;
 use arbora_tree::{Aggregator, Layout, TokenTreeShape};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 const DIM: usize = 6;
 const FF: usize = 5;
@@ -73,7 +73,8 @@ fn normalise(rows: Tensor<3>, gamma: &Tensor<1>, beta: &Tensor<1>, epsilon: f64)
 }
 
 impl Aggregator for Composed {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        let mask = leaves.equal_elem(0);
         let (block, heads) = (&self.block, self.options.heads);
         let x = if self.options.detach_children {
             children.detach()

@@ -86,7 +86,7 @@ fn a_grown_layer_trains_its_new_level_and_keeps_the_parameters_of_the_others() {
     let gradients = (context * weight).sum().backward();
     let alpha = coarse(&grown).alpha.val().grad(&gradients).unwrap();
     assert!(values(alpha).iter().all(|x| *x != 0.0));
-    for tree in [&router(&grown).query, router(&grown).key_tree()] {
+    for tree in [&router(&grown).query, &router(&grown).key_tree()] {
         let weight = tree.levels()[1].weight.val().grad(&gradients).unwrap();
         assert!(values(weight).iter().any(|x| *x != 0.0));
     }
@@ -96,7 +96,7 @@ fn a_grown_layer_trains_its_new_level_and_keeps_the_parameters_of_the_others() {
 fn trees_of_queries_and_keys_grow_differently() {
     let layer = coarse_layer(TreeCoarseConfig::new([]), 2, &device());
     let grown = layer.grow(2, &Growth::Random { seed: 3 });
-    let weights = [&router(&grown).query, router(&grown).key_tree()]
+    let weights = [&router(&grown).query, &router(&grown).key_tree()]
         .map(|tree| values(tree.levels()[0].weight.val()));
     assert_ne!(weights[0], weights[1]);
 }
@@ -166,7 +166,7 @@ fn a_frozen_layer_stays_frozen_when_it_grows() {
             let learning = layer.clone().grow(2, &growth);
             for (layer, learns) in [(frozen, false), (learning, true)] {
                 assert_eq!(coarse(&layer).alpha.is_require_grad(), learns);
-                for tree in [&router(&layer).query, router(&layer).key_tree()] {
+                for tree in [&router(&layer).query, &router(&layer).key_tree()] {
                     for level in tree.levels() {
                         assert_eq!(level.weight.is_require_grad(), learns);
                         assert_eq!(level.bias.is_require_grad(), learns);

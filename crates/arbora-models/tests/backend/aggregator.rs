@@ -5,14 +5,14 @@ use arbora_models::init::seeded;
 use arbora_models::parts::BlockAggregator;
 use arbora_testing::{allowed, assert_close, autodiff_device, device, padding, random, values};
 use arbora_tree::{Aggregator, Layout, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// An aggregator without its own way to all nodes.
 struct Levels<'a>(&'a BlockAggregator);
 
 impl Aggregator for Levels<'_> {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        self.0.aggregate(children, mask)
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        self.0.aggregate(children, leaves)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Routing, RoutingTree, Surrogate};
 use crate::tensors::{expect_equal, single};
-use burn::tensor::{FloatDType, IndexingUpdateOp, Tensor};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor};
 
 /// How many queries and keys each leaf has, in single precision. Masked tokens are not counted.
 ///
@@ -99,28 +99,32 @@ fn leaf_counts(routing: &Routing) -> Tensor<3> {
     zeros.scatter(2, leaves.clamp_min(0), counted, IndexingUpdateOp::Add)
 }
 
-/// Tokens per child of every node of a depth, batch pooled: `[trees, nodes, branching]`.
-fn child_counts(counts: Tensor<2>, routing: &Routing, depth: usize) -> Tensor<3> {
-    let [trees, leaves] = counts.dims();
+/// Tokens per child of every node of a depth, the nodes of all examples side by side.
+///
+/// - counts: `[trees, examples, leaves]`
+/// - returns `[trees, examples * nodes, branching]`
+fn child_counts(counts: Tensor<3>, routing: &Routing, depth: usize) -> Tensor<3> {
+    let [trees, examples, leaves] = counts.dims();
     let shape = routing.shape();
     let children = shape.width(depth + 1);
     counts
-        .reshape([trees, children, leaves / children])
+        .reshape([trees, examples * children, leaves / children])
         .sum_dim(2)
-        .reshape([trees, shape.width(depth), shape.branching(depth)])
+        .reshape([trees, examples * shape.width(depth), shape.branching(depth)])
 }
 
 impl RoutingTree {
-    /// An auxiliary loss against skewed decisions: for every node `branching · Σ_c f_c P_c`, where
-    /// `f_c` is the share of the tokens at the node that go to child `c` and `P_c` their mean
+    /// An auxiliary loss against skewed decisions: for every node of every example `branching · Σ_c f_c P_c`,
+    /// where `f_c` is the share of the example's tokens at the node that go to child `c` and `P_c` their mean
     /// probability of `c` given the node: the softmax over its children of what the surrogate adds
     /// to their scores, over the temperature.
     ///
     /// It is the load-balancing loss of Switch Transformers (arXiv 2101.03961, section 2.2) at every
-    /// node. Nodes of a depth are weighted by the share of the tokens that reach them, then depths
-    /// and trees are averaged. The loss is 1 where all children are equally likely, and the
+    /// node, and within each example: tokens attend within one, so leaves that are even over a batch are of no use where
+    /// the keys of an example are all in one of them. Nodes of a depth are weighted by the share of the tokens that reach
+    /// them, then depths and trees are averaged. The loss is 1 where all children are equally likely, and the
     /// branching factor where every token surely goes to one child. The shares carry no gradient.
-    /// Batch and heads of a tree are pooled; masked tokens count nothing. A tree of height 0 has
+    /// Heads of a tree are pooled; masked tokens count nothing. A tree of height 0 has
     /// loss 1, and so has a tree without unmasked tokens; both without gradient.
     ///
     /// Only nodes on the path of a token are evaluated. [`Surrogate::DenseGradient`] without a scale
@@ -156,23 +160,29 @@ impl RoutingTree {
         if self.height() == 0 {
             return Tensor::ones([1], single(&device));
         }
-        let counts = leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0); // [trees, leaves]
-        let tokens = counts.clone().sum_dim(1); // [trees, 1]
+        let counts = leaf_counts(routing).swap_dims(0, 1); // [trees, batch, leaves]
+        let tokens = counts.clone().sum_dim(2).sum_dim(1).squeeze_dim::<2>(2); // [trees, 1]
         let keep = path.clone().narrow(2, 0, 1).greater_equal_elem(0);
         let keep = keep.cast(FloatDType::F32);
         let path = path.clamp_min(0);
         let [trees, count, _] = path.dims();
+        // Which example each row is of.
+        let example = Tensor::<1, Int>::arange(0..heads.batch as i64, (&device, path.dtype()))
+            .reshape([1, heads.batch, 1])
+            .expand([trees, heads.batch, count / heads.batch])
+            .reshape([trees, count, 1]);
 
         let mut total = Tensor::<2>::zeros([trees, 1], single(&device));
         let probabilities = self.child_probabilities(rows, &path, &keep, surrogate);
         for (depth, given_node) in probabilities.into_iter().enumerate() {
             let [_, _, _, branching] = given_node.dims();
-            let index = path
-                .clone()
-                .narrow(2, depth, 1)
-                .expand([trees, count, branching]);
+            // The nodes of all examples side by side.
+            let first = example.clone() * self.shape.width(depth) as i64;
+            let index = path.clone().narrow(2, depth, 1) + first;
+            let index = index.expand([trees, count, branching]);
             let counts = child_counts(counts.clone(), routing, depth);
-            let shares = counts.clone() / counts.sum_dim(2).clamp_min(1.0); // [trees, nodes, branching]
+            // [trees, batch * nodes, branching]
+            let shares = counts.clone() / counts.sum_dim(2).clamp_min(1.0);
             let shares = shares.gather(1, index); // [trees, rows, branching]
             let per_row = (shares * given_node.squeeze_dim::<3>(2)).sum_dim(2);
             let sum = (per_row * keep.clone()).sum_dim(1).squeeze_dim::<2>(2); // [trees, 1]
@@ -187,8 +197,8 @@ impl RoutingTree {
     /// hyperplane of a binary node moves by `balance_rate` towards the side with fewer tokens. The
     /// loss is untouched (auxiliary-loss-free balancing, arXiv 2408.15664, there for experts).
     ///
-    /// Tokens of all routings are pooled, over batch and heads of a tree: give those of queries and
-    /// keys together. Masked tokens count nothing. Nothing happens where `balance_rate` is 0 or
+    /// Tokens of all routings are pooled, over batch and heads of a tree. Biases of the other [sides](Self::side) stay as
+    /// they are. Masked tokens count nothing. Nothing happens where `balance_rate` is 0 or
     /// `routings` is empty. To be called once per training step; the state is shared by clones of
     /// the module.
     ///
@@ -207,7 +217,7 @@ impl RoutingTree {
         }
         let counts = routings
             .iter()
-            .map(|routing| leaf_counts(routing).sum_dim(0).squeeze_dim::<2>(0))
+            .map(|routing| leaf_counts(routing).sum_dim(0).swap_dims(0, 1)) // [trees, 1, leaves]
             .reduce(|sum, counts| sum + counts)
             .expect("there is a first routing");
         for (depth, level) in self.levels.iter().enumerate() {
@@ -221,14 +231,7 @@ impl RoutingTree {
             };
             let outputs = excess.dims()[2] * nodes;
             let step = excess.sign().reshape([trees, outputs]) * self.balance_rate;
-            let old = level.balance.value_sync();
-            // Where a model trains, its tensors are on a device with gradients, and a buffer has
-            // none.
-            let old = old.without_autodiff().cast(FloatDType::F32);
-            let new = (old - step.without_autodiff()).detach();
-            level.balance.update(new);
-            // A record is made of the value that is in sync.
-            level.balance.value_sync();
+            level.move_balance(self.side, step);
         }
     }
 

@@ -88,7 +88,7 @@ impl RoutingTree {
             Some(level) => level.weight.val().device(),
             None => self.device.clone(),
         };
-        let mut level = RoutingLevel::new(weight, bias, branching, &device);
+        let mut level = RoutingLevel::new(weight, bias, (branching, self.sides), &device);
         if self
             .levels
             .last()
@@ -145,7 +145,7 @@ impl RoutingTree {
             } else {
                 level
             };
-            let functions = level.functions().constant();
+            let functions = level.functions(self.side).constant();
             let logits = functions.logits(rows.clone()).into_data();
             let logits: Vec<f32> = logits.iter::<f32>().collect();
             let at =

@@ -16,7 +16,7 @@ pub struct RoutingLevel {
     pub weight: Param<Tensor<3>>,
     /// `[trees, outputs]`
     pub bias: Param<Tensor<2>>,
-    /// Added to the logits without gradient, `[trees, outputs]`: what
+    /// Added to the logits without gradient, `[sides · trees, outputs]`: what
     /// [`track_balance`](super::RoutingTree::track_balance) moves.
     pub balance: RunningState<Tensor<2>>,
     #[module(skip)]
@@ -38,7 +38,7 @@ impl RoutingLevel {
     pub(super) fn new(
         weight: TensorData,
         bias: Vec<f32>,
-        branching: usize,
+        (branching, sides): (usize, usize),
         device: &Device,
     ) -> Self {
         let shape = weight.shape();
@@ -46,7 +46,7 @@ impl RoutingLevel {
         Self {
             weight: Param::from_data(weight, device),
             bias: Param::from_data(TensorData::new(bias, [trees, outputs]), device),
-            balance: RunningState::new(Tensor::zeros([trees, outputs], single(device))),
+            balance: RunningState::new(Tensor::zeros([sides * trees, outputs], single(device))),
             branching,
         }
     }
@@ -63,7 +63,9 @@ impl RoutingLevel {
             let new = TensorData::new(values, old.dims());
             successor(&old, Tensor::from_data(new, (&old.device(), old.dtype())))
         });
-        let balance = RunningState::new(Tensor::zeros(bias.dims(), single(&bias.device())));
+        let balance = self.balance.value_sync();
+        let balance = Tensor::zeros(balance.dims(), single(&balance.device()));
+        let balance = RunningState::new(balance);
         Self {
             bias,
             balance,
@@ -90,11 +92,30 @@ impl RoutingLevel {
         }
     }
 
-    pub(super) fn functions(&self) -> LinearFunctions {
-        let balance = self.balance.value_sync().without_autodiff();
+    /// The balance biases of a side, `[trees, outputs]`, without gradient and in single precision.
+    pub(super) fn balance_of(&self, side: usize) -> Tensor<2> {
+        let trees = self.bias.dims()[0];
+        let all = self.balance.value_sync().without_autodiff();
+        all.narrow(0, side * trees, trees).cast(FloatDType::F32)
+    }
+
+    /// Moves the balance biases of a side by `-step`.
+    pub(super) fn move_balance(&self, side: usize, step: Tensor<2>) {
+        let [trees, outputs] = self.bias.dims();
+        // Where a model trains, its tensors are on a device with gradients, and a buffer has none.
+        let all = self.balance.value_sync().without_autodiff();
+        let new = self.balance_of(side) - step.without_autodiff();
+        let rows = [side * trees..(side + 1) * trees, 0..outputs];
+        let all = all.cast(FloatDType::F32).slice_assign(rows, new);
+        self.balance.update(all.detach());
+        // A record is made of the value that is in sync.
+        self.balance.value_sync();
+    }
+
+    pub(super) fn functions(&self, side: usize) -> LinearFunctions {
         LinearFunctions {
             weight: self.weight.val().cast(FloatDType::F32),
-            bias: self.bias.val().cast(FloatDType::F32) + balance.cast(FloatDType::F32),
+            bias: self.bias.val().cast(FloatDType::F32) + self.balance_of(side),
             branching: self.branching,
         }
     }

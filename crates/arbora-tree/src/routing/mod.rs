@@ -67,6 +67,10 @@ pub struct RoutingTreeConfig {
     /// none.
     #[config(default = "0.0")]
     pub balance_rate: f64,
+    /// Kinds of tokens that share the hyperplanes and are balanced each by themselves: 2 for queries and keys, see
+    /// [`RoutingTree::side`].
+    #[config(default = 1)]
+    pub sides: usize,
     /// Seed of the weights, which are drawn from `N(0, 1/dim)` on the host. Biases start at 0.
     #[config(default = 0)]
     pub seed: u64,
@@ -78,7 +82,11 @@ impl RoutingTreeConfig {
     /// # Errors
     /// With the first setting that is not.
     pub fn check(&self) -> Result<(), ConfigError> {
-        ConfigError::unless_at_least_1([("dim", self.dim), ("trees", self.trees)])?;
+        ConfigError::unless_at_least_1([
+            ("dim", self.dim),
+            ("trees", self.trees),
+            ("sides", self.sides),
+        ])?;
         ConfigError::unless_at_least_0("balance_rate", self.balance_rate)?;
         let holds = self.branching.iter().all(|factor| *factor >= 2);
         let got = format!("{:?}", self.branching);
@@ -110,7 +118,7 @@ impl RoutingTreeConfig {
                     1.0,
                 );
                 let bias = vec![0.0; self.trees * outputs];
-                RoutingLevel::new(weight, bias, shape.branching(depth), device)
+                RoutingLevel::new(weight, bias, (shape.branching(depth), self.sides), device)
             })
             .collect();
         RoutingTree {
@@ -120,6 +128,8 @@ impl RoutingTreeConfig {
             dim: self.dim,
             normalize: self.normalize,
             balance_rate: self.balance_rate,
+            sides: self.sides,
+            side: 0,
             seed: self.seed,
             device: device.clone(),
         }
@@ -154,6 +164,11 @@ pub struct RoutingTree {
     #[module(skip)]
     balance_rate: f64,
     #[module(skip)]
+    sides: usize,
+    /// Whose balance biases count.
+    #[module(skip)]
+    side: usize,
+    #[module(skip)]
     seed: u64,
     /// Where a tree without levels grows its first.
     #[module(skip)]
@@ -181,9 +196,47 @@ impl RoutingTree {
         self.trees
     }
 
+    /// Kinds of tokens that are balanced each by themselves.
+    pub fn sides(&self) -> usize {
+        self.sides
+    }
+
     /// Width of a token's head.
     pub fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// The same trees for tokens of another side: with the same hyperplanes, and balance biases of its own. Queries and
+    /// keys are distributed differently, and what evens out both together can leave all queries on one side of a
+    /// hyperplane and all keys on the other.
+    ///
+    /// Parameters are shared as clones share them: optimise the tree that this is taken from, and take it anew
+    /// for every call.
+    ///
+    /// # Panics
+    /// If there is no such side.
+    #[must_use]
+    #[track_caller]
+    pub fn side(&self, side: usize) -> Self {
+        assert!(
+            side < self.sides,
+            "routing_tree: side: expected below {}, got {side}",
+            self.sides
+        );
+        Self {
+            side,
+            ..self.clone()
+        }
+    }
+
+    /// What is added to the logits of a level without gradient, `[trees, outputs]`: what
+    /// [`track_balance`](Self::track_balance) moved.
+    ///
+    /// # Panics
+    /// If the level does not exist.
+    #[track_caller]
+    pub fn balance_bias(&self, depth: usize) -> Tensor<2> {
+        self.levels[depth].balance_of(self.side)
     }
 
     /// The levels, root first, each with its parameters.

@@ -185,7 +185,7 @@ impl RoutingTree {
         let mut beam = Beam::root(&rows);
         for (level, routed) in self.levels.iter().zip(&path[1..]) {
             let logits = level
-                .functions()
+                .functions(self.side)
                 .logits_at(rows.clone(), beam.nodes.clone());
             beam = beam.children(logits);
             if beam.nodes.dims()[2] > count {
@@ -212,7 +212,7 @@ impl RoutingTree {
         let mut path = vec![node.clone()];
         let mut taken = Vec::with_capacity(self.height());
         for level in &self.levels {
-            let functions = level.functions().constant();
+            let functions = level.functions(self.side).constant();
             let logits = functions.logits_at(rows.clone(), node.clone());
             node = node * level.branching() as i64 + children(logits.clone());
             path.push(node.clone());

@@ -121,7 +121,7 @@ impl RoutingTree {
         let logits: Vec<Tensor<4>> = self
             .levels
             .iter()
-            .map(|level| level.functions().logits(rows.clone()))
+            .map(|level| level.functions(self.side).logits(rows.clone()))
             .collect();
         let keep = mask.map(|mask| keep_rows(mask, heads, "node_scores"));
         let scale = surrogate
@@ -211,7 +211,7 @@ impl RoutingTree {
             let logits: Vec<_> = self
                 .levels
                 .iter()
-                .map(|level| level.functions().constant().logits(rows.clone()))
+                .map(|level| level.functions(self.side).constant().logits(rows.clone()))
                 .collect();
             mean_size(&logits, Some(keep.clone()))
         });
@@ -220,7 +220,7 @@ impl RoutingTree {
             .enumerate()
             .map(|(depth, level)| {
                 let node = path.clone().narrow(2, depth, 1);
-                let logits = level.functions().logits_at(rows.clone(), node);
+                let logits = level.functions(self.side).logits_at(rows.clone(), node);
                 let terms = decision_terms(logits, surrogate, size.as_ref());
                 softmax(terms / surrogate.temperature(), 3)
             })

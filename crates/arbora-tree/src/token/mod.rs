@@ -7,7 +7,7 @@ pub use changed::Changed;
 pub use stream::StreamError;
 
 use crate::shape::TokenTreeShape;
-use crate::tensors::{expect_equal, expect_some, int_tensor};
+use crate::tensors::{at_least_single, expect_equal, expect_some, int_tensor};
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 
 /// Summarises the children of a node: the encoder of inner nodes.
@@ -16,10 +16,11 @@ pub trait Aggregator {
     ///
     /// # Shapes
     /// - children: `[groups, siblings, dim]`
-    /// - mask: `[groups, siblings]`, `true` = masked out; real siblings come first
+    /// - leaves: `[groups, siblings]`, how many real leaves are below each child, itself if it is one; 0 = masked out. Real
+    ///   siblings come first
     /// - returns `[groups, dim]`; what it returns for a group without real siblings is ignored, but
     ///   must be finite
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2>;
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2>;
 
     /// All nodes of a batch of trees. The provided method aggregates level by level, from the leaves
     /// up, all nodes of a level at once; an aggregator that has a faster way to the same nodes
@@ -41,34 +42,36 @@ pub trait Aggregator {
     ) -> Tensor<3> {
         let [batch, _, dim] = leaves.dims();
         let device = leaves.device();
-        let node_mask = node_mask(shape, lengths);
-        let mask_at = |height: usize| {
+        let counts = leaves_below(shape, lengths);
+        let counts_at = |height: usize| {
             let offset = shape.offset(height);
-            node_mask
+            counts
                 .clone()
                 .slice([0..batch, offset..offset + shape.width(height)])
         };
-        let mut level_mask = mask_at(0);
-        let mut level = zero_masked(leaves, level_mask.clone());
+        let mut level_counts = counts_at(0);
+        let mut level = zero_masked(leaves, level_counts.clone().equal_elem(0));
         let mut levels = vec![level.clone()];
         for height in 1..=shape.height() {
             let (width, group) = (shape.width(height), shape.group(height));
             // [batch, width * group, dim] -> [batch * width, group, dim]: siblings side by side.
             let children = pad_rows(level, width * group).reshape([batch * width, group, dim]);
-            let missing = width * group - level_mask.dims()[1];
+            let missing = width * group - level_counts.dims()[1];
             if missing > 0 {
-                let ghosts = Tensor::<2, Bool>::ones([batch, missing], &device);
-                level_mask = Tensor::cat(vec![level_mask, ghosts], 1);
+                let options = (&device, level_counts.dtype());
+                let ghosts = Tensor::<2, Int>::zeros([batch, missing], options);
+                level_counts = Tensor::cat(vec![level_counts, ghosts], 1);
             }
-            let children_mask = level_mask.reshape([batch * width, group]);
-            let parents = self.aggregate(children, children_mask);
+            let children_leaves = level_counts.reshape([batch * width, group]);
+            let parents = self.aggregate(children, children_leaves);
             expect_equal(
                 "token_tree: aggregator's output",
                 [batch * width, dim],
                 parents.dims(),
             );
-            level_mask = mask_at(height);
-            level = zero_masked(parents.reshape([batch, width, dim]), level_mask.clone());
+            level_counts = counts_at(height);
+            let ghosts = level_counts.clone().equal_elem(0);
+            level = zero_masked(parents.reshape([batch, width, dim]), ghosts);
             levels.push(level.clone());
         }
         levels.reverse();
@@ -76,13 +79,21 @@ pub trait Aggregator {
     }
 }
 
-/// The mean of the real siblings.
+/// The mean of the leaves below a node: that of its children, each by its number of leaves. Half precision is computed in
+/// single.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MeanAggregator;
 
 impl Aggregator for MeanAggregator {
-    fn aggregate(&self, children: Tensor<3>, mask: Tensor<2, Bool>) -> Tensor<2> {
-        masked_mean(children, mask)
+    fn aggregate(&self, children: Tensor<3>, leaves: Tensor<2, Int>) -> Tensor<2> {
+        let dtype = children.dtype();
+        let children = at_least_single(children);
+        let leaves = leaves.cast(FloatDType::from(children.dtype()));
+        let leaves = leaves.unsqueeze_dim::<3>(2); // [groups, siblings, 1]
+        let all = leaves.clone().sum_dim(1).clamp_min(1.0);
+        // Shares, and not a sum that is divided: that would overflow before the mean does.
+        let mean = (children * (leaves / all)).sum_dim(1);
+        mean.squeeze_dim(1).cast(dtype)
     }
 }
 
@@ -224,16 +235,28 @@ impl TokenTree {
 /// - lengths: `[batch]`
 /// - returns `[batch, nodes]`, `true` = masked out
 pub fn node_mask(shape: &TokenTreeShape, lengths: Tensor<1, Int>) -> Tensor<2, Bool> {
+    leaves_below(shape, lengths).lower_elem(1)
+}
+
+/// How many real leaves are below each node of `shape` for examples of the given lengths, in level order; a leaf is below
+/// itself.
+///
+/// # Shapes
+/// - lengths: `[batch]`
+/// - returns `[batch, nodes]`, 0 for ghosts
+pub fn leaves_below(shape: &TokenTreeShape, lengths: Tensor<1, Int>) -> Tensor<2, Int> {
     let [batch] = lengths.dims();
     let device: Device = lengths.device();
-    let first: Vec<i64> = shape
-        .first_leaves()
-        .iter()
-        .map(|leaf| *leaf as i64)
-        .collect();
+    let first = shape.first_leaves();
     let nodes = first.len();
-    let first = int_tensor(first, [1, nodes], &device).expand([batch, nodes]);
-    first.greater_equal(lengths.reshape([batch, 1]).expand([batch, nodes]))
+    let row = |numbers: Vec<i64>| int_tensor(numbers, [1, nodes], &device).expand([batch, nodes]);
+    let spans = (0..=shape.height())
+        .rev()
+        .flat_map(|height| vec![shape.span(height) as i64; shape.width(height)]);
+    let spans = row(spans.collect());
+    let first = row(first.iter().map(|leaf| *leaf as i64).collect());
+    let lengths = lengths.reshape([batch, 1]).expand([batch, nodes]);
+    (lengths - first).clamp_min(0).min_pair(spans)
 }
 
 /// Picks rows of each example: `output[e, i] = rows[e, indices[e, i]]`.

@@ -4,7 +4,7 @@ use super::changed::{Changed, add_runs};
 use super::{Aggregator, TokenTree};
 use crate::shape::{Layout, TokenTreeShape};
 use crate::tensors::{counting, expect_equal, expect_some, int_tensor};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorCreationOptions, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorCreationOptions};
 use thiserror::Error;
 
 /// Why tokens cannot be appended to a tree or replaced in it. The tree is unchanged.
@@ -377,9 +377,9 @@ impl TokenTree {
             if parents.is_empty() {
                 continue;
             }
-            let (children, mask) =
+            let (children, counts) =
                 self.children(&parents, &touched, level.take(), &lengths, &shape, height);
-            let rows = aggregator.aggregate(children, mask);
+            let rows = aggregator.aggregate(children, counts);
             let expected = [parents.len(), self.nodes.dims()[2]];
             expect_equal("token_tree: aggregator's output", expected, rows.dims());
             add_runs(&mut runs, &parents, shape.offset(height));
@@ -408,7 +408,7 @@ impl TokenTree {
         changed
     }
 
-    /// The children of nodes of a height, `[parents, group, dim]`, and which are masked. Those that are
+    /// The children of nodes of a height, `[parents, group, dim]`, and the leaves below each. Those that are
     /// `touched` are rows of `level`, others are read from the tree as it was, ghosts are zero.
     fn children(
         &self,
@@ -418,7 +418,7 @@ impl TokenTree {
         lengths: &[usize],
         shape: &TokenTreeShape,
         height: usize,
-    ) -> (Tensor<3>, Tensor<2, Bool>) {
+    ) -> (Tensor<3>, Tensor<2, Int>) {
         let [batch, count, dim] = self.nodes.dims();
         let device = self.nodes.device();
         let (group, span) = (shape.group(height), shape.span(height - 1));
@@ -431,11 +431,14 @@ impl TokenTree {
         // Rows side by side: one of zeros for all ghosts, touched ones, those of the tree.
         let mut stored = Vec::new();
         let mut rows = Vec::with_capacity(parents.len() * group);
+        let mut leaves = Vec::with_capacity(parents.len() * group);
         for (example, parent) in parents {
             for child in parent * group..(parent + 1) * group {
+                let first = child.saturating_mul(span);
+                leaves.push(lengths[*example].saturating_sub(first).min(span) as i64);
                 rows.push(if let Ok(row) = touched.binary_search(&(*example, child)) {
                     (1 + row) as i64
-                } else if child.saturating_mul(span) < lengths[*example] {
+                } else if first < lengths[*example] {
                     stored.push((example * count + offset + child) as i64);
                     (touched.len() + stored.len()) as i64
                 } else {
@@ -443,8 +446,6 @@ impl TokenTree {
                 });
             }
         }
-        let masked: Vec<bool> = rows.iter().map(|row| *row == 0).collect();
-
         let mut parts = vec![Tensor::zeros([1, dim], (&device, self.nodes.dtype()))];
         parts.extend(level);
         if !stored.is_empty() {
@@ -455,7 +456,7 @@ impl TokenTree {
         let dims = [parents.len(), group];
         (
             children.reshape([dims[0], dims[1], dim]),
-            Tensor::from_data(TensorData::new(masked, dims), &device),
+            int_tensor(leaves, dims, &device),
         )
     }
 }

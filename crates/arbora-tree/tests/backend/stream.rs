@@ -4,7 +4,7 @@ use arbora_testing::{assert_close, device, padding, random};
 use arbora_tree::{
     Aggregator, Layout, MeanAggregator, StreamError, TokenOrder, TokenTree, TokenTreeShape,
 };
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Int, Tensor};
 
 const DIM: usize = 3;
 
@@ -173,7 +173,7 @@ fn a_full_tree_refuses_before_anything_changes() {
 fn an_aggregator_that_panics_leaves_the_tree_as_it_was() {
     struct Panics;
     impl Aggregator for Panics {
-        fn aggregate(&self, _: Tensor<3>, _: Tensor<2, Bool>) -> Tensor<2> {
+        fn aggregate(&self, _: Tensor<3>, _: Tensor<2, Int>) -> Tensor<2> {
             panic!("no summary today")
         }
     }

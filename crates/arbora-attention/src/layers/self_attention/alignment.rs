@@ -90,7 +90,7 @@ impl Router {
             divergence(mass, log_softmax(leaves / temperature, 3))
         };
         loss(&self.query, query.select(1, pick_queries), of_queries)
-            + loss(self.key_tree(), key.select(1, pick_keys), by_head(of_keys))
+            + loss(&self.key_tree(), key.select(1, pick_keys), by_head(of_keys))
     }
 }
 

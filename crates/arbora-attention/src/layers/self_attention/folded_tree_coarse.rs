@@ -63,7 +63,7 @@ impl SelfAttention {
         let sizes = self.sizes;
         FoldedTreeCoarse {
             query: folded(&coarse.router.query, &self.query, sizes.heads),
-            key: folded(coarse.router.key_tree(), &self.key, sizes.kv_heads),
+            key: folded(&coarse.router.key_tree(), &self.key, sizes.kv_heads),
             value: self.value.clone(),
             output: self.output.clone(),
             alpha: coarse.alpha.clone(),
@@ -183,7 +183,7 @@ fn folded(tree: &RoutingTree, linear: &Linear, heads: usize) -> RoutingTree {
         .fold(start, |folded, (depth, level)| {
             let hyperplane = level.weight.val();
             let [_, outputs, _] = hyperplane.dims();
-            let balance = level.balance.value_sync().without_autodiff();
+            let balance = tree.balance_bias(depth);
             let bias = level.bias.val();
             let bias = bias.clone() + balance.cast(bias.dtype());
             let hyperplane = each_tree(hyperplane, trees);

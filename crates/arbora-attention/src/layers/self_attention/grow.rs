@@ -80,7 +80,7 @@ fn grown(
     let (of_queries, of_keys) = match samples {
         None => (growth.clone(), growth_of_keys(growth)),
         Some((query, key)) => {
-            let key = tree_input(key, router.key_tree());
+            let key = tree_input(key, &router.key_tree());
             let query = tree_input(query, &router.query);
             // Trees that queries and keys share are split by both.
             let query = match router.key {

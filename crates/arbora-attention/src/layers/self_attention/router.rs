@@ -51,6 +51,9 @@ impl Default for AlignmentConfig {
     }
 }
 
+/// The side of keys in trees that they share with queries, whose side is 0.
+const KEYS: usize = 1;
+
 /// Configuration of a [`Router`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
@@ -72,7 +75,9 @@ pub struct RouterConfig {
     pub balance_loss: bool,
     /// Whether the report carries an alignment loss.
     pub alignment: Option<AlignmentConfig>,
-    /// Step of the biases against skewed counts of children, after every call on an autodiff device; 0: none.
+    /// Step of the biases against skewed counts of children, after every call on an autodiff device; 0: none. Queries and
+    /// keys have biases of their own, also where they share hyperplanes. They even out leaves over batches within some tens
+    /// of steps, and not within single examples, as the balance loss does.
     pub balance_rate: f64,
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,
@@ -111,9 +116,15 @@ impl RouterConfig {
             TreeScope::PerHead => (kv_heads, head_dim, head_dim),
             TreeScope::PerLayer => (1, sizes.d_model(), kv_heads * head_dim),
         };
+        // Without balance biases there is nothing for keys to have of their own.
+        let sides = match self.sharing {
+            TreeSharing::Shared if self.balance_rate > 0.0 => KEYS + 1,
+            _ => 1,
+        };
         let tree = |dim: usize, seed: u64| {
             RoutingTreeConfig::new(dim, self.branching.clone())
                 .with_trees(trees)
+                .with_sides(sides)
                 .with_normalize(self.normalize)
                 .with_balance_rate(self.balance_rate)
                 .with_seed(seed)
@@ -169,9 +180,9 @@ pub struct RoutingReport {
     pub queries_without_key: Tensor<2>,
     /// The share of keys in leaves without a query, `[batch, trees]`, padding excluded: nobody reads them.
     pub keys_without_query: Tensor<2>,
-    /// How unevenly nodes send tokens to their children, the mean of queries and keys: 1 where children
+    /// How unevenly nodes send the tokens of an example to their children, the mean of queries and keys: 1 where children
     /// are equally likely, the branching factor where one gets everything. Differentiable; on autodiff
-    /// devices alone. The caller weighs it and adds it to the loss.
+    /// devices alone. The caller weighs it and adds it to the loss; a weight of 1 keeps queries and keys in common leaves.
     pub balance_loss: Option<Tensor<1>>,
     /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the
     /// trees alone; on autodiff devices alone. The caller weighs it and adds it to the loss.
@@ -184,9 +195,12 @@ impl Router {
         seed.wrapping_add(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The trees that route keys.
-    pub fn key_tree(&self) -> &RoutingTree {
-        self.key.as_ref().unwrap_or(&self.query)
+    /// The trees that route keys: those of queries with balance biases of their own, or others.
+    pub fn key_tree(&self) -> RoutingTree {
+        match &self.key {
+            None => self.query.side(KEYS.min(self.query.sides() - 1)),
+            Some(key) => key.clone(),
+        }
     }
 
     /// Routes queries and keys; no gradient.
@@ -206,7 +220,7 @@ impl Router {
         let keys = self.key_tree();
         (
             self.query.route(tree_input(query, &self.query), query_mask),
-            keys.route(tree_input(key, keys), key_mask),
+            keys.route(tree_input(key, &keys), key_mask),
         )
     }
 
@@ -239,7 +253,7 @@ impl Router {
             let loss = |tree: &RoutingTree, rows: &Tensor<4>, routing| {
                 tree.balance_loss(tree_input(rows.clone(), tree), routing, surrogate)
             };
-            let of_keys = loss(self.key_tree(), &key, &routes.1);
+            let of_keys = loss(&self.key_tree(), &key, &routes.1);
             ((loss(&self.query, &query, &routes.0) + of_keys) / 2.0).cast(dtype)
         });
         let alignment = self.alignment.filter(|_| is_training);
@@ -249,13 +263,9 @@ impl Router {
             let loss = self.alignment_loss((query, key), masks, (&routes.0, &routes.1), how, drawn);
             loss.cast(dtype)
         });
-        match &self.key {
-            _ if !is_training => {}
-            None => self.query.track_balance(&[&routes.0, &routes.1]),
-            Some(tree) => {
-                self.query.track_balance(&[&routes.0]);
-                tree.track_balance(&[&routes.1]);
-            }
+        if is_training {
+            self.query.track_balance(&[&routes.0]);
+            self.key_tree().track_balance(&[&routes.1]);
         }
         RoutingReport {
             cost_ratio: counts.cost_ratio(),

@@ -146,7 +146,12 @@ impl TreeCoarse {
                 indicators(rows.clone(), tree, routing, padding, &surrogate)
             };
             let queries = relax(&query, &self.router.query, &routes.0, query_padding);
-            let keys = relax(&key, self.router.key_tree(), &routes.1, key_padding.clone());
+            let keys = relax(
+                &key,
+                &self.router.key_tree(),
+                &routes.1,
+                key_padding.clone(),
+            );
             let value = without_padding(value, key_padding);
             tree_coarse_relaxed(queries, keys, value, alpha, options)
         } else {

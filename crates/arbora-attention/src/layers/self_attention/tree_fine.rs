@@ -89,7 +89,7 @@ impl TreeFine {
                 is_self: input.is_self,
             },
             &self.router.query,
-            self.router.key_tree(),
+            &self.router.key_tree(),
             options,
         );
         let report = self.router.report(

@@ -143,7 +143,7 @@ fn the_same_call_twice_gives_the_same_bits() {
         let gradients = loss.clone().backward();
         let router = &tree_fine(&layer).router;
         let mut bits = values(loss);
-        for tree in [&router.query, router.key_tree()] {
+        for tree in [&router.query, &router.key_tree()] {
             for level in tree.levels() {
                 bits.extend(values(level.weight.grad(&gradients).expect("trees learn")));
                 bits.extend(values(level.bias.grad(&gradients).expect("trees learn")));

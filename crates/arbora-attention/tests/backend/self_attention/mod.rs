@@ -199,7 +199,7 @@ fn every_surrogate_reaches_both_trees_and_all_projections() {
             let input = SelfAttentionInput::new(tokens(&device)).with_surrogate(surrogate);
             let gradients = layer.forward(input).context.square().sum().backward();
             let router = &tree_fine(&layer).router;
-            for tree in [&router.query, router.key_tree()] {
+            for tree in [&router.query, &router.key_tree()] {
                 for level in tree.levels() {
                     let weight = level.weight.grad(&gradients).expect("trees learn");
                     let most = values(weight)
@@ -473,4 +473,34 @@ fn queries_whose_leaf_has_no_key_yet_are_reported() {
         }
     }
     assert!(seen > 20, "{seen}");
+}
+
+#[test]
+fn balance_biases_bring_the_keys_of_shared_trees_to_their_queries() {
+    let mut config = TreeFineConfig::new([2, 2]);
+    config.router.balance_rate = 0.1;
+    let mut layer = fine_layer(config, &autodiff_device());
+    // Queries and keys that are far apart.
+    let offset = |linear: burn::nn::Linear, by: f32| {
+        let bias = linear
+            .bias
+            .map(|bias| bias.map(|old| (old + by).detach().require_grad()));
+        burn::nn::Linear { bias, ..linear }
+    };
+    layer.query = offset(layer.query, 3.0);
+    layer.key = offset(layer.key, -3.0);
+    let alone = |layer: &SelfAttention| {
+        let input = SelfAttentionInput::new(tokens(&autodiff_device()));
+        report(layer, input)
+            .queries_without_key
+            .mean()
+            .into_scalar::<f32>()
+    };
+    let before = alone(&layer);
+    for _ in 0..60 {
+        alone(&layer);
+    }
+    let after = alone(&layer);
+    assert!(before > 0.5 && after < 0.2, "{before}, {after}");
+    assert_eq!(alone(&layer.valid()), alone(&layer.valid()));
 }

@@ -81,6 +81,17 @@ fn the_balance_loss_is_1_at_balance_and_the_branching_factor_at_collapse() {
 }
 
 #[test]
+fn leaves_that_are_even_over_a_batch_alone_are_not_balanced() {
+    // Each example goes one way.
+    let tree = tree(4, &[2], 1);
+    let row = random([1, 1, 1, 4], 1, &device());
+    let x = Tensor::cat(vec![row.clone(), row.neg()], 0).repeat_dim(1, 5);
+    let sure = Surrogate::Soft { temperature: 1e-5 };
+    let loss = tree.balance_loss(x.clone(), &tree.route(x, None), &sure);
+    assert!((loss.into_scalar::<f32>() - 2.0).abs() < 1e-4);
+}
+
+#[test]
 fn the_balance_loss_is_its_definition() {
     let tree = tree(4, &[3, 2], 1);
     let x = random([1, 9, 1, 4], 2, &device());
@@ -156,7 +167,7 @@ fn given_the_node(children: Tensor<4>, node: Tensor<3, Int>, branching: usize) -
     (siblings.clone() / siblings.sum_dim(2)).reshape([batch, tokens, heads, branching])
 }
 
-/// The balance loss of one tree from the probabilities of all nodes.
+/// The balance loss of one tree from the probabilities of all nodes, node by node of each example.
 fn from_all_nodes(
     tree: &RoutingTree,
     x: Tensor<4>,
@@ -173,13 +184,19 @@ fn from_all_nodes(
         let node = routing.nodes(depth);
         let child = routing.nodes(depth + 1);
         let given = given_the_node(probabilities[depth + 1].clone(), node.clone(), branching);
-        for at in 0..tree.shape().width(depth) {
-            let here = node.clone().equal_elem(at as i64).cast(FloatDType::F32);
+        let examples = node.dims()[0];
+        let nodes = 0..tree.shape().width(depth);
+        let each = (0..examples).flat_map(|example| nodes.clone().map(move |at| (example, at)));
+        for (example, at) in each {
+            let node = node.clone().narrow(0, example, 1);
+            let child = child.clone().narrow(0, example, 1);
+            let given = given.clone().narrow(0, example, 1);
+            let here = node.equal_elem(at as i64).cast(FloatDType::F32);
             let count = here.clone().sum().into_scalar::<f32>();
             let mean = (given.clone() * here.unsqueeze_dim::<4>(3)) / count.max(1.0);
             for branch in 0..branching {
                 let goes = child.clone().equal_elem((at * branching + branch) as i64);
-                let goes = goes.float().sum().into_scalar::<f32>();
+                let goes = goes.cast(FloatDType::F32).sum().into_scalar::<f32>();
                 let mean = mean.clone().narrow(3, branch, 1).sum();
                 total = total + mean * (goes / all * branching as f32);
             }
@@ -353,4 +370,42 @@ fn a_small_balance_rate_moves_biases_whatever_the_precision_of_the_device() {
     }
     let moved = values(tree.levels()[0].balance.value_sync());
     assert!((moved[0].abs() - 3e-4).abs() < 1e-8, "{moved:?}");
+}
+
+#[test]
+fn sides_share_hyperplanes_and_are_balanced_by_themselves() {
+    let tree = RoutingTreeConfig::new(4, vec![2, 2])
+        .with_balance_rate(0.1)
+        .with_sides(2)
+        .with_seed(3)
+        .init(&autodiff_device());
+    let rows = |seed, offset: f32| random([1, 64, 1, 4], seed, &autodiff_device()) + offset;
+    // On opposite sides of the origin, which hyperplanes go through.
+    let (queries, keys) = (rows(1, 2.0), rows(2, -2.0));
+    let alone = |tree: &RoutingTree| {
+        let routes = (
+            tree.route(queries.clone(), None),
+            tree.side(1).route(keys.clone(), None),
+        );
+        values(LeafCounts::new(&routes.0, &routes.1).queries_without_key())[0]
+    };
+    let before = alone(&tree);
+    for _ in 0..60 {
+        tree.track_balance(&[&tree.route(queries.clone(), None)]);
+        let of_keys = tree.side(1);
+        of_keys.track_balance(&[&of_keys.route(keys.clone(), None)]);
+    }
+    assert!(
+        before > 0.9 && alone(&tree) == 0.0,
+        "{before}, {}",
+        alone(&tree)
+    );
+    let [first, second] = [0, 1].map(|side| values(tree.side(side).balance_bias(0))[0]);
+    assert!((first - second).abs() > 1.0, "{first} {second}");
+}
+
+#[test]
+#[should_panic(expected = "routing_tree: side: expected below 1, got 1")]
+fn a_tree_of_one_side_has_no_other() {
+    let _ = tree(4, &[2], 1).side(1);
 }
