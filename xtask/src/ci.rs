@@ -109,6 +109,7 @@ fn steps() -> Result<Vec<Step>> {
     step("other backends", others);
     let flex = Some(("BURN_DEVICE", "flex"));
     step("tests on flex", command("test", everything, flex));
+    step("a program of a user", Task::Own("outside"));
     step("torture, three minutes", Task::Own("torture"));
     step("suite on every backend", Task::Own("test-all-backends"));
     Ok(steps)

@@ -6,6 +6,7 @@ mod ci;
 mod columns;
 mod data;
 mod origin;
+mod outside;
 // The command line writes such pages and tables too. Its files are shared, since a dependency on its crate would compile burn.
 #[path = "../../crates/arbora-cli/src/atomic_file.rs"]
 mod atomic_file;
@@ -42,6 +43,7 @@ enum Task {
     Bench(bench::Args),
     Reproduce(reproduce::Args),
     Torture(torture::Args),
+    Outside(outside::Args),
 }
 
 impl Task {
@@ -59,6 +61,7 @@ impl Task {
             Self::Bench(args) => bench::run(args),
             Self::Reproduce(args) => reproduce::run(args),
             Self::Torture(args) => torture::run(args),
+            Self::Outside(args) => outside::run(args),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::shell;
 #[derive(Default, Deserialize)]
 pub struct Package {
     pub name: String,
+    pub version: String,
     /// What each feature switches on.
     pub features: BTreeMap<String, Vec<String>>,
     /// The registries it may go to: none given means any.

@@ -4,7 +4,8 @@
 //! cargo run --release --example vision --features flex,sample -- tree-fine 1500 0
 //! ```
 //!
-//! The arguments are the kind of attention, the number of steps and the seed. It prints the accuracy on the test pictures, the
+//! The arguments are the kind of attention, the number of steps, the seed, and the weight of the loss that keeps leaves even within
+//! each picture. It prints the accuracy on the test pictures, the
 //! cost of attention by actual counts, and for each layer the share of queries that found no key in their leaf: where that is
 //! large, a low cost saves nothing.
 
@@ -27,8 +28,6 @@ const D_MODEL: usize = 64;
 const LAYERS: usize = 2;
 const BATCH: usize = 32;
 const LEARNING_RATE: f64 = 2e-3;
-/// Weight of the loss that keeps leaves even within each picture.
-const BALANCE: f64 = 1.0;
 
 #[derive(Module, Debug)]
 struct VisionTransformer {
@@ -96,7 +95,13 @@ fn batch(set: &ImageSet, pictures: &[usize], device: &Device) -> (Tensor<3>, Ten
     )
 }
 
-fn train(model: VisionTransformer, set: &ImageSet, steps: usize, seed: u64) -> VisionTransformer {
+fn train(
+    model: VisionTransformer,
+    set: &ImageSet,
+    steps: usize,
+    seed: u64,
+    balance: f64,
+) -> VisionTransformer {
     let device = model.positions.val().device();
     let mut rng = ChaCha8Rng::seed_from_u64(seed + 100);
     let mut optimizer = AdamConfig::new().init();
@@ -109,7 +114,7 @@ fn train(model: VisionTransformer, set: &ImageSet, steps: usize, seed: u64) -> V
             .init(&device)
             .forward(logits, classes);
         for report in reports.into_iter().flatten() {
-            loss = loss + report.balance_loss.expect("the device records gradients") * BALANCE;
+            loss = loss + report.balance_loss.expect("the device records gradients") * balance;
         }
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let warm = (step as f64 / 20.0).min(1.0);
@@ -164,9 +169,16 @@ fn main() {
     let seed = arguments
         .next()
         .map_or(0, |seed| seed.parse().expect("a seed"));
+    let balance = arguments
+        .next()
+        .map_or(1.0, |weight| weight.parse().expect("a weight"));
     let kind = match kind.as_str() {
         "dense" => AttentionKindConfig::Dense,
-        "tree-fine" => AttentionKindConfig::TreeFine(TreeFineConfig::new([2, 2])),
+        "tree-fine" => {
+            let mut config = TreeFineConfig::new([2, 2]);
+            config.router.seed = seed;
+            AttentionKindConfig::TreeFine(config)
+        }
         other => panic!("attention: expected dense or tree-fine, got {other}"),
     };
     let (pictures, held_out) = ImageSet::bundled();
@@ -177,6 +189,7 @@ fn main() {
         &pictures,
         steps,
         seed,
+        balance,
     );
     test(&model.valid(), &held_out);
 }

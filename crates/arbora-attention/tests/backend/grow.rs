@@ -12,7 +12,10 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 fn fine_layer(branching: &[usize], kv_heads: usize, device: &Device) -> SelfAttention {
-    let kind = AttentionKindConfig::TreeFine(TreeFineConfig::new(branching));
+    let mut config = TreeFineConfig::new(branching);
+    // Calls leave the layer as it is.
+    config.router.balance_rate = 0.0;
+    let kind = AttentionKindConfig::TreeFine(config);
     with_fixed_projections(
         SelfAttentionConfig::new(8, 4)
             .with_n_kv_heads(Some(kv_heads))

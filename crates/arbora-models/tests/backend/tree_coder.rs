@@ -254,7 +254,8 @@ fn kinds() -> Vec<(AttentionKindConfig, usize)> {
         (AttentionKindConfig::Dense, 0),
         // One function at the root of a binary level, and three at each of its children.
         (AttentionKindConfig::TreeFine(fine), 2 * 7),
-        (AttentionKindConfig::TreeCoarse(coarse), 2 * 7),
+        // Of queries and of keys.
+        (AttentionKindConfig::TreeCoarse(coarse), 2 * 2 * 7),
         (AttentionKindConfig::Performer(performer), 4 * 5),
         (AttentionKindConfig::Linformer(linformer), 0),
         (AttentionKindConfig::BigBird(big_bird), 0),

@@ -194,8 +194,8 @@ impl RoutingTree {
 
     /// Moves the balance biases one step against the skew of given routings: by `balance_rate` down
     /// for a child with more tokens than the mean of its siblings, up for one with fewer. The
-    /// hyperplane of a binary node moves by `balance_rate` towards the side with fewer tokens. The
-    /// loss is untouched (auxiliary-loss-free balancing, arXiv 2408.15664, there for experts).
+    /// hyperplane of a binary node moves by `balance_rate` towards the side with fewer tokens. Children whose tokens are within
+    /// the configuration's `balance_slack` of their share keep their biases. The loss is untouched (auxiliary-loss-free balancing, arXiv 2408.15664, there for experts).
     ///
     /// Tokens of all routings are pooled, over batch and heads of a tree. Biases of the other [sides](Self::side) stay as
     /// they are. Masked tokens count nothing. Nothing happens where `balance_rate` is 0 or
@@ -223,12 +223,15 @@ impl RoutingTree {
         for (depth, level) in self.levels.iter().enumerate() {
             let counts = child_counts(counts.clone(), first, depth);
             let [trees, nodes, branching] = counts.dims();
-            let excess = if branching == 2 {
-                let at = |child| counts.clone().narrow(2, child, 1);
-                at(1) - at(0)
-            } else {
-                counts.clone() - counts.mean_dim(2)
-            };
+            let fair = counts.clone().mean_dim(2);
+            let mut excess = counts - fair.clone();
+            let slack = fair.expand(excess.dims()) * self.balance_slack;
+            let within = excess.clone().abs().lower_equal(slack);
+            excess = excess.mask_fill(within, 0.0);
+            if branching == 2 {
+                // One hyperplane: what is too many on the right is too few on the left.
+                excess = excess.narrow(2, 1, 1);
+            }
             let outputs = excess.dims()[2] * nodes;
             let step = excess.sign().reshape([trees, outputs]) * self.balance_rate;
             level.move_balance(self.side, step);

@@ -67,6 +67,10 @@ pub struct RoutingTreeConfig {
     /// none.
     #[config(default = "0.0")]
     pub balance_rate: f64,
+    /// How far the tokens of a child may be off its fair share, as a part of that, before its bias moves; 0: any skew
+    /// moves it.
+    #[config(default = "0.0")]
+    pub balance_slack: f64,
     /// Kinds of tokens that share the hyperplanes and are balanced each by themselves: 2 for queries and keys, see
     /// [`RoutingTree::side`].
     #[config(default = 1)]
@@ -88,6 +92,7 @@ impl RoutingTreeConfig {
             ("sides", self.sides),
         ])?;
         ConfigError::unless_at_least_0("balance_rate", self.balance_rate)?;
+        ConfigError::unless_at_least_0("balance_slack", self.balance_slack)?;
         let holds = self.branching.iter().all(|factor| *factor >= 2);
         let got = format!("{:?}", self.branching);
         ConfigError::unless(holds, "branching", "factors of at least 2", &got)?;
@@ -128,6 +133,7 @@ impl RoutingTreeConfig {
             dim: self.dim,
             normalize: self.normalize,
             balance_rate: self.balance_rate,
+            balance_slack: self.balance_slack,
             sides: self.sides,
             side: 0,
             seed: self.seed,
@@ -163,6 +169,8 @@ pub struct RoutingTree {
     normalize: bool,
     #[module(skip)]
     balance_rate: f64,
+    #[module(skip)]
+    balance_slack: f64,
     #[module(skip)]
     sides: usize,
     /// Whose balance biases count.

@@ -51,7 +51,10 @@ impl RouterConfig {
 
     fn check(&self, heads: usize, kv_heads: usize) -> Result<(), ConfigError> {
         let tree = RoutingTreeConfig::new(1, self.branching.clone());
-        ConfigError::in_section("router", tree.with_balance_rate(self.balance_rate).check())?;
+        let tree = tree
+            .with_balance_rate(self.balance_rate)
+            .with_balance_slack(self.balance_slack);
+        ConfigError::in_section("router", tree.check())?;
         let few = self.branching.iter().product::<usize>() <= Self::MOST_LEAVES;
         let got = format!("those of {:?}", self.branching);
         ConfigError::unless(few, "router.branching", "at most 65536 leaves", got)?;

@@ -75,10 +75,14 @@ pub struct RouterConfig {
     pub balance_loss: bool,
     /// Whether the report carries an alignment loss.
     pub alignment: Option<AlignmentConfig>,
-    /// Step of the biases against skewed counts of children, after every call on an autodiff device; 0: none. Queries and
-    /// keys have biases of their own, also where they share hyperplanes. They even out leaves over batches within some tens
-    /// of steps, and not within single examples, as the balance loss does.
+    /// Step of the biases against skewed counts of children, after every call on an autodiff device; 0: none, and calls then
+    /// leave the layer as it is. Queries and keys have biases of their own, also where they share hyperplanes. Biases even
+    /// out leaves over batches within some tens of steps, at the price that a query and a key that are alike may no longer
+    /// meet; within single examples only the balance loss does.
     pub balance_rate: f64,
+    /// How far the tokens of a child may be off its fair share, as a part of that, before its bias moves; 0: any skew moves
+    /// it.
+    pub balance_slack: f64,
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,
 }
@@ -95,7 +99,8 @@ impl Default for RouterConfig {
             surrogate: Surrogate::default(),
             balance_loss: true,
             alignment: None,
-            balance_rate: 0.0,
+            balance_rate: 0.05,
+            balance_slack: 0.5,
             seed: 0,
         }
     }
@@ -127,6 +132,7 @@ impl RouterConfig {
                 .with_sides(sides)
                 .with_normalize(self.normalize)
                 .with_balance_rate(self.balance_rate)
+                .with_balance_slack(self.balance_slack)
                 .with_seed(seed)
                 .init(device)
         };
@@ -182,7 +188,7 @@ pub struct RoutingReport {
     pub keys_without_query: Tensor<2>,
     /// How unevenly nodes send the tokens of an example to their children, the mean of queries and keys: 1 where children
     /// are equally likely, the branching factor where one gets everything. Differentiable; on autodiff
-    /// devices alone. The caller weighs it and adds it to the loss; a weight of 1 keeps queries and keys in common leaves.
+    /// devices alone. The caller weighs it, by 1 to begin with, and adds it to the loss.
     pub balance_loss: Option<Tensor<1>>,
     /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the
     /// trees alone; on autodiff devices alone. The caller weighs it and adds it to the loss.

@@ -48,6 +48,8 @@ fn default_router() -> RouterConfig {
     RouterConfig {
         sharing: TreeSharing::Separate,
         normalize: false,
+        // A query of a node without keys has the mean of the node above.
+        balance_rate: 0.0,
         ..RouterConfig::default()
     }
 }
@@ -69,6 +71,7 @@ fn router_of_coarse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Router
         balance_loss: bool,
         alignment: Option<AlignmentConfig>,
         balance_rate: f64,
+        balance_slack: f64,
         seed: u64,
     }
     CoarseRouterConfig::deserialize(deserializer)

@@ -13,6 +13,8 @@ pub(super) fn aligned(rows: usize) -> TreeFineConfig {
     let mut config = fine(&[2, 2]);
     config.router.sharing = TreeSharing::Separate;
     config.router.alignment = Some(AlignmentConfig { rows });
+    // Calls leave the trees as they are.
+    config.router.balance_rate = 0.0;
     config
 }
 

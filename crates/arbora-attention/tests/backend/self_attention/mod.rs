@@ -279,7 +279,7 @@ fn biases_move_after_the_losses_of_their_call() {
     let device = autodiff_device();
     let run = |rate: f64| {
         let mut config = alignment::aligned(9);
-        config.router.balance_rate = rate;
+        (config.router.balance_rate, config.router.balance_slack) = (rate, 0.0);
         let layer = fine_layer(config, &device);
         let report = report(&layer, SelfAttentionInput::new(tokens(&device)));
         let level = &tree_fine(&layer).router.query.levels()[0];

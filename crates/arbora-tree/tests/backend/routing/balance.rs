@@ -409,3 +409,19 @@ fn sides_share_hyperplanes_and_are_balanced_by_themselves() {
 fn a_tree_of_one_side_has_no_other() {
     let _ = tree(4, &[2], 1).side(1);
 }
+
+#[test]
+fn biases_within_the_slack_stay_as_they_are() {
+    // Of ten tokens 7 : 3, then 8 : 2, at a root whose children are to have at least a quarter.
+    for (branching, left, moves) in [(2, 7, false), (2, 8, true), (3, 5, true), (3, 4, false)] {
+        let tree = RoutingTreeConfig::new(4, vec![branching])
+            .with_balance_rate(0.1)
+            .with_balance_slack(if branching == 2 { 0.5 } else { 0.25 })
+            .init(&device());
+        let leaves: Vec<i64> = (0..10).map(|at| i64::from(at >= left)).collect();
+        tree.track_balance(&[&given(&leaves, [1, 10, 1], &[branching], 1)]);
+        let moved = values(tree.levels()[0].balance.value_sync());
+        let has_moved = moved[0].abs() > 0.09;
+        assert_eq!(has_moved, moves, "{branching}, {left}: {moved:?}");
+    }
+}
