@@ -26,7 +26,7 @@ pub fn run(_: &Args) -> Result<()> {
     shell::run(cargo().args(words.split(' ')))?;
     let target = root().join("target");
     let outside = target.join("outside");
-    if outside.exists() {
+    if outside.try_exists()? {
         fs::remove_dir_all(&outside).with_context(|| outside.display().to_string())?;
     }
     let (crates, program) = (outside.join("crates"), outside.join("program"));

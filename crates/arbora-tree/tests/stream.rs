@@ -3,7 +3,7 @@
 
 use arbora_tree::token::masked_mean;
 use arbora_tree::{Aggregator, Layout, TokenOrder, TokenTree, TokenTreeShape};
-use burn::tensor::{Bool, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

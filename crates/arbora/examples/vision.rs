@@ -131,7 +131,7 @@ fn mean(share: &Tensor<2>) -> f64 {
 fn test(model: &VisionTransformer, set: &ImageSet) {
     let device = Device::flex();
     let mut cost = RunCost::default();
-    let mut alone = vec![[0.0; 2]; LAYERS];
+    let mut alone = [[0.0; 2]; LAYERS];
     let (mut right, mut batches) = (0, 0);
     for first in (0..set.count).step_by(50) {
         let pictures: Vec<usize> = (first..(first + 50).min(set.count)).collect();

@@ -195,6 +195,22 @@ pub struct RoutingReport {
     pub alignment_loss: Option<Tensor<1>>,
 }
 
+/// A call of attention that trees routed.
+pub(super) struct RoutedCall<'a> {
+    /// Queries and keys, as [`Router::route`] takes them.
+    pub rows: (Tensor<4>, Tensor<4>),
+    /// Of queries and of keys, as [`Router::route`] takes them.
+    pub masks: [Option<Tensor<2, Bool>>; 2],
+    pub routes: (Routing, Routing),
+    /// Of attention within leaves, `[batch, queries, heads]`.
+    pub lse: Option<Tensor<3>>,
+    pub surrogate: &'a Surrogate,
+    /// How far queries are behind the first key, if they see no later keys.
+    pub causal: Option<usize>,
+    /// Of the rows that an alignment loss draws.
+    pub seed: Option<u64>,
+}
+
 impl Router {
     /// The seed of the trees of keys, far from the seeds that a model gives to its other layers.
     pub(super) fn seed_of_keys(seed: u64) -> u64 {
@@ -230,28 +246,19 @@ impl Router {
         )
     }
 
-    /// What to report about a call that routed these rows so. On an autodiff device it ends with the balance biases
-    /// of the trees following the routes: the losses of the call describe the trees that routed it.
-    ///
-    /// - query, key: what was routed, as [`route`](Self::route) takes it, and as the masks
-    /// - lse: of attention within leaves, `[batch, queries, heads]`
-    /// - causal: how far queries are behind the first key, if they see no later keys
-    /// - seed: of the rows that an alignment loss draws
+    /// What to report about a call. On an autodiff device it ends with the balance biases of the trees following the routes:
+    /// the losses of the call describe the trees that routed it.
     #[track_caller]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "what a call of attention knows of its routes"
-    )]
-    pub(super) fn report(
-        &self,
-        (query, key): (Tensor<4>, Tensor<4>),
-        masks: [Option<Tensor<2, Bool>>; 2],
-        routes: (Routing, Routing),
-        lse: Option<Tensor<3>>,
-        surrogate: &Surrogate,
-        causal: Option<usize>,
-        seed: Option<u64>,
-    ) -> RoutingReport {
+    pub(super) fn report(&self, call: RoutedCall<'_>) -> RoutingReport {
+        let RoutedCall {
+            rows: (query, key),
+            masks,
+            routes,
+            lse,
+            surrogate,
+            causal,
+            seed,
+        } = call;
         let counts = LeafCounts::new(&routes.0, &routes.1);
         let (is_training, dtype) = (query.device().is_autodiff(), query.dtype());
         let has_loss = self.balance_loss && is_training;

@@ -2,7 +2,7 @@
 
 use super::cache::expect_trees;
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
-use super::router::{AlignmentConfig, Router, RouterConfig, TreeScope, TreeSharing};
+use super::router::{AlignmentConfig, RoutedCall, Router, RouterConfig, TreeScope, TreeSharing};
 use crate::functions::masked_attention::without_padding;
 use crate::functions::{
     EmptyNode, NodeIndicators, TreeCoarseOptions, TreeCoarseState, head_leaves, to_heads,
@@ -168,15 +168,15 @@ impl TreeCoarse {
             )
         };
         // Means are not aligned, so neither masks nor a seed are asked for.
-        let report = self.router.report(
-            (query, key),
-            [None, None],
+        let report = self.router.report(RoutedCall {
+            rows: (query, key),
+            masks: [None, None],
             routes,
-            None,
-            &surrogate,
-            None,
-            None,
-        );
+            lse: None,
+            surrogate: &surrogate,
+            causal: None,
+            seed: None,
+        });
         Attended {
             context,
             routing: Some(report),

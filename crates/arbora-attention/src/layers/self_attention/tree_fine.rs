@@ -2,7 +2,7 @@
 
 use super::cache::{FineCache, expect_trees};
 use super::kind::{Attended, CachedRows, HeadSizes, Projected};
-use super::router::{Router, RouterConfig};
+use super::router::{RoutedCall, Router, RouterConfig};
 use crate::functions::{
     EmptyLeaf, LeafAttentionInput, RoutedRows, TreeFineInput, TreeFineOptions, WithinLeaves,
     head_leaves, tree_fine,
@@ -92,15 +92,15 @@ impl TreeFine {
             &self.router.key_tree(),
             options,
         );
-        let report = self.router.report(
+        let report = self.router.report(RoutedCall {
             rows,
-            [query_padding, key_padding],
-            (found.query, found.key),
-            Some(found.lse),
-            &surrogate,
-            options.causal,
-            input.seed,
-        );
+            masks: [query_padding, key_padding],
+            routes: (found.query, found.key),
+            lse: Some(found.lse),
+            surrogate: &surrogate,
+            causal: options.causal,
+            seed: input.seed,
+        });
         Attended {
             context: found.context,
             routing: Some(report),

@@ -28,7 +28,7 @@ impl Family for SequenceConfig {
     type Model = SequenceModel;
 
     const NAME: &'static str = "sequences";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const PRESETS: &'static str = include_str!("../../../presets/sequences.json");
     const COLUMNS: &'static [Column] = &[
         column("core_flops_percent", "core FLOPs, % of dense", 1),
