@@ -65,7 +65,7 @@ fn main() {
     // The loss of a task would stand in the place of the mean square.
     let balance = balance.expect("the device records gradients");
     println!("balance loss: {:.3}", balance.clone().into_scalar::<f32>());
-    let gradients = (output.square().mean() + balance).backward();
+    let gradients = (output.square().mean() + balance * 0.1).backward();
     // Trees must not decay. To an optimiser with weight decay add a second one without, for them:
     // optimizer.with_group(SelfAttention::tree_parameter_group(), plain, None)
     let query = &block.attention.query.weight;

@@ -753,24 +753,41 @@ fn a_checkpoint_gives_back_the_trained_parameters_and_its_state() {
     assert_ne!(checkpoint.state().baseline.weight_bits, 0);
 }
 
+/// A bandit whose loss is no number where a context is out of its range.
+#[derive(Module, Debug)]
+struct Poisoned {
+    bandit: Bandit,
+}
+
+impl TrainableModel for Poisoned {
+    type Batch = Tensor<2>;
+
+    fn training_step(&self, contexts: Tensor<2>, rng: &mut ChaCha8Rng) -> StepOutput {
+        let is_out = contexts.clone().abs().max().into_scalar::<f32>() > 5.0;
+        let mut output = self.bandit.training_step(contexts, rng);
+        if is_out {
+            output.task_loss = output.task_loss * f32::NAN;
+        }
+        output
+    }
+
+    fn evaluate(&self, contexts: Tensor<2>, rng: &mut ChaCha8Rng) -> Vec<Measurement> {
+        self.bandit.evaluate(contexts, rng)
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_parameters() {
     let run = TempDir::new().unwrap();
     let poisoned = |seed, step, device: &Device| {
         let contexts = contexts(seed, step, device)?;
-        Ok::<_, std::io::Error>(if step == 6 {
-            contexts * f32::NAN
-        } else {
-            contexts
-        })
+        Ok::<_, std::io::Error>(if step == 6 { contexts + 10.0 } else { contexts })
+    };
+    let model = |seed| Poisoned {
+        bandit: Bandit::new(8, seed, &device()),
     };
     let error = trainer(&short(), run.path())
-        .fit(
-            Bandit::new(8, 1, &device()),
-            poisoned,
-            (4, held_out),
-            &device(),
-        )
+        .fit(model(1), poisoned, (4, held_out), &device())
         .unwrap_err();
     assert!(
         matches!(
@@ -793,7 +810,10 @@ fn a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_parameters() {
         6
     );
     // The run goes on from its last checkpoint once the data is repaired.
-    let report = fit(trainer(&short(), run.path()).resume(true), 77).unwrap();
+    let report = trainer(&short(), run.path())
+        .resume(true)
+        .fit(model(77), contexts, (4, held_out), &device())
+        .unwrap();
     assert_eq!(report.resumed_from, Some(5));
     assert_eq!(
         (metrics(run.path()), bits(&report.model)),

@@ -171,7 +171,7 @@ fn main() {
         .map_or(0, |seed| seed.parse().expect("a seed"));
     let balance = arguments
         .next()
-        .map_or(1.0, |weight| weight.parse().expect("a weight"));
+        .map_or(0.1, |weight| weight.parse().expect("a weight"));
     let kind = match kind.as_str() {
         "dense" => AttentionKindConfig::Dense,
         "tree-fine" => {

@@ -92,6 +92,21 @@ impl TreeCoderConfig {
     }
 }
 
+/// `device`, recording gradients as another one does: not at all, or by the same strategy of checkpointing.
+fn recording_as(other: &Device, device: &Device) -> Device {
+    if !other.is_autodiff() {
+        return device.clone();
+    }
+    let plain = device.clone().autodiff();
+    let checkpointed = plain.clone().gradient_checkpointing();
+    let strategy = Device::gradient_checkpointing_strategy;
+    if strategy(other) == strategy(&checkpointed) {
+        checkpointed
+    } else {
+        plain
+    }
+}
+
 impl TreeCoder {
     /// What the model was made from.
     pub fn config(&self) -> &TreeCoderConfig {
@@ -228,10 +243,7 @@ impl TreeCoder {
             .map(|(node, (depth, index))| {
                 match placement.device(&NodeName::of(&tree, depth, index)) {
                     None => node,
-                    Some(device) if node.device().is_autodiff() => {
-                        node.fork(&device.clone().autodiff())
-                    }
-                    Some(device) => node.fork(device),
+                    Some(device) => node.fork(&recording_as(&node.device(), device)),
                 }
             })
             .collect();

@@ -10,7 +10,8 @@ use arbora_attention::{
 };
 use arbora_models::store::{load_weights, save_weights};
 use arbora_models::tree_coder::{
-    LeafHead, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient, SelectorKind,
+    LeafHead, NodeName, Placement, RouteOn, SelectorBalance, SelectorConfig, SelectorGradient,
+    SelectorKind,
 };
 use arbora_models::{TreeCoder, TreeCoderConfig, TreeCoderOptions};
 use arbora_testing::{assert_close, assert_held, device, values};
@@ -401,3 +402,24 @@ const GOLDEN: [(&str, [f32; 2]); 3] = [
     ),
     ("head.output.weight", [0.5053595, 0.4724651]),
 ];
+
+#[test]
+fn a_placed_model_records_as_it_did_where_gradients_are_checkpointed() {
+    let recording = [
+        device(),
+        device().autodiff(),
+        device().autodiff().gradient_checkpointing(),
+    ];
+    for recording in recording {
+        let model = small().with_seed(1).init(&recording);
+        let placement = Placement::new().with(NodeName::new([0]), device());
+        let placed = model.place(&placement).unwrap();
+        let input = tokens(&[[3, 5, 1, 2]], &recording);
+        let output = placed.forward(input, None, &TreeCoderOptions::default());
+        let loss = output.logits.powi_scalar(2).mean();
+        assert!(loss.clone().into_scalar::<f32>().is_finite());
+        if recording.is_autodiff() {
+            drop(loss.backward());
+        }
+    }
+}

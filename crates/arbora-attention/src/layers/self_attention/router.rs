@@ -82,9 +82,17 @@ pub struct RouterConfig {
     pub balance_rate: f64,
     /// How far the tokens of a child may be off its fair share, as a part of that, before its bias moves; 0: any skew moves
     /// it.
+    // Left out where it is the default: what was saved before there was a choice is named by its settings.
+    #[serde(skip_serializing_if = "is_default_slack")]
     pub balance_slack: f64,
     /// Seed of the weights. Layers should differ in it.
     pub seed: u64,
+}
+
+const DEFAULT_SLACK: f64 = 0.5;
+
+fn is_default_slack(slack: &f64) -> bool {
+    *slack == DEFAULT_SLACK
 }
 
 impl Config for RouterConfig {}
@@ -100,7 +108,7 @@ impl Default for RouterConfig {
             balance_loss: true,
             alignment: None,
             balance_rate: 0.05,
-            balance_slack: 0.5,
+            balance_slack: DEFAULT_SLACK,
             seed: 0,
         }
     }
@@ -188,7 +196,7 @@ pub struct RoutingReport {
     pub keys_without_query: Tensor<2>,
     /// How unevenly nodes send the tokens of an example to their children, the mean of queries and keys: 1 where children
     /// are equally likely, the branching factor where one gets everything. Differentiable; on autodiff
-    /// devices alone. The caller weighs it, by 1 to begin with, and adds it to the loss.
+    /// devices alone. The caller weighs it, by 0.1 to begin with, and adds it to the loss.
     pub balance_loss: Option<Tensor<1>>,
     /// By how much routes disagree with dense attention, at least 0. Differentiable with respect to the
     /// trees alone; on autodiff devices alone. The caller weighs it and adds it to the loss.
