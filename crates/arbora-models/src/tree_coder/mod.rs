@@ -243,7 +243,10 @@ impl TreeCoder {
             .map(|(node, (depth, index))| {
                 match placement.device(&NodeName::of(&tree, depth, index)) {
                     None => node,
-                    Some(device) => node.fork(&recording_as(&node.device(), device)),
+                    Some(device) => {
+                        let device = recording_as(&node.device(), device);
+                        node.fork(&device)
+                    }
                 }
             })
             .collect();
