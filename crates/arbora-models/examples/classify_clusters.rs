@@ -5,9 +5,9 @@
 //! Which cluster it is shows in the tokens that follow, most of which are the cluster's own.
 //!
 //! *Purity* is the share of sequences that are of the commonest cluster of their leaf: 1 where every leaf has one cluster alone,
-//! 0.25 to 0.3 by chance. Learned routes classify better than random and hashed ones. They do not find the clusters reliably: over
-//! seeds their purity ends anywhere between 0.4 and 0.75, because a leaf that is good at two clusters early on is sent both. Do not
-//! read the leaves of a trained TreeCoder as clusters without measuring.
+//! 0.25 to 0.3 by chance. Over three seeds learned routes had 97 % of the classes right with a purity of 0.62 to 0.88, random routes 86
+//! to 96 % and hashed ones 94 to 96 %, both with 0.28. So learned routes classify better, and do not find the clusters reliably: purity
+//! depends on the seed. Do not read the leaves of a trained TreeCoder as clusters without measuring.
 //!
 //! `cargo run --release -p arbora-models --example classify_clusters --features flex -- 3`, where the argument is the number of seeds
 

@@ -1,13 +1,12 @@
 //! A vision transformer on the bundled pictures of clothes, whose attention is dense or within the leaves of trees:
 //!
 //! ```sh
-//! cargo run --release --example vision --features flex,sample -- tree-fine 1500 0
+//! cargo run --release -p arbora --example vision --features flex,sample -- tree-fine 2500 0
 //! ```
 //!
 //! The arguments are the kind of attention, the number of steps, the seed, and the weight of the loss that keeps leaves even within
-//! each picture. It prints the accuracy on the test pictures, the
-//! cost of attention by actual counts, and for each layer the share of queries that found no key in their leaf: where that is
-//! large, a low cost saves nothing.
+//! each picture. It prints the accuracy on the test pictures, the cost of attention by actual counts, and for each layer the share of
+//! queries that found no key in their leaf: where that is large, a low cost saves nothing.
 
 use arbora::attention::flops::RunCost;
 use arbora::attention::{AttentionKindConfig, RoutingReport, SelfAttentionInput, TreeFineConfig};
