@@ -435,7 +435,14 @@ fn levels_that_grow_after_an_optimiser_was_made_do_not_decay_either() {
             for (at, gradient) in of.values.iter().enumerate() {
                 let expected = before.values[at] - rate * (gradient + decay * before.values[at]);
                 let error = (after.values[at] - expected).abs();
-                assert!(error < allowed(1e-6), "{}: {error}", before.path);
+                assert!(
+                    error < allowed(1e-6),
+                    "{}: {error} {:?} {:?} {:?}",
+                    before.path,
+                    before.values,
+                    of.values,
+                    after.values
+                );
             }
         }
         let per_tree = 2 * 2; // levels, with a weight and a bias each

@@ -154,7 +154,16 @@ impl LinearFunctions {
     /// - returns `[trees, rows, nodes, logits]`, 1 logit for binary nodes
     pub fn logits(&self, rows: Tensor<3>) -> Tensor<4> {
         let [trees, count, _] = rows.dims();
-        let logits = rows.matmul(self.weight.clone().swap_dims(1, 2));
+        let weight = self.weight.clone();
+        let [_, outputs, dim] = weight.dims();
+        let weight = if outputs == 1 {
+            // The same, and its gradient lies in memory as the weight does: where it does not, burn-fusion 0.22.1 updates all
+            // trees from the weights of the first.
+            weight.reshape([trees, dim, 1])
+        } else {
+            weight.swap_dims(1, 2)
+        };
+        let logits = rows.matmul(weight);
         let logits = logits + self.bias.clone().unsqueeze_dim::<3>(1);
         let [_, outputs] = self.bias.dims();
         let per_node = self.logits_per_node();

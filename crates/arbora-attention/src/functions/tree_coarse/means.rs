@@ -58,7 +58,9 @@ fn mean(
         (Some(parent), EmptyNode::CarryParent) => {
             // For an empty node the value is the parent's, and the derivative by the indicator of a key that the
             // node lacks is what it would bring: its value less the parent's.
-            let lack = (1.0 - counts.clone()) * empty.cast(FloatDType::from(counts.dtype()));
+            let dtype = FloatDType::from(counts.dtype());
+            // With another handle to the counts, burn-fusion 0.22.1 computes other numbers on wgpu.
+            let lack = (1.0 - counts) * empty.cast(dtype);
             values / at_least_one + parent * lack
         }
         _ => values / at_least_one,
@@ -78,7 +80,8 @@ pub(super) fn sum_weights(
     if empty_node == EmptyNode::Drop {
         return weight / at_least_one;
     }
-    let lack = (1.0 - counts.clone()) * empty.cast(FloatDType::from(counts.dtype()));
+    let dtype = FloatDType::from(counts.dtype());
+    let lack = (1.0 - counts) * empty.cast(dtype);
     let mut depths: Vec<Tensor<4>> = Vec::with_capacity(tree.height() + 1);
     let mut carried: Option<Tensor<4>> = None;
     for depth in (0..=tree.height()).rev() {
