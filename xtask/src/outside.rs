@@ -55,9 +55,10 @@ pub fn run(_: &Args) -> Result<()> {
 fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let name = || archive.display().to_string();
     let file = File::open(archive).with_context(name)?;
-    tar::Archive::new(GzDecoder::new(file))
-        .unpack(to)
-        .with_context(name)
+    let mut archive = tar::Archive::new(GzDecoder::new(file));
+    // Times in archives are all the same, by which cargo would take changed sources for those that it has compiled.
+    archive.set_preserve_mtime(false);
+    archive.unpack(to).with_context(name)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
