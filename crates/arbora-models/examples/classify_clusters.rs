@@ -18,6 +18,7 @@ use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use clap::Parser;
 use rand::Rng;
 
 const CLUSTERS: usize = 4;
@@ -116,9 +117,15 @@ fn train(kind: SelectorKind, seed: u64) -> (f64, f64) {
     (right as f64 / 1024.0, purity(&leaves, &batch.clusters))
 }
 
+#[derive(Parser)]
+struct Args {
+    /// Runs of each kind of selector.
+    #[arg(default_value_t = 1)]
+    seeds: u64,
+}
+
 fn main() {
-    let seeds = std::env::args().nth(1);
-    let seeds = seeds.map_or(1, |seeds| seeds.parse().expect("a number of seeds"));
+    let Args { seeds } = Args::parse();
     for kind in [
         SelectorKind::Learned,
         SelectorKind::Random,

@@ -8,6 +8,7 @@
 //! - [`skip`]: how a test says that it did not run
 //! - [`random`], [`padding`]: inputs, the same on every backend
 //! - [`assert_close`]: element-wise comparison with a stated bound
+//! - [`assert_refuses_nothing`]: a call with a batch of no example panics with a sentence that says so
 //! - [`gradient`]: finite differences
 
 pub mod gradient;
@@ -16,6 +17,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 /// The device under test: burn's default, which `BURN_DEVICE` names. Its floats are of the type that `ARBORA_TEST_FLOAT` names
@@ -264,6 +266,17 @@ pub fn assert_close<const D: usize>(
             got[at], expected[at]
         );
     }
+}
+
+/// Panics unless `call` panics because something that it was given has a length of 0.
+#[track_caller]
+pub fn assert_refuses_nothing(what: &str, call: impl FnOnce()) {
+    let message = catch_unwind(AssertUnwindSafe(call)).expect_err(what);
+    let message = message.downcast_ref::<String>().expect("a sentence");
+    assert!(
+        message.ends_with("expected at least 1, got 0"),
+        "{what}: {message}"
+    );
 }
 
 /// The module with its parameters in another type, as users of half precision cast it.

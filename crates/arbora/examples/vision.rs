@@ -4,8 +4,7 @@
 //! cargo run --release -p arbora --example vision --features flex,sample -- tree-fine 2500 0
 //! ```
 //!
-//! The arguments are the kind of attention, the number of steps, the seed, and the weight of the loss that keeps leaves even within
-//! each picture. It prints the accuracy on the test pictures, the cost of attention by actual counts, and for each layer the share of
+//! It prints the accuracy on the test pictures, the cost of attention by actual counts, and for each layer the share of
 //! queries that found no key in their leaf: where that is large, a low cost saves nothing.
 
 use arbora::attention::flops::RunCost;
@@ -17,6 +16,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use clap::{Parser, ValueEnum};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -159,26 +159,41 @@ fn test(model: &VisionTransformer, set: &ImageSet) {
     }
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Dense,
+    TreeFine,
+}
+
+#[derive(Parser)]
+struct Args {
+    /// The kind of attention.
+    #[arg(default_value = "tree-fine")]
+    kind: Kind,
+    /// Steps of training.
+    #[arg(default_value_t = 100)]
+    steps: usize,
+    #[arg(default_value_t = 0)]
+    seed: u64,
+    /// The weight of the loss that keeps leaves even within each picture.
+    #[arg(default_value_t = 0.1)]
+    balance: f64,
+}
+
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let kind = arguments.next().unwrap_or("tree-fine".into());
-    let steps = arguments
-        .next()
-        .map_or(100, |steps| steps.parse().expect("a number of steps"));
-    let seed = arguments
-        .next()
-        .map_or(0, |seed| seed.parse().expect("a seed"));
-    let balance = arguments
-        .next()
-        .map_or(0.1, |weight| weight.parse().expect("a weight"));
-    let kind = match kind.as_str() {
-        "dense" => AttentionKindConfig::Dense,
-        "tree-fine" => {
+    let Args {
+        kind,
+        steps,
+        seed,
+        balance,
+    } = Args::parse();
+    let kind = match kind {
+        Kind::Dense => AttentionKindConfig::Dense,
+        Kind::TreeFine => {
             let mut config = TreeFineConfig::new([2, 2]);
             config.router.seed = seed;
             AttentionKindConfig::TreeFine(config)
         }
-        other => panic!("attention: expected dense or tree-fine, got {other}"),
     };
     let (pictures, held_out) = ImageSet::bundled();
     let device = Device::flex().autodiff();

@@ -9,21 +9,10 @@ use arbora_attention::{
     AttentionKindConfig, Route, SelfAttentionConfig, SelfAttentionInput, TreeCoarseConfig,
     TreeCrossAttentionConfig, TreeFineConfig,
 };
-use arbora_testing::device;
+use arbora_testing::{assert_refuses_nothing, device};
 use arbora_tree::routing::RoutingTreeConfig;
 use arbora_tree::{Layout, MeanAggregator, TokenOrder, TokenTree, TokenTreeShape};
 use burn::tensor::{Int, Tensor};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-#[track_caller]
-fn refused(what: &str, call: impl FnOnce()) {
-    let message = catch_unwind(AssertUnwindSafe(call)).expect_err(what);
-    let message = message.downcast_ref::<String>().expect("a sentence");
-    assert!(
-        message.ends_with("expected at least 1, got 0"),
-        "{what}: {message}"
-    );
-}
 
 fn rows() -> Tensor<4> {
     Tensor::zeros([0, 5, 2, 4], &device())
@@ -39,7 +28,7 @@ fn functions_refuse_a_batch_of_nothing() {
     let none = || Tensor::<1, Int>::zeros([0], &device());
     let leaves = || Tensor::<3, Int>::zeros([0, 5, 2], &device());
     let tree = RoutingTreeConfig::new(4, vec![2]).init(&device());
-    refused("tree_search", || {
+    assert_refuses_nothing("tree_search", || {
         let key = Tensor::zeros([0, shape.nodes(), 2, 4], &device());
         let options = TreeSearchOptions::new(shape);
         drop(tree_search(
@@ -51,14 +40,14 @@ fn functions_refuse_a_batch_of_nothing() {
             options,
         ));
     });
-    refused("dense_attention", || {
+    assert_refuses_nothing("dense_attention", || {
         let options = DenseAttentionOptions {
             first_key: 0,
             scale: None,
         };
         drop(dense_attention(rows(), rows(), rows(), None, options));
     });
-    refused("leaf_attention", || {
+    assert_refuses_nothing("leaf_attention", || {
         let input = LeafAttentionInput {
             query: rows(),
             key: rows(),
@@ -69,11 +58,11 @@ fn functions_refuse_a_batch_of_nothing() {
         };
         drop(leaf_attention(input, LeafAttentionOptions::new(2)));
     });
-    refused("tree_fine", || {
+    assert_refuses_nothing("tree_fine", || {
         let input = TreeFineInput::self_attn(rows(), rows(), rows());
         drop(tree_fine(input, &tree, &tree, TreeFineOptions::default()));
     });
-    refused("tree_coarse", || {
+    assert_refuses_nothing("tree_coarse", || {
         let alpha = Tensor::ones([1, 2], &device());
         let options = TreeCoarseOptions::default();
         drop(tree_coarse(
@@ -85,7 +74,7 @@ fn functions_refuse_a_batch_of_nothing() {
             options,
         ));
     });
-    refused("prefix_attention", || {
+    assert_refuses_nothing("prefix_attention", || {
         drop(prefix_attention(rows(), rows(), rows()))
     });
 }
@@ -100,26 +89,26 @@ fn layers_refuse_a_batch_of_nothing() {
         let layer = SelfAttentionConfig::new(8, 2)
             .with_kind(kind.clone())
             .init(&device());
-        refused("self_attention", || {
+        assert_refuses_nothing("self_attention", || {
             drop(layer.forward(SelfAttentionInput::new(tokens())))
         });
-        refused("its cache", || drop(layer.cache(0, &device())));
+        assert_refuses_nothing("its cache", || drop(layer.cache(0, &device())));
     }
     let layer = TreeCrossAttentionConfig::new(8, 2).init(&device());
     let attention = &layer.attention;
-    refused("attend", || {
+    assert_refuses_nothing("attend", || {
         drop(attention.attend(tokens(), tokens(), None))
     });
-    refused("queries", || drop(attention.project_queries(tokens())));
+    assert_refuses_nothing("queries", || drop(attention.project_queries(tokens())));
 }
 
 #[test]
 fn trees_of_tokens_refuse_a_batch_of_nothing() {
     let shape = TokenTreeShape::new(5, 2, Layout::LeftFilled);
-    refused("order", || {
+    assert_refuses_nothing("order", || {
         drop(TokenOrder::Given.permutation(&tokens(), None, &shape))
     });
-    refused("build", || {
+    assert_refuses_nothing("build", || {
         let order = Tensor::zeros([0, 5], &device());
         drop(TokenTree::build(
             tokens(),
@@ -129,8 +118,8 @@ fn trees_of_tokens_refuse_a_batch_of_nothing() {
             &MeanAggregator,
         ));
     });
-    refused("empty", || drop(TokenTree::empty(0, 8, shape, &device())));
-    refused("from_nodes", || {
+    assert_refuses_nothing("empty", || drop(TokenTree::empty(0, 8, shape, &device())));
+    assert_refuses_nothing("from_nodes", || {
         let nodes = Tensor::zeros([0, shape.nodes(), 8], &device());
         drop(TokenTree::from_nodes(nodes, Vec::new(), shape));
     });

@@ -9,7 +9,7 @@ mod check;
 pub mod curves;
 mod kept;
 pub mod language;
-mod leaves;
+pub mod leaves;
 mod names;
 mod presets;
 pub mod retrieval;

@@ -4,19 +4,8 @@ use crate::{points, small};
 use arbora_models::{
     CrossAttentionConfig, PerceiverIoConfig, ReTreeverConfig, TreeformerConfig, TreeformerOptions,
 };
-use arbora_testing::device;
+use arbora_testing::{assert_refuses_nothing, device};
 use burn::tensor::{Int, Tensor};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-#[track_caller]
-fn refused(what: &str, call: impl FnOnce()) {
-    let message = catch_unwind(AssertUnwindSafe(call)).expect_err(what);
-    let message = message.downcast_ref::<String>().expect("a sentence");
-    assert!(
-        message.ends_with("expected at least 1, got 0"),
-        "{what}: {message}"
-    );
-}
 
 #[test]
 fn models_refuse_a_batch_of_nothing() {
@@ -30,17 +19,17 @@ fn models_refuse_a_batch_of_nothing() {
     };
     let one = points(1, 5, None, &device);
     let retreever = ReTreeverConfig::new(small()).init(&device);
-    refused("retreever", || drop(retreever.index(&empty())));
+    assert_refuses_nothing("retreever", || drop(retreever.index(&empty())));
     let index = retreever.index(&one);
-    refused("its queries", || {
+    assert_refuses_nothing("its queries", || {
         drop(retreever.predict_from_leaves(none(), &index));
     });
     let dense = CrossAttentionConfig::new(small()).init(&device);
-    refused("cross attention", || drop(dense.encode(&empty())));
+    assert_refuses_nothing("cross attention", || drop(dense.encode(&empty())));
     let latents = PerceiverIoConfig::new(small(), 3).init(&device);
-    refused("perceiver", || drop(latents.encode(&empty())));
+    assert_refuses_nothing("perceiver", || drop(latents.encode(&empty())));
     let treeformer = TreeformerConfig::new(7, 3).with_d_model(8).init(&device);
-    refused("treeformer", || {
+    assert_refuses_nothing("treeformer", || {
         let tokens = Tensor::<2, Int>::zeros([0, 5], &device);
         drop(treeformer.forward(tokens, None, &TreeformerOptions::default()));
     });

@@ -3,6 +3,7 @@
 use super::{Seen, begin, load};
 use crate::cli::InspectArgs;
 use crate::families::Family as _;
+use crate::families::leaves::mean_of_share;
 use crate::families::sequence::{SequenceBatch, SequenceConfig};
 use crate::run::TrainedRun;
 use anyhow::{Result, bail};
@@ -74,16 +75,15 @@ fn layers(run: &TrainedRun<SequenceConfig>, batches: &[SequenceBatch]) -> Vec<La
 
 impl Layer {
     fn of(number: usize, report: &RoutingReport) -> Self {
-        let mean = |share: &Tensor<2>| f64::from(share.clone().mean().into_scalar::<f32>());
         let by_leaf = |counts: &Tensor<3>| {
             let data = counts.clone().mean_dim(0).mean_dim(1).into_data();
             data.iter::<f32>().map(f64::from).collect()
         };
         Self {
             number,
-            queries_without_key: mean(&report.queries_without_key),
-            keys_without_query: mean(&report.keys_without_query),
-            cost_ratio: mean(&report.cost_ratio),
+            queries_without_key: mean_of_share(&report.queries_without_key),
+            keys_without_query: mean_of_share(&report.keys_without_query),
+            cost_ratio: mean_of_share(&report.cost_ratio),
             queries: by_leaf(&report.counts.queries),
             keys: by_leaf(&report.counts.keys),
         }
